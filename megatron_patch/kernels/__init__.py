@@ -1,0 +1,1 @@
+"""Fused kernels for LLaMA training: one file each, with a PyTorch reference, Triton kernels and an autograd function."""

@@ -1,0 +1,181 @@
+"""AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) in one pass over a flat shard, and the gradient's norm.
+
+The same arithmetic as torch.optim.AdamW: decoupled decay first, bias corrections in float64 on the host, eps added
+after the second moment's root is corrected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ._dispatch import ceil_div, kernel, multiprocessors, tl, use_triton
+
+BLOCK = 1024
+CHUNK = 1 << 22  # elements: the PyTorch path's temporaries stay at 16 MiB whatever the shard's size
+
+
+def adamw_step_(
+    master: torch.Tensor,
+    exp_avg: torch.Tensor,
+    exp_avg_sq: torch.Tensor,
+    grad: torch.Tensor,
+    model_copy: torch.Tensor | None,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: torch.Tensor | None = None,
+    found_inf: torch.Tensor | None = None,
+    implementation: str | None = None,
+) -> None:
+    """One AdamW step in place on contiguous tensors of one shape; step counts from 1.
+
+    master, exp_avg, exp_avg_sq: float32; grad: any float dtype; model_copy: None or the tensor, of any float dtype, that
+    receives the rounded new master. grad_scale: None or one float32 number on the device that grad is multiplied by
+    (the clip factor times the inverse loss scale). found_inf: None or one number on the device; if it is not 0,
+    nothing changes. Offsets are 64 bits. ValueError for step < 1, other shapes or dtypes, or strided tensors.
+    """
+    _check(master, exp_avg, exp_avg_sq, grad, model_copy, step)
+    if not master.numel():
+        return
+    numbers = dict(
+        decay=1.0 - lr * weight_decay,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        step_size=lr / (1.0 - beta1**step),
+        root_correction=math.sqrt(1.0 - beta2**step),
+    )
+    tensors = (master, exp_avg, exp_avg_sq, grad, model_copy)
+    if use_triton(implementation, master):
+        _launch(*tensors, grad_scale, found_inf, numbers)
+    elif found_inf is None or not found_inf.item():
+        flat = [None if t is None else t.view(-1).split(CHUNK) for t in tensors]
+        for i in range(len(flat[0])):
+            adamw_reference_(*(None if chunks is None else chunks[i] for chunks in flat), grad_scale, **numbers)
+
+
+def adamw_step_list_(
+    masters: Sequence[torch.Tensor],
+    exp_avgs: Sequence[torch.Tensor],
+    exp_avg_sqs: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    model_copies: Sequence[torch.Tensor | None],
+    **options,
+) -> None:
+    """`adamw_step_` for each of several shards that share step, rates and scale. ValueError if the lists differ in length."""
+    for tensors in zip(masters, exp_avgs, exp_avg_sqs, grads, model_copies, strict=True):
+        adamw_step_(*tensors, **options)
+
+
+def grad_norm_squared(
+    tensors: Sequence[torch.Tensor], scale: torch.Tensor | float | None = None, *, implementation: str | None = None
+) -> torch.Tensor:
+    """Σ (scale · g)² over all elements of all tensors: one float32 number on their device, without a synchronization.
+
+    Elements are scaled before they are squared, so gradients that carry a loss scale do not overflow. Non-finite
+    gradients give a non-finite result. ValueError without tensors.
+    """
+    if not tensors:
+        raise ValueError("grad_norm_squared got no tensors; pass at least one, since the device of the result is theirs.")
+    if use_triton(implementation, tensors[0]):
+        return _launch_norm(tensors, scale)
+    norms = torch.stack(torch._foreach_norm(list(tensors), 2, dtype=torch.float32))
+    return (norms if scale is None else norms * scale).square().sum()
+
+
+def adamw_reference_(
+    master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, *, decay, beta1, beta2, eps, step_size, root_correction
+) -> None:
+    grad = grad.float() if grad_scale is None else grad.float() * grad_scale
+    master.mul_(decay)
+    exp_avg.lerp_(grad, 1.0 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
+    denominator = exp_avg_sq.sqrt().div_(root_correction).add_(eps)
+    master.addcdiv_(exp_avg, denominator, value=-step_size)
+    if model_copy is not None:
+        model_copy.copy_(master)
+
+
+def _check(master, exp_avg, exp_avg_sq, grad, model_copy, step) -> None:
+    if step < 1:
+        raise ValueError(f"step is {step}; it counts from 1, as the bias corrections need.")
+    named = dict(master=master, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, grad=grad, model_copy=model_copy)
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        if tensor.shape != master.shape or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} is {list(tensor.shape)}, strides {list(tensor.stride())}; it must be contiguous and, like"
+                f" master, {list(master.shape)}."
+            )
+        if tensor.dtype != torch.float32 and name not in ("grad", "model_copy"):
+            raise ValueError(f"{name} is {tensor.dtype}; it must be torch.float32.")
+
+
+def _launch(master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, found_inf, numbers) -> None:
+    count = master.numel()
+    _adamw_kernel[(ceil_div(count, BLOCK),)](
+        master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, found_inf, count, numbers["decay"],
+        1.0 - numbers["beta1"], numbers["beta2"], 1.0 - numbers["beta2"], numbers["eps"], numbers["step_size"],
+        numbers["root_correction"], BLOCK,
+    )  # fmt: skip
+
+
+def _launch_norm(tensors, scale) -> torch.Tensor:
+    device = tensors[0].device
+    if scale is not None and not isinstance(scale, torch.Tensor):
+        scale = torch.full((), scale, dtype=torch.float32, device=device)
+    programs = 8 * multiprocessors(device)
+    partial = torch.zeros(len(tensors), programs, dtype=torch.float32, device=device)
+    for tensor, sums in zip(tensors, partial, strict=True):
+        if tensor.numel():
+            grid = (min(programs, ceil_div(tensor.numel(), BLOCK)),)
+            _norm_kernel[grid](tensor.contiguous(), scale, sums, tensor.numel(), BLOCK)
+    return partial.sum()
+
+
+@kernel
+def _adamw_kernel(
+    master_ptr, exp_avg_ptr, exp_avg_sq_ptr, grad_ptr, copy_ptr, scale_ptr, found_inf_ptr, count,
+    decay, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, root_correction, BLOCK: tl.constexpr,
+):  # fmt: skip
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < count
+    if found_inf_ptr is not None:
+        # A masked access moves no bytes, so a skipped step is as good as free.
+        mask = mask & (tl.load(found_inf_ptr) == 0)
+    grad = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    if scale_ptr is not None:
+        grad *= tl.load(scale_ptr)
+    exp_avg = tl.load(exp_avg_ptr + offsets, mask=mask, other=0.0)
+    exp_avg_sq = tl.load(exp_avg_sq_ptr + offsets, mask=mask, other=0.0)
+    master = tl.load(master_ptr + offsets, mask=mask, other=0.0) * decay
+    exp_avg += (grad - exp_avg) * one_minus_beta1
+    exp_avg_sq = exp_avg_sq * beta2 + grad * grad * one_minus_beta2
+    denominator = tl.sqrt(exp_avg_sq) / root_correction + eps
+    master -= step_size * (exp_avg / denominator)
+    tl.store(exp_avg_ptr + offsets, exp_avg, mask=mask)
+    tl.store(exp_avg_sq_ptr + offsets, exp_avg_sq, mask=mask)
+    tl.store(master_ptr + offsets, master, mask=mask)
+    if copy_ptr is not None:
+        tl.store(copy_ptr + offsets, master.to(copy_ptr.dtype.element_ty), mask=mask)
+
+
+@kernel
+def _norm_kernel(tensor_ptr, scale_ptr, partial_ptr, count, BLOCK: tl.constexpr):
+    program = tl.program_id(0)
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for start in range(program, (count + BLOCK - 1) // BLOCK, tl.num_programs(0)):
+        offsets = tl.cast(start, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(tensor_ptr + offsets, mask=offsets < count, other=0.0).to(tl.float32)
+        if scale_ptr is not None:
+            x *= tl.load(scale_ptr)
+        total += x * x
+    tl.store(partial_ptr + program, tl.sum(total, axis=0))

@@ -1,0 +1,162 @@
+"""Fused attention from whichever library is fastest here, and unfused attention, behind one function.
+
+softmax(scale · q kᵀ) v per head, causal at the bottom right: query i of Sq sees keys j ≤ i + Sk − Sq.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .softmax import causal_mask, causal_softmax
+
+# What a CUDA backend of PyTorch is called here. 'sdpa', PyTorch's own choice, is for CPUs.
+PYTORCH_BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+BACKENDS = ("flash_attn", *PYTORCH_BACKENDS, "sdpa", "unfused")
+# These take a mask or kv longer than q, which cuDNN's and flash's causal kernels in PyTorch do not.
+_MASKABLE = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def choose_attention_backend(
+    device: torch.device | str, dtype: torch.dtype, head_dim: int, segment_ids: bool
+) -> tuple[str, str]:
+    """The fastest fused backend that is present, and why, as a phrase for the log.
+
+    segment_ids: whether samples are packed, so that attention is block-diagonal.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return "sdpa", "PyTorch's scaled_dot_product_attention is what CPUs have"
+    if dtype not in (torch.bfloat16, torch.float16) or head_dim % 8 or head_dim > 256:
+        return "efficient", f"{dtype} with head size {head_dim} is outside what flash kernels take"
+    if importlib.util.find_spec("flash_attn_interface") is not None:
+        return "flash_attn", "flash-attn 3 is installed"
+    capability = torch.cuda.get_device_capability(device)
+    cudnn = torch.backends.cudnn.is_available() and capability >= (9, 0) and head_dim <= 128
+    if cudnn and not segment_ids:
+        return "cudnn", f"cuDNN through PyTorch is the fastest on compute capability {capability[0]}.{capability[1]}"
+    if importlib.util.find_spec("flash_attn") is not None:
+        return "flash_attn", "flash-attn 2 is installed"
+    if segment_ids:
+        return "efficient", "packed samples need a mask, which PyTorch's memory-efficient kernel takes"
+    return "flash", "PyTorch's flash kernel; flash-attn is not installed, cuDNN's wants compute capability 9.0"
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    causal: bool = True,
+    backend: str,
+    segment_ids: torch.Tensor | None = None,
+    implementation: str | None = None,
+) -> torch.Tensor:
+    """q [Sq, B, N, D], k and v [Sk, B, G, D], of any strides with a contiguous last dimension → [Sq, B, N·D].
+
+    segment_ids [B, S] integer: for packed samples, a query sees the keys of its own segment only (Sq = Sk = S, equal ids
+    adjoin). implementation: of the softmax in 'unfused'. ValueError for an unknown backend, heads that are not a
+    multiple of groups, more queries than keys under causal, or segment_ids of another shape.
+    """
+    _check(q, k, causal, backend, segment_ids)
+    if backend == "flash_attn":
+        return _flash_attn(q, k, v, scale, causal, segment_ids)
+    if backend == "unfused":
+        return _unfused(q, k, v, scale, causal, segment_ids, implementation)
+    return _sdpa(q, k, v, scale, causal, backend, segment_ids)
+
+
+def _check(q, k, causal, backend, segment_ids) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}.")
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"q has {q.shape[2]} heads and k {k.shape[2]} groups; heads must be a multiple of groups.")
+    if causal and q.shape[0] > k.shape[0]:
+        raise ValueError(f"{q.shape[0]} queries against {k.shape[0]} keys; causal attention needs at least as many keys.")
+    if segment_ids is not None and (tuple(segment_ids.shape) != (q.shape[1], q.shape[0]) or q.shape[0] != k.shape[0]):
+        raise ValueError(
+            f"segment_ids are {list(segment_ids.shape)}; for {q.shape[0]} queries, {k.shape[0]} keys and batch"
+            f" {q.shape[1]} they must be [B, S], with as many queries as keys."
+        )
+
+
+def attention_mask(queries, keys, causal, segment_ids, device) -> torch.Tensor | None:
+    """True where a query sees a key: [Sq, Sk], or [B, 1, S, S] with segments; None where every key is seen."""
+    mask = causal_mask(queries, keys, device) if causal and queries > 1 else None
+    if segment_ids is None:
+        return mask
+    same = (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]).to(device)
+    return same if mask is None else same & mask
+
+
+def _sdpa(q, k, v, scale, causal, backend, segment_ids):
+    plain = segment_ids is None and (not causal or q.shape[0] == k.shape[0])
+    mask = None if plain else attention_mask(q.shape[0], k.shape[0], causal, segment_ids, q.device)
+    heads, groups = q.shape[2], k.shape[2]
+    kernels = _MASKABLE if mask is not None else [PYTORCH_BACKENDS.get(backend, SDPBackend.MATH)]
+    if heads != groups and SDPBackend.EFFICIENT_ATTENTION in kernels:
+        # The memory-efficient kernel knows no groups.
+        k, v = (t.repeat_interleave(heads // groups, dim=2) for t in (k, v))
+    q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
+    options = dict(attn_mask=mask, is_causal=causal and plain, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    if backend == "sdpa":
+        out = F.scaled_dot_product_attention(q, k, v, **options)
+    else:
+        with sdpa_kernel(kernels):
+            out = F.scaled_dot_product_attention(q, k, v, **options)
+    # cuDNN keeps q's [S, B, N, D] order in memory, so that this is a view.
+    return out.permute(2, 0, 1, 3).flatten(2)
+
+
+def _unfused(q, k, v, scale, causal, segment_ids, implementation):
+    (queries, batch, heads, head_dim), keys = q.shape, k.shape[0]
+    if heads != k.shape[2]:
+        k, v = (t.repeat_interleave(heads // t.shape[2], dim=2) for t in (k, v))
+    q, k, v = (t.reshape(t.shape[0], batch * heads, head_dim).transpose(0, 1) for t in (q, k, v))
+    # The scale goes into the product, before its rounding: unscaled scores could overflow float16.
+    scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0.0, alpha=scale)
+    if segment_ids is None and causal:
+        probabilities = causal_softmax(scores, 1.0, implementation=implementation)
+    else:
+        mask = attention_mask(queries, keys, causal, segment_ids, q.device)
+        scores = scores.view(batch, heads, queries, keys)
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        probabilities = scores.softmax(-1, dtype=torch.float32).to(q.dtype).flatten(0, 1)
+    return torch.bmm(probabilities, v).transpose(0, 1).reshape(queries, batch, heads * head_dim)
+
+
+def _flash_attn(q, k, v, scale, causal, segment_ids):
+    if importlib.util.find_spec("flash_attn_interface") is not None:
+        from flash_attn_interface import flash_attn_func, flash_attn_varlen_func
+    else:
+        from flash_attn import flash_attn_func, flash_attn_varlen_func
+    q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+    if segment_ids is None:
+        out = flash_attn_func(q, k, v, softmax_scale=scale, causal=causal)
+    else:
+        bounds = segment_bounds(segment_ids)
+        longest = q.shape[1]
+        flat = (t.flatten(0, 1) for t in (q, k, v))
+        out = flash_attn_varlen_func(
+            *flat, cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=longest, max_seqlen_k=longest,
+            softmax_scale=scale, causal=causal,
+        )  # fmt: skip
+        out = (out[0] if isinstance(out, tuple) else out).view_as(q)
+    return (out[0] if isinstance(out, tuple) else out).transpose(0, 1).flatten(2)
+
+
+def segment_bounds(segment_ids: torch.Tensor) -> torch.Tensor:
+    """Where segments begin and end in the flattened [B·S]: int32 [segments + 1]. Waits for the device."""
+    starts = torch.ones_like(segment_ids, dtype=torch.bool)
+    starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    begins = starts.flatten().nonzero().flatten()
+    return F.pad(begins, (0, 1), value=segment_ids.numel()).to(torch.int32)

@@ -1,0 +1,140 @@
+"""Cross entropy of logits that are split over the vocabulary (Megatron-LM, arXiv:1909.08053, section 3).
+
+loss = log Σ_v exp(logit_v) − logit_label, with the sum and the label's logit gathered over the tensor-parallel group.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from ._dispatch import ceil_div, kernel, next_power_of_two, overwrite, tl, use_triton
+
+
+def vocab_parallel_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    group: dist.ProcessGroup | None = None,
+    vocab_start: int = 0,
+    *,
+    implementation: str | None = None,
+) -> torch.Tensor:
+    """Loss of each token, in nats: logits [..., V/TP], labels [...] integer → loss [...] float32.
+
+    group: the tensor-parallel process group, None for a whole vocabulary; vocab_start: the id of the first column here.
+    **The backward writes the gradient over the logits**, so they must not be read afterwards; autograd raises its
+    in-place error at a second backward. A label below 0 is ignored: loss 0, gradient 0. A label beyond the vocabulary
+    is never used as an index; its loss is log Σ exp(logits), finite, so that a mask outside can take it away.
+    ValueError if the shapes do not agree.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"labels are {list(labels.shape)}; for logits {list(logits.shape)} they must be {list(logits.shape[:-1])}."
+        )
+    if group is not None and dist.get_world_size(group) == 1:
+        group = None
+    return _CrossEntropy.apply(logits, labels, group, vocab_start, use_triton(implementation, logits))
+
+
+def statistics_reference(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of rows [T, V]: the maximum, Σ exp(logit − maximum), and the logit at targets [T] (0 where outside), float32."""
+    logits = logits.float()
+    maximum = logits.amax(-1)
+    total = (logits - maximum[:, None]).exp_().sum(-1)
+    inside = (targets >= 0) & (targets < logits.shape[-1])
+    at_target = logits.gather(-1, targets.where(inside, 0)[:, None])[:, 0]
+    return maximum, total, at_target.where(inside, 0.0)
+
+
+def gradient_reference(logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, scale: torch.Tensor) -> None:
+    """logits [T, V] := (softmax − one-hot) · scale [T]"""
+    gradient = (logits.float() - lse[:, None]).exp_()
+    inside = (targets >= 0) & (targets < logits.shape[-1])
+    gradient.scatter_add_(-1, targets.where(inside, 0)[:, None], -inside.to(gradient.dtype)[:, None])
+    logits.copy_(gradient.mul_(scale[:, None]))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, labels, group, vocab_start, triton):
+        logits = logits.contiguous()
+        rows = logits.view(-1, logits.shape[-1])
+        flat_labels = labels.reshape(-1)
+        # An ignored label must not become a column here, whatever vocab_start is.
+        targets = torch.where(flat_labels < 0, -1, flat_labels - vocab_start)
+        maximum, total, at_target = (_statistics if triton else statistics_reference)(rows, targets)
+        if group is not None:
+            maximum, total, at_target = _reduce(maximum, total, at_target, group)
+        lse = maximum + total.log()
+        ignored = flat_labels < 0
+        ctx.save_for_backward(logits, targets, lse, ignored)
+        ctx.triton = triton
+        return (lse - at_target).masked_fill(ignored, 0.0).view(labels.shape)
+
+    @staticmethod
+    def backward(ctx, dloss):
+        logits, targets, lse, ignored = ctx.saved_tensors
+        logits = overwrite(logits)
+        scale = dloss.reshape(-1).float().masked_fill(ignored, 0.0)
+        rows = logits.view(-1, logits.shape[-1])
+        (_gradient if ctx.triton else gradient_reference)(rows, targets, lse, scale)
+        return logits, None, None, None, None
+
+
+def _reduce(maximum, total, at_target, group):
+    """Over the group: the maximum, then sum and target logit in one collective."""
+    overall = maximum.clone()
+    dist.all_reduce(overall, op=dist.ReduceOp.MAX, group=group)
+    both = torch.stack([total * (maximum - overall).exp(), at_target])
+    dist.all_reduce(both, group=group)
+    return overall, both[0], both[1]
+
+
+def _statistics(logits, targets):
+    tokens, vocabulary = logits.shape
+    out = torch.empty(3, tokens, dtype=torch.float32, device=logits.device)
+    if tokens:
+        block = min(8192, next_power_of_two(vocabulary))
+        _statistics_kernel[(tokens,)](logits, targets, *out, vocabulary, block, num_warps=max(1, block // 1024))
+    return out.unbind()
+
+
+def _gradient(logits, targets, lse, scale):
+    tokens, vocabulary = logits.shape
+    if tokens:
+        block = min(4096, next_power_of_two(vocabulary))
+        grid = (tokens, ceil_div(vocabulary, block))
+        _gradient_kernel[grid](logits, targets, lse, scale, vocabulary, block, num_warps=max(1, block // 1024))
+
+
+@kernel
+def _statistics_kernel(logits_ptr, targets_ptr, maximum_ptr, total_ptr, at_target_ptr, vocabulary, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    logits = logits_ptr + row.to(tl.int64) * vocabulary
+    target = tl.load(targets_ptr + row)
+    inside = (target >= 0) & (target < vocabulary)
+    columns = tl.arange(0, BLOCK)
+    # One running maximum and sum for each lane: the only reductions across the row come after the loop.
+    maximum = tl.full([BLOCK], -1.0e38, dtype=tl.float32)
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        x = tl.load(logits + start + columns, mask=start + columns < vocabulary, other=-float("inf")).to(tl.float32)
+        larger = tl.maximum(maximum, x)
+        total = total * tl.exp(maximum - larger) + tl.exp(x - larger)
+        maximum = larger
+    overall = tl.max(maximum, axis=0)
+    tl.store(maximum_ptr + row, overall)
+    tl.store(total_ptr + row, tl.sum(total * tl.exp(maximum - overall), axis=0))
+    tl.store(at_target_ptr + row, tl.load(logits + target, mask=inside, other=0.0).to(tl.float32))
+
+
+@kernel
+def _gradient_kernel(logits_ptr, targets_ptr, lse_ptr, scale_ptr, vocabulary, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < vocabulary
+    logits = logits_ptr + row.to(tl.int64) * vocabulary + columns
+    softmax = tl.exp(tl.load(logits, mask=mask, other=0.0).to(tl.float32) - tl.load(lse_ptr + row))
+    one_hot = tl.where(columns == tl.load(targets_ptr + row), 1.0, 0.0)
+    gradient = (softmax - one_hot) * tl.load(scale_ptr + row)
+    tl.store(logits, gradient.to(logits_ptr.dtype.element_ty), mask=mask)

@@ -1,0 +1,216 @@
+"""RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467): y = x / sqrt(mean(x²) + eps) · weight, with its residual adds fused.
+
+Activations may have any leading shape; the last dimension is H. The norm is computed in float32, the result is in the
+dtype of x. Saved for the backward: the norm's input and 1 / rms as float32, one number a row.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ._dispatch import ceil_div, kernel, multiprocessors, next_power_of_two, tl, use_triton
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, *, implementation: str | None = None
+) -> torch.Tensor:
+    """RMSNorm over the last dimension: x [..., H], weight [H] → y [..., H]. ValueError if weight is not [H]."""
+    _check(x, weight)
+    return _RMSNorm.apply(x, weight, eps, use_triton(implementation, x))
+
+
+def rms_norm_residual(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, *, implementation: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(RMSNorm(x), x), where the backward adds the gradients of both outputs in the norm's own kernel.
+
+    x [..., H], weight [H] → y [..., H] and residual [..., H], which shares x's data and must not be written in place.
+    ValueError if weight is not [H].
+    """
+    _check(x, weight)
+    return _RMSNormResidual.apply(x, weight, eps, use_triton(implementation, x))
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, implementation: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(RMSNorm(x + residual), x + residual); the sum is rounded to x's dtype before it is normalized.
+
+    x and residual [..., H] of one dtype, weight [H]. The backward hands one tensor to both as their gradient.
+    ValueError if shapes or dtypes do not agree.
+    """
+    _check(x, weight)
+    if x.shape != residual.shape or x.dtype != residual.dtype:
+        raise ValueError(
+            f"residual is {residual.dtype} {list(residual.shape)} but x is {x.dtype} {list(x.shape)}; they are added"
+            " and must be alike."
+        )
+    return _AddRMSNorm.apply(x, residual, weight, eps, use_triton(implementation, x))
+
+
+def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """y [..., H] and 1 / rms [rows], float32 inside."""
+    x_fp32 = x.float()
+    rstd = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps)
+    return (x_fp32 * rstd * weight.float()).to(x.dtype), rstd.flatten()
+
+
+def rms_norm_backward_reference(dy, dresidual, x, weight, rstd) -> tuple[torch.Tensor, torch.Tensor]:
+    """dx = rstd · (dy·w − x̂ · mean(x̂ · dy·w)) + dresidual and dweight = Σ_rows dy · x̂."""
+    rstd = rstd.view(*x.shape[:-1], 1)
+    x_hat = x.float() * rstd
+    dy_fp32 = dy.float()
+    wdy = dy_fp32 * weight.float()
+    dx = (wdy - x_hat * (x_hat * wdy).mean(-1, keepdim=True)) * rstd
+    if dresidual is not None:
+        dx += dresidual
+    return dx.to(x.dtype), (dy_fp32 * x_hat).flatten(0, -2).sum(0).to(weight.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps, triton):
+        y, _, rstd = _forward(x, None, weight, eps, triton)
+        ctx.save_for_backward(x, weight, rstd)
+        ctx.triton = triton
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        dx, dweight = _backward(dy, None, *ctx.saved_tensors, ctx.triton)
+        return dx, dweight, None, None
+
+
+class _RMSNormResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps, triton):
+        y, _, rstd = _forward(x, None, weight, eps, triton)
+        ctx.save_for_backward(x, weight, rstd)
+        ctx.triton = triton
+        ctx.set_materialize_grads(False)
+        return y, x
+
+    @staticmethod
+    def backward(ctx, dy, dresidual):
+        if dy is None:
+            return dresidual, None, None, None
+        dx, dweight = _backward(dy, dresidual, *ctx.saved_tensors, ctx.triton)
+        return dx, dweight, None, None
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, weight, eps, triton):
+        y, total, rstd = _forward(x, residual, weight, eps, triton)
+        ctx.save_for_backward(total, weight, rstd)
+        ctx.triton = triton
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    def backward(ctx, dy, dtotal):
+        if dy is None:
+            return dtotal, dtotal, None, None, None
+        dx, dweight = _backward(dy, dtotal, *ctx.saved_tensors, ctx.triton)
+        return dx, dx, dweight, None, None
+
+
+def _check(x: torch.Tensor, weight: torch.Tensor) -> None:
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"weight is {list(weight.shape)}; for x {list(x.shape)} it must be [{x.shape[-1]}], one number for each"
+            " element of the last dimension."
+        )
+
+
+def _forward(x, residual, weight, eps, triton):
+    """(y, the norm's input, rstd)"""
+    if not triton:
+        total = x if residual is None else x + residual
+        y, rstd = rms_norm_reference(total, weight, eps)
+        return y, total, rstd
+    x = x.contiguous()
+    h = x.shape[-1]
+    rows = x.numel() // h
+    y = torch.empty_like(x)
+    total = x if residual is None else torch.empty_like(x)
+    rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
+    if rows:
+        residual = x if residual is None else residual.contiguous()
+        block = next_power_of_two(h)
+        _forward_kernel[(rows,)](
+            x, residual, weight, y, total, rstd, h, eps, total is not x, block, num_warps=_warps(block)
+        )
+    return y, total, rstd
+
+
+def _backward(dy, dresidual, x, weight, rstd, triton):
+    """(dx, dweight)"""
+    if not triton:
+        return rms_norm_backward_reference(dy, dresidual, x, weight, rstd)
+    x, dy = x.contiguous(), dy.contiguous()
+    h = x.shape[-1]
+    rows = x.numel() // h
+    dx = torch.empty_like(x)
+    if not rows:
+        return dx, torch.zeros_like(weight)
+    rows_each = ceil_div(rows, 2 * multiprocessors(x.device))
+    programs = ceil_div(rows, rows_each)
+    partial = torch.empty(programs, h, dtype=torch.float32, device=x.device)
+    incoming = dy if dresidual is None else dresidual.contiguous()
+    block = next_power_of_two(h)
+    _backward_kernel[(programs,)](
+        dy, incoming, x, weight, rstd, dx, partial, rows, rows_each, h, dresidual is not None, block,
+        num_warps=_warps(block),
+    )  # fmt: skip
+    return dx, partial.sum(0).to(weight.dtype)
+
+
+def _warps(block: int) -> int:
+    """Sixteen elements a thread: enough loads in flight, no spilled registers."""
+    return min(16, max(1, block // 512))
+
+
+@kernel
+def _forward_kernel(
+    x_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, rstd_ptr, h, eps, ADD: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < h
+    offsets = row.to(tl.int64) * h + columns
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0)
+    if ADD:
+        x = x + tl.load(residual_ptr + offsets, mask=mask, other=0.0)
+        tl.store(total_ptr + offsets, x, mask=mask)
+    x = x.to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / h + eps)
+    weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
+    tl.store(rstd_ptr + row, rstd)
+    tl.store(y_ptr + offsets, (x * rstd * weight).to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@kernel
+def _backward_kernel(
+    dy_ptr, dresidual_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr, rows, rows_each, h,
+    ADD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < h
+    weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
+    dweight = tl.zeros([BLOCK], dtype=tl.float32)
+    first = program * rows_each
+    for row in range(first, tl.minimum(first + rows_each, rows)):
+        offsets = tl.cast(row, tl.int64) * h + columns
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_ptr + row)
+        x_hat = x * rstd
+        dweight += dy * x_hat
+        wdy = dy * weight
+        dx = (wdy - x_hat * (tl.sum(x_hat * wdy, axis=0) / h)) * rstd
+        if ADD:
+            dx += tl.load(dresidual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    tl.store(partial_ptr + program.to(tl.int64) * h + columns, dweight, mask=mask)

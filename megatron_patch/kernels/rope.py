@@ -1,0 +1,262 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in LLaMA's rotate-half convention.
+
+Element i of a head's first half is paired with element i of its second half (Megatron's `rotary_interleaved=False`,
+Hugging Face's `rotate_half`): (a, b) → (a·cos − b·sin, b·cos + a·sin). Computed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ._dispatch import ceil_div, kernel, next_power_of_two, overwrite, tl, use_triton
+
+
+def rope_tables(
+    positions: int | torch.Tensor,
+    head_dim: int,
+    base: float = 10000.0,
+    device: torch.device | str | None = None,
+    *,
+    interpolation_factor: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of position / interpolation_factor · base^(−2i/D), float32, i = 0 … D/2 − 1.
+
+    positions: a length S (positions 0 … S−1) or a tensor [S] or, with positions per sample, [S, B].
+    Returns two tables [S, D/2] or [S, B, D/2]. ValueError if head_dim is odd.
+    """
+    if head_dim % 2:
+        raise ValueError(f"head_dim is {head_dim}; rotary embedding pairs elements and needs an even head size.")
+    if not isinstance(positions, torch.Tensor):
+        positions = torch.arange(positions, device=device)
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    scaled = positions.to(device=device, dtype=torch.float32) / interpolation_factor
+    angles = scaled.unsqueeze(-1) * (1.0 / base**exponents)
+    return angles.cos(), angles.sin()
+
+
+def rope_qkv(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    num_heads: int,
+    num_groups: int,
+    *,
+    implementation: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Splits Megatron's packed projection and rotates q and k in one pass.
+
+    qkv [S, B, G·(N/G+2)·D], for each of the G groups its N/G queries, then key, then value; cos and sin float32
+    [S, D/2] or [S, B, D/2]. Returns q [S, B, N, D], k [S, B, G, D], v [S, B, G, D].
+
+    **qkv is consumed** by the Triton kernel where N = G: q and k are rotated in its own memory, and q, k, v are strided
+    views of it. The linear layer that made it does not need it again; if anything else saved it for a backward,
+    autograd raises its in-place error. With N > G the kernel writes three contiguous tensors (slices of one buffer).
+    The backward writes the packed gradient in one kernel. ValueError if shapes do not agree.
+    """
+    head_dim = _check_qkv(qkv, cos, sin, num_heads, num_groups)
+    return _RopeQKV.apply(qkv, cos, sin, num_heads, num_groups, head_dim, use_triton(implementation, qkv))
+
+
+def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
+    """Rotates x [S, B, N, D] into a new tensor; cos and sin float32 [S, D/2] or [S, B, D/2]. ValueError as for shapes."""
+    _check_tables(cos, sin, x.shape[0], x.shape[1], x.shape[3])
+    return _Rope.apply(x, cos, sin, use_triton(implementation, x))
+
+
+def rope_reference(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [S, B, N, D], rotated by the angles of the tables; pass −sin to rotate back."""
+    cos, sin = (t.unsqueeze(-2) if t.dim() == 3 else t[:, None, None] for t in (cos, sin))
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+def _check_qkv(qkv, cos, sin, num_heads, num_groups) -> int:
+    if num_groups < 1 or num_heads % num_groups:
+        raise ValueError(f"num_heads {num_heads} is not a multiple of num_groups {num_groups}; it must be.")
+    slots = num_heads + 2 * num_groups
+    if qkv.dim() != 3 or qkv.shape[-1] % (2 * slots):
+        raise ValueError(
+            f"qkv is {list(qkv.shape)}; with {num_heads} heads and {num_groups} groups it must be [S, B, {slots}·D], D even."
+        )
+    head_dim = qkv.shape[-1] // slots
+    _check_tables(cos, sin, qkv.shape[0], qkv.shape[1], head_dim)
+    return head_dim
+
+
+def _check_tables(cos, sin, length, batch, head_dim) -> None:
+    allowed = ((length, head_dim // 2), (length, batch, head_dim // 2))
+    if cos.shape != sin.shape or tuple(cos.shape) not in allowed:
+        raise ValueError(
+            f"cos is {list(cos.shape)} and sin {list(sin.shape)}; for these activations both must be"
+            f" {list(allowed[0])}, or {list(allowed[1])} with positions per sample (see rope_tables)."
+        )
+
+
+class _RopeQKV(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, cos, sin, num_heads, num_groups, head_dim, triton):
+        ctx.save_for_backward(cos, sin)
+        ctx.sizes, ctx.triton = (num_heads, num_groups, head_dim), triton
+        if triton:
+            return _split_and_rotate(qkv, cos, sin, num_heads, num_groups, head_dim)
+        q, k, v = _views(qkv, num_heads, num_groups, head_dim)
+        return rope_reference(q.flatten(2, 3), cos, sin), rope_reference(k, cos, sin), v.clone()
+
+    @staticmethod
+    def backward(ctx, dq, dk, dv):
+        (cos, sin), (num_heads, num_groups, head_dim) = ctx.saved_tensors, ctx.sizes
+        length, batch = dq.shape[:2]
+        dqkv = dq.new_empty(length, batch, (num_heads + 2 * num_groups) * head_dim)
+        if ctx.triton:
+            _join_and_rotate_back(dq, dk, dv, cos, sin, dqkv, num_heads // num_groups)
+        else:
+            q, k, v = _views(dqkv, num_heads, num_groups, head_dim)
+            q.copy_(rope_reference(dq, cos, -sin).view_as(q))
+            k.copy_(rope_reference(dk, cos, -sin))
+            v.copy_(dv)
+        return dqkv, None, None, None, None, None, None
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, cos, sin, triton):
+        ctx.save_for_backward(cos, sin)
+        ctx.triton = triton
+        return _rotate(x, cos, sin, 1.0) if triton else rope_reference(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, dy):
+        cos, sin = ctx.saved_tensors
+        return (_rotate(dy, cos, sin, -1.0) if ctx.triton else rope_reference(dy, cos, -sin)), None, None, None
+
+
+def _views(packed, num_heads, num_groups, head_dim):
+    """Views of a packed tensor: q [S, B, G, N/G, D], k and v [S, B, G, D]."""
+    length, batch, _ = packed.shape
+    heads = num_heads // num_groups
+    grouped = packed.view(length, batch, num_groups, heads + 2, head_dim)
+    return grouped[:, :, :, :heads], grouped[:, :, :, heads], grouped[:, :, :, heads + 1]
+
+
+def _split_and_rotate(qkv, cos, sin, num_heads, num_groups, head_dim):
+    length, batch, _ = qkv.shape
+    in_place = num_heads == num_groups and qkv.is_contiguous()
+    source = overwrite(qkv) if in_place else qkv.contiguous()
+    target = source if in_place else torch.empty_like(source).view(-1)
+    _launch_rotation(source, target, cos, sin, num_groups, num_heads // num_groups, head_dim, 2, in_place, 1.0)
+    if in_place:
+        q, k, v = _views(target, num_heads, num_groups, head_dim)
+        return q[:, :, :, 0], k, v
+    sizes = [length * batch * heads * head_dim for heads in (num_heads, num_groups, num_groups)]
+    q, k, v = target.split(sizes)
+    return tuple(part.view(length, batch, -1, head_dim) for part in (q, k, v))
+
+
+def _rotate(x, cos, sin, direction):
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    _launch_rotation(x, y, cos, sin, x.shape[2], 1, x.shape[3], 0, False, direction)
+    return y
+
+
+def _launch_rotation(source, target, cos, sin, groups, queries, head_dim, extra, in_place, direction):
+    length, batch = source.shape[:2]
+    slots = groups * (queries + extra)
+    if source.numel():
+        grid, half, heads_block, half_block = _grid(length * batch, slots, head_dim)
+        cos, sin, stride_s, stride_b = _table_strides(cos, sin)
+        _rotation_kernel[grid](
+            source, target, cos, sin, batch, groups, stride_s, stride_b, direction, queries, extra, half, in_place,
+            heads_block, half_block,
+        )  # fmt: skip
+
+
+def _join_and_rotate_back(dq, dk, dv, cos, sin, dqkv, queries):
+    length, batch, groups, head_dim = dk.shape
+    dq, dk, dv = (t if t.stride(-1) == 1 else t.contiguous() for t in (dq, dk, dv))
+    if dqkv.numel():
+        grid, half, heads_block, half_block = _grid(length * batch, groups * (queries + 2), head_dim)
+        cos, sin, stride_s, stride_b = _table_strides(cos, sin)
+        _rotation_backward_kernel[grid](
+            dq, dk, dv, dqkv, cos, sin, batch, groups, stride_s, stride_b, *dq.stride()[:3], *dk.stride()[:3],
+            *dv.stride()[:3], queries, half, heads_block, half_block,
+        )  # fmt: skip
+
+
+def _grid(tokens, slots, head_dim):
+    """A program takes one token and up to 32 of its heads: 4096 elements at D = 128, 32 for each thread of four warps."""
+    heads_block = min(32, next_power_of_two(slots))
+    return (tokens, ceil_div(slots, heads_block)), head_dim // 2, heads_block, next_power_of_two(head_dim // 2)
+
+
+def _table_strides(cos, sin):
+    cos, sin = cos.contiguous(), sin.contiguous()
+    return cos, sin, cos.stride(0), cos.stride(1) if cos.dim() == 3 else 0
+
+
+@kernel
+def _rotation_kernel(
+    source_ptr, target_ptr, cos_ptr, sin_ptr, batch, groups, stride_s, stride_b, direction,
+    QUERIES: tl.constexpr, EXTRA: tl.constexpr, HALF: tl.constexpr, IN_PLACE: tl.constexpr,
+    HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0)
+    slot = tl.program_id(1) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK)
+    group, place = slot // (QUERIES + EXTRA), slot % (QUERIES + EXTRA)
+    column = tl.arange(0, HALF_BLOCK)
+    slots = groups * (QUERIES + EXTRA)
+    is_value = place == QUERIES + 1
+    wanted = slot < slots
+    if IN_PLACE:
+        wanted = wanted & (place <= QUERIES)
+    mask = wanted[:, None] & (column < HALF)[None, :]
+    angle = (token // batch) * stride_s + (token % batch) * stride_b + column
+    cos = tl.load(cos_ptr + angle, mask=column < HALF, other=0.0)[None, :]
+    sin = tl.load(sin_ptr + angle, mask=column < HALF, other=0.0)[None, :] * direction
+    source = (token.to(tl.int64) * slots + slot)[:, None] * (2 * HALF) + column[None, :]
+    a = tl.load(source_ptr + source, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(source_ptr + source + HALF, mask=mask, other=0.0).to(tl.float32)
+    rotated_a = tl.where(is_value[:, None], a, a * cos - b * sin)
+    rotated_b = tl.where(is_value[:, None], b, b * cos + a * sin)
+    if IN_PLACE:
+        target = source
+    else:
+        # All queries, then all keys, then all values, each [S, B, heads, D]
+        tokens = tl.num_programs(0).to(tl.int64)
+        query = token.to(tl.int64) * groups * QUERIES + group * QUERIES + place
+        key = tokens * groups * QUERIES + token.to(tl.int64) * groups + group
+        row = tl.where(place < QUERIES, query, tl.where(is_value, key + tokens * groups, key))
+        target = row[:, None] * (2 * HALF) + column[None, :]
+    tl.store(target_ptr + target, rotated_a.to(target_ptr.dtype.element_ty), mask=mask)
+    tl.store(target_ptr + target + HALF, rotated_b.to(target_ptr.dtype.element_ty), mask=mask)
+
+
+@kernel
+def _rotation_backward_kernel(
+    dq_ptr, dk_ptr, dv_ptr, dqkv_ptr, cos_ptr, sin_ptr, batch, groups, stride_s, stride_b,
+    dq_s, dq_b, dq_n, dk_s, dk_b, dk_n, dv_s, dv_b, dv_n,
+    QUERIES: tl.constexpr, HALF: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0)
+    s, b = (token // batch).to(tl.int64), (token % batch).to(tl.int64)
+    slot = tl.program_id(1) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK)
+    group, place = slot // (QUERIES + 2), slot % (QUERIES + 2)
+    column = tl.arange(0, HALF_BLOCK)
+    slots = groups * (QUERIES + 2)
+    mask = (slot < slots)[:, None] & (column < HALF)[None, :]
+    is_query, is_key = (place < QUERIES)[:, None], (place == QUERIES)[:, None]
+    is_value = (place == QUERIES + 1)[:, None]
+    angle = s * stride_s + b * stride_b + column
+    cos = tl.load(cos_ptr + angle, mask=column < HALF, other=0.0)[None, :]
+    sin = tl.load(sin_ptr + angle, mask=column < HALF, other=0.0)[None, :]
+    dq = dq_ptr + s * dq_s + b * dq_b + (group * QUERIES + place)[:, None] * dq_n + column[None, :]
+    dk = dk_ptr + s * dk_s + b * dk_b + group[:, None] * dk_n + column[None, :]
+    dv = dv_ptr + s * dv_s + b * dv_b + group[:, None] * dv_n + column[None, :]
+    pointers = tl.where(is_query, dq, tl.where(is_key, dk, dv))
+    da = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    db = tl.load(pointers + HALF, mask=mask, other=0.0).to(tl.float32)
+    back_a = tl.where(is_value, da, da * cos + db * sin)
+    back_b = tl.where(is_value, db, db * cos - da * sin)
+    target = (token.to(tl.int64) * slots + slot)[:, None] * (2 * HALF) + column[None, :]
+    tl.store(dqkv_ptr + target, back_a.to(dqkv_ptr.dtype.element_ty), mask=mask)
+    tl.store(dqkv_ptr + target + HALF, back_b.to(dqkv_ptr.dtype.element_ty), mask=mask)

@@ -1,0 +1,104 @@
+"""Scaled causal softmax over attention scores, what Megatron's scaled_upper_triang_masked_softmax computes."""
+
+from __future__ import annotations
+
+import torch
+
+from ._dispatch import kernel, next_power_of_two, tl, use_triton
+
+MAX_KEYS = 65536
+
+
+def causal_softmax(scores: torch.Tensor, scale: float, *, implementation: str | None = None) -> torch.Tensor:
+    """softmax(scale · scores) over the keys that a query may see: scores [..., Sq, Sk] → probabilities [..., Sq, Sk].
+
+    Aligned at the bottom right: query i sees keys j ≤ i + Sk − Sq. Computed in float32, returned in the dtype of
+    scores; masked entries are exactly 0 and their scores are never read. Neither input is written over: both passes are
+    bound by bandwidth, and writing in place would move as many bytes. ValueError if Sq > Sk, or Sk > 65536.
+    """
+    queries, keys = scores.shape[-2:]
+    if queries > keys:
+        raise ValueError(f"scores are {list(scores.shape)}; {queries} queries need at least as many keys, not {keys}.")
+    if keys > MAX_KEYS:
+        raise ValueError(f"scores have {keys} keys; a row may have {MAX_KEYS} at most: use fused attention (FL=true).")
+    return _CausalSoftmax.apply(scores, scale, use_triton(implementation, scores))
+
+
+def causal_softmax_reference(scores: torch.Tensor, scale: float) -> torch.Tensor:
+    visible = causal_mask(*scores.shape[-2:], scores.device)
+    return torch.softmax((scores.float() * scale).masked_fill(~visible, -torch.inf), dim=-1).to(scores.dtype)
+
+
+def causal_mask(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """[Sq, Sk], True where query i sees key j ≤ i + Sk − Sq."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def causal_softmax_backward_reference(dp: torch.Tensor, probabilities: torch.Tensor, scale: float) -> torch.Tensor:
+    """dscores = scale · p · (dp − Σ_keys dp · p)"""
+    p, visible = probabilities.float(), causal_mask(*probabilities.shape[-2:], probabilities.device)
+    dp = dp.float().masked_fill(~visible, 0.0)
+    return (scale * p * (dp - (dp * p).sum(-1, keepdim=True))).to(probabilities.dtype)
+
+
+class _CausalSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scores, scale, triton):
+        probabilities = _forward(scores, scale) if triton else causal_softmax_reference(scores, scale)
+        ctx.save_for_backward(probabilities)
+        ctx.scale, ctx.triton = scale, triton
+        return probabilities
+
+    @staticmethod
+    def backward(ctx, dp):
+        (probabilities,) = ctx.saved_tensors
+        backward = _backward if ctx.triton else causal_softmax_backward_reference
+        return backward(dp, probabilities, ctx.scale), None, None
+
+
+def _forward(scores, scale):
+    scores = scores.contiguous()
+    probabilities = torch.empty_like(scores)
+    _launch(_forward_kernel, scores, (scores, probabilities), scale)
+    return probabilities
+
+
+def _backward(dp, probabilities, scale):
+    dp = dp.contiguous()
+    dscores = torch.empty_like(probabilities)
+    _launch(_backward_kernel, probabilities, (dp, probabilities, dscores), scale)
+    return dscores
+
+
+def _launch(kernel_, shaped, tensors, scale):
+    queries, keys = shaped.shape[-2:]
+    rows = shaped.numel() // keys if keys else 0
+    if rows:
+        block = next_power_of_two(keys)
+        kernel_[(rows,)](*tensors, queries, keys, scale, block, num_warps=min(16, max(1, block // 512)))
+
+
+@kernel
+def _forward_kernel(scores_ptr, probabilities_ptr, queries, keys, scale, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    visible = row % queries + keys - queries + 1
+    columns = tl.arange(0, BLOCK)
+    offsets = row.to(tl.int64) * keys + columns
+    scores = tl.load(scores_ptr + offsets, mask=columns < visible, other=-float("inf")).to(tl.float32) * scale
+    # A negative scale would turn the masked -inf round, so the mask is put back after scaling.
+    scores = tl.where(columns < visible, scores, -float("inf"))
+    exponentials = tl.exp(scores - tl.max(scores, axis=0))
+    probabilities = exponentials / tl.sum(exponentials, axis=0)
+    tl.store(probabilities_ptr + offsets, probabilities.to(probabilities_ptr.dtype.element_ty), mask=columns < keys)
+
+
+@kernel
+def _backward_kernel(dp_ptr, probabilities_ptr, dscores_ptr, queries, keys, scale, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    visible = row % queries + keys - queries + 1
+    columns = tl.arange(0, BLOCK)
+    offsets = row.to(tl.int64) * keys + columns
+    dp = tl.load(dp_ptr + offsets, mask=columns < visible, other=0.0).to(tl.float32)
+    p = tl.load(probabilities_ptr + offsets, mask=columns < visible, other=0.0).to(tl.float32)
+    dscores = scale * p * (dp - tl.sum(dp * p, axis=0))
+    tl.store(dscores_ptr + offsets, dscores.to(dscores_ptr.dtype.element_ty), mask=columns < keys)

@@ -1,0 +1,100 @@
+"""SwiGLU (Shazeer 2020, arXiv:2002.05202): silu(gate) · up, on the packed output of one linear layer, gate first."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ._dispatch import ceil_div, kernel, next_power_of_two, tl, use_triton
+
+
+def swiglu(packed: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
+    """packed [..., 2F], gate then up → silu(gate) · up [..., F], computed in float32. ValueError if 2F is odd.
+
+    Only packed is saved; the backward writes one new packed gradient.
+    """
+    if packed.shape[-1] % 2:
+        raise ValueError(
+            f"packed is {list(packed.shape)}; its last dimension holds gate and up of equal size and must be even."
+        )
+    return _SwiGLU.apply(packed, use_triton(implementation, packed))
+
+
+def swiglu_reference(packed: torch.Tensor) -> torch.Tensor:
+    gate, up = packed.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(packed.dtype)
+
+
+def swiglu_backward_reference(dy: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    """dgate = dy · up · σ(gate) · (1 + gate · (1 − σ(gate))), dup = dy · silu(gate), packed [..., 2F]."""
+    gate, up = packed.float().chunk(2, dim=-1)
+    dy = dy.float()
+    sigmoid = torch.sigmoid(gate)
+    dgate = dy * up * sigmoid * (1 + gate * (1 - sigmoid))
+    return torch.cat([dgate, dy * gate * sigmoid], dim=-1).to(packed.dtype)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, packed, triton):
+        ctx.save_for_backward(packed)
+        ctx.triton = triton
+        return _forward(packed) if triton else swiglu_reference(packed)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (packed,) = ctx.saved_tensors
+        return (_backward(dy, packed) if ctx.triton else swiglu_backward_reference(dy, packed)), None
+
+
+def _launch(packed):
+    """(rows, F, grid, block); a block is at most 2048 elements, 16 for each thread of four warps."""
+    ffn = packed.shape[-1] // 2
+    rows = packed.numel() // (2 * ffn) if ffn else 0
+    block = min(2048, next_power_of_two(max(ffn, 1)))
+    return rows, ffn, (rows, ceil_div(ffn, block)), block
+
+
+def _forward(packed):
+    packed = packed.contiguous()
+    rows, ffn, grid, block = _launch(packed)
+    y = packed.new_empty(*packed.shape[:-1], ffn)
+    if rows:
+        _forward_kernel[grid](packed, y, ffn, block)
+    return y
+
+
+def _backward(dy, packed):
+    packed, dy = packed.contiguous(), dy.contiguous()
+    rows, ffn, grid, block = _launch(packed)
+    dpacked = torch.empty_like(packed)
+    if rows:
+        _backward_kernel[grid](dy, packed, dpacked, ffn, block)
+    return dpacked
+
+
+@kernel
+def _forward_kernel(packed_ptr, y_ptr, ffn, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < ffn
+    gate = tl.load(packed_ptr + row * 2 * ffn + columns, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(packed_ptr + row * 2 * ffn + ffn + columns, mask=mask, other=0.0).to(tl.float32)
+    y = gate * tl.sigmoid(gate) * up
+    tl.store(y_ptr + row * ffn + columns, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@kernel
+def _backward_kernel(dy_ptr, packed_ptr, dpacked_ptr, ffn, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < ffn
+    gates = row * 2 * ffn + columns
+    gate = tl.load(packed_ptr + gates, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(packed_ptr + gates + ffn, mask=mask, other=0.0).to(tl.float32)
+    dy = tl.load(dy_ptr + row * ffn + columns, mask=mask, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    dgate = dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    dup = dy * gate * sigmoid
+    tl.store(dpacked_ptr + gates, dgate.to(dpacked_ptr.dtype.element_ty), mask=mask)
+    tl.store(dpacked_ptr + gates + ffn, dup.to(dpacked_ptr.dtype.element_ty), mask=mask)
