@@ -1,0 +1,131 @@
+"""Tokenized fine-tuning samples in one file: written once, then memory-mapped by every process.
+
+A cache file's name is a hash of everything that its content depends on: the data file's bytes, the tokenizer's, the
+template, and this format's version. Lengths, padding, packing and the parallel layout come later and are not part of it.
+
+Layout, little-endian: one line of JSON (format, samples, tokens, crc32 of what follows the header) filled with spaces to
+4096 bytes; offsets int64 [samples + 1]; tokens int32 [tokens], bit 30 set where a token is learnt.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_patch.data.prompts import Encoded
+
+FORMAT = "megatron_patch tokens 1"
+_HEADER = 4096
+_LEARNT = np.int32(1 << 30)
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Samples end to end. `offsets` int64 [n + 1]; `flat` int32 [tokens], with bit 30 as the mark of a learnt token."""
+
+    offsets: np.ndarray
+    flat: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def sample(self, i: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """ids int64 [n] and learnt bool [n] of sample i, n at most `limit`."""
+        begin = self.offsets[i]
+        values = np.asarray(self.flat[begin : min(self.offsets[i + 1], begin + limit)])
+        return (values & ~_LEARNT).astype(np.int64), (values & _LEARNT) != 0
+
+
+def make_table(samples: Iterator[Encoded]) -> TokenTable:
+    """Gather encoded samples."""
+    lengths, parts = [0], []
+    for ids, learnt in samples:
+        parts.append(np.asarray(ids, dtype=np.int32) | np.where(learnt, _LEARNT, np.int32(0)).astype(np.int32))
+        lengths.append(len(ids))
+    flat = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+    return TokenTable(np.cumsum(lengths, dtype=np.int64), flat)
+
+
+def cached_table(folder: str | Path, data: Path, settings: dict[str, str], build: Callable[[], TokenTable]) -> TokenTable:
+    """The table of `data` under `settings`, from `folder` if it is there, else built, written and then read.
+
+    Of several processes that share the folder one builds while the others wait for its lock; the finished file appears by
+    one rename, so that processes without a common lock (another node, a file system without locks) at worst build twice.
+    A damaged file is rebuilt and standard error says so.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"tokens-{_key(data, settings)}.bin"
+    with _lock(path.with_suffix(".lock")):
+        table = _load(path)
+        if table is None:
+            _save(path, build())
+            table = _load(path)
+    if table is None:
+        raise ValueError(f"{path} cannot be read back after writing; check the disk, or choose another cache folder.")
+    return table
+
+
+def _key(data: Path, settings: dict[str, str]) -> str:
+    with open(data, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    parts = json.dumps([FORMAT, digest.hexdigest(), settings], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def _load(path: Path) -> TokenTable | None:
+    """The table, or None where there is no such file, or (with a sentence) a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(_HEADER))
+        samples, tokens = int(header["samples"]), int(header["tokens"])
+        body = np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER)
+        if header["format"] != FORMAT or body.size != 8 * (samples + 1) + 4 * tokens or zlib.crc32(body) != header["crc"]:
+            raise ValueError("its size or checksum is wrong")
+    except (ValueError, KeyError, TypeError) as error:
+        print(f"the token cache {path} is damaged ({error}); it is made again.", file=sys.stderr)
+        return None
+    return TokenTable(body[: 8 * (samples + 1)].view(np.int64), body[8 * (samples + 1) :].view(np.int32))
+
+
+def _save(path: Path, table: TokenTable) -> None:
+    offsets, flat = np.ascontiguousarray(table.offsets), np.ascontiguousarray(table.flat)
+    crc = zlib.crc32(flat, zlib.crc32(offsets))
+    header = json.dumps({"format": FORMAT, "samples": len(table), "tokens": int(flat.size), "crc": crc})
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(header.encode().ljust(_HEADER - 1) + b"\n")
+            file.write(offsets.tobytes())
+            file.write(flat.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a file lock, which ends with the process that holds it; where the file system has none, go on without."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"{path.parent} has no file locks ({error}); several processes may tokenize the same file.", file=sys.stderr)
+        yield

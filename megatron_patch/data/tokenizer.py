@@ -1,0 +1,207 @@
+"""The folder's LLaMA tokenizer: SentencePiece's `tokenizer.model`, or, where there is none, `tokenizer.json`.
+
+`tokenizer.model` is run by SentencePiece itself, the engine that wrote the indexed data of Megatron-LM in 2023 (and
+the faster one); `tokenizer.json` by Hugging Face's `tokenizers`. transformers is not imported: its fifth version
+drops a leading space that the others keep. Nothing that is read here can run code.
+
+Two ways to read a text:
+- `tokenize`: a text is only text; a literal `</s>` in it becomes the pieces of its four characters (pre-training).
+- `tokenize_marked`: literals of special tokens become those tokens, as Hugging Face's tokenizer for LLaMA
+  (`legacy=False`) did in 2023 (fine-tuning, and chat templates that write `<s>` and `</s>` out).
+
+`pad` is -1, megatron-core's own "no such token": a LLaMA vocabulary has no padding token, and any real id taken for it
+would hide that id's loss. Datasets mask padding by a mask and fill it with `fill`, an id inside the vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+# Appended to a serialized SentencePiece model, protobuf merges it in: normalizer_spec { add_dummy_prefix: false }.
+_WITHOUT_DUMMY_PREFIX = bytes([0x1A, 2, 0x18, 0])
+_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+          "chat_template.jinja")  # fmt: skip
+_USUAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids and back. Made by `load_tokenizer`; meets what megatron-core's GPTDataset asks of a tokenizer."""
+
+    vocab_size: int  # ids lie in [0, vocab_size)
+    bos: int
+    eod: int  # the end-of-document token, LLaMA's </s>
+    fill: int  # what padding positions hold: inside the vocabulary, never learnt
+    fingerprint: str  # sha256 of the tokenizer files' contents
+    special_tokens: Mapping[str, int]  # literal → id
+    chat_template: str | None  # Jinja source, as the folder has it
+    encode_plain: Callable[[str], list[int]]
+    encode_marked: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+
+    @property
+    def pad(self) -> int:
+        """-1: no token of the vocabulary is a padding token (see the module's docstring)."""
+        return -1
+
+    @property
+    def eos(self) -> int:
+        """The same token as `eod`."""
+        return self.eod
+
+    @property
+    def unique_identifiers(self) -> OrderedDict[str, Any]:
+        """What megatron-core's index cache is keyed by: the contents of the files, not their place."""
+        return OrderedDict(kind="llama", vocab_size=self.vocab_size, sha256=self.fingerprint)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text without BOS and EOS; literals of special tokens are ordinary text."""
+        return self.encode_plain(text)
+
+    def tokenize_marked(self, text: str) -> list[int]:
+        """Ids of a text without BOS and EOS; literals of special tokens become those tokens."""
+        return self.encode_marked(text)
+
+    def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`tokenize` of each text."""
+        return [self.encode_plain(text) for text in texts]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of ids; BOS and EOS give nothing. ValueError for an id outside the vocabulary."""
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"token {i} lies outside the tokenizer's vocabulary of {self.vocab_size} tokens.")
+        return self.decode(ids)
+
+    def token_id(self, literal: str) -> int | None:
+        """The id of a special token's literal, or None."""
+        return self.special_tokens.get(literal)
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer in a Hugging Face folder or a converted checkpoint's root.
+
+    Raises ValueError where the folder has no tokenizer, or one that cannot be read or lacks an end token.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"tokenizer folder {folder} does not exist; give the folder that holds tokenizer.model.")
+    digest = hashlib.sha256()
+    for name in _FILES:
+        if (folder / name).is_file():
+            digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
+    settings = _read_json(folder / "tokenizer_config.json")
+    added = _added_tokens(folder, settings)
+    common = {"fingerprint": digest.hexdigest(), "chat_template": _chat_template(folder, settings)}
+    if (folder / "tokenizer.model").is_file():
+        return _from_sentencepiece(folder / "tokenizer.model", added, common)
+    if (folder / "tokenizer.json").is_file():
+        names = {**settings, **_read_json(folder / "special_tokens_map.json")}
+        return _from_tokenizers(folder / "tokenizer.json", names, common)
+    raise ValueError(f"{folder} holds neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there.")
+
+
+def _from_sentencepiece(path: Path, added: dict[str, int], common: dict[str, Any]) -> Tokenizer:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        whole = SentencePieceProcessor(model_file=str(path))
+        inner = SentencePieceProcessor(model_proto=whole.serialized_model_proto() + _WITHOUT_DUMMY_PREFIX)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{path} is not a SentencePiece model ({error}); copy the model's own file there.") from error
+    bos, eod, unk = whole.bos_id(), whole.eos_id(), whole.unk_id()
+    if min(bos, eod) < 0:
+        raise ValueError(f"{path} lacks the start token <s> or the end token </s>; use a tokenizer of the LLaMA kind.")
+    size = whole.vocab_size()
+    special = {whole.id_to_piece(i): i for i in (unk, bos, eod) if i >= 0} | added
+    beyond = {i: literal for literal, i in special.items() if i >= size}
+
+    def decode(ids: list[int]) -> str:
+        runs = groupby(ids, key=lambda i: beyond.get(i))
+        return "".join(literal * len(list(run)) if literal else whole.decode(list(run)) for literal, run in runs)
+
+    return Tokenizer(
+        vocab_size=max([size, *(i + 1 for i in beyond)]),
+        bos=bos, eod=eod, fill=max(unk, 0), special_tokens=special,
+        encode_plain=whole.encode, encode_marked=_marked_encoder(whole.encode, inner.encode, special),
+        decode=decode, **common,
+    )  # fmt: skip
+
+
+def _marked_encoder(start: Callable, rest: Callable, special: Mapping[str, int]) -> Callable[[str], list[int]]:
+    """Splits a text at special literals; the first piece gets SentencePiece's leading space, the later ones do not."""
+    literals = re.compile("(" + "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) + ")")
+
+    def encode(text: str) -> list[int]:
+        first, *others = literals.split(text)
+        ids = start(first)
+        for piece in others:
+            ids += [special[piece]] if piece in special else rest(piece)
+        return ids
+
+    return encode
+
+
+def _from_tokenizers(path: Path, names: dict[str, Any], common: dict[str, Any]) -> Tokenizer:
+    from tokenizers import Tokenizer as Engine
+
+    try:
+        plain, marked = Engine.from_file(str(path)), Engine.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise ValueError(f"{path} is not a tokenizer.json that `tokenizers` reads: {error}") from error
+    plain.encode_special_tokens = True
+    special = {token.content: i for i, token in plain.get_added_tokens_decoder().items() if token.special}
+    ids = [plain.token_to_id(_content(names.get(key)) or usual) for key, usual in _USUAL_NAMES.items()]
+    if ids[0] is None or ids[1] is None:
+        raise ValueError(f"{path} lacks the start or end token that tokenizer_config.json names; they must be in it.")
+    return Tokenizer(
+        vocab_size=max(plain.get_vocab().values()) + 1,
+        bos=ids[0], eod=ids[1], fill=ids[2] or 0, special_tokens=special,
+        encode_plain=lambda text: plain.encode(text, add_special_tokens=False).ids,
+        encode_marked=lambda text: marked.encode(text, add_special_tokens=False).ids,
+        decode=plain.decode, **common,
+    )  # fmt: skip
+
+
+def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
+    """Literal → id of tokens that were added beside tokenizer.model (`added_tokens.json`, `added_tokens_decoder`)."""
+    added = {str(k): int(v) for k, v in _read_json(folder / "added_tokens.json").items()}
+    for i, token in (settings.get("added_tokens_decoder") or {}).items():
+        added[_content(token)] = int(i)
+    return added
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The folder's chat template: `chat_template.jinja`, or tokenizer_config.json's, the one named default of several."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        return next((t.get("template") for t in template if t.get("name") == "default"), None)
+    return template
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file. ValueError where the file holds something else."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); copy the model's own file there.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, it must hold a JSON object.")
+    return value
