@@ -147,10 +147,10 @@ def _adamw_kernel(
     decay, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, root_correction, BLOCK: tl.constexpr,
 ):  # fmt: skip
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = offsets < count
     if found_inf_ptr is not None:
         # A masked access moves no bytes, so a skipped step is as good as free.
-        mask = mask & (tl.load(found_inf_ptr) == 0)
+        count = tl.where(tl.load(found_inf_ptr) == 0.0, count, 0)
+    mask = offsets < count
     grad = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     if scale_ptr is not None:
         grad *= tl.load(scale_ptr)
@@ -172,10 +172,12 @@ def _adamw_kernel(
 def _norm_kernel(tensor_ptr, scale_ptr, partial_ptr, count, BLOCK: tl.constexpr):
     program = tl.program_id(0)
     total = tl.zeros([BLOCK], dtype=tl.float32)
-    for start in range(program, (count + BLOCK - 1) // BLOCK, tl.num_programs(0)):
-        offsets = tl.cast(start, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    start = program.to(tl.int64) * BLOCK
+    while start < count:
+        offsets = start + tl.arange(0, BLOCK)
         x = tl.load(tensor_ptr + offsets, mask=offsets < count, other=0.0).to(tl.float32)
         if scale_ptr is not None:
             x *= tl.load(scale_ptr)
         total += x * x
+        start += tl.num_programs(0) * BLOCK
     tl.store(partial_ptr + program, tl.sum(total, axis=0))

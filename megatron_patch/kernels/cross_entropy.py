@@ -108,17 +108,20 @@ def _gradient(logits, targets, lse, scale):
 
 
 @kernel
-def _statistics_kernel(logits_ptr, targets_ptr, maximum_ptr, total_ptr, at_target_ptr, vocabulary, BLOCK: tl.constexpr):
+def _statistics_kernel(
+    logits_ptr, targets_ptr, maximum_ptr, total_ptr, at_target_ptr, VOCABULARY: tl.constexpr, BLOCK: tl.constexpr
+):
+    # The vocabulary is a constant of a run, and the interpreter's loops want one
     row = tl.program_id(0)
-    logits = logits_ptr + row.to(tl.int64) * vocabulary
+    logits = logits_ptr + row.to(tl.int64) * VOCABULARY
     target = tl.load(targets_ptr + row)
-    inside = (target >= 0) & (target < vocabulary)
+    inside = (target >= 0) & (target < VOCABULARY)
     columns = tl.arange(0, BLOCK)
     # One running maximum and sum for each lane: the only reductions across the row come after the loop.
     maximum = tl.full([BLOCK], -1.0e38, dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
-    for start in range(0, vocabulary, BLOCK):
-        x = tl.load(logits + start + columns, mask=start + columns < vocabulary, other=-float("inf")).to(tl.float32)
+    for start in range(0, VOCABULARY, BLOCK):
+        x = tl.load(logits + start + columns, mask=start + columns < VOCABULARY, other=-float("inf")).to(tl.float32)
         larger = tl.maximum(maximum, x)
         total = total * tl.exp(maximum - larger) + tl.exp(x - larger)
         maximum = larger

@@ -179,11 +179,12 @@ def _forward_kernel(
     columns = tl.arange(0, BLOCK)
     mask = columns < h
     offsets = row.to(tl.int64) * h + columns
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0)
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     if ADD:
-        x = x + tl.load(residual_ptr + offsets, mask=mask, other=0.0)
-        tl.store(total_ptr + offsets, x, mask=mask)
-    x = x.to(tl.float32)
+        total = (x + tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)).to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + offsets, total, mask=mask)
+        # The sum as it is stored, because the backward starts from that
+        x = total.to(tl.float32)
     rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / h + eps)
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     tl.store(rstd_ptr + row, rstd)
@@ -200,8 +201,9 @@ def _backward_kernel(
     mask = columns < h
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     dweight = tl.zeros([BLOCK], dtype=tl.float32)
-    first = program * rows_each
-    for row in range(first, tl.minimum(first + rows_each, rows)):
+    row = program * rows_each
+    last = tl.minimum(row + rows_each, rows)
+    while row < last:
         offsets = tl.cast(row, tl.int64) * h + columns
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -213,4 +215,5 @@ def _backward_kernel(
         if ADD:
             dx += tl.load(dresidual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        row += 1
     tl.store(partial_ptr + program.to(tl.int64) * h + columns, dweight, mask=mask)

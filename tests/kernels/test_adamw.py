@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from megatron_patch.kernels.adamw import adamw_step_, adamw_step_list_, grad_norm_squared
+
+OPTIONS = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+
+
+def torch_adamw(parameter):
+    o = OPTIONS
+    betas = (o["beta1"], o["beta2"])
+    return torch.optim.AdamW([parameter], lr=o["lr"], betas=betas, eps=o["eps"], weight_decay=o["weight_decay"])
+
+
+@pytest.mark.parametrize("copy_dtype", [None, torch.bfloat16, torch.float16])
+def test_ten_steps_equal_torch_adamw_in_float64(draw, agree, device, implementation, copy_dtype):
+    master = draw(torch.float32, 1300, requires_grad=False)
+    exp_avg, exp_avg_sq = torch.zeros_like(master), torch.zeros_like(master)
+    copy = None if copy_dtype is None else torch.empty_like(master, dtype=copy_dtype)
+    scale = torch.tensor(0.125, device=device)
+    truth = master.double().requires_grad_()
+    optimizer = torch_adamw(truth)
+    start = master.clone()
+    for step in range(1, 11):
+        grad = draw(torch.float32, 1300, requires_grad=False)
+        adamw_step_(
+            master, exp_avg, exp_avg_sq, grad, copy, step=step, grad_scale=scale, implementation=implementation, **OPTIONS
+        )
+        truth.grad = grad.double() * 0.125
+        optimizer.step()
+    # The moves, not the weights, so that an error in the update is not hidden behind its size.
+    moves = (master.double() - start.double()).norm()
+    assert ((master.double() - truth).norm() / moves).item() < 2e-5
+    agree(master, truth.detach())
+    state = optimizer.state[truth]
+    agree(exp_avg, state["exp_avg"])
+    agree(exp_avg_sq, state["exp_avg_sq"])
+    if copy is not None:
+        agree(copy, master)
+
+
+def test_low_precision_gradients_are_widened_first(draw, device, implementation):
+    grad = draw(torch.float16, 50, requires_grad=False)
+    results = []
+    for g in (grad, grad.float()):
+        master, exp_avg, exp_avg_sq = (torch.full((50,), value, device=device) for value in (1.0, 0.0, 0.0))
+        adamw_step_(master, exp_avg, exp_avg_sq, g, None, step=1, implementation=implementation, **OPTIONS)
+        results.append(master)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_an_overflow_changes_nothing(draw, device, implementation, found):
+    tensors = [draw(torch.float32, 70, requires_grad=False).abs() for _ in range(4)]
+    tensors[3].fill_(float("inf") if found else 1.0)
+    copy = torch.zeros(70, dtype=torch.bfloat16, device=device)
+    before = [t.clone() for t in (*tensors, copy)]
+    found_inf = torch.tensor([found], device=device)
+    adamw_step_list_(
+        *([t] for t in tensors), [copy], step=1, found_inf=found_inf, implementation=implementation, **OPTIONS
+    )
+    changed = [not torch.equal(a, b) for a, b in zip((*tensors, copy), before, strict=True)]
+    assert changed == ([False] * 5 if found else [True, True, True, False, True])
+
+
+def test_norm_of_scaled_gradients(draw, agree, device, implementation):
+    # Squares of these overflow float16, and float32 once a loss scale is in them.
+    grads = [draw(torch.float16, 33, 5, requires_grad=False) * 1000, draw(torch.float32, 3000, requires_grad=False) * 1e17]
+    grads = [g.contiguous() for g in grads]
+    scale = torch.tensor(2.0**-60, device=device)
+    truth = sum((g.double() * 2.0**-60).square().sum() for g in grads)
+    agree(grad_norm_squared(grads, scale, implementation=implementation), truth)
+    agree(grad_norm_squared(grads[:1], implementation=implementation), grads[0].double().square().sum())
+    grads[1][7] = torch.nan
+    assert grad_norm_squared(grads, scale, implementation=implementation).isnan()
+
+
+def test_errors(draw):
+    a, b = torch.zeros(4), torch.zeros(5)
+    with pytest.raises(ValueError, match="counts from 1"):
+        adamw_step_(a, a, a, a, None, step=0, **OPTIONS)
+    with pytest.raises(ValueError, match=r"grad is \[5\]"):
+        adamw_step_(a, a, a, b, None, step=1, **OPTIONS)
+    with pytest.raises(ValueError, match="exp_avg is torch.float16"):
+        adamw_step_(a, a.half(), a, a, None, step=1, **OPTIONS)
