@@ -1,0 +1,40 @@
+#!/bin/sh
+# 有监督微调 LLaMA-2 (supervised fine-tuning). Usage: sh run_finetune_megatron_llama.sh, then the 22 arguments below.
+set -eu
+patch_root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+# shellcheck source-path=SCRIPTDIR source=../../megatron_patch/launch.sh
+. "$patch_root/megatron_patch/launch.sh"
+check_count 22 "$@"
+
+ENV=$1                          # 运行环境: dlc, dsw
+MEGATRON_PATH=$2                # 设置开源Megatron的代码路径
+MEGATRON_PATCH_PATH=$3          # 设置Megatron Patch的代码路径
+MODEL_SIZE=$4                   # 模型结构参数量级: 7B, 13B
+BATCH_SIZE=$5                   # 每卡训练一次迭代样本数: 4, 8
+LR=$6                           # 学习率: 1e-5, 5e-5
+MIN_LR=$7                       # 最小学习率: 1e-6, 5e-6
+SEQ_LEN=$8                      # 序列长度
+PAD_LEN=$9                      # Padding长度：100
+EXTRA_VOCAB_SIZE=${10}          # 词表扩充大小
+PR=${11}                        # 训练精度: fp16, bf16
+TP=${12}                        # 模型并行度
+PP=${13}                        # 流水并行度
+AC=${14}                        # 激活检查点模式: sel, full
+DO=${15}                        # 是否使用Megatron版Zero-1降显存优化器: true, false
+FL=${16}                        # 是否使用Flash Attention: true, false
+SP=${17}                        # 是否使用序列并行: true, false
+TRAIN_DATASET_PATH=${18}        # 训练数据集路径
+VALID_DATASET_PATH=${19}        # 验证数据集路径
+PRETRAIN_CHECKPOINT_PATH=${20}  # 预训练模型路径
+EPOCH=${21}                     # 训练迭代轮次
+OUTPUT_BASEPATH=${22}           # 训练输出文件路径
+shift 22
+
+python_entry megatron_patch.launch finetune \
+    --env="$ENV" --megatron-path="$MEGATRON_PATH" --megatron-patch-path="$MEGATRON_PATCH_PATH" \
+    --model-size="$MODEL_SIZE" --micro-batch-size="$BATCH_SIZE" --lr="$LR" --min-lr="$MIN_LR" \
+    --seq-length="$SEQ_LEN" --max-padding-length="$PAD_LEN" --extra-vocab-size="$EXTRA_VOCAB_SIZE" \
+    --precision="$PR" --tensor-model-parallel-size="$TP" --pipeline-model-parallel-size="$PP" \
+    --activation-checkpoint="$AC" --use-distributed-optimizer="$DO" --use-flash-attn="$FL" \
+    --sequence-parallel="$SP" --train-data-path="$TRAIN_DATASET_PATH" --valid-data-path="$VALID_DATASET_PATH" \
+    --load="$PRETRAIN_CHECKPOINT_PATH" --epochs="$EPOCH" --output-path="$OUTPUT_BASEPATH" "$@"

@@ -1,0 +1,177 @@
+"""A training run's own checkpoints: whole or not at all, and everything needed to go on exactly.
+
+One folder an iteration in megatron-core's torch_dist format: weights, optimizer, schedule, progress, random state.
+Written beside its final name, flushed, renamed; the tracker file last.
+"""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.optimizer import ChainedOptimizer
+
+from megatron_patch.checkpoint.layout import (
+    ModelDescription,
+    iteration_folder,
+    read_tracker,
+    write_model_description,
+    write_tracker,
+)
+from megatron_patch.config import TrainConfig
+from megatron_patch.core import parallel
+
+# The form that loads at any TP, PP and DP; core's default one cannot be saved at all.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    iteration: int
+    consumed_samples: int
+    skipped_iterations: int
+    nan_iterations: int
+
+
+def save_checkpoint(
+    config: TrainConfig, model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: Progress
+) -> Path:
+    """Write the state after `progress.iteration`; every rank calls it. Returns the finished folder."""
+    root = Path(config.checkpoint_folder)
+    final = iteration_folder(root, progress.iteration)
+    partial = final.with_name(final.name + ".partial")
+    if parallel_state_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    parallel.barrier()
+    state = _state_dict(model, optimizer, scheduler, progress, is_loading=False)
+    dist_checkpointing.save(state, str(partial), content_metadata=dict(_METADATA))
+    parallel.barrier()
+    if parallel_state_rank() == 0:
+        _finish(config, root, partial, final, progress)
+    parallel.barrier()
+    return final
+
+
+def _finish(config: TrainConfig, root: Path, partial: Path, final: Path, progress: Progress) -> None:
+    """Describe, flush, rename, and only then say so in the tracker; older ones go if `--keep-last` asks for it."""
+    write_model_description(partial, _description(config))
+    (partial / "run_config.json").write_text(
+        json.dumps(config.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    for name in os.listdir(partial):
+        _flush(partial / name)
+    _flush(partial)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    _flush(root)
+    write_tracker(root, str(progress.iteration))
+    _remove_old(root, config.options.keep_last)
+
+
+def _description(config: TrainConfig) -> ModelDescription:
+    return ModelDescription(
+        model=config.model,
+        extra_vocab_size=config.extra_vocab_size,
+        dtype={"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[config.precision],
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+    )
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_old(root: Path, keep: int) -> None:
+    folders = sorted(folder for folder in root.glob("iter_*") if folder.name[5:].isdigit())
+    for folder in folders[:-keep] if keep else []:
+        shutil.rmtree(folder)
+
+
+def own_checkpoint(config: TrainConfig) -> Path | None:
+    """The run's own last finished checkpoint, which it goes on from; None at its first start.
+
+    Raises:
+        ValueError: the tracker names a folder that is not there.
+    """
+    root = Path(config.checkpoint_folder)
+    tracker = read_tracker(root)
+    if tracker is None:
+        return None
+    folder = iteration_folder(root, int(tracker))
+    if not folder.is_dir():
+        raise ValueError(f"{root}/latest_checkpointed_iteration.txt says {tracker}, and there is no {folder.name}; remove that file to start anew.")
+    return folder
+
+
+def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> Progress:
+    """Load everything that `save_checkpoint` wrote into the objects given; every rank calls it.
+
+    Random state is restored where TP and PP are as they were; it belongs to a place in that layout.
+    """
+    state = _state_dict(model, optimizer, scheduler, Progress(0, 0, 0, 0), is_loading=True)
+    loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_ALL)
+    module(model).load_state_dict(loaded["model"], strict=True)
+    optimizer.load_state_dict(loaded["optimizer"])
+    scheduler.load_state_dict(loaded["scheduler"])
+    parallel.set_rng_state(loaded["rng"])
+    return Progress(**loaded["progress"])
+
+
+def load_model(folder: Path, model: Any) -> None:
+    """The weights alone of a native checkpoint, from any layout, cast to the model's dtype."""
+    state = {"model": module(model).sharded_state_dict(metadata=dict(_METADATA))}
+    loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
+    module(model).load_state_dict(loaded["model"], strict=True)
+
+
+def _state_dict(
+    model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: Progress, *, is_loading: bool
+) -> dict[str, Any]:
+    weights = module(model).sharded_state_dict(metadata=dict(_METADATA))
+    return {
+        "model": weights,
+        "optimizer": optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(_METADATA)),
+        "scheduler": scheduler.state_dict(),
+        "progress": dict(vars(progress)),
+        "rng": _sharded_rng(),
+    }
+
+
+def _sharded_rng() -> ShardedObject:
+    """This rank's random state by its place among stages and tensor-parallel ranks, once for all replicas."""
+    shape = (
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )
+    place = (parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_tensor_model_parallel_rank())
+    return ShardedObject(
+        "rng", parallel.rng_state(), shape, place, replica_id=parallel_state.get_data_parallel_rank()
+    )
+
+
+def module(model: Any) -> Any:
+    """The model inside core's DDP wrapper."""
+    return model.module if hasattr(model, "module") else model
+
+
+def parallel_state_rank() -> int:
+    return torch.distributed.get_rank()

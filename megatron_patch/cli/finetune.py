@@ -1,0 +1,18 @@
+"""Supervised fine-tuning, one process of it: `torchrun … -m megatron_patch.cli.finetune --flags`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(argv: list[str]) -> None:
+    """Read, build, run, close. Heavy imports stand here: core starts a process that imports this module again."""
+    from megatron_patch.cli.training import training_session
+    from megatron_patch.data.finetune import finetune_run_data
+    from megatron_patch.train_arguments import read
+
+    training_session(read("finetune", argv).config, finetune_run_data)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,18 @@
+"""Continued pre-training, one process of it: `torchrun … -m megatron_patch.cli.pretrain --flags`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(argv: list[str]) -> None:
+    """Read, build, run, close. Heavy imports stand here: core starts a process that imports this module again."""
+    from megatron_patch.cli.training import training_session
+    from megatron_patch.data.pretrain import pretrain_run_data
+    from megatron_patch.train_arguments import read
+
+    training_session(read("pretrain", argv).config, pretrain_run_data)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

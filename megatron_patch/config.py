@@ -1,0 +1,127 @@
+"""The one frozen configuration of a training run, in megatron-core's names. Imports no torch.
+
+`arguments.py` fills it from the scripts' documented arguments and flags, and checks it; nothing below cli/ sees argv,
+the environment or a global. It is saved as JSON beside each checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from megatron_patch.model_config import LlamaConfig
+
+PRECISIONS = ("fp16", "bf16", "fp32")
+RECOMPUTATIONS = ("sel", "full", "none")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags that may follow a training script's documented arguments; the defaults are the original recipe's."""
+
+    seed: int = 1234
+    """Seed of weights, data order and dropout."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay; norms are exempt."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    clip_grad: float = 1.0
+    """Gradients are scaled down to this global L2 norm; 0 turns clipping off."""
+    init_method_std: float = 0.02
+    """Standard deviation of random initial weights (checkpoint `none`)."""
+    initial_loss_scale: float = 65536.0
+    """First loss scale of fp16."""
+    loss_scale_window: int = 1000
+    """fp16: steps without an overflow after which the loss scale doubles."""
+    split: str = "98,2,0"
+    """Shares of indexed data for training, validation and test."""
+    eval_interval: int = 100
+    """Pre-training: iterations between two evaluations; 0 turns them off."""
+    eval_iters: int = 10
+    """Pre-training: global batches of one evaluation."""
+    log_interval: int = 1
+    """Iterations between two console lines."""
+    num_workers: int = 2
+    """Processes that load data, for each rank; 0 loads in the training process."""
+    keep_last: int = 0
+    """Training checkpoints to keep; 0 keeps all."""
+    exit_interval: int = 0
+    """Save and stop after this many iterations of this run; 0 never does."""
+    exit_duration_in_mins: float = 0.0
+    """Save and stop after this many minutes; 0 never does."""
+    tokenizer_path: str = ""
+    """Folder of the tokenizer; empty: the checkpoint's."""
+    template: str = "alpaca"
+    """Fine-tuning: prompt template (`alpaca`, `llama2-chat`, `tokenizer`)."""
+    packing: bool = False
+    """Fine-tuning: several samples in one sequence of SEQ_LEN, with attention kept apart."""
+    kernels: str = "auto"
+    """`auto`: Triton kernels on GPUs; `torch`: their plain PyTorch references."""
+    deferred_weight_gradients: int = 1
+    """Micro-batches whose weight gradients are computed in one product (GPU; takes memory)."""
+    profile: bool = False
+    """Write a PyTorch profiler trace of a few iterations for TensorBoard."""
+    profile_step_start: int = 10
+    """First profiled iteration of this run."""
+    profile_step_end: int = 12
+    """Iteration at which profiling ends, not profiled itself."""
+    timeout_minutes: int = 30
+    """How long a collective may wait for the other processes."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run does, resolved and checked. Sizes are counts, tokens or samples as named."""
+
+    task: str  # "pretrain" or "finetune"
+    name: str  # NAME: the run's folder in checkpoint/, and its prefix in tensorboard/ and log/
+    model: LlamaConfig
+    extra_vocab_size: int
+    load: str | None  # PRETRAIN_CHECKPOINT_PATH; None: random weights
+    output_path: str
+    # Layout
+    tensor_model_parallel_size: int
+    pipeline_model_parallel_size: int
+    sequence_parallel: bool
+    use_distributed_optimizer: bool
+    # Numbers
+    precision: str
+    recompute: str
+    use_flash_attn: bool
+    micro_batch_size: int
+    global_batch_size: int
+    lr: float
+    min_lr: float
+    # Data
+    seq_length: int
+    pad_length: int
+    train_data_path: str
+    valid_data_path: str | None
+    # Pre-training
+    train_iters: int = 0
+    warmup_iters: int = 0
+    save_interval: int = 0
+    # Fine-tuning
+    epochs: int = 0
+    options: Options = field(default_factory=Options)
+
+    @property
+    def sample_length(self) -> int:
+        """Tokens of one row of a batch, S."""
+        if self.task == "finetune":
+            return self.seq_length if self.options.packing else self.pad_length
+        return self.pad_length if self.train_data_path.endswith((".json", ".jsonl")) else self.seq_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding and of the output layer, V."""
+        return self.model.vocab_size + self.extra_vocab_size
+
+    @property
+    def checkpoint_folder(self) -> str:
+        return f"{self.output_path.rstrip('/')}/checkpoint/{self.name}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)

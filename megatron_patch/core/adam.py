@@ -1,0 +1,82 @@
+"""Adam with decoupled weight decay in the manner of Apex's FusedAdam, over this project's one-pass kernel.
+
+Two things differ from `torch.optim.AdamW`: the step is counted in the parameter group, which is where
+megatron-core's distributed optimizer looks for it when it saves and loads, and `step` takes the gradient's factor, so
+that unscaling, averaging over tokens and clipping cost no pass of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Iterable
+
+import torch
+
+from megatron_patch.kernels.adamw import adamw_step_
+
+
+class Adam(torch.optim.Optimizer):
+    """AdamW on fp32 parameters (Loshchilov and Hutter, arXiv:1711.05101), with fp32 state.
+
+    Attributes:
+        model_copies: from a parameter to the bf16 or fp16 tensor of the same size that its new value is written to.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        adam_w_mode: bool = True,
+    ) -> None:
+        assert adam_w_mode, "only decoupled weight decay is implemented"
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.model_copies: dict[torch.Tensor, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def step(
+        self,
+        closure: None = None,
+        *,
+        grad_scale: torch.Tensor | None = None,
+        found_inf: torch.Tensor | None = None,
+    ) -> None:
+        """Update every parameter that has a gradient, in one pass over its memory each.
+
+        Args:
+            grad_scale: 0-dimensional fp32 tensor on the parameters' device; gradients are multiplied by it.
+            found_inf: likewise; where it is not 0 nothing changes, though the step is counted (see `uncount_step`).
+        """
+        assert closure is None
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_parameter(parameter, group, grad_scale, found_inf)
+
+    def _step_parameter(self, parameter, group, grad_scale, found_inf) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        adamw_step_(
+            parameter.detach().view(-1),
+            state["exp_avg"].view(-1),
+            state["exp_avg_sq"].view(-1),
+            parameter.grad.detach().view(-1),
+            self.model_copies.get(parameter),
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            step=group["step"],
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+        )
+
+    def uncount_step(self) -> None:
+        """Take back the count of a step that found_inf turned into nothing."""
+        for group in self.param_groups:
+            group["step"] -= 1

@@ -1,0 +1,41 @@
+"""The device, decided once: CUDA with NCCL where there is a GPU, otherwise the CPU with gloo.
+
+Importing this module prepares megatron-core for the machine; every module of this project that imports
+`megatron.core` imports this one first.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+
+from megatron_patch.core.cpu_redirection import redirect_cuda_to_cpu
+
+HAS_CUDA = torch.cuda.is_available()
+BACKEND = "nccl" if HAS_CUDA else "gloo"
+
+if not HAS_CUDA:
+    redirect_cuda_to_cpu()
+
+# core warns at import that Apex and Transformer Engine are absent; that they are not needed is this project's point.
+warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex|flash-attn|nvidia-modelopt).*")
+
+
+def local_device() -> torch.device:
+    """This process's device; LOCAL_RANK, which torchrun sets, chooses among GPUs."""
+    if not HAS_CUDA:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def synchronize() -> None:
+    """Wait until the device has done all that was asked of it; nothing on a CPU."""
+    if HAS_CUDA:
+        torch.cuda.synchronize()
+
+
+def max_memory_allocated() -> int:
+    """Peak bytes that tensors have taken on this process's device; 0 on a CPU, where torch does not count."""
+    return torch.cuda.max_memory_allocated() if HAS_CUDA else 0

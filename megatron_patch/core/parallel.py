@@ -1,0 +1,129 @@
+"""Processes and their groups: start, seeds, facts about this rank, end."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+from dataclasses import dataclass
+
+import megatron_patch.core.device as device  # noqa: I001  prepares megatron-core for this machine
+
+import numpy as np
+import torch
+from megatron.core import parallel_state, tensor_parallel
+
+from megatron_patch.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where this process stands. Ranks count from 0; sizes are numbers of processes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    tensor_parallel_rank: int
+    pipeline_parallel_rank: int
+    data_parallel_rank: int
+    data_parallel_size: int
+    is_first_stage: bool
+    is_last_stage: bool
+
+    @property
+    def is_logger(self) -> bool:
+        """The last rank has the loss, so it writes the log, as in Megatron."""
+        return self.rank == self.world_size - 1
+
+
+def start(config: TrainConfig) -> Layout:
+    """Join the process group that torchrun's environment names and build megatron-core's groups.
+
+    Raises:
+        ValueError: the number of processes is no multiple of TP × PP.
+    """
+    local = device.local_device()
+    if device.HAS_CUDA:
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group(
+        backend=device.BACKEND,
+        timeout=datetime.timedelta(minutes=config.options.timeout_minutes),
+        device_id=local if device.HAS_CUDA else None,
+    )
+    world = torch.distributed.get_world_size()
+    model_parallel = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+    if world % model_parallel:
+        raise ValueError(
+            f"{world} processes were started for TP × PP = {model_parallel}; their number must be a multiple of it."
+        )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        distributed_timeout_minutes=config.options.timeout_minutes,
+    )
+    seed_everything(config.options.seed)
+    return _layout(local)
+
+
+def _layout(local: torch.device) -> Layout:
+    return Layout(
+        rank=torch.distributed.get_rank(),
+        world_size=torch.distributed.get_world_size(),
+        device=local,
+        tensor_parallel_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_parallel_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        is_first_stage=parallel_state.is_pipeline_first_stage(),
+        is_last_stage=parallel_state.is_pipeline_last_stage(),
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch; stages and tensor-parallel ranks get different streams, as in Megatron."""
+    stage_seed = seed + 100 * parallel_state.get_pipeline_model_parallel_rank()
+    random.seed(stage_seed)
+    np.random.seed(stage_seed)
+    torch.manual_seed(stage_seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(stage_seed)
+
+
+def rng_state() -> dict[str, object]:
+    """Everything random of this process, for a checkpoint: tensors, tuples and numbers only."""
+    algorithm, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (algorithm, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(),
+        "tracker": dict(tensor_parallel.get_cuda_rng_tracker().get_states()),
+    }
+
+
+def set_rng_state(state: dict) -> None:
+    """What `rng_state` gave, back in place."""
+    random.setstate(_as_tuple(state["python"]))
+    algorithm, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    torch.cuda.set_rng_state(state["cuda"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def is_first_rank_of_node() -> bool:
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def barrier() -> None:
+    torch.distributed.barrier()
+
+
+def stop() -> None:
+    """Leave the groups; safe to call when they were never joined."""
+    if torch.distributed.is_initialized():
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()

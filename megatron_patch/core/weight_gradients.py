@@ -1,0 +1,26 @@
+"""What megatron-core's linear layers call for their weights' gradients, in the place of Apex's CUDA extension.
+
+The first micro-batch of a step writes the fp32 buffer, every other adds to it: `mark_stale` says where a step begins,
+and saves one pass of zeros over all gradients and one of reading them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_patch.kernels.grad_accumulation import accumulate_weight_grad
+
+
+def mark_stale(main_grad: torch.Tensor) -> None:
+    """The next product overwrites `main_grad` instead of adding to what a previous step left there."""
+    main_grad.is_stale = True
+
+
+def is_stale(main_grad: torch.Tensor) -> bool:
+    return getattr(main_grad, "is_stale", False)
+
+
+def wgrad_gemm_accum_fp32(total_input: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.Tensor) -> None:
+    """`main_grad` [out, in] fp32 (+)= `grad_output` [tokens, out] transposed times `total_input` [tokens, in]."""
+    accumulate_weight_grad(main_grad, total_input, grad_output, overwrite=is_stale(main_grad))
+    main_grad.is_stale = False

@@ -1,0 +1,78 @@
+"""Pre-training data: `.bin`/`.idx` pairs through megatron-core's GPTDataset, alone or as a weighted blend, or JSON."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
+
+from pathlib import Path
+from typing import Any, Callable
+
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+from megatron_patch.config import TrainConfig
+from megatron_patch.core.parallel import Layout
+from megatron_patch.data.finetune import json_run_data
+from megatron_patch.data.run_data import RunData
+from megatron_patch.data.run_tokenizer import run_tokenizer
+from megatron_patch.data.samplers import BatchPlan
+from megatron_patch.data_paths import is_json, parse_data_path
+
+
+def pretrain_run_data(config: TrainConfig, layout: Layout, say: Callable[[str], None]) -> RunData:
+    """The data of DATASET_PATH for TRAIN_TOKENS, evaluated every `--eval-interval` iterations."""
+    if is_json(config.train_data_path):
+        return json_run_data(config, layout, say)
+    train, valid = _gpt_datasets(config, run_tokenizer(config, text=False))
+    options = config.options
+
+    def plan(samples: int) -> BatchPlan:
+        return BatchPlan(samples, config.global_batch_size, config.micro_batch_size, layout.data_parallel_size)
+
+    if valid is None and options.eval_interval and options.eval_iters:
+        say(f"  the split {options.split} leaves no validation data; evaluation is skipped")
+    return RunData(
+        train=train,
+        valid=valid,
+        plan=plan(config.train_iters * config.global_batch_size),
+        valid_plan=plan(_evaluations(config) * options.eval_iters * config.global_batch_size) if valid else None,
+        train_iters=config.train_iters,
+        eval_batches=options.eval_iters if options.eval_interval else 0,
+        eval_every=options.eval_interval,
+        save_every=config.save_interval,
+        fresh_validation=False,
+    )
+
+
+def _evaluations(config: TrainConfig) -> int:
+    """One every `--eval-interval` iterations and one at the end."""
+    return config.train_iters // config.options.eval_interval + 1 if config.options.eval_interval else 0
+
+
+def _gpt_datasets(config: TrainConfig, tokenizer: Any) -> tuple[Any, Any | None]:
+    """Training and validation samples of SEQ_LEN tokens, as many as the run takes; None where the split leaves none.
+
+    Raises:
+        ValueError: the split leaves no training data.
+    """
+    pairs = parse_data_path(config.train_data_path)
+    prefixes, weights = [prefix for _, prefix in pairs], [weight for weight, _ in pairs]
+    options = config.options
+    batches = (config.train_iters, _evaluations(config) * options.eval_iters, 0)
+    gpt = GPTDatasetConfig(
+        random_seed=options.seed,
+        sequence_length=config.seq_length,
+        blend=(prefixes, weights if len(pairs) > 1 else None),
+        split=options.split,
+        path_to_cache=str(Path(config.output_path) / "data_cache"),
+        tokenizer=tokenizer,
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    sizes = [count * config.global_batch_size for count in batches]
+    train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, gpt).build()
+    if train is None:
+        raise ValueError(f"The split {options.split} leaves no training data in {config.train_data_path}.")
+    return train, valid

@@ -1,0 +1,33 @@
+"""What a run trains on and how long: the shape that both kinds of data come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_patch.data.samplers import BatchPlan
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Data sets and how they are dealt out.
+
+    Attributes:
+        train, valid: data sets; `valid` None skips evaluation.
+        plan: how training samples are dealt out; valid_plan likewise.
+        train_iters: global batches of the whole run.
+        eval_batches: global batches of one evaluation.
+        eval_every, save_every: iterations between evaluations and between checkpoints; 0 for the end only.
+        fresh_validation: whether every evaluation takes the same samples from the first on (fine-tuning) or goes on
+            where the last one stopped (pre-training, as in Megatron).
+    """
+
+    train: Any
+    valid: Any | None
+    plan: BatchPlan
+    valid_plan: BatchPlan | None
+    train_iters: int
+    eval_batches: int
+    eval_every: int
+    save_every: int
+    fresh_validation: bool

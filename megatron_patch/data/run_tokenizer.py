@@ -1,0 +1,61 @@
+"""Which tokenizer a run uses: `--tokenizer-path`, else the one beside the checkpoint's weights."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_patch.config import TrainConfig
+from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.train_arguments import checkpoint_root
+
+_FILES = ("tokenizer.model", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class VocabularyOnly:
+    """What indexed data needs of a tokenizer where a run from random weights has none: LLaMA's numbers."""
+
+    vocab_size: int
+    eod: int = 2
+    pad: int = -1
+
+    @property
+    def unique_identifiers(self) -> OrderedDict[str, Any]:
+        return OrderedDict(kind="vocabulary-only", vocab_size=self.vocab_size, eod=self.eod)
+
+
+def tokenizer_folder(config: TrainConfig) -> Path | None:
+    """The folder that `--tokenizer-path` names or that holds the checkpoint, if a tokenizer is in it."""
+    if config.options.tokenizer_path:
+        return Path(config.options.tokenizer_path)
+    root = checkpoint_root(Path(config.load)) if config.load else None
+    return root if root is not None and any((root / name).is_file() for name in _FILES) else None
+
+
+def run_tokenizer(config: TrainConfig, *, text: bool) -> Any:
+    """The run's tokenizer.
+
+    Args:
+        text: the data is text, so a real tokenizer is needed; indexed data already holds tokens.
+
+    Raises:
+        ValueError: text without a tokenizer, or a tokenizer with more tokens than the model has rows.
+    """
+    folder = tokenizer_folder(config)
+    if folder is None:
+        if text:
+            raise ValueError(
+                "JSON data needs a tokenizer, and the checkpoint's folder has neither tokenizer.model nor tokenizer.json: "
+                "copy one there, or add --tokenizer-path FOLDER after the last argument."
+            )
+        return VocabularyOnly(config.model.vocab_size)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens and the model {config.vocab_size} rows; "
+            f"convert with EXTRA_VOCAB_SIZE {tokenizer.vocab_size - config.model.vocab_size} or more, or use its own tokenizer."
+        )
+    return tokenizer

@@ -1,0 +1,63 @@
+"""From a training script's arguments to torchrun: check everything, say what was decided, become torchrun.
+
+`python -m megatron_patch.launch TASK --flags`. Imports no torch, so that a usage error costs no seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from megatron_patch.megatron_path import choose_engine
+from megatron_patch.processes import Processes
+from megatron_patch.train_arguments import SCRIPTS, read
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[str]:
+    """The command line of `torch.distributed.run` for this node; `argv` is handed on untouched, without a shell."""
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nnodes={processes.nodes}",
+        f"--node-rank={processes.node_rank}",
+        f"--nproc-per-node={processes.per_node}",
+        f"--master-addr={processes.master_addr}",
+        f"--master-port={processes.master_port}",
+        "-m",
+        f"megatron_patch.cli.{task}",
+        *argv,
+    ]
+
+
+def worker_environment(engine: str | None) -> dict[str, str]:
+    """The environment of the training processes: this project, and MEGATRON_PATH's tree where it is used, importable."""
+    environment = dict(os.environ)
+    paths = [engine, str(_ROOT), environment.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    # Megatron's overlap of communication and products relies on kernels starting in the order of their launch.
+    environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    return environment
+
+
+def main(argv: list[str]) -> None:
+    if not argv or argv[0] not in SCRIPTS:
+        sys.exit(f"usage: python -m megatron_patch.launch {{{','.join(SCRIPTS)}}} --flags")
+    task, flags = argv[0], argv[1:]
+    reading = read(task, flags)
+    engine, line = choose_engine(reading.megatron_path)
+    print(line, flush=True)
+    for note in reading.notes:
+        print(note, flush=True)
+    command = torchrun_command(task, reading.processes, flags)
+    os.execve(command[0], command, worker_environment(engine))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

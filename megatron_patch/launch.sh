@@ -1,0 +1,39 @@
+# shellcheck shell=sh
+# What the documented scripts share; sourced by them, never run. A script sets patch_root, this project's root, and calls
+#   check_count COUNT "$@"      before it names its arguments, and
+#   python_entry MODULE …       as its last line.
+
+# Prints the argument list that stands in the script: the lines NAME=$1  # meaning.
+print_usage() {
+    printf 'Usage: sh %s ARGUMENT...\n\n' "$0"
+    sed -n '/^[A-Za-z][A-Za-z0-9_]*=\$/p' "$0"
+    printf '\nWhatever follows the last one is handed on to the Python entry point: --flag value ...\n'
+}
+
+# check_count COUNT "$@": exits with status 2 unless COUNT arguments are there, and what follows them begins with --.
+check_count() {
+    wanted=$1
+    shift
+    if [ "$#" -lt "$wanted" ]; then
+        print_usage >&2
+        printf '\n%s takes %s arguments and got %s; write the missing ones in the order above.\n' "$0" "$wanted" "$#" >&2
+        exit 2
+    fi
+    given=$#
+    shift "$wanted"
+    [ "$#" -gt 0 ] || return 0
+    case $1 in --*) return 0 ;; esac
+    print_usage >&2
+    printf '\n%s takes %s arguments and got %s; number %s is %s, which is no --flag: remove it.\n' \
+        "$0" "$wanted" "$given" "$((wanted + 1))" "'$1'" >&2
+    exit 2
+}
+
+# python_entry MODULE ARGUMENT...: becomes `python3 -m MODULE ARGUMENT...` with this project importable.
+# PYTHON names another interpreter.
+python_entry() {
+    # shellcheck disable=SC2154
+    PYTHONPATH=$patch_root${PYTHONPATH:+:$PYTHONPATH}
+    export PYTHONPATH
+    exec "${PYTHON:-python3}" -m "$@"
+}

@@ -1,0 +1,78 @@
+"""Self-attention of LLaMA: packed QKV, rotary positions, a core attention chosen by name.
+
+The rotary table travels as core's `rotary_pos_emb`, [S, D] or [S, B, D] fp32: cosines in the first half, sines in
+the second. Segment numbers of packed samples travel as core's `attention_mask`, [B, S]; None means plain causal.
+"""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
+
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel import checkpoint
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.enums import AttnMaskType
+
+from megatron_patch.kernels.attention import attention
+from megatron_patch.kernels.rope import rope_qkv
+
+
+class CoreAttention(torch.nn.Module):
+    """core's `core_attention` slot: scaled dot product attention over [S, B, N, D], [S, B, G, D] twice → [S, B, N·D]."""
+
+    backend = "unfused"  # `with_backend` makes the class whose implementation the configuration chose
+
+    def __init__(self, config: TransformerConfig, *, softmax_scale: float | None = None, **_: Any) -> None:
+        super().__init__()
+        self.scale = softmax_scale if softmax_scale is not None else config.kv_channels**-0.5
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: None = None,
+        packed_seq_params: None = None,
+    ) -> torch.Tensor:
+        assert attention_bias is None and packed_seq_params is None, "LLaMA has neither"
+        return attention(
+            query, key, value, scale=self.scale, causal=True, backend=self.backend, segment_ids=attention_mask
+        )
+
+
+def with_backend(backend: str) -> type[CoreAttention]:
+    """The `CoreAttention` that computes with `backend`, a name that `kernels.attention` knows."""
+    return type("CoreAttention", (CoreAttention,), {"backend": backend})
+
+
+class LlamaSelfAttention(SelfAttention):
+    """core's self-attention with its weights and its checkpoints, and a forward pass of three steps."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        rotary_pos_emb: torch.Tensor,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """[S, B, H] → ([S, B, H], no bias)."""
+        qkv, _ = self.linear_qkv(hidden_states)
+        cos, sin = rotary_pos_emb.chunk(2, dim=-1)
+        query, key, value = rope_qkv(
+            qkv, cos, sin, self.num_attention_heads_per_partition, self.num_query_groups_per_partition
+        )
+        context = self._attend(query, key, value, attention_mask)
+        return self.linear_proj(context)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: torch.Tensor | None
+    ) -> torch.Tensor:
+        if self.checkpoint_core_attention and self.training:
+            return checkpoint(lambda q, k, v: self.core_attention(q, k, v, segments), False, query, key, value)
+        return self.core_attention(query, key, value, segments)

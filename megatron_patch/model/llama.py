@@ -1,0 +1,144 @@
+"""LLaMA-2 as a megatron-core model: a layer, its spec, and the GPTModel around it."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
+from megatron_patch.kernels.rope import rope_tables
+from megatron_patch.model.attention import LlamaSelfAttention, with_backend
+from megatron_patch.model.mlp import LlamaMLP
+from megatron_patch.model.norm import RMSNorm
+from megatron_patch.model_config import LlamaConfig
+
+# Checkpoint keys of the norms are the ones that Transformer Engine's fused layers have, so that files are exchangeable.
+_NORM_KEYS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+
+
+class LlamaLayer(TransformerLayer):
+    """norm, attention, norm, feed-forward; each residual sum is fused with the norm that follows it in the layer."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        rotary_pos_emb: torch.Tensor,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """[S, B, H] → ([S, B, H], no cross-attention context)."""
+        normed, residual = self.input_layernorm.with_residual(hidden_states)
+        attended, _ = self.self_attention(normed, attention_mask, rotary_pos_emb=rotary_pos_emb)
+        normed, residual = self.pre_mlp_layernorm.add(attended, residual)
+        output, _ = self.mlp(normed)
+        return residual + output, None
+
+
+def llama_block_spec(config: TransformerConfig, attention_backend: str) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage and the final norm."""
+    layer = ModuleSpec(
+        module=LlamaLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=LlamaSelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=with_backend(attention_backend),
+                    linear_proj=RowParallelLinear,
+                ),
+            ),
+            pre_mlp_layernorm=RMSNorm,
+            mlp=LlamaMLP,
+            sharded_state_dict_keys_map=_NORM_KEYS,
+        ),
+    )
+    from megatron.core.transformer.transformer_block import get_num_layers_to_build
+
+    stage_layers = get_num_layers_to_build(config)
+    return TransformerBlockSubmodules(layer_specs=[layer] * stage_layers, layer_norm=RMSNorm)
+
+
+class LlamaModel(GPTModel):
+    """One pipeline stage of LLaMA-2: RMSNorm, rotary positions, SwiGLU, grouped queries, untied embeddings, no biases."""
+
+    def __init__(self, config: TransformerConfig, llama: LlamaConfig, vocab_size: int, attention_backend: str) -> None:
+        super().__init__(
+            config=config,
+            transformer_layer_spec=llama_block_spec(config, attention_backend),
+            vocab_size=vocab_size,
+            max_sequence_length=llama.max_position_embeddings,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+            parallel_output=True,
+            share_embeddings_and_output_weights=False,
+            position_embedding_type="none",  # rotary tables are made below
+        )
+        self.rotary_base = llama.rotary_base
+        self._rotary_table: torch.Tensor | None = None
+
+    def rotary_table(self, length: int, position_ids: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+        """[S, D] fp32, or [S, B, D] where `position_ids` [B, S] restart inside a row: cosines, then sines."""
+        if position_ids is not None:
+            tables = rope_tables(position_ids.t(), self.config.kv_channels, self.rotary_base, device)
+            return torch.cat(tables, dim=-1)
+        if self._rotary_table is None or self._rotary_table.size(0) < length:
+            tables = rope_tables(length, self.config.kv_channels, self.rotary_base, device)
+            self._rotary_table = torch.cat(tables, dim=-1)
+        return self._rotary_table[:length]
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Losses of this stage, its logits, or its activations for the next stage.
+
+        Args:
+            tokens: [B, S], token ids.
+            labels: [B, S], the token that follows each; without them the last stage returns logits.
+            position_ids: [B, S], only where positions restart inside a row; otherwise they count from 0.
+            segment_ids: [B, S], only for packed samples: attention stays inside equal numbers.
+
+        Returns:
+            Last stage: fp32 losses [B, S], or logits [B, S, V / TP]; otherwise activations [S (/ TP), B, H].
+        """
+        hidden = self.embedding(input_ids=tokens, position_ids=position_ids) if self.pre_process else None
+        hidden = self.decoder(
+            hidden_states=hidden,
+            attention_mask=segment_ids,
+            rotary_pos_emb=self.rotary_table(tokens.size(1), position_ids, tokens.device),
+        )
+        if not self.post_process:
+            return hidden
+        logits, _ = self.output_layer(hidden)
+        if labels is None:
+            return logits.transpose(0, 1)
+        return self.losses(logits, labels)
+
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross entropy of each token: logits [S, B, V / TP], labels [B, S] → fp32 [B, S]. Consumes `logits`."""
+        group = parallel_state.get_tensor_model_parallel_group()
+        start = parallel_state.get_tensor_model_parallel_rank() * logits.size(-1)
+        losses = vocab_parallel_cross_entropy(
+            logits, labels.t().contiguous(), group=group if group.size() > 1 else None, vocab_start=start
+        )
+        return losses.t()

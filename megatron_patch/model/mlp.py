@@ -1,0 +1,27 @@
+"""The gated feed-forward block of LLaMA: core's parallel linear layers around this project's SwiGLU."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
+
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+
+from megatron_patch.kernels.swiglu import swiglu
+
+
+class LlamaMLP(MLP):
+    """down(silu(gate(x)) · up(x)), gate and up in one product: Shazeer, arXiv:2002.05202."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        layers = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        super().__init__(config, layers, ffn_hidden_size=config.ffn_hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+        """[S, B, H] → ([S, B, H], no bias)."""
+        gate_and_up, _ = self.linear_fc1(hidden_states)
+        return self.linear_fc2(swiglu(gate_and_up))

@@ -1,0 +1,193 @@
+"""What a LLaMA model is: one frozen dataclass, the published sizes, and the way from and to Hugging Face's config.json.
+
+Shape letters: B batch, S sequence, H hidden, N heads, G KV groups, D head size, F ffn, V vocabulary. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Mapping
+
+# config.json keys whose other values would change the computation in a way this model does not have.
+_REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "tie_word_embeddings": (False,),
+    "attention_dropout": (0, 0.0),
+    "pretraining_tp": None,  # any: it only splits the same products
+}
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The architecture, in megatron-core's vocabulary. Field comments name the Hugging Face key."""
+
+    num_layers: int  # num_hidden_layers
+    hidden_size: int  # hidden_size, H
+    ffn_hidden_size: int  # intermediate_size, F
+    num_attention_heads: int  # num_attention_heads, N
+    num_query_groups: int  # num_key_value_heads, G
+    vocab_size: int = 32000  # vocab_size, V without extra rows
+    kv_channels: int = 0  # head_dim, D; 0 means hidden_size / num_attention_heads
+    max_position_embeddings: int = 4096
+    norm_epsilon: float = 1e-5  # rms_norm_eps
+    rotary_base: float = 10000.0  # rope_theta
+
+    def __post_init__(self) -> None:
+        if self.kv_channels == 0:
+            object.__setattr__(self, "kv_channels", self.hidden_size // self.num_attention_heads)
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_key_value_heads is {self.num_query_groups}, which does not divide the "
+                f"{self.num_attention_heads} attention heads; it must."
+            )
+
+    def parameter_count(self, extra_vocab_size: int = 0) -> int:
+        """Number of weights, embedding and output layer included."""
+        h, d = self.hidden_size, self.kv_channels
+        attention = 2 * h * self.num_attention_heads * d + 2 * h * self.num_query_groups * d
+        layer = attention + 3 * h * self.ffn_hidden_size + 2 * h
+        return self.num_layers * layer + 2 * (self.vocab_size + extra_vocab_size) * h + h
+
+    def flops_per_token(self, seq_length: int, extra_vocab_size: int = 0) -> float:
+        """Floating-point operations of forward and backward for one token, causal attention counted by its half.
+
+        6·(N − V·H) + 6·L·S·H, the formula of the PaLM paper's appendix B with half of the attention square.
+        """
+        embedding = (self.vocab_size + extra_vocab_size) * self.hidden_size
+        weights = self.parameter_count(extra_vocab_size) - embedding
+        width = self.num_attention_heads * self.kv_channels
+        return 6.0 * weights + 6.0 * self.num_layers * seq_length * width
+
+
+LLAMA_SIZES: dict[str, LlamaConfig] = {
+    "llama-7b": LlamaConfig(32, 4096, 11008, 32, 32, max_position_embeddings=2048, norm_epsilon=1e-6),
+    "llama-13b": LlamaConfig(40, 5120, 13824, 40, 40, max_position_embeddings=2048, norm_epsilon=1e-6),
+    "llama-30b": LlamaConfig(60, 6656, 17920, 52, 52, max_position_embeddings=2048, norm_epsilon=1e-6),
+    "llama-65b": LlamaConfig(80, 8192, 22016, 64, 64, max_position_embeddings=2048),
+    "llama2-7b": LlamaConfig(32, 4096, 11008, 32, 32),
+    "llama2-13b": LlamaConfig(40, 5120, 13824, 40, 40),
+    "llama2-70b": LlamaConfig(80, 8192, 28672, 64, 8),
+    # Small enough for a laptop without a GPU, with every dimension different and two KV groups.
+    "tiny": LlamaConfig(4, 128, 352, 8, 2, vocab_size=2048, max_position_embeddings=2048),
+}
+
+# MODEL_SIZE of the training scripts.
+TRAINING_SIZES = {"7B": "llama2-7b", "13B": "llama2-13b", "70B": "llama2-70b", "tiny": "tiny"}
+
+# What decides the shapes of the weights; position limit, epsilon and rotary base may differ within one size.
+_SHAPE_FIELDS = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
+
+
+def shape_differences(size: LlamaConfig, actual: LlamaConfig) -> list[str]:
+    """What in `actual` contradicts the named `size`, as `field: expected, got` phrases; empty where they agree."""
+    return [
+        f"{name} is {getattr(actual, name)} where that size has {getattr(size, name)}"
+        for name in _SHAPE_FIELDS
+        if getattr(size, name) != getattr(actual, name)
+    ]
+
+
+def refused_features(hf_config: Mapping[str, Any]) -> list[str]:
+    """Everything in a config.json that this model would compute wrongly, one phrase each."""
+    found = []
+    for key, allowed in _REQUIRED_VALUES.items():
+        if allowed is not None and key in hf_config and hf_config[key] not in allowed:
+            found.append(f"{key} = {hf_config[key]!r} (supported: {allowed[0]!r})")
+    scaling = hf_config.get("rope_scaling")
+    if scaling:
+        found.append(f"rope_scaling = {scaling!r} (supported: null)")
+    parameters = hf_config.get("rope_parameters") or {}
+    if parameters.get("rope_type", "default") != "default":
+        found.append(f"rope_parameters = {parameters!r} (supported: rope_type 'default')")
+    if hf_config.get("quantization_config"):
+        found.append("quantization_config (supported: unquantized weights)")
+    return found
+
+
+def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
+    """A `LlamaConfig` from the contents of a Hugging Face config.json.
+
+    Raises:
+        ValueError: a feature that this model lacks, or a key without which the shape is unknown.
+    """
+    refused = refused_features(hf_config)
+    if refused:
+        raise ValueError("config.json asks for what this LLaMA does not compute: " + "; ".join(refused) + ".")
+    needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    missing = [key for key in needed if key not in hf_config]
+    if missing:
+        raise ValueError(f"config.json lacks {', '.join(missing)}; a LLaMA config.json has all of {', '.join(needed)}.")
+    heads = int(hf_config["num_attention_heads"])
+    # transformers 5 writes rope_parameters; every version before wrote rope_theta at the top.
+    theta = hf_config.get("rope_theta") or (hf_config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
+    return LlamaConfig(
+        num_layers=int(hf_config["num_hidden_layers"]),
+        hidden_size=int(hf_config["hidden_size"]),
+        ffn_hidden_size=int(hf_config["intermediate_size"]),
+        num_attention_heads=heads,
+        num_query_groups=int(hf_config.get("num_key_value_heads") or heads),
+        vocab_size=int(hf_config["vocab_size"]),
+        kv_channels=int(hf_config.get("head_dim") or 0),
+        max_position_embeddings=int(hf_config.get("max_position_embeddings", 2048)),
+        norm_epsilon=float(hf_config.get("rms_norm_eps", 1e-6)),
+        rotary_base=float(theta),
+    )
+
+
+def to_hf_config(config: LlamaConfig, *, dtype: str, extra_vocab_size: int = 0) -> dict[str, Any]:
+    """The config.json of `config`; `dtype` is `float16`, `bfloat16` or `float32`."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "head_dim": config.kv_channels,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.ffn_hidden_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_query_groups,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_scaling": None,
+        "rope_theta": config.rotary_base,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": config.vocab_size + extra_vocab_size,
+    }
+
+
+def read_hf_config(folder: str | Path) -> LlamaConfig:
+    """The `LlamaConfig` of the config.json in `folder`.
+
+    Raises:
+        ValueError: the file is missing, is no JSON object, or asks for what this model lacks.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"There is no config.json in {folder}; copy the model's own there.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; a config.json is one JSON object.")
+    try:
+        return from_hf_config(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def with_vocabulary(config: LlamaConfig, vocab_size: int) -> LlamaConfig:
+    """The same model over another vocabulary."""
+    return replace(config, vocab_size=vocab_size)

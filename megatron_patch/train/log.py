@@ -1,0 +1,102 @@
+"""What a run tells: Megatron's console line, the log file, TensorBoard's tags."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from megatron_patch.config import TrainConfig
+from megatron_patch.train.step import StepResult
+
+
+class RunLog:
+    """Console, `log/NAME_DATE/`, `tensorboard/NAME_DATE/` of one rank; on the other ranks every call does nothing."""
+
+    def __init__(self, config: TrainConfig, active: bool) -> None:
+        self.active = active
+        self.file: Any = None
+        self.writer: Any = None
+        if not active:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
+        base = Path(config.output_path)
+        self.folder = base / "log" / f"{config.name}_{stamp}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.folder / "train.log", "a", encoding="utf-8", buffering=1)
+        self.writer = SummaryWriter(str(base / "tensorboard" / f"{config.name}_{stamp}"), max_queue=100, flush_secs=30)
+
+    def line(self, text: str) -> None:
+        """One line on the console and in the file."""
+        if self.active:
+            print(text, flush=True)
+            self.file.write(text + "\n")
+
+    def scalar(self, tag: str, value: float, iteration: int, samples: int | None = None) -> None:
+        """A TensorBoard scalar, and where Megatron has it, the same over consumed samples."""
+        if self.active:
+            self.writer.add_scalar(tag, value, iteration)
+            if samples is not None:
+                self.writer.add_scalar(f"{tag} vs samples", value, samples)
+
+    def close(self) -> None:
+        if self.active:
+            self.writer.close()
+            self.file.close()
+            sys.stdout.flush()
+
+
+def training_line(
+    *,
+    iteration: int,
+    train_iters: int,
+    consumed_samples: int,
+    seconds: float,
+    tflops: float,
+    tokens_per_second: float,
+    lr: float,
+    global_batch_size: int,
+    loss: float | None,
+    result: StepResult,
+    skipped: int,
+    nan: int,
+) -> str:
+    """Megatron-LM's line of `training_log`, with its separators and widths, and tokens per second beside TFLOP/s.
+
+    Args:
+        seconds: mean wall time of an iteration since the last line.
+        tflops: model TFLOP/s of one GPU; tokens_per_second: likewise of one GPU.
+        loss: mean since the last line; None where every iteration since was skipped.
+        skipped, nan: iterations since the last line whose gradient overflowed, or was not finite without fp16.
+    """
+    now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")
+    parts = [
+        f" [{now}] iteration {iteration:8d}/{train_iters:8d}",
+        f" consumed samples: {consumed_samples:12d}",
+        f" elapsed time per iteration (ms): {seconds * 1000.0:.1f}",
+        f" throughput per GPU (TFLOP/s/GPU): {tflops:.1f}",
+        f" tokens per second per GPU: {tokens_per_second:.0f}",
+        f" learning rate: {lr:.6E}",
+        f" global batch size: {global_batch_size:5d}",
+        *([f" lm loss: {loss:.6E}"] if loss is not None else []),
+        f" loss scale: {result.loss_scale:.1f}",
+        f" grad norm: {result.grad_norm:.3f}",
+        f" number of skipped iterations: {skipped:3d}",
+        f" number of nan iterations: {nan:3d}",
+    ]
+    return " |".join(parts) + " |"
+
+
+def validation_lines(iteration: int, loss: float) -> list[str]:
+    """Megatron-LM's framed validation line."""
+    text = f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity(loss):.6E} | "
+    return ["-" * len(text), text, "-" * len(text)]
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), cut at exp(20) as in Megatron."""
+    return math.exp(min(20.0, loss))

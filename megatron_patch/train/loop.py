@@ -1,0 +1,228 @@
+"""A training run from its configuration to its last checkpoint."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device as device  # noqa: I001  prepares megatron-core for this machine
+
+import signal
+import time
+from typing import Any, Iterator
+
+import torch
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_patch.checkpoint import training as checkpoints
+from megatron_patch.config import TrainConfig
+from megatron_patch.data.loading import Batch, micro_batches
+from megatron_patch.data.run_data import RunData
+from megatron_patch.data.samplers import MicroBatchSampler
+from megatron_patch.train import optimizer as optim
+from megatron_patch.train.log import RunLog, perplexity, training_line, validation_lines
+from megatron_patch.train.profile import profiler
+from megatron_patch.train.step import StepResult, TrainState, evaluate, train_step
+
+
+def lr_scheduler(config: TrainConfig, optimizer: Any, train_iters: int) -> OptimizerParamScheduler:
+    """Linear decay with warm-up for pre-training, cosine for fine-tuning; a step is an iteration."""
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=config.warmup_iters,
+        lr_decay_steps=train_iters,
+        lr_decay_style="linear" if config.task == "pretrain" else "cosine",
+        start_wd=config.options.weight_decay,
+        end_wd=config.options.weight_decay,
+        wd_incr_steps=train_iters,
+        wd_incr_style="constant",
+    )
+
+
+def run(state: TrainState, data: RunData, log: RunLog) -> None:
+    """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way."""
+    stop = _StopRequest(state.config)
+    batches = train_batches(state, data)
+    window = _Window()
+    with profiler(state.config, state.layout) as profile:
+        while state.iteration < data.train_iters:
+            result = train_step(state, batches)
+            lr = state.optimizer.param_groups[0]["lr"]
+            _advance(state, data, result)
+            window.add(result)
+            if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
+                _log_training(state, data, log, window, result, lr)
+                window = _Window()
+            if _due(state.iteration, data.eval_every, data.train_iters):
+                run_evaluation(state, data, log)
+                window = _Window()
+            stopping = stop.requested()
+            if _due(state.iteration, data.save_every, data.train_iters) or stopping:
+                save(state, log)
+                window = _Window()
+            profile.step()
+            if stopping:
+                log.line(f" stopping at iteration {state.iteration} as asked; the same command goes on from here.")
+                return
+
+
+def _due(iteration: int, every: int, last: int) -> bool:
+    """Whether something done every so often, and in any case after the last iteration, is due now."""
+    return (every > 0 and iteration % every == 0) or iteration == last
+
+
+def _advance(state: TrainState, data: RunData, result: StepResult) -> None:
+    plan = data.plan
+    place = state.iteration % plan.batches_per_pass
+    in_batch = min(plan.global_batch_size, plan.samples - place * plan.global_batch_size)
+    state.iteration += 1
+    state.consumed_samples += in_batch
+    if not result.found_inf:
+        state.scheduler.step(increment=1)
+    elif state.config.precision == "fp16":
+        state.skipped_iterations += 1
+    else:
+        state.nan_iterations += 1
+
+
+class _Window:
+    """What happened since the last log line."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.losses: list[float] = []
+        self.iterations = 0
+        self.skipped = 0
+
+    def add(self, result: StepResult) -> None:
+        self.iterations += 1
+        self.skipped += int(result.found_inf)
+        if not result.found_inf:
+            self.losses.append(result.loss)
+
+    @property
+    def loss(self) -> float | None:
+        return sum(self.losses) / len(self.losses) if self.losses else None
+
+
+def _log_training(
+    state: TrainState, data: RunData, log: RunLog, window: _Window, result: StepResult, lr: float
+) -> None:
+    config, layout = state.config, state.layout
+    seconds = (time.perf_counter() - window.started) / window.iterations
+    tokens = config.global_batch_size * config.sample_length / seconds / layout.world_size
+    tflops = tokens * config.model.flops_per_token(config.sample_length, config.extra_vocab_size) / 1e12
+    fp16 = config.precision == "fp16"
+    log.line(
+        training_line(
+            iteration=state.iteration,
+            train_iters=data.train_iters,
+            consumed_samples=state.consumed_samples,
+            seconds=seconds,
+            tflops=tflops,
+            tokens_per_second=tokens,
+            lr=lr,
+            global_batch_size=config.global_batch_size,
+            loss=window.loss,
+            result=result,
+            skipped=window.skipped if fp16 else 0,
+            nan=0 if fp16 else window.skipped,
+        )
+    )
+    values = {
+        "lm loss": window.loss,
+        "learning-rate": lr,
+        "batch-size": float(config.global_batch_size),
+        "loss-scale": result.loss_scale,
+        "grad-norm": result.grad_norm,
+    }
+    for tag, value in values.items():
+        if value is not None:
+            log.scalar(tag, value, state.iteration, state.consumed_samples)
+    log.scalar("iteration-time", seconds, state.iteration, state.consumed_samples)
+    log.scalar("throughput", tflops, state.iteration)
+    log.scalar("mem-max-allocated-bytes", float(device.max_memory_allocated()), state.iteration)
+
+
+def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
+    """This rank's micro-batches from the state's iteration on."""
+    sampler = MicroBatchSampler(data.plan, state.layout.data_parallel_rank, state.iteration, data.train_iters)
+    return micro_batches(
+        data.train, sampler, num_workers=state.config.options.num_workers, pin_memory=device.HAS_CUDA
+    )
+
+
+def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | None:
+    """Mean validation loss, on console and TensorBoard; None where there is nothing to evaluate on."""
+    if data.valid is None or data.valid_plan is None or data.eval_batches == 0:
+        return None
+    first = 0
+    if not data.fresh_validation and data.eval_every:
+        done = -(-state.iteration // data.eval_every) - 1
+        first = done * data.eval_batches % data.valid_plan.batches_per_pass
+    sampler = MicroBatchSampler(
+        data.valid_plan, state.layout.data_parallel_rank, first, first + data.eval_batches
+    )
+    batches = micro_batches(data.valid, sampler, num_workers=0, pin_memory=device.HAS_CUDA)
+    loss = evaluate(state, batches, data.eval_batches)
+    for line in validation_lines(state.iteration, loss):
+        log.line(line)
+    log.scalar("lm loss validation", loss, state.iteration, state.consumed_samples)
+    log.scalar("lm loss validation ppl", perplexity(loss), state.iteration, state.consumed_samples)
+    return loss
+
+
+def save(state: TrainState, log: RunLog) -> None:
+    """Write a checkpoint and say where it lies."""
+    started = time.perf_counter()
+    progress = checkpoints.Progress(
+        state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations
+    )
+    folder = checkpoints.save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress)
+    log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
+
+
+def start_state(state: TrainState, log: RunLog) -> None:
+    """Go on from the run's own last checkpoint, or start from PRETRAIN_CHECKPOINT_PATH, or from random weights."""
+    config = state.config
+    own = checkpoints.own_checkpoint(config)
+    if own is not None:
+        progress = checkpoints.resume(own, state.model, state.optimizer, state.scheduler)
+        for name, value in vars(progress).items():
+            setattr(state, name, value)
+        log.line(f"  going on from iteration {state.iteration}: {own}")
+        return
+    if config.load is None:
+        log.line(f"  starting from random weights, seed {config.options.seed}")
+        return
+    checkpoints.load_weights(config.load, state.model)
+    optim.single(state.optimizer).reload_model_params()
+    log.line(f"  starting from the weights of {config.load}")
+
+
+class _StopRequest:
+    """SIGTERM, --exit-interval or --exit-duration-in-mins: finish the iteration, save, leave."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.started = time.monotonic()
+        self.iterations = 0
+        self.signalled = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, *_: Any) -> None:
+        self.signalled = True
+
+    def requested(self) -> bool:
+        """Whether any rank was asked to stop; all ranks get the same answer."""
+        options = self.config.options
+        self.iterations += 1
+        here = self.signalled
+        if options.exit_interval and self.iterations >= options.exit_interval:
+            here = True
+        if options.exit_duration_in_mins and time.monotonic() - self.started > options.exit_duration_in_mins * 60:
+            here = True
+        flag = torch.tensor([int(here)], dtype=torch.int32, device=device.local_device())
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())
+

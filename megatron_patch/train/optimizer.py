@@ -1,0 +1,142 @@
+"""One optimizer step without a pass over memory that is not needed, and without waiting for the device.
+
+megatron-core's optimizers hold the state and its sharding; what they do to gradients between the last backward pass and
+the new weights (unscale, divide by tokens, norm, clip, copy to 16 bits: a pass each) happens here inside the norm and
+inside Adam's one pass.
+"""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, MegatronOptimizer
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+
+from megatron_patch.config import TrainConfig
+from megatron_patch.core.transformer_config import optimizer_config
+from megatron_patch.core.weight_gradients import mark_stale
+from megatron_patch.kernels.adamw import grad_norm_squared
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step did, still on the device: 0-dimensional fp32 tensors.
+
+    Attributes:
+        grad_norm: L2 norm of the mean loss's gradient over the whole model, before clipping.
+        found_inf: 1 where the norm was not finite, so that nothing was changed; else 0.
+    """
+
+    grad_norm: torch.Tensor
+    found_inf: torch.Tensor
+
+
+def build_optimizer(config: TrainConfig, model: DistributedDataParallel) -> ChainedOptimizer:
+    """core's optimizer for `model`, with Adam writing the 16-bit weights in its own pass."""
+    optimizer = get_megatron_optimizer(optimizer_config(config), [model])
+    inner = single(optimizer)
+    inner.optimizer.model_copies = _model_copies(inner)
+    return optimizer
+
+
+def single(optimizer: ChainedOptimizer) -> MegatronOptimizer:
+    """The one optimizer in the chain; only mixtures of experts have more."""
+    assert len(optimizer.chained_optimizers) == 1
+    return optimizer.chained_optimizers[0]
+
+
+def _model_copies(optimizer: MegatronOptimizer) -> dict[torch.Tensor, torch.Tensor]:
+    """From each fp32 main parameter, or this rank's shard of it, to the 16-bit values it stands for, flat."""
+    if isinstance(optimizer, DistributedOptimizer):
+        pairs = zip(optimizer.shard_fp32_from_float16_groups, optimizer.model_float16_groups)
+        return {
+            shard: _shard_of(optimizer, parameter)
+            for shards, parameters in pairs
+            for shard, parameter in zip(shards, parameters)
+        }
+    if isinstance(optimizer, Float16OptimizerWithFloat16Params):
+        pairs = zip(optimizer.fp32_from_float16_groups, optimizer.float16_groups)
+        return {
+            main: parameter.data.view(-1)
+            for mains, parameters in pairs
+            for main, parameter in zip(mains, parameters)
+        }
+    return {}
+
+
+def _shard_of(optimizer: DistributedOptimizer, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """This data-parallel rank's part of a parameter inside the buffer that the all-gather fills."""
+    place = optimizer._get_model_param_range_map(parameter)["gbuf_world_in_bucket"]
+    buffer, _, bucket = optimizer.model_param_gbuf_map[parameter]
+    return optimizer.buffers[buffer].buckets[bucket].param_data.view(-1)[place.start : place.end]
+
+
+def fused_weights(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    """Weights whose gradients the products themselves write into the fp32 buffer."""
+    linear = (ColumnParallelLinear, RowParallelLinear)
+    return {module.weight for module in model.modules() if isinstance(module, linear)}
+
+
+def begin_step(
+    optimizer: ChainedOptimizer, model: DistributedDataParallel, fused: set[torch.nn.Parameter]
+) -> None:
+    """Make the gradient buffer ready: the products overwrite the `fused` weights' part, so only the rest is zeroed."""
+    optimizer.zero_grad()
+    for parameter in model.params_with_grad:
+        parameter.grad_added_to_main_grad = False
+        if parameter in fused:
+            mark_stale(parameter.main_grad)
+        else:
+            parameter.main_grad.zero_()
+    for group in model.bucket_groups:
+        group.reset()
+
+
+@torch.no_grad()
+def step(optimizer: ChainedOptimizer, model: DistributedDataParallel, factor: torch.Tensor, clip: float) -> Update:
+    """Clip and update, all on the device.
+
+    Args:
+        factor: 0-dimensional fp32; what the accumulated gradients are to be multiplied by to be those of the mean loss.
+        clip: the largest allowed norm; 0 for none.
+    """
+    inner = single(optimizer)
+    _attach_gradients(inner)
+    gradients = inner.get_main_grads_for_grad_norm()
+    squared = grad_norm_squared(gradients, scale=factor) if gradients else torch.zeros_like(factor)
+    torch.distributed.all_reduce(squared, group=inner.get_grad_stats_parallel_group())
+    norm = squared.sqrt()
+    found_inf = (~torch.isfinite(norm)).float()
+    scale = factor * (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0 else factor
+    inner.optimizer.step(grad_scale=scale, found_inf=found_inf)
+    if isinstance(inner, DistributedOptimizer):
+        model.start_param_sync()
+    return Update(norm, found_inf)
+
+
+def _attach_gradients(optimizer: MegatronOptimizer) -> None:
+    """Point each main parameter's `.grad` at its part of the gradient buffer; no data moves."""
+    if isinstance(optimizer, (DistributedOptimizer, Float16OptimizerWithFloat16Params)):
+        optimizer._copy_model_grads_to_main_grads()
+    else:
+        optimizer.prepare_grads()
+
+
+def settle(optimizer: ChainedOptimizer, found_inf: bool) -> None:
+    """Host-side bookkeeping of a step whose `found_inf` has been read: the loss scale, and the count of steps."""
+    inner = single(optimizer)
+    if getattr(inner, "grad_scaler", None):
+        inner.grad_scaler.update(found_inf)
+    if found_inf:
+        inner.optimizer.uncount_step()
+
+
+def loss_scale(optimizer: ChainedOptimizer) -> torch.Tensor:
+    """The current loss scale, 0-dimensional fp32 on the device; 1 without fp16."""
+    return single(optimizer).get_loss_scale().reshape(())

@@ -1,0 +1,38 @@
+"""--profile: a PyTorch profiler trace of a few iterations, where TensorBoard finds it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+import torch
+
+from megatron_patch.config import TrainConfig
+from megatron_patch.core.parallel import Layout
+
+
+class _Idle:
+    """The profiler of a run that is not profiled."""
+
+    def step(self) -> None:
+        pass
+
+
+@contextmanager
+def profiler(config: TrainConfig, layout: Layout) -> Iterator[Any]:
+    """Something with a `step()` to be called after each iteration."""
+    options = config.options
+    if not options.profile or not layout.is_logger:
+        yield _Idle()
+        return
+    folder = Path(config.output_path) / "tensorboard" / f"{config.name}_profile"
+    schedule = torch.profiler.schedule(
+        wait=max(options.profile_step_start - 2, 0),
+        warmup=1,
+        active=options.profile_step_end - options.profile_step_start,
+        repeat=1,
+    )
+    handler = torch.profiler.tensorboard_trace_handler(str(folder))
+    with torch.profiler.profile(schedule=schedule, on_trace_ready=handler, record_shapes=True) as profile:
+        yield profile

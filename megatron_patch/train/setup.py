@@ -1,0 +1,43 @@
+"""From a configuration to a state that can be trained: patches, groups, model, optimizer, schedule."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device as device  # noqa: I001  prepares megatron-core for this machine
+
+import torch
+
+from megatron_patch.config import TrainConfig
+from megatron_patch.core.parallel import Layout
+from megatron_patch.core.patches import apply_patches
+from megatron_patch.model.build import build_model, choose_backend
+from megatron_patch.train.log import RunLog
+from megatron_patch.train.loop import lr_scheduler
+from megatron_patch.train.optimizer import build_optimizer, fused_weights
+from megatron_patch.train.step import TrainState, prepare_model
+
+
+def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: int) -> TrainState:
+    """Model, optimizer and schedule of this rank, before any checkpoint is loaded."""
+    apply_patches()
+    if device.HAS_CUDA:
+        torch.cuda.reset_peak_memory_stats()
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    backend, why = choose_backend(config, layout)
+    log.line(f"  attention: {backend} ({why})")
+    model = build_model(config, layout, backend)
+    optimizer = build_optimizer(config, model)
+    state = TrainState(
+        config=config,
+        layout=layout,
+        model=model,
+        optimizer=optimizer,
+        scheduler=lr_scheduler(config, optimizer, train_iters),
+        fused=fused_weights(model),
+    )
+    prepare_model(state)
+    log.line(
+        f"  LLaMA with {config.model.parameter_count(config.extra_vocab_size):,} parameters in {config.precision}; "
+        f"TP {config.tensor_model_parallel_size}, PP {config.pipeline_model_parallel_size}, "
+        f"data parallel {layout.data_parallel_size}, on {layout.device.type}"
+    )
+    return state

@@ -1,0 +1,156 @@
+"""Forward and backward over a global batch, and the loss's bookkeeping: per token, whatever the batch is cut into."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
+
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterator
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
+
+from megatron_patch.config import TrainConfig
+from megatron_patch.core.parallel import Layout
+from megatron_patch.data.loading import Batch, to_device
+from megatron_patch.train import optimizer as optim
+
+
+@dataclass
+class TrainState:
+    """All that a run carries from one iteration to the next."""
+
+    config: TrainConfig
+    layout: Layout
+    model: DistributedDataParallel
+    optimizer: ChainedOptimizer
+    scheduler: Any
+    fused: set[torch.nn.Parameter]
+    iteration: int = 0
+    consumed_samples: int = 0
+    skipped_iterations: int = 0
+    nan_iterations: int = 0
+    tokens: torch.Tensor | None = field(default=None)  # unmasked tokens of the current global batch
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One iteration, read from the device at once.
+
+    Attributes:
+        loss: mean over the global batch's unmasked tokens; on the last pipeline stage only, elsewhere 0.
+        found_inf: the gradient was not finite, so the weights did not change.
+    """
+
+    loss: float
+    tokens: int
+    grad_norm: float
+    found_inf: bool
+    loss_scale: float
+
+
+def gradient_divisor(config: TrainConfig) -> float:
+    """A constant near the tokens of a micro-batch, by which losses are divided before the backward pass.
+
+    The division by the true number of tokens comes after it, once; without this one fp16 would have to carry a sum.
+    A power of two, so that it changes no digit.
+    """
+    tokens = config.micro_batch_size * config.sample_length
+    return float(1 << (tokens - 1).bit_length())
+
+
+def forward_step(device: torch.device) -> Callable[[Iterator[Batch], Any], tuple[torch.Tensor, Callable]]:
+    """core's `forward_step_func`: one micro-batch through this stage, and the function that sums its losses."""
+
+    def run(batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable]:
+        batch = to_device(next(batches), device)
+        output = model(
+            batch["tokens"],
+            labels=batch["labels"],
+            position_ids=batch.get("position_ids"),
+            segment_ids=batch.get("segment_ids"),
+        )
+
+        def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            """(sum of the unmasked losses, their number, what the log keeps)."""
+            mask = batch["loss_mask"]
+            total, count = (losses * mask).sum(), mask.sum()
+            return total, count.to(torch.int), torch.stack([total.detach().double(), count.double()])
+
+        return output, summed
+
+    return run
+
+
+def prepare_model(state: TrainState) -> None:
+    """Tell core's schedules how to scale the loss and what to do when the last gradient is there."""
+    config = get_model_config(state.model)
+    divisor = gradient_divisor(state.config)
+    config.grad_scale_func = lambda loss: loss * (optim.loss_scale(state.optimizer) / divisor)
+    config.no_sync_func = state.model.no_sync
+    config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
+
+
+def _finalize(state: TrainState, models: list[Any], tokens: torch.Tensor, **kwargs: Any) -> None:
+    """core's reductions, but the division by tokens is left to Adam's pass: here only their number is found."""
+    finalize_model_grads(models, None, **kwargs)
+    count = tokens.detach().clone().float()
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        torch.distributed.broadcast(count, last, group=parallel_state.get_pipeline_model_parallel_group())
+    torch.distributed.all_reduce(count, group=parallel_state.get_data_parallel_group())
+    state.tokens = count
+
+
+def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
+    """One global batch: forward, backward, update. Waits for the device once, at the end."""
+    config = state.config
+    state.model.train()
+    optim.begin_step(state.optimizer, state.model, state.fused)
+    scale = optim.loss_scale(state.optimizer).clone()
+    sums = run_schedule(state.model, config, state.layout, batches, forward_only=False)
+    assert state.tokens is not None
+    factor = gradient_divisor(config) / (scale * state.tokens.clamp(min=1))
+    update = optim.step(state.optimizer, state.model, factor, config.options.clip_grad)
+    values = torch.stack([*sums.unbind(), update.grad_norm.double(), update.found_inf.double(), scale.double()])
+    total, count, norm, found_inf, scale_used = values.tolist()
+    optim.settle(state.optimizer, bool(found_inf))
+    return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)
+
+
+def run_schedule(
+    model: DistributedDataParallel, config: TrainConfig, layout: Layout, batches: Iterator[Batch], forward_only: bool
+) -> torch.Tensor:
+    """A global batch through core's pipeline schedule: fp64 [2] (sum of losses, unmasked tokens) over all replicas.
+
+    Zeros on every stage but the last.
+    """
+    step = config.micro_batch_size * layout.data_parallel_size
+    logged = get_forward_backward_func()(
+        forward_step_func=forward_step(layout.device),
+        data_iterator=batches,
+        model=[model],
+        num_microbatches=config.global_batch_size // step,
+        seq_length=config.sample_length,
+        micro_batch_size=config.micro_batch_size,
+        forward_only=forward_only,
+    )
+    sums = torch.stack(logged).sum(0) if logged else torch.zeros(2, dtype=torch.float64, device=layout.device)
+    torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    return sums
+
+
+@torch.no_grad()
+def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> float:
+    """Mean loss of `count` global batches over their unmasked tokens; 0 on every pipeline stage but the last."""
+    state.model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=state.layout.device)
+    for _ in range(count):
+        sums += run_schedule(state.model, state.config, state.layout, batches, forward_only=True)
+    state.model.train()
+    total, tokens = sums.tolist()
+    return total / max(tokens, 1)

@@ -1,0 +1,339 @@
+"""The documented arguments of the two training scripts, and every check of them, up to a `TrainConfig`.
+
+Imports no torch: the launcher calls `read` before any process starts, and each process calls it again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+from simple_parsing import ArgumentParser, DashVariant
+
+from megatron_patch.arguments import Argument, Findings, UsageParser, numbered
+from megatron_patch.config import PRECISIONS, RECOMPUTATIONS, Options, TrainConfig
+from megatron_patch.data_paths import data_findings, is_json
+from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
+from megatron_patch.processes import Processes, plan_processes
+
+_HEAD = (("ENV", "--env"), ("MEGATRON_PATH", "--megatron-path"), ("MEGATRON_PATCH_PATH", "--megatron-patch-path"))
+_SWITCHES = (
+    ("PR", "--precision"),
+    ("TP", "--tensor-model-parallel-size"),
+    ("PP", "--pipeline-model-parallel-size"),
+    ("AC", "--activation-checkpoint"),
+    ("DO", "--use-distributed-optimizer"),
+    ("FL", "--use-flash-attn"),
+    ("SP", "--sequence-parallel"),
+)
+_LENGTHS = (
+    ("LR", "--lr"),
+    ("MIN_LR", "--min-lr"),
+    ("SEQ_LEN", "--seq-length"),
+    ("PAD_LEN", "--max-padding-length"),
+    ("EXTRA_VOCAB_SIZE", "--extra-vocab-size"),
+)
+
+ARGUMENTS: dict[str, dict[str, Argument]] = {
+    "pretrain": numbered(
+        *_HEAD,
+        ("MODEL_SIZE", "--model-size"),
+        ("BATCH_SIZE", "--micro-batch-size"),
+        ("GLOBAL_BATCH_SIZE", "--global-batch-size"),
+        *_LENGTHS,
+        *_SWITCHES,
+        ("SAVE_INTERVAL", "--save-interval"),
+        ("DATASET_PATH", "--data-path"),
+        ("PRETRAIN_CHECKPOINT_PATH", "--load"),
+        ("TRAIN_TOKENS", "--train-tokens"),
+        ("WARMUP_TOKENS", "--warmup-tokens"),
+        ("OUTPUT_BASEPATH", "--output-path"),
+    ),
+    "finetune": numbered(
+        *_HEAD,
+        ("MODEL_SIZE", "--model-size"),
+        ("BATCH_SIZE", "--micro-batch-size"),
+        *_LENGTHS,
+        *_SWITCHES,
+        ("TRAIN_DATASET_PATH", "--train-data-path"),
+        ("VALID_DATASET_PATH", "--valid-data-path"),
+        ("PRETRAIN_CHECKPOINT_PATH", "--load"),
+        ("EPOCH", "--epochs"),
+        ("OUTPUT_BASEPATH", "--output-path"),
+    ),
+}
+
+SCRIPTS = {"pretrain": "run_pretrain_megatron_llama.sh", "finetune": "run_finetune_megatron_llama.sh"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the arguments of a training script come to."""
+
+    config: TrainConfig
+    processes: Processes
+    megatron_path: str
+    notes: tuple[str, ...]
+
+
+def read(task: str, argv: Sequence[str]) -> Reading:
+    """`argv` as the scripts write it, checked.
+
+    Raises:
+        SystemExit: status 2, after every finding was printed.
+    """
+    arguments = ARGUMENTS[task]
+    raw, options = _parse(task, arguments, argv)
+    reader = _Reader(task, arguments, raw, Findings(), [])
+    reading = reader.reading(options)
+    reader.findings.exit_if_any(SCRIPTS[task])
+    return reading
+
+
+class _Parser(UsageParser, ArgumentParser):
+    """Documented arguments as plain strings, `Options` through simple_parsing."""
+
+
+def _parse(task: str, arguments: dict[str, Argument], argv: Sequence[str]) -> tuple[dict[str, str], Options]:
+    parser = _Parser(arguments, prog=SCRIPTS[task], add_option_string_dash_variants=DashVariant.DASH)
+    parser.add_arguments(Options, dest="options")
+    parsed = parser.parse_args(list(argv))
+    return {name: getattr(parsed, argument.dest) for name, argument in arguments.items()}, parsed.options
+
+
+@dataclass
+class _Reader:
+    """One pass over the raw strings; each method reads one group of arguments and notes what is wrong in it."""
+
+    task: str
+    arguments: dict[str, Argument]
+    raw: dict[str, str]
+    findings: Findings
+    notes: list[str]
+
+    def whole(self, name: str, minimum: int = 1) -> int:
+        return self.findings.whole(self.arguments[name], self.raw[name], minimum)
+
+    def choice(self, name: str, allowed: Sequence[str]) -> str:
+        return self.findings.choice(self.arguments[name], self.raw[name], allowed)
+
+    def boolean(self, name: str) -> bool:
+        return self.findings.boolean(self.arguments[name], self.raw[name])
+
+    def problem(self, name: str, sentence: str) -> None:
+        self.findings.add(self.arguments[name], self.raw[name], sentence)
+
+    def reading(self, options: Options) -> Reading:
+        env = self.choice("ENV", ("dsw", "dlc"))
+        self.patch_path()
+        load, model = self.checkpoint_and_model()
+        extra = self.extra_vocabulary(load)
+        tp, pp = self.layout(model, extra)
+        processes, findings = plan_processes(env, tp * pp)
+        for sentence in findings:
+            self.problem("ENV", sentence)
+        data_parallel = self.data_parallel_size(processes, tp, pp)
+        micro = self.whole("BATCH_SIZE")
+        config = TrainConfig(
+            task=self.task,
+            name=self.name(),
+            model=model,
+            extra_vocab_size=extra,
+            load=load,
+            output_path=self.raw["OUTPUT_BASEPATH"],
+            tensor_model_parallel_size=tp,
+            pipeline_model_parallel_size=pp,
+            sequence_parallel=self.sequence_parallel(tp),
+            use_distributed_optimizer=self.boolean("DO"),
+            precision=self.choice("PR", PRECISIONS),
+            recompute=self.choice("AC", RECOMPUTATIONS),
+            use_flash_attn=self.boolean("FL"),
+            micro_batch_size=micro,
+            global_batch_size=self.global_batch_size(micro, data_parallel),
+            **self.rates(),
+            **self.data(tp),
+            **self.duration(),
+            options=options,
+        )
+        self.output_path()
+        return Reading(config, processes, self.raw["MEGATRON_PATH"], tuple(self.notes))
+
+    def patch_path(self) -> None:
+        folder = Path(self.raw["MEGATRON_PATCH_PATH"])
+        if not (folder / "megatron_patch" / "launch.sh").is_file():
+            here = Path(__file__).resolve().parents[1]
+            self.problem("MEGATRON_PATCH_PATH", f"it takes the folder that holds this project's megatron_patch/: write {here}.")
+
+    def checkpoint_and_model(self) -> tuple[str | None, LlamaConfig]:
+        size = self.choice("MODEL_SIZE", (*TRAINING_SIZES, "auto"))
+        named = LLAMA_SIZES.get(TRAINING_SIZES.get(size, ""), LLAMA_SIZES["tiny"])
+        text = self.raw["PRETRAIN_CHECKPOINT_PATH"]
+        if text == "none":
+            if size == "auto":
+                self.problem("MODEL_SIZE", "auto reads the checkpoint's config.json, and the checkpoint is none: write 7B, 13B, 70B or tiny.")
+            return None, named
+        root = checkpoint_root(Path(text))
+        if root is None:
+            self.problem(
+                "PRETRAIN_CHECKPOINT_PATH",
+                "there is no checkpoint there (a folder with latest_checkpointed_iteration.txt): "
+                "write the folder that model_convertor.sh made, or none for random weights.",
+            )
+            return text, named
+        try:
+            model = read_hf_config(root)
+        except ValueError as error:
+            self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
+            return text, named
+        differences = shape_differences(named, model) if size != "auto" else []
+        if differences:
+            self.problem("MODEL_SIZE", f"the checkpoint's config.json disagrees ({'; '.join(differences)}): write auto, or another checkpoint.")
+        return text, model
+
+    def extra_vocabulary(self, load: str | None) -> int:
+        extra = self.whole("EXTRA_VOCAB_SIZE", 0)
+        recorded = recorded_extra_vocabulary(Path(load)) if load else None
+        if recorded is not None and recorded != extra:
+            self.problem("EXTRA_VOCAB_SIZE", f"the checkpoint was converted with {recorded}: write {recorded}.")
+        return extra
+
+    def layout(self, model: LlamaConfig, extra: int) -> tuple[int, int]:
+        tp, pp = self.whole("TP"), self.whole("PP")
+        vocabulary = model.vocab_size + extra
+        for count, what in (
+            (model.num_attention_heads, "attention heads"),
+            (model.num_query_groups, "KV groups"),
+            (vocabulary, "rows of the vocabulary"),
+        ):
+            if count % tp:
+                self.problem("TP", f"it must divide the {count} {what}: write one of {_divisors(model, vocabulary)}.")
+                tp = 1
+        if model.num_layers % pp:
+            self.problem("PP", f"it must divide the {model.num_layers} layers: write one of {_list_divisors(model.num_layers)}.")
+            pp = 1
+        return tp, pp
+
+    def data_parallel_size(self, processes: Processes, tp: int, pp: int) -> int:
+        if processes.world_size % (tp * pp):
+            self.problem(
+                "TP",
+                f"TP × PP = {tp * pp} must divide the {processes.world_size} processes "
+                f"({processes.nodes} nodes of {processes.per_node}): write smaller ones, or use more GPUs.",
+            )
+        return max(1, processes.world_size // (tp * pp))
+
+    def sequence_parallel(self, tp: int) -> bool:
+        wanted = self.boolean("SP")
+        if wanted and tp == 1:
+            self.notes.append(f"{self.arguments['SP'].label} is true and TP is 1: sequence parallelism has nothing to split and is off.")
+        return wanted and tp > 1
+
+    def global_batch_size(self, micro: int, data_parallel: int) -> int:
+        step = micro * data_parallel
+        if self.task == "finetune":
+            return step
+        size = self.whole("GLOBAL_BATCH_SIZE")
+        if size % step:
+            self.problem(
+                "GLOBAL_BATCH_SIZE",
+                f"it must be a multiple of BATCH_SIZE × data-parallel size = {micro} × {data_parallel}: "
+                f"write {max(step, size - size % step)}.",
+            )
+        return size
+
+    def rates(self) -> dict[str, float]:
+        lr = self.findings.number(self.arguments["LR"], self.raw["LR"])
+        min_lr = self.findings.number(self.arguments["MIN_LR"], self.raw["MIN_LR"], example="1e-6")
+        if min_lr > lr:
+            self.problem("MIN_LR", f"it must not be above LR = {self.raw['LR']}: write a smaller one.")
+        return {"lr": lr, "min_lr": min_lr}
+
+    def data(self, tp: int) -> dict[str, object]:
+        seq, pad = self.whole("SEQ_LEN"), self.whole("PAD_LEN")
+        train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
+        train = self.raw[train_name]
+        json_data = self.task == "finetune" or is_json(train)
+        if json_data and pad > seq:
+            self.problem("PAD_LEN", f"it must not be above SEQ_LEN = {seq}: write {seq} or less.")
+        rows = ("PAD_LEN", pad) if json_data else ("SEQ_LEN", seq)
+        if self.raw["SP"] == "true" and rows[1] % tp:
+            self.problem(rows[0], f"with SP true it must be a multiple of TP = {tp}: write {max(tp, rows[1] - rows[1] % tp)}.")
+        valid = self.raw.get("VALID_DATASET_PATH")
+        for name, path in ((train_name, train), ("VALID_DATASET_PATH", valid)):
+            if path is not None:
+                for sentence in data_findings(path, json_data):
+                    self.problem(name, sentence)
+        return {"seq_length": seq, "pad_length": pad, "train_data_path": train, "valid_data_path": valid}
+
+    def duration(self) -> dict[str, int]:
+        if self.task == "finetune":
+            return {"epochs": self.whole("EPOCH")}
+        tokens, warmup = self.whole("TRAIN_TOKENS"), self.whole("WARMUP_TOKENS", 0)
+        batch = max(1, _int(self.raw["GLOBAL_BATCH_SIZE"]) * _int(self.raw["SEQ_LEN"]))
+        iterations, warmup_iterations = tokens // batch, warmup // batch
+        if iterations < 1:
+            self.problem("TRAIN_TOKENS", f"one iteration is GLOBAL_BATCH_SIZE × SEQ_LEN = {batch} tokens: write {batch} or more.")
+        elif warmup_iterations >= iterations:
+            self.problem("WARMUP_TOKENS", f"it must be below TRAIN_TOKENS = {tokens}: write {tokens // 100}, for example.")
+        return {
+            "train_iters": iterations,
+            "warmup_iters": warmup_iterations,
+            "save_interval": self.whole("SAVE_INTERVAL"),
+        }
+
+    def output_path(self) -> None:
+        path = Path(self.raw["OUTPUT_BASEPATH"])
+        if not self.raw["OUTPUT_BASEPATH"] or (path.exists() and not path.is_dir()):
+            self.problem("OUTPUT_BASEPATH", "it takes a folder, which is made where it does not exist: write another path.")
+
+    def name(self) -> str:
+        """NAME of the run, spelt as in the original scripts."""
+        r = self.raw
+        if self.task == "pretrain":
+            return (
+                f"{r['ENV']}-pretrain-megatron-llama-{r['MODEL_SIZE']}-lr-{r['LR']}-bs-{r['BATCH_SIZE']}"
+                f"-seqlen-{r['SEQ_LEN']}-pr-{r['PR']}-tp-{r['TP']}-pp-{r['PP']}-ac-{r['AC']}-do-{r['DO']}-sp-{r['SP']}"
+                f"-tt-{r['TRAIN_TOKENS']}-wt-{r['WARMUP_TOKENS']}"
+            )
+        return (
+            f"{r['ENV']}-finetune-megatron-llama-{r['MODEL_SIZE']}-lr-{r['LR']}-ep-{r['EPOCH']}-bs-{r['BATCH_SIZE']}"
+            f"-seqlen-{r['SEQ_LEN']}-pr-{r['PR']}--do-{r['DO']}-tp-{r['TP']}-ac-{r['AC']}-sp-{r['SP']}"
+        )
+
+
+def checkpoint_root(path: Path) -> Path | None:
+    """The folder with the tracker file: `path` itself, or its parent where `path` is one iteration's folder."""
+    for folder in (path, path.parent):
+        if (folder / "latest_checkpointed_iteration.txt").is_file():
+            return folder if folder == path or path.is_dir() else None
+    return None
+
+
+def recorded_extra_vocabulary(path: Path) -> int | None:
+    """EXTRA_VOCAB_SIZE that a checkpoint was converted or trained with; None where it records none."""
+    root = checkpoint_root(path)
+    if root is None:
+        return None
+    folder = path
+    if root == path:
+        tracker = (root / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8").strip()
+        folder = root / (f"iter_{int(tracker):07d}" if tracker.isdigit() else tracker)
+    description = folder / "model.json"
+    if not description.is_file():
+        return None
+    return int(json.loads(description.read_text(encoding="utf-8"))["extra_vocab_size"])
+
+
+def _int(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def _list_divisors(number: int, limit: int = 64) -> str:
+    return ", ".join(str(n) for n in range(1, min(number, limit) + 1) if number % n == 0)
+
+
+def _divisors(model: LlamaConfig, vocabulary: int) -> str:
+    counts = (model.num_attention_heads, model.num_query_groups, vocabulary)
+    return ", ".join(str(n) for n in range(1, model.num_query_groups + 1) if not any(count % n for count in counts))
