@@ -9,7 +9,6 @@ import time
 from typing import Any, Iterator
 
 import torch
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_patch.checkpoint import training as checkpoints
 from megatron_patch.config import TrainConfig
@@ -20,23 +19,6 @@ from megatron_patch.train import optimizer as optim
 from megatron_patch.train.log import RunLog, perplexity, training_line, validation_lines
 from megatron_patch.train.profile import profiler
 from megatron_patch.train.step import StepResult, TrainState, evaluate, train_step
-
-
-def lr_scheduler(config: TrainConfig, optimizer: Any, train_iters: int) -> OptimizerParamScheduler:
-    """Linear decay with warm-up for pre-training, cosine for fine-tuning; a step is an iteration."""
-    return OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0,
-        max_lr=config.lr,
-        min_lr=config.min_lr,
-        lr_warmup_steps=config.warmup_iters,
-        lr_decay_steps=train_iters,
-        lr_decay_style="linear" if config.task == "pretrain" else "cosine",
-        start_wd=config.options.weight_decay,
-        end_wd=config.options.weight_decay,
-        wd_incr_steps=train_iters,
-        wd_incr_style="constant",
-    )
 
 
 def run(state: TrainState, data: RunData, log: RunLog) -> None:

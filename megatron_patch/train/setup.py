@@ -11,8 +11,8 @@ from megatron_patch.core.parallel import Layout
 from megatron_patch.core.patches import apply_patches
 from megatron_patch.model.build import build_model, choose_backend
 from megatron_patch.train.log import RunLog
-from megatron_patch.train.loop import lr_scheduler
 from megatron_patch.train.optimizer import build_optimizer, fused_weights
+from megatron_patch.train.schedule import lr_scheduler
 from megatron_patch.train.step import TrainState, prepare_model
 
 

@@ -1,0 +1,247 @@
+"""Training speed of named shapes, in memory: random weights and tokens through the training loop's own step.
+
+    python benchmarks/train.py 7b-bf16 7b-fp16 --steps 6 --json out.json
+    python benchmarks/train.py 7b-bf16 --peer hf        # the Hugging Face loop in the same run
+
+Prints tokens/s (median step), the share of 989 TFLOP/s and of the matrix-product rate measured in the same run, peak
+memory, and with --kinds the GPU time of a step by kind of kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import megatron_patch.core.device as device
+import torch
+from megatron_patch.config import Options, TrainConfig
+from megatron_patch.core import parallel
+from megatron_patch.model_config import LLAMA_SIZES
+from megatron_patch.train.log import RunLog
+from megatron_patch.train.setup import build_state
+from megatron_patch.train.step import train_step
+
+DATASHEET_TFLOPS = 989.0  # dense bf16 of the H100 and H200
+
+_BASE = dict(size="llama2-7b", precision="bf16", fl=True, ac="sel", do=True, mbs=1, gbs=8, seq=2048)
+SHAPES = {
+    "7b-bf16": _BASE,
+    "7b-fp16": {**_BASE, "precision": "fp16"},
+    "7b-seed-example": {**_BASE, "precision": "fp16", "fl": False},
+    "7b-mbs2": {**_BASE, "mbs": 2},
+    "7b-seq4096": {**_BASE, "seq": 4096, "gbs": 4},
+    "tiny-bf16": {**_BASE, "size": "tiny", "seq": 512},
+    "tiny-fp32": {**_BASE, "size": "tiny", "seq": 128, "precision": "fp32", "mbs": 2, "gbs": 4},
+}
+
+
+def config_of(shape: dict, options: Options, layers: int | None) -> TrainConfig:
+    model = LLAMA_SIZES[shape["size"]]
+    return TrainConfig(
+        task="pretrain",
+        name="benchmark",
+        model=replace(model, num_layers=layers) if layers else model,
+        extra_vocab_size=0,
+        load=None,
+        output_path="benchmark_output",
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        sequence_parallel=False,
+        use_distributed_optimizer=shape["do"],
+        precision=shape["precision"],
+        recompute=shape["ac"],
+        use_flash_attn=shape["fl"],
+        micro_batch_size=shape["mbs"],
+        global_batch_size=shape["gbs"],
+        lr=1e-5,
+        min_lr=1e-6,
+        seq_length=shape["seq"],
+        pad_length=shape["seq"],
+        train_data_path="random",
+        valid_data_path=None,
+        train_iters=1000,
+        options=options,
+    )
+
+
+def random_batches(config: TrainConfig, layout: parallel.Layout):
+    """Endless micro-batches on the device."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        tokens = torch.randint(
+            0, config.vocab_size, (config.micro_batch_size, config.seq_length + 1), generator=generator
+        )
+        mask = torch.ones(config.micro_batch_size, config.seq_length)
+        batch = {"tokens": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous(), "loss_mask": mask}
+        yield {key: value.to(layout.device) for key, value in batch.items()}
+
+
+def measure(config: TrainConfig, layout: parallel.Layout, steps: int, kinds: bool) -> dict:
+    """Median tokens per second of `steps` iterations after two warm-up ones."""
+    state = build_state(config, layout, RunLog(config, active=False), config.train_iters)
+    batches = random_batches(config, layout)
+    times, losses = [], []
+    for index in range(steps + 2):
+        device.synchronize()
+        started = time.perf_counter()
+        losses.append(train_step(state, batches).loss)
+        device.synchronize()
+        if index >= 2:
+            times.append(time.perf_counter() - started)
+    tokens = config.global_batch_size * config.seq_length
+    rate = tokens / statistics.median(times)
+    flops = config.model.flops_per_token(config.seq_length)
+    result = {
+        "tokens_per_second": rate,
+        "step_seconds": times,
+        "share_of_989": rate * flops / 1e12 / DATASHEET_TFLOPS,
+        "model_tflops": rate * flops / 1e12,
+        "peak_gib": device.max_memory_allocated() / 2**30,
+        "losses": losses,
+    }
+    if kinds and device.HAS_CUDA:
+        result["kinds"], result["kernels"] = kernel_times(state, batches)
+    return result
+
+
+_KINDS = (
+    ("attention", ("cudnn_generated", "flash", "fmha", "sdpa")),
+    ("weight gradients", ("_wgrad", "ntt", "_nt_")),
+    ("products", ("gemm", "nvjet", "cutlass", "sm90_xmma", "matmul")),
+    ("AdamW", ("adamw",)),
+    ("gradient norm", ("_norm_kernel",)),
+    ("RMSNorm", ("rms", "_forward_kernel", "_backward_kernel")),
+    ("RoPE", ("rotation",)),
+    ("loss", ("_statistics", "_gradient_kernel")),
+    ("copies and memory", ("memcpy", "memset", "copy", "fill")),
+)
+
+
+def kernel_times(state, batches) -> tuple[dict[str, float], list]:
+    """GPU milliseconds of one step by kind of kernel, and the twenty longest kernels."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        train_step(state, batches)
+        torch.cuda.synchronize()
+    kinds: dict[str, float] = defaultdict(float)
+    rows = []
+    for event in profile.key_averages():
+        milliseconds = event.device_time_total / 1000
+        name = event.key.lower()
+        kind = next((kind for kind, words in _KINDS if any(word in name for word in words)), "other")
+        kinds[kind] += milliseconds
+        rows.append((round(milliseconds, 2), event.count, event.key[:110]))
+    return dict(kinds), sorted(rows, reverse=True)[:30]
+
+
+def product_rate() -> float:
+    """TFLOP/s of an 8192³ bf16 product of random data, median of ten."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for index in range(13):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        a @ b
+        end.record()
+        torch.cuda.synchronize()
+        if index >= 3:
+            times.append(start.elapsed_time(end))
+    return 2 * 8192**3 / statistics.median(times) / 1e9
+
+
+def hugging_face(config: TrainConfig, layout: parallel.Layout, steps: int) -> dict:
+    """The peer: LlamaForCausalLM in fp32 under autocast, fused AdamW, accumulation over the micro-batches."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from megatron_patch.model_config import to_hf_config
+
+    values = to_hf_config(config.model, dtype="float32")
+    with torch.device(layout.device):
+        model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in values.items() if k != "architectures"}))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    batches = random_batches(config, layout)
+    count = config.global_batch_size // config.micro_batch_size
+    times = []
+    for index in range(steps + 2):
+        device.synchronize()
+        started = time.perf_counter()
+        for _ in range(count):
+            batch = next(batches)
+            with torch.autocast(layout.device.type, dtype=torch.bfloat16):
+                loss = model(input_ids=batch["tokens"], labels=batch["labels"], shift_labels=batch["labels"]).loss
+            (loss / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad()
+        device.synchronize()
+        if index >= 2:
+            times.append(time.perf_counter() - started)
+    rate = config.global_batch_size * config.seq_length / statistics.median(times)
+    return {"tokens_per_second": rate, "peak_gib": device.max_memory_allocated() / 2**30}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="+", choices=sorted(SHAPES))
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--layers", type=int, help="fewer layers than the size has")
+    parser.add_argument("--kinds", action="store_true", help="GPU time by kind of kernel")
+    parser.add_argument("--peer", choices=["hf"])
+    parser.add_argument("--deferred-weight-gradients", type=int, default=1)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("MASTER_PORT", 29599)):
+        os.environ.setdefault(name, str(value))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    options = Options(deferred_weight_gradients=arguments.deferred_weight_gradients)
+    configs = {name: config_of(SHAPES[name], options, arguments.layers) for name in arguments.shapes}
+    layout = parallel.start(next(iter(configs.values())))
+    rate = product_rate() if device.HAS_CUDA else None
+    results: dict[str, dict] = {"product_tflops": rate} if rate else {}
+    if rate:
+        print(f"matrix products: {rate:.0f} TFLOP/s; {torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
+    print(f"{'shape':18} {'tokens/s':>9} {'TFLOP/s':>8} {'of 989':>7} {'of measured':>11} {'peak GiB':>8}", flush=True)
+    for name, config in configs.items():
+        result = measure(config, layout, arguments.steps, arguments.kinds)
+        results[name] = result
+        share = f"{result['model_tflops'] / rate:.1%}" if rate else "-"
+        print(
+            f"{name:18} {result['tokens_per_second']:9.0f} {result['model_tflops']:8.1f} "
+            f"{result['share_of_989']:7.1%} {share:>11} {result['peak_gib']:8.1f}",
+            flush=True,
+        )
+        for kind, milliseconds in sorted(result.get("kinds", {}).items(), key=lambda item: -item[1]):
+            print(f"    {kind:20} {milliseconds:9.1f} ms")
+        for row in result.get("kernels", [])[:24]:
+            print("       ", *row)
+        release()
+        if arguments.peer:
+            peer = hugging_face(config, layout, arguments.steps)
+            results[f"{name} hf"] = peer
+            print(f"{name + ' hf':18} {peer['tokens_per_second']:9.0f} {'':27} {peer['peak_gib']:8.1f}", flush=True)
+            release()
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=1))
+    parallel.stop()
+
+
+def release() -> None:
+    """Give the last model's memory back before the next is built."""
+    import gc
+
+    gc.collect()
+    if device.HAS_CUDA:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+if __name__ == "__main__":
+    main()

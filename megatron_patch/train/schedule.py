@@ -1,0 +1,28 @@
+"""Learning rate and weight decay over a run."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
+
+from typing import Any
+
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_patch.config import TrainConfig
+
+
+def lr_scheduler(config: TrainConfig, optimizer: Any, train_iters: int) -> OptimizerParamScheduler:
+    """Linear decay with warm-up for pre-training, cosine for fine-tuning; a step is an iteration."""
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=config.warmup_iters,
+        lr_decay_steps=train_iters,
+        lr_decay_style="linear" if config.task == "pretrain" else "cosine",
+        start_wd=config.options.weight_decay,
+        end_wd=config.options.weight_decay,
+        wd_incr_steps=train_iters,
+        wd_incr_style="constant",
+    )
