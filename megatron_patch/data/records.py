@@ -11,11 +11,13 @@ import codecs
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.zst", ".jsonl.gz", ".json.zst", ".json.gz")
+DAMAGED = (EOFError, OSError, zlib.error)  # what reading a damaged archive raises
 _READ = 1 << 20  # bytes or characters asked for at a time
 _LONGEST_ITEM = 1 << 28  # characters: a list item longer than this is taken for an unclosed string
 
@@ -50,27 +52,20 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 def open_stream(path: Path) -> BinaryIO:
-    """The file's uncompressed bytes, without a byte-order mark."""
-    raw: Any
+    """The file's uncompressed bytes, without a byte-order mark. Reading a damaged archive raises one of DAMAGED."""
     if path.name.endswith(".gz"):
-        raw = gzip.open(path, "rb")
-    elif path.name.endswith(".zst"):
-        import zstandard
-
-        raw = zstandard.open(path, "rb")
+        raw: Any = gzip.open(path, "rb")  # noqa: SIM115 the caller closes what is returned
     else:
-        raw = open(path, "rb")
-    stream = io.BufferedReader(raw, _READ)
+        raw = open(path, "rb")  # noqa: SIM115
+    stream = io.BufferedReader(_ZstdReader(raw) if path.name.endswith(".zst") else raw, _READ)
     if stream.peek(3)[:3] == b"\xef\xbb\xbf":
         stream.read(3)
     return stream
 
 
 def begins_list(stream: io.BufferedReader) -> bool:
-    """Whether the first character after white space is `[`; leaves the stream where that white space ends."""
-    while (byte := stream.peek(1)[:1]) and byte.isspace():
-        stream.read(1)
-    return byte == b"["
+    """Whether the first character after white space is `[`. Takes nothing from the stream."""
+    return stream.peek(_READ).lstrip()[:1] == b"["
 
 
 def read_list(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
@@ -92,11 +87,47 @@ def read_list(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
             if separator != ",":
                 raise ValueError(f"',' or ']' should follow it, not {separator!r}" if separator else "the file ends early")
             text.position += 1
-        except (ValueError, RecursionError, EOFError) as error:
+        except (ValueError, RecursionError) as error:
             raise BrokenListError(number, str(error), text.rest()) from error
     text.position += 1
     if text.next():
         raise BrokenListError(number + 1, "something follows the list's closing ']'", text.rest())
+
+
+class _ZstdReader(io.RawIOBase):
+    """Zstandard frames as a byte stream. Unlike zstandard's own reader it does not take a truncated file for the end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        import zstandard
+
+        self.file, self.frame, self.ready, self.decompressor = file, None, b"", zstandard.ZstdDecompressor()
+        self.error = zstandard.ZstdError
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+    def readinto(self, target: Any) -> int:
+        while not self.ready:
+            data = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
+            if data or self.frame is None or self.frame.eof:
+                data = data or self.file.read(_READ)
+                if not data:
+                    return 0
+                self.frame = self.decompressor.decompressobj()
+            elif not (data := self.file.read(_READ)):
+                raise EOFError("the Zstandard file ends within a frame")
+            try:
+                self.ready = self.frame.decompress(data)
+            except self.error as error:
+                raise OSError(f"the Zstandard file is damaged: {error}") from error
+        count = min(len(self.ready), len(target))
+        target[:count] = self.ready[:count]
+        self.ready = self.ready[count:]
+        return count
 
 
 class _Text:

@@ -45,16 +45,16 @@ class SFTReport:
         """Sentences for the console."""
         filled = 100 * self.tokens / max(1, self.rows * self.length)
         out = [
-            f"{self.path}: {self.samples} samples, {self.rows} sequences of {self.length} ({filled:.1f} % filled), "
-            f"{self.tokens} tokens, {self.learnt} of them learnt."
+            f"{self.samples} samples in {self.rows} sequences of {self.length} ({filled:.1f} % filled): "
+            + f"{self.tokens} tokens, {self.learnt} of them learnt."
         ]
         if self.cut:
             out.append(
-                f"{self.path}: {self.cut} of {self.samples} samples are longer than {self.length} tokens and were cut; their "
+                f"{self.cut} of {self.samples} samples are longer than {self.length} tokens and were cut; their "
                 "answers have no end token. A larger PAD_LEN (SEQ_LEN with packing) keeps them whole."
             )
         if self.without_answer:
-            out.append(f"{self.path}: {self.without_answer} samples have no answer within {self.length} tokens and teach nothing.")
+            out.append(f"{self.without_answer} samples have no answer within {self.length} tokens and teach nothing.")
         return out
 
 
@@ -171,11 +171,14 @@ def encode_file(path: Path, tokenizer: Tokenizer, template: str) -> Iterator[Enc
 
 
 def _report(path: str, table: TokenTable, rows: int, length: int) -> SFTReport:
-    sizes = np.diff(table.offsets)
-    learnt_total = without = 0
-    for i in range(len(table)):
-        learnt = int(table.sample(i, length)[1][1:].sum())
-        learnt_total += learnt
-        without += learnt == 0
-    tokens = int(np.minimum(sizes, length).sum())
-    return SFTReport(path, len(table), rows, length, int((sizes > length).sum()), without, tokens, learnt_total)
+    sizes, learnt = np.diff(table.offsets), table.learnt_counts(length)
+    return SFTReport(
+        path=path,
+        samples=len(table),
+        rows=rows,
+        length=length,
+        cut=int((sizes > length).sum()),
+        without_answer=int((learnt == 0).sum()),
+        tokens=int(np.minimum(sizes, length).sum()),
+        learnt=int(learnt.sum()),
+    )

@@ -46,6 +46,17 @@ class TokenTable:
         values = np.asarray(self.flat[begin : min(self.offsets[i + 1], begin + limit)])
         return (values & ~_LEARNT).astype(np.int64), (values & _LEARNT) != 0
 
+    def learnt_counts(self, limit: int, block: int = 4096) -> np.ndarray:
+        """int64 [n]: how many tokens after the first of each sample, cut to `limit`, are learnt. In blocks of samples."""
+        counts = np.zeros(len(self), dtype=np.int64)
+        for first in range(0, len(self), block):
+            edges = self.offsets[first : first + block + 1]
+            marks = (self.flat[edges[0] : edges[-1]] & _LEARNT) != 0
+            sums = np.concatenate([[0], np.cumsum(marks)])
+            begins, ends = edges[:-1] - edges[0], np.minimum(edges[1:], edges[:-1] + limit) - edges[0]
+            counts[first : first + block] = sums[np.maximum(ends, begins)] - sums[np.minimum(begins + 1, ends)]
+        return counts
+
 
 def make_table(samples: Iterator[Encoded]) -> TokenTable:
     """Gather encoded samples."""

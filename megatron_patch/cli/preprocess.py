@@ -1,0 +1,143 @@
+"""Data preparation: JSON files → `.bin`/`.idx` for pre-training, and raw WuDao → `wudao_train.json`, `wudao_valid.json`.
+
+    python -m megatron_patch.cli.preprocess --input FILE_OR_FOLDER ... --output-prefix PREFIX --tokenizer-folder FOLDER
+    python -m megatron_patch.cli.preprocess --input FILE_OR_FOLDER ... --sft-output-dir FOLDER
+
+The pair is PREFIX.bin and PREFIX.idx, exactly as named. run_make_pretraining_dataset.sh calls this with its six arguments.
+Exit status: 2 for a usage error, 1 where the data or the machine stopped it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from megatron_patch.data.encode import Settings
+from megatron_patch.data.preprocess import preprocess
+from megatron_patch.data.records import find_files
+from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.data.wudao import CLEANERS
+from megatron_patch.data.wudao_split import TRAIN, VALID, split_wudao
+
+# The script's argument that each flag carries.
+_SCRIPT_ARGUMENTS = {"--megatron-patch-path": "$2 MEGATRON_PATCH_PATH", "--input": "$3 input_data_dir",
+                     "--tokenizer": "$4 tokenizer", "--output-dir": "$5 output_data_dir",
+                     "--tokenizer-folder": "$6 load_dir"}  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    p = argparse.ArgumentParser(
+        prog="megatron_patch.cli.preprocess", allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__.splitlines()[0], argument_default=None,
+    )  # fmt: skip
+    p.add_argument("--input", nargs="+", required=True, help="files, or folders of .jsonl, .json, .jsonl.zst, .jsonl.gz")
+    p.add_argument("--tokenizer-folder", help="the folder with tokenizer.model or tokenizer.json")
+    p.add_argument("--output-prefix", help="writes PREFIX.bin and PREFIX.idx")
+    p.add_argument("--output-dir", help="instead of a prefix: writes wudao_<tokenizer>_text_document there")
+    p.add_argument("--tokenizer", default="llamabpe", help="only a name: llamabpe")
+    p.add_argument("--sft-output-dir", help=f"writes {TRAIN} and {VALID} there, as JSON lists")
+    p.add_argument("--valid-fraction", type=float, default=0.01, help="of the records, for --sft-output-dir")
+    p.add_argument("--json-key", nargs="+", default=["text", "content"], help="a record's text is the first of these it has")
+    p.add_argument("--clean", choices=sorted(CLEANERS), default="none", help="wudao: the original's cleaning")
+    p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that tokenize")
+    p.add_argument("--max-bad-fraction", type=float, default=0.001, help="of records that are no JSON or lack the key")
+    p.add_argument("--no-append-eod", action="store_true", help="no end token after a document")
+    p.add_argument("--overwrite", action="store_true", help="replace a pair that other input made")
+    p.add_argument("--megatron-path", help="accepted for the script's sake; preparation needs no Megatron")
+    p.add_argument("--megatron-patch-path", help="this project's folder")
+    return p
+
+
+def findings(args: argparse.Namespace) -> list[str]:
+    """Everything that is wrong with the arguments, a sentence each."""
+    out: list[str] = []
+
+    def check(flag: str, got: object, problem: str | None) -> None:
+        if problem:
+            name = _SCRIPT_ARGUMENTS.get(flag, flag) if args.megatron_patch_path is not None else flag
+            out.append(f"{name}: got '{got}'; {problem}")
+
+    if args.megatron_patch_path is not None:
+        here = Path(__file__).resolve().parents[2]
+        ours = (Path(args.megatron_patch_path) / "megatron_patch" / "launch.sh").is_file()
+        check("--megatron-patch-path", args.megatron_patch_path,
+              None if ours else f"it takes the folder that holds this project's megatron_patch/: write {here}.")  # fmt: skip
+    check("--input", " ".join(args.input), _problem(find_files, args.input))
+    check("--tokenizer", args.tokenizer, None if args.tokenizer == "llamabpe" else "it takes llamabpe: write that.")
+    check("--output-dir", args.output_dir, _unwritable(args.output_dir))
+    check("--sft-output-dir", args.sft_output_dir, _unwritable(args.sft_output_dir))
+    if args.output_prefix or args.output_dir:
+        check("--output-prefix", args.output_prefix, _unwritable(args.output_prefix and str(Path(args.output_prefix).parent)))
+        check("--tokenizer-folder", args.tokenizer_folder, _problem(load_tokenizer, args.tokenizer_folder or ""))
+    elif not args.sft_output_dir:
+        check("--output-prefix", "", "one of --output-prefix, --output-dir and --sft-output-dir must be given.")
+    check("--workers", args.workers, None if args.workers >= 1 else "it takes a whole number of at least 1: write 1.")
+    for flag in ("--valid-fraction", "--max-bad-fraction"):
+        value = getattr(args, flag[2:].replace("-", "_"))
+        check(flag, value, None if 0 <= value <= 1 else "it takes a number from 0 to 1: write 0.01, for example.")
+    return out
+
+
+def _problem(function: object, argument: object) -> str | None:
+    try:
+        function(argument)  # type: ignore[operator]
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _unwritable(folder: str | None) -> str | None:
+    """A sentence where `folder` cannot be made or written into."""
+    if folder is None:
+        return None
+    path = Path(folder)
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    if not path.is_dir():
+        return f"{path} is a file, so no folder can be made there: write another folder."
+    return None if os.access(path, os.W_OK) else f"{path} may not be written into: write another folder, or change its rights."
+
+
+def main(argv: list[str]) -> int:
+    """Check, make what is asked for, say what was made. The exit status."""
+    args = parser().parse_args(argv)
+    found = findings(args)
+    if found:
+        print(f"{len(found)} argument error{'s' if len(found) > 1 else ''}; nothing was started.", file=sys.stderr)
+        print("".join(f"  {sentence}\n" for sentence in found), end="", file=sys.stderr)
+        return 2
+    try:
+        if args.output_prefix or args.output_dir:
+            _make_indexed(args)
+        if args.sft_output_dir:
+            _make_split(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _make_indexed(args: argparse.Namespace) -> None:
+    prefix = args.output_prefix or os.path.join(args.output_dir, f"wudao_{args.tokenizer}_text_document")
+    settings = Settings(args.tokenizer_folder, tuple(args.json_key), args.clean, not args.no_append_eod)
+    counts = preprocess(
+        args.input, prefix, settings,
+        workers=args.workers, max_bad_fraction=args.max_bad_fraction, overwrite=args.overwrite,
+    )  # fmt: skip
+    print("\n".join(counts.lines(prefix)))
+
+
+def _make_split(args: argparse.Namespace) -> None:
+    counts = split_wudao(
+        args.input, args.sft_output_dir, keys=tuple(args.json_key), clean=args.clean,
+        valid_fraction=args.valid_fraction, max_bad_fraction=args.max_bad_fraction,
+    )  # fmt: skip
+    print(f"{args.sft_output_dir}: {counts.train} samples in {TRAIN}, {counts.valid} in {VALID}; "
+          f"{counts.bad} bad and {counts.empty} empty records gave none.")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Tokenizer, indexed data, fine-tuning data, samplers, and the preparation of all of it."""

@@ -1,0 +1,160 @@
+"""From data files to documents in the order of the files: chunks of records, each record's text, what was skipped and why.
+
+The main process reads chunks and hands them on; `texts_of` parses and cleans one anywhere. A chunk's place (file, record number,
+byte offset) is enough to go on after it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_patch.data.records import DAMAGED, BrokenListError, begins_list, open_stream, read_list
+
+CHUNK_BYTES = 1 << 20
+_CHUNK_ITEMS = 4096
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that gave no document. `number`: line of JSON Lines or item of a JSON list, from 1."""
+
+    number: int
+    reason: str
+    empty: bool = False  # an empty document loses nothing; every other reason counts as bad
+    records: int = 1  # a list that breaks off loses more than one; then this is an estimate
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to go on reading: `file` of the list of files, after `records` of its records and `offset` bytes (lines only)."""
+
+    file: int = 0
+    records: int = 0
+    offset: int = 0
+
+
+START = Place()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Records one after the other, from number `first`; lines as bytes, list items parsed. `after`: the place behind them."""
+
+    file: int
+    first: int
+    records: list[Any]
+    size: int  # bytes of lines, about as many of list items
+    after: Place
+    kind: str = "line"  # or "item", what its record numbers count
+    lost: Skipped | None = None  # the rest of a list that breaks off here
+
+
+def read_chunks(files: Sequence[Path], start: Place = START) -> Iterator[Chunk]:
+    """Chunks of about CHUNK_BYTES in order, from `start` on. Raises ValueError for a damaged archive."""
+    for index in range(start.file, len(files)):
+        begin = start if index == start.file else Place(index)
+        try:
+            with open_stream(files[index]) as stream:
+                yield from _list_chunks(stream, begin) if begins_list(stream) else _line_chunks(stream, begin)
+        except DAMAGED as error:
+            raise ValueError(f"{files[index]} cannot be read to its end ({error}); fetch or pack it again.") from error
+
+
+def _line_chunks(stream: io.BufferedReader, begin: Place) -> Iterator[Chunk]:
+    _advance(stream, begin.offset)
+    number, offset = begin.records, begin.offset
+    while lines := stream.readlines(CHUNK_BYTES):
+        size = sum(map(len, lines))
+        offset += size
+        yield Chunk(begin.file, number + 1, lines, size, Place(begin.file, number + len(lines), offset))
+        number += len(lines)
+
+
+def _advance(stream: io.BufferedReader, offset: int) -> None:
+    """Pass over `offset` bytes; at once where the file can seek."""
+    if offset and isinstance(stream.raw, io.FileIO):
+        stream.seek(offset, io.SEEK_CUR)
+        return
+    while offset:
+        data = stream.read(min(offset, CHUNK_BYTES))
+        if not data:
+            raise EOFError("it is shorter than when the interrupted run read it")
+        offset -= len(data)
+
+
+def _list_chunks(stream: io.BufferedReader, begin: Place) -> Iterator[Chunk]:
+    records: list[Any] = []
+    number, size, total, lost = 0, 0, 0, None
+    try:
+        for number, value in read_list(stream):
+            total += _size(value)
+            if number <= begin.records:
+                continue
+            records.append(value)
+            size += _size(value)
+            if size >= CHUNK_BYTES or len(records) >= _CHUNK_ITEMS:
+                yield Chunk(begin.file, number - len(records) + 1, records, size, Place(begin.file, number), "item")
+                records, size = [], 0
+    except BrokenListError as error:
+        mean = max(1, total // number) if number else 1000
+        lost = Skipped(error.number, f"{error.reason}; the rest of the list is lost", records=max(1, error.lost // mean))
+    yield Chunk(begin.file, number - len(records) + 1, records, size, Place(begin.file + 1), "item", lost)
+
+
+def _size(value: Any) -> int:
+    return sum(len(v) for v in value.values() if isinstance(v, str)) + 40 if isinstance(value, dict) else 40
+
+
+def texts_of(
+    chunk: Chunk, keys: Sequence[str], clean: Callable[[str], str] | None
+) -> tuple[list[tuple[int, str]], list[Skipped]]:
+    """(record number, text) of the records that have one, cleaned; and those that have none. `keys`: the first that is there."""
+    texts, skipped = [], []
+    for number, record in enumerate(chunk.records, start=chunk.first):
+        try:
+            text = _text_of(record, keys)
+            text = clean(text) if clean else text
+        except (ValueError, RecursionError) as error:
+            skipped.append(Skipped(number, str(error)))
+            continue
+        if text:
+            texts.append((number, text))
+        else:
+            skipped.append(Skipped(number, "it is empty", empty=True))
+    return texts, skipped + ([chunk.lost] if chunk.lost else [])
+
+
+def _text_of(record: Any, keys: Sequence[str]) -> str:
+    """The text; empty for a blank line. ValueError, one phrase, where there is none or one that is not Unicode."""
+    if isinstance(record, bytes):
+        if not record.strip():
+            return ""
+        try:
+            record = json.loads(record)
+        except UnicodeDecodeError:
+            raise ValueError("it is not UTF-8") from None
+        except ValueError as error:
+            raise ValueError(f"it is no JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"it is a {type(record).__name__}, not an object")
+    for key in keys:
+        if key in record:
+            text = record[key]
+            if not isinstance(text, str):
+                raise ValueError(f"its {key!r} is {type(text).__name__}, not a text")
+            if not text.isascii():
+                _refuse_surrogates(text)
+            return text
+    raise ValueError(f"it lacks the key {' or '.join(map(repr, keys))}")
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair, which is no character") from None

@@ -1,0 +1,123 @@
+r"""Megatron's indexed data: `PREFIX.bin` holds the token ids end to end, `PREFIX.idx` says where each document lies.
+
+The `.idx`, little-endian (NVIDIA Megatron-LM, `indexed_dataset.py`): magic `MMIDIDX\0\0`, version uint64 1, type code uint8
+(4 int32, 8 uint16), sequences uint64 n, document boundaries uint64 d; lengths int32 [n]; byte offsets int64 [n]; the
+sequence at which each document begins, and n at the end, int64 [d]. Here a document is one sequence, d = n + 1.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_CODES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+_BLOCK = 1 << 20  # documents
+_SAMPLED_DOCUMENTS = 64
+_SAMPLED_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class IndexedData:
+    """A checked pair. `lengths` int32 [n] and `offsets` int64 [n] (bytes) are memory maps."""
+
+    prefix: str
+    dtype: np.dtype
+    lengths: np.ndarray
+    offsets: np.ndarray
+    boundaries: int  # d
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the `.bin` that the `.idx` covers."""
+        return (int(self.offsets[-1]) // self.dtype.itemsize + int(self.lengths[-1])) if len(self.lengths) else 0
+
+    def document(self, i: int, limit: int | None = None) -> np.ndarray:
+        """The first `limit` ids of sequence i, in the file's own type."""
+        count = int(self.lengths[i]) if limit is None else min(limit, int(self.lengths[i]))
+        return np.fromfile(f"{self.prefix}.bin", dtype=self.dtype, count=count, offset=int(self.offsets[i]))
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 below 65500 ids, else int32: Megatron's rule."""
+    return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
+
+
+def write_index(file: BinaryIO, lengths: np.ndarray, dtype: np.dtype) -> None:
+    """The `.idx` of documents of `lengths` int32 [n], one sequence each. Works in blocks: `lengths` may be a memory map."""
+    code = next(code for code, kind in _CODES.items() if np.dtype(kind) == dtype)
+    n = len(lengths)
+    file.write(_HEADER.pack(_MAGIC, 1, code, n, n + 1))
+    for i in range(0, n, _BLOCK):
+        file.write(np.ascontiguousarray(lengths[i : i + _BLOCK], dtype="<i4").tobytes())
+    offset = 0
+    for i in range(0, n, _BLOCK):
+        ends = offset + np.cumsum(lengths[i : i + _BLOCK], dtype=np.int64) * dtype.itemsize
+        file.write(np.concatenate([[offset], ends[:-1]]).astype("<i8").tobytes())
+        offset = int(ends[-1])
+    for i in range(0, n + 1, _BLOCK):
+        file.write(np.arange(i, min(n + 1, i + _BLOCK), dtype="<i8").tobytes())
+
+
+def read_index(prefix: str | Path) -> IndexedData:
+    """The pair at `prefix`, its form and sizes checked, its tokens not read.
+
+    Raises ValueError: a missing file, another format, an `.idx` cut short, a `.bin` that is not as long as the `.idx` says.
+    """
+    prefix = str(prefix)
+    missing = [prefix + end for end in (".bin", ".idx") if not Path(prefix + end).is_file()]
+    if missing:
+        raise ValueError(f"there is no {' and no '.join(missing)}; give the path of a .bin/.idx pair without its ending.")
+    idx = Path(prefix + ".idx")
+    with open(idx, "rb") as file:
+        head = file.read(_HEADER.size)
+    if head[:6] in (b"TNTIDX", b"\x80\x04\x95"):
+        raise ValueError(f"{idx} is of an older format (lazy or cached); prepare the data again, as mmap.")
+    if len(head) < _HEADER.size or head[:9] != _MAGIC:
+        raise ValueError(f"{idx} is no Megatron index (it begins with {head[:9]!r}); prepare the data again.")
+    _, version, code, n, boundaries = _HEADER.unpack(head)
+    if version != 1 or code not in _CODES:
+        raise ValueError(f"{idx} has version {version} and type code {code}; read are version 1, codes {list(_CODES)}.")
+    size, wanted = idx.stat().st_size, _HEADER.size + 12 * n + 8 * boundaries
+    if size not in (wanted, wanted + n):  # multimodal indices end with one byte a sequence
+        raise ValueError(f"{idx} has {size} bytes, its header promises {wanted}; copy it again, it was cut short or mixed up.")
+    lengths = np.memmap(idx, dtype="<i4", mode="r", offset=_HEADER.size, shape=(n,)) if n else np.empty(0, np.int32)
+    offsets = np.memmap(idx, dtype="<i8", mode="r", offset=_HEADER.size + 4 * n, shape=(n,)) if n else np.empty(0, np.int64)
+    data = IndexedData(prefix, np.dtype(_CODES[code]), lengths, offsets, boundaries)
+    _check_sizes(data)
+    return data
+
+
+def _check_sizes(data: IndexedData) -> None:
+    has, wants = Path(data.prefix + ".bin").stat().st_size, data.tokens * data.dtype.itemsize
+    if has != wants:
+        how = "shorter" if has < wants else "longer"
+        raise ValueError(
+            f"{data.prefix}.bin has {has} bytes, {how} than the {wants} bytes ({data.tokens} tokens) of its .idx; "
+            "copy the pair again, or prepare the data again."
+        )
+    if not data.tokens:
+        raise ValueError(f"{data.prefix}.idx lists no tokens; prepare the data again from an input that holds text.")
+
+
+def check_indexed_dataset(prefix: str | Path, vocab_size: int) -> IndexedData:
+    """`read_index`, and the ids of some documents against the vocabulary: up to 64 from first to last, 4096 ids of each.
+
+    Milliseconds, whatever the size. Raises ValueError naming document and token for an id outside [0, vocab_size).
+    """
+    data = read_index(prefix)
+    count = min(_SAMPLED_DOCUMENTS, len(data.lengths))
+    for i in np.unique(np.linspace(0, len(data.lengths) - 1, count).astype(np.int64)):
+        ids = data.document(int(i), _SAMPLED_TOKENS)
+        wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+        if wrong.size:
+            raise ValueError(
+                f"{data.prefix}.bin: document {i}, token {wrong[0]} has id {ids[wrong[0]]}, outside the vocabulary of "
+                f"{vocab_size}; the data was made with another tokenizer: prepare it again with this model's."
+            )
+    return data

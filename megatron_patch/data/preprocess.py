@@ -1,0 +1,251 @@
+"""Data files → PREFIX.bin and PREFIX.idx: streaming, in several processes, in the order of the input, to be gone on with.
+
+The main process reads chunks of about a MiB and writes results in the chunks' order; workers parse, clean and tokenize. What is
+finished so far lies in `PREFIX.partial/` (tokens, lengths, skipped records) with a `state.json` that says how much of it counts:
+a run that was killed is gone on with behind the last state. The pair gets its names when all is done, `.idx` last.
+
+Beside the pair: `PREFIX_skipped.jsonl`, a line for each record that gave no document (file, number, reason), and `PREFIX.json`,
+the counts and what they were made from.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_patch.data.documents import START, Chunk, Place, Skipped, read_chunks
+from megatron_patch.data.encode import ChunkResult, Settings, encode_chunks
+from megatron_patch.data.indexed import token_dtype, write_index
+from megatron_patch.data.records import find_files
+from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = "megatron_patch preprocess 1"
+_STATE_BYTES = 64 << 20  # input between two states: what a killed run may lose
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far a run is. `bad`: records lost, an estimate where a JSON list breaks off; `empty`: empty records, nothing lost."""
+
+    place: Place = START
+    documents: int = 0
+    tokens: int = 0
+    bad: int = 0
+    empty: int = 0
+    size: int = 0  # bytes of input
+    report_bytes: int = 0  # of the skipped records' report
+
+    def lines(self, prefix: str) -> list[str]:
+        """Sentences for the console."""
+        out = [f"{prefix}: {self.documents} documents, {self.tokens} tokens from {self.size / 1e6:.1f} MB."]
+        if self.bad or self.empty:
+            out.append(f"{self.bad} bad and {self.empty} empty records gave no document; they are listed in {prefix}_skipped.jsonl.")
+        return out
+
+
+def preprocess(
+    inputs: Iterable[str | Path],
+    prefix: str | Path,
+    settings: Settings,
+    *,
+    workers: int = 1,
+    max_bad_fraction: float = 0.001,
+    overwrite: bool = False,
+) -> Counts:
+    """Make the pair at `prefix`, or finish one that was begun, or find that it is there already.
+
+    Raises ValueError for input, tokenizer or folder that cannot be used, for a `prefix` that holds another pair (`overwrite`
+    allows it), and where more than `max_bad_fraction` of the records are bad; then the report is written and no pair.
+    """
+    files = find_files(list(inputs))
+    tokenizer = load_tokenizer(settings.tokenizer_folder)
+    prefix = str(prefix)
+    made_from = _made_from(files, settings, tokenizer)
+    finished = _finished(prefix, made_from, overwrite)
+    if finished:
+        return finished
+    partial = Path(prefix + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with _only_run(partial):
+        counts = _resume(partial, made_from, prefix)
+        counts = _encode_all(files, partial, counts, made_from, settings, tokenizer, workers)
+        _finish(partial, prefix, counts, made_from, token_dtype(tokenizer.vocab_size), max_bad_fraction)
+    shutil.rmtree(partial)
+    return counts
+
+
+def _made_from(files: list[Path], settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
+    stats = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    chosen = {k: v for k, v in asdict(settings).items() if k != "tokenizer_folder"} | {"tokenizer": tokenizer.fingerprint}
+    return json.loads(json.dumps({"format": FORMAT, "files": stats} | chosen))
+
+
+def _finished(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts | None:
+    """The counts of a pair that this very input made; None where `prefix` is free."""
+    there = [prefix + end for end in (".bin", ".idx") if os.path.exists(prefix + end)]
+    if not there or os.path.exists(f"{prefix}.partial/state.json"):
+        return None
+    record = Path(prefix + ".json")
+    if len(there) == 2 and record.is_file():
+        saved = json.loads(record.read_text(encoding="utf-8"))
+        if saved.get("made_from") == made_from:
+            print(f"{prefix}.bin and .idx are there already, made from this very input; nothing is done.", file=sys.stderr)
+            return _counts(saved["counts"])
+    if not overwrite:
+        raise ValueError(f"{' and '.join(there)} exist, made from other input; remove them, or add --overwrite.")
+    for name in there:
+        os.remove(name)
+    return None
+
+
+def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
+    """What an earlier run finished, files cut back to it; zero where there is none or it was another run's."""
+    counts = Counts()
+    state = partial / "state.json"
+    if state.is_file():
+        saved = json.loads(state.read_text(encoding="utf-8"))
+        if saved["made_from"] == made_from:
+            counts = _counts(saved["counts"])
+            print(f"{prefix}: going on after {counts.documents} documents of an interrupted run.", file=sys.stderr)
+        else:
+            print(f"{prefix}: an interrupted run had other input or settings; beginning anew.", file=sys.stderr)
+            state.unlink()
+    return counts
+
+
+def _counts(saved: dict[str, Any]) -> Counts:
+    return Counts(**(saved | {"place": Place(**saved["place"])}))
+
+
+def _encode_all(
+    files: list[Path], partial: Path, counts: Counts, made_from: dict[str, Any],
+    settings: Settings, tokenizer: Tokenizer, workers: int,
+) -> Counts:  # fmt: skip
+    """Everything behind `counts.place` into the partial files."""
+    from tqdm import tqdm
+
+    if counts.place.file >= len(files):
+        return counts
+    itemsize = token_dtype(tokenizer.vocab_size).itemsize
+    plain = all(f.name.endswith((".jsonl", ".json")) for f in files)
+    bar = tqdm(
+        desc="tokenizing", unit="B", unit_scale=True, file=sys.stderr, delay=3, initial=counts.size,
+        total=sum(f.stat().st_size for f in files) if plain else None,
+    )  # fmt: skip
+    stated = counts.size
+    with (
+        bar,
+        _open_at(partial / "tokens", counts.tokens * itemsize) as tokens,
+        _open_at(partial / "lengths", counts.documents * 4) as lengths,
+        _open_at(partial / "skipped", counts.report_bytes) as report,
+    ):
+        chunks = read_chunks(files, counts.place)
+        for chunk, result in encode_chunks(chunks, settings, tokenizer, workers):
+            tokens.write(result.tokens)
+            lengths.write(result.lengths.tobytes())
+            lines = report_lines(files[chunk.file], chunk.kind, result.skipped)
+            report.write(lines)
+            counts = _advance(counts, chunk, result, itemsize, len(lines))
+            bar.update(chunk.size)
+            if counts.size - stated >= _STATE_BYTES:
+                _save_state(partial, counts, made_from, tokens, lengths, report)
+                stated = counts.size
+        counts = replace(counts, place=Place(len(files)))
+        _save_state(partial, counts, made_from, tokens, lengths, report)
+    return counts
+
+
+def _advance(counts: Counts, chunk: Chunk, result: ChunkResult, itemsize: int, report_bytes: int) -> Counts:
+    return Counts(
+        place=chunk.after,
+        documents=counts.documents + len(result.lengths),
+        tokens=counts.tokens + len(result.tokens) // itemsize,
+        bad=counts.bad + sum(s.records for s in result.skipped if not s.empty),
+        empty=counts.empty + sum(s.empty for s in result.skipped),
+        size=counts.size + chunk.size,
+        report_bytes=counts.report_bytes + report_bytes,
+    )
+
+
+def report_lines(file: Path, kind: str, skipped: list[Skipped]) -> bytes:
+    """JSON Lines of file, number (`line` or `item`) and reason."""
+    rows = ({"file": str(file), kind: s.number, "reason": s.reason} for s in skipped)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
+
+
+def _save_state(partial: Path, counts: Counts, made_from: dict[str, Any], *files: Any) -> None:
+    """Make the partial files durable, then say how much of them counts."""
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
+    _write_json(partial / "state.json", {"made_from": made_from, "counts": asdict(counts)})
+
+
+def _finish(
+    partial: Path, prefix: str, counts: Counts, made_from: dict[str, Any], dtype: np.dtype, max_bad_fraction: float
+) -> None:
+    """Judge the counts, then give the files their names, the `.idx` last. Can be done again at any point."""
+    if (partial / "skipped").exists() and counts.report_bytes:
+        shutil.copyfile(partial / "skipped", prefix + "_skipped.jsonl")
+    elif os.path.exists(prefix + "_skipped.jsonl"):
+        os.remove(prefix + "_skipped.jsonl")
+    check_bad_fraction(counts.bad, counts.documents, max_bad_fraction, Path(prefix + "_skipped.jsonl"))
+    if not counts.documents:
+        raise ValueError("the input holds no document; nothing is written. Check the files and --json-key.")
+    with open(partial / "index", "wb") as file:
+        write_index(file, np.memmap(partial / "lengths", dtype=np.int32, mode="r", shape=(counts.documents,)), dtype)
+        file.flush()
+        os.fsync(file.fileno())
+    _write_json(Path(prefix + ".json"), {"made_from": made_from, "counts": asdict(counts)})
+    if (partial / "tokens").exists():
+        os.replace(partial / "tokens", prefix + ".bin")
+    os.replace(partial / "index", prefix + ".idx")
+
+
+def check_bad_fraction(bad: int, good: int, allowed: float, report: Path) -> None:
+    """ValueError where `bad` is more than the `allowed` fraction of all records, empty ones left out."""
+    fraction = bad / max(1, bad + good)
+    if fraction > allowed:
+        raise ValueError(
+            f"{bad} of {bad + good} records are bad, more than the allowed fraction {allowed:g}; {report} lists them. Mend "
+            f"them, or run again with --max-bad-fraction {fraction * 1.01:.2g}."
+        )
+
+
+@contextmanager
+def _open_at(path: Path, size: int) -> Iterator[Any]:
+    """A file to be written on from its byte `size`, what follows cut off."""
+    with open(path, "r+b" if path.exists() else "w+b") as file:
+        file.truncate(size)
+        file.seek(size)
+        yield file
+
+
+@contextmanager
+def _only_run(partial: Path) -> Iterator[None]:
+    """Refuse a second run on the same prefix at the same time."""
+    with open(partial / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another run is writing {partial} now; wait for it, or choose another output.") from error
+        yield
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
