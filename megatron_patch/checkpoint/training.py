@@ -25,6 +25,7 @@ from megatron_patch.checkpoint.layout import (
     ModelDescription,
     iteration_folder,
     read_tracker,
+    resolve_checkpoint,
     write_model_description,
     write_tracker,
 )
@@ -136,8 +137,22 @@ def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any
     return Progress(**loaded["progress"])
 
 
-def load_model(folder: Path, model: Any) -> None:
-    """The weights alone of a native checkpoint, from any layout, cast to the model's dtype."""
+def load_weights(path: str, model: Any) -> None:
+    """The weights alone of a checkpoint of any layout, cast to the model's dtype; `path` is a root or one iteration.
+
+    Raises:
+        ValueError: there is no complete checkpoint at `path`.
+    """
+    location = resolve_checkpoint(path)
+    if location.kind == "native":
+        _load_native(location.folder, model)
+    else:
+        from megatron_patch.checkpoint.from_source import load_from_source
+
+        load_from_source(path, module(model))
+
+
+def _load_native(folder: Path, model: Any) -> None:
     state = {"model": module(model).sharded_state_dict(metadata=dict(_METADATA))}
     loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     module(model).load_state_dict(loaded["model"], strict=True)
