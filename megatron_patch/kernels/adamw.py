@@ -58,7 +58,9 @@ def adamw_step_(
     elif found_inf is None or not found_inf.item():
         flat = [None if t is None else t.view(-1).split(CHUNK) for t in tensors]
         for i in range(len(flat[0])):
-            adamw_reference_(*(None if chunks is None else chunks[i] for chunks in flat), grad_scale, **numbers)
+            adamw_reference_(
+                *(None if chunks is None else chunks[i] for chunks in flat), grad_scale, **numbers
+            )
 
 
 def adamw_step_list_(
@@ -75,7 +77,10 @@ def adamw_step_list_(
 
 
 def grad_norm_squared(
-    tensors: Sequence[torch.Tensor], scale: torch.Tensor | float | None = None, *, implementation: str | None = None
+    tensors: Sequence[torch.Tensor],
+    scale: torch.Tensor | float | None = None,
+    *,
+    implementation: str | None = None,
 ) -> torch.Tensor:
     """Σ (scale · g)² over all elements of all tensors: one float32 number on their device, without a synchronization.
 
@@ -83,7 +88,9 @@ def grad_norm_squared(
     gradients give a non-finite result. ValueError without tensors.
     """
     if not tensors:
-        raise ValueError("grad_norm_squared got no tensors; pass at least one, since the device of the result is theirs.")
+        raise ValueError(
+            "grad_norm_squared got no tensors; pass at least one, since the device of the result is theirs."
+        )
     if use_triton(implementation, tensors[0]):
         return _launch_norm(tensors, scale)
     norms = torch.stack(torch._foreach_norm(list(tensors), 2, dtype=torch.float32))
@@ -91,7 +98,19 @@ def grad_norm_squared(
 
 
 def adamw_reference_(
-    master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, *, decay, beta1, beta2, eps, step_size, root_correction
+    master,
+    exp_avg,
+    exp_avg_sq,
+    grad,
+    model_copy,
+    grad_scale,
+    *,
+    decay,
+    beta1,
+    beta2,
+    eps,
+    step_size,
+    root_correction,
 ) -> None:
     grad = grad.float() if grad_scale is None else grad.float() * grad_scale
     master.mul_(decay)
@@ -159,8 +178,8 @@ def _adamw_kernel(
     master = tl.load(master_ptr + offsets, mask=mask, other=0.0) * decay
     exp_avg += (grad - exp_avg) * one_minus_beta1
     exp_avg_sq = exp_avg_sq * beta2 + grad * grad * one_minus_beta2
-    denominator = tl.sqrt(exp_avg_sq) / root_correction + eps
-    master -= step_size * (exp_avg / denominator)
+    denominator = tl.div_rn(tl.sqrt_rn(exp_avg_sq), root_correction) + eps
+    master -= step_size * tl.div_rn(exp_avg, denominator)
     tl.store(exp_avg_ptr + offsets, exp_avg, mask=mask)
     tl.store(exp_avg_sq_ptr + offsets, exp_avg_sq, mask=mask)
     tl.store(master_ptr + offsets, master, mask=mask)

@@ -42,12 +42,18 @@ def choose_attention_backend(
     capability = torch.cuda.get_device_capability(device)
     cudnn = torch.backends.cudnn.is_available() and capability >= (9, 0) and head_dim <= 128
     if cudnn and not segment_ids:
-        return "cudnn", f"cuDNN through PyTorch is the fastest on compute capability {capability[0]}.{capability[1]}"
+        return (
+            "cudnn",
+            f"cuDNN through PyTorch is the fastest on compute capability {capability[0]}.{capability[1]}",
+        )
     if importlib.util.find_spec("flash_attn") is not None:
         return "flash_attn", "flash-attn 2 is installed"
     if segment_ids:
         return "efficient", "packed samples need a mask, which PyTorch's memory-efficient kernel takes"
-    return "flash", "PyTorch's flash kernel; flash-attn is not installed, cuDNN's wants compute capability 9.0"
+    return (
+        "flash",
+        "PyTorch's flash kernel; flash-attn is not installed, cuDNN's wants compute capability 9.0",
+    )
 
 
 def attention(
@@ -79,10 +85,16 @@ def _check(q, k, causal, backend, segment_ids) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}.")
     if q.shape[2] % k.shape[2]:
-        raise ValueError(f"q has {q.shape[2]} heads and k {k.shape[2]} groups; heads must be a multiple of groups.")
+        raise ValueError(
+            f"q has {q.shape[2]} heads and k {k.shape[2]} groups; heads must be a multiple of groups."
+        )
     if causal and q.shape[0] > k.shape[0]:
-        raise ValueError(f"{q.shape[0]} queries against {k.shape[0]} keys; causal attention needs at least as many keys.")
-    if segment_ids is not None and (tuple(segment_ids.shape) != (q.shape[1], q.shape[0]) or q.shape[0] != k.shape[0]):
+        raise ValueError(
+            f"{q.shape[0]} queries against {k.shape[0]} keys; causal attention needs at least as many keys."
+        )
+    if segment_ids is not None and (
+        tuple(segment_ids.shape) != (q.shape[1], q.shape[0]) or q.shape[0] != k.shape[0]
+    ):
         raise ValueError(
             f"segment_ids are {list(segment_ids.shape)}; for {q.shape[0]} queries, {k.shape[0]} keys and batch"
             f" {q.shape[1]} they must be [B, S], with as many queries as keys."
@@ -107,7 +119,9 @@ def _sdpa(q, k, v, scale, causal, backend, segment_ids):
         # The memory-efficient kernel knows no groups.
         k, v = (t.repeat_interleave(heads // groups, dim=2) for t in (k, v))
     q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
-    options = dict(attn_mask=mask, is_causal=causal and plain, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    options = dict(
+        attn_mask=mask, is_causal=causal and plain, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
     if backend == "sdpa":
         out = F.scaled_dot_product_attention(q, k, v, **options)
     else:

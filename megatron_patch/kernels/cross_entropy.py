@@ -46,7 +46,9 @@ def statistics_reference(logits: torch.Tensor, targets: torch.Tensor) -> tuple[t
     return maximum, total, at_target.where(inside, 0.0)
 
 
-def gradient_reference(logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, scale: torch.Tensor) -> None:
+def gradient_reference(
+    logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, scale: torch.Tensor
+) -> None:
     """logits [T, V] := (softmax − one-hot) · scale [T]"""
     gradient = (logits.float() - lse[:, None]).exp_()
     inside = (targets >= 0) & (targets < logits.shape[-1])
@@ -95,7 +97,9 @@ def _statistics(logits, targets):
     out = torch.empty(3, tokens, dtype=torch.float32, device=logits.device)
     if tokens:
         block = min(8192, next_power_of_two(vocabulary))
-        _statistics_kernel[(tokens,)](logits, targets, *out, vocabulary, block, num_warps=max(1, block // 1024))
+        _statistics_kernel[(tokens,)](
+            logits, targets, *out, vocabulary, block, num_warps=max(1, block // 1024)
+        )
     return out.unbind()
 
 
@@ -104,12 +108,20 @@ def _gradient(logits, targets, lse, scale):
     if tokens:
         block = min(4096, next_power_of_two(vocabulary))
         grid = (tokens, ceil_div(vocabulary, block))
-        _gradient_kernel[grid](logits, targets, lse, scale, vocabulary, block, num_warps=max(1, block // 1024))
+        _gradient_kernel[grid](
+            logits, targets, lse, scale, vocabulary, block, num_warps=max(1, block // 1024)
+        )
 
 
 @kernel
 def _statistics_kernel(
-    logits_ptr, targets_ptr, maximum_ptr, total_ptr, at_target_ptr, VOCABULARY: tl.constexpr, BLOCK: tl.constexpr
+    logits_ptr,
+    targets_ptr,
+    maximum_ptr,
+    total_ptr,
+    at_target_ptr,
+    VOCABULARY: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     # The vocabulary is a constant of a run, and the interpreter's loops want one
     row = tl.program_id(0)
@@ -121,7 +133,9 @@ def _statistics_kernel(
     maximum = tl.full([BLOCK], -1.0e38, dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for start in range(0, VOCABULARY, BLOCK):
-        x = tl.load(logits + start + columns, mask=start + columns < VOCABULARY, other=-float("inf")).to(tl.float32)
+        x = tl.load(logits + start + columns, mask=start + columns < VOCABULARY, other=-float("inf")).to(
+            tl.float32
+        )
         larger = tl.maximum(maximum, x)
         total = total * tl.exp(maximum - larger) + tl.exp(x - larger)
         maximum = larger

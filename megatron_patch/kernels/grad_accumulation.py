@@ -32,7 +32,9 @@ def _check(weight_grad, x, dy) -> None:
     if x.dtype != dy.dtype:
         raise ValueError(f"x is {x.dtype} and dy {dy.dtype}; both must have one dtype.")
     if x.dim() != 2 or dy.dim() != 2 or x.shape[0] != dy.shape[0]:
-        raise ValueError(f"x is {list(x.shape)} and dy {list(dy.shape)}; they must be [tokens, in] and [tokens, out].")
+        raise ValueError(
+            f"x is {list(x.shape)} and dy {list(dy.shape)}; they must be [tokens, in] and [tokens, out]."
+        )
     if tuple(weight_grad.shape) != (dy.shape[1], x.shape[1]):
         raise ValueError(
             f"weight_grad is {list(weight_grad.shape)}; for these x and dy it must be [{dy.shape[1]}, {x.shape[1]}]."

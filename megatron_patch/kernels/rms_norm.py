@@ -32,7 +32,12 @@ def rms_norm_residual(
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, implementation: str | None = None
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(RMSNorm(x + residual), x + residual); the sum is rounded to x's dtype before it is normalized.
 
@@ -48,7 +53,9 @@ def add_rms_norm(
     return _AddRMSNorm.apply(x, residual, weight, eps, use_triton(implementation, x))
 
 
-def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def rms_norm_reference(
+    x: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """y [..., H] and 1 / rms [rows], float32 inside."""
     x_fp32 = x.float()
     rstd = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps)
@@ -173,7 +180,16 @@ def _warps(block: int) -> int:
 
 @kernel
 def _forward_kernel(
-    x_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, rstd_ptr, h, eps, ADD: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    y_ptr,
+    total_ptr,
+    rstd_ptr,
+    h,
+    eps,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -181,7 +197,9 @@ def _forward_kernel(
     offsets = row.to(tl.int64) * h + columns
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     if ADD:
-        total = (x + tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)).to(total_ptr.dtype.element_ty)
+        total = (x + tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)).to(
+            total_ptr.dtype.element_ty
+        )
         tl.store(total_ptr + offsets, total, mask=mask)
         # The sum as it is stored, because the backward starts from that
         x = total.to(tl.float32)

@@ -25,7 +25,9 @@ def rope_tables(
     Returns two tables [S, D/2] or [S, B, D/2]. ValueError if head_dim is odd.
     """
     if head_dim % 2:
-        raise ValueError(f"head_dim is {head_dim}; rotary embedding pairs elements and needs an even head size.")
+        raise ValueError(
+            f"head_dim is {head_dim}; rotary embedding pairs elements and needs an even head size."
+        )
     if not isinstance(positions, torch.Tensor):
         positions = torch.arange(positions, device=device)
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
@@ -57,7 +59,9 @@ def rope_qkv(
     return _RopeQKV.apply(qkv, cos, sin, num_heads, num_groups, head_dim, use_triton(implementation, qkv))
 
 
-def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
+def rope(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, implementation: str | None = None
+) -> torch.Tensor:
     """Rotates x [S, B, N, D] into a new tensor; cos and sin float32 [S, D/2] or [S, B, D/2]. ValueError as for shapes."""
     _check_tables(cos, sin, x.shape[0], x.shape[1], x.shape[3])
     return _Rope.apply(x, cos, sin, use_triton(implementation, x))
@@ -127,7 +131,12 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         cos, sin = ctx.saved_tensors
-        return (_rotate(dy, cos, sin, -1.0) if ctx.triton else rope_reference(dy, cos, -sin)), None, None, None
+        return (
+            (_rotate(dy, cos, sin, -1.0) if ctx.triton else rope_reference(dy, cos, -sin)),
+            None,
+            None,
+            None,
+        )
 
 
 def _views(packed, num_heads, num_groups, head_dim):
@@ -143,7 +152,9 @@ def _split_and_rotate(qkv, cos, sin, num_heads, num_groups, head_dim):
     in_place = num_heads == num_groups and qkv.is_contiguous()
     source = overwrite(qkv) if in_place else qkv.contiguous()
     target = source if in_place else torch.empty_like(source).view(-1)
-    _launch_rotation(source, target, cos, sin, num_groups, num_heads // num_groups, head_dim, 2, in_place, 1.0)
+    _launch_rotation(
+        source, target, cos, sin, num_groups, num_heads // num_groups, head_dim, 2, in_place, 1.0
+    )
     if in_place:
         q, k, v = _views(target, num_heads, num_groups, head_dim)
         return q[:, :, :, 0], k, v
@@ -186,7 +197,12 @@ def _join_and_rotate_back(dq, dk, dv, cos, sin, dqkv, queries):
 def _grid(tokens, slots, head_dim):
     """A program takes one token and up to 32 of its heads: 4096 elements at D = 128, 32 for each thread of four warps."""
     heads_block = min(32, next_power_of_two(slots))
-    return (tokens, ceil_div(slots, heads_block)), head_dim // 2, heads_block, next_power_of_two(head_dim // 2)
+    return (
+        (tokens, ceil_div(slots, heads_block)),
+        head_dim // 2,
+        heads_block,
+        next_power_of_two(head_dim // 2),
+    )
 
 
 def _table_strides(cos, sin):

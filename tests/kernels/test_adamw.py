@@ -9,7 +9,9 @@ OPTIONS = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
 def torch_adamw(parameter):
     o = OPTIONS
     betas = (o["beta1"], o["beta2"])
-    return torch.optim.AdamW([parameter], lr=o["lr"], betas=betas, eps=o["eps"], weight_decay=o["weight_decay"])
+    return torch.optim.AdamW(
+        [parameter], lr=o["lr"], betas=betas, eps=o["eps"], weight_decay=o["weight_decay"]
+    )
 
 
 @pytest.mark.parametrize("copy_dtype", [None, torch.bfloat16, torch.float16])
@@ -24,7 +26,15 @@ def test_ten_steps_equal_torch_adamw_in_float64(draw, agree, device, implementat
     for step in range(1, 11):
         grad = draw(torch.float32, 1300, requires_grad=False)
         adamw_step_(
-            master, exp_avg, exp_avg_sq, grad, copy, step=step, grad_scale=scale, implementation=implementation, **OPTIONS
+            master,
+            exp_avg,
+            exp_avg_sq,
+            grad,
+            copy,
+            step=step,
+            grad_scale=scale,
+            implementation=implementation,
+            **OPTIONS,
         )
         truth.grad = grad.double() * 0.125
         optimizer.step()
@@ -65,7 +75,10 @@ def test_an_overflow_changes_nothing(draw, device, implementation, found):
 
 def test_norm_of_scaled_gradients(draw, agree, device, implementation):
     # Squares of these overflow float16, and float32 once a loss scale is in them.
-    grads = [draw(torch.float16, 33, 5, requires_grad=False) * 1000, draw(torch.float32, 3000, requires_grad=False) * 1e17]
+    grads = [
+        draw(torch.float16, 33, 5, requires_grad=False) * 1000,
+        draw(torch.float32, 3000, requires_grad=False) * 1e17,
+    ]
     grads = [g.contiguous() for g in grads]
     scale = torch.tensor(2.0**-60, device=device)
     truth = sum((g.double() * 2.0**-60).square().sum() for g in grads)

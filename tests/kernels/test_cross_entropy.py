@@ -23,7 +23,10 @@ def test_loss_and_gradient(draw, agree, truth_of, device, implementation, dtype,
     logits64, dloss64 = truth_of(logits, dloss)
     # A product before, because the logits are overwritten.
     scaled = logits * 4
-    loss, truth = vocab_parallel_cross_entropy(scaled, labels, implementation=implementation), losses(logits64 * 4, labels)
+    loss, truth = (
+        vocab_parallel_cross_entropy(scaled, labels, implementation=implementation),
+        losses(logits64 * 4, labels),
+    )
     loss.backward(dloss)
     truth.backward(dloss64)
     assert loss.dtype == torch.float32 and not loss[-1].any() and not logits.grad[-1].any()
@@ -34,7 +37,9 @@ def test_loss_and_gradient(draw, agree, truth_of, device, implementation, dtype,
 
 def test_gradient_takes_the_place_of_the_logits_and_only_once(draw, device, implementation):
     logits = draw(torch.float32, 4, 50) * 1
-    loss = vocab_parallel_cross_entropy(logits, torch.arange(4, device=device), implementation=implementation).sum()
+    loss = vocab_parallel_cross_entropy(
+        logits, torch.arange(4, device=device), implementation=implementation
+    ).sum()
     gradient = torch.autograd.grad(loss, logits, retain_graph=True)[0]
     assert gradient.data_ptr() == logits.data_ptr()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -65,7 +70,9 @@ def check_split_vocabulary(rank, file, implementation):
     loss.backward(weights.float())
     truth.backward(weights)
     torch.testing.assert_close(loss, truth.float(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(mine.grad, logits.grad[..., rank * 60 : rank * 60 + 60].float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        mine.grad, logits.grad[..., rank * 60 : rank * 60 + 60].float(), rtol=1e-5, atol=1e-6
+    )
     dist.destroy_process_group()
 
 

@@ -1,0 +1,356 @@
+"""Every kernel at LLaMA-2 7B's shapes, against the formula in PyTorch, PyTorch's own, torch.compile and Liger.
+
+    python benchmarks/kernels.py [--only NAME ...] [--no-compile] [--json FILE]
+
+Times are medians of CUDA graph replays with a cold L2 cache: GPU time, without launches. A backward's time is that of
+forward and backward less the forward's. Shares are of a copy's bandwidth and a matrix product's rate, measured first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from megatron_patch.kernels import adamw, cross_entropy, rms_norm, rope, softmax, swiglu  # noqa: E402
+from megatron_patch.kernels.attention import attention  # noqa: E402
+from megatron_patch.kernels.grad_accumulation import accumulate_weight_grad  # noqa: E402
+from megatron_patch.kernels.wgrad_gemm import GemmConfig, weight_grad_gemm  # noqa: E402
+
+S, H, FFN, N, D, V = 2048, 4096, 11008, 32, 128, 32000
+DTYPE, EPS, DEVICE = torch.bfloat16, 1e-5, "cuda"
+WEIGHTS = {"qkv": (3 * H, H), "proj": (H, H), "fc1": (2 * FFN, H), "fc2": (H, FFN), "output": (V, H)}
+
+
+@dataclass(frozen=True)
+class Row:
+    kernel: str
+    version: str
+    part: str
+    microseconds: float
+    rate: float  # GB/s or TFLOP/s
+    unit: str
+    share: float
+
+
+class Table:
+    def __init__(self, copy_rate: float, product_rate: float) -> None:
+        self.rows: list[Row] = []
+        self._limits = {"GB/s": copy_rate, "TFLOP/s": product_rate}
+        print(
+            f"copy {copy_rate:.0f} GB/s, bf16 product {product_rate:.0f} TFLOP/s on {torch.cuda.get_device_name()}"
+        )
+        print(f"{'kernel':<18}{'version':<30}{'part':<10}{'µs':>10}{'rate':>9} {'unit':<8}{'share':>6}")
+
+    def add(self, kernel: str, version: str, part: str, milliseconds: float, work: float, unit: str) -> None:
+        rate = work / milliseconds / (1e6 if unit == "GB/s" else 1e9)
+        row = Row(kernel, version, part, milliseconds * 1e3, rate, unit, rate / self._limits[unit])
+        self.rows.append(row)
+        print(
+            f"{kernel:<18}{version:<30}{part:<10}{row.microseconds:>10.1f}{rate:>9.0f} {unit:<8}{row.share:>6.0%}"
+        )
+        sys.stdout.flush()
+
+
+def milliseconds(function: Callable[[], object], repeat: int = 60) -> float:
+    """Median time of a CUDA graph of one call."""
+    from triton.testing import do_bench
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return do_bench(graph.replay, warmup=10, rep=repeat, return_mode="median")
+
+
+def draw(*shape: int, dtype: torch.dtype = DTYPE, requires_grad: bool = True) -> torch.Tensor:
+    return torch.randn(*shape, dtype=dtype, device=DEVICE).requires_grad_(requires_grad)
+
+
+def compare(table: Table, name: str, versions: dict[str, Callable], inputs, grads, work, unit="GB/s") -> None:
+    """Times forward(*inputs) → outputs and its backward from grads; work: (forward, backward) in bytes or operations."""
+    for version, forward in versions.items():
+
+        def step(forward=forward):
+            outputs = forward(*inputs)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            return torch.autograd.grad(outputs, [t for t in inputs if t.requires_grad], grads)
+
+        once, both = milliseconds(lambda forward=forward: forward(*inputs)), milliseconds(step)
+        table.add(name, version, "forward", once, work[0], unit)
+        table.add(name, version, "backward", both - once, work[1], unit)
+
+
+def with_compiled(versions: dict[str, Callable], reference: Callable, compiling: bool) -> dict[str, Callable]:
+    named = {"formula": reference, **versions}
+    return {**named, "torch.compile": torch.compile(reference)} if compiling else named
+
+
+def bench_rms_norm(table: Table, compiling: bool) -> None:
+    weight = draw(H)
+    row_bytes = 2 * S * H
+
+    def formula(x, weight):
+        x_fp32 = x.float()
+        y = (x_fp32 * torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + EPS) * weight.float()).to(x.dtype)
+        return y, x.view_as(x)
+
+    versions = {
+        "F.rms_norm": lambda x, w: (F.rms_norm(x, (H,), w, EPS), x.view_as(x)),
+        "ours": lambda x, w: rms_norm.rms_norm_residual(x, w, EPS),
+    }
+    if importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+        versions["Liger"] = lambda x, w: (LigerRMSNormFunction.apply(x, w, EPS), x.view_as(x))
+    grads = (draw(S, 1, H, requires_grad=False), draw(S, 1, H, requires_grad=False))
+    versions = with_compiled(versions, formula, compiling)
+    compare(
+        table, "rms_norm_residual", versions, (draw(S, 1, H), weight), grads, (2 * row_bytes, 4 * row_bytes)
+    )
+    added = {
+        "F.rms_norm": lambda x, r, w: (F.rms_norm(x + r, (H,), w, EPS), x + r),
+        "ours": lambda x, r, w: rms_norm.add_rms_norm(x, r, w, EPS),
+    }
+    inputs = (draw(S, 1, H), draw(S, 1, H), weight)
+    compare(table, "add_rms_norm", added, inputs, grads, (4 * row_bytes, 4 * row_bytes))
+
+
+def bench_rope(table: Table, compiling: bool) -> None:
+    cos, sin = rope.rope_tables(S, D, device=DEVICE)
+
+    def formula(qkv):
+        q, k, v = qkv.view(S, 1, N, 3, D).unbind(3)
+        return rope.rope_reference(q, cos, sin), rope.rope_reference(k, cos, sin), v.contiguous()
+
+    versions = {"ours": lambda qkv: rope.rope_qkv(qkv, cos, sin, N, N)}
+    grads = tuple(draw(S, 1, N, D, requires_grad=False) for _ in range(3))
+    part = 2 * S * H
+    versions = with_compiled(versions, formula, compiling)
+    compare(table, "rope_qkv", versions, (draw(S, 1, 3 * H),), grads, (4 * part, 6 * part))
+    grads = tuple(draw(S, 1, heads, D, requires_grad=False) for heads in (N, 8, 8))
+    grouped = {"ours, 8 groups": lambda qkv: rope.rope_qkv(qkv, cos, sin, N, 8)}
+    compare(table, "rope_qkv", grouped, (draw(S, 1, (N + 16) * D),), grads, (3 * part, 3 * part))
+
+
+def bench_swiglu(table: Table, compiling: bool) -> None:
+    def formula(packed):
+        gate, up = packed.chunk(2, -1)
+        return F.silu(gate) * up
+
+    part = 2 * S * FFN
+    versions = with_compiled({"ours": swiglu.swiglu}, formula, compiling)
+    if importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+        versions["Liger"] = lambda packed: LigerSiLUMulFunction.apply(
+            *(t.contiguous() for t in packed.chunk(2, -1))
+        )
+    compare(
+        table,
+        "swiglu",
+        versions,
+        (draw(S, 1, 2 * FFN),),
+        (draw(S, 1, FFN, requires_grad=False),),
+        (3 * part, 5 * part),
+    )
+
+
+def bench_softmax(table: Table, compiling: bool) -> None:
+    mask = ~softmax.causal_mask(S, S, torch.device(DEVICE))
+
+    def formula(scores):
+        return (scores * 0.1).masked_fill(mask, -torch.inf).softmax(-1)
+
+    whole = 2 * N * S * S
+    versions = with_compiled({"ours": lambda scores: softmax.causal_softmax(scores, 0.1)}, formula, compiling)
+    grads = (draw(N, S, S, requires_grad=False),)
+    compare(table, "causal_softmax", versions, (draw(N, S, S),), grads, (1.5 * whole, 2 * whole))
+
+
+def bench_cross_entropy(table: Table, compiling: bool) -> None:
+    labels = torch.randint(0, V, (S,), device=DEVICE)
+
+    def formula(logits):
+        logits = logits.float()
+        return logits.logsumexp(-1) - logits.gather(-1, labels[:, None])[:, 0]
+
+    whole = 2 * S * V
+    versions = {
+        "F.cross_entropy": lambda logits: F.cross_entropy(logits.float(), labels, reduction="none"),
+        "ours": lambda logits: cross_entropy.vocab_parallel_cross_entropy(logits, labels),
+    }
+    versions = with_compiled(versions, formula, compiling)
+    grads = (torch.rand(S, device=DEVICE),)
+    compare(table, "cross_entropy", versions, (draw(S, V),), grads, (whole, 2 * whole))
+
+
+def bench_adamw(table: Table, compiling: bool) -> None:
+    count = 1 << 28
+    master, exp_avg, exp_avg_sq = (torch.rand(count, device=DEVICE) for _ in range(3))
+    grad, copy = torch.randn(count, device=DEVICE), torch.empty(count, device=DEVICE, dtype=DTYPE)
+    scale, found = torch.tensor(0.5, device=DEVICE), torch.zeros((), device=DEVICE)
+    options = dict(
+        lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=10, grad_scale=scale, found_inf=found
+    )
+    ours = milliseconds(lambda: adamw.adamw_step_(master, exp_avg, exp_avg_sq, grad, copy, **options), 200)
+    table.add("adamw", "ours, with copy and scale", "step", ours, 30 * count, "GB/s")
+    parameter = master.detach().requires_grad_()
+    parameter.grad = grad
+    optimizer = torch.optim.AdamW([parameter], lr=1e-4, weight_decay=0.1, fused=True, capturable=True)
+    table.add(
+        "adamw", "torch fused, nothing else", "step", milliseconds(optimizer.step, 200), 28 * count, "GB/s"
+    )
+
+    def with_copy():
+        grad.mul_(scale)
+        optimizer.step()
+        copy.copy_(parameter.detach())
+
+    table.add(
+        "adamw", "torch fused, copy and scale", "step", milliseconds(with_copy, 200), 30 * count, "GB/s"
+    )
+    pieces = [g.view(-1, 4096) for g in grad.split(1 << 24)]
+    for version, implementation in (("ours", "triton"), ("torch._foreach_norm", "torch")):
+        for tensors in ([grad], pieces):
+            function = lambda t=tensors, i=implementation: adamw.grad_norm_squared(t, scale, implementation=i)  # noqa: E731
+            table.add(
+                "grad_norm",
+                f"{version}, {len(tensors)} tensors",
+                "norm",
+                milliseconds(function),
+                4 * count,
+                "GB/s",
+            )
+
+
+GEMMS = {
+    "128x128 w4 s3 bulk": GemmConfig(),
+    "128x128 w4 s3 atomic": GemmConfig(epilogue="atomic"),
+    "128x128 w4 s3 add": GemmConfig(epilogue="add"),
+    "128x128 w4 s3 bulk, 2 an SM": GemmConfig(programs=2),
+    "128x128 w4 s2 bulk": GemmConfig(stages=2),
+    "128x128x32 w4 s6 bulk": GemmConfig(block_tokens=32, stages=6),
+    "128x256 w8 s3 bulk": GemmConfig(block_in=256, warps=8),
+    "128x256 w8 s4 bulk": GemmConfig(block_in=256, warps=8, stages=4, block_tokens=32),
+    "256x128 w8 s3 bulk": GemmConfig(block_out=256, warps=8),
+    "128x256 w8 s3 add": GemmConfig(block_in=256, warps=8, epilogue="add"),
+    "128x128 w8 s3 bulk": GemmConfig(warps=8),
+}
+
+
+def bench_weight_grad(table: Table, compiling: bool) -> None:
+    for name, (out, inner) in WEIGHTS.items():
+        weight_grad = torch.zeros(out, inner, device=DEVICE)
+        x, dy, x2, dy2 = (draw(S, size, requires_grad=False) for size in (inner, out, inner, out))
+        operations, kernel = 2 * S * out * inner, f"wgrad {name}"
+
+        def add(version, function, work, kernel=kernel):
+            table.add(kernel, version, "adds", milliseconds(function), work, "TFLOP/s")
+
+        add("product in bf16", lambda dy=dy, x=x: dy.t() @ x, operations)
+        add("addmm", lambda w=weight_grad, x=x, dy=dy: accumulate_weight_grad(w, x, dy), operations)
+        add(
+            "mm (overwrites)",
+            lambda w=weight_grad, x=x, dy=dy: accumulate_weight_grad(w, x, dy, overwrite=True),
+            operations,
+        )
+        long = (torch.cat([x, x2]), torch.cat([dy, dy2]))
+        add(
+            "addmm, twice the tokens",
+            lambda w=weight_grad, p=long: accumulate_weight_grad(w, *p),
+            2 * operations,
+        )
+        if name in ("qkv", "fc1"):
+            for version, config in GEMMS.items():
+                add(
+                    version,
+                    lambda w=weight_grad, p=[(x, dy)], c=config: weight_grad_gemm(w, p, config=c),
+                    operations,
+                )
+        two = [(x, dy), (x2, dy2)]
+        add("ours", lambda w=weight_grad, p=two[:1]: weight_grad_gemm(w, p), operations)
+        add("ours, two pairs", lambda w=weight_grad, p=two: weight_grad_gemm(w, p), 2 * operations)
+        add(
+            "ours, overwrites",
+            lambda w=weight_grad, p=two[:1]: weight_grad_gemm(w, p, overwrite=True),
+            operations,
+        )
+
+
+def bench_attention(table: Table, compiling: bool) -> None:
+    cos, sin = rope.rope_tables(S, D, device=DEVICE)
+    q, k, v = (
+        t.detach().requires_grad_()
+        for t in rope.rope_qkv(draw(S, 1, 3 * H, requires_grad=False), cos, sin, N, N)
+    )
+    segments = (torch.arange(S, device=DEVICE) // 512)[None]
+    operations = 2 * N * S * S * D  # two products over the causal half
+    versions = {}
+    for backend in ("cudnn", "flash", "efficient", "unfused"):
+        versions[backend] = lambda q, k, v, b=backend: attention(q, k, v, scale=D**-0.5, backend=b)
+    versions["packed, efficient"] = lambda q, k, v: attention(
+        q, k, v, scale=D**-0.5, backend="efficient", segment_ids=segments
+    )
+    work = (operations, 2.5 * operations)
+    compare(table, "attention", versions, (q, k, v), (draw(S, 1, H, requires_grad=False),), work, "TFLOP/s")
+
+
+BENCHES = {
+    "rms_norm": bench_rms_norm,
+    "rope": bench_rope,
+    "swiglu": bench_swiglu,
+    "softmax": bench_softmax,
+    "cross_entropy": bench_cross_entropy,
+    "adamw": bench_adamw,
+    "attention": bench_attention,
+    "weight_grad": bench_weight_grad,
+}
+
+
+def measure_limits() -> tuple[float, float]:
+    """GB/s of a copy, read and written, and TFLOP/s of a bf16 product of 8192³."""
+    source = torch.randn(1 << 30, device=DEVICE)
+    target = torch.empty_like(source)
+    copied = 2 * source.nbytes / milliseconds(lambda: target.copy_(source)) / 1e6
+    a, b = draw(8192, 8192, requires_grad=False), draw(8192, 8192, requires_grad=False)
+    return copied, 2 * 8192**3 / milliseconds(lambda: a @ b, 200) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES))
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave torch.compile out; it takes most of the time"
+    )
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    options = parser.parse_args()
+    table = Table(*measure_limits())
+    for name in options.only:
+        start = time.perf_counter()
+        BENCHES[name](table, not options.no_compile)
+        print(f"# {name}: {time.perf_counter() - start:.1f} s")
+        if options.json:
+            options.json.write_text(json.dumps([asdict(row) for row in table.rows], indent=1))
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
