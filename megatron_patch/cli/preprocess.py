@@ -1,10 +1,12 @@
-"""Data preparation: JSON files → `.bin`/`.idx` for pre-training, and raw WuDao → `wudao_train.json`, `wudao_valid.json`.
+"""Data preparation: JSON files → `.bin`/`.idx` for pre-training, and raw WuDao → `wudao_train.json`,
+`wudao_valid.json`.
 
-    python -m megatron_patch.cli.preprocess --input FILE_OR_FOLDER ... --output-prefix PREFIX --tokenizer-folder FOLDER
-    python -m megatron_patch.cli.preprocess --input FILE_OR_FOLDER ... --sft-output-dir FOLDER
+    python -m megatron_patch.cli.preprocess --input FILE_OR_FOLDER ... --output-prefix PREFIX
+    --tokenizer-folder FOLDER python -m megatron_patch.cli.preprocess --input FILE_OR_FOLDER ...
+    --sft-output-dir FOLDER
 
-The pair is PREFIX.bin and PREFIX.idx, exactly as named. run_make_pretraining_dataset.sh calls this with its six arguments.
-Exit status: 2 for a usage error, 1 where the data or the machine stopped it.
+The pair is PREFIX.bin and PREFIX.idx, exactly as named. run_make_pretraining_dataset.sh calls this with its
+six arguments. Exit status: 2 for a usage error, 1 where the data or the machine stopped it.
 """
 
 from __future__ import annotations
@@ -30,20 +32,32 @@ _SCRIPT_ARGUMENTS = {"--megatron-patch-path": "$2 MEGATRON_PATCH_PATH", "--input
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     p = argparse.ArgumentParser(
-        prog="megatron_patch.cli.preprocess", allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="megatron_patch.cli.preprocess", allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description=__doc__.splitlines()[0], argument_default=None,
     )  # fmt: skip
-    p.add_argument("--input", nargs="+", required=True, help="files, or folders of .jsonl, .json, .jsonl.zst, .jsonl.gz")
+    p.add_argument(
+        "--input", nargs="+", required=True, help="files, or folders of .jsonl, .json, .jsonl.zst, .jsonl.gz"
+    )
     p.add_argument("--tokenizer-folder", help="the folder with tokenizer.model or tokenizer.json")
     p.add_argument("--output-prefix", help="writes PREFIX.bin and PREFIX.idx")
     p.add_argument("--output-dir", help="instead of a prefix: writes wudao_<tokenizer>_text_document there")
     p.add_argument("--tokenizer", default="llamabpe", help="only a name: llamabpe")
     p.add_argument("--sft-output-dir", help=f"writes {TRAIN} and {VALID} there, as JSON lists")
     p.add_argument("--valid-fraction", type=float, default=0.01, help="of the records, for --sft-output-dir")
-    p.add_argument("--json-key", nargs="+", default=["text", "content"], help="a record's text is the first of these it has")
+    p.add_argument(
+        "--json-key",
+        nargs="+",
+        default=["text", "content"],
+        help="a record's text is the first of these it has",
+    )
     p.add_argument("--clean", choices=sorted(CLEANERS), default="none", help="wudao: the original's cleaning")
-    p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that tokenize")
-    p.add_argument("--max-bad-fraction", type=float, default=0.001, help="of records that are no JSON or lack the key")
+    p.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that tokenize"
+    )
+    p.add_argument(
+        "--max-bad-fraction", type=float, default=0.001, help="of records that are no JSON or lack the key"
+    )
     p.add_argument("--no-append-eod", action="store_true", help="no end token after a document")
     p.add_argument("--overwrite", action="store_true", help="replace a pair that other input made")
     p.add_argument("--megatron-path", help="accepted for the script's sake; preparation needs no Megatron")
@@ -64,20 +78,40 @@ def findings(args: argparse.Namespace) -> list[str]:
         here = Path(__file__).resolve().parents[2]
         ours = (Path(args.megatron_patch_path) / "megatron_patch" / "launch.sh").is_file()
         check("--megatron-patch-path", args.megatron_patch_path,
-              None if ours else f"it takes the folder that holds this project's megatron_patch/: write {here}.")  # fmt: skip
+              None if ours else f"it takes this project's folder: write {here}.")  # fmt: skip
     check("--input", " ".join(args.input), _problem(find_files, args.input))
-    check("--tokenizer", args.tokenizer, None if args.tokenizer == "llamabpe" else "it takes llamabpe: write that.")
+    check(
+        "--tokenizer",
+        args.tokenizer,
+        None if args.tokenizer == "llamabpe" else "it takes llamabpe: write that.",
+    )
     check("--output-dir", args.output_dir, _unwritable(args.output_dir))
     check("--sft-output-dir", args.sft_output_dir, _unwritable(args.sft_output_dir))
     if args.output_prefix or args.output_dir:
-        check("--output-prefix", args.output_prefix, _unwritable(args.output_prefix and str(Path(args.output_prefix).parent)))
-        check("--tokenizer-folder", args.tokenizer_folder, _problem(load_tokenizer, args.tokenizer_folder or ""))
+        check(
+            "--output-prefix",
+            args.output_prefix,
+            _unwritable(args.output_prefix and str(Path(args.output_prefix).parent)),
+        )
+        check(
+            "--tokenizer-folder", args.tokenizer_folder, _problem(load_tokenizer, args.tokenizer_folder or "")
+        )
     elif not args.sft_output_dir:
-        check("--output-prefix", "", "one of --output-prefix, --output-dir and --sft-output-dir must be given.")
-    check("--workers", args.workers, None if args.workers >= 1 else "it takes a whole number of at least 1: write 1.")
+        check(
+            "--output-prefix", "", "one of --output-prefix, --output-dir and --sft-output-dir must be given."
+        )
+    check(
+        "--workers",
+        args.workers,
+        None if args.workers >= 1 else "it takes a whole number of at least 1: write 1.",
+    )
     for flag in ("--valid-fraction", "--max-bad-fraction"):
         value = getattr(args, flag[2:].replace("-", "_"))
-        check(flag, value, None if 0 <= value <= 1 else "it takes a number from 0 to 1: write 0.01, for example.")
+        check(
+            flag,
+            value,
+            None if 0 <= value <= 1 else "it takes a number from 0 to 1: write 0.01, for example.",
+        )
     return out
 
 
@@ -98,7 +132,11 @@ def _unwritable(folder: str | None) -> str | None:
         path = path.parent
     if not path.is_dir():
         return f"{path} is a file, so no folder can be made there: write another folder."
-    return None if os.access(path, os.W_OK) else f"{path} may not be written into: write another folder, or change its rights."
+    return (
+        None
+        if os.access(path, os.W_OK)
+        else f"{path} may not be written into: write another folder, or change its rights."
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -106,7 +144,10 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     found = findings(args)
     if found:
-        print(f"{len(found)} argument error{'s' if len(found) > 1 else ''}; nothing was started.", file=sys.stderr)
+        print(
+            f"{len(found)} argument error{'s' if len(found) > 1 else ''}; nothing was started.",
+            file=sys.stderr,
+        )
         print("".join(f"  {sentence}\n" for sentence in found), end="", file=sys.stderr)
         return 2
     try:

@@ -1,7 +1,8 @@
-"""From data files to documents in the order of the files: chunks of records, each record's text, what was skipped and why.
+"""From data files to documents in the order of the files: chunks of records, each record's text, what was
+skipped and why.
 
-The main process reads chunks and hands them on; `texts_of` parses and cleans one anywhere. A chunk's place (file, record number,
-byte offset) is enough to go on after it.
+The main process reads chunks and hands them on; `texts_of` parses and cleans one anywhere. A chunk's place
+(file, record number, byte offset) is enough to go on after it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Place:
-    """Where to go on reading: `file` of the list of files, after `records` of its records and `offset` bytes (lines only)."""
+    """Where to go on reading: `file` of the list of files, after `records` of its records and `offset` bytes
+    (lines only).
+    """
 
     file: int = 0
     records: int = 0
@@ -43,7 +46,9 @@ START = Place()
 
 @dataclass(frozen=True)
 class Chunk:
-    """Records one after the other, from number `first`; lines as bytes, list items parsed. `after`: the place behind them."""
+    """Records one after the other, from number `first`; lines as bytes, list items parsed. `after`: the place
+    behind them.
+    """
 
     file: int
     first: int
@@ -62,7 +67,9 @@ def read_chunks(files: Sequence[Path], start: Place = START) -> Iterator[Chunk]:
             with open_stream(files[index]) as stream:
                 yield from _list_chunks(stream, begin) if begins_list(stream) else _line_chunks(stream, begin)
         except DAMAGED as error:
-            raise ValueError(f"{files[index]} cannot be read to its end ({error}); fetch or pack it again.") from error
+            raise ValueError(
+                f"{files[index]} cannot be read to its end ({error}); fetch or pack it again."
+            ) from error
 
 
 def _line_chunks(stream: io.BufferedReader, begin: Place) -> Iterator[Chunk]:
@@ -98,11 +105,15 @@ def _list_chunks(stream: io.BufferedReader, begin: Place) -> Iterator[Chunk]:
             records.append(value)
             size += _size(value)
             if size >= CHUNK_BYTES or len(records) >= _CHUNK_ITEMS:
-                yield Chunk(begin.file, number - len(records) + 1, records, size, Place(begin.file, number), "item")
+                yield Chunk(
+                    begin.file, number - len(records) + 1, records, size, Place(begin.file, number), "item"
+                )
                 records, size = [], 0
     except BrokenListError as error:
         mean = max(1, total // number) if number else 1000
-        lost = Skipped(error.number, f"{error.reason}; the rest of the list is lost", records=max(1, error.lost // mean))
+        lost = Skipped(
+            error.number, f"{error.reason}; the rest of the list is lost", records=max(1, error.lost // mean)
+        )
     yield Chunk(begin.file, number - len(records) + 1, records, size, Place(begin.file + 1), "item", lost)
 
 
@@ -113,7 +124,9 @@ def _size(value: Any) -> int:
 def texts_of(
     chunk: Chunk, keys: Sequence[str], clean: Callable[[str], str] | None
 ) -> tuple[list[tuple[int, str]], list[Skipped]]:
-    """(record number, text) of the records that have one, cleaned; and those that have none. `keys`: the first that is there."""
+    """(record number, text) of the records that have one, cleaned; and those that have none. `keys`: the
+    first that is there.
+    """
     texts, skipped = [], []
     for number, record in enumerate(chunk.records, start=chunk.first):
         try:
@@ -130,7 +143,9 @@ def texts_of(
 
 
 def _text_of(record: Any, keys: Sequence[str]) -> str:
-    """The text; empty for a blank line. ValueError, one phrase, where there is none or one that is not Unicode."""
+    """The text; empty for a blank line. ValueError, one phrase, where there is none or one that is not
+    Unicode.
+    """
     if isinstance(record, bytes):
         if not record.strip():
             return ""

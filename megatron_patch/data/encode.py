@@ -31,7 +31,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """What a worker makes of a chunk: token bytes, int32 lengths [documents], and the records that gave no document."""
+    """What a worker makes of a chunk: token bytes, int32 lengths [documents], and the records that gave no
+    document.
+    """
 
     tokens: bytes
     lengths: np.ndarray
@@ -75,8 +77,8 @@ def encode_chunks(
             yield done, future.result()
     except BrokenProcessPool as error:
         raise ValueError(
-            "a worker process was killed, for lack of memory most likely; run the command again with fewer --workers, "
-            "it goes on where it stopped."
+            "a worker process was killed, for lack of memory most likely; run the command again with "
+            "fewer --workers, it goes on where it stopped."
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

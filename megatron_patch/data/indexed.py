@@ -1,8 +1,10 @@
-r"""Megatron's indexed data: `PREFIX.bin` holds the token ids end to end, `PREFIX.idx` says where each document lies.
+r"""Megatron's indexed data: `PREFIX.bin` holds the token ids end to end, `PREFIX.idx` says where each
+document lies.
 
-The `.idx`, little-endian (NVIDIA Megatron-LM, `indexed_dataset.py`): magic `MMIDIDX\0\0`, version uint64 1, type code uint8
-(4 int32, 8 uint16), sequences uint64 n, document boundaries uint64 d; lengths int32 [n]; byte offsets int64 [n]; the
-sequence at which each document begins, and n at the end, int64 [d]. Here a document is one sequence, d = n + 1.
+The `.idx`, little-endian (NVIDIA Megatron-LM, `indexed_dataset.py`): magic `MMIDIDX\0\0`, version uint64 1,
+type code uint8 (4 int32, 8 uint16), sequences uint64 n, document boundaries uint64 d; lengths int32 [n]; byte
+offsets int64 [n]; the sequence at which each document begins, and n at the end, int64 [d]. Here a document is
+one sequence, d = n + 1.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class IndexedData:
     @property
     def tokens(self) -> int:
         """Tokens of the `.bin` that the `.idx` covers."""
-        return (int(self.offsets[-1]) // self.dtype.itemsize + int(self.lengths[-1])) if len(self.lengths) else 0
+        return (
+            (int(self.offsets[-1]) // self.dtype.itemsize + int(self.lengths[-1])) if len(self.lengths) else 0
+        )
 
     def document(self, i: int, limit: int | None = None) -> np.ndarray:
         """The first `limit` ids of sequence i, in the file's own type."""
@@ -49,7 +53,9 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def write_index(file: BinaryIO, lengths: np.ndarray, dtype: np.dtype) -> None:
-    """The `.idx` of documents of `lengths` int32 [n], one sequence each. Works in blocks: `lengths` may be a memory map."""
+    """The `.idx` of documents of `lengths` int32 [n], one sequence each. Works in blocks: `lengths` may be a
+    memory map.
+    """
     code = next(code for code, kind in _CODES.items() if np.dtype(kind) == dtype)
     n = len(lengths)
     file.write(_HEADER.pack(_MAGIC, 1, code, n, n + 1))
@@ -67,12 +73,15 @@ def write_index(file: BinaryIO, lengths: np.ndarray, dtype: np.dtype) -> None:
 def read_index(prefix: str | Path) -> IndexedData:
     """The pair at `prefix`, its form and sizes checked, its tokens not read.
 
-    Raises ValueError: a missing file, another format, an `.idx` cut short, a `.bin` that is not as long as the `.idx` says.
+    Raises ValueError: a missing file, another format, an `.idx` cut short, a `.bin` that is not as long as
+    the `.idx` says.
     """
     prefix = str(prefix)
     missing = [prefix + end for end in (".bin", ".idx") if not Path(prefix + end).is_file()]
     if missing:
-        raise ValueError(f"there is no {' and no '.join(missing)}; give the path of a .bin/.idx pair without its ending.")
+        raise ValueError(
+            f"there is no {' and no '.join(missing)}; give the path of a .bin/.idx pair without its ending."
+        )
     idx = Path(prefix + ".idx")
     with open(idx, "rb") as file:
         head = file.read(_HEADER.size)
@@ -82,12 +91,22 @@ def read_index(prefix: str | Path) -> IndexedData:
         raise ValueError(f"{idx} is no Megatron index (it begins with {head[:9]!r}); prepare the data again.")
     _, version, code, n, boundaries = _HEADER.unpack(head)
     if version != 1 or code not in _CODES:
-        raise ValueError(f"{idx} has version {version} and type code {code}; read are version 1, codes {list(_CODES)}.")
+        raise ValueError(
+            f"{idx} has version {version} and type code {code}; read are version 1, codes {list(_CODES)}."
+        )
     size, wanted = idx.stat().st_size, _HEADER.size + 12 * n + 8 * boundaries
     if size not in (wanted, wanted + n):  # multimodal indices end with one byte a sequence
-        raise ValueError(f"{idx} has {size} bytes, its header promises {wanted}; copy it again, it was cut short or mixed up.")
-    lengths = np.memmap(idx, dtype="<i4", mode="r", offset=_HEADER.size, shape=(n,)) if n else np.empty(0, np.int32)
-    offsets = np.memmap(idx, dtype="<i8", mode="r", offset=_HEADER.size + 4 * n, shape=(n,)) if n else np.empty(0, np.int64)
+        raise ValueError(
+            f"{idx} has {size} bytes, its header promises {wanted}; copy it again, it was cut short or mixed up."
+        )
+    lengths = (
+        np.memmap(idx, dtype="<i4", mode="r", offset=_HEADER.size, shape=(n,)) if n else np.empty(0, np.int32)
+    )
+    offsets = (
+        np.memmap(idx, dtype="<i8", mode="r", offset=_HEADER.size + 4 * n, shape=(n,))
+        if n
+        else np.empty(0, np.int64)
+    )
     data = IndexedData(prefix, np.dtype(_CODES[code]), lengths, offsets, boundaries)
     _check_sizes(data)
     return data
@@ -102,13 +121,17 @@ def _check_sizes(data: IndexedData) -> None:
             "copy the pair again, or prepare the data again."
         )
     if not data.tokens:
-        raise ValueError(f"{data.prefix}.idx lists no tokens; prepare the data again from an input that holds text.")
+        raise ValueError(
+            f"{data.prefix}.idx lists no tokens; prepare the data again from an input that holds text."
+        )
 
 
 def check_indexed_dataset(prefix: str | Path, vocab_size: int) -> IndexedData:
-    """`read_index`, and the ids of some documents against the vocabulary: up to 64 from first to last, 4096 ids of each.
+    """`read_index`, and the ids of some documents against the vocabulary: up to 64 from first to last, 4096
+    ids of each.
 
-    Milliseconds, whatever the size. Raises ValueError naming document and token for an id outside [0, vocab_size).
+    Milliseconds, whatever the size. Raises ValueError naming document and token for an id outside [0,
+    vocab_size).
     """
     data = read_index(prefix)
     count = min(_SAMPLED_DOCUMENTS, len(data.lengths))

@@ -1,11 +1,13 @@
-"""Data files → PREFIX.bin and PREFIX.idx: streaming, in several processes, in the order of the input, to be gone on with.
+"""Data files → PREFIX.bin and PREFIX.idx: streaming, in several processes, in the order of the input, to be
+gone on with.
 
-The main process reads chunks of about a MiB and writes results in the chunks' order; workers parse, clean and tokenize. What is
-finished so far lies in `PREFIX.partial/` (tokens, lengths, skipped records) with a `state.json` that says how much of it counts:
-a run that was killed is gone on with behind the last state. The pair gets its names when all is done, `.idx` last.
+The main process reads chunks of about a MiB and writes results in the chunks' order; workers parse, clean and
+tokenize. What is finished so far lies in `PREFIX.partial/` (tokens, lengths, skipped records) with a
+`state.json` that says how much of it counts: a run that was killed is gone on with behind the last state. The
+pair gets its names when all is done, `.idx` last.
 
-Beside the pair: `PREFIX_skipped.jsonl`, a line for each record that gave no document (file, number, reason), and `PREFIX.json`,
-the counts and what they were made from.
+Beside the pair: `PREFIX_skipped.jsonl`, a line for each record that gave no document (file, number, reason),
+and `PREFIX.json`, the counts and what they were made from.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ _STATE_BYTES = 64 << 20  # input between two states: what a killed run may lose
 
 @dataclass(frozen=True)
 class Counts:
-    """How far a run is. `bad`: records lost, an estimate where a JSON list breaks off; `empty`: empty records, nothing lost."""
+    """How far a run is. `bad`: records lost, an estimate where a JSON list breaks off; `empty`: empty
+    records, nothing lost.
+    """
 
     place: Place = START
     documents: int = 0
@@ -49,7 +53,10 @@ class Counts:
         """Sentences for the console."""
         out = [f"{prefix}: {self.documents} documents, {self.tokens} tokens from {self.size / 1e6:.1f} MB."]
         if self.bad or self.empty:
-            out.append(f"{self.bad} bad and {self.empty} empty records gave no document; they are listed in {prefix}_skipped.jsonl.")
+            out.append(
+                f"{self.bad} bad and {self.empty} empty records gave no document; "
+                f"{prefix}_skipped.jsonl lists them."
+            )
         return out
 
 
@@ -64,8 +71,9 @@ def preprocess(
 ) -> Counts:
     """Make the pair at `prefix`, or finish one that was begun, or find that it is there already.
 
-    Raises ValueError for input, tokenizer or folder that cannot be used, for a `prefix` that holds another pair (`overwrite`
-    allows it), and where more than `max_bad_fraction` of the records are bad; then the report is written and no pair.
+    Raises ValueError for input, tokenizer or folder that cannot be used, for a `prefix` that holds another
+    pair (`overwrite` allows it), and where more than `max_bad_fraction` of the records are bad; then the
+    report is written and no pair.
     """
     files = find_files(list(inputs))
     tokenizer = load_tokenizer(settings.tokenizer_folder)
@@ -86,7 +94,9 @@ def preprocess(
 
 def _made_from(files: list[Path], settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     stats = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    chosen = {k: v for k, v in asdict(settings).items() if k != "tokenizer_folder"} | {"tokenizer": tokenizer.fingerprint}
+    chosen = {k: v for k, v in asdict(settings).items() if k != "tokenizer_folder"} | {
+        "tokenizer": tokenizer.fingerprint
+    }
     return json.loads(json.dumps({"format": FORMAT, "files": stats} | chosen))
 
 
@@ -99,26 +109,37 @@ def _finished(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts
     if len(there) == 2 and record.is_file():
         saved = json.loads(record.read_text(encoding="utf-8"))
         if saved.get("made_from") == made_from:
-            print(f"{prefix}.bin and .idx are there already, made from this very input; nothing is done.", file=sys.stderr)
+            print(
+                f"{prefix}.bin and .idx are there already, made from this very input; nothing is done.",
+                file=sys.stderr,
+            )
             return _counts(saved["counts"])
     if not overwrite:
-        raise ValueError(f"{' and '.join(there)} exist, made from other input; remove them, or add --overwrite.")
+        raise ValueError(
+            f"{' and '.join(there)} exist, made from other input; remove them, or add --overwrite."
+        )
     for name in there:
         os.remove(name)
     return None
 
 
 def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
-    """What an earlier run finished, files cut back to it; zero where there is none or it was another run's."""
+    """What an earlier run finished, files cut back to it; zero where there is none or it was another run's.
+    """
     counts = Counts()
     state = partial / "state.json"
     if state.is_file():
         saved = json.loads(state.read_text(encoding="utf-8"))
         if saved["made_from"] == made_from:
             counts = _counts(saved["counts"])
-            print(f"{prefix}: going on after {counts.documents} documents of an interrupted run.", file=sys.stderr)
+            print(
+                f"{prefix}: going on after {counts.documents} documents of an interrupted run.",
+                file=sys.stderr,
+            )
         else:
-            print(f"{prefix}: an interrupted run had other input or settings; beginning anew.", file=sys.stderr)
+            print(
+                f"{prefix}: an interrupted run had other input or settings; beginning anew.", file=sys.stderr
+            )
             state.unlink()
     return counts
 
@@ -180,7 +201,9 @@ def _advance(counts: Counts, chunk: Chunk, result: ChunkResult, itemsize: int, r
 def report_lines(file: Path, kind: str, skipped: list[Skipped]) -> bytes:
     """JSON Lines of file, number (`line` or `item`) and reason."""
     rows = ({"file": str(file), kind: s.number, "reason": s.reason} for s in skipped)
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(
+        "utf-8", "backslashreplace"
+    )
 
 
 def _save_state(partial: Path, counts: Counts, made_from: dict[str, Any], *files: Any) -> None:
@@ -192,7 +215,12 @@ def _save_state(partial: Path, counts: Counts, made_from: dict[str, Any], *files
 
 
 def _finish(
-    partial: Path, prefix: str, counts: Counts, made_from: dict[str, Any], dtype: np.dtype, max_bad_fraction: float
+    partial: Path,
+    prefix: str,
+    counts: Counts,
+    made_from: dict[str, Any],
+    dtype: np.dtype,
+    max_bad_fraction: float,
 ) -> None:
     """Judge the counts, then give the files their names, the `.idx` last. Can be done again at any point."""
     if (partial / "skipped").exists() and counts.report_bytes:
@@ -203,7 +231,9 @@ def _finish(
     if not counts.documents:
         raise ValueError("the input holds no document; nothing is written. Check the files and --json-key.")
     with open(partial / "index", "wb") as file:
-        write_index(file, np.memmap(partial / "lengths", dtype=np.int32, mode="r", shape=(counts.documents,)), dtype)
+        write_index(
+            file, np.memmap(partial / "lengths", dtype=np.int32, mode="r", shape=(counts.documents,)), dtype
+        )
         file.flush()
         os.fsync(file.fileno())
     _write_json(Path(prefix + ".json"), {"made_from": made_from, "counts": asdict(counts)})
@@ -217,8 +247,8 @@ def check_bad_fraction(bad: int, good: int, allowed: float, report: Path) -> Non
     fraction = bad / max(1, bad + good)
     if fraction > allowed:
         raise ValueError(
-            f"{bad} of {bad + good} records are bad, more than the allowed fraction {allowed:g}; {report} lists them. Mend "
-            f"them, or run again with --max-bad-fraction {fraction * 1.01:.2g}."
+            f"{bad} of {bad + good} records are bad, more than the allowed fraction {allowed:g}; "
+            f"{report} lists them. Mend them, or run again with --max-bad-fraction {fraction * 1.01:.2g}."
         )
 
 
@@ -238,7 +268,9 @@ def _only_run(partial: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another run is writing {partial} now; wait for it, or choose another output.") from error
+            raise ValueError(
+                f"another run is writing {partial} now; wait for it, or choose another output."
+            ) from error
         yield
 
 

@@ -1,8 +1,9 @@
-"""A fine-tuning record → ids and which of them are learnt. Three templates: `alpaca`, `llama2-chat`, `tokenizer`.
+"""A fine-tuning record → ids and which of them are learnt. Three templates: `alpaca`, `llama2-chat`,
+`tokenizer`.
 
-An `Encoded` is (ids, learnt): two lists of one length, `learnt[i]` true where the model is to predict `ids[i]`. Nothing is
-cut or padded here. Every function raises ValueError, one sentence without file and item number, for a record that it
-cannot take.
+An `Encoded` is (ids, learnt): two lists of one length, `learnt[i]` true where the model is to predict
+`ids[i]`. Nothing is cut or padded here. Every function raises ValueError, one sentence without file and item
+number, for a record that it cannot take.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ TEMPLATES = ("alpaca", "llama2-chat", "tokenizer")
 
 
 def encode_alpaca(record: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
-    """The original's prompt: BOS, the Stanford Alpaca prompt, the answer, the end token; answer and end are learnt.
+    """The original's prompt: BOS, the Stanford Alpaca prompt, the answer, the end token; answer and end are
+    learnt.
 
-    As in the original, prompt and answer are tokenized as one text, and the answer begins after as many tokens as the prompt
-    alone has. A missing, null or empty `input` takes the shorter prompt. `</s>` in a text is the end token, `[PAD]` is text.
+    As in the original, prompt and answer are tokenized as one text, and the answer begins after as many
+    tokens as the prompt alone has. A missing, null or empty `input` takes the shorter prompt. `</s>` in a
+    text is the end token, `[PAD]` is text.
     """
     prompt, answer = alpaca_texts(record)
     begin = 1 + len(tokenizer.tokenize_marked(prompt))
@@ -56,7 +59,9 @@ def encode_alpaca(record: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
 
 
 def alpaca_texts(record: dict[str, Any]) -> tuple[str, str]:
-    """The prompt and the answer of an Alpaca record: `instruction`, optional `input`, and `output` or else `content`."""
+    """The prompt and the answer of an Alpaca record: `instruction`, optional `input`, and `output` or else
+    `content`.
+    """
     if "messages" in record or "conversations" in record:
         raise ValueError("it is a conversation; pass --template llama2-chat, or --template tokenizer")
     instruction = _text(record, "instruction")
@@ -70,8 +75,8 @@ def alpaca_texts(record: dict[str, Any]) -> tuple[str, str]:
 def chat_turns(record: dict[str, Any]) -> list[dict[str, str]]:
     """`messages` (role, content) or ShareGPT's `conversations` (from, value) as a list of {role, content}.
 
-    An Alpaca record is one turn: `instruction`, a blank line and `input` where there is one, then the answer. The turns must
-    be user, assistant, user, … with at most one system message before them.
+    An Alpaca record is one turn: `instruction`, a blank line and `input` where there is one, then the answer.
+    The turns must be user, assistant, user, … with at most one system message before them.
     """
     if "messages" in record:
         turns = _read_turns(record["messages"], "messages", "role", "content")
@@ -86,16 +91,18 @@ def chat_turns(record: dict[str, Any]) -> list[dict[str, str]]:
     for number, turn in enumerate(spoken):
         if turn["role"] != ("user", "assistant")[number % 2]:
             raise ValueError(
-                f"turn {number + 1 + len(turns) - len(spoken)} is {turn['role']}'s, but the turns must be user, assistant, "
-                "user, … after at most one system message; reorder or join them"
+                f"turn {number + 1 + len(turns) - len(spoken)} is {turn['role']}'s, but the turns must be "
+                "user, assistant, user, … after at most one system message; reorder or join them"
             )
     return turns
 
 
 def encode_llama2_chat(turns: list[dict[str, str]], tokenizer: Tokenizer) -> Encoded:
-    """Meta's format for LLaMA-2-chat: `<s>[INST] <<SYS>>…<</SYS>> asked [/INST] answer </s>` for each pair of turns.
+    """Meta's format for LLaMA-2-chat: `<s>[INST] <<SYS>>…<</SYS>> asked [/INST] answer </s>` for each pair of
+    turns.
 
-    <s> and </s> stand here by their ids; literals of them in a text stay text. Learnt: every answer with its end token.
+    <s> and </s> stand here by their ids; literals of them in a text stay text. Learnt: every answer with its
+    end token.
     """
     ids: list[int] = []
     learnt: list[bool] = []
@@ -112,7 +119,8 @@ def encode_llama2_chat(turns: list[dict[str, str]], tokenizer: Tokenizer) -> Enc
 
 
 def chat_renderer(tokenizer: Tokenizer) -> Callable[[list[dict[str, str]], bool], str]:
-    """render(turns, add_generation_prompt) by the folder's own Jinja chat template, in Jinja's immutable sandbox.
+    """render(turns, add_generation_prompt) by the folder's own Jinja chat template, in Jinja's immutable
+    sandbox.
 
     Raises ValueError where the folder has no template.
     """
@@ -127,7 +135,9 @@ def chat_renderer(tokenizer: Tokenizer) -> Callable[[list[dict[str, str]], bool]
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.globals["raise_exception"] = raise_exception
     literal = {i: text for text, i in tokenizer.special_tokens.items()}
     fixed = {"bos_token": literal.get(tokenizer.bos, ""), "eos_token": literal.get(tokenizer.eod, "")}
@@ -148,10 +158,11 @@ def chat_renderer(tokenizer: Tokenizer) -> Callable[[list[dict[str, str]], bool]
 def encode_rendered(
     turns: list[dict[str, str]], render: Callable[[list[dict[str, str]], bool], str], tokenizer: Tokenizer
 ) -> Encoded:
-    """What the template makes of the conversation, tokenized once; learnt is what each assistant turn adds to it.
+    """What the template makes of the conversation, tokenized once; learnt is what each assistant turn adds to
+    it.
 
-    An end token that the template writes after an answer is part of what the turn adds. A template that rewrites earlier
-    turns when a later one is added is refused, since its answers have no one place.
+    An end token that the template writes after an answer is part of what the turn adds. A template that
+    rewrites earlier turns when a later one is added is refused, since its answers have no one place.
     """
     whole = render(turns, False)
     ids = tokenizer.tokenize_marked(whole)
@@ -161,7 +172,9 @@ def encode_rendered(
             continue
         before, after = render(turns[:i], True), render(turns[: i + 1], False)
         if not after.startswith(before) or not whole.startswith(after):
-            raise ValueError("the folder's chat template rewrites earlier turns; choose --template llama2-chat")
+            raise ValueError(
+                "the folder's chat template rewrites earlier turns; choose --template llama2-chat"
+            )
         begin, end = len(tokenizer.tokenize_marked(before)), len(tokenizer.tokenize_marked(after))
         learnt[begin:end] = [True] * (end - begin)
     return ids, learnt
@@ -175,7 +188,8 @@ def _read_turns(turns: Any, field: str, who: str, said: str) -> list[dict[str, s
         role = turn.get(who) if isinstance(turn, dict) else None
         if role not in _ROLES or not isinstance(turn.get(said), str):
             raise ValueError(
-                f"turn {number} of {field!r} must be an object with {who!r} (one of {', '.join(_ROLES)}) and a text {said!r}"
+                f"turn {number} of {field!r} must be an object with {who!r} "
+                f"(one of {', '.join(_ROLES)}) and a text {said!r}"
             )
         out.append({"role": _ROLES[role], "content": turn[said]})
     return out
@@ -184,7 +198,9 @@ def _read_turns(turns: Any, field: str, who: str, said: str) -> list[dict[str, s
 def _text(record: dict[str, Any], key: str) -> str:
     if key not in record:
         wanted = "neither 'output' nor 'content'" if key == "content" else f"no {key!r}"
-        raise ValueError(f"it has {wanted}; a record holds 'instruction', optionally 'input', and 'output' or 'content'")
+        raise ValueError(
+            f"it has {wanted}; a record holds 'instruction', optionally 'input', and 'output' or 'content'"
+        )
     if not isinstance(record[key], str):
         raise ValueError(f"its {key!r} is {type(record[key]).__name__}, it must be a text")
     return record[key]

@@ -1,8 +1,8 @@
-"""Reading JSON records as a stream: JSON Lines and JSON lists, plain, gzip or Zstandard, one file at a time in memory
-of a few MiB whatever its size.
+"""Reading JSON records as a stream: JSON Lines and JSON lists, plain, gzip or Zstandard, one file at a time
+in memory of a few MiB whatever its size.
 
-The form is told by the first character, not by the name: `[` begins a list, anything else lines. (`.json` is commonly
-used for both.) zstandard is imported when a `.zst` file is opened.
+The form is told by the first character, not by the name: `[` begins a list, anything else lines. (`.json` is
+commonly used for both.) zstandard is imported when a `.zst` file is opened.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _LONGEST_ITEM = 1 << 28  # characters: a list item longer than this is taken for
 
 
 class BrokenListError(ValueError):
-    """A JSON list that stops being JSON at item `number` (from 1); `lost` characters from there on cannot be read."""
+    """A JSON list that stops being JSON at item `number` (from 1); `lost` characters from there on cannot be
+    read.
+    """
 
     def __init__(self, number: int, reason: str, lost: int) -> None:
         super().__init__(f"item {number}: {reason}; {lost} characters from there to the end cannot be read")
@@ -31,9 +33,11 @@ class BrokenListError(ValueError):
 
 
 def find_files(inputs: Sequence[str | Path]) -> list[Path]:
-    """The data files that `inputs` name, folders replaced by their own data files in the order of their names.
+    """The data files that `inputs` name, folders replaced by their own data files in the order of their
+    names.
 
-    Raises ValueError for a path that does not exist, a folder without data files, and a file with another suffix.
+    Raises ValueError for a path that does not exist, a folder without data files, and a file with another
+    suffix.
     """
     files: list[Path] = []
     for path in map(Path, inputs):
@@ -43,16 +47,22 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
                 raise ValueError(f"{path} holds no data files; put {', '.join(SUFFIXES[:4])} files there.")
             files += inside
         elif not path.is_file():
-            raise ValueError(f"{path} does not exist; give a data file, or a folder of {', '.join(SUFFIXES[:4])} files.")
+            raise ValueError(
+                f"{path} does not exist; give a data file, or a folder of {', '.join(SUFFIXES[:4])} files."
+            )
         elif not path.name.endswith(SUFFIXES):
-            raise ValueError(f"{path} has no suffix that is read; name it {', '.join(SUFFIXES[:4])} after its form.")
+            raise ValueError(
+                f"{path} has no suffix that is read; name it {', '.join(SUFFIXES[:4])} after its form."
+            )
         else:
             files.append(path)
     return files
 
 
 def open_stream(path: Path) -> BinaryIO:
-    """The file's uncompressed bytes, without a byte-order mark. Reading a damaged archive raises one of DAMAGED."""
+    """The file's uncompressed bytes, without a byte-order mark. Reading a damaged archive raises one of
+    DAMAGED.
+    """
     if path.name.endswith(".gz"):
         raw: Any = gzip.open(path, "rb")  # noqa: SIM115 the caller closes what is returned
     else:
@@ -85,7 +95,9 @@ def read_list(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
             if separator == "]":
                 break
             if separator != ",":
-                raise ValueError(f"',' or ']' should follow it, not {separator!r}" if separator else "the file ends early")
+                raise ValueError(
+                    f"',' or ']' should follow it, not {separator!r}" if separator else "the file ends early"
+                )
             text.position += 1
         except (ValueError, RecursionError) as error:
             raise BrokenListError(number, str(error), text.rest()) from error
@@ -95,7 +107,9 @@ def read_list(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 
 class _ZstdReader(io.RawIOBase):
-    """Zstandard frames as a byte stream. Unlike zstandard's own reader it does not take a truncated file for the end."""
+    """Zstandard frames as a byte stream. Unlike zstandard's own reader it does not take a truncated file for
+    the end.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         import zstandard
@@ -138,7 +152,8 @@ class _Text:
         self.buffer, self.position, self.undecoded = "", 0, 0
 
     def more(self) -> bool:
-        """Read on, at least as much as is waiting (so that a long value is parsed a logarithmic number of times).
+        """Read on, at least as much as is waiting (so that a long value is parsed a logarithmic number of
+        times).
 
         Text before bytes that are not UTF-8 is still given; the call after that raises ValueError.
         """

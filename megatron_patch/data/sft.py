@@ -1,13 +1,15 @@
 """Fine-tuning data: a JSON list or JSON Lines → samples of one length, with the loss on the answers.
 
-Every sample is int64 `tokens` [L], `labels` [L], `position_ids` [L] and float32 `loss_mask` [L]; L is PAD_LEN, or SEQ_LEN with
-packing. `labels[t]` is `tokens[t + 1]`, and `loss_mask[t]` is 1 where that next token is learnt: what the original computes
-from `input_ids[:, :-1]`, `input_ids[:, 1:]` and `loss_mask[:, 1:]`. Where nothing is learnt tokens and labels still hold ids
-inside the vocabulary, so that no mask is ever read off an id.
+Every sample is int64 `tokens` [L], `labels` [L], `position_ids` [L] and float32 `loss_mask` [L]; L is
+PAD_LEN, or SEQ_LEN with packing. `labels[t]` is `tokens[t + 1]`, and `loss_mask[t]` is 1 where that next
+token is learnt: what the original computes from `input_ids[:, :-1]`, `input_ids[:, 1:]` and `loss_mask[:,
+1:]`. Where nothing is learnt tokens and labels still hold ids inside the vocabulary, so that no mask is ever
+read off an id.
 
-Where the original differs: its `[PAD]` lies outside the vocabulary (800 of 800); it renders a null input as "None"; a
-literal `[PAD]` became padding and could start the mask early. Alike: a sample longer than PAD_LEN is cut without an end token, and
-one whose prompt fills PAD_LEN teaches nothing; here both are counted, and `report` says so.
+Where the original differs: its `[PAD]` lies outside the vocabulary (800 of 800); it renders a null input as
+"None"; a literal `[PAD]` became padding and could start the mask early. Alike: a sample longer than PAD_LEN
+is cut without an end token, and one whose prompt fills PAD_LEN teaches nothing; here both are counted, and
+`report` says so.
 """
 
 from __future__ import annotations
@@ -54,13 +56,16 @@ class SFTReport:
                 "answers have no end token. A larger PAD_LEN (SEQ_LEN with packing) keeps them whole."
             )
         if self.without_answer:
-            out.append(f"{self.without_answer} samples have no answer within {self.length} tokens and teach nothing.")
+            out.append(
+                f"{self.without_answer} samples have no answer within {self.length} tokens and teach nothing."
+            )
         return out
 
 
 @dataclass(frozen=True)
 class SFTDataset:
-    """Samples by index. `groups[i]` are the samples that share sequence i: one each, or several with packing."""
+    """Samples by index. `groups[i]` are the samples that share sequence i: one each, or several with packing.
+    """
 
     table: TokenTable
     groups: list[list[int]]
@@ -73,13 +78,17 @@ class SFTDataset:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """The arrays of the module's docstring; with packing also `segment_ids` int64 [L], 0 for padding, samples from 1."""
+        """The arrays of the module's docstring; with packing also `segment_ids` int64 [L], 0 for padding,
+        samples from 1.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
         tokens = np.full(self.length, self.fill, dtype=np.int64)
         labels = np.full(self.length, self.fill, dtype=np.int64)
         loss_mask = np.zeros(self.length, dtype=np.float32)
-        position_ids = np.zeros(self.length, dtype=np.int64) if self.packing else np.arange(self.length, dtype=np.int64)
+        position_ids = (
+            np.zeros(self.length, dtype=np.int64) if self.packing else np.arange(self.length, dtype=np.int64)
+        )
         segment_ids = np.zeros(self.length, dtype=np.int64)
         begin = 0
         for segment, i in enumerate(self.groups[index], start=1):
@@ -105,10 +114,12 @@ def build_sft_dataset(
     packing: bool = False,
     cache_dir: str | Path | None = None,
 ) -> SFTDataset:
-    """The samples of a JSON file, padded or cut to `pad_len`; with `packing`, several to a sequence of `seq_len`, cut to it.
+    """The samples of a JSON file, padded or cut to `pad_len`; with `packing`, several to a sequence of
+    `seq_len`, cut to it.
 
-    `template`: `alpaca`, `llama2-chat` or `tokenizer` (the folder's own chat template). `cache_dir`: where the tokenized
-    samples are kept; see `token_cache.cached_table`. Raises ValueError, naming file and item, for what cannot be used.
+    `template`: `alpaca`, `llama2-chat` or `tokenizer` (the folder's own chat template). `cache_dir`: where
+    the tokenized samples are kept; see `token_cache.cached_table`. Raises ValueError, naming file and item,
+    for what cannot be used.
     """
     if not 1 < pad_len <= seq_len:
         raise ValueError(f"PAD_LEN is {pad_len}; it must be more than 1 and at most SEQ_LEN, {seq_len}.")
@@ -120,9 +131,15 @@ def build_sft_dataset(
     if cache_dir is None:
         table = build()
     else:
-        table = cached_table(cache_dir, path, {"tokenizer": tokenizer.fingerprint, "template": template}, build)
+        table = cached_table(
+            cache_dir, path, {"tokenizer": tokenizer.fingerprint, "template": template}, build
+        )
     length = seq_len if packing else pad_len
-    groups = pack(np.minimum(np.diff(table.offsets), length), length) if packing else [[i] for i in range(len(table))]
+    groups = (
+        pack(np.minimum(np.diff(table.offsets), length), length)
+        if packing
+        else [[i] for i in range(len(table))]
+    )
     report = _report(str(path), table, len(groups), length)
     return SFTDataset(table, groups, length, packing, tokenizer.fill, report)
 
@@ -130,7 +147,8 @@ def build_sft_dataset(
 def read_samples(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number from 1, record) of a JSON list or JSON Lines; blank lines are passed over.
 
-    Raises ValueError naming the file and the item (list) or line: no JSON, or not an object; and for a file without records.
+    Raises ValueError naming the file and the item (list) or line: no JSON, or not an object; and for a file
+    without records.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give a JSON list or JSON Lines file.")
@@ -148,7 +166,9 @@ def read_samples(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise ValueError(f"it is a {type(value).__name__}, it must be an object")
                 yield number, value
         except BrokenListError as error:
-            raise ValueError(f"{path}, item {error.number}: {error.reason}; the list must be valid JSON.") from error
+            raise ValueError(
+                f"{path}, item {error.number}: {error.reason}; the list must be valid JSON."
+            ) from error
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, {kind} {number}: {error}; write one JSON object a {kind}.") from error
     if number == 0:
@@ -156,16 +176,22 @@ def read_samples(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def encode_file(path: Path, tokenizer: Tokenizer, template: str) -> Iterator[Encoded]:
-    """Every record's ids and learnt marks. Raises ValueError naming file and number where a record cannot be used."""
+    """Every record's ids and learnt marks. Raises ValueError naming file and number where a record cannot be
+    used.
+    """
     from tqdm import tqdm
 
     encode = encoder(template, tokenizer)
-    samples = tqdm(read_samples(path), desc=f"tokenizing {path.name}", unit=" samples", file=sys.stderr, delay=3)
+    samples = tqdm(
+        read_samples(path), desc=f"tokenizing {path.name}", unit=" samples", file=sys.stderr, delay=3
+    )
     for number, record in samples:
         try:
             yield encode(record)
         except UnicodeEncodeError as error:
-            raise ValueError(f"{path}, sample {number}: it holds half a surrogate pair; rewrite it as UTF-8.") from error
+            raise ValueError(
+                f"{path}, sample {number}: it holds half a surrogate pair; rewrite it as UTF-8."
+            ) from error
         except ValueError as error:
             raise ValueError(f"{path}, sample {number}: {error}.") from error
 

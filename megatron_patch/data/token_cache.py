@@ -1,10 +1,12 @@
 """Tokenized fine-tuning samples in one file: written once, then memory-mapped by every process.
 
-A cache file's name is a hash of everything that its content depends on: the data file's bytes, the tokenizer's, the
-template, and this format's version. Lengths, padding, packing and the parallel layout come later and are not part of it.
+A cache file's name is a hash of everything that its content depends on: the data file's bytes, the
+tokenizer's, the template, and this format's version. Lengths, padding, packing and the parallel layout come
+later and are not part of it.
 
-Layout, little-endian: one line of JSON (format, samples, tokens, crc32 of what follows the header) filled with spaces to
-4096 bytes; offsets int64 [samples + 1]; tokens int32 [tokens], bit 30 set where a token is learnt.
+Layout, little-endian: one line of JSON (format, samples, tokens, crc32 of what follows the header) filled
+with spaces to 4096 bytes; offsets int64 [samples + 1]; tokens int32 [tokens], bit 30 set where a token is
+learnt.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ _LEARNT = np.int32(1 << 30)
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Samples end to end. `offsets` int64 [n + 1]; `flat` int32 [tokens], with bit 30 as the mark of a learnt token."""
+    """Samples end to end. `offsets` int64 [n + 1]; `flat` int32 [tokens], with bit 30 as the mark of a learnt
+    token.
+    """
 
     offsets: np.ndarray
     flat: np.ndarray
@@ -47,14 +51,18 @@ class TokenTable:
         return (values & ~_LEARNT).astype(np.int64), (values & _LEARNT) != 0
 
     def learnt_counts(self, limit: int, block: int = 4096) -> np.ndarray:
-        """int64 [n]: how many tokens after the first of each sample, cut to `limit`, are learnt. In blocks of samples."""
+        """int64 [n]: how many tokens after the first of each sample, cut to `limit`, are learnt. In blocks of
+        samples.
+        """
         counts = np.zeros(len(self), dtype=np.int64)
         for first in range(0, len(self), block):
             edges = self.offsets[first : first + block + 1]
             marks = (self.flat[edges[0] : edges[-1]] & _LEARNT) != 0
             sums = np.concatenate([[0], np.cumsum(marks)])
             begins, ends = edges[:-1] - edges[0], np.minimum(edges[1:], edges[:-1] + limit) - edges[0]
-            counts[first : first + block] = sums[np.maximum(ends, begins)] - sums[np.minimum(begins + 1, ends)]
+            counts[first : first + block] = (
+                sums[np.maximum(ends, begins)] - sums[np.minimum(begins + 1, ends)]
+            )
         return counts
 
 
@@ -62,18 +70,22 @@ def make_table(samples: Iterator[Encoded]) -> TokenTable:
     """Gather encoded samples."""
     lengths, parts = [0], []
     for ids, learnt in samples:
-        parts.append(np.asarray(ids, dtype=np.int32) | np.where(learnt, _LEARNT, np.int32(0)).astype(np.int32))
+        parts.append(
+            np.asarray(ids, dtype=np.int32) | np.where(learnt, _LEARNT, np.int32(0)).astype(np.int32)
+        )
         lengths.append(len(ids))
     flat = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
     return TokenTable(np.cumsum(lengths, dtype=np.int64), flat)
 
 
-def cached_table(folder: str | Path, data: Path, settings: dict[str, str], build: Callable[[], TokenTable]) -> TokenTable:
+def cached_table(
+    folder: str | Path, data: Path, settings: dict[str, str], build: Callable[[], TokenTable]
+) -> TokenTable:
     """The table of `data` under `settings`, from `folder` if it is there, else built, written and then read.
 
-    Of several processes that share the folder one builds while the others wait for its lock; the finished file appears by
-    one rename, so that processes without a common lock (another node, a file system without locks) at worst build twice.
-    A damaged file is rebuilt and standard error says so.
+    Of several processes that share the folder one builds while the others wait for its lock; the finished
+    file appears by one rename, so that processes without a common lock (another node, a file system without
+    locks) at worst build twice. A damaged file is rebuilt and standard error says so.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +96,9 @@ def cached_table(folder: str | Path, data: Path, settings: dict[str, str], build
             _save(path, build())
             table = _load(path)
     if table is None:
-        raise ValueError(f"{path} cannot be read back after writing; check the disk, or choose another cache folder.")
+        raise ValueError(
+            f"{path} cannot be read back after writing; check the disk, or choose another cache folder."
+        )
     return table
 
 
@@ -106,7 +120,11 @@ def _load(path: Path) -> TokenTable | None:
             header = json.loads(file.read(_HEADER))
         samples, tokens = int(header["samples"]), int(header["tokens"])
         body = np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER)
-        if header["format"] != FORMAT or body.size != 8 * (samples + 1) + 4 * tokens or zlib.crc32(body) != header["crc"]:
+        if (
+            header["format"] != FORMAT
+            or body.size != 8 * (samples + 1) + 4 * tokens
+            or zlib.crc32(body) != header["crc"]
+        ):
             raise ValueError("its size or checksum is wrong")
     except (ValueError, KeyError, TypeError) as error:
         print(f"the token cache {path} is damaged ({error}); it is made again.", file=sys.stderr)
@@ -133,10 +151,15 @@ def _save(path: Path, table: TokenTable) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold a file lock, which ends with the process that holds it; where the file system has none, go on without."""
+    """Hold a file lock, which ends with the process that holds it; where the file system has none, go on
+    without.
+    """
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            print(f"{path.parent} has no file locks ({error}); several processes may tokenize the same file.", file=sys.stderr)
+            print(
+                f"{path.parent} has no file locks ({error}); several processes may tokenize the same file.",
+                file=sys.stderr,
+            )
         yield

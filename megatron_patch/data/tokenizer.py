@@ -1,16 +1,18 @@
 """The folder's LLaMA tokenizer: SentencePiece's `tokenizer.model`, or, where there is none, `tokenizer.json`.
 
-`tokenizer.model` is run by SentencePiece itself, the engine that wrote the indexed data of Megatron-LM in 2023 (and
-the faster one); `tokenizer.json` by Hugging Face's `tokenizers`. transformers is not imported: its fifth version
-drops a leading space that the others keep. Nothing that is read here can run code.
+`tokenizer.model` is run by SentencePiece itself, the engine that wrote the indexed data of Megatron-LM in
+2023 (and the faster one); `tokenizer.json` by Hugging Face's `tokenizers`. transformers is not imported: its
+fifth version drops a leading space that the others keep. Nothing that is read here can run code.
 
 Two ways to read a text:
-- `tokenize`: a text is only text; a literal `</s>` in it becomes the pieces of its four characters (pre-training).
+- `tokenize`: a text is only text; a literal `</s>` in it becomes the pieces of its four characters
+(pre-training).
 - `tokenize_marked`: literals of special tokens become those tokens, as Hugging Face's tokenizer for LLaMA
   (`legacy=False`) did in 2023 (fine-tuning, and chat templates that write `<s>` and `</s>` out).
 
-`pad` is -1, megatron-core's own "no such token": a LLaMA vocabulary has no padding token, and any real id taken for it
-would hide that id's loss. Datasets mask padding by a mask and fill it with `fill`, an id inside the vocabulary.
+`pad` is -1, megatron-core's own "no such token": a LLaMA vocabulary has no padding token, and any real id
+taken for it would hide that id's loss. Datasets mask padding by a mask and fill it with `fill`, an id inside
+the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,16 +27,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-# Appended to a serialized SentencePiece model, protobuf merges it in: normalizer_spec { add_dummy_prefix: false }.
+# Appended to a serialized SentencePiece model, protobuf merges it in: normalizer_spec { add_dummy_prefix:
+# false }.
 _WITHOUT_DUMMY_PREFIX = bytes([0x1A, 2, 0x18, 0])
-_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-          "chat_template.jinja")  # fmt: skip
+_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+          "added_tokens.json", "chat_template.jinja")  # fmt: skip
 _USUAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back. Made by `load_tokenizer`; meets what megatron-core's GPTDataset asks of a tokenizer."""
+    """Text to ids and back. Made by `load_tokenizer`; meets what megatron-core's GPTDataset asks of a
+    tokenizer.
+    """
 
     vocab_size: int  # ids lie in [0, vocab_size)
     bos: int
@@ -79,7 +84,9 @@ class Tokenizer:
         ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.vocab_size:
-                raise ValueError(f"token {i} lies outside the tokenizer's vocabulary of {self.vocab_size} tokens.")
+                raise ValueError(
+                    f"token {i} lies outside the tokenizer's vocabulary of {self.vocab_size} tokens."
+                )
         return self.decode(ids)
 
     def token_id(self, literal: str) -> int | None:
@@ -94,7 +101,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"tokenizer folder {folder} does not exist; give the folder that holds tokenizer.model.")
+        raise ValueError(
+            f"tokenizer folder {folder} does not exist; give the folder that holds tokenizer.model."
+        )
     digest = hashlib.sha256()
     for name in _FILES:
         if (folder / name).is_file():
@@ -107,7 +116,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         names = {**settings, **_read_json(folder / "special_tokens_map.json")}
         return _from_tokenizers(folder / "tokenizer.json", names, common)
-    raise ValueError(f"{folder} holds neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there.")
+    raise ValueError(
+        f"{folder} holds neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there."
+    )
 
 
 def _from_sentencepiece(path: Path, added: dict[str, int], common: dict[str, Any]) -> Tokenizer:
@@ -117,17 +128,23 @@ def _from_sentencepiece(path: Path, added: dict[str, int], common: dict[str, Any
         whole = SentencePieceProcessor(model_file=str(path))
         inner = SentencePieceProcessor(model_proto=whole.serialized_model_proto() + _WITHOUT_DUMMY_PREFIX)
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"{path} is not a SentencePiece model ({error}); copy the model's own file there.") from error
+        raise ValueError(
+            f"{path} is not a SentencePiece model ({error}); copy the model's own file there."
+        ) from error
     bos, eod, unk = whole.bos_id(), whole.eos_id(), whole.unk_id()
     if min(bos, eod) < 0:
-        raise ValueError(f"{path} lacks the start token <s> or the end token </s>; use a tokenizer of the LLaMA kind.")
+        raise ValueError(
+            f"{path} lacks the start token <s> or the end token </s>; use a tokenizer of the LLaMA kind."
+        )
     size = whole.vocab_size()
     special = {whole.id_to_piece(i): i for i in (unk, bos, eod) if i >= 0} | added
     beyond = {i: literal for literal, i in special.items() if i >= size}
 
     def decode(ids: list[int]) -> str:
         runs = groupby(ids, key=lambda i: beyond.get(i))
-        return "".join(literal * len(list(run)) if literal else whole.decode(list(run)) for literal, run in runs)
+        return "".join(
+            literal * len(list(run)) if literal else whole.decode(list(run)) for literal, run in runs
+        )
 
     return Tokenizer(
         vocab_size=max([size, *(i + 1 for i in beyond)]),
@@ -137,8 +154,12 @@ def _from_sentencepiece(path: Path, added: dict[str, int], common: dict[str, Any
     )  # fmt: skip
 
 
-def _marked_encoder(start: Callable, rest: Callable, special: Mapping[str, int]) -> Callable[[str], list[int]]:
-    """Splits a text at special literals; the first piece gets SentencePiece's leading space, the later ones do not."""
+def _marked_encoder(
+    start: Callable, rest: Callable, special: Mapping[str, int]
+) -> Callable[[str], list[int]]:
+    """Splits a text at special literals; the first piece gets SentencePiece's leading space, the later ones
+    do not.
+    """
     literals = re.compile("(" + "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) + ")")
 
     def encode(text: str) -> list[int]:
@@ -162,7 +183,9 @@ def _from_tokenizers(path: Path, names: dict[str, Any], common: dict[str, Any]) 
     special = {token.content: i for i, token in plain.get_added_tokens_decoder().items() if token.special}
     ids = [plain.token_to_id(_content(names.get(key)) or usual) for key, usual in _USUAL_NAMES.items()]
     if ids[0] is None or ids[1] is None:
-        raise ValueError(f"{path} lacks the start or end token that tokenizer_config.json names; they must be in it.")
+        raise ValueError(
+            f"{path} lacks the start or end token that tokenizer_config.json names; they must be in it."
+        )
     return Tokenizer(
         vocab_size=max(plain.get_vocab().values()) + 1,
         bos=ids[0], eod=ids[1], fill=ids[2] or 0, special_tokens=special,
@@ -173,7 +196,9 @@ def _from_tokenizers(path: Path, names: dict[str, Any], common: dict[str, Any]) 
 
 
 def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
-    """Literal → id of tokens that were added beside tokenizer.model (`added_tokens.json`, `added_tokens_decoder`)."""
+    """Literal → id of tokens that were added beside tokenizer.model (`added_tokens.json`,
+    `added_tokens_decoder`).
+    """
     added = {str(k): int(v) for k, v in _read_json(folder / "added_tokens.json").items()}
     for i, token in (settings.get("added_tokens_decoder") or {}).items():
         added[_content(token)] = int(i)
@@ -181,7 +206,9 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The folder's chat template: `chat_template.jinja`, or tokenizer_config.json's, the one named default of several."""
+    """The folder's chat template: `chat_template.jinja`, or tokenizer_config.json's, the one named default of
+    several.
+    """
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     template = settings.get("chat_template")

@@ -39,10 +39,10 @@ def split_wudao(
 ) -> SplitCounts:
     """Write both files into `folder`, each a JSON list of `instruction`, `input` and `content`.
 
-    `instruction` is the record's `title` (empty without one), `input` is empty, `content` its text: the original's samples, whose
-    instruction was always empty, with the title put to use. Whether a record is validation is a matter of its text alone, so
-    that it does not move when files are added, and equal texts never stand on both sides. The files appear when both are whole.
-    Raises ValueError as `preprocess` does.
+    `instruction` is the record's `title` (empty without one), `input` is empty, `content` its text: the
+    original's samples, whose instruction was always empty, with the title put to use. Whether a record is
+    validation is a matter of its text alone, so that it does not move when files are added, and equal texts
+    never stand on both sides. The files appear when both are whole. Raises ValueError as `preprocess` does.
     """
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"the validation fraction is {valid_fraction}; it must be at least 0 and below 1.")
@@ -52,21 +52,32 @@ def split_wudao(
     written = {TRAIN: 0, VALID: 0}
     skipped: list[Skipped] = []
     try:
-        with open(partial[TRAIN], "wb") as train, open(partial[VALID], "wb") as valid, open(partial[REPORT], "wb") as report:
+        with (
+            open(partial[TRAIN], "wb") as train,
+            open(partial[VALID], "wb") as valid,
+            open(partial[REPORT], "wb") as report,
+        ):
             outputs = {TRAIN: train, VALID: valid}
             for chunk in read_chunks(files):
                 texts, bad = texts_of(chunk, keys, CLEANERS[clean])
                 report.write(report_lines(files[chunk.file], chunk.kind, bad))
                 skipped += bad
                 for number, text in texts:
-                    sample = {"instruction": _title(chunk.records[number - chunk.first]), "input": "", "content": text}
+                    sample = {
+                        "instruction": _title(chunk.records[number - chunk.first]),
+                        "input": "",
+                        "content": text,
+                    }
                     name = VALID if zlib.crc32(text.encode()) < valid_fraction * 2**32 else TRAIN
                     outputs[name].write((",\n" if written[name] else "[\n").encode() + _dump(sample))
                     written[name] += 1
             for name, file in outputs.items():
                 file.write(b"\n]\n" if written[name] else b"[]\n")
         counts = SplitCounts(
-            written[TRAIN], written[VALID], sum(s.records for s in skipped if not s.empty), sum(s.empty for s in skipped)
+            written[TRAIN],
+            written[VALID],
+            sum(s.records for s in skipped if not s.empty),
+            sum(s.empty for s in skipped),
         )
         os.replace(partial[REPORT], folder / REPORT)
         check_bad_fraction(counts.bad, counts.train + counts.valid, max_bad_fraction, folder / REPORT)

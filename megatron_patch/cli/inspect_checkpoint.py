@@ -1,0 +1,167 @@
+"""What is in a checkpoint, told from its small files: no weights are loaded, and nothing that is read can run
+code.
+
+torch.distributed.checkpoint's own `FileSystemReader.read_metadata` uses an unrestricted `pickle.load`;
+`.metadata` is therefore read here by an unpickler that knows torch's metadata classes and takes an inert
+stand-in for any other name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pickle
+import types
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from megatron_patch.checkpoint.layout import CheckpointLocation, read_model_description, resolve_checkpoint
+
+_TORCH_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_METADATA_NAMES = {"Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
+                   "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING", "_StorageInfo"}  # fmt: skip
+
+
+class _Inert:
+    """Stands for whatever a pickle names and this module does not know: takes any arguments and does nothing.
+    """
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        import torch
+
+        if "." not in name:
+            if module in _TORCH_MODULES and name in _METADATA_NAMES:
+                return super().find_class(module, name)
+            if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
+                return getattr(torch, name)
+            if (module, name) in (("torch.serialization", "_get_layout"), ("collections", "OrderedDict")):
+                return super().find_class(module, name)
+        return _Inert
+
+
+def read_metadata(path: Path) -> Any:
+    """A torch_dist `.metadata` as torch's Metadata object. ValueError where the file is something else."""
+    try:
+        with open(path, "rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+        metadata.state_dict_metadata.items()
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        AttributeError,
+        TypeError,
+        IndexError,
+        KeyError,
+        ValueError,
+    ) as error:
+        raise ValueError(f"{path} is no torch_dist metadata ({error}); the checkpoint is damaged.") from error
+    return metadata
+
+
+def describe_checkpoint(path: Path) -> list[str]:
+    """Lines about a checkpoint root, or one iteration's folder: place, versions, model, tensors, files."""
+    location = resolve_checkpoint(path)
+    out = [
+        f"checkpoint {location.root}, {location.folder.name} ("
+        + {"native": "torch_dist", "megatron_2023": "the 2023 layout"}[location.kind] + ")",
+        "states: " + ", ".join(sorted(p.name for p in location.root.iterdir() if p.is_dir() and _is_state(p.name))),
+    ]  # fmt: skip
+    out += _model_lines(location)
+    out += _native_lines(location.folder) if location.kind == "native" else _legacy_lines(location.folder)
+    size = sum(f.stat().st_size for f in location.folder.rglob("*") if f.is_file())
+    return [*out, f"{size / 1e6:.1f} MB in {location.folder}"]
+
+
+def _is_state(name: str) -> bool:
+    return name == "release" or name.startswith("iter_")
+
+
+def _model_lines(location: CheckpointLocation) -> list[str]:
+    out = []
+    description = read_model_description(location)
+    if description:
+        m = description.model
+        out.append(
+            f"model: {m.num_layers} layers, hidden {m.hidden_size}, ffn {m.ffn_hidden_size}, "
+            f"{m.num_attention_heads} heads, {m.num_query_groups} KV groups, "
+            f"vocabulary {m.vocab_size} + {description.extra_vocab_size}, {description.dtype}; "
+            f"made for TP {description.tensor_model_parallel_size}, PP {description.pipeline_model_parallel_size}"
+        )
+        versions = json.loads((location.folder / "model.json").read_text(encoding="utf-8"))
+        out.append(
+            f"written by megatron_patch {versions.get('megatron_patch')}, megatron-core {versions.get('megatron_core')}"
+        )
+    config = location.root / "config.json"
+    if config.is_file():
+        hf = json.loads(config.read_text(encoding="utf-8"))
+        wanted = (
+            "model_type",
+            "num_hidden_layers",
+            "hidden_size",
+            "vocab_size",
+            "torch_dtype",
+            "transformers_version",
+        )
+        out.append("config.json: " + ", ".join(f"{k} {hf[k]}" for k in wanted if k in hf))
+    names = [n for n in ("tokenizer.model", "tokenizer.json") if (location.root / n).is_file()]
+    return [*out, f"tokenizer: {' and '.join(names)}" if names else "tokenizer: none in this folder"]
+
+
+def _native_lines(folder: Path) -> list[str]:
+    versions = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    tensors, others = {}, 0
+    for name, entry in read_metadata(folder / ".metadata").state_dict_metadata.items():
+        if hasattr(entry, "size"):
+            tensors[name] = entry
+        else:
+            others += 1
+    model = {n: t for n, t in tensors.items() if not n.startswith("optimizer")}
+    out = [f"format: {', '.join(f'{k} {v}' for k, v in versions.items())}"]
+    out.append(
+        f"{len(model)} model tensors, {sum(math.prod(t.size) for t in model.values())} numbers; "
+        f"{len(tensors) - len(model)} optimizer tensors; {others} other objects"
+    )
+    kinds = Counter(str(t.properties.dtype) for t in tensors.values())
+    out.append("types: " + ", ".join(f"{kind} ({n})" for kind, n in kinds.items()))
+    return out + [
+        f"  {n}  {tuple(t.size)}  {t.properties.dtype}  {len(t.chunks)} chunks"
+        for n, t in sorted(model.items())
+    ]
+
+
+def _legacy_lines(folder: Path) -> list[str]:
+    import torch
+
+    files = sorted(folder.glob("mp_rank_*/model*_rng.pt"))
+    with torch.serialization.safe_globals([types.SimpleNamespace, argparse.Namespace]):
+        content = torch.load(files[0], map_location="meta", weights_only=True)
+    args = vars(content["args"]) if "args" in content else {}
+    out = [f"{len(files)} files, checkpoint version {content.get('checkpoint_version')}"]
+    out.append(
+        "recorded arguments: "
+        + ", ".join(f"{k} {v}" for k, v in sorted(args.items()) if isinstance(v, (int, str)))
+    )
+    out.append(f"{files[0].parent.name}:")
+    return out + [
+        f"  {n}  {tuple(t.shape)}  {t.dtype}"
+        for n, t in _flat(content["model"])
+        if "layers." not in n or "layers.0." in n
+    ]
+
+
+def _flat(tree: Any, name: str = "") -> list[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        return [
+            pair
+            for key, value in tree.items()
+            for pair in _flat(value, f"{name}.{key}" if name else str(key))
+        ]
+    return [(name, tree)] if hasattr(tree, "shape") else []
