@@ -23,7 +23,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from megatron_patch.kernels import adamw, cross_entropy, rms_norm, rope, softmax, swiglu  # noqa: E402
-from megatron_patch.kernels.attention import attention  # noqa: E402
+from megatron_patch.kernels.attention import attention, segment_bounds  # noqa: E402
 from megatron_patch.kernels.grad_accumulation import accumulate_weight_grad  # noqa: E402
 from megatron_patch.kernels.wgrad_gemm import GemmConfig, weight_grad_gemm  # noqa: E402
 
@@ -304,9 +304,11 @@ def bench_attention(table: Table, compiling: bool) -> None:
     versions = {}
     for backend in ("cudnn", "flash", "efficient", "unfused"):
         versions[backend] = lambda q, k, v, b=backend: attention(q, k, v, scale=D**-0.5, backend=b)
-    versions["packed, efficient"] = lambda q, k, v: attention(
-        q, k, v, scale=D**-0.5, backend="efficient", segment_ids=segments
-    )
+    bounds = segment_bounds(segments)
+    for backend in ("varlen", "efficient"):
+        versions[f"4 packed, {backend}"] = lambda q, k, v, b=backend: attention(
+            q, k, v, scale=D**-0.5, backend=b, segment_ids=segments, bounds=bounds
+        )
     work = (operations, 2.5 * operations)
     compare(table, "attention", versions, (q, k, v), (draw(S, 1, H, requires_grad=False),), work, "TFLOP/s")
 
@@ -327,7 +329,7 @@ def measure_limits() -> tuple[float, float]:
     """GB/s of a copy, read and written, and TFLOP/s of a bf16 product of 8192³."""
     source = torch.randn(1 << 30, device=DEVICE)
     target = torch.empty_like(source)
-    copied = 2 * source.nbytes / milliseconds(lambda: target.copy_(source)) / 1e6
+    copied = 2 * source.nbytes / milliseconds(lambda: torch.neg(source, out=target)) / 1e6
     a, b = draw(8192, 8192, requires_grad=False), draw(8192, 8192, requires_grad=False)
     return copied, 2 * 8192**3 / milliseconds(lambda: a @ b, 200) / 1e9
 

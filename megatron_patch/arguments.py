@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, Sequence
+from typing import NoReturn
 
 _TRUE_FALSE = ("true", "false")
 

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from megatron_patch.checkpoint.own_run import own_checkpoint
 from megatron_patch.megatron_path import choose_engine
 from megatron_patch.processes import Processes
 from megatron_patch.train_arguments import SCRIPTS, read
@@ -55,6 +56,11 @@ def main(argv: list[str]) -> None:
     print(line, flush=True)
     for note in reading.notes:
         print(note, flush=True)
+    try:
+        own_checkpoint(reading.config)
+    except ValueError as error:
+        print(f"{SCRIPTS[task]}: {error}", file=sys.stderr)
+        sys.exit(2)
     command = torchrun_command(task, reading.processes, flags)
     os.execve(command[0], command, worker_environment(engine))
 

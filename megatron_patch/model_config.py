@@ -6,9 +6,10 @@ Shape letters: B batch, S sequence, H hidden, N heads, G KV groups, D head size,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 # config.json keys whose other values would change the computation in a way this model does not have.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {

@@ -6,9 +6,9 @@ Imports no torch: the launcher calls `read` before any process starts, and each 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 from simple_parsing import ArgumentParser, DashVariant
 

@@ -1,78 +1,102 @@
-"""Where things lie in a checkpoint folder, and the description that stands beside the weights. Imports no torch.
+"""Where a checkpoint's files stand, and the small text files that describe it. Imports no torch.
 
-    ROOT/latest_checkpointed_iteration.txt    "release" (converted) or the number of the last finished iteration
-    ROOT/config.json, tokenizer files          the Hugging Face ones
-    ROOT/release/ or ROOT/iter_0000100/        one state: torch_dist files and model.json, or the 2023 layout
+    ROOT/latest_checkpointed_iteration.txt    `release` after conversion, a number after training
+    ROOT/config.json, tokenizer files         as in the Hugging Face folder
+    ROOT/release/ or ROOT/iter_0000100/       megatron-core's torch_dist files, and model.json
+    ROOT/release/mp_rank_00[_000]/…           instead, in the layout of 2023 (read only)
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-from dataclasses import asdict, dataclass
+import shutil
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-import megatron_patch
+from megatron_patch import __version__
+from megatron_patch.megatron_path import installed_version
 from megatron_patch.model_config import LlamaConfig
 
 TRACKER = "latest_checkpointed_iteration.txt"
 DESCRIPTION = "model.json"
-FORMAT = 1
+# What stands beside the weights so that tokenizers and transformers open them.
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+CORE_METADATA = "metadata.json"
+RELEASE = "release"
+DTYPES = ("bfloat16", "float16", "float32")
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """model.json: what the weights beside it are. `dtype` is `float16`, `bfloat16` or `float32`."""
+    """What model.json says about one iteration's folder."""
 
     model: LlamaConfig
     extra_vocab_size: int
-    dtype: str
-    tensor_model_parallel_size: int
+    dtype: str  # bfloat16, float16 or float32
+    tensor_model_parallel_size: int  # as asked for; the data does not depend on it
     pipeline_model_parallel_size: int
 
 
 @dataclass(frozen=True)
 class CheckpointLocation:
-    """A state found on disk. `iteration` None is `release`; `kind` is `native` or `megatron_2023`."""
+    """One iteration of a checkpoint: `folder` is `root`/release or `root`/iter_NNNNNNN."""
 
     root: Path
     folder: Path
-    iteration: int | None
-    kind: str
+    iteration: int | None  # None: release
+    kind: str  # "native" (torch_dist) or "megatron_2023"
 
 
 def iteration_folder(root: str | Path, iteration: int | None) -> Path:
-    """ROOT/release for None, else ROOT/iter_0000100."""
-    return Path(root) / ("release" if iteration is None else f"iter_{iteration:07d}")
+    """`root`/iter_0000100, or `root`/release for None."""
+    return Path(root) / (RELEASE if iteration is None else f"iter_{iteration:07d}")
 
 
 def read_tracker(root: str | Path) -> str | None:
-    """What the tracker file says, `release` or digits; None where there is none.
+    """What the tracker file says, `release` or digits; None where there is no tracker file.
 
     Raises:
         ValueError: it says something else.
     """
     path = Path(root) / TRACKER
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
+    if not path.is_file():
         return None
-    if text != "release" and not text.isdigit():
-        raise ValueError(f"{path} says '{text}'; it must hold 'release' or the number of an iteration.")
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    if text != RELEASE and not text.isdecimal():
+        raise ValueError(f"{path} says {text[:40]!r}; it holds 'release' or an iteration's number: write that there.")
     return text
 
 
 def write_tracker(root: str | Path, value: str) -> None:
-    """Replace the tracker file at once and durably; `value` is `release` or digits."""
-    path = Path(root) / TRACKER
-    partial = path.with_name(TRACKER + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(value)
-        file.flush()
-        os.fsync(file.fileno())
+    """Replace the tracker file atomically: readers see the old value or the new one, also after a power cut."""
+    write_text(Path(root) / TRACKER, value)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `path` beside, flush, rename; then flush the folder's entry."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with open(partial, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(partial, path)
-    descriptor = os.open(root, os.O_RDONLY)
+    flush(path.parent)
+
+
+def flush(path: str | Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -80,64 +104,91 @@ def write_tracker(root: str | Path, value: str) -> None:
 
 
 def resolve_checkpoint(path: str | Path) -> CheckpointLocation:
-    """The state that `path` names: a root (its tracker decides), or one iteration's folder in a root.
+    """The iteration that `path` means: the tracker's where `path` is a root, else `path` itself.
 
     Raises:
-        ValueError: there is no checkpoint there, or not the one that the tracker names.
+        ValueError: nothing there, nothing finished there, or a Hugging Face folder.
     """
     path = Path(path)
-    tracker = read_tracker(path) if path.is_dir() else None
-    if tracker is not None:
-        iteration = None if tracker == "release" else int(tracker)
-        return _located(path, iteration_folder(path, iteration), iteration)
-    name = path.name
-    if path.is_dir() and (name == "release" or (name.startswith("iter_") and name[5:].isdigit())):
-        return _located(path.parent, path, None if name == "release" else int(name[5:]))
-    raise ValueError(
-        f"{path} is no checkpoint: it has no {TRACKER}, and its name is neither release nor iter_0000100. "
-        "Write the folder that holds that file, or one iteration's folder in it."
+    if not path.is_dir():
+        raise ValueError(f"There is no folder {path}; give a checkpoint's root, or one iteration's folder in it.")
+    if _kind(path):
+        return _location(path.resolve().parent, path)
+    tracker = read_tracker(path)
+    if tracker is None:
+        raise ValueError(_no_checkpoint(path))
+    folder = iteration_folder(path, None if tracker == RELEASE else int(tracker))
+    if not _kind(folder):
+        there = "holds no finished checkpoint" if folder.is_dir() else "does not exist"
+        raise ValueError(f"{path / TRACKER} says {tracker}, but {folder} {there}; convert or copy the checkpoint again.")
+    return _location(path, folder)
+
+
+def _location(root: Path, folder: Path) -> CheckpointLocation:
+    digits = folder.resolve().name.removeprefix("iter_")
+    return CheckpointLocation(root, folder, int(digits) if digits.isdecimal() else None, _kind(folder))
+
+
+def _kind(folder: Path) -> str:
+    """`native`, `megatron_2023`, or nothing where `folder` is no iteration's folder."""
+    if (folder / CORE_METADATA).is_file() and (folder / ".metadata").is_file():
+        return "native"
+    return "megatron_2023" if any(folder.glob("mp_rank_[0-9][0-9]*/model*rng.pt")) else ""
+
+
+def _no_checkpoint(path: Path) -> str:
+    if (path / "config.json").is_file() and (any(path.glob("*.safetensors")) or any(path.glob("*.bin"))):
+        return f"{path} is a Hugging Face folder, no Megatron checkpoint; convert it first, with model_convertor.sh."
+    return (
+        f"{path} holds no Megatron checkpoint: no {TRACKER}, no {CORE_METADATA}, no mp_rank_ folders; "
+        "give a checkpoint's root, or one iteration's folder in it."
     )
 
 
-def _located(root: Path, folder: Path, iteration: int | None) -> CheckpointLocation:
-    if (folder / "metadata.json").is_file() and (folder / ".metadata").is_file():
-        return CheckpointLocation(root, folder, iteration, "native")
-    if any(folder.glob("mp_rank_*/model*_rng.pt")):
-        return CheckpointLocation(root, folder, iteration, "megatron_2023")
-    what = "does not exist" if not folder.is_dir() else "holds neither torch_dist files nor mp_rank_* folders"
-    raise ValueError(f"{folder} {what}; the checkpoint in {root} is not complete.")
+def copy_companions(source: str | Path, target: str | Path, names: tuple[str, ...] = COMPANIONS) -> list[str]:
+    """Copy those of `names` that `source` has and `target` lacks; returns their names."""
+    copied = [name for name in names if (Path(source) / name).is_file() and not (Path(target) / name).exists()]
+    for name in copied:
+        shutil.copyfile(Path(source) / name, Path(target) / name)
+    return copied
 
 
 def write_model_description(folder: str | Path, description: ModelDescription) -> None:
-    """Write model.json into one state's folder."""
-    content = {
-        "format": FORMAT,
-        **asdict(description),
-        "megatron_core": importlib.metadata.version("megatron-core"),
-        "megatron_patch": megatron_patch.__version__,
-    }
-    (Path(folder) / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write model.json, with the versions that wrote it."""
+    content = {"format": _FORMAT, **asdict(description)}
+    content |= {"megatron_core": installed_version(), "megatron_patch": __version__}
+    write_text(Path(folder) / DESCRIPTION, json.dumps(content, indent=2) + "\n")
 
 
-def read_model_description(location: CheckpointLocation) -> ModelDescription | None:
-    """The model.json of a state; None where it has none (the 2023 layout, foreign checkpoints).
+def read_model_description(location: CheckpointLocation | str | Path) -> ModelDescription | None:
+    """model.json of an iteration's folder; None where there is none (a foreign or 2023 checkpoint).
 
     Raises:
-        ValueError: it is damaged, or of a later format.
+        ValueError: it is no JSON, of a newer format, or lacks a field.
     """
-    path = location.folder / DESCRIPTION
+    folder = location.folder if isinstance(location, CheckpointLocation) else Path(location)
+    path = folder / DESCRIPTION
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"{path} has format {content['format']}; this version reads format {FORMAT}.")
-        return ModelDescription(
-            model=LlamaConfig(**content["model"]),
-            extra_vocab_size=int(content["extra_vocab_size"]),
-            dtype=content["dtype"],
-            tensor_model_parallel_size=int(content["tensor_model_parallel_size"]),
-            pipeline_model_parallel_size=int(content["pipeline_model_parallel_size"]),
-        )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); convert or save the checkpoint again.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        got = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} has format {got!r}; this version reads format {_FORMAT}: use the version that wrote it.")
+    return _description(path, content)
+
+
+def _description(path: Path, content: dict[str, Any]) -> ModelDescription:
+    names = [field.name for field in fields(ModelDescription)]
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; convert the checkpoint again.")
+    try:
+        model = LlamaConfig(**content["model"])
+    except TypeError as error:
+        raise ValueError(f"{path}: `model` does not describe a LLaMA ({error}); convert the checkpoint again.") from None
+    if content["dtype"] not in DTYPES:
+        raise ValueError(f"{path}: dtype is {content['dtype']!r}; allowed are {', '.join(DTYPES)}.")
+    return ModelDescription(**{name: content[name] for name in names if name != "model"}, model=model)

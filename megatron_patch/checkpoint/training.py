@@ -6,8 +6,6 @@ Written beside its final name, flushed, renamed; the tracker file last.
 
 from __future__ import annotations
 
-import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
-
 import json
 import os
 import shutil
@@ -21,16 +19,20 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import ChainedOptimizer
 
+import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 from megatron_patch.checkpoint.layout import (
+    TOKENIZER_FILES,
     ModelDescription,
+    copy_companions,
     iteration_folder,
-    read_tracker,
+    read_model_description,
     resolve_checkpoint,
     write_model_description,
     write_tracker,
 )
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.model_config import to_hf_config
 
 # The form that loads at any TP, PP and DP; core's default one cannot be saved at all.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -53,14 +55,14 @@ def save_checkpoint(
     root = Path(config.checkpoint_folder)
     final = iteration_folder(root, progress.iteration)
     partial = final.with_name(final.name + ".partial")
-    if parallel_state_rank() == 0:
+    if torch.distributed.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     parallel.barrier()
     state = _state_dict(model, optimizer, scheduler, progress, is_loading=False)
     dist_checkpointing.save(state, str(partial), content_metadata=dict(_METADATA))
     parallel.barrier()
-    if parallel_state_rank() == 0:
+    if torch.distributed.get_rank() == 0:
         _finish(config, root, partial, final, progress)
     parallel.barrier()
     return final
@@ -79,8 +81,20 @@ def _finish(config: TrainConfig, root: Path, partial: Path, final: Path, progres
         shutil.rmtree(final)
     os.replace(partial, final)
     _flush(root)
+    _write_companions(config, root)
     write_tracker(root, str(progress.iteration))
     _remove_old(root, config.options.keep_last)
+
+
+def _write_companions(config: TrainConfig, root: Path) -> None:
+    """config.json and the tokenizer beside the iterations, so that any of them converts to Hugging Face form."""
+    if config.options.tokenizer_path:
+        copy_companions(config.options.tokenizer_path, root, TOKENIZER_FILES)
+    if config.load:
+        copy_companions(resolve_checkpoint(config.load).root, root)
+    if not (root / "config.json").exists():
+        content = to_hf_config(config.model, dtype=_description(config).dtype)
+        (root / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _description(config: TrainConfig) -> ModelDescription:
@@ -107,34 +121,30 @@ def _remove_old(root: Path, keep: int) -> None:
         shutil.rmtree(folder)
 
 
-def own_checkpoint(config: TrainConfig) -> Path | None:
-    """The run's own last finished checkpoint, which it goes on from; None at its first start.
-
-    Raises:
-        ValueError: the tracker names a folder that is not there.
-    """
-    root = Path(config.checkpoint_folder)
-    tracker = read_tracker(root)
-    if tracker is None:
-        return None
-    folder = iteration_folder(root, int(tracker))
-    if not folder.is_dir():
-        raise ValueError(f"{root}/latest_checkpointed_iteration.txt says {tracker}, and there is no {folder.name}; remove that file to start anew.")
-    return folder
-
-
 def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> Progress:
     """Load everything that `save_checkpoint` wrote into the objects given; every rank calls it.
 
     Random state is restored where TP and PP are as they were; it belongs to a place in that layout.
     """
     state = _state_dict(model, optimizer, scheduler, Progress(0, 0, 0, 0), is_loading=True)
-    loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_ALL)
+    same_layout = _is_same_layout(folder)
+    if not same_layout:
+        del state["rng"]
+    loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     module(model).load_state_dict(loaded["model"], strict=True)
     optimizer.load_state_dict(loaded["optimizer"])
     scheduler.load_state_dict(loaded["scheduler"])
-    parallel.set_rng_state(loaded["rng"])
+    if same_layout:
+        parallel.set_rng_state(loaded["rng"])
     return Progress(**loaded["progress"])
+
+
+def _is_same_layout(folder: Path) -> bool:
+    description = read_model_description(resolve_checkpoint(folder))
+    return description is not None and (
+        description.tensor_model_parallel_size == parallel_state.get_tensor_model_parallel_world_size()
+        and description.pipeline_model_parallel_size == parallel_state.get_pipeline_model_parallel_world_size()
+    )
 
 
 def load_weights(path: str, model: Any) -> None:
@@ -186,7 +196,3 @@ def _sharded_rng() -> ShardedObject:
 def module(model: Any) -> Any:
     """The model inside core's DDP wrapper."""
     return model.module if hasattr(model, "module") else model
-
-
-def parallel_state_rank() -> int:
-    return torch.distributed.get_rank()

@@ -7,7 +7,8 @@ that unscaling, averaging over tokens and clipping cost no pass of their own.
 
 from __future__ import annotations
 
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 

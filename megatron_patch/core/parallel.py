@@ -7,12 +7,11 @@ import os
 import random
 from dataclasses import dataclass
 
-import megatron_patch.core.device as device  # noqa: I001  prepares megatron-core for this machine
-
 import numpy as np
 import torch
 from megatron.core import parallel_state, tensor_parallel
 
+import megatron_patch.core.device as device  # noqa: I001  prepares megatron-core for this machine
 from megatron_patch.config import TrainConfig
 
 

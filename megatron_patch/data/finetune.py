@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel

@@ -103,7 +103,7 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many programs run side by side; on a CPU a small number, so that the interpreter's loops have turns."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

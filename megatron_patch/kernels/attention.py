@@ -20,7 +20,7 @@ PYTORCH_BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-BACKENDS = ("flash_attn", *PYTORCH_BACKENDS, "sdpa", "unfused")
+BACKENDS = ("flash_attn", "varlen", *PYTORCH_BACKENDS, "sdpa", "unfused")
 # These take a mask or kv longer than q, which cuDNN's and flash's causal kernels in PyTorch do not.
 _MASKABLE = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -48,8 +48,10 @@ def choose_attention_backend(
         )
     if importlib.util.find_spec("flash_attn") is not None:
         return "flash_attn", "flash-attn 2 is installed"
+    if segment_ids and importlib.util.find_spec("torch.nn.attention.varlen") is not None:
+        return "varlen", "PyTorch's flash kernel for packed samples skips what a mask would hide"
     if segment_ids:
-        return "efficient", "packed samples need a mask, which PyTorch's memory-efficient kernel takes"
+        return "efficient", "packed samples need a mask here, which PyTorch's memory-efficient kernel takes"
     return (
         "flash",
         "PyTorch's flash kernel; flash-attn is not installed, cuDNN's wants compute capability 9.0",
@@ -65,17 +67,24 @@ def attention(
     causal: bool = True,
     backend: str,
     segment_ids: torch.Tensor | None = None,
+    bounds: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> torch.Tensor:
     """q [Sq, B, N, D], k and v [Sk, B, G, D], of any strides with a contiguous last dimension → [Sq, B, N·D].
 
     segment_ids [B, S] integer: for packed samples, a query sees the keys of its own segment only (Sq = Sk = S, equal ids
-    adjoin). implementation: of the softmax in 'unfused'. ValueError for an unknown backend, heads that are not a
+    adjoin). bounds: `segment_bounds(segment_ids)`, for 'flash_attn' and 'varlen', which without it work it out and wait
+    for the device in every layer. implementation: of the softmax in 'unfused'. ValueError for an unknown backend, heads that are not a
     multiple of groups, more queries than keys under causal, or segment_ids of another shape.
     """
     _check(q, k, causal, backend, segment_ids)
+    if backend in ("flash_attn", "varlen") and segment_ids is not None:
+        bounds = segment_bounds(segment_ids) if bounds is None else bounds
+        return (_flash_attn_packed if backend == "flash_attn" else _varlen)(q, k, v, scale, causal, bounds)
     if backend == "flash_attn":
-        return _flash_attn(q, k, v, scale, causal, segment_ids)
+        return _flash_attn(q, k, v, scale, causal)
+    if backend == "varlen":
+        raise ValueError("backend 'varlen' is for packed samples and needs segment_ids; choose another without them.")
     if backend == "unfused":
         return _unfused(q, k, v, scale, causal, segment_ids, implementation)
     return _sdpa(q, k, v, scale, causal, backend, segment_ids)
@@ -148,24 +157,45 @@ def _unfused(q, k, v, scale, causal, segment_ids, implementation):
     return torch.bmm(probabilities, v).transpose(0, 1).reshape(queries, batch, heads * head_dim)
 
 
-def _flash_attn(q, k, v, scale, causal, segment_ids):
+def _flash_attn_library():
     if importlib.util.find_spec("flash_attn_interface") is not None:
-        from flash_attn_interface import flash_attn_func, flash_attn_varlen_func
+        import flash_attn_interface as library
     else:
-        from flash_attn import flash_attn_func, flash_attn_varlen_func
+        import flash_attn as library
+    return library
+
+
+def _flash_attn(q, k, v, scale, causal):
     q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-    if segment_ids is None:
-        out = flash_attn_func(q, k, v, softmax_scale=scale, causal=causal)
-    else:
-        bounds = segment_bounds(segment_ids)
-        longest = q.shape[1]
-        flat = (t.flatten(0, 1) for t in (q, k, v))
-        out = flash_attn_varlen_func(
-            *flat, cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=longest, max_seqlen_k=longest,
-            softmax_scale=scale, causal=causal,
-        )  # fmt: skip
-        out = (out[0] if isinstance(out, tuple) else out).view_as(q)
-    return (out[0] if isinstance(out, tuple) else out).transpose(0, 1).flatten(2)
+    out = _flash_attn_library().flash_attn_func(q, k, v, softmax_scale=scale, causal=causal)
+    out = out[0] if isinstance(out, tuple) else out
+    return out.transpose(0, 1).flatten(2)
+
+
+def _flash_attn_packed(q, k, v, scale, causal, bounds):
+    length, batch, _, _ = q.shape
+    out = _flash_attn_library().flash_attn_varlen_func(
+        *_flat(q, k, v), cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=length, max_seqlen_k=length,
+        softmax_scale=scale, causal=causal,
+    )  # fmt: skip
+    out = out[0] if isinstance(out, tuple) else out
+    return out.unflatten(0, (batch, length)).transpose(0, 1).flatten(2)
+
+
+def _varlen(q, k, v, scale, causal, bounds):
+    from torch.nn.attention.varlen import varlen_attn
+
+    length, batch, heads, _ = q.shape
+    # Not every version of it knows groups.
+    k, v = (t.repeat_interleave(heads // t.shape[2], dim=2) if t.shape[2] != heads else t for t in (k, v))
+    window = (-1, 0) if causal else (-1, -1)
+    out = varlen_attn(*_flat(q, k, v), bounds, bounds, length, length, scale=scale, window_size=window)
+    return out.unflatten(0, (batch, length)).transpose(0, 1).flatten(2)
+
+
+def _flat(*tensors):
+    """[S, B, heads, D] → [B·S, heads, D], sample after sample; a view where B = 1."""
+    return [t.transpose(0, 1).flatten(0, 1) for t in tensors]
 
 
 def segment_bounds(segment_ids: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from ._dispatch import ceil_div, kernel, next_power_of_two, overwrite, tl, use_triton
 
+STATISTICS_BLOCK, STATISTICS_WARP = 4096, 512  # logits that a program and a warp take at a time
+
 
 def vocab_parallel_cross_entropy(
     logits: torch.Tensor,
@@ -129,19 +131,16 @@ def _statistics_kernel(
     target = tl.load(targets_ptr + row)
     inside = (target >= 0) & (target < VOCABULARY)
     columns = tl.arange(0, BLOCK)
-    # One running maximum and sum for each lane: the only reductions across the row come after the loop.
-    maximum = tl.full([BLOCK], -1.0e38, dtype=tl.float32)
+    # One running maximum of the row, so that each logit costs one exponential; one running sum for each lane.
+    maximum = tl.full((), -1.0e38, dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for start in range(0, VOCABULARY, BLOCK):
-        x = tl.load(logits + start + columns, mask=start + columns < VOCABULARY, other=-float("inf")).to(
-            tl.float32
-        )
-        larger = tl.maximum(maximum, x)
+        x = tl.load(logits + start + columns, mask=start + columns < VOCABULARY, other=-float("inf")).to(tl.float32)
+        larger = tl.maximum(maximum, tl.max(x, axis=0))
         total = total * tl.exp(maximum - larger) + tl.exp(x - larger)
         maximum = larger
-    overall = tl.max(maximum, axis=0)
-    tl.store(maximum_ptr + row, overall)
-    tl.store(total_ptr + row, tl.sum(total * tl.exp(maximum - overall), axis=0))
+    tl.store(maximum_ptr + row, maximum)
+    tl.store(total_ptr + row, tl.sum(total, axis=0))
     tl.store(at_target_ptr + row, tl.load(logits + target, mask=inside, other=0.0).to(tl.float32))
 
 

@@ -10,6 +10,9 @@ import torch
 
 from ._dispatch import ceil_div, kernel, multiprocessors, next_power_of_two, tl, use_triton
 
+# The backward: programs a multiprocessor, rows whose loads are in flight, elements of a row for each warp.
+BACKWARD_PROGRAMS, BACKWARD_STAGES, BACKWARD_WARP = 2, 2, 512
+
 
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, *, implementation: str | None = None
@@ -161,14 +164,14 @@ def _backward(dy, dresidual, x, weight, rstd, triton):
     dx = torch.empty_like(x)
     if not rows:
         return dx, torch.zeros_like(weight)
-    rows_each = ceil_div(rows, 2 * multiprocessors(x.device))
+    rows_each = ceil_div(rows, BACKWARD_PROGRAMS * multiprocessors(x.device))
     programs = ceil_div(rows, rows_each)
     partial = torch.empty(programs, h, dtype=torch.float32, device=x.device)
     incoming = dy if dresidual is None else dresidual.contiguous()
     block = next_power_of_two(h)
     _backward_kernel[(programs,)](
-        dy, incoming, x, weight, rstd, dx, partial, rows, rows_each, h, dresidual is not None, block,
-        num_warps=_warps(block),
+        dy, incoming, x, weight, rstd, dx, partial, rows, h, rows_each, BACKWARD_STAGES,
+        dresidual is not None, block, num_warps=min(16, max(1, block // BACKWARD_WARP)),
     )  # fmt: skip
     return dx, partial.sum(0).to(weight.dtype)
 
@@ -211,21 +214,21 @@ def _forward_kernel(
 
 @kernel
 def _backward_kernel(
-    dy_ptr, dresidual_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr, rows, rows_each, h,
-    ADD: tl.constexpr, BLOCK: tl.constexpr,
+    dy_ptr, dresidual_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr, rows, h,
+    ROWS_EACH: tl.constexpr, STAGES: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     mask = columns < h
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     dweight = tl.zeros([BLOCK], dtype=tl.float32)
-    row = program * rows_each
-    last = tl.minimum(row + rows_each, rows)
-    while row < last:
-        offsets = tl.cast(row, tl.int64) * h + columns
+    for i in tl.range(0, ROWS_EACH, num_stages=STAGES):
+        row = program * ROWS_EACH + i
+        offsets = row.to(tl.int64) * h + columns
+        mask = (columns < h) & (row < rows)
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        rstd = tl.load(rstd_ptr + row)
+        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
         x_hat = x * rstd
         dweight += dy * x_hat
         wdy = dy * weight
@@ -233,5 +236,4 @@ def _backward_kernel(
         if ADD:
             dx += tl.load(dresidual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-        row += 1
-    tl.store(partial_ptr + program.to(tl.int64) * h + columns, dweight, mask=mask)
+    tl.store(partial_ptr + program.to(tl.int64) * h + columns, dweight, mask=columns < h)

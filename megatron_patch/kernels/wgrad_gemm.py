@@ -19,7 +19,8 @@ from ._dispatch import ceil_div, kernel, multiprocessors, tl, use_triton
 class GemmConfig(NamedTuple):
     """Tile sizes (out, in, tokens), warps, pipeline stages, programs a multiprocessor (0: one a tile), last step.
 
-    epilogue: "add" loads, adds and stores; "atomic" adds in memory; "bulk" does so through the bulk copy engine.
+    stagger: nanoseconds that the second program of each multiprocessor waits at the start, so that the two do not end
+    together. epilogue: "add" loads, adds and stores; "atomic" adds in memory; "bulk" does so through the bulk copy engine.
     """
 
     block_out: int = 128
@@ -31,6 +32,7 @@ class GemmConfig(NamedTuple):
     epilogue: str = "bulk"
     parts: int = 2
     tiles_in_group: int = 8
+    stagger: int = 0
 
 
 def weight_grad_gemm(
@@ -92,7 +94,8 @@ def _launch(weight_grad, x0, dy0, x1, dy1, count, epilogue, config) -> None:
     part = TensorDescriptor.from_tensor(weight_grad, [c.block_out, c.block_in // c.parts])
     _gemm_kernel[(programs,)](
         weight_grad, part, *inputs, m, n, tokens, count, ceil_div(tiles, programs), epilogue, c.block_out,
-        c.block_in, c.block_tokens, c.parts, c.tiles_in_group, num_warps=c.warps, num_stages=c.stages,
+        c.block_in, c.block_tokens, c.parts, c.tiles_in_group, c.stagger,
+        multiprocessors(weight_grad.device), num_warps=c.warps, num_stages=c.stages,
     )  # fmt: skip
 
 
@@ -100,8 +103,11 @@ def _launch(weight_grad, x0, dy0, x1, dy1, count, epilogue, config) -> None:
 def _gemm_kernel(
     grad_ptr, grad_parts, dy0, x0, dy1, x1, m, n, TOKENS: tl.constexpr, PAIRS: tl.constexpr, TURNS: tl.constexpr,
     EPILOGUE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP: tl.constexpr, STAGGER: tl.constexpr, SMS: tl.constexpr,
 ):  # fmt: skip
+    if STAGGER > 0:
+        if tl.program_id(0) >= SMS and tl.program_id(0) < 2 * SMS:
+            tl.inline_asm_elementwise(f"nanosleep.u32 {STAGGER}; mov.u32 $0, 0;", "=r", [], tl.int32, False, 1)
     tiles_m, tiles_n = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
     for turn in range(0, TURNS):
         # A last turn beyond the last tile reads zeros and writes nothing: both ends check the tensor's bounds.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import megatron_patch.core.device as device  # noqa: I001  prepares megatron-core for this machine
-
 import signal
 import time
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
+import megatron_patch.core.device as device  # noqa: I001  prepares megatron-core for this machine
 from megatron_patch.checkpoint import training as checkpoints
+from megatron_patch.checkpoint.own_run import own_checkpoint
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.loading import Batch, micro_batches
 from megatron_patch.data.run_data import RunData
@@ -167,7 +168,7 @@ def save(state: TrainState, log: RunLog) -> None:
 def start_state(state: TrainState, log: RunLog) -> None:
     """Go on from the run's own last checkpoint, or start from PRETRAIN_CHECKPOINT_PATH, or from random weights."""
     config = state.config
-    own = checkpoints.own_checkpoint(config)
+    own = own_checkpoint(config)
     if own is not None:
         progress = checkpoints.resume(own, state.model, state.optimizer, state.scheduler)
         for name, value in vars(progress).items():
