@@ -6,6 +6,8 @@ Written beside its final name, flushed, renamed; the tracker file last.
 
 from __future__ import annotations
 
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
 import json
 import os
 import shutil
@@ -19,7 +21,6 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import ChainedOptimizer
 
-import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 from megatron_patch.checkpoint.layout import (
     TOKENIZER_FILES,
     ModelDescription,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import megatron_patch.core.device as device
+
 import datetime
 import os
 import random
@@ -11,7 +13,6 @@ import numpy as np
 import torch
 from megatron.core import parallel_state, tensor_parallel
 
-import megatron_patch.core.device as device  # noqa: I001  prepares megatron-core for this machine
 from megatron_patch.config import TrainConfig
 
 

@@ -6,12 +6,13 @@ does nothing; a row whose target is gone, or a megatron-core outside the tried r
 
 from __future__ import annotations
 
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
 import importlib
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 from megatron_patch.core.adam import Adam
 from megatron_patch.core.weight_gradients import wgrad_gemm_accum_fp32
 

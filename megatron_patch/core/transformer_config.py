@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import megatron_patch.core.device as device
+
 import torch
 import torch.nn.functional as F
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 
-import megatron_patch.core.device as device  # noqa: I001  prepares megatron-core for this machine
 from megatron_patch.config import TrainConfig
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,6 @@ from typing import Any
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
-import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.finetune import json_run_data

@@ -6,6 +6,8 @@ the second. Segment numbers of packed samples travel as core's `attention_mask`,
 
 from __future__ import annotations
 
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
 from typing import Any
 
 import torch
@@ -14,7 +16,6 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 
-import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 from megatron_patch.kernels.attention import attention
 from megatron_patch.kernels.rope import rope_qkv
 

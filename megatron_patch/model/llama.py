@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
 from typing import Any
 
 import torch
@@ -14,7 +16,6 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.rope import rope_tables
 from megatron_patch.model.attention import LlamaSelfAttention, with_backend

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
 from typing import Any
 
 import torch
@@ -9,7 +11,6 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 
-import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 from megatron_patch.kernels.swiglu import swiglu
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
 import torch
 from megatron.core.transformer import TransformerConfig
 
-import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
 
 

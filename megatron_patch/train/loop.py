@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import megatron_patch.core.device as device
+
 import signal
 import time
 from collections.abc import Iterator
@@ -9,7 +11,6 @@ from typing import Any
 
 import torch
 
-import megatron_patch.core.device as device  # noqa: I001  prepares megatron-core for this machine
 from megatron_patch.checkpoint import training as checkpoints
 from megatron_patch.checkpoint.own_run import own_checkpoint
 from megatron_patch.config import TrainConfig

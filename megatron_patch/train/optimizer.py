@@ -7,6 +7,8 @@ inside Adam's one pass.
 
 from __future__ import annotations
 
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +18,6 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, MegatronOptimizer
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
-import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.transformer_config import optimizer_config
 from megatron_patch.core.weight_gradients import mark_stale

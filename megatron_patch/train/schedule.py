@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
 from typing import Any
 
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 from megatron_patch.config import TrainConfig
 
 

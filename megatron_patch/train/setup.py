@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import megatron_patch.core.device as device
+
 import torch
 
-import megatron_patch.core.device as device  # noqa: I001  prepares megatron-core for this machine
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.patches import apply_patches
