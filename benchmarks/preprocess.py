@@ -93,7 +93,8 @@ def run_cli(corpus: Path, folder: Path, workers: int) -> tuple[float, int, int]:
 
     prefix = folder / "out"
     command = [sys.executable, "-m", "megatron_patch.cli.preprocess", "--input", str(corpus),
-               "--output-prefix", str(prefix), "--tokenizer-folder", str(folder / "tokenizer"), "--workers", str(workers)]  # fmt: skip
+               "--output-prefix", str(prefix), "--tokenizer-folder", str(folder / "tokenizer"),
+               "--workers", str(workers)]  # fmt: skip
     for old in folder.glob("out*"):
         old.unlink()
     begin, peak = time.perf_counter(), 0

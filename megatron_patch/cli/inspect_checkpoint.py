@@ -21,7 +21,8 @@ from megatron_patch.checkpoint.layout import CheckpointLocation, read_model_desc
 
 _TORCH_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 _METADATA_NAMES = {"Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
-                   "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING", "_StorageInfo"}  # fmt: skip
+                   "MetadataIndex", "StorageMeta", "TensorProperties",
+                   "_MEM_FORMAT_ENCODING", "_StorageInfo"}  # fmt: skip
 
 
 class _Inert:
