@@ -1,0 +1,168 @@
+"""A whole conversion: open, check, stream, verify, put in place, sum up."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_patch.checkpoint.hf_files import copy_side_files, write_hf, write_json
+from megatron_patch.checkpoint.layout import (
+    RELEASE,
+    ModelDescription,
+    flush,
+    iteration_folder,
+    write_model_description,
+    write_tracker,
+)
+from megatron_patch.checkpoint.lazy import nbytes
+from megatron_patch.checkpoint.mapping import places
+from megatron_patch.checkpoint.native_files import write_native
+from megatron_patch.checkpoint.new_folder import new_folder
+from megatron_patch.checkpoint.progress import Progress
+from megatron_patch.checkpoint.source import (
+    Source,
+    check_shapes,
+    open_source,
+    with_dtype,
+    with_extra_vocabulary,
+    with_vocabulary_rows,
+)
+from megatron_patch.checkpoint.verify import verify
+from megatron_patch.model_config import LlamaConfig, to_hf_config
+
+DEFAULT_FILE_BYTES = 5 * 10**9
+_MARGIN = 64 << 20  # what the headers and the small files may take
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One conversion, checked as far as it can be without looking into tensors."""
+
+    source: Path
+    target: Path
+    to_hf: bool
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    extra_vocab_size: int = 0
+    fallback: LlamaConfig | None = None  # for a checkpoint of 2023 without config.json
+    dtype: str | None = None  # None: the source's
+    overwrite: bool = False
+    verify: bool = False
+    max_file_bytes: int = DEFAULT_FILE_BYTES
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a conversion did."""
+
+    target: Path
+    tensors: int
+    files: int
+    bytes: int
+    seconds: float
+    peak_bytes: int  # largest resident memory of the process so far
+    verified: int | None  # tensors compared, None: not asked for
+    notes: tuple[str, ...]
+
+
+def convert(job: Conversion) -> Summary:
+    """Run `job`; the target is there only if everything went well.
+
+    Raises:
+        ValueError: the source or the arguments are wrong; the message names file and tensor.
+        OSError: the disk is full or fails.
+    """
+    start = time.monotonic()
+    source = prepared(job)
+    total = sum(nbytes(source.megatron(place)) for place in places(source.config))
+    _check_space(job.target, total)
+    with new_folder(job.target, job.overwrite) as folder:
+        with Progress("writing", total) as progress:
+            if job.to_hf:
+                written = write_hf(folder, source, job.max_file_bytes, progress.add)
+            else:
+                written = write_release(folder, source, job, progress)
+        verified = verify(source, folder, total) if job.verify else None
+    return Summary(
+        target=job.target,
+        tensors=len(written),
+        files=len({one.file for one in written}),
+        bytes=total,
+        seconds=time.monotonic() - start,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        verified=verified,
+        notes=source.notes,
+    )
+
+
+def prepared(job: Conversion) -> Source:
+    """The source with the rows and the dtype that the target is to have, every shape checked."""
+    source = open_source(job.source, job.fallback)
+    if (source.kind == "hf") == job.to_hf:
+        wanted = "a Megatron checkpoint" if job.to_hf else "a Hugging Face folder"
+        raise ValueError(f"{job.source} is not {wanted}, which mg2hf = {str(job.to_hf).lower()} converts from.")
+    if job.to_hf:
+        source = with_vocabulary_rows(_with_recorded_rows(source, job.extra_vocab_size))
+    else:
+        source = with_extra_vocabulary(source, job.extra_vocab_size)
+    if job.dtype is not None:
+        source = with_dtype(source, job.dtype)
+    check_shapes(source)
+    return source
+
+
+def _with_recorded_rows(source: Source, extra: int) -> Source:
+    """`source` with the extra rows that it records, or with `extra` where it records none.
+
+    Raises:
+        ValueError: `extra` contradicts what is recorded.
+    """
+    recorded = source.extra_vocab_size
+    if recorded == extra:
+        return source
+    if source.kind == "megatron_2023" and recorded == 0:
+        return replace(source, extra_vocab_size=extra)
+    if extra == 0:
+        note = f"EXTRA_VOCAB_SIZE 0: the {recorded} rows added when the checkpoint was made are kept."
+        return replace(source, notes=(*source.notes, note))
+    raise ValueError(
+        f"EXTRA_VOCAB_SIZE is {extra}, and the checkpoint was made with {recorded}; write {recorded}, or 0, which keeps them."
+    )
+
+
+def write_release(folder: Path, source: Source, job: Conversion, progress: Progress) -> list:
+    """The root of a native checkpoint with `source` as its release."""
+    release = iteration_folder(folder, None)
+    release.mkdir()
+    written = write_native(release, source, job.max_file_bytes, progress.add)
+    description = ModelDescription(
+        model=source.config,
+        extra_vocab_size=source.extra_vocab_size,
+        dtype=source.dtype,
+        tensor_model_parallel_size=job.tensor_model_parallel_size,
+        pipeline_model_parallel_size=job.pipeline_model_parallel_size,
+    )
+    write_model_description(release, description)
+    if (source.root / "config.json").is_file():
+        shutil.copyfile(source.root / "config.json", folder / "config.json")
+    else:
+        write_json(folder / "config.json", to_hf_config(source.config, dtype=source.dtype))
+    copy_side_files(source.root, folder)
+    flush(release)
+    write_tracker(folder, RELEASE)
+    return written
+
+
+def _check_space(target: Path, total: int) -> None:
+    """Fail before a byte is written where the disk cannot hold the target."""
+    folder = target.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < total + _MARGIN:
+        raise ValueError(
+            f"{target} needs {total / 1e9:.2f} GB, and the disk of {folder} has {free / 1e9:.2f} GB free; make room there."
+        )

@@ -1,0 +1,234 @@
+"""Tensors that are read when asked for, a few rows at a time.
+
+Conversion composes these (rows of a file, put one after the other, beside each other, cast) and streams the result, so
+memory holds one piece of one tensor, whatever the tensor's or the model's size.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+PIECE_BYTES = 16 << 20
+
+
+class LazyTensor(Protocol):
+    """A tensor of `shape` (rows first) and `dtype` whose rows can be read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        """Copy rows `first` to `last` into `out` [last − first, …], contiguous and of this dtype.
+
+        Raises:
+            ValueError: the file cannot give them; the message names file and tensor.
+        """
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """Contiguous, row-major, native-endian bytes in a file, read without mapping it into memory."""
+
+    path: Path
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        row = prod(self.shape[1:]) * self.dtype.itemsize
+        view = memoryview(out.view(-1).view(torch.uint8).numpy())
+        position = self.offset + first * row
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            while len(view):
+                count = os.preadv(descriptor, [view], position)
+                if count == 0:
+                    raise ValueError(f"{self.path} ends inside tensor {self.name}; the file is truncated: copy it again.")
+                view, position = view[count:], position + count
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A view into a file's storage that is not contiguous: rows of `shape` [R, C], `row_stride` elements apart."""
+
+    storage: FileTensor  # one-dimensional, from the view's first element on
+    shape: tuple[int, int]
+    row_stride: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.storage.dtype
+
+    def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        start, columns = first * self.row_stride, self.shape[1]
+        span = torch.empty((last - first - 1) * self.row_stride + columns, dtype=self.dtype)
+        self.storage.read(start, start + span.numel(), span)
+        out.copy_(span.as_strided((last - first, columns), (self.row_stride, 1)))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows `first` to `last` of `base`, as [last − first, …]."""
+
+    base: LazyTensor
+    first: int
+    last: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.last - self.first, *self.base.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        self.base.read(self.first + first, self.first + last, out)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """`parts` one after the other along the first axis."""
+
+    parts: tuple[LazyTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
+
+    def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        start = 0
+        for part in self.parts:
+            low, high = max(first, start), min(last, start + part.shape[0])
+            if low < high:
+                part.read(low - start, high - start, out[low - first : high - first])
+            start += part.shape[0]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """`parts` [R, Cᵢ] beside each other along the second axis."""
+
+    parts: tuple[LazyTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.parts[0].shape[0], sum(part.shape[1] for part in self.parts))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
+
+    def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        start = 0
+        for part in self.parts:
+            block = torch.empty(last - first, part.shape[1], dtype=self.dtype)
+            part.read(first, last, block)
+            out[:, start : start + part.shape[1]] = block
+            start += part.shape[1]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """`base` in another dtype, rounded to nearest; `name` is for the error."""
+
+    base: LazyTensor
+    dtype: torch.dtype
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        original = torch.empty(out.shape, dtype=self.base.dtype)
+        self.base.read(first, last, original)
+        out.copy_(original)
+        if self.dtype == torch.float16 and bool((out.isinf() & ~original.isinf()).any()):
+            raise ValueError(f"{self.name} holds values above 65504, which float16 cannot hold; use --dtype bfloat16.")
+
+
+@dataclass(frozen=True)
+class MeanRow:
+    """`count` rows, each the mean of all rows of `base`, computed in fp32 and rounded to base's dtype once."""
+
+    base: LazyTensor
+    count: int
+    _cache: list[torch.Tensor] = field(default_factory=list, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.count, *self.base.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        with self._lock:
+            if not self._cache:
+                self._cache.append(self._mean())
+        out.copy_(self._cache[0].expand_as(out))
+
+    def _mean(self) -> torch.Tensor:
+        total = torch.zeros(self.base.shape[1:], dtype=torch.float32)
+        for _, _, piece in pieces(self.base):
+            total += piece.float().sum(dim=0)
+        return (total / self.base.shape[0]).to(self.dtype)
+
+
+def nbytes(tensor: LazyTensor) -> int:
+    """Bytes of its values."""
+    return prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def pieces(tensor: LazyTensor, buffer: torch.Tensor | None = None) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(first row, last row, those rows) from the first to the last, about PIECE_BYTES at a time.
+
+    `buffer` (uint8) is reused for every piece, so a piece is valid until the next is asked for.
+    """
+    row = prod(tensor.shape[1:]) * tensor.dtype.itemsize
+    step = max(1, PIECE_BYTES // row)
+    if buffer is None or buffer.numel() < min(step, tensor.shape[0]) * row:
+        buffer = torch.empty(min(step, tensor.shape[0]) * row, dtype=torch.uint8)
+    for first in range(0, tensor.shape[0], step):
+        last = min(first + step, tensor.shape[0])
+        piece = buffer[: (last - first) * row].view(tensor.dtype).view(last - first, *tensor.shape[1:])
+        tensor.read(first, last, piece)
+        yield first, last, piece
+
+
+def load(tensor: LazyTensor) -> torch.Tensor:
+    """All of it, in memory."""
+    out = torch.empty(tensor.shape, dtype=tensor.dtype)
+    tensor.read(0, tensor.shape[0], out)
+    return out
+
+
+def stack(parts: Sequence[LazyTensor]) -> LazyTensor:
+    """`parts` along the first axis; a single one is itself."""
+    return parts[0] if len(parts) == 1 else Stacked(tuple(parts))
+
+
+def beside(parts: Sequence[LazyTensor]) -> LazyTensor:
+    """`parts` along the second axis; a single one is itself."""
+    return parts[0] if len(parts) == 1 else Beside(tuple(parts))

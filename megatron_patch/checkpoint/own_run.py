@@ -1,0 +1,56 @@
+"""A run's own last checkpoint, and whether the run that wrote it was this one. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_patch.checkpoint.layout import iteration_folder, read_tracker
+from megatron_patch.config import TrainConfig
+
+# What may differ when a run goes on: where it runs and what it tells, but nothing that decides what is learnt next.
+_FREE = {"load", "output_path", "tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel"}
+_FREE |= {"use_flash_attn", "recompute", "save_interval", "micro_batch_size"}
+_DECISIVE_OPTIONS = {"seed", "split", "template", "packing", "weight_decay", "adam_beta1", "adam_beta2", "clip_grad"}
+
+
+def own_checkpoint(config: TrainConfig) -> Path | None:
+    """The run's own last finished checkpoint, which it goes on from; None at its first start.
+
+    Raises:
+        ValueError: the tracker names a folder that is not there.
+    """
+    root = Path(config.checkpoint_folder)
+    tracker = read_tracker(root)
+    if tracker is None:
+        return None
+    folder = iteration_folder(root, int(tracker))
+    if not folder.is_dir():
+        raise ValueError(
+            f"{root}/latest_checkpointed_iteration.txt says {tracker}, and there is no {folder.name}; "
+            "remove that file to start anew."
+        )
+    _check_same_run(config, folder)
+    return folder
+
+
+def _check_same_run(config: TrainConfig, folder: Path) -> None:
+    """The names of runs do not hold every argument; this compares the rest with what the checkpoint recorded.
+
+    Raises:
+        ValueError: the folder belongs to a run that learns something else.
+    """
+    path = folder / "run_config.json"
+    if not path.is_file():
+        return
+    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(config.as_dict()))
+    pairs = [(name, before.get(name), now[name]) for name in now if name not in _FREE | {"options"}]
+    pairs += [
+        (name, before.get("options", {}).get(name), now["options"][name]) for name in sorted(_DECISIVE_OPTIONS)
+    ]
+    different = [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if old != new]
+    if different:
+        raise ValueError(
+            f"{folder.parent} holds a run of the same name with other arguments: {'; '.join(different)}. "
+            "Write another OUTPUT_BASEPATH, or the arguments of that run to go on with it."
+        )

@@ -1,0 +1,53 @@
+"""How far a long copy is: a bar on a terminal, a line every thirty seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+_SECONDS = 30.0
+
+
+class Progress:
+    """Counts bytes from several threads; `total` is an estimate."""
+
+    def __init__(self, what: str, total: int, stream: TextIO | None = None, seconds: float = _SECONDS) -> None:
+        self._stream = stream or sys.stderr
+        self._what, self._total, self._seconds = what, max(1, total), seconds
+        self._lock = threading.Lock()
+        self._start = self._last = time.monotonic()
+        self.done = 0
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm(desc=what, total=total, unit="B", unit_scale=True, file=self._stream, mininterval=0.5)
+
+    def add(self, count: int) -> None:
+        """`count` more bytes are done."""
+        with self._lock:
+            self.done += count
+            if self._bar is not None:
+                self._bar.update(count)
+            elif time.monotonic() - self._last >= self._seconds:
+                self._last = time.monotonic()
+                self._line()
+
+    def _line(self) -> None:
+        elapsed = self._last - self._start
+        left = elapsed * max(0, self._total - self.done) / max(1, self.done)
+        print(
+            f"{self._what}: {self.done / 1e9:.2f} of {self._total / 1e9:.2f} GB ({100 * self.done / self._total:.0f}%), "
+            f"{self.done / 1e6 / elapsed:.0f} MB/s, {left:.0f} s left",
+            file=self._stream,
+            flush=True,
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

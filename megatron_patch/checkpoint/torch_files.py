@@ -1,0 +1,123 @@
+"""What torch.save wrote (`pytorch_model.bin`, `model_rng.pt`): the structure, with tensors as places in the file.
+
+The file is mapped and loaded by torch's `weights_only` loader, which touches no tensor's bytes; where they lie is read
+from the process's own map of memory (Linux), so they can be streamed instead of being paged in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from megatron_patch.checkpoint.lazy import FileTensor, LazyTensor, Strided
+from megatron_patch.checkpoint.safe_metadata import load_weights_only
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class _EnumMember:
+    """Stands for a member of megatron's enumerations, which the arguments of a training run name."""
+
+    def __init__(self, *value: object) -> None:
+        self.value = value
+
+
+def _safe_globals() -> list[Any]:
+    """The classes that a checkpoint of 2023 may name beyond tensors: its arguments, and numpy's random state."""
+    core = getattr(numpy, "_core", None) or numpy.core
+    return [
+        types.SimpleNamespace,
+        argparse.Namespace,
+        numpy.ndarray,
+        numpy.dtype,
+        type(numpy.dtype("uint32")),
+        (core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+        (core.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+        *((_EnumMember, f"megatron.{place}.{name}") for place, name in _ENUMS),
+    ]
+
+
+_ENUMS = (
+    ("core.enums", "ModelType"),
+    ("model.enums", "LayerType"),
+    ("model.enums", "AttnType"),
+    ("model.enums", "AttnMaskType"),
+    ("model.enums", "PositionEmbeddingType"),
+)
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    start: int
+    end: int
+    offset: int
+
+
+def read_torch_file(path: Path) -> Any:
+    """The object in `path`, every floating-point tensor of two or fewer axes in it a `LazyTensor`.
+
+    Raises:
+        ValueError: it is missing, damaged, of torch's format from before 1.6, or names a class that is not allowed.
+    """
+    with torch.serialization.safe_globals(_safe_globals()):
+        try:
+            content = load_weights_only(path, mmap=True)
+        except ValueError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            raise ValueError(
+                f"{path} is in torch's format from before version 1.6; load it with torch and save it again with torch.save."
+            ) from None
+    mappings = _mappings(path)
+    return _lazy(content, path, "", mappings)
+
+
+def _mappings(path: Path) -> list[_Mapping]:
+    """Where this process has mapped `path`."""
+    inode = os.stat(path).st_ino
+    found = []
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            span, _, offset, _, number = line.split()[:5]
+            if int(number) == inode:
+                start, end = (int(part, 16) for part in span.split("-"))
+                found.append(_Mapping(start, end, int(offset, 16)))
+    return found
+
+
+def _lazy(value: Any, path: Path, name: str, mappings: list[_Mapping]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _locate(value, path, name, mappings)
+    if isinstance(value, dict):
+        return {key: _lazy(item, path, f"{name}.{key}" if name else str(key), mappings) for key, item in value.items()}
+    return value
+
+
+def _locate(tensor: torch.Tensor, path: Path, name: str, mappings: list[_Mapping]) -> LazyTensor | torch.Tensor:
+    if tensor.dtype not in DTYPES or tensor.dim() == 0 or tensor.numel() == 0:
+        return tensor
+    pointer = tensor.data_ptr()
+    for mapping in mappings:
+        if mapping.start <= pointer < mapping.end:
+            offset = mapping.offset + pointer - mapping.start
+            break
+    else:
+        raise ValueError(f"{path}: tensor {name} does not lie in the file; load it with torch and save it again.")
+    shape = tuple(tensor.shape)
+    if tensor.is_contiguous():
+        return FileTensor(path, name, offset, shape, tensor.dtype)
+    if tensor.dim() != 2 or tensor.stride(1) != 1:
+        raise ValueError(
+            f"{path}: tensor {name} is stored with strides {tensor.stride()}; rows must be contiguous: save it again."
+        )
+    span = (shape[0] - 1) * tensor.stride(0) + shape[1]
+    return Strided(FileTensor(path, name, offset, (span,), tensor.dtype), shape, tensor.stride(0))
+
+
