@@ -1,9 +1,11 @@
-"""Every kernel at LLaMA-2 7B's shapes, against the formula in PyTorch, PyTorch's own, torch.compile and Liger.
+"""Every kernel at LLaMA-2 7B's shapes, against the formula in PyTorch, PyTorch's own, torch.compile and
+Liger.
 
     python benchmarks/kernels.py [--only NAME ...] [--no-compile] [--json FILE]
 
-Times are medians of CUDA graph replays with a cold L2 cache: GPU time, without launches. A backward's time is that of
-forward and backward less the forward's. Shares are of a copy's bandwidth and a matrix product's rate, measured first.
+Times are medians of CUDA graph replays with a cold L2 cache: GPU time, without launches. A backward's time is
+that of forward and backward less the forward's. Shares are of a copy's bandwidth and a matrix product's rate,
+measured first.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_patch.kernels import adamw, cross_entropy, rms_norm, rope, softmax, swiglu  # noqa: E402
 from megatron_patch.kernels.attention import attention, segment_bounds  # noqa: E402
 from megatron_patch.kernels.grad_accumulation import accumulate_weight_grad  # noqa: E402
-from megatron_patch.kernels.wgrad_gemm import GemmConfig, weight_grad_gemm  # noqa: E402
+from wgrad_gemm import GemmConfig, weight_grad_gemm  # noqa: E402
 
 S, H, FFN, N, D, V = 2048, 4096, 11008, 32, 128, 32000
 DTYPE, EPS, DEVICE = torch.bfloat16, 1e-5, "cuda"
@@ -48,7 +50,8 @@ class Table:
         self.rows: list[Row] = []
         self._limits = {"GB/s": copy_rate, "TFLOP/s": product_rate}
         print(
-            f"copy {copy_rate:.0f} GB/s, bf16 product {product_rate:.0f} TFLOP/s on {torch.cuda.get_device_name()}"
+            f"copy {copy_rate:.0f} GB/s, bf16 product {product_rate:.0f} TFLOP/s on"
+            f" {torch.cuda.get_device_name()}"
         )
         print(f"{'kernel':<18}{'version':<30}{'part':<10}{'µs':>10}{'rate':>9} {'unit':<8}{'share':>6}")
 
@@ -57,7 +60,8 @@ class Table:
         row = Row(kernel, version, part, milliseconds * 1e3, rate, unit, rate / self._limits[unit])
         self.rows.append(row)
         print(
-            f"{kernel:<18}{version:<30}{part:<10}{row.microseconds:>10.1f}{rate:>9.0f} {unit:<8}{row.share:>6.0%}"
+            f"{kernel:<18}{version:<30}{part:<10}{row.microseconds:>10.1f}{rate:>9.0f}"
+            f" {unit:<8}{row.share:>6.0%}"
         )
         sys.stdout.flush()
 
@@ -83,7 +87,8 @@ def draw(*shape: int, dtype: torch.dtype = DTYPE, requires_grad: bool = True) ->
 
 
 def compare(table: Table, name: str, versions: dict[str, Callable], inputs, grads, work, unit="GB/s") -> None:
-    """Times forward(*inputs) → outputs and its backward from grads; work: (forward, backward) in bytes or operations."""
+    """Times forward(*inputs) → outputs and its backward from grads; work: (forward, backward) in bytes or
+    operations."""
     for version, forward in versions.items():
 
         def step(forward=forward):
@@ -240,17 +245,11 @@ def bench_adamw(table: Table, compiling: bool) -> None:
 
 
 GEMMS = {
-    "128x128 w4 s3 bulk": GemmConfig(),
-    "128x128 w4 s3 atomic": GemmConfig(epilogue="atomic"),
-    "128x128 w4 s3 add": GemmConfig(epilogue="add"),
-    "128x128 w4 s3 bulk, 2 an SM": GemmConfig(programs=2),
-    "128x128 w4 s2 bulk": GemmConfig(stages=2),
-    "128x128x32 w4 s6 bulk": GemmConfig(block_tokens=32, stages=6),
-    "128x256 w8 s3 bulk": GemmConfig(block_in=256, warps=8),
-    "128x256 w8 s4 bulk": GemmConfig(block_in=256, warps=8, stages=4, block_tokens=32),
-    "256x128 w8 s3 bulk": GemmConfig(block_out=256, warps=8),
-    "128x256 w8 s3 add": GemmConfig(block_in=256, warps=8, epilogue="add"),
-    "128x128 w8 s3 bulk": GemmConfig(warps=8),
+    "Triton 128x128": GemmConfig(),
+    "Triton 128x128, atomics": GemmConfig(epilogue="atomic"),
+    "Triton 128x128, load and add": GemmConfig(epilogue="add"),
+    "Triton 128x128, persistent": GemmConfig(block_tokens=32, stages=4, programs=2),
+    "Triton 128x256, persistent": GemmConfig(block_in=256, warps=8, programs=1),
 }
 
 
@@ -276,21 +275,29 @@ def bench_weight_grad(table: Table, compiling: bool) -> None:
             lambda w=weight_grad, p=long: accumulate_weight_grad(w, *p),
             2 * operations,
         )
-        if name in ("qkv", "fc1"):
-            for version, config in GEMMS.items():
-                add(
-                    version,
-                    lambda w=weight_grad, p=[(x, dy)], c=config: weight_grad_gemm(w, p, config=c),
-                    operations,
-                )
+        check_weight_grad(weight_grad, x, dy)
+        for version, config in GEMMS.items():
+            add(
+                version,
+                lambda w=weight_grad, p=[(x, dy)], c=config: weight_grad_gemm(w, p, config=c),
+                operations,
+            )
         two = [(x, dy), (x2, dy2)]
-        add("ours", lambda w=weight_grad, p=two[:1]: weight_grad_gemm(w, p), operations)
-        add("ours, two pairs", lambda w=weight_grad, p=two: weight_grad_gemm(w, p), 2 * operations)
+        add("Triton, two micro-batches", lambda w=weight_grad, p=two: weight_grad_gemm(w, p), 2 * operations)
         add(
-            "ours, overwrites",
+            "Triton, overwrites",
             lambda w=weight_grad, p=two[:1]: weight_grad_gemm(w, p, overwrite=True),
             operations,
         )
+
+
+def check_weight_grad(weight_grad, x, dy) -> None:
+    """The tried product is tested nowhere else, so it must agree here before it is timed."""
+    accumulate_weight_grad(weight_grad, x, dy, overwrite=True)
+    for config in GEMMS.values():
+        tried = torch.zeros_like(weight_grad)
+        weight_grad_gemm(tried, [(x, dy)], config=config)
+        torch.testing.assert_close(tried, weight_grad, rtol=1e-4, atol=1e-2)
 
 
 def bench_attention(table: Table, compiling: bool) -> None:

@@ -1,1 +1,2 @@
-"""Fused kernels for LLaMA training: one file each, with a PyTorch reference, Triton kernels and an autograd function."""
+"""Fused kernels for LLaMA training: one file each, with a PyTorch reference, Triton kernels and an autograd
+function."""

@@ -1,8 +1,8 @@
 """Which implementation runs, and how a Triton kernel is launched.
 
-Every public function of this package takes `implementation`: "triton", "torch", or None, which means Triton on a CUDA
-device and PyTorch elsewhere. "triton" on a CPU tensor runs the kernel in Triton's interpreter, which is how kernels
-are tested without a GPU. Nothing else, and no failure, changes the choice.
+Every public function of this package takes `implementation`: "triton", "torch", or None, which means Triton
+on a CUDA device and PyTorch elsewhere. "triton" on a CPU tensor runs the kernel in Triton's interpreter,
+which is how kernels are tested without a GPU. Nothing else, and no failure, changes the choice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ IMPLEMENTATIONS = ("triton", "torch")
 
 
 def use_triton(implementation: str | None, tensor: torch.Tensor) -> bool:
-    """Whether Triton computes what starts from `tensor`. Raises ValueError for an unknown or absent implementation."""
+    """Whether Triton computes what starts from `tensor`. Raises ValueError for an unknown or absent
+    implementation."""
     if implementation is None:
         return tensor.is_cuda
     if implementation not in IMPLEMENTATIONS:
@@ -41,8 +42,8 @@ def use_triton(implementation: str | None, tensor: torch.Tensor) -> bool:
 class Kernel:
     """A Triton kernel that is compiled for CUDA tensors and interpreted for CPU tensors.
 
-    Triton's own switch, the environment variable TRITON_INTERPRET, is read once for a whole process; here the two
-    forms stand side by side, so that a test of a kernel changes nothing for the tests around it.
+    Triton's own switch, the environment variable TRITON_INTERPRET, is read once for a whole process; here the
+    two forms stand side by side, so that a test of a kernel changes nothing for the tests around it.
     """
 
     def __init__(self, function: Callable, tune: Callable | None = None) -> None:
@@ -81,7 +82,8 @@ def kernel(function: Callable) -> Kernel:
 
 @contextlib.contextmanager
 def _interpreted_standard_library() -> Iterator[None]:
-    """Let the interpreter call `tl.sum` and its kin, which are compiled functions unless TRITON_INTERPRET was set."""
+    """Let the interpreter call `tl.sum` and its kin, which are compiled functions unless TRITON_INTERPRET was
+    set."""
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
@@ -105,14 +107,16 @@ def ceil_div(a: int, b: int) -> int:
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many programs run side by side; on a CPU a small number, so that the interpreter's loops have turns."""
+    """How many programs run side by side; on a CPU a small number, so that the interpreter's loops have
+    turns."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def overwrite(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's data, to be written over, outside autograd.
 
-    The version counter moves, so autograd raises its usual error if anything else saved the tensor for its backward.
+    The version counter moves, so autograd raises its usual error if anything else saved the tensor for its
+    backward.
     """
     torch.autograd.graph.increment_version(tensor)
     return tensor.detach()

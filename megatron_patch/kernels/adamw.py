@@ -1,7 +1,7 @@
 """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) in one pass over a flat shard, and the gradient's norm.
 
-The same arithmetic as torch.optim.AdamW: decoupled decay first, bias corrections in float64 on the host, eps added
-after the second moment's root is corrected.
+The same arithmetic as torch.optim.AdamW: decoupled decay first, bias corrections in float64 on the host, eps
+added after the second moment's root is corrected.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def adamw_step_(
 ) -> None:
     """One AdamW step in place on contiguous tensors of one shape; step counts from 1.
 
-    master, exp_avg, exp_avg_sq: float32; grad: any float dtype; model_copy: None or the tensor, of any float dtype, that
-    receives the rounded new master. grad_scale: None or one float32 number on the device that grad is multiplied by
-    (the clip factor times the inverse loss scale). found_inf: None or one number on the device; if it is not 0,
-    nothing changes. Offsets are 64 bits. ValueError for step < 1, other shapes or dtypes, or strided tensors.
+    master, exp_avg, exp_avg_sq: float32; grad: any float dtype; model_copy: None or the tensor, of any float
+    dtype, that receives the rounded new master. grad_scale: None or one float32 number on the device that
+    grad is multiplied by (the clip factor times the inverse loss scale). found_inf: None or one number on the
+    device; if it is not 0, nothing changes. Offsets are 64 bits. ValueError for step < 1, other shapes or
+    dtypes, or strided tensors.
     """
     _check(master, exp_avg, exp_avg_sq, grad, model_copy, step)
     if not master.numel():
@@ -71,7 +72,8 @@ def adamw_step_list_(
     model_copies: Sequence[torch.Tensor | None],
     **options,
 ) -> None:
-    """`adamw_step_` for each of several shards that share step, rates and scale. ValueError if the lists differ in length."""
+    """`adamw_step_` for each of several shards that share step, rates and scale. ValueError if the lists
+    differ in length."""
     for tensors in zip(masters, exp_avgs, exp_avg_sqs, grads, model_copies, strict=True):
         adamw_step_(*tensors, **options)
 
@@ -82,10 +84,11 @@ def grad_norm_squared(
     *,
     implementation: str | None = None,
 ) -> torch.Tensor:
-    """Σ (scale · g)² over all elements of all tensors: one float32 number on their device, without a synchronization.
+    """Σ (scale · g)² over all elements of all tensors: one float32 number on their device, without a
+    synchronization.
 
-    Elements are scaled before they are squared, so gradients that carry a loss scale do not overflow. Non-finite
-    gradients give a non-finite result. ValueError without tensors.
+    Elements are scaled before they are squared, so gradients that carry a loss scale do not overflow.
+    Non-finite gradients give a non-finite result. ValueError without tensors.
     """
     if not tensors:
         raise ValueError(
@@ -131,7 +134,8 @@ def _check(master, exp_avg, exp_avg_sq, grad, model_copy, step) -> None:
             continue
         if tensor.shape != master.shape or not tensor.is_contiguous():
             raise ValueError(
-                f"{name} is {list(tensor.shape)}, strides {list(tensor.stride())}; it must be contiguous and, like"
+                f"{name} is {list(tensor.shape)}, strides {list(tensor.stride())}; it must be"
+                " contiguous and, like"
                 f" master, {list(master.shape)}."
             )
         if tensor.dtype != torch.float32 and name not in ("grad", "model_copy"):
@@ -142,8 +146,8 @@ def _launch(master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, found_inf
     count = master.numel()
     _adamw_kernel[(ceil_div(count, BLOCK),)](
         master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, found_inf, count, numbers["decay"],
-        1.0 - numbers["beta1"], numbers["beta2"], 1.0 - numbers["beta2"], numbers["eps"], numbers["step_size"],
-        numbers["root_correction"], BLOCK,
+        1.0 - numbers["beta1"], numbers["beta2"], 1.0 - numbers["beta2"], numbers["eps"],
+        numbers["step_size"], numbers["root_correction"], BLOCK,
     )  # fmt: skip
 
 

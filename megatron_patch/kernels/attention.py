@@ -72,10 +72,11 @@ def attention(
 ) -> torch.Tensor:
     """q [Sq, B, N, D], k and v [Sk, B, G, D], of any strides with a contiguous last dimension → [Sq, B, N·D].
 
-    segment_ids [B, S] integer: for packed samples, a query sees the keys of its own segment only (Sq = Sk = S, equal ids
-    adjoin). bounds: `segment_bounds(segment_ids)`, for 'flash_attn' and 'varlen', which without it work it out and wait
-    for the device in every layer. implementation: of the softmax in 'unfused'. ValueError for an unknown backend, heads that are not a
-    multiple of groups, more queries than keys under causal, or segment_ids of another shape.
+    segment_ids [B, S] integer: for packed samples, a query sees the keys of its own segment only (Sq = Sk =
+    S, equal ids adjoin). bounds: `segment_bounds(segment_ids)`, for 'flash_attn' and 'varlen', which without
+    it work it out and wait for the device in every layer. implementation: of the softmax in 'unfused'.
+    ValueError for an unknown backend, heads that are not a multiple of groups, more queries than keys under
+    causal, or segment_ids of another shape.
     """
     _check(q, k, causal, backend, segment_ids)
     if backend in ("flash_attn", "varlen") and segment_ids is not None:
@@ -84,7 +85,9 @@ def attention(
     if backend == "flash_attn":
         return _flash_attn(q, k, v, scale, causal)
     if backend == "varlen":
-        raise ValueError("backend 'varlen' is for packed samples and needs segment_ids; choose another without them.")
+        raise ValueError(
+            "backend 'varlen' is for packed samples and needs segment_ids; choose another without them."
+        )
     if backend == "unfused":
         return _unfused(q, k, v, scale, causal, segment_ids, implementation)
     return _sdpa(q, k, v, scale, causal, backend, segment_ids)
@@ -105,13 +108,15 @@ def _check(q, k, causal, backend, segment_ids) -> None:
         tuple(segment_ids.shape) != (q.shape[1], q.shape[0]) or q.shape[0] != k.shape[0]
     ):
         raise ValueError(
-            f"segment_ids are {list(segment_ids.shape)}; for {q.shape[0]} queries, {k.shape[0]} keys and batch"
+            f"segment_ids are {list(segment_ids.shape)}; for {q.shape[0]} queries, {k.shape[0]} keys"
+            " and batch"
             f" {q.shape[1]} they must be [B, S], with as many queries as keys."
         )
 
 
 def attention_mask(queries, keys, causal, segment_ids, device) -> torch.Tensor | None:
-    """True where a query sees a key: [Sq, Sk], or [B, 1, S, S] with segments; None where every key is seen."""
+    """True where a query sees a key: [Sq, Sk], or [B, 1, S, S] with segments; None where every key is
+    seen."""
     mask = causal_mask(queries, keys, device) if causal and queries > 1 else None
     if segment_ids is None:
         return mask

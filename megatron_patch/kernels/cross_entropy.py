@@ -1,6 +1,7 @@
 """Cross entropy of logits that are split over the vocabulary (Megatron-LM, arXiv:1909.08053, section 3).
 
-loss = log Σ_v exp(logit_v) − logit_label, with the sum and the label's logit gathered over the tensor-parallel group.
+loss = log Σ_v exp(logit_v) − logit_label, with the sum and the label's logit gathered over the
+tensor-parallel group.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch.distributed as dist
 
 from ._dispatch import ceil_div, kernel, next_power_of_two, overwrite, tl, use_triton
 
-STATISTICS_BLOCK, STATISTICS_WARP = 4096, 512  # logits that a program and a warp take at a time
+BLOCK = 4096  # logits that a program takes at a time
 
 
 def vocab_parallel_cross_entropy(
@@ -23,15 +24,16 @@ def vocab_parallel_cross_entropy(
 ) -> torch.Tensor:
     """Loss of each token, in nats: logits [..., V/TP], labels [...] integer → loss [...] float32.
 
-    group: the tensor-parallel process group, None for a whole vocabulary; vocab_start: the id of the first column here.
-    **The backward writes the gradient over the logits**, so they must not be read afterwards; autograd raises its
-    in-place error at a second backward. A label below 0 is ignored: loss 0, gradient 0. A label beyond the vocabulary
-    is never used as an index; its loss is log Σ exp(logits), finite, so that a mask outside can take it away.
-    ValueError if the shapes do not agree.
+    group: the tensor-parallel process group, None for a whole vocabulary; vocab_start: the id of the first
+    column here. **The backward writes the gradient over the logits**, so they must not be read afterwards;
+    autograd raises its in-place error at a second backward. A label below 0 is ignored: loss 0, gradient 0. A
+    label beyond the vocabulary is never used as an index; its loss is log Σ exp(logits), finite, so that a
+    mask outside can take it away. ValueError if the shapes do not agree.
     """
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
-            f"labels are {list(labels.shape)}; for logits {list(logits.shape)} they must be {list(logits.shape[:-1])}."
+            f"labels are {list(labels.shape)}; for logits {list(logits.shape)} they must be"
+            f" {list(logits.shape[:-1])}."
         )
     if group is not None and dist.get_world_size(group) == 1:
         group = None
@@ -39,7 +41,8 @@ def vocab_parallel_cross_entropy(
 
 
 def statistics_reference(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Of rows [T, V]: the maximum, Σ exp(logit − maximum), and the logit at targets [T] (0 where outside), float32."""
+    """Of rows [T, V]: the maximum, Σ exp(logit − maximum), and the logit at targets [T] (0 where outside),
+    float32."""
     logits = logits.float()
     maximum = logits.amax(-1)
     total = (logits - maximum[:, None]).exp_().sum(-1)
@@ -108,7 +111,7 @@ def _statistics(logits, targets):
 def _gradient(logits, targets, lse, scale):
     tokens, vocabulary = logits.shape
     if tokens:
-        block = min(4096, next_power_of_two(vocabulary))
+        block = min(BLOCK, next_power_of_two(vocabulary))
         grid = (tokens, ceil_div(vocabulary, block))
         _gradient_kernel[grid](
             logits, targets, lse, scale, vocabulary, block, num_warps=max(1, block // 1024)
@@ -135,7 +138,9 @@ def _statistics_kernel(
     maximum = tl.full((), -1.0e38, dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for start in range(0, VOCABULARY, BLOCK):
-        x = tl.load(logits + start + columns, mask=start + columns < VOCABULARY, other=-float("inf")).to(tl.float32)
+        x = tl.load(logits + start + columns, mask=start + columns < VOCABULARY, other=-float("inf")).to(
+            tl.float32
+        )
         larger = tl.maximum(maximum, tl.max(x, axis=0))
         total = total * tl.exp(maximum - larger) + tl.exp(x - larger)
         maximum = larger

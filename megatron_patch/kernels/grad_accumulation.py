@@ -1,18 +1,26 @@
-"""Weight gradients accumulated in float32: weight_grad (+)= dyᵀ x, what Apex's wgrad_gemm_accum_fp32 computes."""
+"""Weight gradients accumulated in float32: weight_grad (+)= dyᵀ x, what Apex's wgrad_gemm_accum_fp32
+computes.
+
+cuBLAS through torch.addmm(out_dtype=torch.float32) is the fastest that was measured, also against the product
+in Triton that benchmarks/wgrad_gemm.py keeps for comparison, so there is no kernel here.
+"""
 
 from __future__ import annotations
 
 import torch
 
+# Before 2.8, a bfloat16 product could only be rounded to bfloat16, or its factors be widened first.
 HAS_OUT_DTYPE = torch.__version__ >= (2, 8)
 
 
 def accumulate_weight_grad(
     weight_grad: torch.Tensor, x: torch.Tensor, dy: torch.Tensor, *, overwrite: bool = False
 ) -> None:
-    """weight_grad [out, in] float32 += dyᵀ x, or = with overwrite; x [tokens, in], dy [tokens, out] of one dtype.
+    """weight_grad [out, in] float32 += dyᵀ x, or = with overwrite; x [tokens, in], dy [tokens, out] of one
+    dtype.
 
-    Products and sums are float32 and never rounded to the inputs' dtype. ValueError if shapes or dtypes do not agree.
+    Products and sums are float32 and never rounded to the inputs' dtype. ValueError if shapes or dtypes do
+    not agree.
     """
     _check(weight_grad, x, dy)
     if x.dtype == torch.float32:
@@ -37,5 +45,6 @@ def _check(weight_grad, x, dy) -> None:
         )
     if tuple(weight_grad.shape) != (dy.shape[1], x.shape[1]):
         raise ValueError(
-            f"weight_grad is {list(weight_grad.shape)}; for these x and dy it must be [{dy.shape[1]}, {x.shape[1]}]."
+            f"weight_grad is {list(weight_grad.shape)}; for these x and dy it must be [{dy.shape[1]},"
+            f" {x.shape[1]}]."
         )

@@ -1,7 +1,8 @@
-"""RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467): y = x / sqrt(mean(x²) + eps) · weight, with its residual adds fused.
+"""RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467): y = x / sqrt(mean(x²) + eps) · weight, with its residual
+adds fused.
 
-Activations may have any leading shape; the last dimension is H. The norm is computed in float32, the result is in the
-dtype of x. Saved for the backward: the norm's input and 1 / rms as float32, one number a row.
+Activations may have any leading shape; the last dimension is H. The norm is computed in float32, the result
+is in the dtype of x. Saved for the backward: the norm's input and 1 / rms as float32, one number a row.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import torch
 
 from ._dispatch import ceil_div, kernel, multiprocessors, next_power_of_two, tl, use_triton
 
-# The backward: programs a multiprocessor, rows whose loads are in flight, elements of a row for each warp.
-BACKWARD_PROGRAMS, BACKWARD_STAGES, BACKWARD_WARP = 2, 2, 512
+# The backward has one program a multiprocessor, so that few partial sums of dweight are written, and keeps the
+# loads of three rows in flight instead, where those of two rows fit into this many bytes of shared memory.
+PIPELINE_BYTES = 196608
 
 
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, *, implementation: str | None = None
 ) -> torch.Tensor:
-    """RMSNorm over the last dimension: x [..., H], weight [H] → y [..., H]. ValueError if weight is not [H]."""
+    """RMSNorm over the last dimension: x [..., H], weight [H] → y [..., H]. ValueError if weight is not
+    [H]."""
     _check(x, weight)
     return _RMSNorm.apply(x, weight, eps, use_triton(implementation, x))
 
@@ -27,8 +30,8 @@ def rms_norm_residual(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(RMSNorm(x), x), where the backward adds the gradients of both outputs in the norm's own kernel.
 
-    x [..., H], weight [H] → y [..., H] and residual [..., H], which shares x's data and must not be written in place.
-    ValueError if weight is not [H].
+    x [..., H], weight [H] → y [..., H] and residual [..., H], which shares x's data and must not be written
+    in place. ValueError if weight is not [H].
     """
     _check(x, weight)
     return _RMSNormResidual.apply(x, weight, eps, use_triton(implementation, x))
@@ -50,7 +53,8 @@ def add_rms_norm(
     _check(x, weight)
     if x.shape != residual.shape or x.dtype != residual.dtype:
         raise ValueError(
-            f"residual is {residual.dtype} {list(residual.shape)} but x is {x.dtype} {list(x.shape)}; they are added"
+            f"residual is {residual.dtype} {list(residual.shape)} but x is {x.dtype} {list(x.shape)};"
+            " they are added"
             " and must be alike."
         )
     return _AddRMSNorm.apply(x, residual, weight, eps, use_triton(implementation, x))
@@ -128,7 +132,8 @@ class _AddRMSNorm(torch.autograd.Function):
 def _check(x: torch.Tensor, weight: torch.Tensor) -> None:
     if weight.shape != x.shape[-1:]:
         raise ValueError(
-            f"weight is {list(weight.shape)}; for x {list(x.shape)} it must be [{x.shape[-1]}], one number for each"
+            f"weight is {list(weight.shape)}; for x {list(x.shape)} it must be [{x.shape[-1]}], one"
+            " number for each"
             " element of the last dimension."
         )
 
@@ -164,14 +169,15 @@ def _backward(dy, dresidual, x, weight, rstd, triton):
     dx = torch.empty_like(x)
     if not rows:
         return dx, torch.zeros_like(weight)
-    rows_each = ceil_div(rows, BACKWARD_PROGRAMS * multiprocessors(x.device))
+    rows_each = ceil_div(rows, multiprocessors(x.device))
     programs = ceil_div(rows, rows_each)
     partial = torch.empty(programs, h, dtype=torch.float32, device=x.device)
     incoming = dy if dresidual is None else dresidual.contiguous()
     block = next_power_of_two(h)
+    stages = 3 if 2 * 3 * block * x.element_size() <= PIPELINE_BYTES else 1
     _backward_kernel[(programs,)](
-        dy, incoming, x, weight, rstd, dx, partial, rows, h, rows_each, BACKWARD_STAGES,
-        dresidual is not None, block, num_warps=min(16, max(1, block // BACKWARD_WARP)),
+        dy, incoming, x, weight, rstd, dx, partial, rows, h, rows_each, stages,
+        dresidual is not None, block, num_warps=_warps(block),
     )  # fmt: skip
     return dx, partial.sum(0).to(weight.dtype)
 

@@ -1,7 +1,8 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in LLaMA's rotate-half convention.
 
-Element i of a head's first half is paired with element i of its second half (Megatron's `rotary_interleaved=False`,
-Hugging Face's `rotate_half`): (a, b) → (a·cos − b·sin, b·cos + a·sin). Computed in float32.
+Element i of a head's first half is paired with element i of its second half (Megatron's
+`rotary_interleaved=False`, Hugging Face's `rotate_half`): (a, b) → (a·cos − b·sin, b·cos + a·sin). Computed
+in float32.
 """
 
 from __future__ import annotations
@@ -47,13 +48,14 @@ def rope_qkv(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Splits Megatron's packed projection and rotates q and k in one pass.
 
-    qkv [S, B, G·(N/G+2)·D], for each of the G groups its N/G queries, then key, then value; cos and sin float32
-    [S, D/2] or [S, B, D/2]. Returns q [S, B, N, D], k [S, B, G, D], v [S, B, G, D].
+    qkv [S, B, G·(N/G+2)·D], for each of the G groups its N/G queries, then key, then value; cos and sin
+    float32 [S, D/2] or [S, B, D/2]. Returns q [S, B, N, D], k [S, B, G, D], v [S, B, G, D].
 
-    **qkv is consumed** by the Triton kernel where N = G: q and k are rotated in its own memory, and q, k, v are strided
-    views of it. The linear layer that made it does not need it again; if anything else saved it for a backward,
-    autograd raises its in-place error. With N > G the kernel writes three contiguous tensors (slices of one buffer).
-    The backward writes the packed gradient in one kernel. ValueError if shapes do not agree.
+    **qkv is consumed** by the Triton kernel where N = G: q and k are rotated in its own memory, and q, k, v
+    are strided views of it. The linear layer that made it does not need it again; if anything else saved it
+    for a backward, autograd raises its in-place error. With N > G the kernel writes three contiguous tensors
+    (slices of one buffer). The backward writes the packed gradient in one kernel. ValueError if shapes do not
+    agree.
     """
     head_dim = _check_qkv(qkv, cos, sin, num_heads, num_groups)
     return _RopeQKV.apply(qkv, cos, sin, num_heads, num_groups, head_dim, use_triton(implementation, qkv))
@@ -62,7 +64,8 @@ def rope_qkv(
 def rope(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, implementation: str | None = None
 ) -> torch.Tensor:
-    """Rotates x [S, B, N, D] into a new tensor; cos and sin float32 [S, D/2] or [S, B, D/2]. ValueError as for shapes."""
+    """Rotates x [S, B, N, D] into a new tensor; cos and sin float32 [S, D/2] or [S, B, D/2]. ValueError as
+    for shapes."""
     _check_tables(cos, sin, x.shape[0], x.shape[1], x.shape[3])
     return _Rope.apply(x, cos, sin, use_triton(implementation, x))
 
@@ -80,7 +83,8 @@ def _check_qkv(qkv, cos, sin, num_heads, num_groups) -> int:
     slots = num_heads + 2 * num_groups
     if qkv.dim() != 3 or qkv.shape[-1] % (2 * slots):
         raise ValueError(
-            f"qkv is {list(qkv.shape)}; with {num_heads} heads and {num_groups} groups it must be [S, B, {slots}·D], D even."
+            f"qkv is {list(qkv.shape)}; with {num_heads} heads and {num_groups} groups it must be [S,"
+            f" B, {slots}·D], D even."
         )
     head_dim = qkv.shape[-1] // slots
     _check_tables(cos, sin, qkv.shape[0], qkv.shape[1], head_dim)
@@ -177,8 +181,8 @@ def _launch_rotation(source, target, cos, sin, groups, queries, head_dim, extra,
         grid, half, heads_block, half_block = _grid(length * batch, slots, head_dim)
         cos, sin, stride_s, stride_b = _table_strides(cos, sin)
         _rotation_kernel[grid](
-            source, target, cos, sin, batch, groups, stride_s, stride_b, direction, queries, extra, half, in_place,
-            heads_block, half_block,
+            source, target, cos, sin, batch, groups, stride_s, stride_b, direction, queries, extra, half,
+            in_place, heads_block, half_block,
         )  # fmt: skip
 
 
@@ -195,7 +199,8 @@ def _join_and_rotate_back(dq, dk, dv, cos, sin, dqkv, queries):
 
 
 def _grid(tokens, slots, head_dim):
-    """A program takes one token and up to 32 of its heads: 4096 elements at D = 128, 32 for each thread of four warps."""
+    """A program takes one token and up to 32 of its heads: 4096 elements at D = 128, 32 for each thread of
+    four warps."""
     heads_block = min(32, next_power_of_two(slots))
     return (
         (tokens, ceil_div(slots, heads_block)),

@@ -1,4 +1,5 @@
-"""SwiGLU (Shazeer 2020, arXiv:2002.05202): silu(gate) · up, on the packed output of one linear layer, gate first."""
+"""SwiGLU (Shazeer 2020, arXiv:2002.05202): silu(gate) · up, on the packed output of one linear layer, gate
+first."""
 
 from __future__ import annotations
 
@@ -9,13 +10,15 @@ from ._dispatch import ceil_div, kernel, next_power_of_two, tl, use_triton
 
 
 def swiglu(packed: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
-    """packed [..., 2F], gate then up → silu(gate) · up [..., F], computed in float32. ValueError if 2F is odd.
+    """packed [..., 2F], gate then up → silu(gate) · up [..., F], computed in float32. ValueError if 2F is
+    odd.
 
     Only packed is saved; the backward writes one new packed gradient.
     """
     if packed.shape[-1] % 2:
         raise ValueError(
-            f"packed is {list(packed.shape)}; its last dimension holds gate and up of equal size and must be even."
+            f"packed is {list(packed.shape)}; its last dimension holds gate and up of equal size and"
+            " must be even."
         )
     return _SwiGLU.apply(packed, use_triton(implementation, packed))
 

@@ -1,7 +1,8 @@
 """Every kernel test runs on the GPU if there is one, else on the CPU, where Triton kernels are interpreted.
 
-The truth is plain PyTorch in float64, written in each test. An error is a ratio of norms. A result rounded once from
-its exact value is off by at most half an eps of its dtype, so that, plus what float32 sums lose, is the tolerance.
+The truth is plain PyTorch in float64, written in each test. An error is a ratio of norms. A result rounded
+once from its exact value is off by at most half an eps of its dtype, so that, plus what float32 sums lose, is
+the tolerance.
 """
 
 import pytest

@@ -8,7 +8,8 @@ S, B = 7, 2
 
 
 def rotate(x, angles):
-    """x [S, B, heads, D] as complex numbers (first half + i · second half) turned by angles [S, B or 1, D/2]."""
+    """x [S, B, heads, D] as complex numbers (first half + i · second half) turned by angles [S, B or 1,
+    D/2]."""
     first, second = x.chunk(2, -1)
     turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles).unsqueeze(2)
     return torch.cat([turned.real, turned.imag], -1)

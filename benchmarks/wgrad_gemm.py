@@ -1,9 +1,11 @@
-"""dyᵀ x added to a float32 weight gradient, as a Triton product whose last step overlaps the next tile's products.
+"""What was tried instead of cuBLAS for weight gradients: dyᵀ x added to float32 memory by a Triton product.
 
-A library product that accumulates reads and writes the whole float32 gradient while its tensor cores rest. Here two
-programs share a multiprocessor, so that one adds its tile to memory while the other multiplies; and the tile is added
-by the memory system itself (bulk reduction through a tensor descriptor), without waiting for the old value. A tile is
-added to by one program alone, so results do not depend on timing.
+A library product that accumulates reads and writes the whole float32 gradient while its tensor cores rest.
+Here two programs share a multiprocessor, so that one adds its tile to memory while the other multiplies; and
+the tile is added by the memory system itself (bulk reduction through a tensor descriptor), without waiting
+for the old value. Two micro-batches can be one product, without copying them together. benchmarks/kernels.py
+measures it: at LLaMA-2 7B's shapes on an H200 it stays behind torch.addmm, because Triton's main loop is
+slower than cuBLAS's by more than that.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ from typing import NamedTuple
 
 import torch
 
-from ._dispatch import ceil_div, kernel, multiprocessors, tl, use_triton
+from megatron_patch.kernels._dispatch import ceil_div, kernel, multiprocessors, tl
 
 
 class GemmConfig(NamedTuple):
-    """Tile sizes (out, in, tokens), warps, pipeline stages, programs a multiprocessor (0: one a tile), last step.
+    """Tile sizes (out, in, tokens), warps, pipeline stages, programs a multiprocessor (0: one a tile), last
+    step.
 
-    stagger: nanoseconds that the second program of each multiprocessor waits at the start, so that the two do not end
-    together. epilogue: "add" loads, adds and stores; "atomic" adds in memory; "bulk" does so through the bulk copy engine.
+    epilogue: "add" loads, adds and stores; "atomic" adds in memory; "bulk" does so through the bulk copy
+    engine.
     """
 
     block_out: int = 128
@@ -32,7 +35,6 @@ class GemmConfig(NamedTuple):
     epilogue: str = "bulk"
     parts: int = 2
     tiles_in_group: int = 8
-    stagger: int = 0
 
 
 def weight_grad_gemm(
@@ -40,22 +42,16 @@ def weight_grad_gemm(
     pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
     *,
     overwrite: bool = False,
-    config: GemmConfig = GemmConfig(),
-    implementation: str | None = None,
+    config: GemmConfig | None = None,
 ) -> None:
     """weight_grad [out, in] float32 (+)= Σ dyᵀ x over one or two pairs (x [tokens, in], dy [tokens, out]).
 
-    Two pairs, of two micro-batches with as many tokens, are one product with twice the tokens: the gradient is read and
-    written once, and nothing is copied. x and dy bfloat16 or float16, contiguous; in and out multiples of 8, as the bulk
-    copy engine's 16-byte rows want. ValueError otherwise.
+    Two pairs, of two micro-batches with as many tokens, are one product with twice the tokens: the gradient
+    is read and written once, and nothing is copied. x and dy bfloat16 or float16, contiguous; in and out
+    multiples of 8, as the bulk copy engine's 16-byte rows want. ValueError otherwise.
     """
-    x, dy = pairs[0]
     _check(weight_grad, pairs)
-    if not use_triton(implementation, weight_grad):
-        for index, (x, dy) in enumerate(pairs):
-            beta = 0.0 if overwrite and index == 0 else 1.0
-            torch.addmm(weight_grad, dy.t().float(), x.float(), beta=beta, out=weight_grad)
-        return
+    config = config or GemmConfig()
     _launch(weight_grad, *pairs[0], *pairs[-1], len(pairs), "store" if overwrite else config.epilogue, config)
 
 
@@ -76,7 +72,8 @@ def _check(weight_grad, pairs) -> None:
             )
         if x.shape[1] % 8 or dy.shape[1] % 8 or not (x.is_contiguous() and dy.is_contiguous()):
             raise ValueError(
-                f"x {list(x.shape)} and dy {list(dy.shape)} must be contiguous with in and out multiples of 8;"
+                f"x {list(x.shape)} and dy {list(dy.shape)} must be contiguous with in and out"
+                " multiples of 8;"
                 " use accumulate_weight_grad."
             )
 
@@ -94,23 +91,19 @@ def _launch(weight_grad, x0, dy0, x1, dy1, count, epilogue, config) -> None:
     part = TensorDescriptor.from_tensor(weight_grad, [c.block_out, c.block_in // c.parts])
     _gemm_kernel[(programs,)](
         weight_grad, part, *inputs, m, n, tokens, count, ceil_div(tiles, programs), epilogue, c.block_out,
-        c.block_in, c.block_tokens, c.parts, c.tiles_in_group, c.stagger,
-        multiprocessors(weight_grad.device), num_warps=c.warps, num_stages=c.stages,
+        c.block_in, c.block_tokens, c.parts, c.tiles_in_group, num_warps=c.warps, num_stages=c.stages,
     )  # fmt: skip
 
 
 @kernel
 def _gemm_kernel(
-    grad_ptr, grad_parts, dy0, x0, dy1, x1, m, n, TOKENS: tl.constexpr, PAIRS: tl.constexpr, TURNS: tl.constexpr,
-    EPILOGUE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
-    GROUP: tl.constexpr, STAGGER: tl.constexpr, SMS: tl.constexpr,
+    grad_ptr, grad_parts, dy0, x0, dy1, x1, m, n, TOKENS: tl.constexpr, PAIRS: tl.constexpr,
+    TURNS: tl.constexpr, EPILOGUE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    if STAGGER > 0:
-        if tl.program_id(0) >= SMS and tl.program_id(0) < 2 * SMS:
-            tl.inline_asm_elementwise(f"nanosleep.u32 {STAGGER}; mov.u32 $0, 0;", "=r", [], tl.int32, False, 1)
     tiles_m, tiles_n = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
     for turn in range(0, TURNS):
-        # A last turn beyond the last tile reads zeros and writes nothing: both ends check the tensor's bounds.
+        # A turn beyond the last tile reads zeros and writes nothing: both ends check the tensor's bounds.
         tile = tl.program_id(0) + turn * tl.num_programs(0)
         group = tile // (GROUP * tiles_n)
         height = tl.maximum(tl.minimum(tiles_m - group * GROUP, GROUP), 1)
