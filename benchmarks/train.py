@@ -195,19 +195,20 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than the size has")
     parser.add_argument("--kinds", action="store_true", help="GPU time by kind of kernel")
     parser.add_argument("--peer", choices=["hf"])
-    parser.add_argument("--deferred-weight-gradients", type=int, default=1)
+    parser.add_argument("--no-graphs", action="store_true", help="launch every kernel from Python")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("MASTER_PORT", 29599)):
         os.environ.setdefault(name, str(value))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    options = Options(deferred_weight_gradients=arguments.deferred_weight_gradients)
+    options = Options(cuda_graphs=not arguments.no_graphs)
     configs = {name: config_of(SHAPES[name], options, arguments.layers) for name in arguments.shapes}
     layout = parallel.start(next(iter(configs.values())))
     rate = product_rate() if device.HAS_CUDA else None
     results: dict[str, dict] = {"product_tflops": rate} if rate else {}
     if rate:
-        print(f"matrix products: {rate:.0f} TFLOP/s; {torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
+        name = torch.cuda.get_device_name()
+        print(f"matrix products: {rate:.0f} TFLOP/s; {name}, torch {torch.__version__}", flush=True)
     print(f"{'shape':18} {'tokens/s':>9} {'TFLOP/s':>8} {'of 989':>7} {'of measured':>11} {'peak GiB':>8}", flush=True)
     for name, config in configs.items():
         result = measure(config, layout, arguments.steps, arguments.kinds)

@@ -58,8 +58,8 @@ class Options:
     """Fine-tuning: several samples in one sequence of SEQ_LEN, with attention kept apart."""
     kernels: str = "auto"
     """`auto`: Triton kernels on GPUs; `torch`: their plain PyTorch references."""
-    deferred_weight_gradients: int = 1
-    """Micro-batches whose weight gradients are computed in one product (GPU; takes memory)."""
+    cuda_graphs: bool = True
+    """Replay micro-batches as CUDA graphs where the run allows it (one GPU, no recomputation)."""
     profile: bool = False
     """Write a PyTorch profiler trace of a few iterations for TensorBoard."""
     profile_step_start: int = 10

@@ -244,9 +244,10 @@ class _Reader:
         return size
 
     def rates(self) -> dict[str, float]:
+        known = len(self.findings.found)
         lr = self.findings.number(self.arguments["LR"], self.raw["LR"])
         min_lr = self.findings.number(self.arguments["MIN_LR"], self.raw["MIN_LR"], example="1e-6")
-        if min_lr > lr:
+        if len(self.findings.found) == known and min_lr > lr:
             self.problem("MIN_LR", f"it must not be above LR = {self.raw['LR']}: write a smaller one.")
         return {"lr": lr, "min_lr": min_lr}
 

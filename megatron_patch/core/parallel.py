@@ -45,6 +45,8 @@ def start(config: TrainConfig) -> Layout:
     local = device.local_device()
     if device.HAS_CUDA:
         torch.cuda.set_device(local)
+        # Gradient accumulation runs on the stream that it was set up on, and CUDA graphs cannot record the default one.
+        torch.cuda.set_stream(torch.cuda.Stream())
     torch.distributed.init_process_group(
         backend=device.BACKEND,
         timeout=datetime.timedelta(minutes=config.options.timeout_minutes),

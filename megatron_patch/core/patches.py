@@ -42,13 +42,6 @@ PATCHES = (
         "0.17",
     ),
     Patch(
-        "megatron.core.optimizer.distrib_optimizer",
-        "USING_APEX_OPTIMIZER",
-        True,
-        "the same, on the way into a checkpoint",
-        "0.17",
-    ),
-    Patch(
         "megatron.core.tensor_parallel.layers",
         "_grad_accum_fusion_available",
         True,

@@ -33,6 +33,7 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
         optimizer=optimizer,
         scheduler=lr_scheduler(config, optimizer, train_iters),
         fused=fused_weights(model),
+        loss_scale=torch.ones((), device=layout.device),
     )
     prepare_model(state)
     log.line(

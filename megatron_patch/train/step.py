@@ -5,7 +5,7 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.loading import Batch, to_device
 from megatron_patch.train import optimizer as optim
+from megatron_patch.train.graphs import MicroBatchGraphs, can_use_graphs
 
 
 @dataclass
@@ -31,11 +32,14 @@ class TrainState:
     optimizer: ChainedOptimizer
     scheduler: Any
     fused: set[torch.nn.Parameter]
+    loss_scale: torch.Tensor  # of the current global batch: 0-dimensional fp32, always at one place in memory
     iteration: int = 0
     consumed_samples: int = 0
     skipped_iterations: int = 0
     nan_iterations: int = 0
-    tokens: torch.Tensor | None = field(default=None)  # unmasked tokens of the current global batch
+    tokens: torch.Tensor | None = None  # unmasked tokens of the current global batch
+    graphs: MicroBatchGraphs | None = None
+    steps_here: int = 0  # iterations that this process has done
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,23 @@ def prepare_model(state: TrainState) -> None:
     """Tell core's schedules how to scale the loss and what to do when the last gradient is there."""
     config = get_model_config(state.model)
     divisor = gradient_divisor(state.config)
-    config.grad_scale_func = lambda loss: loss * (optim.loss_scale(state.optimizer) / divisor)
+    config.grad_scale_func = lambda loss: loss * (state.loss_scale / divisor)
     config.no_sync_func = state.model.no_sync
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
+    if can_use_graphs(state.config, state.layout):
+        state.graphs = MicroBatchGraphs(lambda group: _forward_backward(state, group), group=1)
+
+
+def _forward_backward(state: TrainState, group: list[Batch]) -> torch.Tensor:
+    """Micro-batches through the whole model without a schedule: fp64 [2], losses and tokens summed."""
+    run, scale = forward_step(state.layout.device), get_model_config(state.model).grad_scale_func
+    found = []
+    for batch in group:
+        output, summed = run(iter([batch]), state.model)
+        total, _, kept = summed(output)
+        scale(total).backward()
+        found.append(kept)
+    return torch.stack(found).sum(0)
 
 
 def _finalize(state: TrainState, models: list[Any], tokens: torch.Tensor, **kwargs: Any) -> None:
@@ -112,12 +130,18 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     config = state.config
     state.model.train()
     optim.begin_step(state.optimizer, state.model, state.fused)
-    scale = optim.loss_scale(state.optimizer).clone()
-    sums = run_schedule(state.model, config, state.layout, batches, forward_only=False)
+    state.loss_scale.copy_(optim.loss_scale(state.optimizer))
+    # The first iteration compiles and allocates; from the second on its kernels can be recorded.
+    if state.graphs is not None and state.steps_here > 0:
+        sums = state.graphs.run(batches, config.global_batch_size // config.micro_batch_size)
+        state.tokens = sums[1].float()
+    else:
+        sums = run_schedule(state.model, config, state.layout, batches, forward_only=False)
+    state.steps_here += 1
     assert state.tokens is not None
-    factor = gradient_divisor(config) / (scale * state.tokens.clamp(min=1))
+    factor = gradient_divisor(config) / (state.loss_scale * state.tokens.clamp(min=1))
     update = optim.step(state.optimizer, state.model, factor, config.options.clip_grad)
-    values = torch.stack([*sums.unbind(), update.grad_norm.double(), update.found_inf.double(), scale.double()])
+    values = torch.stack([*sums.unbind(), update.grad_norm.double(), update.found_inf.double(), state.loss_scale.double()])
     total, count, norm, found_inf, scale_used = values.tolist()
     optim.settle(state.optimizer, bool(found_inf))
     return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)

@@ -1,0 +1,56 @@
+"""A whole small life of the distributed optimizer in one process: steps, a save, a resume, more steps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def train_save_and_resume(folder: str) -> None:
+    """Raises where the resumed losses differ from the uninterrupted ones, or anything on the way fails."""
+    from megatron_patch.processes import free_port
+
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    import torch
+
+    from megatron_patch.checkpoint.training import Progress, resume, save_checkpoint
+    from megatron_patch.config import TrainConfig
+    from megatron_patch.core import parallel
+    from megatron_patch.model_config import LLAMA_SIZES
+    from megatron_patch.train.log import RunLog
+    from megatron_patch.train.setup import build_state
+    from megatron_patch.train.step import train_step
+
+    config = TrainConfig(
+        task="pretrain", name="patched", model=LLAMA_SIZES["tiny"], extra_vocab_size=0, load=None, output_path=folder,
+        tensor_model_parallel_size=1, pipeline_model_parallel_size=1, sequence_parallel=False,
+        use_distributed_optimizer=True, precision="bf16", recompute="none", use_flash_attn=True, micro_batch_size=1,
+        global_batch_size=2, lr=1e-3, min_lr=1e-4, seq_length=16, pad_length=16, train_data_path="", valid_data_path=None,
+        train_iters=4,
+    )  # fmt: skip
+    layout = parallel.start(config)
+
+    def batches(step: int):
+        generator = torch.Generator().manual_seed(step)
+        for _ in range(2):
+            tokens = torch.randint(0, 2048, (1, 17), generator=generator)
+            yield {"tokens": tokens[:, :-1], "labels": tokens[:, 1:].contiguous(), "loss_mask": torch.ones(1, 16)}
+
+    def fresh():
+        return build_state(config, layout, RunLog(config, active=False), 4)
+
+    state = fresh()
+    losses = []
+    for step in range(4):
+        losses.append(train_step(state, batches(step)).loss)
+        state.scheduler.step(increment=1)
+        if step == 1:
+            saved = save_checkpoint(config, state.model, state.optimizer, state.scheduler, Progress(2, 4, 0, 0))
+    again = fresh()
+    resume(Path(saved), again.model, again.optimizer, again.scheduler)
+    for step in (2, 3):
+        loss = train_step(again, batches(step)).loss
+        again.scheduler.step(increment=1)
+        if loss != losses[step]:
+            raise RuntimeError(f"Error: the loss of step {step} is {loss} after resuming, {losses[step]} without a stop")
+    parallel.stop()

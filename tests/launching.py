@@ -1,0 +1,92 @@
+"""Running the documented scripts as users do, and reading what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(__file__).resolve().parent / "golden"
+CONVERT = ROOT / "toolkits/model_checkpoints_convertor/llama/model_convertor.sh"
+PRETRAIN = ROOT / "examples/llama2/run_pretrain_megatron_llama.sh"
+FINETUNE = ROOT / "examples/llama2/run_finetune_megatron_llama.sh"
+ENGINE = "/root/Megatron-LM-230512"  # the document's MEGATRON_PATH; it need not exist
+
+PRETRAIN_ARGUMENTS = dict(
+    ENV="dsw", MEGATRON_PATH=ENGINE, MEGATRON_PATCH_PATH=str(ROOT), MODEL_SIZE="auto", BATCH_SIZE=1, GLOBAL_BATCH_SIZE=4,
+    LR="1e-3", MIN_LR="1e-4", SEQ_LEN=32, PAD_LEN=32, EXTRA_VOCAB_SIZE=0, PR="fp32", TP=1, PP=1, AC="sel", DO="false",
+    FL="false", SP="false", SAVE_INTERVAL=1000, DATASET_PATH="", PRETRAIN_CHECKPOINT_PATH="none", TRAIN_TOKENS=20 * 4 * 32,
+    WARMUP_TOKENS=2 * 4 * 32, OUTPUT_BASEPATH="",
+)  # fmt: skip
+FINETUNE_ARGUMENTS = dict(
+    ENV="dsw", MEGATRON_PATH=ENGINE, MEGATRON_PATCH_PATH=str(ROOT), MODEL_SIZE="auto", BATCH_SIZE=1, LR="1e-3",
+    MIN_LR="1e-4", SEQ_LEN=128, PAD_LEN=80, EXTRA_VOCAB_SIZE=0, PR="fp32", TP=1, PP=1, AC="sel", DO="false", FL="false",
+    SP="false", TRAIN_DATASET_PATH="", VALID_DATASET_PATH="", PRETRAIN_CHECKPOINT_PATH="none", EPOCH=2, OUTPUT_BASEPATH="",
+)  # fmt: skip
+
+
+def run(
+    script: Path, *arguments: object, shell: str = "dash", processes: int | None = None, cwd: Path = ROOT, timeout: int = 500
+) -> subprocess.CompletedProcess[str]:
+    """One script with positional arguments; `processes` is GPUS_PER_NODE. Output and errors come back together."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    environment.update(PYTHON=sys.executable, PYTHONWARNINGS="ignore")
+    if processes is not None:
+        environment["GPUS_PER_NODE"] = str(processes)
+    words = [shell, str(script), *map(str, arguments)]
+    return subprocess.run(
+        words, env=environment, cwd=cwd, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def succeed(result: subprocess.CompletedProcess[str]) -> str:
+    """The output of a run that must have ended well."""
+    assert result.returncode == 0, result.stdout[-6000:]
+    return result.stdout
+
+
+def convert(source: Path, target: Path, tp: int = 1, pp: int = 1, extra: int = 0, back: bool = False) -> Path:
+    """model_convertor.sh on a folder of any size."""
+    succeed(run(CONVERT, ENGINE, source, target, tp, pp, "auto", extra, "true" if back else "false"))
+    return target
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration as TensorBoard has it, in fp32."""
+
+    loss: float
+    grad_norm: float
+
+
+def train(script: Path, output: Path, *flags: object, processes: int = 1, shell: str = "dash", **changed: object) -> list[Step]:
+    """Run a training script with the defaults above but for `changed`, and read its iterations."""
+    defaults = PRETRAIN_ARGUMENTS if script == PRETRAIN else FINETUNE_ARGUMENTS
+    assert set(changed) <= set(defaults), set(changed) - set(defaults)
+    values = {**defaults, **changed, "OUTPUT_BASEPATH": output}
+    options = ["--num-workers", 0, "--eval-interval", 0, *flags]
+    succeed(run(script, *values.values(), *options, shell=shell, processes=processes))
+    return list(steps(output))
+
+
+def steps(output: Path) -> Iterator[Step]:
+    """The iterations of all runs below OUTPUT_BASEPATH, in the order of their numbers; later runs win."""
+    losses, norms = scalars(output, "lm loss"), scalars(output, "grad-norm")
+    for iteration in sorted(losses):
+        yield Step(losses[iteration], norms[iteration])
+
+
+def scalars(output: Path, tag: str) -> dict[int, float]:
+    """A TensorBoard tag: iteration → value."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[int, float] = {}
+    for folder in sorted((output / "tensorboard").iterdir()):
+        events = EventAccumulator(str(folder)).Reload()
+        if tag in events.Tags()["scalars"]:
+            found.update({event.step: event.value for event in events.Scalars(tag)})
+    return found

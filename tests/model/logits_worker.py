@@ -1,0 +1,64 @@
+"""Run by torchrun: load a converted checkpoint at TP and PP, and save the logits [B, S, V] of given tokens."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(checkpoint: str, tokens_file: str, target: str, tp: int, pp: int, fused: bool) -> None:
+    import torch
+
+    from megatron_patch.checkpoint.training import load_weights
+    from megatron_patch.config import TrainConfig
+    from megatron_patch.core import parallel
+    from megatron_patch.core.patches import apply_patches
+    from megatron_patch.model.build import build_model, choose_backend
+    from megatron_patch.model_config import read_hf_config
+
+    tokens = torch.load(tokens_file, weights_only=True)
+    config = TrainConfig(
+        task="pretrain", name="logits", model=read_hf_config(checkpoint), extra_vocab_size=0, load=checkpoint,
+        output_path=".", tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, sequence_parallel=False,
+        use_distributed_optimizer=False, precision="fp32", recompute="none", use_flash_attn=fused,
+        micro_batch_size=tokens.size(0), global_batch_size=tokens.size(0), lr=0.0, min_lr=0.0,
+        seq_length=tokens.size(1), pad_length=tokens.size(1), train_data_path="", valid_data_path=None,
+    )  # fmt: skip
+    layout = parallel.start(config)
+    apply_patches()
+    model = build_model(config, layout, choose_backend(config, layout)[0])
+    load_weights(checkpoint, model)
+    logits = forward(model, config, tokens)
+    if layout.is_last_stage and layout.tensor_parallel_rank == 0:
+        torch.save(logits, target)
+    parallel.stop()
+
+
+def forward(model, config, tokens):
+    """The last stage's logits with all of the vocabulary; None on the others."""
+    import torch
+    from megatron.core import parallel_state
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+    kept = []
+
+    def step(_, stage):
+        output = stage(tokens)
+
+        def keep(logits):
+            kept.append(gather_from_tensor_model_parallel_region(logits.contiguous()))
+            return logits.sum(), torch.tensor(1), {}
+
+        return output, keep
+
+    with torch.no_grad():
+        get_forward_backward_func()(
+            forward_step_func=step, data_iterator=iter([None]), model=[model], num_microbatches=1,
+            seq_length=config.seq_length, micro_batch_size=config.micro_batch_size, forward_only=True,
+        )  # fmt: skip
+    return kept[0] if parallel_state.is_pipeline_last_stage() else None
+
+
+if __name__ == "__main__":
+    checkpoint, tokens_file, target, tp, pp, fused = sys.argv[1:]
+    main(checkpoint, tokens_file, target, int(tp), int(pp), fused == "fused")

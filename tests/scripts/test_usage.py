@@ -1,0 +1,110 @@
+"""Mistyped arguments: every finding at once, in sentences, with status 2, within two seconds, before any process starts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launching import (
+    CONVERT,
+    FINETUNE,
+    FINETUNE_ARGUMENTS,
+    GOLDEN,
+    PRETRAIN,
+    PRETRAIN_ARGUMENTS,
+    ROOT,
+    run,
+)
+
+CORPUS = GOLDEN / "data" / "corpus_text_document"
+SFT = GOLDEN / "sft" / "alpaca_output.json"
+PREPARE = ROOT / "toolkits/pretrain_data_preprocessing/run_make_pretraining_dataset.sh"
+COUNTS = {PRETRAIN: 24, FINETUNE: 22, CONVERT: 8, PREPARE: 6}
+
+
+def pretrain_values(tmp_path: Path, **changed: object) -> list[object]:
+    return list({**PRETRAIN_ARGUMENTS, "MODEL_SIZE": "tiny", "DATASET_PATH": CORPUS, "OUTPUT_BASEPATH": tmp_path, **changed}.values())
+
+
+def refused(script: Path, *arguments: object, **kwargs) -> str:
+    """The output of a call that must end with status 2 at once and leave nothing behind."""
+    started = time.monotonic()
+    result = run(script, *arguments, **kwargs)
+    assert time.monotonic() - started < 2.0
+    assert result.returncode == 2, result.stdout
+    assert "Traceback" not in result.stdout
+    return result.stdout
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+@pytest.mark.parametrize("script", COUNTS, ids=lambda path: path.name)
+def test_a_wrong_count_prints_the_documented_list(script, shell):
+    count = COUNTS[script]
+    documented = [line for line in script.read_text(encoding="utf-8").splitlines() if "=$" in line and "  # " in line]
+    assert len(documented) == count
+    for given in (0, count - 1, count + 1):
+        output = refused(script, *["x"] * given, shell=shell)
+        assert all(line in output for line in documented)
+        assert f"takes {count} arguments and got {given}" in output
+
+
+CASES = {
+    "ENV": ("cloud", "dsw, dlc"),
+    "PR": ("fp8", "fp16, bf16, fp32"),
+    "AC": ("partial", "sel, full, none"),
+    "TP": (3, "divide the 8 attention heads: write one of 1, 2"),
+    "PP": (3, "divide the 4 layers: write one of 1, 2, 4"),
+    "DATASET_PATH": ("/nowhere/corpus", "there is no /nowhere/corpus.idx and /nowhere/corpus.bin"),
+    "GLOBAL_BATCH_SIZE": (7, "multiple of BATCH_SIZE × data-parallel size = 2 × 1: write 6"),
+    "LR": ("fast", "a number of at least 0: write 1e-5"),
+    "DO": ("yes", "true, false"),
+    "MODEL_SIZE": ("8B", "7B, 13B, 70B, tiny, auto"),
+    "PRETRAIN_CHECKPOINT_PATH": ("/nowhere", "model_convertor.sh made, or none"),
+    "MEGATRON_PATCH_PATH": ("/nowhere", f"write {ROOT}"),
+    "TRAIN_TOKENS": (100, "one iteration is GLOBAL_BATCH_SIZE × SEQ_LEN"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_argument_says_what_is_allowed(name, tmp_path):
+    got, allowed = CASES[name]
+    number = list(PRETRAIN_ARGUMENTS).index(name) + 1
+    output = refused(PRETRAIN, *pretrain_values(tmp_path, BATCH_SIZE=2, **{name: got}))
+    assert f"${number} {name}: got '{got}'; " in output
+    assert allowed in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_findings_come_at_once_in_the_script_s_order(tmp_path):
+    wrong = {name: got for name, (got, _) in CASES.items() if name not in ("TRAIN_TOKENS", "GLOBAL_BATCH_SIZE")}
+    lines = refused(PRETRAIN, *pretrain_values(tmp_path, **wrong)).splitlines()
+    numbers = [int(line.split()[0][1:]) for line in lines if line.startswith("  $")]
+    names = list(PRETRAIN_ARGUMENTS)
+    # TP and PP are judged against the tiny model that an unknown MODEL_SIZE leaves.
+    assert set(numbers) == {names.index(name) + 1 for name in wrong}
+    assert numbers == sorted(numbers)
+
+
+def test_padding_beyond_the_sequence_is_refused(tmp_path):
+    values = {
+        **FINETUNE_ARGUMENTS, "MODEL_SIZE": "tiny", "PAD_LEN": 200, "TRAIN_DATASET_PATH": SFT,
+        "VALID_DATASET_PATH": tmp_path / "none.json", "OUTPUT_BASEPATH": tmp_path / "out",
+    }  # fmt: skip
+    output = refused(FINETUNE, *values.values())
+    assert "$9 PAD_LEN: got '200'; it must not be above SEQ_LEN = 128: write 128 or less." in output
+    assert "$19 VALID_DATASET_PATH" in output and "there is no such file" in output
+
+
+def test_unknown_flags_after_the_last_argument_are_named(tmp_path):
+    output = refused(PRETRAIN, *pretrain_values(tmp_path), "--no-such-flag", "1")
+    assert "--no-such-flag" in output
+
+
+def test_nothing_in_a_path_is_run_by_a_shell(tmp_path):
+    odd = tmp_path / "a b'c\"$(touch pwned)`touch pwned`;touch pwned *数据"
+    odd.mkdir()
+    output = refused(PRETRAIN, *pretrain_values(tmp_path, DATASET_PATH=odd / "none"), cwd=tmp_path)
+    assert str(odd / "none") in output
+    assert not (tmp_path / "pwned").exists()
