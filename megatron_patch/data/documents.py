@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.data.records import DAMAGED, BrokenListError, begins_list, open_stream, read_list
+from megatron_patch.data.records import (
+    DAMAGED,
+    BrokenListError,
+    begins_list,
+    open_stream,
+    read_list,
+    require_unicode,
+)
 
 CHUNK_BYTES = 1 << 20
 _CHUNK_ITEMS = 4096
@@ -118,7 +125,10 @@ def _list_chunks(stream: io.BufferedReader, begin: Place) -> Iterator[Chunk]:
 
 
 def _size(value: Any) -> int:
-    return sum(len(v) for v in value.values() if isinstance(v, str)) + 40 if isinstance(value, dict) else 40
+    """About how many characters of JSON a list's item is."""
+    if not isinstance(value, dict):
+        return 8
+    return sum(len(k) + 8 + (len(v) if isinstance(v, str) else 8) for k, v in value.items())
 
 
 def texts_of(
@@ -147,7 +157,8 @@ def _text_of(record: Any, keys: Sequence[str]) -> str:
     Unicode.
     """
     if isinstance(record, bytes):
-        if not record.strip():
+        record = record.strip()
+        if not record:
             return ""
         try:
             record = json.loads(record)
@@ -162,14 +173,5 @@ def _text_of(record: Any, keys: Sequence[str]) -> str:
             text = record[key]
             if not isinstance(text, str):
                 raise ValueError(f"its {key!r} is {type(text).__name__}, not a text")
-            if not text.isascii():
-                _refuse_surrogates(text)
-            return text
+            return require_unicode(text)
     raise ValueError(f"it lacks the key {' or '.join(map(repr, keys))}")
-
-
-def _refuse_surrogates(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("it holds half of a surrogate pair, which is no character") from None

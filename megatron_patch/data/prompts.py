@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from megatron_patch.data.records import require_unicode
 from megatron_patch.data.tokenizer import Tokenizer
 
 Encoded = tuple[list[int], list[bool]]
@@ -191,7 +192,7 @@ def _read_turns(turns: Any, field: str, who: str, said: str) -> list[dict[str, s
                 f"turn {number} of {field!r} must be an object with {who!r} "
                 f"(one of {', '.join(_ROLES)}) and a text {said!r}"
             )
-        out.append({"role": _ROLES[role], "content": turn[said]})
+        out.append({"role": _ROLES[role], "content": require_unicode(turn[said])})
     return out
 
 
@@ -203,4 +204,4 @@ def _text(record: dict[str, Any], key: str) -> str:
         )
     if not isinstance(record[key], str):
         raise ValueError(f"its {key!r} is {type(record[key]).__name__}, it must be a text")
-    return record[key]
+    return require_unicode(record[key])

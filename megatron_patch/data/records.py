@@ -106,6 +106,16 @@ def read_list(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
         raise BrokenListError(number + 1, "something follows the list's closing ']'", text.rest())
 
 
+def require_unicode(text: str) -> str:
+    """`text`, which JSON's escapes can give half of a surrogate pair. ValueError, one phrase, where they did."""
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("it holds half of a surrogate pair, which is no character") from None
+    return text
+
+
 class _ZstdReader(io.RawIOBase):
     """Zstandard frames as a byte stream. Unlike zstandard's own reader it does not take a truncated file for
     the end.

@@ -188,10 +188,6 @@ def encode_file(path: Path, tokenizer: Tokenizer, template: str) -> Iterator[Enc
     for number, record in samples:
         try:
             yield encode(record)
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{path}, sample {number}: it holds half a surrogate pair; rewrite it as UTF-8."
-            ) from error
         except ValueError as error:
             raise ValueError(f"{path}, sample {number}: {error}.") from error
 

@@ -1,0 +1,86 @@
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from megatron_patch.cli.inspect import main
+from megatron_patch.cli.inspect_checkpoint import read_metadata
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+def shown(capsys, *argv):
+    assert main([str(a) for a in argv]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", ["", ".bin", ".idx"])
+def test_an_indexed_dataset(capsys, ending):
+    out = shown(capsys, f"{GOLDEN}/data/corpus_text_document{ending}", "--tokenizer-folder", GOLDEN / "hf_mha")
+    assert "47 documents, 47 sequences, 3528 tokens, uint16" in out
+    assert "ids from 2 to 799" in out and "within the tokenizer's vocabulary of 800" in out
+    assert "47 of the first 47 documents end with the end token 2" in out
+    assert "document 0, 34 tokens, all of them learnt: Every student measures many small batches" in out
+    assert "         16 to 31                10 ####" in out
+
+
+def test_a_fine_tuning_file_with_its_mask(capsys):
+    path = GOLDEN / "sft" / "alpaca_output.json"
+    out = shown(capsys, path, "--tokenizer-folder", GOLDEN / "hf_mha", "--max-padding-length", 80)
+    assert "11 samples; fields: instruction (11), input (10), output (11)" in out
+    assert "### Response:⟦Hello!</s>⟧" in out and "2 of 11 samples are longer than 80" in out
+    assert '"instruction": "Say hello."' in shown(capsys, path)
+
+
+def test_what_cannot_be_read_is_a_sentence(capsys, tmp_path):
+    assert main([str(tmp_path / "none")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    shutil.copy(GOLDEN / "data" / "corpus_text_document.idx", tmp_path / "x.idx")
+    assert main([str(tmp_path / "x")]) == 2
+    assert "there is no" in capsys.readouterr().err
+
+
+class _Attack:
+    def __reduce__(self):
+        return os.mkdir, (str(_Attack.target),)
+
+
+def native(folder, metadata):
+    state = folder / "iter_0000010"
+    state.mkdir()
+    (state / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
+    (state / ".metadata").write_bytes(pickle.dumps(metadata))
+    (folder / "latest_checkpointed_iteration.txt").write_text("10")
+    return state
+
+
+def test_a_torch_dist_checkpoint(capsys, tmp_path):
+    import torch
+    from torch.distributed.checkpoint.metadata import (
+        BytesStorageMetadata,
+        ChunkStorageMetadata,
+        Metadata,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
+    chunks = [ChunkStorageMetadata(torch.Size([i * 400, 0]), torch.Size([400, 64])) for i in range(2)]
+    weight = TensorStorageMetadata(TensorProperties(torch.bfloat16), torch.Size([800, 64]), chunks)
+    native(tmp_path, Metadata({"embedding.weight": weight, "optimizer.state.exp_avg": weight, "rng": BytesStorageMetadata()}))
+    shutil.copy(GOLDEN / "hf_mha" / "config.json", tmp_path)
+    out = shown(capsys, tmp_path)
+    assert "iter_0000010 (torch_dist)" in out and "num_hidden_layers 4" in out
+    assert "1 model tensors, 51200 numbers; 1 optimizer tensors; 1 other objects" in out
+    assert "embedding.weight  (800, 64)  torch.bfloat16  2 chunks" in out
+
+
+def test_a_checkpoint_s_metadata_cannot_run_code(capsys, tmp_path):
+    _Attack.target = tmp_path / "pwned"
+    state = native(tmp_path, {"state_dict_metadata": _Attack()})
+    with pytest.raises(ValueError, match="no torch_dist metadata"):
+        read_metadata(state / ".metadata")
+    assert main([str(tmp_path)]) == 2
+    assert not _Attack.target.exists()

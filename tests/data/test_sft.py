@@ -1,0 +1,165 @@
+"""The original's arrays (golden/sft) are the truth where it is right; where it is not, what happens now is written here."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_patch.data.sft import build_sft_dataset
+
+PAD = 800  # the original's padding id, outside the vocabulary of 800
+ORIGINAL_IS_RIGHT = (0, 1, 2, 3, 4, 6, 7, 8)
+
+
+@pytest.fixture(scope="module")
+def original(golden):
+    return np.load(golden / "sft" / "finetune_pad80.npz")
+
+
+@pytest.fixture(scope="module")
+def samples(golden):
+    return json.loads((golden / "sft" / "alpaca_output.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def build(tokenizer, tmp_path):
+    def build(records, pad_len=80, seq_len=256, **options):
+        path = tmp_path / "data.json"
+        path.write_text(records if isinstance(records, str) else json.dumps(records), encoding="utf-8")
+        return build_sft_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, **options)
+
+    return build
+
+
+def learnt_text(tokenizer, row):
+    """What the model is asked to predict, the end token as </s>."""
+    ids = row["labels"][row["loss_mask"] == 1]
+    return "".join("</s>" if i == 2 else tokenizer.detokenize([i]) for i in ids)
+
+
+@pytest.mark.parametrize("i", ORIGINAL_IS_RIGHT)
+def test_tokens_labels_and_mask_are_the_original_s(build, samples, original, i):
+    row = build(samples)[i]
+    ids, mask = original["input_ids"][i], original["loss_mask"][i]
+    kept = ids != PAD
+    assert (row["tokens"][kept] == ids[kept]).all()
+    assert (row["loss_mask"][:-1] == mask[1:]).all() and row["loss_mask"][-1] == 0
+    learnt = mask[1:] == 1
+    assert (row["labels"][:-1][learnt] == original["model_labels"][i][learnt]).all()
+    assert (row["position_ids"] == np.arange(80)).all()
+
+
+def test_every_id_lies_inside_the_vocabulary(build, samples, original):
+    assert (original["input_ids"] == PAD).any(), "the original's padding does not"
+    for row in build(samples):
+        assert row["tokens"].min() >= 0 and row["tokens"].max() < 800
+        assert row["labels"].min() >= 0 and row["labels"].max() < 800
+
+
+def test_the_end_token_is_learnt_and_padding_is_not(build, samples, tokenizer):
+    row = build(samples)[0]
+    assert learnt_text(tokenizer, row) == "Hello!</s>"
+    assert row["loss_mask"].sum() == len(tokenizer.tokenize("Hello!")) - 1 + 1  # no leading space piece; the end token
+
+
+def test_a_null_input_is_no_input(build, samples):
+    dataset = build([samples[5], {"instruction": "Count.", "output": "1 2 3"}])
+    assert (dataset[0]["tokens"] == dataset[1]["tokens"]).all()
+    assert samples[5]["input"] is None
+
+
+def test_a_literal_pad_is_text(build, samples, tokenizer):
+    dataset = build(samples)
+    assert "Mark [PAD] here." in tokenizer.detokenize(dataset[9]["tokens"])
+    assert learnt_text(tokenizer, dataset[9]) == "ok</s>"
+    answer = dataset[10]["labels"][dataset[10]["loss_mask"] == 1]
+    assert tokenizer.detokenize(answer[: answer.tolist().index(2)]) == "text with [PAD] and "
+    assert answer[-9:].tolist() == [635, 2, 635, 361, 637, 273, 639, 645, 638][1:] + [2], "as the original from </s> on"
+
+
+def test_cut_samples_are_counted_and_said(build, samples):
+    report = build(samples).report
+    assert (report.samples, report.cut, report.without_answer) == (11, 2, 1)
+    assert report.learnt == sum(int(row["loss_mask"].sum()) for row in build(samples))
+    lines = " ".join(report.lines())
+    assert "2 of 11 samples are longer than 80 tokens and were cut" in lines and "1 samples have no answer" in lines
+    assert build(samples)[3]["tokens"][-1] != 2, "a cut answer has no end token"
+    assert len(build([samples[0]]).report.lines()) == 1
+
+
+def test_lines_and_content_are_taken_too(build, samples):
+    lines = "\n".join(json.dumps({"instruction": s["instruction"], "content": s["output"]}) for s in samples[:3]) + "\n\n"
+    assert len(build(lines)) == 3
+    assert (build(lines)[2]["tokens"] == build(samples)[2]["tokens"]).all()
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": 3}], r"sample 2: its 'output' is int"),
+        ([{"instruction": ["a"], "output": "b"}], r"sample 1: its 'instruction' is list"),
+        ([{"instruction": "a", "input": 1, "output": "b"}], r"sample 1: its 'input' is int"),
+        ([{"instruction": "a"}], r"sample 1: it has neither 'output' nor 'content'"),
+        ([{"output": "a"}], r"sample 1: it has no 'instruction'"),
+        ([{"messages": []}], r"sample 1: it is a conversation; pass --template"),
+        ([{"instruction": "a", "output": "b"}, "text"], r"item 2: it is a str, it must be an object"),
+        ('{"instruction": "a", "output": "b"}\n{"instruction": ', r"line 2: Expecting value"),
+        ('[{"instruction": "a", "output": "b"}, {"ins', r"item 2: Unterminated string"),
+        ("", r"holds no samples"),
+        ("[]", r"holds no samples"),
+        ('[{"instruction": "\\ud83d", "output": "b"}]', r"sample 1: it holds half of a surrogate pair"),
+    ],
+)
+def test_bad_data_is_an_error_that_names_the_place(build, records, words):
+    with pytest.raises(ValueError, match=rf"data\.json.*{words}"):
+        build(records)
+
+
+def test_lengths_that_cannot_be_are_refused(build, samples):
+    with pytest.raises(ValueError, match="PAD_LEN is 300; .* at most SEQ_LEN, 256"):
+        build(samples, pad_len=300)
+    with pytest.raises(ValueError, match="template 'x' is not known"):
+        build(samples, template="x")
+
+
+def test_packing_keeps_every_token_and_restarts_positions(build, samples):
+    apart, packed = build(samples, pad_len=256), build(samples, packing=True)
+    assert len(packed) < len(apart)
+
+    def pieces(dataset):
+        rows = []
+        for row in dataset:
+            segments = row.get("segment_ids")
+            for segment in [None] if segments is None else range(1, segments.max() + 1):
+                where = slice(None) if segment is None else segments == segment
+                kept = [row[k][where].tolist() for k in ("tokens", "labels", "loss_mask", "position_ids")]
+                rows.append(kept)
+        return rows
+
+    wholes = [[column[:n] for column in piece] for piece, n in zip(pieces(apart), np.minimum(np.diff(apart.table.offsets), 256))]
+    for whole in wholes:
+        whole[1][-1] = packed.fill  # the last label of a sample is not learnt, and is never its neighbour's first token
+    assert sorted(pieces(packed)) == sorted(wholes)
+    for row in packed:
+        assert (row["loss_mask"][row["segment_ids"] == 0] == 0).all()
+
+
+def test_packed_loss_per_token_is_the_unpacked_one(build, samples):
+    """One attention layer over random weights, causal within a segment: the sums over learnt tokens agree in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    embed, place = torch.randn(800, 32, generator=generator), torch.randn(256, 32, generator=generator)
+
+    def loss(dataset):
+        total = count = 0.0
+        for row in dataset:
+            t = {k: torch.from_numpy(v) for k, v in row.items()}
+            x = embed[t["tokens"]] + place[t["position_ids"]]
+            segments = t.get("segment_ids", torch.ones(len(x), dtype=torch.int64))
+            mask = torch.tril(segments[:, None] == segments[None, :])
+            y = torch.softmax((x @ x.T / 6).masked_fill(~mask, -1e9), -1) @ x
+            each = torch.nn.functional.cross_entropy(y @ embed.T, t["labels"], reduction="none")
+            total, count = total + (each * t["loss_mask"]).sum().item(), count + t["loss_mask"].sum().item()
+        return total / count
+
+    assert loss(build(samples, packing=True)) == pytest.approx(loss(build(samples, pad_len=256)), rel=1e-6)

@@ -1,0 +1,111 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_patch.data.sft import build_sft_dataset
+from megatron_patch.data.token_cache import cached_table, make_table
+
+SAMPLES = [([1, 5, 6, 2], [False, False, True, True]), ([1, 7], [False, False])]
+BUILDER = """
+import sys, time
+from pathlib import Path
+from megatron_patch.data.token_cache import cached_table, make_table
+folder, log = Path(sys.argv[1]), Path(sys.argv[2])
+def build():
+    with open(log, "a") as file:
+        file.write("built\\n")
+    time.sleep(float(sys.argv[3]))
+    return make_table(iter([([1, 5, 6, 2], [False, False, True, True])]))
+print(cached_table(folder, folder / "data.json", {}, build).sample(0, 9)[0].tolist())
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "data.json").write_text("content")
+    return tmp_path / "data.json"
+
+
+def counting(builds):
+    def build():
+        builds.append(1)
+        return make_table(iter(SAMPLES))
+
+    return build
+
+
+def test_what_is_cached_is_what_was_built(tmp_path, data):
+    table = cached_table(tmp_path / "cache", data, {}, counting([]))
+    ids, learnt = table.sample(0, 3)
+    assert (ids.tolist(), learnt.tolist()) == ([1, 5, 6], [False, False, True])
+    assert table.sample(1, 9)[0].tolist() == [1, 7]
+    assert table.learnt_counts(4).tolist() == [2, 0] and table.learnt_counts(3, block=1).tolist() == [1, 0]
+    assert isinstance(table.flat.base, np.memmap) or isinstance(table.flat, np.memmap)
+
+
+def test_the_key_is_content_and_settings_and_not_the_place(tmp_path, data):
+    builds, build = [], None
+    build = counting(builds)
+    cached_table(tmp_path / "cache", data, {"template": "a"}, build)
+    moved = data.rename(tmp_path / "elsewhere.json")
+    cached_table(tmp_path / "cache", moved, {"template": "a"}, build)
+    assert len(builds) == 1
+    cached_table(tmp_path / "cache", moved, {"template": "b"}, build)
+    moved.write_text("other")
+    cached_table(tmp_path / "cache", moved, {"template": "a"}, build)
+    assert len(builds) == 3
+
+
+def test_lengths_and_packing_share_one_cache(golden, tokenizer, tmp_path):
+    path = golden / "sft" / "alpaca_output.json"
+    for pad_len, seq_len, packing in ((80, 80, False), (40, 128, False), (80, 99, True)):
+        options = {"pad_len": pad_len, "seq_len": seq_len, "packing": packing}
+        cached = build_sft_dataset(path, tokenizer, cache_dir=tmp_path, **options)
+        fresh = build_sft_dataset(path, tokenizer, **options)
+        assert cached.report == fresh.report
+        assert all((a[k] == b[k]).all() for a, b in zip(cached, fresh) for k in a)
+    assert len(list(tmp_path.glob("*.bin"))) == 1
+    build_sft_dataset(path, tokenizer, pad_len=80, seq_len=80, template="llama2-chat", cache_dir=tmp_path)
+    assert len(list(tmp_path.glob("*.bin"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "header"])
+def test_a_damaged_cache_is_made_again_and_says_so(tmp_path, data, capsys, damage):
+    builds = []
+    cached_table(tmp_path / "cache", data, {}, counting(builds))
+    (path,) = (tmp_path / "cache").glob("*.bin")
+    good = path.read_bytes()
+    flipped = good[:-3] + bytes([good[-3] ^ 1]) + good[-2:]
+    path.write_bytes({"cut": good[:-4], "flipped": flipped, "empty": b"", "header": b"x" * len(good)}[damage])
+    table = cached_table(tmp_path / "cache", data, {}, counting(builds))
+    assert table.sample(0, 9)[0].tolist() == [1, 5, 6, 2] and len(builds) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert path.read_bytes() == good
+
+
+def start(tmp_path, seconds):
+    command = [sys.executable, "-c", BUILDER, str(tmp_path), str(tmp_path / "log"), str(seconds)]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+
+
+def test_of_several_processes_one_builds(tmp_path, data):
+    processes = [start(tmp_path, 0.5) for _ in range(3)]
+    assert [json.loads(p.communicate()[0]) for p in processes] == [[1, 5, 6, 2]] * 3
+    assert (tmp_path / "log").read_text() == "built\n"
+
+
+def test_a_killed_builder_holds_nobody_up(tmp_path, data):
+    killed = start(tmp_path, 60)
+    while not (tmp_path / "log").exists():
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not list(tmp_path.glob("tokens-*.bin"))
+    assert json.loads(start(tmp_path, 0).communicate(timeout=20)[0]) == [1, 5, 6, 2]

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from megatron_patch.data.sft import build_sft_dataset
+from megatron_patch.data.wudao import clean_wudao
+from megatron_patch.data.wudao_split import split_wudao
+
+PARTS = ("part-2021278643.json", "part-2021283004.json")
+
+
+def raw(golden):
+    return [record for part in PARTS for record in json.loads((golden / "data" / "wudao_raw" / part).read_text("utf-8"))]
+
+
+def test_cleaning_is_the_original_s(golden):
+    cleaned = [
+        json.loads(line)["text"]
+        for part in PARTS
+        for line in (golden / "data" / "wudao_cleaned" / part).read_text("utf-8").splitlines()
+    ]
+    assert [clean_wudao(record["content"]) for record in raw(golden)] == cleaned
+    assert len(cleaned) == 21
+
+
+def split(golden, folder, **options):
+    files = [golden / "data" / "wudao_raw" / part for part in PARTS]
+    return split_wudao(files, folder, **options)
+
+
+def test_every_record_is_on_one_side_with_its_title(golden, tmp_path, tokenizer):
+    counts = split(golden, tmp_path, valid_fraction=0.3)
+    train, valid = (json.loads((tmp_path / f"wudao_{side}.json").read_text("utf-8")) for side in ("train", "valid"))
+    assert (len(train), len(valid)) == (counts.train, counts.valid) and min(counts.train, counts.valid) > 2
+    wanted = [{"instruction": r["title"], "input": "", "content": r["content"]} for r in raw(golden)]
+    assert sorted(train + valid, key=str) == sorted(wanted, key=str)
+    dataset = build_sft_dataset(tmp_path / "wudao_train.json", tokenizer, pad_len=256, seq_len=256)
+    assert len(dataset) == counts.train
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["wudao_skipped.jsonl", "wudao_train.json", "wudao_valid.json"]
+
+
+def test_the_split_does_not_move_when_files_are_added(golden, tmp_path):
+    split(golden, tmp_path / "both", valid_fraction=0.3)
+    split_wudao([golden / "data" / "wudao_raw" / PARTS[0]], tmp_path / "one", valid_fraction=0.3)
+    both, one = (json.loads((tmp_path / n / "wudao_valid.json").read_text("utf-8")) for n in ("both", "one"))
+    assert one == [sample for sample in both if sample in one] and one
+
+
+def test_nothing_appears_when_too_much_is_bad(golden, tmp_path):
+    with pytest.raises(ValueError, match="1 of 22 records are bad, .*wudao_skipped.jsonl lists them"):
+        split_wudao([golden / "data" / "wudao_raw"], tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["wudao_skipped.jsonl"]
+    assert "broken.json" in (tmp_path / "wudao_skipped.jsonl").read_text("utf-8")
+
+
+def test_no_validation_part_is_an_empty_list(golden, tmp_path):
+    assert split(golden, tmp_path, valid_fraction=0).valid == 0
+    assert json.loads((tmp_path / "wudao_valid.json").read_text()) == []
