@@ -152,7 +152,7 @@ def test_a_killed_run_is_gone_on_with(golden, corpus, settings, tmp_path, form):
     assert not list(tmp_path.glob("out.bin")) and not list(tmp_path.glob("out.idx"))
     for name in ("tokens", "lengths", "skipped"):  # what was written after the last state does not count
         with open(tmp_path / "out.partial" / name, "ab") as file:
-            file.write(b"unfinished")
+            file.write(b"unfinished" * 2000)
     rest = run("out", "0")
     assert "going on after" in rest.stderr
     assert int(rest.stdout) <= whole - 5, "what was finished is not tokenized again"

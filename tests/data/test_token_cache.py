@@ -47,6 +47,8 @@ def test_what_is_cached_is_what_was_built(tmp_path, data):
     assert (ids.tolist(), learnt.tolist()) == ([1, 5, 6], [False, False, True])
     assert table.sample(1, 9)[0].tolist() == [1, 7]
     assert table.learnt_counts(4).tolist() == [2, 0] and table.learnt_counts(3, block=1).tolist() == [1, 0]
+    first_learnt = make_table(iter([([3, 4], [True, True])]))
+    assert first_learnt.learnt_counts(9).tolist() == [1], "nothing predicts a first token"
     assert isinstance(table.flat.base, np.memmap) or isinstance(table.flat, np.memmap)
 
 

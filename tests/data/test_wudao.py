@@ -21,6 +21,7 @@ def test_cleaning_is_the_original_s(golden):
     ]
     assert [clean_wudao(record["content"]) for record in raw(golden)] == cleaned
     assert len(cleaned) == 21
+    assert clean_wudao("保留，。《》•、＆—（）：？！“”· 去掉；【】『』…￥") == "保留，。《》•、＆—（）：？！“”· 去掉"
 
 
 def split(golden, folder, **options):
@@ -39,11 +40,15 @@ def test_every_record_is_on_one_side_with_its_title(golden, tmp_path, tokenizer)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["wudao_skipped.jsonl", "wudao_train.json", "wudao_valid.json"]
 
 
-def test_the_split_does_not_move_when_files_are_added(golden, tmp_path):
-    split(golden, tmp_path / "both", valid_fraction=0.3)
-    split_wudao([golden / "data" / "wudao_raw" / PARTS[0]], tmp_path / "one", valid_fraction=0.3)
-    both, one = (json.loads((tmp_path / n / "wudao_valid.json").read_text("utf-8")) for n in ("both", "one"))
-    assert one == [sample for sample in both if sample in one] and one
+def test_a_record_s_side_depends_on_its_text_alone(golden, tmp_path):
+    sides = []
+    for name, records in (("all", raw(golden)), ("some", raw(golden)[:4:-1])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+        split_wudao([tmp_path / f"{name}.jsonl"], tmp_path / name, valid_fraction=0.5)
+        valid = json.loads((tmp_path / name / "wudao_valid.json").read_text("utf-8"))
+        sides.append({sample["content"] for sample in valid})
+    some = {record["content"] for record in raw(golden)[5:]}
+    assert sides[1] == sides[0] & some and 3 < len(sides[1]) < 13
 
 
 def test_nothing_appears_when_too_much_is_bad(golden, tmp_path):
