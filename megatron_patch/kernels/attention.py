@@ -73,7 +73,8 @@ def attention(
     """q [Sq, B, N, D], k and v [Sk, B, G, D], of any strides with a contiguous last dimension → [Sq, B, N·D].
 
     segment_ids [B, S] integer: for packed samples, a query sees the keys of its own segment only (Sq = Sk =
-    S, equal ids adjoin). bounds: `segment_bounds(segment_ids)`, for 'flash_attn' and 'varlen', which without
+    S). Equal ids must adjoin: an id that comes back is another segment to 'flash_attn' and 'varlen', the same
+    one to a mask. bounds: `segment_bounds(segment_ids)`, for 'flash_attn' and 'varlen', which without
     it work it out and wait for the device in every layer. implementation: of the softmax in 'unfused'.
     ValueError for an unknown backend, heads that are not a multiple of groups, more queries than keys under
     causal, or segment_ids of another shape.

@@ -67,8 +67,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits = logits.contiguous()
         rows = logits.view(-1, logits.shape[-1])
         flat_labels = labels.reshape(-1)
-        # An ignored label must not become a column here, whatever vocab_start is.
-        targets = torch.where(flat_labels < 0, -1, flat_labels - vocab_start)
+        targets = flat_labels - vocab_start
         maximum, total, at_target = (_statistics if triton else statistics_reference)(rows, targets)
         if group is not None:
             maximum, total, at_target = _reduce(maximum, total, at_target, group)

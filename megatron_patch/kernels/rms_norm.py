@@ -11,8 +11,8 @@ import torch
 
 from ._dispatch import ceil_div, kernel, multiprocessors, next_power_of_two, tl, use_triton
 
-# The backward has one program a multiprocessor, so that few partial sums of dweight are written, and keeps the
-# loads of three rows in flight instead, where those of two rows fit into this many bytes of shared memory.
+# The backward has one program a multiprocessor, so that few partial sums of dweight are written, and keeps
+# the loads of three rows in flight instead, where two rows' fit into this many bytes of shared memory.
 PIPELINE_BYTES = 196608
 
 

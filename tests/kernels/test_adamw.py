@@ -3,7 +3,7 @@ import torch
 
 from megatron_patch.kernels.adamw import adamw_step_, adamw_step_list_, grad_norm_squared
 
-OPTIONS = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+OPTIONS = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.1)
 
 
 def torch_adamw(parameter):

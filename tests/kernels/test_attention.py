@@ -55,7 +55,7 @@ def test_causal(draw, agree, truth_of, dtype, backend, heads, groups, head_dim):
 def test_packed_samples_do_not_see_each_other(draw, agree, truth_of, device, backend):
     dtype = torch.bfloat16 if CUDA else torch.float32
     q, k, v = (draw(dtype, 16, 2, heads, 16) for heads in (4, 2, 2))
-    ids = torch.tensor([[0] * 5 + [1] * 11, [3] * 1 + [4] * 8 + [3] * 7], device=device)
+    ids = torch.tensor([[0] * 5 + [1] * 11, [3] * 1 + [4] * 8 + [5] * 7], device=device)
     q64, k64, v64 = truth_of(q, k, v)
     out = attention(q, k, v, scale=0.25, backend=backend, segment_ids=ids)
     truth = truth_attention(q64, k64, v64, 0.25, segment_ids=ids)

@@ -35,6 +35,16 @@ def test_loss_and_gradient(draw, agree, truth_of, device, implementation, dtype,
         agree(logits.grad, logits64.grad)
 
 
+def test_a_maximum_that_grows_along_the_vocabulary(agree, device, implementation):
+    rising = torch.linspace(-50, 50, 9001, device=device)
+    logits = torch.stack([rising, rising.flip(0), rising.abs()])
+    labels = torch.tensor([0, 1, 2], device=device)
+    agree(
+        vocab_parallel_cross_entropy(logits, labels, implementation=implementation),
+        losses(logits.double(), labels),
+    )
+
+
 def test_gradient_takes_the_place_of_the_logits_and_only_once(draw, device, implementation):
     logits = draw(torch.float32, 4, 50) * 1
     loss = vocab_parallel_cross_entropy(
