@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from megatron_patch.checkpoint.conversion_arguments import Conversion, model_findings
 from megatron_patch.checkpoint.hf_files import copy_side_files, write_hf, write_json
 from megatron_patch.checkpoint.layout import (
     RELEASE,
@@ -31,27 +32,9 @@ from megatron_patch.checkpoint.source import (
     with_vocabulary_rows,
 )
 from megatron_patch.checkpoint.verify import verify
-from megatron_patch.model_config import LlamaConfig, to_hf_config
+from megatron_patch.model_config import LLAMA_SIZES, to_hf_config
 
-DEFAULT_FILE_BYTES = 5 * 10**9
 _MARGIN = 64 << 20  # what the headers and the small files may take
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """One conversion, checked as far as it can be without looking into tensors."""
-
-    source: Path
-    target: Path
-    to_hf: bool
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    extra_vocab_size: int = 0
-    fallback: LlamaConfig | None = None  # for a checkpoint of 2023 without config.json
-    dtype: str | None = None  # None: the source's
-    overwrite: bool = False
-    verify: bool = False
-    max_file_bytes: int = DEFAULT_FILE_BYTES
 
 
 @dataclass(frozen=True)
@@ -100,10 +83,12 @@ def convert(job: Conversion) -> Summary:
 
 def prepared(job: Conversion) -> Source:
     """The source with the rows and the dtype that the target is to have, every shape checked."""
-    source = open_source(job.source, job.fallback)
+    source = open_source(job.source, LLAMA_SIZES.get(job.model_name))
     if (source.kind == "hf") == job.to_hf:
         wanted = "a Megatron checkpoint" if job.to_hf else "a Hugging Face folder"
         raise ValueError(f"{job.source} is not {wanted}, which mg2hf = {str(job.to_hf).lower()} converts from.")
+    for name, got, problem in model_findings(job, source.config):
+        raise ValueError(f"{name}: got '{got}'; {problem}")
     if job.to_hf:
         source = with_vocabulary_rows(_with_recorded_rows(source, job.extra_vocab_size))
     else:
