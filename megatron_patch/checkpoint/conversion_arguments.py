@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 from megatron_patch.arguments import Findings, UsageParser, numbered
 from megatron_patch.checkpoint.layout import (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from megatron_patch.checkpoint.lazy import nbytes
 from megatron_patch.checkpoint.mapping import places

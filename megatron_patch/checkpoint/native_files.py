@@ -6,8 +6,8 @@ import io
 import json
 import pickle
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Sequence
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo

@@ -6,8 +6,8 @@ import contextlib
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from megatron_patch.checkpoint.layout import TRACKER, flush
 

@@ -7,7 +7,8 @@ For the pickles that torch's own `weights_only` loader does not read: torch_dist
 from __future__ import annotations
 
 import pickle
-from typing import Any, BinaryIO, Mapping
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 
 class RestrictedUnpickler(pickle.Unpickler):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 

@@ -11,9 +11,10 @@ Rules, as the original converters of September and October wrote them; every ran
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from megatron_patch.checkpoint.layout import CheckpointLocation
 from megatron_patch.checkpoint.lazy import Cast, LazyTensor, Rows, beside, load, stack

@@ -1,0 +1,223 @@
+"""How long a conversion takes beside copying the same folder, and how much memory it needs.
+
+    python benchmarks/convert.py --size llama2-7b --rounds 3 --folder /path/on/the/disk/to/measure
+
+Makes a model of random numbers, then in turn, as often as --rounds says: `cp -r` and `sync` of the Hugging Face folder,
+its conversion to Megatron, `cp -r` and `sync` of the result, and its conversion back. Each runs in a process of its own;
+page caches are dropped before each where that is permitted. Peak memory is the largest resident memory of the converter's
+process, less that of an interpreter that has imported the same modules and done nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from megatron_patch.checkpoint.hf_files import INDEX, write_json  # noqa: E402
+from megatron_patch.checkpoint.lazy import nbytes  # noqa: E402
+from megatron_patch.checkpoint.mapping import hf_shapes, places  # noqa: E402
+from megatron_patch.checkpoint.progress import Progress  # noqa: E402
+from megatron_patch.checkpoint.source import TORCH_DTYPES  # noqa: E402
+from megatron_patch.checkpoint.stream import Item, partition, write_files, write_safetensors  # noqa: E402
+from megatron_patch.model_config import LLAMA_SIZES, LlamaConfig, to_hf_config  # noqa: E402
+
+_POOL = 8 << 20
+_SHARD_BYTES = 5 * 10**9
+_IMPORTS = "import megatron_patch.checkpoint.convert"
+
+
+@dataclass(frozen=True)
+class RandomTensor:
+    """Normal numbers of standard deviation 0.02, cut from one pool at a place that `seed` chooses."""
+
+    pool: torch.Tensor
+    seed: int
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pool.dtype
+
+    def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        flat = out.view(-1)
+        start = (self.seed * 7919 + first * 104729) % (self.pool.numel() // 2)
+        for position in range(0, flat.numel(), self.pool.numel() // 2):
+            rest = flat[position : position + self.pool.numel() // 2]
+            rest.copy_(self.pool[start : start + rest.numel()])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of one command."""
+
+    what: str
+    seconds: float
+    peak_bytes: int
+
+
+def make_model(folder: Path, config: LlamaConfig, dtype: str) -> int:
+    """Write a Hugging Face folder of random weights; its bytes."""
+    folder.mkdir(parents=True)
+    pool = torch.randn(_POOL, generator=torch.Generator().manual_seed(1)).mul_(0.02).to(TORCH_DTYPES[dtype])
+    items = []
+    for place in places(config):
+        for name, shape in zip(place.hf_names, hf_shapes(config, place)):
+            items.append(Item(name, RandomTensor(pool, len(items), shape), shape))
+    total = sum(nbytes(item.tensor) for item in items)
+    shards = partition(items, _SHARD_BYTES)
+    named = [(f"model-{n:05d}-of-{len(shards):05d}.safetensors", part) for n, part in enumerate(shards, start=1)]
+    with Progress("making the model", total) as progress:
+        written = write_files(folder, named, write_safetensors, progress.add)
+    write_json(folder / INDEX, {"metadata": {}, "weight_map": {one.item.name: one.file for one in written}})
+    write_json(folder / "config.json", to_hf_config(config, dtype=dtype))
+    return total
+
+
+def drop_caches() -> bool:
+    """Write everything out and empty the page cache; False where that is not permitted."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def measure(what: str, command: list[str], target: Path) -> Measurement:
+    """Run `command`, which makes `target`, in a process of its own, from an empty page cache."""
+    shutil.rmtree(target, ignore_errors=True)
+    drop_caches()
+    start = time.monotonic()
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - start
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
+    print(f"{what}: {seconds:.1f} s", file=sys.stderr, flush=True)
+    return Measurement(what, seconds, usage.ru_maxrss * 1024)
+
+
+def copy(source: Path, target: Path, what: str) -> Measurement:
+    return measure(what, ["sh", "-c", 'cp -r "$1" "$2" && sync', "sh", str(source), str(target)], target)
+
+
+def conversion(source: Path, target: Path, to_hf: bool) -> Measurement:
+    flags = {
+        "--megatron-path": "none",
+        "--source": str(source),
+        "--target": str(target),
+        "--tensor-model-parallel-size": "1",
+        "--pipeline-model-parallel-size": "1",
+        "--model-name": "auto",
+        "--extra-vocab-size": "0",
+        "--mg2hf": str(to_hf).lower(),
+    }
+    pairs = [text for pair in flags.items() for text in pair]
+    what = "Megatron → Hugging Face" if to_hf else "Hugging Face → Megatron"
+    return measure(what, [sys.executable, "-m", "megatron_patch.cli.convert", *pairs], target)
+
+
+def imports_peak() -> int:
+    """Resident bytes of an interpreter with the converter's imports."""
+    process = subprocess.Popen([sys.executable, "-c", _IMPORTS], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0
+    return usage.ru_maxrss * 1024
+
+
+def one_round(folder: Path) -> list[Measurement]:
+    hf, megatron, copied, back = (folder / name for name in ("hf", "megatron", "copy", "back"))
+    measured = [copy(hf, copied, "cp -r, sync of the Hugging Face folder")]
+    shutil.rmtree(copied)
+    measured.append(conversion(hf, megatron, to_hf=False))
+    measured.append(copy(megatron, copied, "cp -r, sync of the Megatron folder"))
+    shutil.rmtree(copied)
+    measured.append(conversion(megatron, back, to_hf=True))
+    shutil.rmtree(back)
+    shutil.rmtree(megatron)
+    return measured
+
+
+def summary(rounds: list[list[Measurement]], total: int, imports: int) -> list[dict[str, object]]:
+    """One row a command: medians; conversions also as a ratio to the copy before them in the same round."""
+    rows: list[dict[str, object]] = []
+    for column, runs in enumerate(zip(*rounds)):
+        seconds = statistics.median(run.seconds for run in runs)
+        row: dict[str, object] = {
+            "what": runs[0].what,
+            "seconds": [round(run.seconds, 2) for run in runs],
+            "median_seconds": round(seconds, 2),
+            "MB_per_second": round(total / 1e6 / seconds),
+        }
+        if column % 2:
+            ratios = [one[column].seconds / one[column - 1].seconds for one in rounds]
+            row["ratio"] = round(statistics.median(ratios), 2)
+            row["ratios"] = [round(ratio, 2) for ratio in ratios]
+            row["peak_MiB_above_imports"] = round(max(run.peak_bytes - imports for run in runs) / 2**20)
+        rows.append(row)
+    return rows
+
+
+def print_table(rows: list[dict[str, object]]) -> None:
+    print("| | seconds (median) | MB/s | ratio to cp + sync | peak memory above imports |")
+    print("|---|---|---|---|---|")
+    for row in rows:
+        ratio, peak = row.get("ratio", ""), row.get("peak_MiB_above_imports")
+        print(
+            f"| {row['what']} | {row['median_seconds']} | {row['MB_per_second']} | {ratio} | {f'{peak} MiB' if peak is not None else ''} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=LLAMA_SIZES, default="llama2-7b")
+    parser.add_argument("--layers", type=int, help="cut the model to so many layers")
+    parser.add_argument("--dtype", choices=TORCH_DTYPES, default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, required=True, help="on the disk to measure; a new folder in it is used")
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    arguments = parser.parse_args()
+    config = LLAMA_SIZES[arguments.size]
+    config = replace(config, num_layers=arguments.layers or config.num_layers)
+    folder = arguments.folder / f"convert-{os.getpid()}"
+    try:
+        total = make_model(folder / "hf", config, arguments.dtype)
+        dropped = drop_caches()
+        imports = imports_peak()
+        rows = summary([one_round(folder) for _ in range(arguments.rounds)], total, imports)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print_table(rows)
+    facts = {
+        "size": arguments.size,
+        "layers": config.num_layers,
+        "dtype": arguments.dtype,
+        "bytes": total,
+        "page_cache_dropped": dropped,
+        "imports_MiB": round(imports / 2**20),
+        "cpu": f"{os.cpu_count()} × {platform.machine()}",
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    print(json.dumps(facts, ensure_ascii=False))
+    if arguments.json:
+        write_json(arguments.json, facts)
+
+
+if __name__ == "__main__":
+    main()
