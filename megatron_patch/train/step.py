@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+import os
+from contextlib import nullcontext
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from megatron.core.utils import get_model_config
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
+from megatron_patch.core.weight_gradients import beside_the_backward_pass
 from megatron_patch.data.loading import Batch, to_device
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, can_use_graphs
@@ -109,7 +112,8 @@ def _forward_backward(state: TrainState, group: list[Batch]) -> torch.Tensor:
     for batch in group:
         output, summed = run(iter([batch]), state.model)
         total, _, kept = summed(output)
-        scale(total).backward()
+        with beside_the_backward_pass() if os.environ.get("SIDE") else nullcontext():
+            scale(total).backward()
         found.append(kept)
     return torch.stack(found).sum(0)
 
