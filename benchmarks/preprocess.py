@@ -138,7 +138,7 @@ def compare(folder: Path, texts: list[str], megabytes: int, rounds: int) -> None
     engine = huggingface_tokenizer(folder / "tokenizer" / "tokenizer.model")
     times: dict[str, list[float]] = {"1 worker": [], "2 workers": [], "encode_batch, 1 thread": []}
     peaks: dict[str, int] = {}
-    tokens = 0
+    tokens, load = 0, os.getloadavg()[0]
     for _ in range(rounds):
         for workers, name in ((1, "1 worker"), (2, "2 workers")):
             seconds, peak, tokens = run_cli(corpus, folder, workers)
@@ -155,11 +155,11 @@ def compare(folder: Path, texts: list[str], megabytes: int, rounds: int) -> None
         print(
             f"  {name:24s} {size / 1e6 / t:6.2f} MB/s {count / t:8.0f} documents/s {tokens / t:10.0f} tokens/s{memory}"
         )
-    one, two, alone = (statistics.median(seconds) for seconds in times.values())
-    print(
-        f"  2 workers are {one / two:.2f} times as fast as 1; "
-        f"1 worker is {alone / one:.2f} times as fast as encode_batch alone"
-    )
+    ones, twos, alones = times.values()
+    speedup = statistics.median(one / two for one, two in zip(ones, twos))
+    against = statistics.median(alone / one for one, alone in zip(ones, alones))
+    print(f"  within a round: 2 workers are {speedup:.2f} times as fast as 1; 1 worker {against:.2f} times as encode_batch")
+    print(f"  load average before and after: {load:.2f}, {os.getloadavg()[0]:.2f}")
 
 
 def memory(folder: Path, texts: list[str], megabytes: int) -> None:

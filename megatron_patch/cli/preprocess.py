@@ -23,6 +23,7 @@ from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.data.wudao import CLEANERS
 from megatron_patch.data.wudao_split import TRAIN, VALID, split_wudao
 
+_WORTH_A_PROCESS = 4 << 20  # bytes of input for which starting another process pays
 # The script's argument that each flag carries.
 _SCRIPT_ARGUMENTS = {"--megatron-patch-path": "$2 MEGATRON_PATCH_PATH", "--input": "$3 input_data_dir",
                      "--tokenizer": "$4 tokenizer", "--output-dir": "$5 output_data_dir",
@@ -164,9 +165,10 @@ def main(argv: list[str]) -> int:
 def _make_indexed(args: argparse.Namespace) -> None:
     prefix = args.output_prefix or os.path.join(args.output_dir, f"wudao_{args.tokenizer}_text_document")
     settings = Settings(args.tokenizer_folder, tuple(args.json_key), args.clean, not args.no_append_eod)
+    size = sum(path.stat().st_size for path in find_files(args.input))
     counts = preprocess(
         args.input, prefix, settings,
-        workers=args.workers, max_bad_fraction=args.max_bad_fraction, overwrite=args.overwrite,
+        workers=min(args.workers, 1 + size // _WORTH_A_PROCESS), max_bad_fraction=args.max_bad_fraction, overwrite=args.overwrite,
     )  # fmt: skip
     print("\n".join(counts.lines(prefix)))
 
