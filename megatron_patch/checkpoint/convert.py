@@ -51,8 +51,12 @@ class Summary:
     notes: tuple[str, ...]
 
 
-def convert(job: Conversion) -> Summary:
+def convert(job: Conversion, engine: str | None = None) -> Summary:
     """Run `job`; the target is there only if everything went well.
+
+    Args:
+        job: what to convert.
+        engine: a Megatron-LM source tree whose megatron.core `--verify-logits` uses instead of the installed one.
 
     Raises:
         ValueError: the source or the arguments are wrong; the message names file and tensor.
@@ -69,6 +73,7 @@ def convert(job: Conversion) -> Summary:
             else:
                 written = write_release(folder, source, job, progress)
         verified = verify(source, folder, total) if job.verify else None
+        notes = (*source.notes, *_logits_note(job, source, folder, engine))
     return Summary(
         target=job.target,
         tensors=len(written),
@@ -77,8 +82,17 @@ def convert(job: Conversion) -> Summary:
         seconds=time.monotonic() - start,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         verified=verified,
-        notes=source.notes,
+        notes=notes,
     )
+
+
+def _logits_note(job: Conversion, source: Source, folder: Path, engine: str | None) -> tuple[str, ...]:
+    if not job.verify_logits:
+        return ()
+    from megatron_patch.checkpoint.verify_logits import verify_logits
+
+    rounded = open_source(job.source, LLAMA_SIZES.get(job.model_name)).dtype != source.dtype
+    return (verify_logits(source, job.source, folder, to_hf=job.to_hf, rounded=rounded, engine=engine),)
 
 
 def prepared(job: Conversion) -> Source:

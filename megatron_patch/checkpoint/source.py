@@ -136,7 +136,8 @@ def check_shapes(source: Source) -> None:
         expected = megatron_shape(source.config, place.entry.key, source.extra_vocab_size)
         if tuple(tensor.shape) != expected:
             raise ValueError(
-                f"{source.root}: {place} has shape {list(tensor.shape)}, and its config.json or recorded arguments make it {list(expected)}."
+                f"{source.root}: {place} has shape {list(tensor.shape)}, "
+                f"and config.json or the recorded arguments make it {list(expected)}."
             )
         if tensor.dtype != wanted:
             raise ValueError(

@@ -32,7 +32,7 @@ def _run(job: Conversion, engine: str | None) -> None:
     from megatron_patch.checkpoint.convert import convert
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    summary = convert(job)
+    summary = convert(job, engine)
     for note in summary.notes:
         print(note)
     checked = "" if summary.verified is None else f", {summary.verified} compared with the source"

@@ -1,0 +1,78 @@
+"""Filling one rank's part of the model from any checkpoint that `open_source` reads, without a copy on the disk."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+
+from megatron_patch.checkpoint.lazy import LazyTensor, Rows, pieces, stack
+from megatron_patch.checkpoint.mapping import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place
+from megatron_patch.checkpoint.source import open_source
+
+# The model's own names of what the checkpoint calls as Transformer Engine does.
+_NORMS = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+
+
+def load_from_source(path: str | Path, model: Any) -> None:
+    """Copy this rank's share of every weight into `model` (a GPTModel, one pipeline stage), cast to its dtype.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or does not have this model's shapes.
+    """
+    source = open_source(path)
+    rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
+    for name, parameter in model.named_parameters():
+        place = _place(model, name)
+        axis = getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", False) else -1
+        tensor = source.megatron(place)
+        if place.entry.key in (EMBEDDING, OUTPUT_LAYER):
+            tensor = _without_padding(path, place, tensor, parameter.shape[0] * (size if axis == 0 else 1))
+        _copy(path, place, _share(place, tensor, rank, size) if axis == 0 else tensor, parameter, rank if axis == 1 else 0)
+
+
+def _place(model: Any, name: str) -> Place:
+    match = _LAYER.fullmatch(name)
+    if not match:
+        return Place(BY_KEY[name], None)
+    layer = model.decoder.layers[int(match[1])].layer_number - 1
+    return Place(BY_KEY[f"decoder.layers.{_NORMS.get(match[2], match[2])}"], layer)
+
+
+def _without_padding(path: str | Path, place: Place, tensor: LazyTensor, rows: int) -> LazyTensor:
+    """The model's rows of a vocabulary matrix; a checkpoint may have padding behind them."""
+    if tensor.shape[0] < rows:
+        raise ValueError(
+            f"{path}: {place} has {tensor.shape[0]} rows, and vocabulary with EXTRA_VOCAB_SIZE makes {rows}; "
+            "give the EXTRA_VOCAB_SIZE that the checkpoint was made with."
+        )
+    return Rows(tensor, 0, rows)
+
+
+def _share(place: Place, tensor: LazyTensor, rank: int, size: int) -> LazyTensor:
+    """This rank's rows; of gate and up, its rows of each."""
+    parts = 2 if place.entry.rule == "gate_up" else 1
+    height = tensor.shape[0] // parts
+    share = height // size
+    return stack([Rows(tensor, part * height + rank * share, part * height + (rank + 1) * share) for part in range(parts)])
+
+
+def _copy(path: str | Path, place: Place, tensor: LazyTensor, parameter: torch.Tensor, column_rank: int) -> None:
+    """The rows of `tensor` into `parameter`, of rows split by columns this rank's."""
+    columns = slice(None)
+    if parameter.dim() == 2:
+        columns = slice(column_rank * parameter.shape[1], (column_rank + 1) * parameter.shape[1])
+    if tensor.shape[0] != parameter.shape[0] or tensor.shape[1:] and tensor.shape[1] % parameter.shape[1]:
+        raise ValueError(f"{path}: {place} has shape {list(tensor.shape)}, of which {list(parameter.shape)} is no share.")
+    with torch.no_grad():
+        for first, last, piece in pieces(tensor):
+            parameter[first:last].copy_(piece[:, columns] if parameter.dim() == 2 else piece)
