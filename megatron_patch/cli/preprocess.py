@@ -75,11 +75,7 @@ def findings(args: argparse.Namespace) -> list[str]:
             name = _SCRIPT_ARGUMENTS.get(flag, flag) if args.megatron_patch_path is not None else flag
             out.append(f"{name}: got '{got}'; {problem}")
 
-    if args.megatron_patch_path is not None:
-        here = Path(__file__).resolve().parents[2]
-        ours = (Path(args.megatron_patch_path) / "megatron_patch" / "launch.sh").is_file()
-        check("--megatron-patch-path", args.megatron_patch_path,
-              None if ours else f"it takes this project's folder: write {here}.")  # fmt: skip
+    check("--megatron-patch-path", args.megatron_patch_path, _not_this_project(args.megatron_patch_path))
     check("--input", " ".join(args.input), _problem(find_files, args.input))
     check(
         "--tokenizer",
@@ -114,6 +110,12 @@ def findings(args: argparse.Namespace) -> list[str]:
             None if 0 <= value <= 1 else "it takes a number from 0 to 1: write 0.01, for example.",
         )
     return out
+
+
+def _not_this_project(folder: str | None) -> str | None:
+    if folder is None or (Path(folder) / "megatron_patch" / "launch.sh").is_file():
+        return None
+    return f"it takes this project's folder: write {Path(__file__).resolve().parents[2]}."
 
 
 def _problem(function: object, argument: object) -> str | None:

@@ -64,8 +64,7 @@ class SFTReport:
 
 @dataclass(frozen=True)
 class SFTDataset:
-    """Samples by index. `groups[i]` are the samples that share sequence i: one each, or several with packing.
-    """
+    """Samples by index. `groups[i]` are the samples in sequence i: one each, or several with packing."""
 
     table: TokenTable
     groups: list[list[int]]

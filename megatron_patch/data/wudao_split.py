@@ -6,11 +6,12 @@ import json
 import os
 import zlib
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from megatron_patch.data.documents import Skipped, read_chunks, texts_of
+from megatron_patch.data.documents import read_chunks, texts_of
 from megatron_patch.data.preprocess import check_bad_fraction, report_lines
 from megatron_patch.data.records import find_files
 from megatron_patch.data.wudao import CLEANERS
@@ -49,44 +50,39 @@ def split_wudao(
     files, folder = find_files(list(inputs)), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     partial = {name: folder / f"{name}.partial" for name in (TRAIN, VALID, REPORT)}
-    written = {TRAIN: 0, VALID: 0}
-    skipped: list[Skipped] = []
     try:
-        with (
-            open(partial[TRAIN], "wb") as train,
-            open(partial[VALID], "wb") as valid,
-            open(partial[REPORT], "wb") as report,
-        ):
-            outputs = {TRAIN: train, VALID: valid}
-            for chunk in read_chunks(files):
-                texts, bad = texts_of(chunk, keys, CLEANERS[clean])
-                report.write(report_lines(files[chunk.file], chunk.kind, bad))
-                skipped += bad
-                for number, text in texts:
-                    sample = {
-                        "instruction": _title(chunk.records[number - chunk.first]),
-                        "input": "",
-                        "content": text,
-                    }
-                    name = VALID if zlib.crc32(text.encode()) < valid_fraction * 2**32 else TRAIN
-                    outputs[name].write((",\n" if written[name] else "[\n").encode() + _dump(sample))
-                    written[name] += 1
-            for name, file in outputs.items():
-                file.write(b"\n]\n" if written[name] else b"[]\n")
-        counts = SplitCounts(
-            written[TRAIN],
-            written[VALID],
-            sum(s.records for s in skipped if not s.empty),
-            sum(s.empty for s in skipped),
-        )
+        with ExitStack() as stack:
+            outputs = {name: stack.enter_context(open(path, "wb")) for name, path in partial.items()}
+            counts = _write_samples(files, outputs, keys, clean, valid_fraction)
         os.replace(partial[REPORT], folder / REPORT)
         check_bad_fraction(counts.bad, counts.train + counts.valid, max_bad_fraction, folder / REPORT)
-        for name in outputs:
+        for name in (TRAIN, VALID):
             os.replace(partial[name], folder / name)
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)
     return counts
+
+
+def _write_samples(
+    files: list[Path], outputs: dict[str, BinaryIO], keys: tuple[str, ...], clean: str, valid_fraction: float
+) -> SplitCounts:
+    """Every record into the training or the validation list, or into the report."""
+    written, bad, empty = {TRAIN: 0, VALID: 0}, 0, 0
+    for chunk in read_chunks(files):
+        texts, skipped = texts_of(chunk, keys, CLEANERS[clean])
+        outputs[REPORT].write(report_lines(files[chunk.file], chunk.kind, skipped))
+        bad += sum(s.records for s in skipped if not s.empty)
+        empty += sum(s.empty for s in skipped)
+        for number, text in texts:
+            title = _title(chunk.records[number - chunk.first])
+            sample = {"instruction": title, "input": "", "content": text}
+            name = VALID if zlib.crc32(text.encode()) < valid_fraction * 2**32 else TRAIN
+            outputs[name].write((",\n" if written[name] else "[\n").encode() + _dump(sample))
+            written[name] += 1
+    for name, count in written.items():
+        outputs[name].write(b"\n]\n" if count else b"[]\n")
+    return SplitCounts(written[TRAIN], written[VALID], bad, empty)
 
 
 def _title(record: Any) -> str:

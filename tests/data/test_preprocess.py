@@ -3,8 +3,10 @@
 import fcntl
 import gzip
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -223,13 +225,7 @@ def test_input_without_a_document_writes_no_pair(settings, tmp_path):
 
 
 def test_a_killed_worker_is_an_error_and_not_a_hang(corpus, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_patch.data.encode._work", _die)
+    submit = ProcessPoolExecutor.submit
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", lambda pool, *_: submit(pool, os._exit, 9))
     with pytest.raises(ValueError, match="a worker process was killed"):
         preprocess([corpus], tmp_path / "out", settings, workers=2)
-
-
-def _die(_):
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGKILL)
