@@ -26,6 +26,7 @@ SCRIPTS = {
     "pretrain": "examples/llama2/run_pretrain_megatron_llama.sh",
     "finetune": "examples/llama2/run_finetune_megatron_llama.sh",
 }
+PROMPT = "The statement is used to"
 ENGINE = "/root/Megatron-LM-230512"  # as in the document; where it does not exist, pip's megatron-core is used
 
 
@@ -114,16 +115,20 @@ def make_raw_data(topics: dict[str, str]) -> None:
     ]
     for part in range(4):
         (raw / f"part-{part}.json").write_text(json.dumps(items[part::4], ensure_ascii=False), encoding="utf-8")
-    samples = []
-    for name, text in topics.items():
-        sentences = re.findall(r"[A-Z][^.\n]{20,160}\.", text.replace("\n", " "))
-        if sentences:
-            samples.append({"instruction": f"What is {name}?", "content": sentences[0]})
+    samples = [sample for name, text in topics.items() for sample in instructions(name, text)]
     valid = samples[::8]
-    train = [sample for sample in samples if sample not in valid]
+    train = [sample for number, sample in enumerate(samples) if number % 8]
     for name, content in (("wudao_train.json", train), ("wudao_valid.json", valid)):
         (WORK / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
     say(f"{len(items)} WuDao-shaped documents, {len(train)} instructions for training, {len(valid)} for validation")
+
+
+def instructions(name: str, text: str) -> list[dict[str, str]]:
+    """A few sentences of a topic as instruction, input and answer: what follows this sentence?"""
+    sentences = re.findall(r"[A-Z][^.\n]{20,110}\.", text.replace("\n", " "))[:7]
+    instruction = f"Continue Python's documentation of {name}."
+    pairs = zip(sentences, sentences[1:])
+    return [{"instruction": instruction, "input": first, "content": second} for first, second in pairs]
 
 
 def script(name: str, *arguments: object) -> None:
@@ -144,15 +149,15 @@ def run_workflow(hf: Path) -> None:
     megatron = WORK / "llama2-tiny-hf-to-megatron-tp2-pp1"
     script("convert", ENGINE, hf, megatron, 2, 1, "tiny", 0, "false")
     prefix = data / "wudao_llamabpe_text_document"
-    batch, length, iterations = 16, 128, 150
+    batch, length, iterations = 16, 128, 200
     script(
         "pretrain", "dsw", ENGINE, ROOT, "tiny", 8, batch, "3e-3", "3e-4", length, 80, 0, "bf16", 2, 1, "sel", "true",
         "true", "true", 100000, prefix, megatron, iterations * batch * length, 10 * batch * length, output,
     )  # fmt: skip
     pretrained = newest(output / "checkpoint", "pretrain")
     script(
-        "finetune", "dsw", ENGINE, ROOT, "tiny", 4, "1e-3", "1e-4", 128, 128, 0, "bf16", 1, 1, "sel", "true",
-        "true", "false", WORK / "wudao_train.json", WORK / "wudao_valid.json", pretrained, 3, output,
+        "finetune", "dsw", ENGINE, ROOT, "tiny", 8, "1e-3", "1e-4", 160, 160, 0, "bf16", 1, 1, "sel", "true",
+        "true", "false", WORK / "wudao_train.json", WORK / "wudao_valid.json", pretrained, 2, output,
     )  # fmt: skip
     finetuned = newest(output / "checkpoint", "finetune")
     script("convert", ENGINE, finetuned, WORK / "llama2-tiny-finetuned-hf", 1, 1, "tiny", 0, "true")
@@ -168,14 +173,11 @@ def continue_a_prompt(folder: Path) -> str:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    prompt = (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nWhat is assert?\n\n### Response:"
+    tokens = tokenizer(PROMPT, return_tensors="pt")
+    made = model.generate(
+        **tokens, min_new_tokens=24, max_new_tokens=40, do_sample=False, repetition_penalty=1.3, pad_token_id=2
     )
-    tokens = tokenizer(prompt, return_tensors="pt")
-    made = model.generate(**tokens, max_new_tokens=40, do_sample=False, pad_token_id=2)
-    answer = tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
-    return " ".join(answer.split())
+    return " ".join(tokenizer.decode(made[0], skip_special_tokens=True).split())
 
 
 LINE = re.compile(r"iteration +(\d+)/.*tokens per second per GPU: (\d+).*lm loss: (\S+)")
@@ -197,7 +199,7 @@ def report(continuation: str, seconds: float) -> None:
     for name, points in curves.items():
         rates = sorted(rate for _, _, rate in points)
         print(f"{name:14} {len(points):10} {points[0][1]:11.3f} {points[-1][1]:9.3f} {rates[len(rates) // 2]:24,.0f}")
-    print(f"\nWhat is assert?  ->  {continuation}")
+    print(f"\ntransformers continues '{PROMPT}':\n    {continuation}\n")
     rows = {
         "loss curve": picture,
         "checkpoints": WORK / "output_megatron_llama2" / "checkpoint",
