@@ -3,9 +3,10 @@
     python benchmarks/convert.py --size llama2-7b --rounds 3 --folder /path/on/the/disk/to/measure
 
 Makes a model of random numbers, then in turn, as often as --rounds says: `cp -r` and `sync` of the Hugging Face folder,
-its conversion to Megatron, `cp -r` and `sync` of the result, and its conversion back. Each runs in a process of its own;
-page caches are dropped before each where that is permitted. Peak memory is the largest resident memory of the converter's
-process, less that of an interpreter that has imported the same modules and done nothing.
+its conversion to Megatron, `cp -r` and `sync` of the result, and its conversion back. Each runs in a process of its own.
+Page caches are dropped before each where that is permitted, and the interpreter's own files read again, so that sources
+come from the disk. Peak memory is the largest resident memory of the converter's process, less that of an interpreter
+that has imported the same modules and done nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,16 @@ from megatron_patch.model_config import LLAMA_SIZES, LlamaConfig, to_hf_config  
 
 _POOL = 8 << 20
 _SHARD_BYTES = 5 * 10**9
-_IMPORTS = "import megatron_patch.checkpoint.convert"
+# What the converter's process runs: itself, then its own peak memory into a file; without arguments, its imports alone.
+_CONVERTER = """
+import sys
+import megatron_patch.checkpoint.convert
+from megatron_patch.checkpoint.progress import peak_memory
+from megatron_patch.cli.convert import main
+status = main(sys.argv[2:]) if sys.argv[2:] else 0
+open(sys.argv[1], "w").write(str(peak_memory()))
+sys.exit(status)
+"""
 
 
 @dataclass(frozen=True)
@@ -98,18 +108,16 @@ def drop_caches() -> bool:
 
 
 def measure(what: str, command: list[str], target: Path) -> Measurement:
-    """Run `command`, which makes `target`, in a process of its own, from an empty page cache."""
+    """Run `command`, which makes `target`, with an empty page cache but for the interpreter and its libraries."""
     shutil.rmtree(target, ignore_errors=True)
     drop_caches()
+    imports_peak(target.parent)
     start = time.monotonic()
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, check=True)
     seconds = time.monotonic() - start
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
     print(f"{what}: {seconds:.1f} s", file=sys.stderr, flush=True)
-    return Measurement(what, seconds, usage.ru_maxrss * 1024)
+    peak = _peak_file(target.parent)
+    return Measurement(what, seconds, int(peak.read_text()))
 
 
 def copy(source: Path, target: Path, what: str) -> Measurement:
@@ -129,15 +137,18 @@ def conversion(source: Path, target: Path, to_hf: bool) -> Measurement:
     }
     pairs = [text for pair in flags.items() for text in pair]
     what = "Megatron → Hugging Face" if to_hf else "Hugging Face → Megatron"
-    return measure(what, [sys.executable, "-m", "megatron_patch.cli.convert", *pairs], target)
+    return measure(what, [sys.executable, "-c", _CONVERTER, str(_peak_file(target.parent)), *pairs], target)
 
 
-def imports_peak() -> int:
+def _peak_file(folder: Path) -> Path:
+    return folder / "peak"
+
+
+def imports_peak(folder: Path) -> int:
     """Resident bytes of an interpreter with the converter's imports."""
-    process = subprocess.Popen([sys.executable, "-c", _IMPORTS], env=os.environ | {"PYTHONPATH": str(ROOT)})
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = 0
-    return usage.ru_maxrss * 1024
+    command = [sys.executable, "-c", _CONVERTER, str(_peak_file(folder))]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    return int(_peak_file(folder).read_text())
 
 
 def one_round(folder: Path) -> list[Measurement]:
@@ -198,7 +209,7 @@ def main() -> None:
     try:
         total = make_model(folder / "hf", config, arguments.dtype)
         dropped = drop_caches()
-        imports = imports_peak()
+        imports = imports_peak(folder)
         rows = summary([one_round(folder) for _ in range(arguments.rounds)], total, imports)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from megatron_patch.checkpoint.lazy import nbytes
 from megatron_patch.checkpoint.mapping import places
 from megatron_patch.checkpoint.native_files import write_native
 from megatron_patch.checkpoint.new_folder import new_folder
-from megatron_patch.checkpoint.progress import Progress
+from megatron_patch.checkpoint.progress import Progress, peak_memory
 from megatron_patch.checkpoint.source import (
     Source,
     check_shapes,
@@ -80,7 +79,7 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
         files=len({one.file for one in written}),
         bytes=total,
         seconds=time.monotonic() - start,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_bytes=peak_memory(),
         verified=verified,
         notes=notes,
     )

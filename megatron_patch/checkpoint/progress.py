@@ -5,11 +5,23 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
 
 _SECONDS = 30.0
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes (Linux).
+
+    Not getrusage's figure, which begins with that of the process that started this one.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 class Progress:

@@ -126,5 +126,6 @@ def load_weights_only(path: Path, stream: Any = None, what: str = "the file", **
 
 
 def _short(reason: str) -> str:
-    start = reason.find("Unsupported")
-    return (reason[start:] if start >= 0 else reason)[:200].split(" Please use")[0]
+    """torch's own reason, without its advice to load the file unrestrictedly."""
+    reason = reason.split("from a trusted source.")[-1].split("WeightsUnpickler error: ")[-1]
+    return " ".join(reason.split("Check the documentation")[0].split(" Please use")[0].split())[:200]
