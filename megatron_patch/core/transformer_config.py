@@ -33,7 +33,9 @@ def transformer_config(config: TrainConfig) -> TransformerConfig:
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=config.options.init_method_std,
-        perform_initialization=config.load is None,
+        # Always: core marks weights as split over TP ranks only where it initializes them, and unmarked ones fall out
+        # of the gradient norm on every rank but the first.
+        perform_initialization=True,
         use_cpu_initialization=not device.HAS_CUDA,
         params_dtype=dtype,
         fp16=config.precision == "fp16",

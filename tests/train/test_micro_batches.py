@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from tests.launching import FINETUNE, GOLDEN, convert, train
+from tests.launching import FINETUNE, GOLDEN, PRETRAIN, convert, scalars, train
 
 SFT = GOLDEN / "sft" / "alpaca_output.json"
 
@@ -17,7 +15,7 @@ def checkpoint(tmp_path_factory):
 
 
 def finetune(output, checkpoint, *flags, **changed):
-    paths = dict(TRAIN_DATASET_PATH=SFT, VALID_DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=checkpoint, SEQ_LEN=256)
+    paths = dict(TRAIN_DATASET_PATH=SFT, VALID_DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=checkpoint, SEQ_LEN=512)
     return train(FINETUNE, output, *flags, **{**paths, **changed})
 
 
@@ -29,19 +27,17 @@ def assert_same(got, wanted):
 
 
 def test_accumulation_data_parallelism_and_padding_do_not_change_learning(checkpoint, tmp_path):
-    whole = finetune(tmp_path / "whole", checkpoint, BATCH_SIZE=4, PAD_LEN=200)
+    whole = finetune(tmp_path / "whole", checkpoint, BATCH_SIZE=4, PAD_LEN=400)
     assert len(whole) == 2 * 3, "11 samples in batches of 4: the last, incomplete one is trained on too"
-    assert_same(finetune(tmp_path / "replicas", checkpoint, processes=2, BATCH_SIZE=2, PAD_LEN=200), whole)
-    assert_same(finetune(tmp_path / "padded", checkpoint, BATCH_SIZE=4, PAD_LEN=256), whole)
+    assert_same(finetune(tmp_path / "replicas", checkpoint, processes=2, BATCH_SIZE=2, PAD_LEN=400), whole)
+    assert_same(finetune(tmp_path / "padded", checkpoint, BATCH_SIZE=4, PAD_LEN=448), whole)
 
 
 def test_accumulation_equals_one_micro_batch(checkpoint, tmp_path):
     """Samples of unequal length as pre-training data, where GLOBAL_BATCH_SIZE and BATCH_SIZE differ."""
-    from tests.launching import PRETRAIN
-
     common = dict(
-        DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=checkpoint, SEQ_LEN=256, PAD_LEN=200,
-        TRAIN_TOKENS=6 * 4 * 256, WARMUP_TOKENS=0,
+        DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=checkpoint, SEQ_LEN=512, PAD_LEN=400,
+        TRAIN_TOKENS=6 * 4 * 512, WARMUP_TOKENS=0,
     )  # fmt: skip
     whole = train(PRETRAIN, tmp_path / "whole", BATCH_SIZE=4, **common)
     assert_same(train(PRETRAIN, tmp_path / "parts", BATCH_SIZE=1, **common), whole)
@@ -49,12 +45,9 @@ def test_accumulation_equals_one_micro_batch(checkpoint, tmp_path):
 
 def test_validation_takes_every_sample_once(checkpoint, tmp_path):
     """The mean over the file's learnt tokens, which batches of another size give too."""
-    from tests.launching import scalars
-
-    json.loads(SFT.read_text())
     losses = []
     for size in (3, 4):
         output = tmp_path / str(size)
-        finetune(output, checkpoint, "--exit-interval", 0, BATCH_SIZE=size, LR="0", MIN_LR="0", EPOCH=1, PAD_LEN=200)
+        finetune(output, checkpoint, BATCH_SIZE=size, LR="0", MIN_LR="0", EPOCH=1, PAD_LEN=400)
         losses.append(scalars(output, "lm loss validation"))
     assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), rel=1e-6)
