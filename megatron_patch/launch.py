@@ -34,13 +34,14 @@ def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[s
     ]
 
 
-def worker_environment(engine: str | None) -> dict[str, str]:
+def worker_environment(engine: str | None, tensor_parallel: bool) -> dict[str, str]:
     """The environment of the training processes: this project, and MEGATRON_PATH's tree where it is used, importable."""
     environment = dict(os.environ)
     paths = [engine, str(_ROOT), environment.get("PYTHONPATH")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    # Megatron's overlap of communication and products relies on kernels starting in the order of their launch.
-    environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if tensor_parallel:
+        # Megatron's overlap of communication and products relies on kernels starting in the order of their launch.
+        environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -62,7 +63,8 @@ def main(argv: list[str]) -> None:
         print(f"{SCRIPTS[task]}: {error}", file=sys.stderr)
         sys.exit(2)
     command = torchrun_command(task, reading.processes, flags)
-    os.execve(command[0], command, worker_environment(engine))
+    tensor_parallel = reading.config.tensor_model_parallel_size > 1
+    os.execve(command[0], command, worker_environment(engine, tensor_parallel))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from simple_parsing import ArgumentParser, DashVariant
 
 from megatron_patch.arguments import Argument, Findings, UsageParser, numbered
 from megatron_patch.config import PRECISIONS, RECOMPUTATIONS, Options, TrainConfig
-from megatron_patch.data_paths import data_findings, is_json
+from megatron_patch.data.indexed import check_indexed_dataset
+from megatron_patch.data_paths import data_findings, is_json, parse_data_path
 from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
 from megatron_patch.processes import Processes, plan_processes
 
@@ -153,7 +154,7 @@ class _Reader:
             micro_batch_size=micro,
             global_batch_size=self.global_batch_size(micro, data_parallel),
             **self.rates(),
-            **self.data(tp),
+            **self.data(tp, model.vocab_size + extra),
             **self.duration(),
             options=options,
         )
@@ -181,6 +182,9 @@ class _Reader:
                 "there is no checkpoint there (a folder with latest_checkpointed_iteration.txt): "
                 "write the folder that model_convertor.sh made, or none for random weights.",
             )
+            return text, named
+        if size != "auto" and not (root / "config.json").is_file():
+            self.notes.append(f"{root} has no config.json; MODEL_SIZE {size} says what its model is.")
             return text, named
         try:
             model = read_hf_config(root)
@@ -251,7 +255,7 @@ class _Reader:
             self.problem("MIN_LR", f"it must not be above LR = {self.raw['LR']}: write a smaller one.")
         return {"lr": lr, "min_lr": min_lr}
 
-    def data(self, tp: int) -> dict[str, object]:
+    def data(self, tp: int, vocabulary: int) -> dict[str, object]:
         seq, pad = self.whole("SEQ_LEN"), self.whole("PAD_LEN")
         train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
         train = self.raw[train_name]
@@ -264,9 +268,19 @@ class _Reader:
         valid = self.raw.get("VALID_DATASET_PATH")
         for name, path in ((train_name, train), ("VALID_DATASET_PATH", valid)):
             if path is not None:
-                for sentence in data_findings(path, json_data):
+                for sentence in data_findings(path, json_data) or self.index_findings(path, json_data, vocabulary):
                     self.problem(name, sentence)
         return {"seq_length": seq, "pad_length": pad, "train_data_path": train, "valid_data_path": valid}
+
+    def index_findings(self, text: str, json_data: bool, vocabulary: int) -> list[str]:
+        """What a look into the indexed files finds: sizes, format, and whether sampled tokens fit the vocabulary."""
+        found = []
+        for _, prefix in [] if json_data else parse_data_path(text):
+            try:
+                check_indexed_dataset(prefix, vocabulary)
+            except ValueError as error:
+                found.append(str(error))
+        return found
 
     def duration(self) -> dict[str, int]:
         if self.task == "finetune":

@@ -21,6 +21,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import ChainedOptimizer
 
+from megatron_patch.checkpoint.from_source import load_from_source
 from megatron_patch.checkpoint.layout import (
     TOKENIZER_FILES,
     ModelDescription,
@@ -31,6 +32,7 @@ from megatron_patch.checkpoint.layout import (
     write_model_description,
     write_tracker,
 )
+from megatron_patch.checkpoint.safe_metadata import check_native_folder
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.model_config import to_hf_config
@@ -127,6 +129,7 @@ def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any
 
     Random state is restored where TP and PP are as they were; it belongs to a place in that layout.
     """
+    check_native_folder(folder)
     state = _state_dict(model, optimizer, scheduler, Progress(0, 0, 0, 0), is_loading=True)
     same_layout = _is_same_layout(folder)
     if not same_layout:
@@ -158,12 +161,11 @@ def load_weights(path: str, model: Any) -> None:
     if location.kind == "native":
         _load_native(location.folder, model)
     else:
-        from megatron_patch.checkpoint.from_source import load_from_source
-
         load_from_source(path, module(model))
 
 
 def _load_native(folder: Path, model: Any) -> None:
+    check_native_folder(folder)
     state = {"model": module(model).sharded_state_dict(metadata=dict(_METADATA))}
     loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     module(model).load_state_dict(loaded["model"], strict=True)

@@ -16,11 +16,11 @@ from megatron_patch.core.cpu_redirection import redirect_cuda_to_cpu
 HAS_CUDA = torch.cuda.is_available()
 BACKEND = "nccl" if HAS_CUDA else "gloo"
 
-if not HAS_CUDA:
-    redirect_cuda_to_cpu()
-
 # core warns at import that Apex and Transformer Engine are absent; that they are not needed is this project's point.
 warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex|flash-attn|nvidia-modelopt).*")
+
+if not HAS_CUDA:
+    redirect_cuda_to_cpu()
 
 
 def local_device() -> torch.device:

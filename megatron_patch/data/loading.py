@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,14 +42,38 @@ def collate(samples: list[Mapping[str, Any]]) -> Batch:
     return {key: torch.stack([torch.as_tensor(np.asarray(sample[key])) for sample in samples]) for key in keys}
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """`collate`, after which no token can index outside the model's embedding: on a GPU that would end in an assertion
+
+    that names nothing, long after the batch was loaded."""
+
+    vocab_size: int
+
+    def __call__(self, samples: list[Mapping[str, Any]]) -> Batch:
+        batch = collate(samples)
+        for key in ("tokens", "labels"):
+            low, high = int(batch[key].min()), int(batch[key].max())
+            if low < 0 or high >= self.vocab_size:
+                raise ValueError(
+                    f"The data holds {key} from {low} to {high}, and the model has {self.vocab_size} rows (0 to "
+                    f"{self.vocab_size - 1}); it was tokenized for another vocabulary: prepare it with this model's tokenizer."
+                )
+        return batch
+
+
 def micro_batches(
-    dataset: Dataset, sampler: MicroBatchSampler, *, num_workers: int, pin_memory: bool
+    dataset: Dataset, sampler: MicroBatchSampler, *, vocab_size: int, num_workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """An iterator over the host batches that `sampler` names, loaded ahead by `num_workers` processes."""
+    """An iterator over the host batches that `sampler` names, loaded ahead by `num_workers` processes.
+
+    Raises:
+        ValueError: while iterating, for a batch with a token outside [0, vocab_size).
+    """
     loader = DataLoader(
         _WithAbsent(dataset),
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=_Checked(vocab_size),
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,

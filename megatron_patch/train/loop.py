@@ -131,8 +131,13 @@ def _log_training(
 def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
     """This rank's micro-batches from the state's iteration on."""
     sampler = MicroBatchSampler(data.plan, state.layout.data_parallel_rank, state.iteration, data.train_iters)
+    config = state.config
     return micro_batches(
-        data.train, sampler, num_workers=state.config.options.num_workers, pin_memory=device.HAS_CUDA
+        data.train,
+        sampler,
+        vocab_size=config.vocab_size,
+        num_workers=config.options.num_workers,
+        pin_memory=device.HAS_CUDA,
     )
 
 
@@ -147,7 +152,8 @@ def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | Non
     sampler = MicroBatchSampler(
         data.valid_plan, state.layout.data_parallel_rank, first, first + data.eval_batches
     )
-    batches = micro_batches(data.valid, sampler, num_workers=0, pin_memory=device.HAS_CUDA)
+    vocabulary = state.config.vocab_size
+    batches = micro_batches(data.valid, sampler, vocab_size=vocabulary, num_workers=0, pin_memory=device.HAS_CUDA)
     loss = evaluate(state, batches, data.eval_batches)
     for line in validation_lines(state.iteration, loss):
         log.line(line)

@@ -108,3 +108,11 @@ def test_nothing_in_a_path_is_run_by_a_shell(tmp_path):
     output = refused(PRETRAIN, *pretrain_values(tmp_path, DATASET_PATH=odd / "none"), cwd=tmp_path)
     assert str(odd / "none") in output
     assert not (tmp_path / "pwned").exists()
+
+
+def test_broken_indexed_data_is_found_before_training(tmp_path):
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"short{suffix}").write_bytes(Path(f"{CORPUS}{suffix}").read_bytes())
+    (tmp_path / "short.bin").write_bytes(Path(f"{CORPUS}.bin").read_bytes()[:1000])
+    output = refused(PRETRAIN, *pretrain_values(tmp_path / "out", DATASET_PATH=tmp_path / "short"))
+    assert f"$20 DATASET_PATH: got '{tmp_path}/short'" in output and "short.bin" in output
