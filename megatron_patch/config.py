@@ -7,7 +7,7 @@ the environment or a global. It is saved as JSON beside each checkpoint.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from megatron_patch.model_config import LlamaConfig
 
@@ -52,11 +52,11 @@ class Options:
     """Save and stop after this many minutes; 0 never does."""
     tokenizer_path: str = ""
     """Folder of the tokenizer; empty: the checkpoint's."""
-    template: str = "alpaca"
+    template: Literal["alpaca", "llama2-chat", "tokenizer"] = "alpaca"
     """Fine-tuning: prompt template (`alpaca`, `llama2-chat`, `tokenizer`)."""
     packing: bool = False
     """Fine-tuning: several samples in one sequence of SEQ_LEN, with attention kept apart."""
-    kernels: str = "auto"
+    kernels: Literal["auto", "torch"] = "auto"
     """`auto`: Triton kernels on GPUs; `torch`: their plain PyTorch references."""
     cuda_graphs: bool = True
     """Replay micro-batches as CUDA graphs where the run allows it (one GPU, no recomputation)."""
