@@ -6,7 +6,7 @@
 # Prints the argument list that stands in the script: the lines NAME=$1  # meaning.
 print_usage() {
     printf 'Usage: sh %s ARGUMENT...\n\n' "$0"
-    sed -n '/^[A-Za-z][A-Za-z0-9_]*=\$/p' "$0"
+    sed -n '/^[A-Za-z][A-Za-z0-9_]*=\$[0-9{]/p' "$0"
     printf '\nWhatever follows the last one is handed on to the Python entry point: --flag value ...\n'
 }
 

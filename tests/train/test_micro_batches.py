@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.launching import FINETUNE, GOLDEN, PRETRAIN, convert, scalars, train
+from tests.launching import FINETUNE, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run, scalars, succeed, train
 
+CORPUS = GOLDEN / "data" / "corpus_text_document"
 SFT = GOLDEN / "sft" / "alpaca_output.json"
 
 
@@ -51,3 +52,20 @@ def test_validation_takes_every_sample_once(checkpoint, tmp_path):
         finetune(output, checkpoint, BATCH_SIZE=size, LR="0", MIN_LR="0", EPOCH=1, PAD_LEN=400)
         losses.append(scalars(output, "lm loss validation"))
     assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), rel=1e-6)
+
+
+def test_packing_gives_the_same_loss_per_token(checkpoint, tmp_path):
+    """Several samples in a row, attention kept apart and positions restarted, against one sample a row."""
+    losses = []
+    for name, flags in (("apart", ()), ("packed", ("--packing",))):
+        finetune(tmp_path / name, checkpoint, *flags, BATCH_SIZE=2, LR="0", MIN_LR="0", EPOCH=1, PAD_LEN=512)
+        losses += scalars(tmp_path / name, "lm loss validation").values()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_an_empty_validation_split_is_said_and_skipped(tmp_path):
+    values = {**PRETRAIN_ARGUMENTS, "MODEL_SIZE": "tiny", "DATASET_PATH": CORPUS, "OUTPUT_BASEPATH": tmp_path}
+    flags = ["--split", "100,0,0", "--eval-interval", 1, "--exit-interval", 2, "--num-workers", 0]
+    output = succeed(run(PRETRAIN, *values.values(), *flags, processes=1))
+    assert "the split 100,0,0 leaves no validation data; evaluation is skipped" in output
+    assert "validation loss" not in output
