@@ -116,8 +116,7 @@ def measure(what: str, command: list[str], target: Path) -> Measurement:
     subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, check=True)
     seconds = time.monotonic() - start
     print(f"{what}: {seconds:.1f} s", file=sys.stderr, flush=True)
-    peak = _peak_file(target.parent)
-    return Measurement(what, seconds, int(peak.read_text()))
+    return Measurement(what, seconds, int(_peak_file(target.parent).read_text()))
 
 
 def copy(source: Path, target: Path, what: str) -> Measurement:
@@ -188,10 +187,8 @@ def print_table(rows: list[dict[str, object]]) -> None:
     print("| | seconds (median) | MB/s | ratio to cp + sync | peak memory above imports |")
     print("|---|---|---|---|---|")
     for row in rows:
-        ratio, peak = row.get("ratio", ""), row.get("peak_MiB_above_imports")
-        print(
-            f"| {row['what']} | {row['median_seconds']} | {row['MB_per_second']} | {ratio} | {f'{peak} MiB' if peak is not None else ''} |"
-        )
+        peak = f"{row['peak_MiB_above_imports']} MiB" if "peak_MiB_above_imports" in row else ""
+        print(f"| {row['what']} | {row['median_seconds']} | {row['MB_per_second']} | {row.get('ratio', '')} | {peak} |")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from megatron_patch.checkpoint.safetensors_files import safetensors_header
 
 WORKERS = 2
 _WRITE_BACK = 64 << 20
+_SMALL = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def partition(items: Sequence[Item], max_bytes: int) -> list[list[Item]]:
     """
     total = sum(nbytes(item.tensor) for item in items)
     count = -(-total // max_bytes)
-    if total > 8 * PIECE_BYTES:
+    if total > _SMALL:
         count = -(-count // WORKERS) * WORKERS
     target = max(1, min(max_bytes, -(-total // max(1, count))))
     files: list[list[Item]] = [[]]
