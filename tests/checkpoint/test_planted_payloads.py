@@ -116,3 +116,26 @@ def test_what_megatron_core_would_load_is_checked_first(native, trace, where):
 
 def test_sound_checkpoints_pass(native):
     assert len(check_native_folder(native / "release").state_dict_metadata) == 9 + 4 * 4
+
+
+class Reaching:
+    """Asks for an attribute of a class by `getattr`, as some Pythons pickle members of enumerations."""
+
+    def __init__(self, owner, name):
+        self.call = getattr, (owner, name)
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_getattr_reaches_members_of_named_enumerations_only():
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+
+    from megatron_patch.checkpoint.restricted_pickle import RestrictedUnpickler
+    from megatron_patch.checkpoint.safe_metadata import _ALLOWED
+
+    member = pickle.dumps(Reaching(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT"))
+    assert RestrictedUnpickler(io.BytesIO(member), _ALLOWED).load() is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    for owner, name in ((Metadata, "__init__"), (_MEM_FORMAT_ENCODING, "__class__")):
+        with pytest.raises(pickle.UnpicklingError, match="refused"):
+            RestrictedUnpickler(io.BytesIO(pickle.dumps(Reaching(owner, name))), _ALLOWED).load()
