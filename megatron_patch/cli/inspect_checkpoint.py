@@ -1,70 +1,17 @@
-"""What is in a checkpoint, told from its small files: no weights are loaded, and nothing that is read can run
-code.
-
-torch.distributed.checkpoint's own `FileSystemReader.read_metadata` uses an unrestricted `pickle.load`;
-`.metadata` is therefore read here by an unpickler that knows torch's metadata classes and takes an inert
-stand-in for any other name.
-"""
+"""What is in a checkpoint, told from its small files: no weights are loaded, and nothing that is read can run code."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import pickle
 import types
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from megatron_patch.checkpoint.layout import CheckpointLocation, read_model_description, resolve_checkpoint
-
-_TORCH_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-_METADATA_NAMES = {"Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
-                   "MetadataIndex", "StorageMeta", "TensorProperties",
-                   "_MEM_FORMAT_ENCODING", "_StorageInfo"}  # fmt: skip
-
-
-class _Inert:
-    """Stands for whatever a pickle names and this module does not know: takes any arguments and does nothing.
-    """
-
-    def __init__(self, *args: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        import torch
-
-        if "." not in name:
-            if module in _TORCH_MODULES and name in _METADATA_NAMES:
-                return super().find_class(module, name)
-            if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
-                return getattr(torch, name)
-            if (module, name) in (("torch.serialization", "_get_layout"), ("collections", "OrderedDict")):
-                return super().find_class(module, name)
-        return _Inert
-
-
-def read_metadata(path: Path) -> Any:
-    """A torch_dist `.metadata` as torch's Metadata object. ValueError where the file is something else."""
-    try:
-        with open(path, "rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-        metadata.state_dict_metadata.items()
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        IndexError,
-        KeyError,
-        ValueError,
-    ) as error:
-        raise ValueError(f"{path} is no torch_dist metadata ({error}); the checkpoint is damaged.") from error
-    return metadata
+from megatron_patch.checkpoint.safe_metadata import read_dcp_metadata
 
 
 def describe_checkpoint(path: Path) -> list[str]:
@@ -119,7 +66,7 @@ def _model_lines(location: CheckpointLocation) -> list[str]:
 def _native_lines(folder: Path) -> list[str]:
     versions = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     tensors, others = {}, 0
-    for name, entry in read_metadata(folder / ".metadata").state_dict_metadata.items():
+    for name, entry in read_dcp_metadata(folder).state_dict_metadata.items():
         if hasattr(entry, "size"):
             tensors[name] = entry
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.cli.inspect import main
-from megatron_patch.cli.inspect_checkpoint import read_metadata
+from megatron_patch.checkpoint.safe_metadata import read_dcp_metadata
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
@@ -69,7 +69,7 @@ def test_a_torch_dist_checkpoint(capsys, tmp_path):
 
     chunks = [ChunkStorageMetadata(torch.Size([i * 400, 0]), torch.Size([400, 64])) for i in range(2)]
     weight = TensorStorageMetadata(TensorProperties(torch.bfloat16), torch.Size([800, 64]), chunks)
-    native(tmp_path, Metadata({"embedding.weight": weight, "optimizer.state.exp_avg": weight, "rng": BytesStorageMetadata()}))
+    native(tmp_path, Metadata({"embedding.weight": weight, "optimizer.state.exp_avg": weight, "rng": BytesStorageMetadata()}, storage_data={}))
     shutil.copy(GOLDEN / "hf_mha" / "config.json", tmp_path)
     out = shown(capsys, tmp_path)
     assert "iter_0000010 (torch_dist)" in out and "num_hidden_layers 4" in out
@@ -80,7 +80,7 @@ def test_a_torch_dist_checkpoint(capsys, tmp_path):
 def test_a_checkpoint_s_metadata_cannot_run_code(capsys, tmp_path):
     _Attack.target = tmp_path / "pwned"
     state = native(tmp_path, {"state_dict_metadata": _Attack()})
-    with pytest.raises(ValueError, match="no torch_dist metadata"):
-        read_metadata(state / ".metadata")
+    with pytest.raises(ValueError, match="posix.mkdir, which no checkpoint needs"):
+        read_dcp_metadata(state)
     assert main([str(tmp_path)]) == 2
     assert not _Attack.target.exists()

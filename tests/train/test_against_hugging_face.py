@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def batches() -> list[torch.Tensor]:
     config = GPTDatasetConfig(
         random_seed=1234, sequence_length=LENGTH, blend=([str(CORPUS)], None), split="98,2,0",
         tokenizer=load_tokenizer(GOLDEN / "hf_mha"), reset_position_ids=False, reset_attention_mask=False,
-        eod_mask_loss=False, create_attention_mask=False,
+        eod_mask_loss=False, create_attention_mask=False, path_to_cache=tempfile.mkdtemp(),
     )  # fmt: skip
     data, _, _ = BlendedMegatronDatasetBuilder(GPTDataset, [STEPS * BATCH, 0, 0], lambda: True, config).build()
     rows = [torch.cat([data[i]["tokens"], data[i]["labels"][-1:]]) for i in range(STEPS * BATCH)]
