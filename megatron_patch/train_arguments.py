@@ -173,7 +173,8 @@ class _Reader:
         text = self.raw["PRETRAIN_CHECKPOINT_PATH"]
         if text == "none":
             if size == "auto":
-                self.problem("MODEL_SIZE", "auto reads the checkpoint's config.json, and the checkpoint is none: write 7B, 13B, 70B or tiny.")
+                sizes = ", ".join(TRAINING_SIZES)
+                self.problem("MODEL_SIZE", f"auto reads the checkpoint's config.json, and the checkpoint is none: write {sizes}.")
             return None, named
         root = checkpoint_root(Path(text))
         if root is None:
@@ -193,7 +194,8 @@ class _Reader:
             return text, named
         differences = shape_differences(named, model) if size != "auto" else []
         if differences:
-            self.problem("MODEL_SIZE", f"the checkpoint's config.json disagrees ({'; '.join(differences)}): write auto, or another checkpoint.")
+            found = "; ".join(differences)
+            self.problem("MODEL_SIZE", f"the checkpoint's config.json disagrees ({found}): write auto, or another checkpoint.")
         return text, model
 
     def extra_vocabulary(self, load: str | None) -> int:
@@ -231,7 +233,8 @@ class _Reader:
     def sequence_parallel(self, tp: int) -> bool:
         wanted = self.boolean("SP")
         if wanted and tp == 1:
-            self.notes.append(f"{self.arguments['SP'].label} is true and TP is 1: sequence parallelism has nothing to split and is off.")
+            label = self.arguments["SP"].label
+            self.notes.append(f"{label} is true and TP is 1: sequence parallelism has nothing to split and is off.")
         return wanted and tp > 1
 
     def global_batch_size(self, micro: int, data_parallel: int) -> int:

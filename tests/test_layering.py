@@ -74,7 +74,8 @@ def test_whoever_imports_megatron_core_decides_the_device_first():
     for path in PACKAGE.rglob("*.py"):
         if path.name == "cpu_redirection.py":
             continue
-        tops = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        tops = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
         names = [node.names[0].name if isinstance(node, ast.Import) else node.module for node in tops]
         core = [place for place, name in enumerate(names) if name and name.startswith("megatron.")]
         if core:

@@ -23,7 +23,10 @@ def test_a_supported_tree_is_put_in_front(tmp_path):
 
 @pytest.mark.parametrize(
     "numbers, reason",
-    [((0, 2, 0), "holds megatron.core 0.2.0, which is not in >=0.16,<0.17"), (None, "holds megatron.core unknown (2023 or older)")],
+    [
+        ((0, 2, 0), "holds megatron.core 0.2.0, which is not in >=0.16,<0.17"),
+        (None, "holds megatron.core unknown (2023 or older)"),
+    ],
 )
 def test_an_older_tree_is_named_and_left(tmp_path, numbers, reason):
     folder, line = choose_engine(tree(tmp_path, numbers))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_patch.cli.inspect import main
 from megatron_patch.checkpoint.safe_metadata import read_dcp_metadata
+from megatron_patch.cli.inspect import main
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
@@ -69,7 +69,8 @@ def test_a_torch_dist_checkpoint(capsys, tmp_path):
 
     chunks = [ChunkStorageMetadata(torch.Size([i * 400, 0]), torch.Size([400, 64])) for i in range(2)]
     weight = TensorStorageMetadata(TensorProperties(torch.bfloat16), torch.Size([800, 64]), chunks)
-    native(tmp_path, Metadata({"embedding.weight": weight, "optimizer.state.exp_avg": weight, "rng": BytesStorageMetadata()}, storage_data={}))
+    entries = {"embedding.weight": weight, "optimizer.state.exp_avg": weight, "rng": BytesStorageMetadata()}
+    native(tmp_path, Metadata(entries, storage_data={}))
     shutil.copy(GOLDEN / "hf_mha" / "config.json", tmp_path)
     out = shown(capsys, tmp_path)
     assert "iter_0000010 (torch_dist)" in out and "num_hidden_layers 4" in out

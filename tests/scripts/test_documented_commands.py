@@ -57,8 +57,12 @@ def test_pretraining_as_documented(work, converted):
     first, second = logged(output)
     assert first.groups()[:3] == ("1", "6103", "8") and first[5] == "8"
     assert first[7] == "65536.0" and first[9] == "0"
-    assert second[4] == f"{1e-6 + 9e-6 * 6102 / 6103:.6E}", "linear decay over 6103 iterations, no warm-up: 10000 tokens are none"
-    name = "dsw-pretrain-megatron-llama-auto-lr-1e-5-bs-1-seqlen-2048-pr-fp16-tp-1-pp-1-ac-sel-do-true-sp-false-tt-100000000-wt-10000"
+    # Linear decay over 6103 iterations; 10000 warm-up tokens are less than one of them.
+    assert second[4] == f"{1e-6 + 9e-6 * 6102 / 6103:.6E}"
+    name = (
+        "dsw-pretrain-megatron-llama-auto-lr-1e-5-bs-1-seqlen-2048-pr-fp16-tp-1-pp-1-ac-sel-do-true-sp-false"
+        "-tt-100000000-wt-10000"
+    )
     folder = work / "output_megatron_llama2"
     assert (folder / "checkpoint" / name / "latest_checkpointed_iteration.txt").read_text() == "2"
     (log,) = (folder / "log").glob(f"{name}_*/train.log")

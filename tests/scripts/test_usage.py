@@ -25,7 +25,8 @@ COUNTS = {PRETRAIN: 24, FINETUNE: 22, CONVERT: 8, PREPARE: 6}
 
 
 def pretrain_values(tmp_path: Path, **changed: object) -> list[object]:
-    return list({**PRETRAIN_ARGUMENTS, "MODEL_SIZE": "tiny", "DATASET_PATH": CORPUS, "OUTPUT_BASEPATH": tmp_path, **changed}.values())
+    paths = {"DATASET_PATH": CORPUS, "OUTPUT_BASEPATH": tmp_path}
+    return list({**PRETRAIN_ARGUMENTS, "MODEL_SIZE": "tiny", **paths, **changed}.values())
 
 
 def refused(script: Path, *arguments: object, **kwargs) -> str:
