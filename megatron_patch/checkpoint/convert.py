@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_patch.checkpoint.conversion_arguments import Conversion, model_findings
-from megatron_patch.checkpoint.hf_files import copy_side_files, write_hf, write_json
+from megatron_patch.checkpoint.hf_files import write_hf
 from megatron_patch.checkpoint.layout import (
     RELEASE,
     ModelDescription,
+    copy_companions,
     flush,
     iteration_folder,
     write_model_description,
@@ -31,7 +32,7 @@ from megatron_patch.checkpoint.source import (
     with_vocabulary_rows,
 )
 from megatron_patch.checkpoint.verify import verify
-from megatron_patch.model_config import LLAMA_SIZES, to_hf_config
+from megatron_patch.model_config import LLAMA_SIZES
 
 _MARGIN = 64 << 20  # what the headers and the small files may take
 
@@ -144,11 +145,7 @@ def write_release(folder: Path, source: Source, job: Conversion, progress: Progr
         pipeline_model_parallel_size=job.pipeline_model_parallel_size,
     )
     write_model_description(release, description)
-    if (source.root / "config.json").is_file():
-        shutil.copyfile(source.root / "config.json", folder / "config.json")
-    else:
-        write_json(folder / "config.json", to_hf_config(source.config, dtype=source.dtype))
-    copy_side_files(source.root, folder)
+    copy_companions(source.root, folder)
     flush(release)
     write_tracker(folder, RELEASE)
     return written

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megatron_patch.checkpoint.layout import TOKENIZER_FILES, copy_companions
 from megatron_patch.checkpoint.lazy import nbytes
 from megatron_patch.checkpoint.mapping import places
 from megatron_patch.checkpoint.source import Source
 from megatron_patch.checkpoint.stream import Item, Written, partition, write_files, write_safetensors
 from megatron_patch.model_config import to_hf_config
 
-# Everything beside the weights that a model's user needs; copied where it exists.
-SIDE_FILES = (
-    "generation_config.json",
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-)
 INDEX = "model.safetensors.index.json"
 
 
@@ -50,7 +37,7 @@ def write_hf(folder: Path, source: Source, max_shard_bytes: int, on_bytes: Calla
     }
     write_json(folder / INDEX, index)
     write_json(folder / "config.json", _config(source))
-    copy_side_files(source.root, folder)
+    copy_companions(source.root, folder, ("generation_config.json", *TOKENIZER_FILES))
     if not (folder / "generation_config.json").exists():
         write_json(folder / "generation_config.json", _generation_config(folder))
     return written
@@ -80,11 +67,3 @@ def _generation_config(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def copy_side_files(root: Path, folder: Path) -> list[str]:
-    """Copy what exists of SIDE_FILES; the names copied."""
-    found = [name for name in SIDE_FILES if (root / name).is_file()]
-    for name in found:
-        shutil.copyfile(root / name, folder / name)
-    return found
