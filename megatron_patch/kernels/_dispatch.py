@@ -1,8 +1,9 @@
 """Which implementation runs, and how a Triton kernel is launched.
 
-Every public function of this package takes `implementation`: "triton", "torch", or None, which means Triton
-on a CUDA device and PyTorch elsewhere. "triton" on a CPU tensor runs the kernel in Triton's interpreter,
-which is how kernels are tested without a GPU. Nothing else, and no failure, changes the choice.
+Every public function of this package takes `implementation`: "triton", "torch", or None, which means what
+`prefer` was told, and without that Triton on a CUDA device and PyTorch elsewhere. "triton" on a CPU tensor
+runs the kernel in Triton's interpreter, which is how kernels are tested without a GPU. Nothing else, and no
+failure, changes the choice.
 """
 
 from __future__ import annotations
@@ -23,11 +24,27 @@ else:  # no wheel for this platform: only the PyTorch path can run, and asking f
     tl = None
 
 IMPLEMENTATIONS = ("triton", "torch")
+_preferred: str | None = None
+
+
+def prefer(implementation: str | None) -> None:
+    """From now on this is what None means in this process; None again: Triton on CUDA devices. ValueError for
+    an unknown one."""
+    global _preferred
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation is {implementation!r}; pass one of {IMPLEMENTATIONS} or None.")
+    _preferred = implementation
+
+
+def prefers_torch() -> bool:
+    """Whether `prefer` was told "torch", which products with a chosen algorithm obey too."""
+    return _preferred == "torch"
 
 
 def use_triton(implementation: str | None, tensor: torch.Tensor) -> bool:
     """Whether Triton computes what starts from `tensor`. Raises ValueError for an unknown or absent
     implementation."""
+    implementation = implementation or _preferred
     if implementation is None:
         return tensor.is_cuda
     if implementation not in IMPLEMENTATIONS:

@@ -1,16 +1,15 @@
 """Weight gradients accumulated in float32: weight_grad (+)= dyᵀ x, what Apex's wgrad_gemm_accum_fp32
 computes.
 
-cuBLAS through torch.addmm(out_dtype=torch.float32) is the fastest that was measured, also against the product
-in Triton that benchmarks/wgrad_gemm.py keeps for comparison, so there is no kernel here.
+cuBLAS with a measured algorithm is the fastest that was tried, also against the product in Triton that
+benchmarks/wgrad_gemm.py keeps for comparison, so there is no kernel here.
 """
 
 from __future__ import annotations
 
 import torch
 
-# Before 2.8, a bfloat16 product could only be rounded to bfloat16, or its factors be widened first.
-HAS_OUT_DTYPE = torch.__version__ >= (2, 8)
+from .products import matmul
 
 
 def accumulate_weight_grad(
@@ -23,15 +22,7 @@ def accumulate_weight_grad(
     not agree.
     """
     _check(weight_grad, x, dy)
-    if x.dtype == torch.float32:
-        torch.addmm(weight_grad, dy.t(), x, beta=0.0 if overwrite else 1.0, out=weight_grad)
-    elif x.is_cuda and HAS_OUT_DTYPE:
-        if overwrite:
-            torch.mm(dy.t(), x, out_dtype=torch.float32, out=weight_grad)
-        else:
-            torch.addmm(weight_grad, dy.t(), x, out_dtype=torch.float32, out=weight_grad)
-    else:
-        torch.addmm(weight_grad, dy.t().float(), x.float(), beta=0.0 if overwrite else 1.0, out=weight_grad)
+    matmul(dy.t(), x, weight_grad, add=not overwrite)
 
 
 def _check(weight_grad, x, dy) -> None:

@@ -3,6 +3,10 @@ adds fused.
 
 Activations may have any leading shape; the last dimension is H. The norm is computed in float32, the result
 is in the dtype of x. Saved for the backward: the norm's input and 1 / rms as float32, one number a row.
+
+`weight_grad`, where a function takes it, is a float32 tensor [H] that the backward adds the weight's gradient
+to, in one kernel where autograd would take three. autograd itself is then given a tensor whose content means
+nothing, because hooks on the gradient (data parallelism's) must run all the same.
 """
 
 from __future__ import annotations
@@ -17,24 +21,34 @@ PIPELINE_BYTES = 196608
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, *, implementation: str | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    weight_grad: torch.Tensor | None = None,
+    implementation: str | None = None,
 ) -> torch.Tensor:
     """RMSNorm over the last dimension: x [..., H], weight [H] → y [..., H]. ValueError if weight is not
     [H]."""
-    _check(x, weight)
-    return _RMSNorm.apply(x, weight, eps, use_triton(implementation, x))
+    _check(x, weight, weight_grad)
+    return _RMSNorm.apply(x, weight, eps, weight_grad, use_triton(implementation, x))
 
 
 def rms_norm_residual(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, *, implementation: str | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    weight_grad: torch.Tensor | None = None,
+    implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(RMSNorm(x), x), where the backward adds the gradients of both outputs in the norm's own kernel.
 
     x [..., H], weight [H] → y [..., H] and residual [..., H], which shares x's data and must not be written
     in place. ValueError if weight is not [H].
     """
-    _check(x, weight)
-    return _RMSNormResidual.apply(x, weight, eps, use_triton(implementation, x))
+    _check(x, weight, weight_grad)
+    return _RMSNormResidual.apply(x, weight, eps, weight_grad, use_triton(implementation, x))
 
 
 def add_rms_norm(
@@ -43,6 +57,7 @@ def add_rms_norm(
     weight: torch.Tensor,
     eps: float,
     *,
+    weight_grad: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(RMSNorm(x + residual), x + residual); the sum is rounded to x's dtype before it is normalized.
@@ -50,14 +65,14 @@ def add_rms_norm(
     x and residual [..., H] of one dtype, weight [H]. The backward hands one tensor to both as their gradient.
     ValueError if shapes or dtypes do not agree.
     """
-    _check(x, weight)
+    _check(x, weight, weight_grad)
     if x.shape != residual.shape or x.dtype != residual.dtype:
         raise ValueError(
             f"residual is {residual.dtype} {list(residual.shape)} but x is {x.dtype} {list(x.shape)};"
             " they are added"
             " and must be alike."
         )
-    return _AddRMSNorm.apply(x, residual, weight, eps, use_triton(implementation, x))
+    return _AddRMSNorm.apply(x, residual, weight, eps, weight_grad, use_triton(implementation, x))
 
 
 def rms_norm_reference(
@@ -70,7 +85,7 @@ def rms_norm_reference(
 
 
 def rms_norm_backward_reference(dy, dresidual, x, weight, rstd) -> tuple[torch.Tensor, torch.Tensor]:
-    """dx = rstd · (dy·w − x̂ · mean(x̂ · dy·w)) + dresidual and dweight = Σ_rows dy · x̂."""
+    """dx = rstd · (dy·w − x̂ · mean(x̂ · dy·w)) + dresidual and dweight = Σ_rows dy · x̂, float32."""
     rstd = rstd.view(*x.shape[:-1], 1)
     x_hat = x.float() * rstd
     dy_fp32 = dy.float()
@@ -78,63 +93,68 @@ def rms_norm_backward_reference(dy, dresidual, x, weight, rstd) -> tuple[torch.T
     dx = (wdy - x_hat * (x_hat * wdy).mean(-1, keepdim=True)) * rstd
     if dresidual is not None:
         dx += dresidual
-    return dx.to(x.dtype), (dy_fp32 * x_hat).flatten(0, -2).sum(0).to(weight.dtype)
+    return dx.to(x.dtype), (dy_fp32 * x_hat).flatten(0, -2).sum(0)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, eps, triton):
+    def forward(ctx, x, weight, eps, weight_grad, triton):
         y, _, rstd = _forward(x, None, weight, eps, triton)
         ctx.save_for_backward(x, weight, rstd)
-        ctx.triton = triton
+        ctx.weight_grad, ctx.triton = weight_grad, triton
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        dx, dweight = _backward(dy, None, *ctx.saved_tensors, ctx.triton)
-        return dx, dweight, None, None
+        dx, dweight = _backward(dy, None, *ctx.saved_tensors, ctx.weight_grad, ctx.triton)
+        return dx, dweight, None, None, None
 
 
 class _RMSNormResidual(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, eps, triton):
+    def forward(ctx, x, weight, eps, weight_grad, triton):
         y, _, rstd = _forward(x, None, weight, eps, triton)
         ctx.save_for_backward(x, weight, rstd)
-        ctx.triton = triton
+        ctx.weight_grad, ctx.triton = weight_grad, triton
         ctx.set_materialize_grads(False)
         return y, x
 
     @staticmethod
     def backward(ctx, dy, dresidual):
         if dy is None:
-            return dresidual, None, None, None
-        dx, dweight = _backward(dy, dresidual, *ctx.saved_tensors, ctx.triton)
-        return dx, dweight, None, None
+            return dresidual, None, None, None, None
+        dx, dweight = _backward(dy, dresidual, *ctx.saved_tensors, ctx.weight_grad, ctx.triton)
+        return dx, dweight, None, None, None
 
 
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, residual, weight, eps, triton):
+    def forward(ctx, x, residual, weight, eps, weight_grad, triton):
         y, total, rstd = _forward(x, residual, weight, eps, triton)
         ctx.save_for_backward(total, weight, rstd)
-        ctx.triton = triton
+        ctx.weight_grad, ctx.triton = weight_grad, triton
         ctx.set_materialize_grads(False)
         return y, total
 
     @staticmethod
     def backward(ctx, dy, dtotal):
         if dy is None:
-            return dtotal, dtotal, None, None, None
-        dx, dweight = _backward(dy, dtotal, *ctx.saved_tensors, ctx.triton)
-        return dx, dx, dweight, None, None
+            return dtotal, dtotal, None, None, None, None
+        dx, dweight = _backward(dy, dtotal, *ctx.saved_tensors, ctx.weight_grad, ctx.triton)
+        return dx, dx, dweight, None, None, None
 
 
-def _check(x: torch.Tensor, weight: torch.Tensor) -> None:
+def _check(x: torch.Tensor, weight: torch.Tensor, weight_grad: torch.Tensor | None) -> None:
     if weight.shape != x.shape[-1:]:
         raise ValueError(
             f"weight is {list(weight.shape)}; for x {list(x.shape)} it must be [{x.shape[-1]}], one"
             " number for each"
             " element of the last dimension."
+        )
+    if weight_grad is not None and (weight_grad.shape != weight.shape or weight_grad.dtype != torch.float32):
+        raise ValueError(
+            f"weight_grad is {weight_grad.dtype} {list(weight_grad.shape)}; it must be torch.float32 and, like"
+            f" weight, {list(weight.shape)}."
         )
 
 
@@ -159,16 +179,25 @@ def _forward(x, residual, weight, eps, triton):
     return y, total, rstd
 
 
-def _backward(dy, dresidual, x, weight, rstd, triton):
-    """(dx, dweight)"""
-    if not triton:
-        return rms_norm_backward_reference(dy, dresidual, x, weight, rstd)
+def _backward(dy, dresidual, x, weight, rstd, weight_grad, triton):
+    """(dx, dweight); with weight_grad, dweight is added to that and what is returned for it is unwritten."""
+    target = torch.zeros_like(weight, dtype=torch.float32) if weight_grad is None else weight_grad
+    if triton:
+        dx = _launch_backward(dy, dresidual, x, weight, rstd, target)
+    else:
+        dx, dweight = rms_norm_backward_reference(dy, dresidual, x, weight, rstd)
+        target += dweight
+    return dx, torch.empty_like(weight) if weight_grad is not None else target.to(weight.dtype)
+
+
+def _launch_backward(dy, dresidual, x, weight, rstd, weight_grad):
+    """dx; adds dweight to weight_grad."""
     x, dy = x.contiguous(), dy.contiguous()
     h = x.shape[-1]
     rows = x.numel() // h
     dx = torch.empty_like(x)
     if not rows:
-        return dx, torch.zeros_like(weight)
+        return dx
     rows_each = ceil_div(rows, multiprocessors(x.device))
     programs = ceil_div(rows, rows_each)
     partial = torch.empty(programs, h, dtype=torch.float32, device=x.device)
@@ -179,7 +208,11 @@ def _backward(dy, dresidual, x, weight, rstd, triton):
         dy, incoming, x, weight, rstd, dx, partial, rows, h, rows_each, stages,
         dresidual is not None, block, num_warps=_warps(block),
     )  # fmt: skip
-    return dx, partial.sum(0).to(weight.dtype)
+    columns, rows_block = min(64, block), 64
+    _weight_grad_kernel[(ceil_div(h, columns),)](
+        partial, weight_grad, programs, h, ceil_div(programs, rows_block), rows_block, columns
+    )
+    return dx
 
 
 def _warps(block: int) -> int:
@@ -243,3 +276,17 @@ def _backward_kernel(
             dx += tl.load(dresidual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     tl.store(partial_ptr + program.to(tl.int64) * h + columns, dweight, mask=columns < h)
+
+
+@kernel
+def _weight_grad_kernel(
+    partial_ptr, grad_ptr, programs, h, TURNS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    for i in range(0, TURNS):
+        rows = i * ROWS + tl.arange(0, ROWS)
+        mask = (rows < programs)[:, None] & (columns < h)[None, :]
+        total += tl.load(partial_ptr + rows[:, None] * h + columns[None, :], mask=mask, other=0.0)
+    before = tl.load(grad_ptr + columns, mask=columns < h, other=0.0)
+    tl.store(grad_ptr + columns, before + tl.sum(total, axis=0), mask=columns < h)

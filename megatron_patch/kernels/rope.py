@@ -211,7 +211,9 @@ def _grid(tokens, slots, head_dim):
 
 
 def _table_strides(cos, sin):
-    cos, sin = cos.contiguous(), sin.contiguous()
+    """Halves of one table are read where they are: copying them costs two launches in each layer."""
+    if cos.stride() != sin.stride() or cos.stride(-1) != 1:
+        cos, sin = cos.contiguous(), sin.contiguous()
     return cos, sin, cos.stride(0), cos.stride(1) if cos.dim() == 3 else 0
 
 

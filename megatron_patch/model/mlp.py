@@ -7,18 +7,18 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 
 from megatron_patch.kernels.swiglu import swiglu
+from megatron_patch.model.linear import ColumnLinear, RowLinear
 
 
 class LlamaMLP(MLP):
     """down(silu(gate(x)) · up(x)), gate and up in one product: Shazeer, arXiv:2002.05202."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        layers = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        layers = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
         super().__init__(config, layers, ffn_hidden_size=config.ffn_hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:

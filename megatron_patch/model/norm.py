@@ -25,12 +25,20 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return rms_norm(hidden, self.weight, self.eps)
+        return rms_norm(hidden, self.weight, self.eps, weight_grad=self._main_grad())
 
     def with_residual(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm of `hidden`, `hidden`), whose two gradients meet in one kernel on the way back."""
-        return rms_norm_residual(hidden, self.weight, self.eps)
+        return rms_norm_residual(hidden, self.weight, self.eps, weight_grad=self._main_grad())
 
     def add(self, hidden: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm of the sum, the sum) in one kernel."""
-        return add_rms_norm(hidden, residual, self.weight, self.eps)
+        return add_rms_norm(hidden, residual, self.weight, self.eps, weight_grad=self._main_grad())
+
+    def _main_grad(self) -> torch.Tensor | None:
+        """The fp32 gradient that core's DDP keeps for the weight; the backward pass adds to it and DDP, told so, does not."""
+        main_grad = getattr(self.weight, "main_grad", None)
+        if main_grad is None or not torch.is_grad_enabled():
+            return None
+        self.weight.grad_added_to_main_grad = True
+        return main_grad

@@ -88,12 +88,15 @@ def begin_step(
 ) -> None:
     """Make the gradient buffer ready: the products overwrite the `fused` weights' part, so only the rest is zeroed."""
     optimizer.zero_grad()
+    others = []
     for parameter in model.params_with_grad:
         parameter.grad_added_to_main_grad = False
         if parameter in fused:
             mark_stale(parameter.main_grad)
         else:
-            parameter.main_grad.zero_()
+            others.append(parameter.main_grad)
+    if others:
+        torch._foreach_zero_(others)
     for group in model.bucket_groups:
         group.reset()
 

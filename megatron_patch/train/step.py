@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
-import os
-from contextlib import nullcontext
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +17,8 @@ from megatron.core.utils import get_model_config
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
-from megatron_patch.core.weight_gradients import beside_the_backward_pass
 from megatron_patch.data.loading import Batch, to_device
+from megatron_patch.kernels import prefer
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, can_use_graphs
 
@@ -95,7 +93,8 @@ def forward_step(device: torch.device) -> Callable[[Iterator[Batch], Any], tuple
 
 
 def prepare_model(state: TrainState) -> None:
-    """Tell core's schedules how to scale the loss and what to do when the last gradient is there."""
+    """Choose the kernels, and tell core's schedules how to scale the loss and what to do with the last gradient."""
+    prefer("torch" if state.config.options.kernels == "torch" else None)
     config = get_model_config(state.model)
     divisor = gradient_divisor(state.config)
     config.grad_scale_func = lambda loss: loss * (state.loss_scale / divisor)
@@ -112,8 +111,7 @@ def _forward_backward(state: TrainState, group: list[Batch]) -> torch.Tensor:
     for batch in group:
         output, summed = run(iter([batch]), state.model)
         total, _, kept = summed(output)
-        with beside_the_backward_pass() if os.environ.get("SIDE") else nullcontext():
-            scale(total).backward()
+        scale(total).backward()
         found.append(kept)
     return torch.stack(found).sum(0)
 

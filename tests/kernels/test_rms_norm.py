@@ -78,3 +78,18 @@ def test_errors_name_the_shapes(draw):
         add_rms_norm(x, x.half(), draw(torch.float32, 176), EPS)
     with pytest.raises(ValueError, match="'cuda-c'"):
         rms_norm(x, x[0], EPS, implementation="cuda-c")
+
+
+@pytest.mark.parametrize("function", [rms_norm, rms_norm_residual, add_rms_norm])
+@pytest.mark.parametrize("shape", [(140, 176), (3, 5, 1025)])
+def test_weight_gradient_is_added_in_float32(draw, agree, truth_of, implementation, function, shape):
+    x, weight, dy = draw(torch.bfloat16, *shape), draw(torch.bfloat16, shape[-1]), draw(torch.bfloat16, *shape)
+    before = draw(torch.float32, shape[-1], requires_grad=False)
+    x64, weight64, dy64 = truth_of(x, weight, dy)
+    norm(x64, weight64).backward(dy64.detach())
+    weight_grad = before.clone()
+    inputs = (x, torch.zeros_like(x), weight) if function is add_rms_norm else (x, weight)
+    y = function(*inputs, EPS, weight_grad=weight_grad, implementation=implementation)
+    (y[0] if isinstance(y, tuple) else y).backward(dy)
+    assert weight.grad is not None, "hooks on the gradient must run"
+    agree(weight_grad, before.double() + weight64.grad)

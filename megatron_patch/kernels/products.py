@@ -1,0 +1,117 @@
+"""Large matrix products with the algorithm that was measured to be the fastest, where torch takes cuBLAS's first guess.
+
+The guess is far off where a product adds to float32: LLaMA-2 7B's weight gradients at 2048 tokens take a sixth less time
+with another tile. Candidates differ in tiles and in the order of tiles, not in the order in which an element's products are
+summed, so the choice may differ between processes and change no digit; tests/kernels/test_products.py asserts that on GPUs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+
+from ._cublaslt import ALIGNMENT, Product, Shape, library
+from ._dispatch import prefers_torch
+
+# Multiply-adds below which a product is too short for its algorithm to matter.
+LARGE = 1 << 30
+_ROUNDS, _TURNS = 2, 5  # measurements of each candidate, products in each
+
+_chosen: dict[tuple[Shape, torch.device], tuple[Product, ctypes.Array] | None] = {}
+
+
+def matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, *, add: bool = False) -> torch.Tensor:
+    """out [M, N] = a [M, K] · b [K, N], or += with add; sums are float32 and rounded once, to out's dtype.
+
+    a and b: contiguous or transposed views of contiguous tensors, of one dtype; out: contiguous, of that dtype or float32.
+    The first large product of a shape on a GPU tries the candidates, and waits for the device; inside a CUDA graph's capture
+    nothing is tried. ValueError if the shapes do not agree.
+    """
+    if a.shape[1] != b.shape[0] or tuple(out.shape) != (a.shape[0], b.shape[1]):
+        raise ValueError(f"out is {list(out.shape)}; a {list(a.shape)} · b {list(b.shape)} does not fit it.")
+    choice = _choice(a, b, out, add) if is_tunable(a, b, out) else None
+    if choice is None:
+        return _torch_matmul(a, b, out, add)
+    product, algorithm = choice
+    product.launch(algorithm, *_addresses(a, b, out), 1.0 if add else 0.0, _stream(out))
+    return out
+
+
+def is_tunable(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> bool:
+    """Whether cuBLASLt is asked: a large 16-bit product on a GPU, of aligned matrices without gaps."""
+    return (
+        out.is_cuda
+        and not prefers_torch()
+        and a.dtype == b.dtype
+        and a.dtype in (torch.bfloat16, torch.float16)
+        and out.dtype in (a.dtype, torch.float32)
+        and a.shape[0] * a.shape[1] * b.shape[1] >= LARGE
+        and out.is_contiguous()
+        and all(t.is_contiguous() or t.t().is_contiguous() for t in (a, b))
+        and all(size % 8 == 0 for size in (*a.shape, *b.shape))
+        and all(address % ALIGNMENT == 0 for address in _addresses(a, b, out))
+        and library() is not None
+    )
+
+
+def _addresses(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> tuple[int, int, int]:
+    """In cuBLAS's order: column-major, outᵀ = bᵀ · aᵀ."""
+    return b.data_ptr(), a.data_ptr(), out.data_ptr()
+
+
+def _stream(tensor: torch.Tensor) -> int:
+    return torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def shape_of(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Shape:
+    """A contiguous tensor is its own transpose to column-major eyes."""
+    rows, columns = out.shape
+    return Shape(columns, rows, a.shape[1], not b.is_contiguous(), not a.is_contiguous(), a.dtype, out.dtype)
+
+
+def _choice(a, b, out, add) -> tuple[Product, ctypes.Array] | None:
+    key = shape_of(a, b, out), out.device
+    if key not in _chosen:
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        product = Product(*key)
+        algorithm = _fastest(product, a, b, torch.empty_like(out) if add else out)
+        _chosen[key] = (product, algorithm) if algorithm is not None else None
+    return _chosen[key]
+
+
+def _fastest(product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.Tensor) -> ctypes.Array | None:
+    """The algorithm with the least total time; writes to `scratch`. A float32 result is measured adding, the usual case."""
+    beta = 1.0 if scratch.dtype == torch.float32 else 0.0
+    run = functools.partial(_time, product, _addresses(a, b, scratch), beta, _stream(scratch))
+    totals = [0.0] * len(product.algorithms)
+    for turn in range(_ROUNDS):
+        order = list(enumerate(product.algorithms))
+        # Back and forth, so that a clock that falls under the load favours none.
+        for place, algorithm in order if turn % 2 == 0 else reversed(order):
+            totals[place] += run(algorithm)
+    return product.algorithms[totals.index(min(totals))] if totals else None
+
+
+def _time(product: Product, addresses: tuple[int, int, int], beta: float, stream: int, algorithm: ctypes.Array) -> float:
+    """Milliseconds of a few products in a row, after one to warm up."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    product.launch(algorithm, *addresses, beta, stream)
+    start.record()
+    for _ in range(_TURNS):
+        product.launch(algorithm, *addresses, beta, stream)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def _torch_matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, add: bool) -> torch.Tensor:
+    """The same through torch, which on CPUs cannot keep a 16-bit product's sums: its factors are widened first."""
+    if a.dtype == out.dtype:
+        return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
+    if out.is_cuda:
+        options = {"out_dtype": out.dtype, "out": out}
+        return torch.addmm(out, a, b, **options) if add else torch.mm(a, b, **options)
+    return torch.addmm(out, a.to(out.dtype), b.to(out.dtype), beta=1.0 if add else 0.0, out=out)

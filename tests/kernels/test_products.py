@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from megatron_patch.kernels import products
+from megatron_patch.kernels._cublaslt import Product
+from megatron_patch.kernels.products import matmul
+
+FORMS = {"forward": (False, True), "data gradient": (False, False), "weight gradient": (True, False)}
+
+
+def operand(draw, dtype, rows, columns, transposed):
+    """[rows, columns], in memory as it is or transposed."""
+    if transposed:
+        return draw(dtype, columns, rows, requires_grad=False).t()
+    return draw(dtype, rows, columns, requires_grad=False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize(
+    "dtype, out_dtype", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float32")]
+)
+@pytest.mark.parametrize("m, n, k", [(24, 40, 56), (1024, 1152, 1088)])
+def test_against_float64(draw, agree, form, add, dtype, out_dtype, m, n, k):
+    dtype, out_dtype = getattr(torch, dtype), getattr(torch, out_dtype)
+    a, b = (operand(draw, dtype, *sizes, transposed) for sizes, transposed in zip(((m, k), (k, n)), FORMS[form]))
+    before = draw(out_dtype, m, n, requires_grad=False)
+    # What overwriting finds there may be anything, so it must not be multiplied by zero.
+    out = before.clone() if add else torch.full_like(before, torch.nan)
+    assert matmul(a, b, out, add=add) is out
+    agree(out, a.double() @ b.double() + (before.double() if add else 0.0), roundings=2 if a.is_cuda else 3)
+
+
+def test_errors_name_the_shapes(draw):
+    with pytest.raises(ValueError, match=r"out is \[3, 3\]; a \[3, 4\] · b \[4, 2\]"):
+        matmul(torch.ones(3, 4), torch.ones(4, 2), torch.ones(3, 3))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="cuBLASLt is asked on GPUs only")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("out_dtype", [torch.float32, None])
+def test_every_algorithm_gives_the_same_digits(draw, device, form, dtype, out_dtype):
+    a, b = (operand(draw, dtype, *sizes, t) for sizes, t in zip(((2048, 4096), (4096, 3072)), FORMS[form]))
+    before = draw(out_dtype or dtype, 2048, 3072, requires_grad=False)
+    out = before.clone()
+    assert products.is_tunable(a, b, out)
+    product = Product(products.shape_of(a, b, out), out.device)
+    assert len(product.algorithms) > 1
+    first = None
+    for algorithm in product.algorithms:
+        out.copy_(before)
+        product.launch(algorithm, *products._addresses(a, b, out), 1.0, products._stream(out))
+        first = out.clone() if first is None else first
+        assert torch.equal(out, first), "the choice of an algorithm would show in the results"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_inside_a_graph_nothing_is_tried(draw):
+    a, b = (draw(torch.bfloat16, 1024, 1536, requires_grad=False) for _ in range(2))
+    out, graph = torch.empty(1024, 1024, device=a.device), torch.cuda.CUDAGraph()
+    for _ in range(2):  # before the choice, and with it
+        with torch.cuda.graph(graph):
+            matmul(a, b.t(), out)
+        out.fill_(torch.nan)
+        graph.replay()
+        torch.testing.assert_close(out, a.float() @ b.float().t(), rtol=1e-3, atol=1e-2)
+        matmul(a, b.t(), out)
+        graph = torch.cuda.CUDAGraph()

@@ -1,0 +1,90 @@
+"""50 steps with this project's kernels and with their PyTorch references: the same learning.
+
+On a GPU the kernels are compiled and the model is the tiny one; elsewhere Triton interprets them, which allows a
+smaller model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from tests.launching import ROOT
+
+STEPS = 50
+
+
+def curves(precision: str, implementations: list[str]) -> dict[str, list[float]]:
+    """Loss of each step, by implementation, from the same weights and the same tokens, which repeat so that they are learnt."""
+    from megatron_patch.processes import free_port
+
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    import megatron_patch.core.device as device
+
+    from megatron_patch.config import TrainConfig
+    from megatron_patch.core import parallel
+    from megatron_patch.model_config import LLAMA_SIZES
+
+    size, length = LLAMA_SIZES["tiny"], 64
+    if not device.HAS_CUDA:
+        small = dict(num_layers=1, hidden_size=32, ffn_hidden_size=88, num_attention_heads=2, num_query_groups=1, vocab_size=64)
+        size, length = replace(size, **small), 8
+    config = TrainConfig(
+        task="pretrain", name="kernels", model=size, extra_vocab_size=0, load=None, output_path="",
+        tensor_model_parallel_size=1, pipeline_model_parallel_size=1, sequence_parallel=False,
+        use_distributed_optimizer=True, precision=precision, recompute="none", use_flash_attn=False, micro_batch_size=1,
+        global_batch_size=1, lr=3e-3, min_lr=3e-4, seq_length=length, pad_length=length, train_data_path="", valid_data_path=None,
+        train_iters=STEPS,
+    )  # fmt: skip
+    layout = parallel.start(config)
+    found = {implementation: curve(config, layout, implementation) for implementation in implementations}
+    parallel.stop()
+    return found
+
+
+def curve(config, layout, implementation: str) -> list[float]:
+    import torch
+
+    from megatron_patch.core.parallel import seed_everything
+    from megatron_patch.kernels import prefer
+    from megatron_patch.train.log import RunLog
+    from megatron_patch.train.setup import build_state
+    from megatron_patch.train.step import train_step
+
+    seed_everything(config.options.seed)
+    state = build_state(config, layout, RunLog(config, active=False), STEPS)
+    prefer(implementation)
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randint(0, config.vocab_size, (2, 1, config.seq_length + 1), generator=generator).to(layout.device)
+    mask = torch.ones(1, config.seq_length, device=layout.device)
+    losses = []
+    for step in range(STEPS):
+        row = samples[step % 2]
+        batch = {"tokens": row[:, :-1].contiguous(), "labels": row[:, 1:].contiguous(), "loss_mask": mask}
+        losses.append(train_step(state, iter([batch])).loss)
+        state.scheduler.step(increment=1)
+    return losses
+
+
+def in_a_process(precision: str) -> dict[str, list[float]]:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.train.test_kernels_on_and_off", precision]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_kernels_do_not_change_learning(precision, tolerance):
+    pytest.importorskip("triton")
+    found = in_a_process(precision)
+    assert len(found["triton"]) == STEPS and found["torch"][-1] < found["torch"][0] - 1, "nothing was learnt"
+    assert found["triton"] == pytest.approx(found["torch"], rel=tolerance)
+
+
+if __name__ == "__main__":
+    print(json.dumps(curves(sys.argv[1], ["triton", "torch"])))
