@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils._device
 
 _CPU = torch.device("cpu")
 _applied = False
@@ -70,6 +71,9 @@ def _set_rng_state(new_state: torch.Tensor, *_: Any, **__: Any) -> None:
 
 
 def _redirect_torch() -> None:
+    # `with torch.device("meta")`, in which transformers builds models, knows factories by identity and lists them at
+    # its first use; the redirected ones below call the originals, so those must be the ones in its list.
+    torch.utils._device._device_constructors()
     for name in ("tensor", "zeros", "ones", "empty", "full", "empty_like", "zeros_like", "arange", "eye"):
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.compile = _identity_compile
