@@ -15,8 +15,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -26,84 +25,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from megatron_patch.kernels import adamw, cross_entropy, rms_norm, rope, softmax, swiglu  # noqa: E402
 from megatron_patch.kernels.attention import attention, segment_bounds  # noqa: E402
-from megatron_patch.kernels.grad_accumulation import accumulate_weight_grad  # noqa: E402
-from wgrad_gemm import GemmConfig, weight_grad_gemm  # noqa: E402
-
-S, H, FFN, N, D, V = 2048, 4096, 11008, 32, 128, 32000
-DTYPE, EPS, DEVICE = torch.bfloat16, 1e-5, "cuda"
-WEIGHTS = {"qkv": (3 * H, H), "proj": (H, H), "fc1": (2 * FFN, H), "fc2": (H, FFN), "output": (V, H)}
-
-
-@dataclass(frozen=True)
-class Row:
-    kernel: str
-    version: str
-    part: str
-    microseconds: float
-    rate: float  # GB/s or TFLOP/s
-    unit: str
-    share: float
-
-
-class Table:
-    def __init__(self, copy_rate: float, product_rate: float) -> None:
-        self.rows: list[Row] = []
-        self._limits = {"GB/s": copy_rate, "TFLOP/s": product_rate}
-        print(
-            f"copy {copy_rate:.0f} GB/s, bf16 product {product_rate:.0f} TFLOP/s on"
-            f" {torch.cuda.get_device_name()}"
-        )
-        print(f"{'kernel':<18}{'version':<30}{'part':<10}{'µs':>10}{'rate':>9} {'unit':<8}{'share':>6}")
-
-    def add(self, kernel: str, version: str, part: str, milliseconds: float, work: float, unit: str) -> None:
-        rate = work / milliseconds / (1e6 if unit == "GB/s" else 1e9)
-        row = Row(kernel, version, part, milliseconds * 1e3, rate, unit, rate / self._limits[unit])
-        self.rows.append(row)
-        print(
-            f"{kernel:<18}{version:<30}{part:<10}{row.microseconds:>10.1f}{rate:>9.0f}"
-            f" {unit:<8}{row.share:>6.0%}"
-        )
-        sys.stdout.flush()
-
-
-def milliseconds(function: Callable[[], object], repeat: int = 60) -> float:
-    """Median time of a CUDA graph of one call."""
-    from triton.testing import do_bench
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return do_bench(graph.replay, warmup=10, rep=repeat, return_mode="median")
-
-
-def draw(*shape: int, dtype: torch.dtype = DTYPE, requires_grad: bool = True) -> torch.Tensor:
-    return torch.randn(*shape, dtype=dtype, device=DEVICE).requires_grad_(requires_grad)
-
-
-def compare(table: Table, name: str, versions: dict[str, Callable], inputs, grads, work, unit="GB/s") -> None:
-    """Times forward(*inputs) → outputs and its backward from grads; work: (forward, backward) in bytes or
-    operations."""
-    for version, forward in versions.items():
-
-        def step(forward=forward):
-            outputs = forward(*inputs)
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            return torch.autograd.grad(outputs, [t for t in inputs if t.requires_grad], grads)
-
-        once, both = milliseconds(lambda forward=forward: forward(*inputs)), milliseconds(step)
-        table.add(name, version, "forward", once, work[0], unit)
-        table.add(name, version, "backward", both - once, work[1], unit)
-
-
-def with_compiled(versions: dict[str, Callable], reference: Callable, compiling: bool) -> dict[str, Callable]:
-    named = {"formula": reference, **versions}
-    return {**named, "torch.compile": torch.compile(reference)} if compiling else named
+from matrix_products import bench_products, bench_weight_grad  # noqa: E402
+from timing import (  # noqa: E402
+    DEVICE,
+    DTYPE,
+    EPS,
+    FFN,
+    D,
+    H,
+    N,
+    S,
+    Table,
+    V,
+    compare,
+    draw,
+    measure_limits,
+    milliseconds,
+    with_compiled,
+)
 
 
 def bench_rms_norm(table: Table, compiling: bool) -> None:
@@ -244,62 +183,6 @@ def bench_adamw(table: Table, compiling: bool) -> None:
             )
 
 
-GEMMS = {
-    "Triton 128x128": GemmConfig(),
-    "Triton 128x128, atomics": GemmConfig(epilogue="atomic"),
-    "Triton 128x128, load and add": GemmConfig(epilogue="add"),
-    "Triton 128x128, persistent": GemmConfig(block_tokens=32, stages=4, programs=2),
-    "Triton 128x256, persistent": GemmConfig(block_in=256, warps=8, programs=1),
-}
-
-
-def bench_weight_grad(table: Table, compiling: bool) -> None:
-    for name, (out, inner) in WEIGHTS.items():
-        weight_grad = torch.zeros(out, inner, device=DEVICE)
-        x, dy, x2, dy2 = (draw(S, size, requires_grad=False) for size in (inner, out, inner, out))
-        operations, kernel = 2 * S * out * inner, f"wgrad {name}"
-
-        def add(version, function, work, kernel=kernel):
-            table.add(kernel, version, "adds", milliseconds(function), work, "TFLOP/s")
-
-        add("product in bf16", lambda dy=dy, x=x: dy.t() @ x, operations)
-        add("addmm", lambda w=weight_grad, x=x, dy=dy: accumulate_weight_grad(w, x, dy), operations)
-        add(
-            "mm (overwrites)",
-            lambda w=weight_grad, x=x, dy=dy: accumulate_weight_grad(w, x, dy, overwrite=True),
-            operations,
-        )
-        long = (torch.cat([x, x2]), torch.cat([dy, dy2]))
-        add(
-            "addmm, twice the tokens",
-            lambda w=weight_grad, p=long: accumulate_weight_grad(w, *p),
-            2 * operations,
-        )
-        check_weight_grad(weight_grad, x, dy)
-        for version, config in GEMMS.items():
-            add(
-                version,
-                lambda w=weight_grad, p=[(x, dy)], c=config: weight_grad_gemm(w, p, config=c),
-                operations,
-            )
-        two = [(x, dy), (x2, dy2)]
-        add("Triton, two micro-batches", lambda w=weight_grad, p=two: weight_grad_gemm(w, p), 2 * operations)
-        add(
-            "Triton, overwrites",
-            lambda w=weight_grad, p=two[:1]: weight_grad_gemm(w, p, overwrite=True),
-            operations,
-        )
-
-
-def check_weight_grad(weight_grad, x, dy) -> None:
-    """The tried product is tested nowhere else, so it must agree here before it is timed."""
-    accumulate_weight_grad(weight_grad, x, dy, overwrite=True)
-    for config in GEMMS.values():
-        tried = torch.zeros_like(weight_grad)
-        weight_grad_gemm(tried, [(x, dy)], config=config)
-        torch.testing.assert_close(tried, weight_grad, rtol=1e-4, atol=1e-2)
-
-
 def bench_attention(table: Table, compiling: bool) -> None:
     cos, sin = rope.rope_tables(S, D, device=DEVICE)
     q, k, v = (
@@ -329,16 +212,8 @@ BENCHES = {
     "adamw": bench_adamw,
     "attention": bench_attention,
     "weight_grad": bench_weight_grad,
+    "products": bench_products,
 }
-
-
-def measure_limits() -> tuple[float, float]:
-    """GB/s of a copy, read and written, and TFLOP/s of a bf16 product of 8192³."""
-    source = torch.randn(1 << 30, device=DEVICE)
-    target = torch.empty_like(source)
-    copied = 2 * source.nbytes / milliseconds(lambda: torch.neg(source, out=target)) / 1e6
-    a, b = draw(8192, 8192, requires_grad=False), draw(8192, 8192, requires_grad=False)
-    return copied, 2 * 8192**3 / milliseconds(lambda: a @ b, 200) / 1e9
 
 
 def main() -> None:

@@ -1,0 +1,40 @@
+"""Training on a GPU through the documented script, NCCL and all: run by `make gpu`."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.launching import GOLDEN, PRETRAIN, train
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+CORPUS = GOLDEN / "data" / "corpus_text_document"
+
+
+def tiny(output, *flags, **changed):
+    """Ten steps of the tiny model, four micro-batches each."""
+    defaults = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, SEQ_LEN=64, PAD_LEN=64, TRAIN_TOKENS=10 * 4 * 64, WARMUP_TOKENS=0)
+    return train(PRETRAIN, output, *flags, **{**defaults, "FL": "true", "PR": "bf16", "DO": "true", **changed})
+
+
+def test_graphs_change_no_digit(tmp_path):
+    """The kernels of a micro-batch are the same, whoever launches them."""
+    assert tiny(tmp_path / "graphs") == tiny(tmp_path / "launched", "--cuda-graphs", "false")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_precisions_and_attentions_learn_alike(tmp_path, precision, fused):
+    wanted = tiny(tmp_path / "fp32", PR="fp32", FL="false")
+    got = tiny(tmp_path / "got", "--initial-loss-scale", 1024, PR=precision, FL=fused)
+    assert len(got) == len(wanted) == 10
+    assert [step.loss for step in got] == pytest.approx([step.loss for step in wanted], rel=1e-2)
+    assert all(math.isfinite(step.grad_norm) for step in got)
+
+
+def test_profile_is_written(tmp_path):
+    tiny(tmp_path, "--profile", "true", "--profile-step-start", 4, "--profile-step-end", 6)
+    traces = list((tmp_path / "tensorboard").glob("*_profile/*.pt.trace.json*"))
+    assert traces and any("nvjet" in trace.read_text() or "gemm" in trace.read_text() for trace in traces)
