@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from tests.launching import FINETUNE, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run, scalars, succeed, train
@@ -69,3 +71,12 @@ def test_an_empty_validation_split_is_said_and_skipped(tmp_path):
     output = succeed(run(PRETRAIN, *values.values(), *flags, processes=1))
     assert "the split 100,0,0 leaves no validation data; evaluation is skipped" in output
     assert "validation loss" not in output
+
+
+def test_a_weighted_blend_of_indexed_data_trains(tmp_path):
+    for name in ("one", "two"):
+        for suffix in (".bin", ".idx"):
+            shutil.copy(f"{CORPUS}{suffix}", tmp_path / f"{name}{suffix}")
+    blend = f"0.3 {tmp_path / 'one'} 0.7 {tmp_path / 'two'}"
+    got = train(PRETRAIN, tmp_path / "out", MODEL_SIZE="tiny", DATASET_PATH=blend, processes=2, DO="true")
+    assert len(got) == 20 and got[-1].loss < got[0].loss - 0.5
