@@ -1,8 +1,7 @@
 """The same tokens through transformers and through this project's model, each in a process of its own, in fp32 on the CPU.
 
-`python -m megatron_patch.checkpoint.verify_logits SIDE FOLDER TOKENS OUTPUT` is one such process. They are apart
-since megatron-core on a CPU needs a redirection of CUDA calls under which transformers does not initialize rightly, and so
-that memory holds one model at a time.
+`python -m megatron_patch.checkpoint.verify_logits SIDE FOLDER TOKENS OUTPUT` is one such process. They are apart so that
+memory holds one model at a time, and that megatron-core's redirection of CUDA calls on a CPU is not near transformers.
 """
 
 from __future__ import annotations

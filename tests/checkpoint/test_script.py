@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from megatron_patch.checkpoint.conversion_arguments import Conversion
+from megatron_patch.checkpoint.convert import convert
 from tests.checkpoint.models import assert_same, read_hf
 from tests.launching import CONVERT, ENGINE, GOLDEN, ROOT, run, succeed
 
@@ -92,9 +94,8 @@ def test_verify_logits(tmp_path):
 
 
 def test_verify_logits_finds_another_models_config(tmp_path):
-    """Weights are carried over bit for bit; the head size they were trained with is not in them."""
-    source = shutil.copytree(HF, tmp_path / "hf")
-    succeed(run(CONVERT, ENGINE, source, tmp_path / "megatron", 1, 1, "auto", 0, "false"))
+    """Weights are carried over bit for bit; the rotary base that they were trained with is not in them."""
+    convert(Conversion(HF, tmp_path / "megatron", to_hf=False))
     description = tmp_path / "megatron/release/model.json"
     content = json.loads(description.read_text())
     content["model"]["rotary_base"] = 20000.0
