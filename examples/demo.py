@@ -149,7 +149,7 @@ def run_workflow(hf: Path) -> None:
     megatron = WORK / "llama2-tiny-hf-to-megatron-tp2-pp1"
     script("convert", ENGINE, hf, megatron, 2, 1, "tiny", 0, "false")
     prefix = data / "wudao_llamabpe_text_document"
-    batch, length, iterations = 16, 128, 200
+    batch, length, iterations = 16, 128, 400
     script(
         "pretrain", "dsw", ENGINE, ROOT, "tiny", 8, batch, "3e-3", "3e-4", length, 80, 0, "bf16", 2, 1, "sel", "true",
         "true", "true", 100000, prefix, megatron, iterations * batch * length, 10 * batch * length, output,
