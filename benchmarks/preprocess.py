@@ -231,7 +231,7 @@ def loader(folder: Path, steps: int = 100, step_seconds: float = 0.1) -> None:
     print(f"one sample of 2048 tokens takes {(time.perf_counter() - begin) / 200 * 1e6:.0f} µs to make")
     for size in (1, 4):
         sampler = MicroBatchSampler(BatchPlan(len(dataset), size, size, 1), 0)  # type: ignore[arg-type]
-        batches = micro_batches(dataset, sampler, num_workers=Options().num_workers, pin_memory=False)  # type: ignore[arg-type]
+        batches = micro_batches(dataset, sampler, vocab_size=1 << 20, num_workers=Options().num_workers, pin_memory=False)  # type: ignore[arg-type]
         next(batches)
         waits = []
         for _ in range(steps):

@@ -32,14 +32,16 @@ class _WithAbsent(Dataset):
         return sample
 
 
-def collate(samples: list[Mapping[str, Any]]) -> Batch:
-    """Samples of [S] rows to a batch of [B, S]: token ids int64, loss mask fp32.
+def collate(samples: list[Mapping[str, Any]]) -> tuple[list[str], torch.Tensor]:
+    """Samples of [S] rows to one int64 tensor [keys, B, S], and the keys; a loss mask is 0 or 1.
 
-    Positions are handed on only with packed samples; elsewhere they count from 0 and the model knows that.
+    One tensor, since each that a worker process hands over costs more than its bytes. Positions are handed on only with
+    packed samples; elsewhere they count from 0 and the model knows that.
     """
     packed = "segment_ids" in samples[0]
     keys = [key for key in _KEYS if key in samples[0] and (packed or key != "position_ids")]
-    return {key: torch.stack([torch.as_tensor(np.asarray(sample[key])) for sample in samples]) for key in keys}
+    rows = np.stack([[np.asarray(sample[key]) for sample in samples] for key in keys])
+    return keys, torch.from_numpy(rows.astype(np.int64, copy=False))
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,17 @@ class _Checked:
 
     vocab_size: int
 
-    def __call__(self, samples: list[Mapping[str, Any]]) -> Batch:
-        batch = collate(samples)
+    def __call__(self, samples: list[Mapping[str, Any]]) -> tuple[list[str], torch.Tensor]:
+        keys, rows = collate(samples)
         for key in ("tokens", "labels"):
-            low, high = int(batch[key].min()), int(batch[key].max())
+            found = rows[keys.index(key)].numpy()
+            low, high = int(found.min()), int(found.max())
             if low < 0 or high >= self.vocab_size:
                 raise ValueError(
                     f"The data holds {key} from {low} to {high}, and the model has {self.vocab_size} rows (0 to "
                     f"{self.vocab_size - 1}); it was tokenized for another vocabulary: prepare it with this model's tokenizer."
                 )
-        return batch
+        return keys, rows
 
 
 def micro_batches(
@@ -79,9 +82,11 @@ def micro_batches(
         persistent_workers=num_workers > 0,
         prefetch_factor=8 if num_workers else None,
     )
-    return iter(loader)
+    for keys, rows in loader:
+        yield dict(zip(keys, rows.unbind()))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`; from pinned memory the copy runs beside the computation."""
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    """The batch on `device`, its loss mask in fp32; from pinned memory the copy runs beside the computation."""
+    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    return {**moved, "loss_mask": moved["loss_mask"].float()}
