@@ -18,8 +18,7 @@ ROOMS = {
     "data": {"kernels", "core"},
     "checkpoint": {"kernels", "core", "model", "data"},
     "train": {"kernels", "core", "model", "data", "checkpoint"},
-    "generate": {"kernels", "core", "model", "data", "checkpoint"},
-    "cli": {"kernels", "core", "model", "data", "checkpoint", "train", "generate"},
+    "cli": {"kernels", "core", "model", "data", "checkpoint", "train"},
 }
 TORCH_FREE = (
     "megatron_patch.launch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -149,3 +150,15 @@ def test_fused_qkv_against_a_reshaped_copy(groups):
         out = torch.empty(part.shape[0] - 1, 16)
         part.read(1, part.shape[0], out)  # from the second row on: reads need not begin at a head
         assert torch.equal(out, original[1:])
+
+
+def test_another_rotary_base_comes_back(tmp_path):
+    """CodeLLaMA's rope_theta, from config.json through the Megatron folder, where training reads it, and back."""
+    source = tmp_path / "hf"
+    shutil.copytree(GOLDEN / "hf_gqa", source)
+    content = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**content, "rope_theta": 1000000.0}))
+    convert(Conversion(source, tmp_path / "megatron", to_hf=False))
+    assert read_hf_config(tmp_path / "megatron").rotary_base == 1e6
+    convert(Conversion(tmp_path / "megatron", tmp_path / "back", to_hf=True))
+    assert read_hf_config(tmp_path / "back") == read_hf_config(source)
