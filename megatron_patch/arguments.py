@@ -48,6 +48,10 @@ class Findings:
         """`problem` says what is allowed and what to write instead."""
         self.found.append((argument.number, f"{argument.label}: got '{got}'; {problem}"))
 
+    def add_flag(self, flag: str, got: object, problem: str) -> None:
+        """The same of a flag, which has no place among the documented arguments and comes after them."""
+        self.found.append((sys.maxsize, f"{flag}: got '{got}'; {problem}"))
+
     @property
     def sentences(self) -> list[str]:
         """In the order of the script's arguments."""

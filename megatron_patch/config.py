@@ -54,6 +54,8 @@ class Options:
     """Folder of the tokenizer; empty: the checkpoint's."""
     template: Literal["alpaca", "llama2-chat", "tokenizer"] = "alpaca"
     """Fine-tuning: prompt template (`alpaca`, `llama2-chat`, `tokenizer`)."""
+    gradient_accumulation_steps: int = 1
+    """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has GLOBAL_BATCH_SIZE)."""
     packing: bool = False
     """Fine-tuning: several samples in one sequence of SEQ_LEN, with attention kept apart."""
     kernels: Literal["auto", "torch"] = "auto"

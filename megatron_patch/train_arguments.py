@@ -152,7 +152,7 @@ class _Reader:
             recompute=self.choice("AC", RECOMPUTATIONS),
             use_flash_attn=self.boolean("FL"),
             micro_batch_size=micro,
-            global_batch_size=self.global_batch_size(micro, data_parallel),
+            global_batch_size=self.global_batch_size(micro, data_parallel, options.gradient_accumulation_steps),
             **self.rates(),
             **self.data(tp, model.vocab_size + extra),
             **self.duration(),
@@ -237,10 +237,15 @@ class _Reader:
             self.notes.append(f"{label} is true and TP is 1: sequence parallelism has nothing to split and is off.")
         return wanted and tp > 1
 
-    def global_batch_size(self, micro: int, data_parallel: int) -> int:
+    def global_batch_size(self, micro: int, data_parallel: int, accumulated: int) -> int:
         step = micro * data_parallel
+        flag = "--gradient-accumulation-steps"
+        if accumulated < 1:
+            self.findings.add_flag(flag, accumulated, "it takes a whole number of at least 1: write 1 or more.")
         if self.task == "finetune":
-            return step
+            return step * max(1, accumulated)
+        if accumulated > 1:
+            self.findings.add_flag(flag, accumulated, "it is for fine-tuning; here GLOBAL_BATCH_SIZE says it: remove the flag.")
         size = self.whole("GLOBAL_BATCH_SIZE")
         if size % step:
             self.problem(

@@ -39,3 +39,13 @@ def synchronize() -> None:
 def max_memory_allocated() -> int:
     """Peak bytes that tensors have taken on this process's device; 0 on a CPU, where torch does not count."""
     return torch.cuda.max_memory_allocated() if HAS_CUDA else 0
+
+
+def memory_report() -> str | None:
+    """Megatron-LM's phrase of `report_memory`, in MiB; None on a CPU."""
+    if not HAS_CUDA:
+        return None
+    stats = torch.cuda.memory_stats()
+    kinds = (("allocated_bytes.all.current", "allocated"), ("allocated_bytes.all.peak", "max allocated"),
+             ("reserved_bytes.all.current", "reserved"), ("reserved_bytes.all.peak", "max reserved"))  # fmt: skip
+    return " | ".join(f"{name}: {stats[key] / 2**20:.1f}" for key, name in kinds)

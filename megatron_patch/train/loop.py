@@ -22,6 +22,9 @@ from megatron_patch.train.log import RunLog, perplexity, training_line, validati
 from megatron_patch.train.profile import profiler
 from megatron_patch.train.step import StepResult, TrainState, evaluate, train_step
 
+# Iterations of a process after which its memory does not grow any more.
+_SETTLED = 3
+
 
 def run(state: TrainState, data: RunData, log: RunLog) -> None:
     """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way."""
@@ -37,6 +40,8 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, result, lr)
                 window = _Window()
+            if state.steps_here == _SETTLED:
+                _log_memory(state, log)
             if _due(state.iteration, data.eval_every, data.train_iters):
                 run_evaluation(state, data, log)
                 window = _Window()
@@ -126,6 +131,13 @@ def _log_training(
     log.scalar("iteration-time", seconds, state.iteration, state.consumed_samples)
     log.scalar("throughput", tflops, state.iteration)
     log.scalar("mem-max-allocated-bytes", float(device.max_memory_allocated()), state.iteration)
+
+
+def _log_memory(state: TrainState, log: RunLog) -> None:
+    """Megatron-LM's line, once: by now everything is allocated that a step needs, CUDA graphs too."""
+    memory = device.memory_report()
+    if memory is not None:
+        log.line(f"[Rank {state.layout.rank}] (after {state.iteration} iterations) memory (MB) | {memory}")
 
 
 def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:

@@ -103,6 +103,15 @@ def test_unknown_flags_after_the_last_argument_are_named(tmp_path):
     assert "--no-such-flag" in output
 
 
+def test_a_flag_that_the_task_cannot_have_is_refused(tmp_path):
+    output = refused(PRETRAIN, *pretrain_values(tmp_path), "--gradient-accumulation-steps", 2)
+    assert "  --gradient-accumulation-steps: got '2'; it is for fine-tuning" in output
+    values = {**FINETUNE_ARGUMENTS, "MODEL_SIZE": "tiny", "TRAIN_DATASET_PATH": SFT, "VALID_DATASET_PATH": SFT, "PR": "fp8"}
+    output = refused(FINETUNE, *values.values(), "--gradient-accumulation-steps", 0)
+    assert "  --gradient-accumulation-steps: got '0'; it takes a whole number of at least 1" in output.splitlines()[-1]
+    assert "PR: got 'fp8'" in output
+
+
 def test_nothing_in_a_path_is_run_by_a_shell(tmp_path):
     odd = tmp_path / "a b'c\"$(touch pwned)`touch pwned`;touch pwned *数据"
     odd.mkdir()

@@ -33,6 +33,8 @@ def test_accumulation_data_parallelism_and_padding_do_not_change_learning(checkp
     whole = finetune(tmp_path / "whole", checkpoint, BATCH_SIZE=4, PAD_LEN=400)
     assert len(whole) == 2 * 3, "11 samples in batches of 4: the last, incomplete one is trained on too"
     assert_same(finetune(tmp_path / "replicas", checkpoint, processes=2, BATCH_SIZE=2, PAD_LEN=400), whole)
+    parts = finetune(tmp_path / "parts", checkpoint, "--gradient-accumulation-steps", 4, BATCH_SIZE=1, PAD_LEN=400)
+    assert_same(parts, whole)
     assert_same(finetune(tmp_path / "padded", checkpoint, BATCH_SIZE=4, PAD_LEN=448), whole)
 
 

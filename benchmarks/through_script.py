@@ -1,0 +1,133 @@
+"""Training speed of LLaMA-2 7B through the documented scripts themselves: their log lines, their data loaders.
+
+    python benchmarks/through_script.py bf16 fp16 seed-example mbs2 seq4096 finetune
+
+Makes indexed data and a JSON file of random words, starts each script as a user would, reads tokens per second from its
+console lines and ends it after --iterations of them, before it writes a checkpoint. Prints the median without the first
+three lines, which hold compilation, measurements of products and the capture of graphs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+from megatron_patch.data.indexed import token_dtype, write_index
+from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES
+
+PRETRAIN = ROOT / "examples/llama2/run_pretrain_megatron_llama.sh"
+FINETUNE = ROOT / "examples/llama2/run_finetune_megatron_llama.sh"
+TOKENIZER = ROOT / "tests/golden/hf_mha"
+DOCUMENTS, SAMPLES = 3000, 64
+WARM_UP = 3
+
+_PRETRAIN = dict(size="7B", mbs=1, gbs=8, seq=2048, pr="bf16", fl="true")
+SHAPES = {
+    "bf16": _PRETRAIN,
+    "fp16": {**_PRETRAIN, "pr": "fp16"},
+    "seed-example": {**_PRETRAIN, "pr": "fp16", "fl": "false"},
+    "mbs2": {**_PRETRAIN, "mbs": 2},
+    "seq4096": {**_PRETRAIN, "seq": 4096, "gbs": 4},
+    "finetune": {**_PRETRAIN, "finetune": True},
+    "tiny": {**_PRETRAIN, "size": "tiny", "seq": 128},
+    "tiny-finetune": {**_PRETRAIN, "size": "tiny", "seq": 128, "finetune": True},
+}
+
+
+def write_indexed(prefix: Path, vocabulary: int) -> None:
+    """Documents of random tokens, none of them special, that fill some hundred samples."""
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(200, 4000, DOCUMENTS).astype(np.int32)
+    dtype = token_dtype(vocabulary)
+    generator.integers(3, vocabulary, int(lengths.sum())).astype(dtype).tofile(f"{prefix}.bin")
+    with open(f"{prefix}.idx", "wb") as file:
+        write_index(file, lengths, dtype)
+
+
+def write_json(path: Path) -> None:
+    """Samples whose answers are longer than any PAD_LEN here, so that every position is computed and learnt."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2000)]
+    rows = [{"instruction": "Go on.", "output": " ".join(draw.choices(words, k=4000))} for _ in range(SAMPLES)]
+    path.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
+    """The documented arguments of one shape."""
+    engine, rates = "/root/Megatron-LM-230512", ("1e-5", "1e-6")
+    layout = (shape["pr"], 1, 1, "sel", "true", shape["fl"], "false")
+    if shape.get("finetune"):
+        accumulate = shape["gbs"] // shape["mbs"]
+        values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], *rates, shape["seq"], shape["seq"], 0, *layout,
+                  folder / "sft.json", folder / "sft.json", "none", 20, output]  # fmt: skip
+        values += ["--tokenizer-path", TOKENIZER, "--gradient-accumulation-steps", accumulate]
+    else:
+        values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], shape["gbs"], *rates, shape["seq"], 80, 0, *layout, 100000,
+                  folder / "corpus", "none", 100000000, 10000, output]  # fmt: skip
+    return ["sh", str(FINETUNE if shape.get("finetune") else PRETRAIN), *map(str, values)]
+
+
+def measure(shape: dict, folder: Path, iterations: int, echo: bool) -> dict:
+    """Tokens per second of the lines after the first ones, and the memory line, of one run that is then ended."""
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        command = command_of(shape, folder, Path(output))
+        process = subprocess.Popen(
+            command, env={**os.environ, "PYTHON": sys.executable}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        rates, tail, memory = [], [], None
+        for line in process.stdout:
+            tail = [*tail[-30:], line]
+            if echo:
+                print(line, end="", flush=True)
+            memory = re.search(r"max allocated: ([\d.]+)", line) or memory
+            found = re.search(r"tokens per second per GPU: (\d+)", line)
+            rates += [float(found[1])] if found else []
+            if len(rates) >= iterations:
+                break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if len(rates) < iterations:
+        raise SystemExit(f"{' '.join(command)} ended early:\n{''.join(tail)}")
+    allocated = float(memory[1]) if memory else None
+    return {"tokens_per_second": statistics.median(rates[WARM_UP:]), "lines": rates, "max_allocated_mb": allocated}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="+", choices=SHAPES)
+    parser.add_argument("--iterations", type=int, default=WARM_UP + 6, help="console lines to wait for")
+    parser.add_argument("--echo", action="store_true", help="show the scripts' output")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sizes = [LLAMA_SIZES[TRAINING_SIZES[SHAPES[shape]["size"]]] for shape in arguments.shapes]
+        write_indexed(folder / "corpus", min(size.vocab_size for size in sizes))
+        write_json(folder / "sft.json")
+        print(f"{'shape':14} {'tokens/s':>9} {'max allocated GiB':>18}", flush=True)
+        for shape in arguments.shapes:
+            result = results[shape] = measure(SHAPES[shape], folder, arguments.iterations, arguments.echo)
+            memory = result["max_allocated_mb"]
+            print(f"{shape:14} {result['tokens_per_second']:9.0f} {f'{memory / 1024:.1f}' if memory else '-':>18}", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
