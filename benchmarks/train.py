@@ -119,28 +119,35 @@ _KINDS = (
     ("weight gradients", ("nvjet_sm90_tss", "nvjet_sm90_hss", "nvjet_sm90_oss")),
     ("products", ("gemm", "nvjet", "cutlass", "sm90_xmma", "matmul")),
     ("AdamW", ("adamw",)),
-    ("gradient norm", ("_norm_kernel",)),
     ("RoPE", ("rotation",)),
-    ("loss", ("_statistics", "_gradient_kernel")),
-    ("norms and SwiGLU", ("_forward_kernel", "_backward_kernel", "_weight_grad_kernel")),
+    ("loss", ("_loss_",)),
+    ("RMSNorm", ("_rms_norm_",)),
+    ("gradient norm", ("_norm_kernel",)),
+    ("SwiGLU", ("_swiglu_",)),
+    ("softmax", ("softmax",)),
+    ("embedding", ("_runs_kernel", "sort", "radix", "indexselect", "vectorized_gather")),
     ("copies and memory", ("memcpy", "memset", "copy", "fill")),
 )
 
 
 def kernel_times(state, batches) -> tuple[dict[str, float], list]:
-    """GPU milliseconds of one step by kind of kernel, and the twenty longest kernels."""
+    """GPU milliseconds a step by kind of kernel and between kernels, from two steps in a row, and the longest kernels."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         train_step(state, batches)
+        train_step(state, batches)
         torch.cuda.synchronize()
+    spans = sorted((e.time_range.start, e.time_range.end, e.name) for e in profile.events() if e.device_type.name == "CUDA")
     kinds: dict[str, float] = defaultdict(float)
-    rows = []
-    for event in profile.key_averages():
-        milliseconds = event.device_time_total / 1000
-        name = event.key.lower()
-        kind = next((kind for kind, words in _KINDS if any(word in name for word in words)), "other")
-        kinds[kind] += milliseconds
-        rows.append((round(milliseconds, 2), event.count, event.key[:110]))
-    return dict(kinds), sorted(rows, reverse=True)[:30]
+    rows: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    ended = spans[0][0]
+    for start, end, name in spans:
+        gap, ended = start - ended, max(ended, end)
+        kinds["idle, below 20 us each" if gap < 20 else "idle, above 20 us each"] += max(gap, 0) / 2000
+        kind = next((kind for kind, words in _KINDS if any(word in name.lower() for word in words)), "other")
+        kinds[kind] += (end - start) / 2000
+        rows[name[:110]][0] += (end - start) / 2000
+        rows[name[:110]][1] += 0.5
+    return dict(kinds), sorted(((round(ms, 2), count, name) for name, (ms, count) in rows.items()), reverse=True)[:40]
 
 
 def product_rate() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import random
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,7 +90,16 @@ def plan_processes(
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port of this machine that nobody listens on now.
+
+    Below the range from which the system takes ports for outgoing connections (32768 on Linux), or one of those could take
+    it before torchrun listens; at random, so that two runs that start together do not find the same one.
+    """
+    for port in random.sample(range(12000, 32000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ValueError("None of 100 TCP ports between 12000 and 32000 is free; set MASTER_PORT to one that is.")

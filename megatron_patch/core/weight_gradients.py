@@ -25,3 +25,15 @@ def wgrad_gemm_accum_fp32(total_input: torch.Tensor, grad_output: torch.Tensor, 
     overwrite = is_stale(main_grad)
     main_grad.is_stale = False
     accumulate_weight_grad(main_grad, total_input, grad_output, overwrite=overwrite)
+
+
+def direct_main_grad(weight: torch.nn.Parameter) -> torch.Tensor | None:
+    """The fp32 gradient that core's DDP keeps for `weight`, for a backward pass that adds to it; DDP, told so, does not.
+
+    None where there is no such buffer or nothing is learnt: autograd then carries the gradient as usual.
+    """
+    main_grad = getattr(weight, "main_grad", None)
+    if main_grad is None or not torch.is_grad_enabled():
+        return None
+    weight.grad_added_to_main_grad = True
+    return main_grad

@@ -101,7 +101,7 @@ def _statistics(logits, targets):
     out = torch.empty(3, tokens, dtype=torch.float32, device=logits.device)
     if tokens:
         block = min(8192, next_power_of_two(vocabulary))
-        _statistics_kernel[(tokens,)](
+        _loss_statistics_kernel[(tokens,)](
             logits, targets, *out, vocabulary, block, num_warps=max(1, block // 1024)
         )
     return out.unbind()
@@ -112,13 +112,13 @@ def _gradient(logits, targets, lse, scale):
     if tokens:
         block = min(BLOCK, next_power_of_two(vocabulary))
         grid = (tokens, ceil_div(vocabulary, block))
-        _gradient_kernel[grid](
+        _loss_gradient_kernel[grid](
             logits, targets, lse, scale, vocabulary, block, num_warps=max(1, block // 1024)
         )
 
 
 @kernel
-def _statistics_kernel(
+def _loss_statistics_kernel(
     logits_ptr,
     targets_ptr,
     maximum_ptr,
@@ -149,7 +149,7 @@ def _statistics_kernel(
 
 
 @kernel
-def _gradient_kernel(logits_ptr, targets_ptr, lse_ptr, scale_ptr, vocabulary, BLOCK: tl.constexpr):
+def _loss_gradient_kernel(logits_ptr, targets_ptr, lse_ptr, scale_ptr, vocabulary, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < vocabulary

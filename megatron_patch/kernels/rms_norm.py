@@ -173,7 +173,7 @@ def _forward(x, residual, weight, eps, triton):
     if rows:
         residual = x if residual is None else residual.contiguous()
         block = next_power_of_two(h)
-        _forward_kernel[(rows,)](
+        _rms_norm_kernel[(rows,)](
             x, residual, weight, y, total, rstd, h, eps, total is not x, block, num_warps=_warps(block)
         )
     return y, total, rstd
@@ -204,12 +204,12 @@ def _launch_backward(dy, dresidual, x, weight, rstd, weight_grad):
     incoming = dy if dresidual is None else dresidual.contiguous()
     block = next_power_of_two(h)
     stages = 3 if 2 * 3 * block * x.element_size() <= PIPELINE_BYTES else 1
-    _backward_kernel[(programs,)](
+    _rms_norm_backward_kernel[(programs,)](
         dy, incoming, x, weight, rstd, dx, partial, rows, h, rows_each, stages,
         dresidual is not None, block, num_warps=_warps(block),
     )  # fmt: skip
     columns, rows_block = min(64, block), 64
-    _weight_grad_kernel[(ceil_div(h, columns),)](
+    _rms_norm_weight_kernel[(ceil_div(h, columns),)](
         partial, weight_grad, programs, h, ceil_div(programs, rows_block), rows_block, columns
     )
     return dx
@@ -221,7 +221,7 @@ def _warps(block: int) -> int:
 
 
 @kernel
-def _forward_kernel(
+def _rms_norm_kernel(
     x_ptr,
     residual_ptr,
     weight_ptr,
@@ -252,7 +252,7 @@ def _forward_kernel(
 
 
 @kernel
-def _backward_kernel(
+def _rms_norm_backward_kernel(
     dy_ptr, dresidual_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr, rows, h,
     ROWS_EACH: tl.constexpr, STAGES: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -279,7 +279,7 @@ def _backward_kernel(
 
 
 @kernel
-def _weight_grad_kernel(
+def _rms_norm_weight_kernel(
     partial_ptr, grad_ptr, programs, h, TURNS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)

@@ -68,14 +68,14 @@ class _CausalSoftmax(torch.autograd.Function):
 def _forward(scores, scale):
     scores = scores.contiguous()
     probabilities = torch.empty_like(scores)
-    _launch(_forward_kernel, scores, (scores, probabilities), scale)
+    _launch(_causal_softmax_kernel, scores, (scores, probabilities), scale)
     return probabilities
 
 
 def _backward(dp, probabilities, scale):
     dp = dp.contiguous()
     dscores = torch.empty_like(probabilities)
-    _launch(_backward_kernel, probabilities, (dp, probabilities, dscores), scale)
+    _launch(_causal_softmax_backward_kernel, probabilities, (dp, probabilities, dscores), scale)
     return dscores
 
 
@@ -88,7 +88,7 @@ def _launch(kernel_, shaped, tensors, scale):
 
 
 @kernel
-def _forward_kernel(scores_ptr, probabilities_ptr, queries, keys, scale, BLOCK: tl.constexpr):
+def _causal_softmax_kernel(scores_ptr, probabilities_ptr, queries, keys, scale, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     visible = row % queries + keys - queries + 1
     columns = tl.arange(0, BLOCK)
@@ -105,7 +105,7 @@ def _forward_kernel(scores_ptr, probabilities_ptr, queries, keys, scale, BLOCK: 
 
 
 @kernel
-def _backward_kernel(dp_ptr, probabilities_ptr, dscores_ptr, queries, keys, scale, BLOCK: tl.constexpr):
+def _causal_softmax_backward_kernel(dp_ptr, probabilities_ptr, dscores_ptr, queries, keys, scale, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     visible = row % queries + keys - queries + 1
     columns = tl.arange(0, BLOCK)

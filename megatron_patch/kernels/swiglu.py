@@ -63,7 +63,7 @@ def _forward(packed):
     rows, ffn, grid, block = _launch(packed)
     y = packed.new_empty(*packed.shape[:-1], ffn)
     if rows:
-        _forward_kernel[grid](packed, y, ffn, block)
+        _swiglu_kernel[grid](packed, y, ffn, block)
     return y
 
 
@@ -72,12 +72,12 @@ def _backward(dy, packed):
     rows, ffn, grid, block = _launch(packed)
     dpacked = torch.empty_like(packed)
     if rows:
-        _backward_kernel[grid](dy, packed, dpacked, ffn, block)
+        _swiglu_backward_kernel[grid](dy, packed, dpacked, ffn, block)
     return dpacked
 
 
 @kernel
-def _forward_kernel(packed_ptr, y_ptr, ffn, BLOCK: tl.constexpr):
+def _swiglu_kernel(packed_ptr, y_ptr, ffn, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < ffn
@@ -88,7 +88,7 @@ def _forward_kernel(packed_ptr, y_ptr, ffn, BLOCK: tl.constexpr):
 
 
 @kernel
-def _backward_kernel(dy_ptr, packed_ptr, dpacked_ptr, ffn, BLOCK: tl.constexpr):
+def _swiglu_backward_kernel(dy_ptr, packed_ptr, dpacked_ptr, ffn, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < ffn

@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.rope import rope_tables
 from megatron_patch.model.attention import LlamaSelfAttention, with_backend
+from megatron_patch.model.embedding import embed
 from megatron_patch.model.linear import ColumnLinear, RowLinear
 from megatron_patch.model.mlp import LlamaMLP
 from megatron_patch.model.norm import RMSNorm
@@ -121,7 +122,7 @@ class LlamaModel(GPTModel):
         Returns:
             Last stage: fp32 losses [B, S], or logits [B, S, V / TP]; otherwise activations [S (/ TP), B, H].
         """
-        hidden = self.embedding(input_ids=tokens, position_ids=position_ids) if self.pre_process else None
+        hidden = embed(self.embedding, tokens) if self.pre_process else None
         hidden = self.decoder(
             hidden_states=hidden,
             attention_mask=segment_ids,

@@ -7,6 +7,7 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 import torch
 from megatron.core.transformer import TransformerConfig
 
+from megatron_patch.core.weight_gradients import direct_main_grad
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
 
 
@@ -25,20 +26,12 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return rms_norm(hidden, self.weight, self.eps, weight_grad=self._main_grad())
+        return rms_norm(hidden, self.weight, self.eps, weight_grad=direct_main_grad(self.weight))
 
     def with_residual(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm of `hidden`, `hidden`), whose two gradients meet in one kernel on the way back."""
-        return rms_norm_residual(hidden, self.weight, self.eps, weight_grad=self._main_grad())
+        return rms_norm_residual(hidden, self.weight, self.eps, weight_grad=direct_main_grad(self.weight))
 
     def add(self, hidden: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm of the sum, the sum) in one kernel."""
-        return add_rms_norm(hidden, residual, self.weight, self.eps, weight_grad=self._main_grad())
-
-    def _main_grad(self) -> torch.Tensor | None:
-        """The fp32 gradient that core's DDP keeps for the weight; the backward pass adds to it and DDP, told so, does not."""
-        main_grad = getattr(self.weight, "main_grad", None)
-        if main_grad is None or not torch.is_grad_enabled():
-            return None
-        self.weight.grad_added_to_main_grad = True
-        return main_grad
+        return add_rms_norm(hidden, residual, self.weight, self.eps, weight_grad=direct_main_grad(self.weight))

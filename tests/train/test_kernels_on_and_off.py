@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.launching import ROOT
 
@@ -30,16 +31,17 @@ def curves(precision: str, implementations: list[str]) -> dict[str, list[float]]
     from megatron_patch.core import parallel
     from megatron_patch.model_config import LLAMA_SIZES
 
-    size, length = LLAMA_SIZES["tiny"], 64
+    # Large rates would make a difference of one rounding grow from step to step.
+    size, length, rate = LLAMA_SIZES["tiny"], 64, 1e-3
     if not device.HAS_CUDA:
         small = dict(num_layers=1, hidden_size=32, ffn_hidden_size=88, num_attention_heads=2, num_query_groups=1, vocab_size=64)
-        size, length = replace(size, **small), 8
+        size, length, rate = replace(size, **small), 8, 3e-3
     config = TrainConfig(
         task="pretrain", name="kernels", model=size, extra_vocab_size=0, load=None, output_path="",
         tensor_model_parallel_size=1, pipeline_model_parallel_size=1, sequence_parallel=False,
         use_distributed_optimizer=True, precision=precision, recompute="none", use_flash_attn=False, micro_batch_size=1,
-        global_batch_size=1, lr=3e-3, min_lr=3e-4, seq_length=length, pad_length=length, train_data_path="", valid_data_path=None,
-        train_iters=STEPS,
+        global_batch_size=1, lr=rate, min_lr=rate / 10, seq_length=length, pad_length=length, train_data_path="",
+        valid_data_path=None, train_iters=STEPS,
     )  # fmt: skip
     layout = parallel.start(config)
     found = {implementation: curve(config, layout, implementation) for implementation in implementations}
@@ -71,20 +73,28 @@ def curve(config, layout, implementation: str) -> list[float]:
     return losses
 
 
-def in_a_process(precision: str) -> dict[str, list[float]]:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.train.test_kernels_on_and_off", precision]
+def in_a_process(precision: str, *implementations: str) -> dict[str, list[float]]:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.train.test_kernels_on_and_off", precision, *implementations]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("bf16", 2e-2)])
-def test_kernels_do_not_change_learning(precision, tolerance):
+def distance(curve: list[float], other: list[float]) -> float:
+    """The largest relative difference of a step's loss."""
+    return max(abs(a - b) / b for a, b in zip(curve, other, strict=True))
+
+
+def test_kernels_do_not_change_learning():
     pytest.importorskip("triton")
-    found = in_a_process(precision)
-    assert len(found["triton"]) == STEPS and found["torch"][-1] < found["torch"][0] - 1, "nothing was learnt"
-    assert found["triton"] == pytest.approx(found["torch"], rel=tolerance)
+    exact, rounded = in_a_process("fp32", "triton", "torch"), in_a_process("bf16", "triton", "torch")
+    assert len(exact["triton"]) == STEPS and exact["torch"][-1] < exact["torch"][0] - 1, "nothing was learnt"
+    assert exact["triton"] == pytest.approx(exact["torch"], rel=1e-5)
+    # What bf16 alone does to the curve: two that both have it differ by at most twice that. Triton's interpreter does more,
+    # because it cuts float32 off to bfloat16 where GPUs round.
+    noise = distance(rounded["torch"], exact["torch"])
+    assert distance(rounded["triton"], rounded["torch"]) < (2 * noise if torch.cuda.is_available() else 2e-2)
 
 
 if __name__ == "__main__":
-    print(json.dumps(curves(sys.argv[1], ["triton", "torch"])))
+    print(json.dumps(curves(sys.argv[1], sys.argv[2:])))

@@ -1,0 +1,129 @@
+"""Embedding lookup whose gradient goes into a float32 buffer, each touched row once, in an order that never changes.
+
+PyTorch's backward makes a whole gradient [V, H] in the weight's dtype, which is then added to the float32 one: at
+LLaMA-2 7B's 32000 rows 0.7 ms for 2048 tokens, and on GPUs in an order of its own at every run. Here tokens are sorted;
+equal ones form a run, whose rows are summed and added to the buffer together.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ._dispatch import ceil_div, kernel, next_power_of_two, tl, use_triton
+
+CHUNK = 16  # sorted tokens that a program takes; a run that is longer is summed in parts
+BLOCK = 1024  # columns that a program takes
+
+
+def embedding(
+    tokens: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    vocab_start: int = 0,
+    weight_grad: torch.Tensor | None = None,
+    implementation: str | None = None,
+) -> torch.Tensor:
+    """Rows of weight [V, H] for tokens [...] integer → [..., H]; zeros for a token outside [vocab_start, vocab_start + V).
+
+    weight_grad: a float32 tensor [V, H] that the backward adds the gradient to; autograd is then given a tensor whose
+    content means nothing, because hooks on the gradient (data parallelism's) must run all the same. ValueError if it is
+    of another shape or dtype.
+    """
+    if weight_grad is not None and (weight_grad.shape != weight.shape or weight_grad.dtype != torch.float32):
+        raise ValueError(
+            f"weight_grad is {weight_grad.dtype} {list(weight_grad.shape)}; it must be torch.float32 and, like"
+            f" weight, {list(weight.shape)}."
+        )
+    return _Embedding.apply(tokens, weight, vocab_start, weight_grad, use_triton(implementation, weight))
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tokens, weight, vocab_start, weight_grad, triton):
+        ids = tokens - vocab_start
+        outside = (ids < 0) | (ids >= weight.shape[0])
+        ids = ids.masked_fill_(outside, -1)
+        ctx.save_for_backward(ids, weight)
+        ctx.weight_grad, ctx.triton = weight_grad, triton
+        return F.embedding(ids.clamp(min=0), weight).masked_fill_(outside[..., None], 0.0)
+
+    @staticmethod
+    def backward(ctx, dy):
+        ids, weight = ctx.saved_tensors
+        given = ctx.weight_grad is not None
+        target = ctx.weight_grad if given else torch.zeros_like(weight, dtype=torch.float32)
+        (_add_rows if ctx.triton else add_rows_reference)(dy.reshape(-1, dy.shape[-1]), ids.flatten(), target)
+        return None, torch.empty_like(weight) if given else target.to(weight.dtype), None, None, None
+
+
+def add_rows_reference(dy: torch.Tensor, ids: torch.Tensor, weight_grad: torch.Tensor) -> None:
+    """weight_grad [V, H] += dy [T, H] in the rows ids [T]; none where an id is -1."""
+    rows = dy.float().masked_fill(ids[:, None] < 0, 0.0)
+    weight_grad.index_put_((ids.clamp(min=0),), rows, accumulate=True)
+
+
+def _add_rows(dy: torch.Tensor, ids: torch.Tensor, weight_grad: torch.Tensor) -> None:
+    tokens, h = dy.shape
+    if not tokens or not h:
+        return
+    ids, order = ids.sort(stable=True)
+    block = min(BLOCK, next_power_of_two(h))
+    grid = (ceil_div(tokens, CHUNK), ceil_div(h, block))
+    partial = torch.empty(grid[0], 2, h, dtype=torch.float32, device=dy.device)
+    dy = dy.contiguous()
+    _runs_kernel[grid](dy, order, ids, weight_grad, partial, tokens, h, CHUNK, block)
+    _long_runs_kernel[grid](ids, weight_grad, partial, tokens, h, CHUNK, block)
+
+
+@kernel
+def _runs_kernel(dy_ptr, order_ptr, ids_ptr, grad_ptr, partial_ptr, tokens, h, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """Runs inside a chunk are finished; of one that crosses its borders the part in here is left in `partial`:
+
+    0 for a run that began before the chunk, 1 for one that begins here and goes on."""
+    chunk = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here = columns < h
+    first = chunk * CHUNK
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    came_in = tl.load(ids_ptr + first - 1, mask=first > 0, other=-2) == tl.load(ids_ptr + first)
+    for i in range(CHUNK):
+        at = first + i
+        row_id = tl.load(ids_ptr + at, mask=at < tokens, other=-1)
+        following = tl.load(ids_ptr + at + 1, mask=at + 1 < tokens, other=-2)
+        row = tl.load(order_ptr + at, mask=at < tokens, other=0).to(tl.int64)
+        learnt = row_id >= 0
+        total += tl.load(dy_ptr + row * h + columns, mask=here & learnt, other=0.0).to(tl.float32)
+        ends = following != row_id
+        leaves = (i == CHUNK - 1) & (at + 1 < tokens) & (following == row_id)
+        target = grad_ptr + row_id.to(tl.int64) * h + columns
+        whole = here & (learnt & ends & (came_in == 0))
+        tl.store(target, tl.load(target, mask=whole, other=0.0) + total, mask=whole)
+        part = partial_ptr + chunk.to(tl.int64) * 2 * h + columns
+        tl.store(part, total, mask=here & (learnt & came_in & (ends | leaves)))
+        tl.store(part + h, total, mask=here & (learnt & (came_in == 0) & leaves))
+        total = tl.where(ends, 0.0, total)
+        came_in = came_in & (ends == 0)
+
+
+@kernel
+def _long_runs_kernel(ids_ptr, grad_ptr, partial_ptr, tokens, h, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """Where a run leaves the chunk that it began in, its parts are added up, in their order."""
+    chunk = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here = columns < h
+    first, following = chunk * CHUNK, chunk * CHUNK + CHUNK
+    row_id = tl.load(ids_ptr + following - 1, mask=following - 1 < tokens, other=-1)
+    began_before = (first > 0) & (tl.load(ids_ptr + first - 1, mask=first > 0, other=-2) == row_id)
+    goes_on = (following < tokens) & (row_id >= 0) & (began_before == 0)
+    goes_on = goes_on & (tl.load(ids_ptr + following, mask=following < tokens, other=-2) == row_id)
+    if goes_on:
+        part = partial_ptr + chunk.to(tl.int64) * 2 * h + columns
+        total = tl.load(part + h, mask=here, other=0.0)
+        while goes_on:
+            part += 2 * h
+            following += CHUNK
+            total += tl.load(part, mask=here, other=0.0)
+            goes_on = (following < tokens) & (tl.load(ids_ptr + following, mask=following < tokens, other=-2) == row_id)
+        target = grad_ptr + row_id.to(tl.int64) * h + columns
+        tl.store(target, tl.load(target, mask=here, other=0.0) + total, mask=here)

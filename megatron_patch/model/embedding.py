@@ -1,0 +1,27 @@
+"""Token embedding over core's weight, straight into the layout and the split that the layers take."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
+import torch
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.tensor_parallel.mappings import (
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+
+from megatron_patch.core.weight_gradients import direct_main_grad
+from megatron_patch.kernels.embedding import embedding
+
+
+def embed(module: LanguageModelEmbedding, tokens: torch.Tensor) -> torch.Tensor:
+    """tokens [B, S] → [S, B, H], or under sequence parallelism this rank's [S / TP, B, H]."""
+    words = module.word_embeddings
+    weight, start = words.weight, words.vocab_start_index
+    rows = embedding(tokens.t(), weight, vocab_start=start, weight_grad=direct_main_grad(weight))
+    if words.tp_group.size() == 1:
+        return rows
+    if words.reduce_scatter_embeddings:
+        return reduce_scatter_to_sequence_parallel_region(rows, group=words.tp_group)
+    return reduce_from_tensor_model_parallel_region(rows, group=words.tp_group)
