@@ -73,7 +73,10 @@ def _add_rows(dy: torch.Tensor, ids: torch.Tensor, weight_grad: torch.Tensor) ->
     partial = torch.empty(grid[0], 2, h, dtype=torch.float32, device=dy.device)
     dy = dy.contiguous()
     _runs_kernel[grid](dy, order, ids, weight_grad, partial, tokens, h, CHUNK, block)
-    _long_runs_kernel[grid](ids, weight_grad, partial, tokens, h, CHUNK, block)
+    # Where the run ends that each chunk's last token is in
+    ends = torch.searchsorted(ids, ids[CHUNK - 1 :: CHUNK].contiguous(), right=True)
+    if len(ends):
+        _long_runs_kernel[len(ends), grid[1]](ids, ends, weight_grad, partial, tokens, h, CHUNK, block)
 
 
 @kernel
@@ -107,23 +110,19 @@ def _runs_kernel(dy_ptr, order_ptr, ids_ptr, grad_ptr, partial_ptr, tokens, h, C
 
 
 @kernel
-def _long_runs_kernel(ids_ptr, grad_ptr, partial_ptr, tokens, h, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+def _long_runs_kernel(ids_ptr, ends_ptr, grad_ptr, partial_ptr, tokens, h, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     """Where a run leaves the chunk that it began in, its parts are added up, in their order."""
     chunk = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     here = columns < h
     first, following = chunk * CHUNK, chunk * CHUNK + CHUNK
-    row_id = tl.load(ids_ptr + following - 1, mask=following - 1 < tokens, other=-1)
+    row_id = tl.load(ids_ptr + following - 1)
     began_before = (first > 0) & (tl.load(ids_ptr + first - 1, mask=first > 0, other=-2) == row_id)
-    goes_on = (following < tokens) & (row_id >= 0) & (began_before == 0)
-    goes_on = goes_on & (tl.load(ids_ptr + following, mask=following < tokens, other=-2) == row_id)
-    if goes_on:
+    end = tl.load(ends_ptr + chunk).to(tl.int32)
+    if (end > following) & (row_id >= 0) & (began_before == 0):
         part = partial_ptr + chunk.to(tl.int64) * 2 * h + columns
         total = tl.load(part + h, mask=here, other=0.0)
-        while goes_on:
-            part += 2 * h
-            following += CHUNK
-            total += tl.load(part, mask=here, other=0.0)
-            goes_on = (following < tokens) & (tl.load(ids_ptr + following, mask=following < tokens, other=-2) == row_id)
+        for i in range(1, (end - following + CHUNK - 1) // CHUNK + 1):
+            total += tl.load(part + i * 2 * h, mask=here, other=0.0)
         target = grad_ptr + row_id.to(tl.int64) * h + columns
         tl.store(target, tl.load(target, mask=here, other=0.0) + total, mask=here)

@@ -1,0 +1,99 @@
+"""Every kernel is compiled for an H100 or H200 at LLaMA-2 7B's widths, which takes no GPU.
+
+The interpreter, in which the other tests run kernels here, accepts more than Triton's compiler does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import torch
+
+from megatron_patch import kernels
+from megatron_patch.kernels import _dispatch
+from megatron_patch.kernels.adamw import adamw_step_, grad_norm_squared
+from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
+from megatron_patch.kernels.embedding import embedding
+from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
+from megatron_patch.kernels.rope import rope, rope_qkv, rope_tables
+from megatron_patch.kernels.softmax import causal_softmax
+from megatron_patch.kernels.swiglu import swiglu
+
+triton = pytest.importorskip("triton")
+
+S, H, FFN, N, D, V = 40, 4096, 11008, 32, 128, 32000
+_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32"}
+
+
+def compile_instead(kernel: _dispatch.Kernel, compiled: list[str], *arguments: object, **named: object) -> None:
+    """What a launch with these arguments would compile, specialized as Triton does: multiples of 16, ones, None."""
+    function = triton.jit(kernel._function)
+    options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+    signature, constants, attributes = {}, {}, {}
+    values = inspect.signature(kernel._function).bind(*arguments, **named).arguments
+    for place, (parameter, value) in enumerate(zip(function.params, values.values(), strict=True)):
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[(place,)] = "constexpr", value
+            continue
+        number = value.data_ptr() if isinstance(value, torch.Tensor) else value
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + _TYPES[value.dtype]
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+        if isinstance(number, int) and number % 16 == 0:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = triton.compiler.ASTSource(function, signature, constants, attributes)
+    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    triton.compile(source, target=target, options=options)
+    compiled.append(kernel._function.__name__)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The names of the kernels that were compiled where they would have been launched."""
+    names: list[str] = []
+    monkeypatch.setattr(
+        _dispatch.Kernel, "_launch", lambda kernel, grid, *args, **named: compile_instead(kernel, names, *args, **named)
+    )
+    return names
+
+
+def all_kernels() -> set[str]:
+    """The names of all kernels that the package has."""
+    modules = [importlib.import_module(f"megatron_patch.kernels.{info.name}") for info in pkgutil.iter_modules(kernels.__path__)]
+    members = [member for module in modules for member in vars(module).values()]
+    return {member._function.__name__ for member in members if isinstance(member, _dispatch.Kernel)}
+
+
+def both_ways(function, *tensors, **options):
+    """Forward and backward; the numbers are whatever memory held."""
+    outputs = function(*tensors, **options, implementation="triton")
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kernels_compile_for_hopper(compiled, dtype):
+    def new(*shape):
+        return torch.zeros(*shape, dtype=dtype, requires_grad=True)
+
+    main_grad, tables = torch.zeros(H), rope_tables(S, D)
+    weight, tokens = new(H), torch.zeros(1, S, dtype=torch.long)
+    both_ways(rms_norm, new(S, 1, H), weight, 1e-5)
+    both_ways(rms_norm_residual, new(S, 1, H), weight, 1e-5, weight_grad=main_grad)
+    both_ways(add_rms_norm, new(S, 1, H), new(S, 1, H), weight, 1e-5, weight_grad=main_grad)
+    both_ways(swiglu, new(S, 1, 2 * FFN) * 1)
+    for groups in (N, 8):
+        both_ways(rope_qkv, new(S, 1, (N + 2 * groups) * D) * 1, *tables, N, groups)
+    both_ways(rope, new(S, 1, N, D), *tables)
+    both_ways(causal_softmax, new(N, S, S) * 1, 1.0)
+    both_ways(vocab_parallel_cross_entropy, new(S, 1, V) * 1, tokens.t())
+    both_ways(embedding, tokens.t(), new(V, H), weight_grad=torch.zeros(V, H))
+    flat = torch.zeros(4096)
+    numbers = dict(lr=1e-5, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=1, implementation="triton")
+    adamw_step_(flat, flat, flat, flat, flat.to(dtype), grad_scale=flat[0], found_inf=flat[0], **numbers)
+    grad_norm_squared([flat], scale=flat[0], implementation="triton")
+    assert set(compiled) == all_kernels()
