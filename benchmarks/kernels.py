@@ -24,7 +24,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from megatron_patch.kernels import adamw, cross_entropy, rms_norm, rope, softmax, swiglu  # noqa: E402
-from megatron_patch.kernels.attention import attention, segment_bounds  # noqa: E402
+from megatron_patch.kernels.attention import attention, is_installed  # noqa: E402
 from matrix_products import bench_products, bench_weight_grad  # noqa: E402
 from timing import (  # noqa: E402
     DEVICE,
@@ -192,12 +192,12 @@ def bench_attention(table: Table, compiling: bool) -> None:
     segments = (torch.arange(S, device=DEVICE) // 512)[None]
     operations = 2 * N * S * S * D  # two products over the causal half
     versions = {}
-    for backend in ("cudnn", "flash", "efficient", "unfused"):
+    flash_attn_4 = ("flash_attn_4",) if is_installed("flash-attn-4") else ()
+    for backend in (*flash_attn_4, "cudnn", "flash", "efficient", "unfused"):
         versions[backend] = lambda q, k, v, b=backend: attention(q, k, v, scale=D**-0.5, backend=b)
-    bounds = segment_bounds(segments)
     for backend in ("varlen", "efficient"):
         versions[f"4 packed, {backend}"] = lambda q, k, v, b=backend: attention(
-            q, k, v, scale=D**-0.5, backend=b, segment_ids=segments, bounds=bounds
+            q, k, v, scale=D**-0.5, backend=b, segment_ids=segments
         )
     work = (operations, 2.5 * operations)
     compare(table, "attention", versions, (q, k, v), (draw(S, 1, H, requires_grad=False),), work, "TFLOP/s")

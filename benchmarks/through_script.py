@@ -10,11 +10,11 @@ three lines, which hold compilation, measurements of products and the capture of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import psutil
 
 from megatron_patch.data.indexed import token_dtype, write_index
 from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES
@@ -81,17 +82,26 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
     return ["sh", str(FINETUNE if shape.get("finetune") else PRETRAIN), *map(str, values)]
 
 
+def kill_tree(pid: int) -> None:
+    """torchrun and its workers, which have sessions of their own; afterwards their GPU memory is free."""
+    root = psutil.Process(pid)
+    processes = [root, *root.children(recursive=True)]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=60)
+
+
 def measure(shape: dict, folder: Path, iterations: int, echo: bool) -> dict:
     """Tokens per second of the lines after the first ones, and the memory line, of one run that is then ended."""
     with tempfile.TemporaryDirectory(dir=folder) as output:
         command = command_of(shape, folder, Path(output))
         process = subprocess.Popen(
             command, env={**os.environ, "PYTHON": sys.executable}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
         )  # fmt: skip
         rates, tail, memory = [], [], None
         for line in process.stdout:
-            tail = [*tail[-30:], line]
+            tail = [*tail[-60:], line]
             if echo:
                 print(line, end="", flush=True)
             memory = re.search(r"max allocated: ([\d.]+)", line) or memory
@@ -99,7 +109,7 @@ def measure(shape: dict, folder: Path, iterations: int, echo: bool) -> dict:
             rates += [float(found[1])] if found else []
             if len(rates) >= iterations:
                 break
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_tree(process.pid)
         process.wait()
     if len(rates) < iterations:
         raise SystemExit(f"{' '.join(command)} ended early:\n{''.join(tail)}")

@@ -5,6 +5,8 @@ softmax(scale · q kᵀ) v per head, causal at the bottom right: query i of Sq s
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import importlib.util
 
 import torch
@@ -20,7 +22,7 @@ PYTORCH_BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-BACKENDS = ("flash_attn", "varlen", *PYTORCH_BACKENDS, "sdpa", "unfused")
+BACKENDS = ("flash_attn_4", "flash_attn", "varlen", *PYTORCH_BACKENDS, "sdpa", "unfused")
 # These take a mask or kv longer than q, which cuDNN's and flash's causal kernels in PyTorch do not.
 _MASKABLE = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -37,16 +39,18 @@ def choose_attention_backend(
         return "sdpa", "PyTorch's scaled_dot_product_attention is what CPUs have"
     if dtype not in (torch.bfloat16, torch.float16) or head_dim % 8 or head_dim > 256:
         return "efficient", f"{dtype} with head size {head_dim} is outside what flash kernels take"
+    capability = torch.cuda.get_device_capability(device)
+    if is_installed("flash-attn-4") and not segment_ids and capability >= (9, 0) and head_dim <= 128:
+        return "flash_attn_4", "flash-attn 4 is installed"
     if importlib.util.find_spec("flash_attn_interface") is not None:
         return "flash_attn", "flash-attn 3 is installed"
-    capability = torch.cuda.get_device_capability(device)
     cudnn = torch.backends.cudnn.is_available() and capability >= (9, 0) and head_dim <= 128
     if cudnn and not segment_ids:
         return (
             "cudnn",
             f"cuDNN through PyTorch is the fastest on compute capability {capability[0]}.{capability[1]}",
         )
-    if importlib.util.find_spec("flash_attn") is not None:
+    if is_installed("flash-attn"):
         return "flash_attn", "flash-attn 2 is installed"
     if segment_ids and importlib.util.find_spec("torch.nn.attention.varlen") is not None:
         return "varlen", "PyTorch's flash kernel for packed samples skips what a mask would hide"
@@ -58,6 +62,16 @@ def choose_attention_backend(
     )
 
 
+@functools.cache
+def is_installed(distribution: str) -> bool:
+    """By the name in pip's list: flash-attn 2 and 4 share that of their package, and importing 4 takes seconds."""
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -67,24 +81,25 @@ def attention(
     causal: bool = True,
     backend: str,
     segment_ids: torch.Tensor | None = None,
-    bounds: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> torch.Tensor:
     """q [Sq, B, N, D], k and v [Sk, B, G, D], of any strides with a contiguous last dimension → [Sq, B, N·D].
 
     segment_ids [B, S] integer: for packed samples, a query sees the keys of its own segment only (Sq = Sk =
     S). Equal ids must adjoin: an id that comes back is another segment to 'flash_attn' and 'varlen', the same
-    one to a mask. bounds: `segment_bounds(segment_ids)`, for 'flash_attn' and 'varlen', which without
-    it work it out and wait for the device in every layer. implementation: of the softmax in 'unfused'.
-    ValueError for an unknown backend, heads that are not a multiple of groups, more queries than keys under
-    causal, or segment_ids of another shape.
+    one to a mask. implementation: of the softmax in 'unfused'. ValueError for an unknown backend, heads that
+    are not a multiple of groups, more queries than keys under causal, or segment_ids of another shape.
     """
     _check(q, k, causal, backend, segment_ids)
     if backend in ("flash_attn", "varlen") and segment_ids is not None:
-        bounds = segment_bounds(segment_ids) if bounds is None else bounds
+        bounds = _last_bounds(segment_ids)
         return (_flash_attn_packed if backend == "flash_attn" else _varlen)(q, k, v, scale, causal, bounds)
     if backend == "flash_attn":
         return _flash_attn(q, k, v, scale, causal)
+    if backend == "flash_attn_4" and segment_ids is None:
+        return _flash_attn_4(q, k, v, scale, causal)
+    if backend == "flash_attn_4":
+        raise ValueError("backend 'flash_attn_4' is not for packed samples here; choose 'varlen' with segment_ids.")
     if backend == "varlen":
         raise ValueError(
             "backend 'varlen' is for packed samples and needs segment_ids; choose another without them."
@@ -178,6 +193,17 @@ def _flash_attn(q, k, v, scale, causal):
     return out.transpose(0, 1).flatten(2)
 
 
+def _flash_attn_4(q, k, v, scale, causal):
+    from flash_attn.cute.interface import flash_attn_func
+
+    length, batch, _, _ = q.shape
+    # Heads of all samples as those of one: [S, B, N, D] goes in and comes out without a copy, and groups stay in step.
+    q, k, v = (t.flatten(1, 2).unsqueeze(0) for t in (q, k, v))
+    out = flash_attn_func(q, k, v, softmax_scale=scale, causal=causal)
+    out = out[0] if isinstance(out, tuple) else out
+    return out.view(length, batch, -1)
+
+
 def _flash_attn_packed(q, k, v, scale, causal, bounds):
     length, batch, _, _ = q.shape
     out = _flash_attn_library().flash_attn_varlen_func(
@@ -210,3 +236,16 @@ def segment_bounds(segment_ids: torch.Tensor) -> torch.Tensor:
     starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
     begins = starts.flatten().nonzero().flatten()
     return F.pad(begins, (0, 1), value=segment_ids.numel()).to(torch.int32)
+
+
+_last: tuple[tuple, torch.Tensor, torch.Tensor] | None = None
+
+
+def _last_bounds(segment_ids: torch.Tensor) -> torch.Tensor:
+    """`segment_bounds`, once for the layers of a micro-batch: they see the same numbers at the same place in memory, which
+    cannot become another tensor's while this holds it."""
+    global _last
+    place = segment_ids.data_ptr(), segment_ids.shape, segment_ids.stride(), segment_ids._version
+    if _last is None or _last[0] != place:
+        _last = (place, segment_ids, segment_bounds(segment_ids))
+    return _last[2]

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from megatron_patch.kernels.attention import attention, choose_attention_backend, segment_bounds
+from megatron_patch.kernels.attention import _last_bounds, attention, choose_attention_backend, is_installed, segment_bounds
 
 CUDA = torch.cuda.is_available()
 FUSED = ["cudnn", "flash", "efficient", "math"] if CUDA else ["sdpa", "math"]
+EXTRA = ["flash_attn_4"] if CUDA and is_installed("flash-attn-4") else []
 
 
 def truth_attention(q, k, v, scale, causal=True, segment_ids=None):
@@ -25,11 +26,11 @@ def truth_attention(q, k, v, scale, causal=True, segment_ids=None):
 
 
 def supported(backend, dtype):
-    return dtype != torch.float32 or backend not in ("cudnn", "flash")
+    return dtype != torch.float32 or backend not in ("cudnn", "flash", "flash_attn_4")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", [*FUSED, "unfused"])
+@pytest.mark.parametrize("backend", [*EXTRA, *FUSED, "unfused"])
 @pytest.mark.parametrize("heads, groups, head_dim", [(3, 3, 16), (4, 2, 64), (2, 1, 128)])
 def test_causal(draw, agree, truth_of, dtype, backend, heads, groups, head_dim):
     if not supported(backend, dtype):
@@ -79,6 +80,10 @@ def test_keys_of_earlier_tokens(draw, agree, truth_of, backend, queries, causal)
 def test_bounds_of_segments():
     ids = torch.tensor([[7, 7, 8, 7], [7, 7, 7, 7]])
     assert segment_bounds(ids).tolist() == [0, 2, 3, 4, 8]
+    found = _last_bounds(ids)
+    assert _last_bounds(ids.detach()) is found, "every layer would wait for the device"
+    ids[0, 3] = 8
+    assert _last_bounds(ids).tolist() == [0, 2, 4, 8]
 
 
 def test_choice_says_why(device):
@@ -87,7 +92,7 @@ def test_choice_says_why(device):
     if device.type == "cuda":
         assert choose_attention_backend(device, torch.float32, 128, False)[0] == "efficient"
         name, why = choose_attention_backend(device, torch.bfloat16, 128, False)
-        assert name in ("flash_attn", "cudnn", "flash") and why
+        assert name in ("flash_attn_4", "flash_attn", "cudnn", "flash") and why
 
 
 def test_errors(draw):
