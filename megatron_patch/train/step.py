@@ -130,7 +130,8 @@ def _finalize(state: TrainState, models: list[Any], tokens: torch.Tensor, **kwar
 def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     """One global batch: forward, backward, update. Waits for the device once, at the end."""
     config = state.config
-    state.model.train()
+    if not state.model.training:  # the switch visits every module, while the device waits
+        state.model.train()
     optim.begin_step(state.optimizer, state.model, state.fused)
     state.loss_scale.copy_(optim.loss_scale(state.optimizer))
     # The first iteration compiles and allocates; from the second on its kernels can be recorded.
