@@ -91,8 +91,6 @@ def check_native_folder(folder: str | Path) -> metadata.Metadata:
 
 
 def _check_object(folder: Path, name: str, offset: int, length: int, key: str) -> None:
-
-
     path = inside(folder, name)
     with open(path, "rb") as stream:
         stream.seek(offset)

@@ -32,7 +32,9 @@ from megatron_patch.checkpoint.layout import (
     write_model_description,
     write_tracker,
 )
+from megatron_patch.checkpoint.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from megatron_patch.checkpoint.safe_metadata import check_native_folder
+from megatron_patch.checkpoint.writer import StreamingSave
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.model_config import to_hf_config
@@ -63,7 +65,7 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     parallel.barrier()
     state = _state_dict(model, optimizer, scheduler, progress, is_loading=False)
-    dist_checkpointing.save(state, str(partial), content_metadata=dict(_METADATA))
+    dist_checkpointing.save(state, str(partial), StreamingSave(), content_metadata=dict(_METADATA))
     parallel.barrier()
     if torch.distributed.get_rank() == 0:
         _finish(config, root, partial, final, progress)
@@ -136,7 +138,7 @@ def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any
         del state["rng"]
     loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     module(model).load_state_dict(loaded["model"], strict=True)
-    optimizer.load_state_dict(loaded["optimizer"])
+    load_optimizer_state(optimizer, loaded["optimizer"])
     scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
         parallel.set_rng_state(loaded["rng"])
@@ -177,7 +179,7 @@ def _state_dict(
     weights = module(model).sharded_state_dict(metadata=dict(_METADATA))
     return {
         "model": weights,
-        "optimizer": optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(_METADATA)),
+        "optimizer": sharded_optimizer_state(optimizer, weights, is_loading=is_loading),
         "scheduler": scheduler.state_dict(),
         "progress": dict(vars(progress)),
         "rng": _sharded_rng(),

@@ -1,0 +1,55 @@
+"""One of four processes (TP 2 × data parallel 2) that save ZeRO's state with this project and load it with megatron-core."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main(folder: str) -> None:
+    """Raises where a shard that core loaded differs from the one that was saved."""
+    import megatron_patch.core.device  # noqa: F401
+
+    import torch
+    from megatron.core import dist_checkpointing
+
+    from megatron_patch.checkpoint.training import Progress, module, save_checkpoint
+    from megatron_patch.config import TrainConfig
+    from megatron_patch.core import parallel
+    from megatron_patch.model_config import LLAMA_SIZES
+    from megatron_patch.train.log import RunLog
+    from megatron_patch.train.setup import build_state
+    from megatron_patch.train.step import train_step
+
+    config = TrainConfig(
+        task="pretrain", name="zero", model=LLAMA_SIZES["tiny"], extra_vocab_size=0, load=None, output_path=folder,
+        tensor_model_parallel_size=2, pipeline_model_parallel_size=1, sequence_parallel=False,
+        use_distributed_optimizer=True, precision="bf16", recompute="none", use_flash_attn=True, micro_batch_size=1,
+        global_batch_size=2, lr=1e-3, min_lr=1e-4, seq_length=16, pad_length=16, train_data_path="", valid_data_path=None,
+        train_iters=4,
+    )  # fmt: skip
+    layout = parallel.start(config)
+    tokens = torch.randint(0, 2048, (1, 17), generator=torch.Generator().manual_seed(layout.data_parallel_rank))
+    batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:].contiguous(), "loss_mask": torch.ones(1, 16)}
+    states = [build_state(config, layout, RunLog(config, active=False), 4) for _ in range(2)]
+    saved, loaded = ((state.model, state.optimizer, state.optimizer.chained_optimizers[0]) for state in states)
+    for _ in range(2):
+        train_step(states[0], iter([batch]))
+    path = save_checkpoint(config, saved[0], saved[1], states[0].scheduler, Progress(2, 4, 0, 0))
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+    weights = module(loaded[0]).sharded_state_dict(metadata=metadata)
+    asked = {"optimizer": loaded[1].sharded_state_dict(weights, is_loading=True, metadata=metadata)}
+    loaded[1].load_state_dict(dist_checkpointing.load(asked, str(Path(path)))["optimizer"])
+    here = {p for ranges in saved[2].gbuf_ranges for buckets in ranges.values() for bucket in buckets for p in bucket["param_map"]}
+    for ours, theirs in zip(module(saved[0]).parameters(), module(loaded[0]).parameters(), strict=True):
+        if ours in here:
+            wanted, got = (o._get_main_param_and_optimizer_states(p) for o, p in ((saved[2], ours), (loaded[2], theirs)))
+            assert wanted.keys() == got.keys() == {"param", "exp_avg", "exp_avg_sq"}
+            for name in wanted:
+                assert wanted[name].abs().sum() > 0 and torch.equal(wanted[name], got[name]), (name, ours.shape)
+    assert len(here) > 3
+    parallel.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
