@@ -40,7 +40,8 @@ def main(folder: str) -> None:
     weights = module(loaded[0]).sharded_state_dict(metadata=metadata)
     asked = {"optimizer": loaded[1].sharded_state_dict(weights, is_loading=True, metadata=metadata)}
     loaded[1].load_state_dict(dist_checkpointing.load(asked, str(Path(path)))["optimizer"])
-    here = {p for ranges in saved[2].gbuf_ranges for buckets in ranges.values() for bucket in buckets for p in bucket["param_map"]}
+    buckets = [bucket for ranges in saved[2].gbuf_ranges for found in ranges.values() for bucket in found]
+    here = {parameter for bucket in buckets for parameter in bucket["param_map"]}
     for ours, theirs in zip(module(saved[0]).parameters(), module(loaded[0]).parameters(), strict=True):
         if ours in here:
             wanted, got = (o._get_main_param_and_optimizer_states(p) for o, p in ((saved[2], ours), (loaded[2], theirs)))

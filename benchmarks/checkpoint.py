@@ -1,0 +1,115 @@
+"""Saving a training checkpoint: seconds, and host memory beyond the state, of this project's way and of megatron-core's own.
+
+    python benchmarks/checkpoint.py --hidden 2048 --layers 2
+
+A model with ZeRO's state in one process on whatever device there is; each way saves twice, and the second is the one to look
+at. core's first save also starts a process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+class PeakMemory:
+    """The most resident memory of this process and its children while the block runs, in bytes above that at its start."""
+
+    def __enter__(self) -> PeakMemory:
+        import psutil
+
+        self._process, self._ended, self.extra = psutil.Process(), threading.Event(), 0
+        self._before = self._resident()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _resident(self) -> int:
+        import psutil
+
+        total = self._process.memory_info().rss
+        for child in self._process.children(recursive=True):
+            try:
+                total += child.memory_full_info().uss  # forks share the state's pages
+            except psutil.NoSuchProcess:
+                continue
+        return total
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            self.extra = max(self.extra, self._resident() - self._before)
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def save_with_core(state, folder: Path) -> None:
+    from megatron.core import dist_checkpointing
+
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+    folder.mkdir(parents=True)
+    weights = state.model.module.sharded_state_dict(metadata=metadata)
+    optimizer = state.optimizer.sharded_state_dict(weights, is_loading=False, metadata=metadata)
+    dist_checkpointing.save({"model": weights, "optimizer": optimizer}, str(folder), content_metadata=metadata)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--folder", help="where to write; on the disk that is to be measured")
+    arguments = parser.parse_args()
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29598")
+    import train as speed
+
+    from megatron_patch.checkpoint.training import Progress, save_checkpoint
+    from megatron_patch.config import Options
+    from megatron_patch.core import device, parallel
+    from megatron_patch.train.log import RunLog
+    from megatron_patch.train.setup import build_state
+    from megatron_patch.train.step import train_step
+
+    base = Path(tempfile.mkdtemp(dir=arguments.folder))
+    hidden, heads = arguments.hidden, arguments.hidden // 128
+    sizes = dict(num_layers=arguments.layers, hidden_size=hidden, ffn_hidden_size=hidden * 11 // 4)
+    model = replace(speed.LLAMA_SIZES["llama2-7b"], **sizes, num_attention_heads=heads, num_query_groups=heads)
+    shape = {**speed.SHAPES["7b-bf16"], "seq": 32, "gbs": 1}
+    config = replace(speed.config_of(shape, Options(), None), model=model, output_path=str(base))
+    layout = parallel.start(config)
+    state = build_state(config, layout, RunLog(config, active=False), 10)
+    train_step(state, speed.random_batches(config, layout))
+
+    def save(turn: int) -> None:
+        save_checkpoint(config, state.model, state.optimizer, state.scheduler, Progress(turn, 0, 0, 0))
+
+    ways = {"this project": save, "megatron-core": lambda turn: save_with_core(state, base / f"core{turn}")}
+    print(f"{model.parameter_count(0):,} parameters on {layout.device.type}")
+    for name, way in ways.items():
+        for turn in (1, 2):
+            device.synchronize()
+            os.sync()
+            before = sum(path.stat().st_size for path in base.rglob("*") if path.is_file())
+            started = time.perf_counter()
+            with PeakMemory() as memory:
+                way(turn)
+            seconds = time.perf_counter() - started
+            size = sum(path.stat().st_size for path in base.rglob("*") if path.is_file()) - before
+            rates = f"{size / 1e9:6.2f} GB {seconds:7.2f} s {size / seconds / 1e6:6.0f} MB/s"
+            print(f"{name:14} save {turn}: {rates}  {memory.extra / 1e9:6.2f} GB beyond the state", flush=True)
+    parallel.stop()
+    shutil.rmtree(base)
+
+
+if __name__ == "__main__":
+    main()
