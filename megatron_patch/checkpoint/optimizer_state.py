@@ -19,7 +19,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+# The form that loads at any TP, PP and DP; core's default one cannot be saved at all.
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
@@ -30,10 +31,10 @@ def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any]
     """
     (inner,) = optimizer.chained_optimizers
     if not isinstance(inner, DistributedOptimizer):
-        return optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(_METADATA))
+        return optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(SHARDING))
     if is_loading:
         inner.load_state_dict(inner.state_dict())  # makes the moments, which the first step would make
-    shards = {"param_state": list(_shards(inner, weights)), "param_state_sharding_type": _METADATA["distrib_optim_sharding_type"]}
+    shards = {"param_state": list(_shards(inner, weights)), "param_state_sharding_type": SHARDING["distrib_optim_sharding_type"]}
     return {**inner.state_dict(), **shards}
 
 

@@ -32,15 +32,12 @@ from megatron_patch.checkpoint.layout import (
     write_model_description,
     write_tracker,
 )
-from megatron_patch.checkpoint.optimizer_state import load_optimizer_state, sharded_optimizer_state
+from megatron_patch.checkpoint.optimizer_state import SHARDING, load_optimizer_state, sharded_optimizer_state
 from megatron_patch.checkpoint.safe_metadata import check_native_folder
 from megatron_patch.checkpoint.writer import StreamingSave
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.model_config import to_hf_config
-
-# The form that loads at any TP, PP and DP; core's default one cannot be saved at all.
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     parallel.barrier()
     state = _state_dict(model, optimizer, scheduler, progress, is_loading=False)
-    dist_checkpointing.save(state, str(partial), StreamingSave(), content_metadata=dict(_METADATA))
+    dist_checkpointing.save(state, str(partial), StreamingSave(), content_metadata=dict(SHARDING))
     parallel.barrier()
     if torch.distributed.get_rank() == 0:
         _finish(config, root, partial, final, progress)
@@ -168,7 +165,7 @@ def load_weights(path: str, model: Any) -> None:
 
 def _load_native(folder: Path, model: Any) -> None:
     check_native_folder(folder)
-    state = {"model": module(model).sharded_state_dict(metadata=dict(_METADATA))}
+    state = {"model": module(model).sharded_state_dict(metadata=dict(SHARDING))}
     loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     module(model).load_state_dict(loaded["model"], strict=True)
 
@@ -176,7 +173,7 @@ def _load_native(folder: Path, model: Any) -> None:
 def _state_dict(
     model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: Progress, *, is_loading: bool
 ) -> dict[str, Any]:
-    weights = module(model).sharded_state_dict(metadata=dict(_METADATA))
+    weights = module(model).sharded_state_dict(metadata=dict(SHARDING))
     return {
         "model": weights,
         "optimizer": sharded_optimizer_state(optimizer, weights, is_loading=is_loading),
