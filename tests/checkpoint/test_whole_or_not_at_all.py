@@ -73,7 +73,8 @@ def test_kill_leaves_nothing_that_looks_finished(source, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_cleans_up(source, tmp_path, number):
-    process = start(source, tmp_path / "target")
+    # A shell that starts the tests in the background lets them ignore SIGINT, which a process would inherit.
+    process = start(source, tmp_path / "target", preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
     wait_for_bytes(tmp_path, process)
     process.send_signal(number)
     output = process.communicate(timeout=30)[0]
