@@ -1,4 +1,4 @@
-"""How far a long copy is: a bar on a terminal, a line every thirty seconds elsewhere."""
+"""How far a long copy is: a bar on a terminal after the first second, a line every thirty seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Progress:
         self.done = 0
         self._bar = None
         if self._stream.isatty():
-            self._bar = tqdm(desc=what, total=total, unit="B", unit_scale=True, file=self._stream, mininterval=0.5)
+            options = dict(unit="B", unit_scale=True, mininterval=0.5, delay=1.0, leave=False)
+            self._bar = tqdm(desc=what, total=total, file=self._stream, **options)
 
     def add(self, count: int) -> None:
         """`count` more bytes are done."""

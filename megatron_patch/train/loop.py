@@ -190,17 +190,18 @@ def start_state(state: TrainState, log: RunLog) -> None:
     config = state.config
     own = own_checkpoint(config)
     if own is not None:
+        # Said before it is done, since reading a large state takes minutes.
+        log.line(f"  going on from iteration {int(own.name.removeprefix('iter_'))}: {own}")
         progress = checkpoints.resume(own, state.model, state.optimizer, state.scheduler)
         for name, value in vars(progress).items():
             setattr(state, name, value)
-        log.line(f"  going on from iteration {state.iteration}: {own}")
         return
     if config.load is None:
         log.line(f"  starting from random weights, seed {config.options.seed}")
         return
+    log.line(f"  starting from the weights of {config.load}")
     checkpoints.load_weights(config.load, state.model)
     optim.single(state.optimizer).reload_model_params()
-    log.line(f"  starting from the weights of {config.load}")
 
 
 class _StopRequest:
