@@ -13,21 +13,15 @@ def main(folder: str) -> None:
     import torch
     from megatron.core import dist_checkpointing
 
+    from megatron_patch.checkpoint.optimizer_state import SHARDING
     from megatron_patch.checkpoint.training import Progress, module, save_checkpoint
-    from megatron_patch.config import TrainConfig
     from megatron_patch.core import parallel
-    from megatron_patch.model_config import LLAMA_SIZES
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
     from megatron_patch.train.step import train_step
+    from tests.tiny import tiny_config
 
-    config = TrainConfig(
-        task="pretrain", name="zero", model=LLAMA_SIZES["tiny"], extra_vocab_size=0, load=None, output_path=folder,
-        tensor_model_parallel_size=2, pipeline_model_parallel_size=1, sequence_parallel=False,
-        use_distributed_optimizer=True, precision="bf16", recompute="none", use_flash_attn=True, micro_batch_size=1,
-        global_batch_size=2, lr=1e-3, min_lr=1e-4, seq_length=16, pad_length=16, train_data_path="", valid_data_path=None,
-        train_iters=4,
-    )  # fmt: skip
+    config = tiny_config(output_path=folder, tensor_model_parallel_size=2)
     layout = parallel.start(config)
     tokens = torch.randint(0, 2048, (1, 17), generator=torch.Generator().manual_seed(layout.data_parallel_rank))
     batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:].contiguous(), "loss_mask": torch.ones(1, 16)}
@@ -36,7 +30,7 @@ def main(folder: str) -> None:
     for _ in range(2):
         train_step(states[0], iter([batch]))
     path = save_checkpoint(config, saved[0], saved[1], states[0].scheduler, Progress(2, 4, 0, 0))
-    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+    metadata = dict(SHARDING)
     weights = module(loaded[0]).sharded_state_dict(metadata=metadata)
     asked = {"optimizer": loaded[1].sharded_state_dict(weights, is_loading=True, metadata=metadata)}
     loaded[1].load_state_dict(dist_checkpointing.load(asked, str(Path(path)))["optimizer"])

@@ -14,20 +14,13 @@ def train_save_and_resume(folder: str) -> None:
     import torch
 
     from megatron_patch.checkpoint.training import Progress, resume, save_checkpoint
-    from megatron_patch.config import TrainConfig
     from megatron_patch.core import parallel
-    from megatron_patch.model_config import LLAMA_SIZES
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
     from megatron_patch.train.step import train_step
+    from tests.tiny import tiny_config
 
-    config = TrainConfig(
-        task="pretrain", name="patched", model=LLAMA_SIZES["tiny"], extra_vocab_size=0, load=None, output_path=folder,
-        tensor_model_parallel_size=1, pipeline_model_parallel_size=1, sequence_parallel=False,
-        use_distributed_optimizer=True, precision="bf16", recompute="none", use_flash_attn=True, micro_batch_size=1,
-        global_batch_size=2, lr=1e-3, min_lr=1e-4, seq_length=16, pad_length=16, train_data_path="", valid_data_path=None,
-        train_iters=4,
-    )  # fmt: skip
+    config = tiny_config(output_path=folder)
     layout = parallel.start(config)
 
     def batches(step: int):

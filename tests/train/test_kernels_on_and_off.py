@@ -27,21 +27,18 @@ def curves(precision: str, implementations: list[str]) -> dict[str, list[float]]
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     import megatron_patch.core.device as device
 
-    from megatron_patch.config import TrainConfig
     from megatron_patch.core import parallel
     from megatron_patch.model_config import LLAMA_SIZES
+    from tests.tiny import tiny_config
 
     # Large rates would make a difference of one rounding grow from step to step.
     size, length, rate = LLAMA_SIZES["tiny"], 64, 1e-3
     if not device.HAS_CUDA:
         small = dict(num_layers=1, hidden_size=32, ffn_hidden_size=88, num_attention_heads=2, num_query_groups=1, vocab_size=64)
         size, length, rate = replace(size, **small), 8, 3e-3
-    config = TrainConfig(
-        task="pretrain", name="kernels", model=size, extra_vocab_size=0, load=None, output_path="",
-        tensor_model_parallel_size=1, pipeline_model_parallel_size=1, sequence_parallel=False,
-        use_distributed_optimizer=True, precision=precision, recompute="none", use_flash_attn=False, micro_batch_size=1,
-        global_batch_size=1, lr=rate, min_lr=rate / 10, seq_length=length, pad_length=length, train_data_path="",
-        valid_data_path=None, train_iters=STEPS,
+    config = tiny_config(
+        model=size, precision=precision, use_flash_attn=False, global_batch_size=1, lr=rate, min_lr=rate / 10, seq_length=length,
+        pad_length=length, train_iters=STEPS,
     )  # fmt: skip
     layout = parallel.start(config)
     found = {implementation: curve(config, layout, implementation) for implementation in implementations}
@@ -90,10 +87,12 @@ def test_kernels_do_not_change_learning():
     exact, rounded = in_a_process("fp32", "triton", "torch"), in_a_process("bf16", "triton", "torch")
     assert len(exact["triton"]) == STEPS and exact["torch"][-1] < exact["torch"][0] - 1, "nothing was learnt"
     assert exact["triton"] == pytest.approx(exact["torch"], rel=1e-5)
-    # What bf16 alone does to the curve: two that both have it differ by at most twice that. Triton's interpreter does more,
-    # because it cuts float32 off to bfloat16 where GPUs round.
-    noise = distance(rounded["torch"], exact["torch"])
-    assert distance(rounded["triton"], rounded["torch"]) < (2 * noise if torch.cuda.is_available() else 2e-2)
+    apart = distance(rounded["triton"], rounded["torch"])
+    assert apart < 2e-2
+    if torch.cuda.is_available():
+        # What bf16 alone does to the curve: two that both have it differ by at most twice that. Triton's interpreter does
+        # more, because it cuts float32 off to bfloat16 where GPUs round.
+        assert apart < 2 * distance(rounded["torch"], exact["torch"])
 
 
 if __name__ == "__main__":
