@@ -32,22 +32,35 @@ _NORM_KEYS = {
 
 
 class LlamaLayer(TransformerLayer):
-    """norm, attention, norm, feed-forward; each residual sum is fused with the norm that follows it in the layer."""
+    """norm, attention, norm, feed-forward; each residual sum is fused with the norm that follows it.
+
+    The norm that follows a layer is the next layer's, so a layer leaves its last sum to it. What is still to be added
+    travels as core's `context`, which core hands from layer to layer, for cross-attention in other models.
+
+    Attributes:
+        leaves_sum: whether a layer follows that adds; `LlamaModel` decides.
+    """
+
+    leaves_sum = False
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
         *,
         rotary_pos_emb: torch.Tensor,
         **_: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """[S, B, H] → ([S, B, H], no cross-attention context)."""
-        normed, residual = self.input_layernorm.with_residual(hidden_states)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[S, B, H], and what is to be added to it or None → the same of this layer."""
+        if context is None:
+            normed, residual = self.input_layernorm.with_residual(hidden_states)
+        else:
+            normed, residual = self.input_layernorm.add(hidden_states, context)
         attended, _ = self.self_attention(normed, attention_mask, rotary_pos_emb=rotary_pos_emb)
         normed, residual = self.pre_mlp_layernorm.add(attended, residual)
         output, _ = self.mlp(normed)
-        return residual + output, None
+        return (output, residual) if self.leaves_sum else (residual + output, None)
 
 
 def llama_block_spec(config: TransformerConfig, attention_backend: str) -> TransformerBlockSubmodules:
@@ -91,6 +104,10 @@ class LlamaModel(GPTModel):
             share_embeddings_and_output_weights=False,
             position_embedding_type="none",  # rotary tables are made below
         )
+        # Full recomputation keeps what goes into each layer, of which there would be two tensors.
+        if config.recompute_granularity != "full":
+            for layer in self.decoder.layers[:-1]:
+                layer.leaves_sum = True
         self.rotary_base = llama.rotary_base
         self._rotary_table: torch.Tensor | None = None
 
