@@ -3,7 +3,8 @@
     python benchmarks/train.py 7b-bf16 7b-fp16 --steps 6 --json out.json
     python benchmarks/train.py 7b-bf16 --peer hf        # the Hugging Face loop in the same run
 
-Prints tokens/s (median step), the share of 989 TFLOP/s and of the matrix-product rate measured in the same run, peak
+Every measurement has a process of its own, so that its GPU memory is free for the next. Prints
+tokens/s (median step), the share of 989 TFLOP/s and of the matrix-product rate measured in the same run, peak
 memory, and with --kinds the GPU time of a step by kind of kernel.
 """
 
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,8 +89,22 @@ def random_batches(config: TrainConfig, layout: parallel.Layout):
         yield {key: value.to(layout.device) for key, value in batch.items()}
 
 
-def measure(config: TrainConfig, layout: parallel.Layout, steps: int, kinds: bool) -> dict:
+def alone(function: Callable[..., dict | None], *arguments: object) -> dict | None:
+    """`function` in a new process, which is the only thing that gives all of a model's GPU memory back."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def start(config: TrainConfig) -> parallel.Layout:
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("MASTER_PORT", 29599)):
+        os.environ.setdefault(name, str(value))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    return parallel.start(config)
+
+
+def measure(config: TrainConfig, steps: int, kinds: bool) -> dict:
     """Median tokens per second of `steps` iterations after two warm-up ones."""
+    layout = start(config)
     state = build_state(config, layout, RunLog(config, active=False), config.train_iters)
     batches = random_batches(config, layout)
     times, losses = [], []
@@ -150,23 +168,30 @@ def kernel_times(state, batches) -> tuple[dict[str, float], list]:
     return dict(kinds), sorted(((round(ms, 2), count, name) for name, (ms, count) in rows.items()), reverse=True)[:40]
 
 
-def product_rate() -> float:
-    """TFLOP/s of an 8192³ bf16 product of random data, median of ten."""
+def product_rates() -> dict | None:
+    """TFLOP/s of 8192³ bf16 products of random data: of ten in a row, and of a second's, which brings a GPU to its power
+    limit, where it trains; None without a GPU."""
+    if not device.HAS_CUDA:
+        return None
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    times = []
-    for index in range(13):
+    out = torch.empty_like(a)
+
+    def rate(count: int) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        a @ b
+        for _ in range(count):
+            torch.mm(a, b, out=out)
         end.record()
         torch.cuda.synchronize()
-        if index >= 3:
-            times.append(start.elapsed_time(end))
-    return 2 * 8192**3 / statistics.median(times) / 1e9
+        return 2 * 8192**3 * count / start.elapsed_time(end) / 1e9
+
+    rate(3)
+    return {"device": torch.cuda.get_device_name(), "short": rate(10), "kept_up": rate(600)}
 
 
-def hugging_face(config: TrainConfig, layout: parallel.Layout, steps: int) -> dict:
+def hugging_face(config: TrainConfig, steps: int) -> dict:
     """The peer: LlamaForCausalLM in fp32 under autocast, fused AdamW, accumulation over the micro-batches."""
+    layout = start(config)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from megatron_patch.model_config import to_hf_config
@@ -206,50 +231,33 @@ def main() -> None:
     parser.add_argument("--no-graphs", action="store_true", help="launch every kernel from Python")
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("MASTER_PORT", 29599)):
-        os.environ.setdefault(name, str(value))
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     options = Options(cuda_graphs=not arguments.no_graphs)
     configs = {name: config_of(SHAPES[name], options, arguments.layers) for name in arguments.shapes}
-    layout = parallel.start(next(iter(configs.values())))
-    rate = product_rate() if device.HAS_CUDA else None
-    results: dict[str, dict] = {"product_tflops": rate} if rate else {}
-    if rate:
-        name = torch.cuda.get_device_name()
-        print(f"matrix products: {rate:.0f} TFLOP/s; {name}, torch {torch.__version__}", flush=True)
-    print(f"{'shape':18} {'tokens/s':>9} {'TFLOP/s':>8} {'of 989':>7} {'of measured':>11} {'peak GiB':>8}", flush=True)
+    rates = alone(product_rates)
+    results: dict[str, dict] = {"products": rates} if rates else {}
+    if rates:
+        print(f"{rates['device']}, torch {torch.__version__}; matrix products in TFLOP/s: {rates['short']:.0f}, kept up "
+              f"{rates['kept_up']:.0f}", flush=True)  # fmt: skip
+    print(f"{'shape':18} {'tokens/s':>9} {'TFLOP/s':>8} {'of 989':>7} {'of kept up':>10} {'peak GiB':>8}", flush=True)
     for name, config in configs.items():
-        result = measure(config, layout, arguments.steps, arguments.kinds)
+        result = alone(measure, config, arguments.steps, arguments.kinds)
         results[name] = result
-        share = f"{result['model_tflops'] / rate:.1%}" if rate else "-"
+        share = f"{result['model_tflops'] / rates['kept_up']:.1%}" if rates else "-"
         print(
             f"{name:18} {result['tokens_per_second']:9.0f} {result['model_tflops']:8.1f} "
-            f"{result['share_of_989']:7.1%} {share:>11} {result['peak_gib']:8.1f}",
+            f"{result['share_of_989']:7.1%} {share:>10} {result['peak_gib']:8.1f}",
             flush=True,
         )
         for kind, milliseconds in sorted(result.get("kinds", {}).items(), key=lambda item: -item[1]):
             print(f"    {kind:20} {milliseconds:9.1f} ms")
         for row in result.get("kernels", [])[:24]:
             print("       ", *row)
-        release()
         if arguments.peer:
-            peer = hugging_face(config, layout, arguments.steps)
+            peer = alone(hugging_face, config, arguments.steps)
             results[f"{name} hf"] = peer
-            print(f"{name + ' hf':18} {peer['tokens_per_second']:9.0f} {'':27} {peer['peak_gib']:8.1f}", flush=True)
-            release()
+            print(f"{name + ' hf':18} {peer['tokens_per_second']:9.0f} {'':26} {peer['peak_gib']:8.1f}", flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=1))
-    parallel.stop()
-
-
-def release() -> None:
-    """Give the last model's memory back before the next is built."""
-    import gc
-
-    gc.collect()
-    if device.HAS_CUDA:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 if __name__ == "__main__":

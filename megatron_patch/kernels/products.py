@@ -2,8 +2,9 @@
 
 The guess is far off where a product adds to float32: LLaMA-2 7B's weight gradients at 2048 tokens take a sixth less time
 with another tile. Nor is the winner of a short race the one to train with: products that go on for long bring an H200 to its
-power limit, which lowers its clock by a quarter, and then the algorithm that needs less energy is ahead. So the fastest few
-run once more, each for long enough to get there; that choice saves 2 % of the products of LLaMA-2 7B.
+power limit, which lowers its clock by a quarter, and then the algorithm that needs less energy is ahead. So the GPU is
+brought there before anything is compared, and the fastest few run once more, each for long enough to show what it costs;
+that choice saves 2 % of the products of LLaMA-2 7B.
 
 Candidates differ in tiles and in the order of tiles, not in the order in which an element's products are summed, so the
 choice may differ between processes and change no digit; tests/kernels/test_products.py asserts that on GPUs.
@@ -14,6 +15,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -22,9 +25,12 @@ from ._dispatch import prefers_torch
 
 # Multiply-adds below which a product is too short for its algorithm to matter.
 LARGE = 1 << 30
+_HEAT = 80.0  # milliseconds of products until a GPU that was idle is at its power limit and its clock has fallen
 _ROUNDS, _TURNS = 2, 5  # short measurements of each candidate, products in each
-_CLOSE, _FINALISTS = 1.12, 5  # those within this factor of the fastest, and at most so many, go on to the long measurement
-_WARM_UP, _LONG = 50.0, 70.0  # milliseconds of it: until the clock has settled, and measured
+_CLOSE, _FINALISTS = 1.08, 5  # those within this factor of the fastest, and at most so many, go on to the long measurements
+_WARM_UP, _LONG = 30.0, 60.0  # milliseconds of each: until the clock has settled, and measured
+
+_T = TypeVar("_T")
 
 _chosen: dict[tuple[Shape, torch.device], tuple[Product, ctypes.Array] | None] = {}
 
@@ -92,27 +98,37 @@ def _choice(a, b, out, add) -> tuple[Product, ctypes.Array] | None:
 def _fastest(product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.Tensor) -> ctypes.Array | None:
     """The algorithm that takes the least time when it runs for long; writes to `scratch`. A float32 result is measured
     adding, the usual case."""
+    if not product.algorithms:
+        return None
     beta = 1.0 if scratch.dtype == torch.float32 else 0.0
     run = functools.partial(_time, product, _addresses(a, b, scratch), beta, _stream(scratch))
-    short = [0.0] * len(product.algorithms)
-    for turn in range(_ROUNDS):
-        order = list(enumerate(product.algorithms))
-        # Back and forth, so that a clock that falls under the load favours none.
-        for place, algorithm in order if turn % 2 == 0 else reversed(order):
-            run(1, algorithm)
-            short[place] += run(_TURNS, algorithm) / (_ROUNDS * _TURNS)
-    if not short:
-        return None
-    finalists = [place for place, time in enumerate(short) if time <= _CLOSE * min(short)]
-    finalists = sorted(finalists, key=short.__getitem__)[:_FINALISTS]
-    if len(finalists) == 1:
-        return product.algorithms[finalists[0]]
-    long = {}
-    for place in finalists:
+    run(math.ceil(_HEAT / run(1, product.algorithms[0])), product.algorithms[0])
+    short = _back_and_forth(product.algorithms, functools.partial(_short, run))
+    ranked = sorted(range(len(short)), key=short.__getitem__)
+    finalists = [place for place in ranked[:_FINALISTS] if short[place] <= _CLOSE * short[ranked[0]]]
+
+    def for_long(place: int) -> float:
         run(math.ceil(_WARM_UP / short[place]), product.algorithms[place])
         turns = math.ceil(_LONG / short[place])
-        long[place] = run(turns, product.algorithms[place]) / turns
-    return product.algorithms[min(long, key=long.__getitem__)]
+        return run(turns, product.algorithms[place]) / turns
+
+    long = _back_and_forth(finalists, for_long) if len(finalists) > 1 else [0.0]
+    return product.algorithms[finalists[long.index(min(long))]]
+
+
+def _short(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array) -> float:
+    run(1, algorithm)
+    return run(_TURNS, algorithm) / _TURNS
+
+
+def _back_and_forth(candidates: Sequence[_T], measure: Callable[[_T], float]) -> list[float]:
+    """The mean of each candidate's measurements, first to last and last to first, so that a drift favours none."""
+    sums = [0.0] * len(candidates)
+    for turn in range(_ROUNDS):
+        places = range(len(candidates))
+        for place in places if turn % 2 == 0 else reversed(places):
+            sums[place] += measure(candidates[place]) / _ROUNDS
+    return sums
 
 
 def _time(
