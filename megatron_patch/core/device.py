@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 
 import torch
 
@@ -34,6 +35,23 @@ def synchronize() -> None:
     """Wait until the device has done all that was asked of it; nothing on a CPU."""
     if HAS_CUDA:
         torch.cuda.synchronize()
+
+
+def read_later(numbers: torch.Tensor) -> Callable[[], list[float]]:
+    """Take a tensor's numbers as they are when the device gets here; the returned function waits for that, and not for
+    what the device is asked for afterwards."""
+    if not HAS_CUDA:
+        return numbers.tolist
+    host = torch.empty_like(numbers, device="cpu", pin_memory=True)
+    host.copy_(numbers, non_blocking=True)
+    here = torch.cuda.Event()
+    here.record()
+
+    def read() -> list[float]:
+        here.synchronize()
+        return host.tolist()
+
+    return read
 
 
 def max_memory_allocated() -> int:

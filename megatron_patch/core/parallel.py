@@ -15,6 +15,8 @@ from megatron.core import parallel_state, tensor_parallel
 
 from megatron_patch.config import TrainConfig
 
+_host_group: torch.distributed.ProcessGroup | None = None  # gloo; `start` makes it
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -42,14 +44,16 @@ def start(config: TrainConfig) -> Layout:
     Raises:
         ValueError: the number of processes is no multiple of TP × PP.
     """
+    global _host_group
     local = device.local_device()
+    timeout = datetime.timedelta(minutes=config.options.timeout_minutes)
     if device.HAS_CUDA:
         torch.cuda.set_device(local)
         # Gradient accumulation runs on the stream that it was set up on, and CUDA graphs cannot record the default one.
         torch.cuda.set_stream(torch.cuda.Stream())
     torch.distributed.init_process_group(
         backend=device.BACKEND,
-        timeout=datetime.timedelta(minutes=config.options.timeout_minutes),
+        timeout=timeout,
         device_id=local if device.HAS_CUDA else None,
     )
     world = torch.distributed.get_world_size()
@@ -58,6 +62,8 @@ def start(config: TrainConfig) -> Layout:
         raise ValueError(
             f"{world} processes were started for TP × PP = {model_parallel}; their number must be a multiple of it."
         )
+    # What ranks agree on between two steps must not wait for what their GPUs still do.
+    _host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
@@ -114,6 +120,13 @@ def set_rng_state(state: dict) -> None:
 
 def _as_tuple(value: object) -> object:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def any_rank(here: bool) -> bool:
+    """Whether this is so on any rank: the same answer on all, without a word from their devices."""
+    flag = torch.tensor([int(here)], dtype=torch.int32)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=_host_group)
+    return bool(flag.item())
 
 
 def is_first_rank_of_node() -> bool:

@@ -9,11 +9,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from megatron_patch.checkpoint import training as checkpoints
 from megatron_patch.checkpoint.own_run import own_checkpoint
 from megatron_patch.config import TrainConfig
+from megatron_patch.core import parallel
 from megatron_patch.data.loading import Batch, micro_batches
 from megatron_patch.data.run_data import RunData
 from megatron_patch.data.samplers import MicroBatchSampler
@@ -34,12 +33,13 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     with profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
             result = train_step(state, batches)
+            known = time.perf_counter()
             lr = state.optimizer.param_groups[0]["lr"]
             _advance(state, data, result)
             window.add(result)
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
-                _log_training(state, data, log, window, result, lr)
-                window = _Window()
+                _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
+                window = _Window(follows=known)
             if state.steps_here == _SETTLED:
                 _log_memory(state, log)
             if _due(state.iteration, data.eval_every, data.train_iters):
@@ -75,10 +75,15 @@ def _advance(state: TrainState, data: RunData, result: StepResult) -> None:
 
 
 class _Window:
-    """What happened since the last log line."""
+    """What happened since the last log line, or since an evaluation or a save.
 
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
+    Args:
+        follows: when the numbers of the last line's iteration were known.
+    """
+
+    def __init__(self, follows: float | None = None) -> None:
+        self.started = time.perf_counter() if follows is None else follows
+        self.began_at_rest = follows is None
         self.losses: list[float] = []
         self.iterations = 0
         self.skipped = 0
@@ -89,16 +94,23 @@ class _Window:
         if not result.found_inf:
             self.losses.append(result.loss)
 
+    def seconds_per_iteration(self, known: float) -> float:
+        """`known` is when the last iteration's numbers were, while its update of the weights began. In a window that follows
+        another one the first iteration waited for such an update; in one that began at rest, the last one's is waited for."""
+        if self.began_at_rest:
+            device.synchronize()
+            known = time.perf_counter()
+        return (known - self.started) / self.iterations
+
     @property
     def loss(self) -> float | None:
         return sum(self.losses) / len(self.losses) if self.losses else None
 
 
 def _log_training(
-    state: TrainState, data: RunData, log: RunLog, window: _Window, result: StepResult, lr: float
+    state: TrainState, data: RunData, log: RunLog, window: _Window, seconds: float, result: StepResult, lr: float
 ) -> None:
     config, layout = state.config, state.layout
-    seconds = (time.perf_counter() - window.started) / window.iterations
     tokens = config.global_batch_size * config.sample_length / seconds / layout.world_size
     tflops = tokens * config.model.flops_per_token(config.sample_length, config.extra_vocab_size) / 1e12
     fp16 = config.precision == "fp16"
@@ -226,7 +238,5 @@ class _StopRequest:
             here = True
         if options.exit_duration_in_mins and time.monotonic() - self.started > options.exit_duration_in_mins * 60:
             here = True
-        flag = torch.tensor([int(here)], dtype=torch.int32, device=device.local_device())
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
+        return parallel.any_rank(here)
 

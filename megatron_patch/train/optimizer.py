@@ -25,15 +25,15 @@ from megatron_patch.kernels.adamw import grad_norm_squared
 
 
 @dataclass(frozen=True)
-class Update:
-    """What a step did, still on the device: 0-dimensional fp32 tensors.
+class GradientNorm:
+    """Still on the device: 0-dimensional fp32 tensors.
 
     Attributes:
-        grad_norm: L2 norm of the mean loss's gradient over the whole model, before clipping.
-        found_inf: 1 where the norm was not finite, so that nothing was changed; else 0.
+        norm: L2 norm of the mean loss's gradient over the whole model, before clipping.
+        found_inf: 1 where the norm is not finite, so that nothing will be changed; else 0.
     """
 
-    grad_norm: torch.Tensor
+    norm: torch.Tensor
     found_inf: torch.Tensor
 
 
@@ -102,12 +102,11 @@ def begin_step(
 
 
 @torch.no_grad()
-def step(optimizer: ChainedOptimizer, model: DistributedDataParallel, factor: torch.Tensor, clip: float) -> Update:
-    """Clip and update, all on the device.
+def measure_gradients(optimizer: ChainedOptimizer, factor: torch.Tensor) -> GradientNorm:
+    """The norm of the gradients that have been accumulated, all on the device.
 
     Args:
-        factor: 0-dimensional fp32; what the accumulated gradients are to be multiplied by to be those of the mean loss.
-        clip: the largest allowed norm; 0 for none.
+        factor: 0-dimensional fp32; what they are to be multiplied by to be those of the mean loss.
     """
     inner = single(optimizer)
     _attach_gradients(inner)
@@ -115,12 +114,19 @@ def step(optimizer: ChainedOptimizer, model: DistributedDataParallel, factor: to
     squared = grad_norm_squared(gradients, scale=factor) if gradients else torch.zeros_like(factor)
     torch.distributed.all_reduce(squared, group=inner.get_grad_stats_parallel_group())
     norm = squared.sqrt()
-    found_inf = (~torch.isfinite(norm)).float()
-    scale = factor * (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0 else factor
-    inner.optimizer.step(grad_scale=scale, found_inf=found_inf)
+    return GradientNorm(norm, (~torch.isfinite(norm)).float())
+
+
+@torch.no_grad()
+def update_weights(
+    optimizer: ChainedOptimizer, model: DistributedDataParallel, measured: GradientNorm, factor: torch.Tensor, clip: float
+) -> None:
+    """Clip and update, all on the device; `clip` is the largest allowed norm, 0 for none."""
+    inner = single(optimizer)
+    scale = factor * (clip / (measured.norm + 1e-6)).clamp(max=1.0) if clip > 0 else factor
+    inner.optimizer.step(grad_scale=scale, found_inf=measured.found_inf)
     if isinstance(inner, DistributedOptimizer):
         model.start_param_sync()
-    return Update(norm, found_inf)
 
 
 def _attach_gradients(optimizer: MegatronOptimizer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+import megatron_patch.core.device as device
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,11 +69,11 @@ def gradient_divisor(config: TrainConfig) -> float:
     return float(1 << (tokens - 1).bit_length())
 
 
-def forward_step(device: torch.device) -> Callable[[Iterator[Batch], Any], tuple[torch.Tensor, Callable]]:
+def forward_step(where: torch.device) -> Callable[[Iterator[Batch], Any], tuple[torch.Tensor, Callable]]:
     """core's `forward_step_func`: one micro-batch through this stage, and the function that sums its losses."""
 
     def run(batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable]:
-        batch = to_device(next(batches), device)
+        batch = to_device(next(batches), where)
         output = model(
             batch["tokens"],
             labels=batch["labels"],
@@ -128,7 +128,10 @@ def _finalize(state: TrainState, models: list[Any], tokens: torch.Tensor, **kwar
 
 
 def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
-    """One global batch: forward, backward, update. Waits for the device once, at the end."""
+    """One global batch: forward, backward, update.
+
+    Waits for the device once, before the update: while that runs, the caller does what it has to do between two steps.
+    """
     config = state.config
     if not state.model.training:  # the switch visits every module, while the device waits
         state.model.train()
@@ -143,9 +146,10 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     state.steps_here += 1
     assert state.tokens is not None
     factor = gradient_divisor(config) / (state.loss_scale * state.tokens.clamp(min=1))
-    update = optim.step(state.optimizer, state.model, factor, config.options.clip_grad)
-    values = torch.stack([*sums.unbind(), update.grad_norm.double(), update.found_inf.double(), state.loss_scale.double()])
-    total, count, norm, found_inf, scale_used = values.tolist()
+    measured = optim.measure_gradients(state.optimizer, factor)
+    read = device.read_later(torch.stack([*sums, measured.norm.double(), measured.found_inf.double(), state.loss_scale.double()]))
+    optim.update_weights(state.optimizer, state.model, measured, factor, config.options.clip_grad)
+    total, count, norm, found_inf, scale_used = read()
     optim.settle(state.optimizer, bool(found_inf))
     return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)
 
