@@ -27,7 +27,7 @@ from ._dispatch import prefers_torch
 LARGE = 1 << 30
 _HEAT = 80.0  # milliseconds of products until a GPU that was idle is at its power limit and its clock has fallen
 _ROUNDS, _TURNS = 2, 5  # short measurements of each candidate, products in each
-_CLOSE, _FINALISTS = 1.08, 5  # those within this factor of the fastest, and at most so many, go on to the long measurements
+_CLOSE, _FINALISTS = 1.08, 4  # those within this factor of the fastest, and at most so many, go on to the long measurements
 _WARM_UP, _LONG = 30.0, 60.0  # milliseconds of each: until the clock has settled, and measured
 
 _T = TypeVar("_T")
