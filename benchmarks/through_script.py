@@ -120,7 +120,7 @@ def measure(shape: dict, folder: Path, iterations: int, echo: bool) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="+", choices=SHAPES)
-    parser.add_argument("--iterations", type=int, default=WARM_UP + 6, help="console lines to wait for")
+    parser.add_argument("--iterations", type=int, default=WARM_UP + 5, help="console lines to wait for")
     parser.add_argument("--echo", action="store_true", help="show the scripts' output")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

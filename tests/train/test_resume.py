@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import psutil
 import pytest
 
-from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run, succeed, train
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run, steps, succeed, train
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 LAYOUTS = {
@@ -32,6 +39,33 @@ def test_optimizer_state_moves_to_another_number_of_replicas(tmp_path):
         parts = train(PRETRAIN, tmp_path / "parts", "--exit-interval", 4, processes=processes, **arguments)
     assert len(parts) == len(whole) == 12
     assert [step.loss for step in parts] == pytest.approx([step.loss for step in whole], rel=1e-5)
+
+
+def test_a_signal_to_one_process_stops_all_of_them_after_a_checkpoint(tmp_path):
+    arguments = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, DO="true", TRAIN_TOKENS=1000 * 4 * 32, OUTPUT_BASEPATH=tmp_path)
+    values = {**PRETRAIN_ARGUMENTS, **arguments}.values()
+    process = subprocess.Popen(
+        ["dash", str(PRETRAIN), *map(str, values), "--num-workers", "0", "--eval-interval", "0"],
+        env={**os.environ, "PYTHON": sys.executable, "PYTHONWARNINGS": "ignore", "GPUS_PER_NODE": "2"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    processes = psutil.Process(process.pid)
+    # Ranks that do not agree wait for each other for ever.
+    watchdog = threading.Timer(90, lambda: [each.kill() for each in (*processes.children(), processes)])
+    watchdog.start()
+    output = ""
+    for line in process.stdout:
+        output += line
+        if "iteration        2/" in line:
+            # The first rank, which writes no log: the others must hear of it.
+            first = next(each for each in processes.children() if each.environ().get("RANK") == "0")
+            first.send_signal(signal.SIGTERM)
+    watchdog.cancel()
+    assert process.wait() == 0, output[-4000:]
+    assert "stopping at iteration" in output
+    last = list(steps(tmp_path))
+    assert 2 <= len(last) < 1000
+    assert (next((tmp_path / "checkpoint").iterdir()) / f"iter_{len(last):07d}").is_dir()
 
 
 def test_a_run_of_the_same_name_with_other_arguments_is_refused(tmp_path):
