@@ -4,7 +4,8 @@
 
 Makes indexed data and a JSON file of random words, starts each script as a user would, reads tokens per second from its
 console lines and ends it after --iterations of them, before it writes a checkpoint. Prints the median without the first
-three lines, which hold compilation, measurements of products and the capture of graphs.
+three lines, which hold compilation, measurements of products and the capture of graphs; and before it, since GPUs of one
+kind differ, how fast this one multiplies.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import psutil
 
+from train import alone, describe, product_rates
 from megatron_patch.data.indexed import token_dtype, write_index
 from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES
 
@@ -124,7 +126,9 @@ def main() -> None:
     parser.add_argument("--echo", action="store_true", help="show the scripts' output")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    results = {}
+    rates = alone(product_rates)
+    print(describe(rates), flush=True)
+    results: dict[str, dict | None] = {"products": rates}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sizes = [LLAMA_SIZES[TRAINING_SIZES[SHAPES[shape]["size"]]] for shape in arguments.shapes]

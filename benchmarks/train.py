@@ -187,6 +187,15 @@ def product_rates() -> dict | None:
     return {"device": torch.cuda.get_device_name(), "short": rate(10), "kept_up": rate(600)}
 
 
+def describe(rates: dict | None) -> str:
+    if rates is None:
+        return f"no GPU, torch {torch.__version__}"
+    return (
+        f"{rates['device']}, torch {torch.__version__}; matrix products in TFLOP/s: {rates['short']:.0f}, "
+        f"kept up {rates['kept_up']:.0f}"
+    )
+
+
 def hugging_face(config: TrainConfig, steps: int) -> dict:
     """The peer: LlamaForCausalLM in fp32 under autocast, fused AdamW, accumulation over the micro-batches, and layers
     recomputed in the backward pass, without which 7B does not fit an H200."""
@@ -235,10 +244,8 @@ def main() -> None:
     options = Options(cuda_graphs=not arguments.no_graphs)
     configs = {name: config_of(SHAPES[name], options, arguments.layers) for name in arguments.shapes}
     rates = alone(product_rates)
-    results: dict[str, dict] = {"products": rates} if rates else {}
-    if rates:
-        print(f"{rates['device']}, torch {torch.__version__}; matrix products in TFLOP/s: {rates['short']:.0f}, kept up "
-              f"{rates['kept_up']:.0f}", flush=True)  # fmt: skip
+    results: dict[str, dict | None] = {"products": rates}
+    print(describe(rates), flush=True)
     print(f"{'shape':18} {'tokens/s':>9} {'TFLOP/s':>8} {'of 989':>7} {'of kept up':>10} {'peak GiB':>8}", flush=True)
     for name, config in configs.items():
         result = alone(measure, config, arguments.steps, arguments.kinds)
