@@ -102,7 +102,7 @@ def _fastest(product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.
         return None
     beta = 1.0 if scratch.dtype == torch.float32 else 0.0
     run = functools.partial(_time, product, _addresses(a, b, scratch), beta, _stream(scratch))
-    run(math.ceil(_HEAT / run(1, product.algorithms[0])), product.algorithms[0])
+    run(math.ceil(_HEAT / _short(run, product.algorithms[0])), product.algorithms[0])
     short = _back_and_forth(product.algorithms, functools.partial(_short, run))
     ranked = sorted(range(len(short)), key=short.__getitem__)
     finalists = [place for place in ranked[:_FINALISTS] if short[place] <= _CLOSE * short[ranked[0]]]

@@ -42,8 +42,8 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 window = _Window(follows=known)
             if state.steps_here == _SETTLED:
                 _log_memory(state, log)
-            if _due(state.iteration, data.eval_every, data.train_iters):
-                run_evaluation(state, data, log)
+            evaluating = _due(state.iteration, data.eval_every, data.train_iters)
+            if evaluating and run_evaluation(state, data, log) is not None:
                 window = _Window()
             stopping = stop.requested()
             if _due(state.iteration, data.save_every, data.train_iters) or stopping:
