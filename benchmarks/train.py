@@ -125,6 +125,7 @@ def measure(config: TrainConfig, steps: int, kinds: bool) -> dict:
         "losses": losses,
     }
     if kinds and device.HAS_CUDA:
+        device.synchronize()  # the last step's update still runs
         result["kinds"], result["kernels"] = kernel_times(state, batches)
     return result
 

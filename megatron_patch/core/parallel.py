@@ -140,5 +140,7 @@ def barrier() -> None:
 def stop() -> None:
     """Leave the groups; safe to call when they were never joined."""
     if torch.distributed.is_initialized():
+        global _host_group
+        _host_group = None
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()
