@@ -92,7 +92,14 @@ def random_batches(config: TrainConfig, layout: parallel.Layout):
 def alone(function: Callable[..., dict | None], *arguments: object) -> dict | None:
     """`function` in a new process, which is the only thing that gives all of a model's GPU memory back."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(_and_leave, function, *arguments).result()
+
+
+def _and_leave(function: Callable[..., dict | None], *arguments: object) -> dict | None:
+    try:
+        return function(*arguments)
+    finally:
+        parallel.stop()
 
 
 def start(config: TrainConfig) -> parallel.Layout:

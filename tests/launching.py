@@ -29,17 +29,22 @@ FINETUNE_ARGUMENTS = dict(
 )  # fmt: skip
 
 
+def environment(processes: int | None = None) -> dict[str, str]:
+    """A user's environment, without what torchrun or DLC would have left in it; `processes` is GPUS_PER_NODE."""
+    values = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    values.update(PYTHON=sys.executable, PYTHONWARNINGS="ignore")
+    if processes is not None:
+        values["GPUS_PER_NODE"] = str(processes)
+    return values
+
+
 def run(
     script: Path, *arguments: object, shell: str = "dash", processes: int | None = None, cwd: Path = ROOT, timeout: int = 500
 ) -> subprocess.CompletedProcess[str]:
-    """One script with positional arguments; `processes` is GPUS_PER_NODE. Output and errors come back together."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
-    environment.update(PYTHON=sys.executable, PYTHONWARNINGS="ignore")
-    if processes is not None:
-        environment["GPUS_PER_NODE"] = str(processes)
+    """One script with positional arguments. Output and errors come back together."""
     words = [shell, str(script), *map(str, arguments)]
     return subprocess.run(
-        words, env=environment, cwd=cwd, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        words, env=environment(processes), cwd=cwd, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 

@@ -6,7 +6,7 @@ Written beside its final name, flushed, renamed; the tracker file last.
 
 from __future__ import annotations
 
-import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+import megatron_patch.core.device as device
 
 import json
 import os
@@ -54,6 +54,7 @@ def save_checkpoint(
     config: TrainConfig, model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: Progress
 ) -> Path:
     """Write the state after `progress.iteration`; every rank calls it. Returns the finished folder."""
+    device.synchronize()  # the last update may still run, and the writer's threads read on streams of their own
     root = Path(config.checkpoint_folder)
     final = iteration_folder(root, progress.iteration)
     partial = final.with_name(final.name + ".partial")

@@ -188,7 +188,6 @@ def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | Non
 
 def save(state: TrainState, log: RunLog) -> None:
     """Write a checkpoint and say where it lies."""
-    device.synchronize()  # the writer's threads read on streams of their own
     started = time.perf_counter()
     progress = checkpoints.Progress(
         state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations

@@ -9,10 +9,19 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def test_numbers_are_read_before_what_is_asked_for_afterwards():
-    numbers = torch.tensor([1.5, -2.0], dtype=torch.float64, device="cuda")
+    numbers, second = torch.zeros(2, dtype=torch.float64, device="cuda"), 2_000_000_000  # clock cycles
+    given = torch.tensor([1.5, -2.0], dtype=torch.float64, device="cuda")
+    # Each kernel once before: one that is loaded now would wait for those that run.
+    numbers.copy_(given), numbers.zero_(), torch.cuda._sleep(1)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(second)
+    numbers.copy_(given)
     read = read_later(numbers)
-    torch.cuda._sleep(2_000_000_000)  # clock cycles: about a second
+    asked = torch.cuda.Event()
+    asked.record()
+    assert not asked.query(), "the host waited where it only asks"
+    torch.cuda._sleep(second)
     numbers.zero_()
     assert read() == [1.5, -2.0]
-    assert not torch.cuda.current_stream().query(), "the host waited for all of it"
+    assert asked.query() and not torch.cuda.current_stream().query(), "the host waited for all of it"
     torch.cuda.synchronize()

@@ -24,6 +24,14 @@ def test_graphs_change_no_digit(tmp_path):
     assert tiny(tmp_path / "graphs") == tiny(tmp_path / "launched", "--cuda-graphs", "false")
 
 
+def test_losses_after_a_stop_are_the_same_bits(tmp_path):
+    """What is saved is what the last update made, though the host did not wait for it."""
+    whole = tiny(tmp_path / "whole", FL="false")
+    first = tiny(tmp_path / "parts", "--exit-interval", 5, FL="false")
+    assert len(whole) == 10 and first == whole[:5]
+    assert tiny(tmp_path / "parts", FL="false") == whole
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("fused", ["true", "false"])
 def test_precisions_and_attentions_learn_alike(tmp_path, precision, fused):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
 import subprocess
-import sys
 import threading
 
 import psutil
 import pytest
 
-from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run, steps, succeed, train
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, environment, run, steps, succeed, train
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 LAYOUTS = {
@@ -41,27 +40,35 @@ def test_optimizer_state_moves_to_another_number_of_replicas(tmp_path):
     assert [step.loss for step in parts] == pytest.approx([step.loss for step in whole], rel=1e-5)
 
 
+def end(pid: int) -> None:
+    """torchrun and its ranks, as far as they are still there."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        launcher = psutil.Process(pid)
+        for process in (*launcher.children(), launcher):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
 def test_a_signal_to_one_process_stops_all_of_them_after_a_checkpoint(tmp_path):
     arguments = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, DO="true", TRAIN_TOKENS=1000 * 4 * 32, OUTPUT_BASEPATH=tmp_path)
     values = {**PRETRAIN_ARGUMENTS, **arguments}.values()
-    process = subprocess.Popen(
-        ["dash", str(PRETRAIN), *map(str, values), "--num-workers", "0", "--eval-interval", "0"],
-        env={**os.environ, "PYTHON": sys.executable, "PYTHONWARNINGS": "ignore", "GPUS_PER_NODE": "2"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    processes = psutil.Process(process.pid)
+    command = ["dash", str(PRETRAIN), *map(str, values), "--num-workers", "0", "--eval-interval", "0"]
+    process = subprocess.Popen(command, env=environment(2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     # Ranks that do not agree wait for each other for ever.
-    watchdog = threading.Timer(90, lambda: [each.kill() for each in (*processes.children(), processes)])
+    watchdog = threading.Timer(90, end, [process.pid])
     watchdog.start()
     output = ""
-    for line in process.stdout:
-        output += line
-        if "iteration        2/" in line:
-            # The first rank, which writes no log: the others must hear of it.
-            first = next(each for each in processes.children() if each.environ().get("RANK") == "0")
-            first.send_signal(signal.SIGTERM)
-    watchdog.cancel()
-    assert process.wait() == 0, output[-4000:]
+    try:
+        for line in process.stdout:
+            output += line
+            if "iteration        2/" in line:
+                # The first rank, which writes no log: the others must hear of it.
+                ranks = psutil.Process(process.pid).children()
+                next(rank for rank in ranks if rank.environ().get("RANK") == "0").send_signal(signal.SIGTERM)
+        assert process.wait() == 0, output[-4000:]
+    finally:
+        watchdog.cancel()
+        end(process.pid)
     assert "stopping at iteration" in output
     last = list(steps(tmp_path))
     assert 2 <= len(last) < 1000
