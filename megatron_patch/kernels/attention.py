@@ -39,27 +39,39 @@ def choose_attention_backend(
         return "sdpa", "PyTorch's scaled_dot_product_attention is what CPUs have"
     if dtype not in (torch.bfloat16, torch.float16) or head_dim % 8 or head_dim > 256:
         return "efficient", f"{dtype} with head size {head_dim} is outside what flash kernels take"
-    capability = torch.cuda.get_device_capability(device)
-    if is_installed("flash-attn-4") and not segment_ids and capability >= (9, 0) and head_dim <= 128:
+    hopper = torch.cuda.get_device_capability(device) >= (9, 0) and head_dim <= 128
+    if not hopper or segment_ids or not is_installed("flash-attn-4"):
+        return _flash_or_cudnn(hopper, segment_ids)
+    fault = flash_attn_4_fault()
+    if fault is None:
         return "flash_attn_4", "flash-attn 4 is installed"
+    name, why = _flash_or_cudnn(hopper, segment_ids)
+    return name, f"{why}; flash-attn 4 is installed but cannot be imported: {fault}"
+
+
+def _flash_or_cudnn(hopper: bool, segment_ids: bool) -> tuple[str, str]:
+    """The choice without flash-attn 4; `hopper`: compute capability and head size are those of cuDNN's kernels."""
     if importlib.util.find_spec("flash_attn_interface") is not None:
         return "flash_attn", "flash-attn 3 is installed"
-    cudnn = torch.backends.cudnn.is_available() and capability >= (9, 0) and head_dim <= 128
-    if cudnn and not segment_ids:
-        return (
-            "cudnn",
-            f"cuDNN through PyTorch is the fastest on compute capability {capability[0]}.{capability[1]}",
-        )
+    if hopper and not segment_ids and torch.backends.cudnn.is_available():
+        return "cudnn", "cuDNN through PyTorch is the fastest on Hopper and later"
     if is_installed("flash-attn"):
         return "flash_attn", "flash-attn 2 is installed"
     if segment_ids and importlib.util.find_spec("torch.nn.attention.varlen") is not None:
         return "varlen", "PyTorch's flash kernel for packed samples skips what a mask would hide"
     if segment_ids:
         return "efficient", "packed samples need a mask here, which PyTorch's memory-efficient kernel takes"
-    return (
-        "flash",
-        "PyTorch's flash kernel; flash-attn is not installed, cuDNN's wants compute capability 9.0",
-    )
+    return "flash", "PyTorch's flash kernel; flash-attn is not installed, cuDNN's wants compute capability 9.0"
+
+
+@functools.cache
+def flash_attn_4_fault() -> str | None:
+    """Why flash-attn 4, though installed, cannot be used here (its own dependencies may be missing); None where it can."""
+    try:
+        importlib.import_module("flash_attn.cute.interface")
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 @functools.cache

@@ -1,7 +1,16 @@
+import sys
+
 import pytest
 import torch
 
-from megatron_patch.kernels.attention import _last_bounds, attention, choose_attention_backend, is_installed, segment_bounds
+from megatron_patch.kernels.attention import (
+    _last_bounds,
+    attention,
+    choose_attention_backend,
+    flash_attn_4_fault,
+    is_installed,
+    segment_bounds,
+)
 
 CUDA = torch.cuda.is_available()
 FUSED = ["cudnn", "flash", "efficient", "math"] if CUDA else ["sdpa", "math"]
@@ -94,6 +103,26 @@ def test_choice_says_why(device):
         assert choose_attention_backend(device, torch.float32, 128, False)[0] == "efficient"
         name, why = choose_attention_backend(device, torch.bfloat16, 128, False)
         assert name in ("flash_attn_4", "flash_attn", "cudnn", "flash") and why
+
+
+def test_flash_attn_4_without_what_it_needs(tmp_path, monkeypatch):
+    """pip lists it, importing it fails: training goes on with the next best and says so at its start."""
+    (tmp_path / "flash_attn_4-4.0.0.dist-info").mkdir()
+    (tmp_path / "flash_attn_4-4.0.0.dist-info" / "METADATA").write_text("Name: flash-attn-4\nVersion: 4.0.0\n")
+    package = tmp_path / "flash_attn" / "cute"
+    package.mkdir(parents=True)
+    (package / "interface.py").write_text("import no_such_cutlass\n")
+    for name in [name for name in sys.modules if name.split(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    is_installed.cache_clear(), flash_attn_4_fault.cache_clear()
+    try:
+        name, why = choose_attention_backend("cuda", torch.bfloat16, 128, False)
+    finally:
+        is_installed.cache_clear(), flash_attn_4_fault.cache_clear()
+    assert name == "cudnn" and why.startswith("cuDNN") and "cannot be imported: No module named 'no_such_cutlass'" in why
 
 
 def test_errors(draw):
