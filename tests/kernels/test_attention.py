@@ -111,6 +111,7 @@ def test_flash_attn_4_without_what_it_needs(tmp_path, monkeypatch):
     (tmp_path / "flash_attn_4-4.0.0.dist-info" / "METADATA").write_text("Name: flash-attn-4\nVersion: 4.0.0\n")
     package = tmp_path / "flash_attn" / "cute"
     package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch(), (package / "__init__.py").touch()
     (package / "interface.py").write_text("import no_such_cutlass\n")
     for name in [name for name in sys.modules if name.split(".")[0] == "flash_attn"]:
         monkeypatch.delitem(sys.modules, name)
