@@ -1,10 +1,11 @@
 """Large matrix products with the algorithm that was measured to be the fastest, where torch takes cuBLAS's first guess.
 
 The guess is far off where a product adds to float32: LLaMA-2 7B's weight gradients at 2048 tokens take a sixth less time
-with another tile. Nor is the winner of a short race the one to train with: products that go on for long bring an H200 to its
-power limit, which lowers its clock by a quarter, and then the algorithm that needs less energy is ahead. So the GPU is
-brought there before anything is compared, and the fastest few run once more, each for long enough to show what it costs;
-that choice saves 2 % of the products of LLaMA-2 7B.
+with another tile. Nor is the winner of a short race the one to train with. Products that go on for long bring an H200 to its
+power limit, which lowers its clock by a quarter; from then on what a product costs is its energy, and the algorithm of the
+fewest clock cycles may be among the hungriest. The clock follows the power with a time constant of about 40 ms (fitted to
+blocks of products that alternate), so an algorithm's own cost shows only after a tenth of a second of nothing else: a race
+at whatever clock rules out what cannot win, and the rest run for that long.
 
 Candidates differ in tiles and in the order of tiles, not in the order in which an element's products are summed, so the
 choice may differ between processes and change no digit; tests/kernels/test_products.py asserts that on GPUs.
@@ -16,7 +17,6 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 
@@ -27,10 +27,10 @@ from ._dispatch import prefers_torch
 LARGE = 1 << 30
 _HEAT = 80.0  # milliseconds of products until a GPU that was idle is at its power limit and its clock has fallen
 _ROUNDS, _TURNS = 2, 5  # short measurements of each candidate, products in each
-_CLOSE, _FINALISTS = 1.08, 4  # those within this factor of the fastest, and at most so many, go on to the long measurements
-_WARM_UP, _LONG = 30.0, 60.0  # milliseconds of each: until the clock has settled, and measured
-
-_T = TypeVar("_T")
+# Those within this factor of the fewest cycles, and at most so many, are measured for long; with all a start would take too long.
+_CLOSE, _FINALISTS = 1.15, 6
+_SETTLE, _LONG = 100.0, 60.0  # milliseconds of each: until the clock is the algorithm's own, and measured
+_LAST = 3  # of the finalists, that are measured again
 
 _chosen: dict[tuple[Shape, torch.device], tuple[Product, ctypes.Array] | None] = {}
 
@@ -103,32 +103,36 @@ def _fastest(product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.
     beta = 1.0 if scratch.dtype == torch.float32 else 0.0
     run = functools.partial(_time, product, _addresses(a, b, scratch), beta, _stream(scratch))
     run(math.ceil(_HEAT / _short(run, product.algorithms[0])), product.algorithms[0])
-    short = _back_and_forth(product.algorithms, functools.partial(_short, run))
+    short = _race(run, product.algorithms)
     ranked = sorted(range(len(short)), key=short.__getitem__)
     finalists = [place for place in ranked[:_FINALISTS] if short[place] <= _CLOSE * short[ranked[0]]]
+    spent = dict.fromkeys(finalists, 0.0)
+    for left in (_LAST, 1) if len(finalists) > 1 else ():
+        for place in finalists:
+            spent[place] += _for_long(run, product.algorithms[place], short[place])
+        finalists = sorted(finalists, key=spent.__getitem__)[:left]
+    return product.algorithms[finalists[0]]
 
-    def for_long(place: int) -> float:
-        run(math.ceil(_WARM_UP / short[place]), product.algorithms[place])
-        turns = math.ceil(_LONG / short[place])
-        return run(turns, product.algorithms[place]) / turns
 
-    long = _back_and_forth(finalists, for_long) if len(finalists) > 1 else [0.0]
-    return product.algorithms[finalists[long.index(min(long))]]
+def _race(run: Callable[[int, ctypes.Array], float], algorithms: Sequence[ctypes.Array]) -> list[float]:
+    """Milliseconds of each, briefly, first to last and last to first, so that a drift of the clock favours none."""
+    spent = [0.0] * len(algorithms)
+    for turn in range(_ROUNDS):
+        places = range(len(algorithms))
+        for place in places if turn % 2 == 0 else reversed(places):
+            spent[place] += _short(run, algorithms[place]) / _ROUNDS
+    return spent
+
+
+def _for_long(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array, short: float) -> float:
+    run(math.ceil(_SETTLE / short), algorithm)
+    turns = math.ceil(_LONG / short)
+    return run(turns, algorithm) / turns
 
 
 def _short(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array) -> float:
     run(1, algorithm)
     return run(_TURNS, algorithm) / _TURNS
-
-
-def _back_and_forth(candidates: Sequence[_T], measure: Callable[[_T], float]) -> list[float]:
-    """The mean of each candidate's measurements, first to last and last to first, so that a drift favours none."""
-    sums = [0.0] * len(candidates)
-    for turn in range(_ROUNDS):
-        places = range(len(candidates))
-        for place in places if turn % 2 == 0 else reversed(places):
-            sums[place] += measure(candidates[place]) / _ROUNDS
-    return sums
 
 
 def _time(
