@@ -4,8 +4,8 @@ Liger.
     python benchmarks/kernels.py [--only NAME ...] [--no-compile] [--json FILE]
 
 Times are medians of CUDA graph replays with a cold L2 cache: GPU time, without launches. A backward's time is
-that of forward and backward less the forward's. Shares are of a copy's bandwidth and a matrix product's rate,
-measured first.
+that of forward and backward less the forward's. Products are timed "kept up" too: many in a row, as in
+training. Shares are of a copy's bandwidth and a matrix product's rate, measured first.
 """
 
 from __future__ import annotations
