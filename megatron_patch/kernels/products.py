@@ -102,7 +102,7 @@ def _fastest(product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.
         return next(iter(product.algorithms), None)
     beta = 1.0 if scratch.dtype == torch.float32 else 0.0
     run = functools.partial(_time, product, _addresses(a, b, scratch), beta, _stream(scratch))
-    run(math.ceil(_HEAT / _short(run, product.algorithms[0])), product.algorithms[0])
+    _heat(run, product.algorithms[0])
     short = _race(run, product.algorithms)
     ranked = sorted(range(len(short)), key=short.__getitem__)
     finalists = [place for place in ranked[:_FINALISTS] if short[place] <= _CLOSE * short[ranked[0]]]
@@ -112,6 +112,10 @@ def _fastest(product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.
             spent[place] += _for_long(run, product.algorithms[place], short[place])
         finalists = sorted(finalists, key=spent.__getitem__)[:left]
     return product.algorithms[finalists[0]]
+
+
+def _heat(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array) -> None:
+    run(math.ceil(_HEAT / _short(run, algorithm)), algorithm)
 
 
 def _race(run: Callable[[int, ctypes.Array], float], algorithms: Sequence[ctypes.Array]) -> list[float]:
