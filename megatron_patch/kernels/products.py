@@ -30,7 +30,7 @@ _ROUNDS, _TURNS = 2, 5  # short measurements of each candidate, products in each
 # Those within this factor of the fewest cycles, and at most so many, are measured for long; with all a start would take too long.
 _CLOSE, _FINALISTS = 1.15, 6
 _SETTLE, _LONG = 100.0, 60.0  # milliseconds of each: until the clock is the algorithm's own, and measured
-_LAST = 3  # of the finalists, that are measured again
+_LAST, _SURE = 3, 1.02  # of the finalists these are measured again: one measurement scatters by some per cent
 
 _chosen: dict[tuple[Shape, torch.device], tuple[Product, ctypes.Array] | None] = {}
 
@@ -104,14 +104,18 @@ def _fastest(product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.
     run = functools.partial(_time, product, _addresses(a, b, scratch), beta, _stream(scratch))
     _heat(run, product.algorithms[0])
     short = _race(run, product.algorithms)
-    ranked = sorted(range(len(short)), key=short.__getitem__)
-    finalists = [place for place in ranked[:_FINALISTS] if short[place] <= _CLOSE * short[ranked[0]]]
-    spent = dict.fromkeys(finalists, 0.0)
-    for left in (_LAST, 1) if len(finalists) > 1 else ():
-        for place in finalists:
-            spent[place] += _for_long(run, product.algorithms[place], short[place])
-        finalists = sorted(finalists, key=spent.__getitem__)[:left]
-    return product.algorithms[finalists[0]]
+    finalists = _ahead(dict(enumerate(short)), _FINALISTS, _CLOSE)
+    long = {place: _for_long(run, product.algorithms[place], short[place]) for place in finalists}
+    last = _ahead(long, _LAST, _SURE)
+    if len(last) > 1:
+        long = {place: long[place] + _for_long(run, product.algorithms[place], short[place]) for place in last}
+    return product.algorithms[min(long, key=long.__getitem__)]
+
+
+def _ahead(spent: dict[int, float], most: int, factor: float) -> list[int]:
+    """At most so many places, best first, that have spent no more than the best times the factor."""
+    ranked = sorted(spent, key=spent.__getitem__)
+    return [place for place in ranked[:most] if spent[place] <= factor * spent[ranked[0]]]
 
 
 def _heat(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array) -> None:
