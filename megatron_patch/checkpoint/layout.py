@@ -146,10 +146,13 @@ def _no_checkpoint(path: Path) -> str:
 
 
 def copy_companions(source: str | Path, target: str | Path, names: tuple[str, ...] = COMPANIONS) -> list[str]:
-    """Copy those of `names` that `source` has and `target` lacks; returns their names."""
+    """Copy those of `names` that `source` has and `target` lacks, each whole or not at all; returns their names."""
     copied = [name for name in names if (Path(source) / name).is_file() and not (Path(target) / name).exists()]
     for name in copied:
-        shutil.copyfile(Path(source) / name, Path(target) / name)
+        partial = Path(target) / f"{name}.{os.getpid()}.partial"
+        shutil.copyfile(Path(source) / name, partial)
+        flush(partial)
+        os.replace(partial, Path(target) / name)
     return copied
 
 

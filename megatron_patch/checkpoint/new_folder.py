@@ -9,9 +9,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from megatron_patch.checkpoint.layout import TRACKER, flush
 
-_MARK = ".partial-"
+_PARTIAL, _OLD = ".partial-", ".old-"
 
 
 def target_finding(target: Path, overwrite: bool) -> str | None:
@@ -20,6 +22,8 @@ def target_finding(target: Path, overwrite: bool) -> str | None:
         return None
     if not target.is_dir():
         return "a file of that name exists: write a folder that does not exist yet."
+    if os.path.ismount(os.path.realpath(target)):
+        return "it is a mount point, which nothing can take the place of: write a folder inside it."
     if not any(target.iterdir()):
         return None
     if not overwrite:
@@ -34,14 +38,19 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """An empty folder beside `target`; it becomes `target` when the body ends well, and is removed when it does not.
 
     A process that is killed leaves a folder whose name ends in .partial-HOST-PID; the next one on that host removes it.
+    Two containers of one host name must therefore not write one target at the same time.
 
     Raises:
-        ValueError: `target` is there already, now or at the end.
+        ValueError: `target` is there already, now or at the end, or is a mount point.
     """
-    target = Path(os.path.abspath(target))
+    # Through links: beside a link is another disk than beside what it names, and a link cannot be replaced by a folder.
+    target = Path(os.path.realpath(target))
+    finding = target_finding(target, overwrite)
+    if finding:
+        raise ValueError(f"{target} cannot be written; {finding}")
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_over(target)
-    partial = target.with_name(f"{target.name}{_MARK}{socket.gethostname()}-{os.getpid()}")
+    partial = _beside(target, _PARTIAL)
     partial.mkdir()
     try:
         yield partial
@@ -52,13 +61,24 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         raise
 
 
+def _beside(target: Path, mark: str) -> Path:
+    return target.with_name(f"{target.name}{mark}{socket.gethostname()}-{os.getpid()}")
+
+
 def _remove_left_over(target: Path) -> None:
-    """Folders that a killed process of this host left beside `target`."""
-    prefix = f"{target.name}{_MARK}{socket.gethostname()}-"
-    for folder in target.parent.iterdir():
-        process = folder.name.removeprefix(prefix)
-        if folder.name.startswith(prefix) and process.isdecimal() and not Path("/proc", process).exists():
-            shutil.rmtree(folder)
+    """Folders that a killed process of this host left beside `target`: one in the making, or one that `target` has replaced."""
+    # Where there is no target, the kill came before the new folder was in place, and the old one is all there is.
+    for mark in (_PARTIAL, _OLD) if target.exists() else (_PARTIAL,):
+        prefix = f"{target.name}{mark}{socket.gethostname()}-"
+        for folder in target.parent.iterdir():
+            process = folder.name.removeprefix(prefix)
+            if folder.name.startswith(prefix) and process.isdecimal() and _has_ended(int(process)):
+                shutil.rmtree(folder)
+
+
+def _has_ended(process: int) -> bool:
+    # Our own number was another's before: in a container, every run may be process 1.
+    return process == os.getpid() or not psutil.pid_exists(process)
 
 
 def _flush_tree(folder: Path) -> None:
@@ -72,11 +92,15 @@ def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
     finding = target_finding(target, overwrite)
     if finding:
         raise ValueError(f"{target} came to be while this ran; {finding}")
-    old = None
-    if target.exists():
-        old = target.with_name(f"{target.name}.old-{os.getpid()}")
-        os.replace(target, old)
-    os.replace(partial, target)
-    flush(target.parent)
+    old = _beside(target, _OLD) if target.exists() else None
+    try:
+        if old is not None:
+            os.replace(target, old)
+        os.replace(partial, target)
+        flush(target.parent)
+    except BaseException:
+        if old is not None and old.exists() and not target.exists():
+            os.replace(old, target)
+        raise
     if old is not None:
         shutil.rmtree(old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import threading
 import time
@@ -14,14 +15,17 @@ _SECONDS = 30.0
 
 
 def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes (Linux).
+    """Largest resident memory of this process so far, in bytes.
 
-    Not getrusage's figure, which begins with that of the process that started this one.
+    Not getrusage's figure where Linux has a better one: that begins with what the process had that started this one.
     """
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.is_file() else []
+    for line in lines:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    return 0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
 
 
 class Progress:

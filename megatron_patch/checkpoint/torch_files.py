@@ -80,7 +80,13 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _mappings(path: Path) -> list[_Mapping]:
-    """Where this process has mapped `path`."""
+    """Where this process has mapped `path`.
+
+    Raises:
+        ValueError: the system does not tell, as only Linux does.
+    """
+    if not os.path.exists("/proc/self/maps"):
+        raise ValueError(f"{path}: torch's files are converted on Linux only; save the model as safetensors.")
     inode = os.stat(path).st_ino
     found = []
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as stream:

@@ -10,7 +10,6 @@ import megatron_patch.core.device as device
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,8 @@ from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_patch.checkpoint.from_source import load_from_source
 from megatron_patch.checkpoint.layout import (
-    TOKENIZER_FILES,
     ModelDescription,
-    copy_companions,
+    flush,
     iteration_folder,
     read_model_description,
     resolve_checkpoint,
@@ -33,11 +31,17 @@ from megatron_patch.checkpoint.layout import (
     write_tracker,
 )
 from megatron_patch.checkpoint.optimizer_state import SHARDING, load_optimizer_state, sharded_optimizer_state
+from megatron_patch.checkpoint.run_folder import (
+    discard_old,
+    partial_folder,
+    put_in_place,
+    remove_left_over,
+    write_companions,
+)
 from megatron_patch.checkpoint.safe_metadata import check_native_folder
 from megatron_patch.checkpoint.writer import StreamingSave
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
-from megatron_patch.model_config import to_hf_config
 
 
 @dataclass(frozen=True)
@@ -53,51 +57,43 @@ class Progress:
 def save_checkpoint(
     config: TrainConfig, model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: Progress
 ) -> Path:
-    """Write the state after `progress.iteration`; every rank calls it. Returns the finished folder."""
+    """Write the state after `progress.iteration`; every rank calls it. Returns the finished folder.
+
+    Only one run at a time may write into a checkpoint folder: what others have in the making there is removed.
+    """
     device.synchronize()  # the last update may still run, and the writer's threads read on streams of their own
     root = Path(config.checkpoint_folder)
     final = iteration_folder(root, progress.iteration)
-    partial = final.with_name(final.name + ".partial")
+    partial = partial_folder(final)
     if torch.distributed.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_left_over(root)
         partial.mkdir(parents=True)
     parallel.barrier()
     state = _state_dict(model, optimizer, scheduler, progress, is_loading=False)
     dist_checkpointing.save(state, str(partial), StreamingSave(), content_metadata=dict(SHARDING))
     parallel.barrier()
     if torch.distributed.get_rank() == 0:
-        _finish(config, root, partial, final, progress)
+        _finish(config, partial, final, progress)
     parallel.barrier()
     return final
 
 
-def _finish(config: TrainConfig, root: Path, partial: Path, final: Path, progress: Progress) -> None:
+def _finish(config: TrainConfig, partial: Path, final: Path, progress: Progress) -> None:
     """Describe, flush, rename, and only then say so in the tracker; older ones go if `--keep-last` asks for it."""
-    write_model_description(partial, _description(config))
+    root, description = final.parent, _description(config)
+    write_model_description(partial, description)
     (partial / "run_config.json").write_text(
         json.dumps(config.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     for name in os.listdir(partial):
-        _flush(partial / name)
-    _flush(partial)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(partial, final)
-    _flush(root)
-    _write_companions(config, root)
+        flush(partial / name)
+    flush(partial)
+    put_in_place(partial, final)
     write_tracker(root, str(progress.iteration))
-    _remove_old(root, config.options.keep_last)
-
-
-def _write_companions(config: TrainConfig, root: Path) -> None:
-    """config.json and the tokenizer beside the iterations, so that any of them converts to Hugging Face form."""
-    if config.options.tokenizer_path:
-        copy_companions(config.options.tokenizer_path, root, TOKENIZER_FILES)
-    if config.load:
-        copy_companions(resolve_checkpoint(config.load).root, root)
-    if not (root / "config.json").exists():
-        content = to_hf_config(config.model, dtype=_description(config).dtype)
-        (root / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    # What follows reads other folders or removes some; none of it may cost the work that is now on the disk.
+    write_companions(config, root, description.dtype)
+    discard_old(root, config.options.keep_last)
+    remove_left_over(root)
 
 
 def _description(config: TrainConfig) -> ModelDescription:
@@ -108,20 +104,6 @@ def _description(config: TrainConfig) -> ModelDescription:
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
     )
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_old(root: Path, keep: int) -> None:
-    folders = sorted(folder for folder in root.glob("iter_*") if folder.name[5:].isdigit())
-    for folder in folders[:-keep] if keep else []:
-        shutil.rmtree(folder)
 
 
 def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> Progress:

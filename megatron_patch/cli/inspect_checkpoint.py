@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import types
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -86,12 +84,13 @@ def _native_lines(folder: Path) -> list[str]:
 
 
 def _legacy_lines(folder: Path) -> list[str]:
-    import torch
+    from megatron_patch.checkpoint.torch_files import read_torch_file
 
-    files = sorted(folder.glob("mp_rank_*/model*_rng.pt"))
-    with torch.serialization.safe_globals([types.SimpleNamespace, argparse.Namespace]):
-        content = torch.load(files[0], map_location="meta", weights_only=True)
-    args = vars(content["args"]) if "args" in content else {}
+    files = sorted(folder.glob("mp_rank_*/model*rng.pt"))
+    content = read_torch_file(files[0])
+    if not isinstance(content, dict) or "model" not in content:
+        raise ValueError(f"{files[0]} is no checkpoint of a language model of 2023: model is not in it.")
+    args = vars(content["args"]) if content.get("args") is not None else {}
     out = [f"{len(files)} files, checkpoint version {content.get('checkpoint_version')}"]
     out.append(
         "recorded arguments: "

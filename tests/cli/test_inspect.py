@@ -1,9 +1,12 @@
 import json
 import os
 import pickle
+import random
 import shutil
+import types
 from pathlib import Path
 
+import numpy
 import pytest
 
 from megatron_patch.checkpoint.safe_metadata import read_dcp_metadata
@@ -41,6 +44,43 @@ def test_what_cannot_be_read_is_a_sentence(capsys, tmp_path):
     shutil.copy(GOLDEN / "data" / "corpus_text_document.idx", tmp_path / "x.idx")
     assert main([str(tmp_path / "x")]) == 2
     assert "there is no" in capsys.readouterr().err
+
+
+@pytest.fixture
+def of_2023(tmp_path):
+    """A copy of an original checkpoint, and a function that adds entries to its first rank's file."""
+    import torch
+
+    root = shutil.copytree(GOLDEN / "megatron_2023" / "september" / "mha_tp1_pp1", tmp_path / "megatron")
+    path = root / "release" / "mp_rank_00" / "model_rng.pt"
+
+    def add(**entries):
+        with torch.serialization.safe_globals([types.SimpleNamespace]):
+            content = torch.load(path, weights_only=True)
+        torch.save({**content, **entries}, path)
+
+    # megatron-core, once another test has imported it, allows numpy's classes in the whole process.
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield root, add
+    torch.serialization.add_safe_globals(others)
+
+
+def test_a_training_checkpoint_of_2023_with_random_state(capsys, of_2023):
+    """As Megatron-LM saved it, numpy's state among it; the converter reads it too."""
+    root, add = of_2023
+    add(rng_state=[{"random_rng_state": random.getstate(), "np_rng_state": numpy.random.get_state()}])
+    out = shown(capsys, root)
+    assert "release (the 2023 layout)" in out and "1 files, checkpoint version 3.0" in out
+    assert "language_model.embedding.word_embeddings.weight  (800, 64)  torch.float16" in out
+
+
+def test_a_checkpoint_of_2023_cannot_run_code(capsys, of_2023, tmp_path):
+    root, add = of_2023
+    _Attack.target = tmp_path / "pwned"
+    add(more=_Attack())
+    assert main([str(root)]) == 2
+    assert "was refused and not run" in capsys.readouterr().err and not _Attack.target.exists()
 
 
 class _Attack:
