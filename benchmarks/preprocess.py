@@ -117,7 +117,7 @@ def run_cli(corpus: Path, folder: Path, workers: int) -> tuple[float, int, int]:
     watcher.join()
     if code:
         raise RuntimeError(f"{' '.join(command)} left with status {code}")
-    return seconds, peak, json.loads((folder / "out.json").read_text())["counts"]["tokens"]
+    return seconds, peak, json.loads((folder / "out.made").read_text())["counts"]["tokens"]
 
 
 def measure_encode_batch(engine: object, corpus: Path) -> float:

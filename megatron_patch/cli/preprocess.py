@@ -1,27 +1,28 @@
 """Data preparation: JSON files → `.bin`/`.idx` for pre-training, and raw WuDao → `wudao_train.json`,
 `wudao_valid.json`.
 
-    python -m megatron_patch.cli.preprocess --input FILE_OR_FOLDER ... --output-prefix PREFIX
-    --tokenizer-folder FOLDER python -m megatron_patch.cli.preprocess --input FILE_OR_FOLDER ...
-    --sft-output-dir FOLDER
+    python -m megatron_patch.cli.preprocess --input FILE_OR_FOLDER ... --output-prefix PREFIX --tokenizer-folder FOLDER
+    python -m megatron_patch.cli.preprocess --input FILE_OR_FOLDER ... --sft-output-dir FOLDER
 
 The pair is PREFIX.bin and PREFIX.idx, exactly as named. run_make_pretraining_dataset.sh calls this with its
-six arguments. Exit status: 2 for a usage error, 1 where the data or the machine stopped it.
+six arguments. Exit status: 2 for a usage error, 1 where the data or the machine stopped it, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_patch.data.encode import Settings
-from megatron_patch.data.preprocess import preprocess
+from megatron_patch.data.preprocess import output_paths, preprocess, require_apart
 from megatron_patch.data.records import find_files
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.data.wudao import CLEANERS
-from megatron_patch.data.wudao_split import TRAIN, VALID, split_wudao
+from megatron_patch.data.wudao_split import TRAIN, VALID, require_free, split_wudao
 
 _WORTH_A_PROCESS = 4 << 20  # bytes of input for which starting another process pays
 # The script's argument that each flag carries.
@@ -54,13 +55,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--clean", choices=sorted(CLEANERS), default="none", help="wudao: the original's cleaning")
     p.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that tokenize"
+        "--workers", type=int, default=_processors(), help="processes that tokenize"
     )
     p.add_argument(
         "--max-bad-fraction", type=float, default=0.001, help="of records that are no JSON or lack the key"
     )
     p.add_argument("--no-append-eod", action="store_true", help="no end token after a document")
-    p.add_argument("--overwrite", action="store_true", help="replace a pair that other input made")
+    p.add_argument("--overwrite", action="store_true", help="replace a pair that other input made, or an earlier split")
     p.add_argument("--megatron-path", help="accepted for the script's sake; preparation needs no Megatron")
     p.add_argument("--megatron-patch-path", help="this project's folder")
     return p
@@ -72,8 +73,7 @@ def findings(args: argparse.Namespace) -> list[str]:
 
     def check(flag: str, got: object, problem: str | None) -> None:
         if problem:
-            name = _SCRIPT_ARGUMENTS.get(flag, flag) if args.megatron_patch_path is not None else flag
-            out.append(f"{name}: got '{got}'; {problem}")
+            out.append(_finding(args, flag, got, problem))
 
     check("--megatron-patch-path", args.megatron_patch_path, _not_this_project(args.megatron_patch_path))
     check("--input", " ".join(args.input), _problem(find_files, args.input))
@@ -112,15 +112,44 @@ def findings(args: argparse.Namespace) -> list[str]:
     return out
 
 
+def conflicts(args: argparse.Namespace) -> list[str]:
+    """Outputs that would replace the input or an earlier split, a sentence each; for arguments without findings."""
+    files, found = find_files(args.input), []
+    if prefix := _prefix(args):
+        flag, got = ("--output-prefix", prefix) if args.output_prefix else ("--output-dir", args.output_dir)
+        found.append((flag, got, _problem(require_apart, files, output_paths(prefix))))
+    if folder := args.sft_output_dir:
+        found.append(("--sft-output-dir", folder, _problem(require_free, files, Path(folder), args.overwrite)))
+    return [_finding(args, flag, got, problem) for flag, got, problem in found if problem]
+
+
+def _finding(args: argparse.Namespace, flag: str, got: object, problem: str) -> str:
+    """A finding under the name that the user knows the argument by."""
+    name = _SCRIPT_ARGUMENTS.get(flag, flag) if args.megatron_patch_path is not None else flag
+    return f"{name}: got '{got}'; {problem}"
+
+
+def _prefix(args: argparse.Namespace) -> str | None:
+    """The pair's prefix; None where none is asked for."""
+    if args.output_prefix or not args.output_dir:
+        return args.output_prefix or None
+    return os.path.join(args.output_dir, f"wudao_{args.tokenizer}_text_document")
+
+
+def _processors() -> int:
+    """Those that this process may use; macOS tells only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _not_this_project(folder: str | None) -> str | None:
     if folder is None or (Path(folder) / "megatron_patch" / "launch.sh").is_file():
         return None
     return f"it takes this project's folder: write {Path(__file__).resolve().parents[2]}."
 
 
-def _problem(function: object, argument: object) -> str | None:
+def _problem(function: Callable[..., object], *arguments: object) -> str | None:
     try:
-        function(argument)  # type: ignore[operator]
+        function(*arguments)
     except ValueError as error:
         return str(error)
     return None
@@ -145,7 +174,7 @@ def _unwritable(folder: str | None) -> str | None:
 def main(argv: list[str]) -> int:
     """Check, make what is asked for, say what was made. The exit status."""
     args = parser().parse_args(argv)
-    found = findings(args)
+    found = findings(args) or conflicts(args)
     if found:
         print(
             f"{len(found)} argument error{'s' if len(found) > 1 else ''}; nothing was started.",
@@ -154,8 +183,8 @@ def main(argv: list[str]) -> int:
         print("".join(f"  {sentence}\n" for sentence in found), end="", file=sys.stderr)
         return 2
     try:
-        if args.output_prefix or args.output_dir:
-            _make_indexed(args)
+        if prefix := _prefix(args):
+            _make_indexed(args, prefix)
         if args.sft_output_dir:
             _make_split(args)
     except (ValueError, OSError) as error:
@@ -164,8 +193,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _make_indexed(args: argparse.Namespace) -> None:
-    prefix = args.output_prefix or os.path.join(args.output_dir, f"wudao_{args.tokenizer}_text_document")
+def _make_indexed(args: argparse.Namespace, prefix: str) -> None:
     settings = Settings(args.tokenizer_folder, tuple(args.json_key), args.clean, not args.no_append_eod)
     size = sum(path.stat().st_size for path in find_files(args.input))
     counts = preprocess(
@@ -178,11 +206,18 @@ def _make_indexed(args: argparse.Namespace) -> None:
 def _make_split(args: argparse.Namespace) -> None:
     counts = split_wudao(
         args.input, args.sft_output_dir, keys=tuple(args.json_key), clean=args.clean,
-        valid_fraction=args.valid_fraction, max_bad_fraction=args.max_bad_fraction,
+        valid_fraction=args.valid_fraction, max_bad_fraction=args.max_bad_fraction, overwrite=args.overwrite,
     )  # fmt: skip
     print(f"{args.sft_output_dir}: {counts.train} samples in {TRAIN}, {counts.valid} in {VALID}; "
           f"{counts.bad} bad and {counts.empty} empty records gave none.")  # fmt: skip
 
 
+def _terminate(signal_number: int, _: object) -> None:
+    """End as an exception does, so that workers are ended and partial files removed; a second signal ends at once."""
+    signal.signal(signal_number, signal.SIG_DFL)
+    sys.exit(128 + signal_number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main(sys.argv[1:]))

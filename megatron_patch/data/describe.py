@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_patch.data.indexed import read_index
+from megatron_patch.data.preprocess import record_path
 from megatron_patch.data.sft import build_sft_dataset, read_samples
 from megatron_patch.data.tokenizer import Tokenizer
 
@@ -41,7 +42,7 @@ def describe_indexed(prefix: str, tokenizer: Tokenizer | None, samples: int) -> 
         f"{data.boundaries - 1} documents, {len(data.lengths)} sequences, {data.tokens} tokens, {data.dtype} ids, "
         + f"{data.tokens * data.dtype.itemsize / 1e6:.1f} MB",
     ]
-    made = Path(prefix + ".json")
+    made = record_path(prefix)
     if made.is_file():
         record = json.loads(made.read_text(encoding="utf-8"))
         counts, source = record["counts"], record["made_from"]

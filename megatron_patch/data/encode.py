@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,10 @@ def encode_chunk(chunk: Chunk, settings: Settings, tokenizer: Tokenizer) -> Chun
 def encode_chunks(
     chunks: Iterator[Chunk], settings: Settings, tokenizer: Tokenizer, workers: int
 ) -> Iterator[tuple[Chunk, ChunkResult]]:
-    """Each chunk with its result, in order; at most two chunks a worker are on the way."""
+    """Each chunk with its result, in order; at most two chunks a worker are on the way.
+
+    The workers end when this is exhausted or closed, and when this process is gone, however it went.
+    """
     if workers <= 1:
         yield from ((chunk, encode_chunk(chunk, settings, tokenizer)) for chunk in chunks)
         return
@@ -89,8 +93,21 @@ _worker: tuple[Settings, Tokenizer] | None = None  # a worker process's own, set
 
 def _start_worker(settings: Settings) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker = settings, load_tokenizer(settings.tokenizer_folder)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the main process has ended.
+
+    A worker holds both ends of the queue that it waits on, so it would wait forever. The pipe that this waits on has its
+    other end in the main process alone; every system closes it when that process ends.
+    """
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(chunk: Chunk) -> ChunkResult:

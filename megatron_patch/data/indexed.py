@@ -9,7 +9,9 @@ one sequence, d = n + 1.
 
 from __future__ import annotations
 
+import hashlib
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -110,6 +112,21 @@ def read_index(prefix: str | Path) -> IndexedData:
     data = IndexedData(prefix, np.dtype(_CODES[code]), lengths, offsets, boundaries)
     _check_sizes(data)
     return data
+
+
+def lengths_fingerprint(prefixes: Iterable[str | Path]) -> str:
+    """32 hex digits for the documents' lengths of these pairs, in this order.
+
+    Where samples begin and end depends on them and on nothing else in a pair: neither on its tokens nor on when or where it
+    was written. Reads 4 bytes a document, 2 GB/s. Raises ValueError as `read_index`.
+    """
+    digest = hashlib.sha256()
+    for prefix in prefixes:
+        lengths = read_index(prefix).lengths
+        digest.update(struct.pack("<Q", len(lengths)))
+        for i in range(0, len(lengths), _BLOCK):
+            digest.update(lengths[i : i + _BLOCK])
+    return digest.hexdigest()[:32]
 
 
 def _check_sizes(data: IndexedData) -> None:

@@ -4,10 +4,11 @@ gone on with.
 The main process reads chunks of about a MiB and writes results in the chunks' order; workers parse, clean and
 tokenize. What is finished so far lies in `PREFIX.partial/` (tokens, lengths, skipped records) with a
 `state.json` that says how much of it counts: a run that was killed is gone on with behind the last state. The
-pair gets its names when all is done, `.idx` last.
+pair gets its names when all is done. An old pair that it replaces stays until then; its `.idx` goes first and the
+new one comes last, so that no moment shows the `.idx` of one pair beside the `.bin` of another.
 
 Beside the pair: `PREFIX_skipped.jsonl`, a line for each record that gave no document (file, number, reason),
-and `PREFIX.json`, the counts and what they were made from.
+and `PREFIX.made`, the counts and what they were made from, as JSON under a name that no data file has.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,13 @@ def preprocess(
 ) -> Counts:
     """Make the pair at `prefix`, or finish one that was begun, or find that it is there already.
 
-    Raises ValueError for input, tokenizer or folder that cannot be used, for a `prefix` that holds another
-    pair (`overwrite` allows it), and where more than `max_bad_fraction` of the records are bad; then the
-    report is written and no pair.
+    Raises ValueError for input, tokenizer or folder that cannot be used, for an output that is an input, for a
+    `prefix` that holds another pair (`overwrite` allows it), and where more than `max_bad_fraction` of the records
+    are bad; then the report is written and no pair, and an old pair stays.
     """
-    files = find_files(list(inputs))
+    files, prefix = find_files(list(inputs)), str(prefix)
+    require_apart(files, output_paths(prefix))
     tokenizer = load_tokenizer(settings.tokenizer_folder)
-    prefix = str(prefix)
     made_from = _made_from(files, settings, tokenizer)
     finished = _finished(prefix, made_from, overwrite)
     if finished:
@@ -92,6 +93,25 @@ def preprocess(
     return counts
 
 
+def record_path(prefix: str) -> Path:
+    """Where the counts of the pair at `prefix` stand, and what it was made from."""
+    return Path(prefix + ".made")
+
+
+def output_paths(prefix: str) -> list[Path]:
+    """Every file that a run for `prefix` leaves."""
+    return [Path(prefix + end) for end in (".bin", ".idx", "_skipped.jsonl")] + [record_path(prefix)]
+
+
+def require_apart(files: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """ValueError where an output is one of the input's files, by whatever name."""
+    there = [path for path in outputs if path.exists()]
+    for file in files:
+        for path in there:
+            if os.path.samefile(file, path):
+                raise ValueError(f"{path} is read as input and would be written over; choose another output, or move that file.")
+
+
 def _made_from(files: list[Path], settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     stats = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     chosen = {k: v for k, v in asdict(settings).items() if k != "tokenizer_folder"} | {
@@ -101,26 +121,28 @@ def _made_from(files: list[Path], settings: Settings, tokenizer: Tokenizer) -> d
 
 
 def _finished(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts | None:
-    """The counts of a pair that this very input made; None where `prefix` is free."""
+    """The counts of a pair that this very input made; None where one is to be made or finished. Removes nothing."""
     there = [prefix + end for end in (".bin", ".idx") if os.path.exists(prefix + end)]
-    if not there or os.path.exists(f"{prefix}.partial/state.json"):
-        return None
-    record = Path(prefix + ".json")
-    if len(there) == 2 and record.is_file():
-        saved = json.loads(record.read_text(encoding="utf-8"))
-        if saved.get("made_from") == made_from:
-            print(
-                f"{prefix}.bin and .idx are there already, made from this very input; nothing is done.",
-                file=sys.stderr,
-            )
-            return _counts(saved["counts"])
-    if not overwrite:
+    record, state = _saved(record_path(prefix)), _saved(Path(prefix + ".partial", "state.json"))
+    own, begun = record.get("made_from") == made_from, state.get("made_from") == made_from
+    if len(there) == 2 and own and not begun:
+        print(
+            f"{prefix}.bin and .idx are there already, made from this very input; nothing is done.",
+            file=sys.stderr,
+        )
+        return _counts(record["counts"])
+    # A run of this input that was killed as it named its files leaves one of them, or both and its record.
+    naming = begun and (len(there) == 1 or own)
+    if there and not naming and not overwrite:
         raise ValueError(
             f"{' and '.join(there)} exist, made from other input; remove them, or add --overwrite."
         )
-    for name in there:
-        os.remove(name)
     return None
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """`made_from` and `counts` of a record or a state; empty where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
@@ -128,8 +150,7 @@ def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
     """
     counts = Counts()
     state = partial / "state.json"
-    if state.is_file():
-        saved = json.loads(state.read_text(encoding="utf-8"))
+    if saved := _saved(state):
         if saved["made_from"] == made_from:
             counts = _counts(saved["counts"])
             print(
@@ -164,14 +185,16 @@ def _encode_all(
         total=sum(f.stat().st_size for f in files) if plain else None,
     )  # fmt: skip
     stated = counts.size
+    chunks = read_chunks(files, counts.place)
     with (
         bar,
+        # Closed at once, however this block is left: the workers end with it.
+        closing(encode_chunks(chunks, settings, tokenizer, workers)) as results,
         _open_at(partial / "tokens", counts.tokens * itemsize) as tokens,
         _open_at(partial / "lengths", counts.documents * 4) as lengths,
         _open_at(partial / "skipped", counts.report_bytes) as report,
     ):
-        chunks = read_chunks(files, counts.place)
-        for chunk, result in encode_chunks(chunks, settings, tokenizer, workers):
+        for chunk, result in results:
             tokens.write(result.tokens)
             lengths.write(result.lengths.tobytes())
             lines = report_lines(files[chunk.file], chunk.kind, result.skipped)
@@ -222,7 +245,10 @@ def _finish(
     dtype: np.dtype,
     max_bad_fraction: float,
 ) -> None:
-    """Judge the counts, then give the files their names, the `.idx` last. Can be done again at any point."""
+    """Judge the counts, then give the files their names, the `.idx` last. Can be done again at any point.
+
+    From the moment that a replaced pair's `.idx` is gone there is none until its `.bin` is the new one.
+    """
     if (partial / "skipped").exists() and counts.report_bytes:
         shutil.copyfile(partial / "skipped", prefix + "_skipped.jsonl")
     elif os.path.exists(prefix + "_skipped.jsonl"):
@@ -236,8 +262,11 @@ def _finish(
         )
         file.flush()
         os.fsync(file.fileno())
-    _write_json(Path(prefix + ".json"), {"made_from": made_from, "counts": asdict(counts)})
-    if (partial / "tokens").exists():
+    renamed = not (partial / "tokens").exists()  # a killed run came so far
+    if not renamed:
+        Path(prefix + ".idx").unlink(missing_ok=True)
+    _write_json(record_path(prefix), {"made_from": made_from, "counts": asdict(counts)})
+    if not renamed:
         os.replace(partial / "tokens", prefix + ".bin")
     os.replace(partial / "index", prefix + ".idx")
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.finetune import json_run_data
+from megatron_patch.data.indexed import lengths_fingerprint
 from megatron_patch.data.run_data import RunData
 from megatron_patch.data.run_tokenizer import run_tokenizer
 from megatron_patch.data.samplers import BatchPlan
@@ -54,18 +58,19 @@ def _gpt_datasets(config: TrainConfig, tokenizer: Any) -> tuple[Any, Any | None]
     """Training and validation samples of SEQ_LEN tokens, as many as the run takes; None where the split leaves none.
 
     Raises:
-        ValueError: the split leaves no training data.
+        ValueError: the split leaves no training data; a pair or a file of indices is damaged.
     """
     pairs = parse_data_path(config.train_data_path)
     prefixes, weights = [prefix for _, prefix in pairs], [weight for weight, _ in pairs]
     options = config.options
+    folder = Path(config.output_path) / "data_cache" / f"samples-{_same_on_all_ranks(prefixes)}"
     batches = (config.train_iters, _evaluations(config) * options.eval_iters, 0)
     gpt = GPTDatasetConfig(
         random_seed=options.seed,
         sequence_length=config.seq_length,
         blend=(prefixes, weights if len(pairs) > 1 else None),
         split=options.split,
-        path_to_cache=str(Path(config.output_path) / "data_cache"),
+        path_to_cache=str(folder),
         tokenizer=tokenizer,
         reset_position_ids=False,
         reset_attention_mask=False,
@@ -73,7 +78,47 @@ def _gpt_datasets(config: TrainConfig, tokenizer: Any) -> tuple[Any, Any | None]
         create_attention_mask=False,
     )
     sizes = [count * config.global_batch_size for count in batches]
-    train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, gpt).build()
+    with _damage_named(folder):
+        train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, gpt).build()
     if train is None:
         raise ValueError(f"The split {options.split} leaves no training data in {config.train_data_path}.")
     return train, valid
+
+
+def _same_on_all_ranks(prefixes: list[str]) -> str:
+    """`lengths_fingerprint` as the first rank reads the pairs: it makes the indices, the others map what it made.
+
+    core names indices after the prefix and the run's numbers alone, so a pair that was prepared anew would be read with the
+    old one's. Not by time stamps: a copy of a pair keeps its indices, and nodes need not agree on a file's times.
+    """
+    distributed = torch.distributed.is_initialized()
+    name = [lengths_fingerprint(prefixes) if not distributed or torch.distributed.get_rank() == 0 else ""]
+    if distributed:
+        torch.distributed.broadcast_object_list(name, src=0)
+    return name[0]
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Turn a failure into a ValueError that names the damaged file, where there is one; core's own errors name none.
+
+    core writes indices in place, so a run that was killed, or a full disk, leaves one cut short, which the next start takes.
+    """
+    try:
+        yield
+    except Exception as error:
+        damaged = next(filter(None, map(_damage, sorted(folder.glob("*.npy")))), None)
+        if damaged is None:
+            raise
+        raise ValueError(
+            f"The samples' indices in {folder} cannot be used: {damaged}, as a killed run or a full disk leaves it; "
+            "delete that folder and start again, the same indices are made anew."
+        ) from error
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        return f"{path.name} is damaged ({error})"
+    return None

@@ -89,6 +89,8 @@ def chat_turns(record: dict[str, Any]) -> list[dict[str, str]]:
         answer = record["output"] if "output" in record else record["content"]
         turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     spoken = turns[1:] if turns[0]["role"] == "system" else turns
+    if not spoken:
+        raise ValueError("it has a system message and nothing after it; a conversation needs a user's turn, or remove it")
     for number, turn in enumerate(spoken):
         if turn["role"] != ("user", "assistant")[number % 2]:
             raise ValueError(

@@ -133,6 +133,7 @@ def build_sft_dataset(
         table = cached_table(
             cache_dir, path, {"tokenizer": tokenizer.fingerprint, "template": template}, build
         )
+    _refuse_empty(path, table)
     length = seq_len if packing else pad_len
     groups = (
         pack(np.minimum(np.diff(table.offsets), length), length)
@@ -141,6 +142,15 @@ def build_sft_dataset(
     )
     report = _report(str(path), table, len(groups), length)
     return SFTDataset(table, groups, length, packing, tokenizer.fill, report)
+
+
+def _refuse_empty(path: Path, table: TokenTable) -> None:
+    """ValueError naming the first sample without tokens: a chat template may make nothing of one, and no row can hold it."""
+    empty = np.flatnonzero(np.diff(table.offsets) == 0)
+    if empty.size:
+        raise ValueError(
+            f"{path}, sample {empty[0] + 1}: it has no tokens; remove it, or choose another --template, of which it makes a text."
+        )
 
 
 def read_samples(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,10 +2,14 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +76,86 @@ def test_the_split_and_the_pair_in_one_command(tmp_path):
         "wudao_valid.json",
     ]
     assert (tmp_path / "pair.idx").exists()
+
+
+def test_what_would_be_lost_is_said_before_anything_is_made(tmp_path):
+    for name in ("wudao_train.json", "pair_skipped.jsonl"):
+        shutil.copy(GOLDEN / "data" / "corpus.jsonl", tmp_path / name)
+    command = [sys.executable, "-m", "megatron_patch.cli.preprocess", "--sft-output-dir", str(tmp_path), "--workers", "1"]
+    command += ["--output-prefix", str(tmp_path / "pair"), "--tokenizer-folder", str(GOLDEN / "hf_mha"), "--input"]
+    done = run([*command, str(GOLDEN / "data" / "corpus.jsonl")], ROOT)
+    assert done.returncode == 2 and "nothing was started" in done.stderr
+    assert f"--sft-output-dir: got '{tmp_path}'; {tmp_path}/wudao_train.json exist" in done.stderr
+    done = run([*command, str(tmp_path), "--overwrite"], ROOT)
+    assert done.returncode == 2 and "2 argument errors" in done.stderr
+    assert f"--output-prefix: got '{tmp_path}/pair'; {tmp_path}/pair_skipped.jsonl is read as input" in done.stderr
+    assert f"--sft-output-dir: got '{tmp_path}'; {tmp_path}/wudao_train.json is read as input" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pair_skipped.jsonl", "wudao_train.json"]
+    done = run([*command, str(GOLDEN / "data" / "corpus.jsonl"), "--overwrite"], ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+# The command, whose reading stops after the third chunk: by then two workers are there.
+HELD = """
+import runpy, time
+from megatron_patch.data import documents, preprocess, wudao_split
+
+def read_chunks(*arguments):
+    for number, chunk in enumerate(documents.read_chunks(*arguments), start=1):
+        yield chunk
+        if number == 3:
+            print("held", flush=True)
+            time.sleep(600)
+
+preprocess.read_chunks = wudao_split.read_chunks = read_chunks
+runpy.run_module("megatron_patch.cli.preprocess", run_name="__main__")
+"""
+
+
+@contextmanager
+def held(folder, *flags):
+    """The command on 6 MB, and every process below it; it is in the middle of its work. What is left at the end is killed."""
+    corpus = (GOLDEN / "data" / "corpus.jsonl").read_bytes()
+    (folder / "in.jsonl").write_bytes(corpus * (6_000_000 // len(corpus)))
+    command = [sys.executable, "-c", HELD, "--input", str(folder / "in.jsonl"), "--workers", "2", *map(str, flags)]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    below = []
+    try:
+        assert parent.stdout.readline() == "held\n"
+        below += psutil.Process(parent.pid).children(recursive=True)
+        yield parent, below
+    finally:
+        for process in [parent, *left(below, 0)]:
+            process.kill()
+        parent.communicate()
+
+
+def left(processes, timeout):
+    """Those that still run after `timeout` seconds; one that nobody has waited for yet does not."""
+    end = time.monotonic() + timeout
+    while True:
+        running = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        if not running or time.monotonic() > end:
+            return running
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_command(tmp_path, end):
+    with held(tmp_path, "--output-prefix", tmp_path / "out", "--tokenizer-folder", GOLDEN / "hf_mha") as (parent, below):
+        assert len(below) >= 3, "two workers and multiprocessing's resource tracker"
+        parent.send_signal(end)
+        assert parent.wait(60) == (143 if end == signal.SIGTERM else -9)
+        assert not left(below, 60)
+    assert (tmp_path / "out.partial").is_dir() and not (tmp_path / "out.idx").exists(), "to be gone on with"
+
+
+def test_a_terminated_split_leaves_nothing(tmp_path):
+    with held(tmp_path, "--sft-output-dir", tmp_path / "sft") as (parent, _):
+        assert len(list((tmp_path / "sft").iterdir())) == 3
+        parent.terminate()
+        assert parent.wait(60) == 143
+    assert not list((tmp_path / "sft").iterdir())
 
 
 def test_the_command_says_when_nothing_is_asked_for(tmp_path):

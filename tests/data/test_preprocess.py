@@ -178,7 +178,7 @@ def test_a_run_killed_while_it_names_its_files_can_be_finished(golden, corpus, s
             patch.setattr(module.shutil, "rmtree", kill)
         elif moment == "_write_json":
             write = module._write_json
-            patch.setattr(module, "_write_json", lambda p, v: kill() if p.name == "out.json" else write(p, v))
+            patch.setattr(module, "_write_json", lambda p, v: kill() if p.name == "out.made" else write(p, v))
         else:
             patch.setattr(module, moment, kill)
         with pytest.raises(Killed):
@@ -186,7 +186,7 @@ def test_a_run_killed_while_it_names_its_files_can_be_finished(golden, corpus, s
     assert moment == "rmtree" or not (tmp_path / "out.idx").exists()
     preprocess([corpus], tmp_path / "out", settings)
     assert pair(tmp_path / "out") == pair(golden / "data" / "corpus_text_document")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.bin", "out.idx", "out.json", "out_skipped.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.bin", "out.idx", "out.made", "out_skipped.jsonl"]
 
 
 def test_other_settings_begin_anew(corpus, settings, tmp_path, capsys):
@@ -207,6 +207,69 @@ def test_a_finished_pair_is_left_alone(corpus, settings, tmp_path, capsys):
     with pytest.raises(ValueError, match="made from other input; remove them, or add --overwrite"):
         preprocess([corpus], tmp_path / "out", other)
     assert preprocess([corpus], tmp_path / "out", other, overwrite=True).tokens == 3528 - 47
+
+
+def test_a_corpus_beside_its_pair_under_the_same_name_stays(golden, corpus, settings, tmp_path):
+    source = repack(corpus, tmp_path, "json")
+    before = source.read_bytes()
+    preprocess([source], tmp_path / "corpus", settings)
+    assert source.read_bytes() == before and pair(tmp_path / "corpus") == pair(golden / "data" / "corpus_text_document")
+    assert preprocess([source], tmp_path / "corpus", settings).documents == 47, "it is found finished"
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link, None])
+def test_an_output_that_is_an_input_is_refused(corpus, settings, tmp_path, link):
+    source = tmp_path / "out_skipped.jsonl"
+    source.write_bytes(corpus.read_bytes())
+    if link:
+        link(source, tmp_path / "in.jsonl")
+    with pytest.raises(ValueError, match="out_skipped.jsonl is read as input and would be written over; choose another output"):
+        preprocess([tmp_path / "in.jsonl" if link else tmp_path], tmp_path / "out", settings)
+    assert source.read_bytes() == corpus.read_bytes()
+
+
+def test_a_pair_stays_until_the_one_that_replaces_it_is_made(corpus, settings, tmp_path):
+    preprocess([corpus], tmp_path / "out", settings)
+    before = pair(tmp_path / "out")
+    (tmp_path / "in.jsonl").write_text("not JSON")
+    with pytest.raises(ValueError, match="1 of 1 records are bad"):
+        preprocess([tmp_path / "in.jsonl"], tmp_path / "out", settings, overwrite=True)
+    assert pair(tmp_path / "out") == before
+    assert preprocess([corpus], tmp_path / "out", settings).documents == 47, "its record stays too"
+
+
+@pytest.mark.parametrize("kept", range(6))
+def test_no_kill_leaves_halves_of_two_pairs(corpus, settings, tmp_path, monkeypatch, kept):
+    """Killed before each step that changes a name: `kept` steps are done, then none."""
+
+    class Killed(BaseException):
+        pass
+
+    def until_killed(step):
+        def counted(*arguments, **options):
+            steps.append(arguments)
+            if len(steps) > kept:
+                raise Killed
+            return step(*arguments, **options)
+
+        return counted
+
+    prefix, steps, old = tmp_path / "out", [], Settings(settings.tokenizer_folder, append_eod=False)
+    preprocess([corpus], tmp_path / "new", settings)
+    preprocess([corpus], prefix, old)
+    before, after = pair(prefix), pair(tmp_path / "new")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", until_killed(os.replace))
+        patch.setattr(Path, "unlink", until_killed(Path.unlink))
+        patch.setattr(module.shutil, "rmtree", until_killed(module.shutil.rmtree))
+        preprocess([corpus], prefix, settings, overwrite=True)
+    if (tmp_path / "out.idx").exists():
+        assert pair(prefix) == (before if kept < 5 else after)
+    if kept == 1:  # what was begun with --overwrite still needs it
+        with pytest.raises(ValueError, match="made from other input"):
+            preprocess([corpus], prefix, settings)
+    assert preprocess([corpus], prefix, settings, overwrite=kept < 2).tokens == 3528
+    assert pair(prefix) == after and not (tmp_path / "out.partial").exists()
 
 
 def test_two_runs_on_one_output_are_refused(corpus, settings, tmp_path):

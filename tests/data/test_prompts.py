@@ -85,6 +85,8 @@ def test_a_last_question_without_an_answer_is_not_learnt(tokenizer):
         ({"conversations": [{"from": "human", "value": 3}]}, "a text 'value'"),
         ({"messages": CHAT[:2] + CHAT[3:]}, "turn 3 is user's, but the turns must be user, assistant"),
         ({"messages": CHAT[2:]}, "turn 1 is assistant's"),
+        ({"messages": CHAT[:1]}, "it has a system message and nothing after it"),
+        ({"conversations": [{"from": "system", "value": "x"}]}, "it has a system message and nothing after it"),
         ({"text": "x"}, "no 'instruction'"),
     ],
 )

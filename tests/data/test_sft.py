@@ -1,6 +1,7 @@
 """The original's arrays (golden/sft) are the truth where it is right; where it is not, what happens now is written here."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,22 @@ def test_lines_and_content_are_taken_too(build, samples):
 def test_bad_data_is_an_error_that_names_the_place(build, records, words):
     with pytest.raises(ValueError, match=rf"data\.json.*{words}"):
         build(records)
+
+
+def test_a_conversation_of_a_system_message_alone_is_named_before_training(build):
+    said, silent = ({"messages": [{"role": role, "content": "a"}]} for role in ("user", "system"))
+    with pytest.raises(ValueError, match=r"data\.json, sample 2: it has a system message and nothing after it"):
+        build([said, silent], template="llama2-chat")
+
+
+def test_a_chat_template_that_makes_nothing_of_a_sample_is_refused(tokenizer, tmp_path):
+    records = [{"messages": [{"role": "user", "content": text}]} for text in ("a", "")]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+    own = replace(tokenizer, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    options = dict(pad_len=80, seq_len=80, template="tokenizer", cache_dir=tmp_path)
+    for _ in "made", "read from the cache":
+        with pytest.raises(ValueError, match=r"data\.jsonl, sample 2: it has no tokens; remove it"):
+            build_sft_dataset(tmp_path / "data.jsonl", own, **options)
 
 
 def test_lengths_that_cannot_be_are_refused(build, samples):
