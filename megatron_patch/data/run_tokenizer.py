@@ -9,9 +9,7 @@ from typing import Any
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.tokenizer import load_tokenizer
-from megatron_patch.train_arguments import checkpoint_root
-
-_FILES = ("tokenizer.model", "tokenizer.json")
+from megatron_patch.train_arguments import checkpoint_root, holds_tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ def tokenizer_folder(config: TrainConfig) -> Path | None:
     if config.options.tokenizer_path:
         return Path(config.options.tokenizer_path)
     root = checkpoint_root(Path(config.load)) if config.load else None
-    return root if root is not None and any((root / name).is_file() for name in _FILES) else None
+    return root if holds_tokenizer(root) else None
 
 
 def run_tokenizer(config: TrainConfig, *, text: bool) -> Any:
@@ -52,7 +50,7 @@ def run_tokenizer(config: TrainConfig, *, text: bool) -> Any:
                 "copy one there, or add --tokenizer-path FOLDER after the last argument."
             )
         return VocabularyOnly(config.model.vocab_size)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, rows=config.vocab_size)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens and the model {config.vocab_size} rows; "

@@ -94,8 +94,11 @@ class Tokenizer:
         return self.special_tokens.get(literal)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer:
     """The tokenizer in a Hugging Face folder or a converted checkpoint's root.
+
+    rows: of the model that it is for. A padding token beyond them is left out: LLaMA-2 was first published with a `<pad>` of
+    number 32000 beside 32000 rows, and nothing here pads with a token.
 
     Raises ValueError where the folder has no tokenizer, or one that cannot be read or lacks an end token.
     """
@@ -109,13 +112,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         if (folder / name).is_file():
             digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
     settings = _read_json(folder / "tokenizer_config.json")
+    names = {**settings, **_read_json(folder / "special_tokens_map.json")}
     added = _added_tokens(folder, settings)
     common = {"fingerprint": digest.hexdigest(), "chat_template": _chat_template(folder, settings)}
     if (folder / "tokenizer.model").is_file():
-        return _from_sentencepiece(folder / "tokenizer.model", added, common)
+        return _from_sentencepiece(folder / "tokenizer.model", _without_padding(added, names, rows), common)
     if (folder / "tokenizer.json").is_file():
-        names = {**settings, **_read_json(folder / "special_tokens_map.json")}
-        return _from_tokenizers(folder / "tokenizer.json", names, common)
+        return _from_tokenizers(folder / "tokenizer.json", names, rows, common)
     raise ValueError(
         f"{folder} holds neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there."
     )
@@ -172,7 +175,13 @@ def _marked_encoder(
     return encode
 
 
-def _from_tokenizers(path: Path, names: dict[str, Any], common: dict[str, Any]) -> Tokenizer:
+def _without_padding(added: dict[str, int], names: Mapping[str, Any], rows: int | None) -> dict[str, int]:
+    """Added tokens but for padding tokens beyond the model's rows."""
+    padding = ("<pad>", "[PAD]", _content(names.get("pad_token")))
+    return {literal: i for literal, i in added.items() if rows is None or i < rows or literal not in padding}
+
+
+def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common: dict[str, Any]) -> Tokenizer:
     from tokenizers import Tokenizer as Engine
 
     try:
@@ -180,14 +189,16 @@ def _from_tokenizers(path: Path, names: dict[str, Any], common: dict[str, Any]) 
     except Exception as error:  # the library raises nothing more precise
         raise ValueError(f"{path} is not a tokenizer.json that `tokenizers` reads: {error}") from error
     plain.encode_special_tokens = True
-    special = {token.content: i for i, token in plain.get_added_tokens_decoder().items() if token.special}
+    added = {token.content: i for i, token in plain.get_added_tokens_decoder().items()}
+    kept = _without_padding(added, names, rows)
+    special = {t.content: i for i, t in plain.get_added_tokens_decoder().items() if t.special and t.content in kept}
     ids = [plain.token_to_id(_content(names.get(key)) or usual) for key, usual in _USUAL_NAMES.items()]
     if ids[0] is None or ids[1] is None:
         raise ValueError(
             f"{path} lacks the start or end token that tokenizer_config.json names; they must be in it."
         )
     return Tokenizer(
-        vocab_size=max(plain.get_vocab().values()) + 1,
+        vocab_size=max(i for literal, i in plain.get_vocab().items() if literal not in added or literal in kept) + 1,
         bos=ids[0], eod=ids[1], fill=ids[2] or 0, special_tokens=special,
         encode_plain=lambda text: plain.encode(text, add_special_tokens=False).ids,
         encode_marked=lambda text: marked.encode(text, add_special_tokens=False).ids,

@@ -88,6 +88,28 @@ def test_added_tokens_widen_the_vocabulary(folder):
     assert tokenizer.detokenize([*tokenizer.tokenize("a"), 800, 800]) == "a[PAD][PAD]"
 
 
+@pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
+def test_padding_beyond_the_model_s_rows_is_no_token(folder, pieces, kind):
+    """As LLaMA-2 was first published: `<pad>` has number 32000, and the model 32000 rows."""
+    (folder / "added_tokens.json").write_text('{"<pad>": 800, "<tool>": 801}')
+    if kind == "tokenizer.json":
+        from tokenizers import Tokenizer
+
+        (folder / "tokenizer.model").unlink()
+        write_tokenizer_json(pieces, folder / kind)
+        engine = Tokenizer.from_file(str(folder / kind))
+        engine.add_special_tokens(["<pad>", "<tool>"])
+        engine.save(str(folder / kind))
+    assert load_tokenizer(folder).vocab_size == load_tokenizer(folder, rows=801).vocab_size == 802
+    assert load_tokenizer(folder, rows=801).special_tokens["<pad>"] == 800
+    # Another token is missing from the model, which must be said.
+    assert load_tokenizer(folder, rows=800).vocab_size == 802
+    assert "<pad>" not in load_tokenizer(folder, rows=800).special_tokens
+    if kind == "tokenizer.model":
+        (folder / "added_tokens.json").write_text('{"<pad>": 800}')
+        assert load_tokenizer(folder, rows=800).vocab_size == 800
+
+
 def test_the_cache_key_is_the_contents(folder, tokenizer, tmp_path):
     assert load_tokenizer(folder).fingerprint == tokenizer.fingerprint
     (folder / "added_tokens.json").write_text('{"[PAD]": 800}')
