@@ -136,7 +136,8 @@ def script(name: str, *arguments: object) -> None:
     path = ROOT / SCRIPTS[name]
     words = [str(argument) for argument in arguments]
     say("sh " + path.name + " \\\n     " + " ".join(shlex.quote(word) for word in words))
-    environment = dict(os.environ, PYTHON=sys.executable, GPUS_PER_NODE="2", PYTHONWARNINGS="ignore")
+    # On a machine with GPUs too this is a demonstration of two processes on a CPU.
+    environment = dict(os.environ, PYTHON=sys.executable, GPUS_PER_NODE="2", CUDA_VISIBLE_DEVICES="", PYTHONWARNINGS="ignore")
     result = subprocess.run(["sh", path.name, *words], cwd=path.parent, env=environment)
     if result.returncode:
         sys.exit(f"{path.name} ended with status {result.returncode}; its last lines above say why.")

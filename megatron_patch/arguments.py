@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -58,12 +59,11 @@ class Findings:
         return [sentence for _, sentence in sorted(self.found, key=lambda item: item[0])]
 
     def whole(self, argument: Argument, text: str, minimum: int = 1) -> int:
-        """A whole number of at least `minimum`."""
-        try:
-            value = int(text, 10)
-        except ValueError:
+        """A whole number of at least `minimum`, in digits only: a blank or a carriage return is a slip of the caller's."""
+        if not is_whole(text):
             self.add(argument, text, f"it takes a whole number of at least {minimum}, in digits: write {max(minimum, 1)}.")
             return minimum
+        value = int(text)
         if value < minimum:
             self.add(argument, text, f"it takes a whole number of at least {minimum}: write {minimum} or more.")
             return minimum
@@ -100,6 +100,11 @@ class Findings:
         for sentence in self.sentences:
             print(f"  {sentence}", file=sys.stderr)
         sys.exit(2)
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is digits and nothing else; Python's int() takes blanks, signs and underscores as well."""
+    return re.fullmatch("[0-9]+", text) is not None
 
 
 class UsageParser(argparse.ArgumentParser):

@@ -100,6 +100,7 @@ class TrainConfig:
     pad_length: int
     train_data_path: str
     valid_data_path: str | None
+    train_data_bytes: int = 0  # of its files together: a run goes on only over the data that it began with
     # Pre-training
     train_iters: int = 0
     warmup_iters: int = 0

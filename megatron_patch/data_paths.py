@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+import os
 
 _JSON_SUFFIXES = (".json", ".jsonl")
 
@@ -23,7 +23,8 @@ def parse_data_path(text: str) -> list[tuple[float, str]]:
         ValueError: words that are neither.
     """
     words = text.split()
-    if Path(f"{text}.idx").exists() or len(words) < 2 or not _is_number(words[0]):
+    # os.path answers where a blend is too long for a path; pathlib raises.
+    if os.path.exists(f"{text}.idx") or len(words) < 2 or not _is_number(words[0]):
         return [(1.0, text)]
     if len(words) % 2 or not all(_is_number(word) for word in words[::2]):
         raise ValueError("a blend is 'weight prefix weight prefix …': write a number before each prefix, without spaces in it.")
@@ -36,18 +37,26 @@ def parse_data_path(text: str) -> list[tuple[float, str]]:
 def data_findings(text: str, json_data: bool) -> list[str]:
     """What keeps a dataset argument from being read, one sentence each."""
     if json_data:
-        return [] if Path(text).is_file() else ["there is no such file: write the path of a JSON list or JSON Lines file."]
+        return [] if os.path.isfile(text) else ["there is no such file: write the path of a JSON list or JSON Lines file."]
     try:
         pairs = parse_data_path(text)
     except ValueError as error:
         return [str(error)]
     sentences = []
     for _, prefix in pairs:
-        missing = [suffix for suffix in (".idx", ".bin") if not Path(prefix + suffix).is_file()]
+        missing = [suffix for suffix in (".idx", ".bin") if not os.path.isfile(prefix + suffix)]
         if missing:
             files = " and ".join(prefix + suffix for suffix in missing)
             sentences.append(f"there is no {files}: write the path of a .bin/.idx pair without its ending, or a .json file.")
     return sentences
+
+
+def data_bytes(text: str, json_data: bool) -> int:
+    """The size of all files of a dataset argument together; 0 where `data_findings` finds something."""
+    if data_findings(text, json_data):
+        return 0
+    files = [text] if json_data else [prefix + suffix for _, prefix in parse_data_path(text) for suffix in (".bin", ".idx")]
+    return sum(os.path.getsize(file) for file in files)
 
 
 def _is_number(word: str) -> bool:

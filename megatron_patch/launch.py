@@ -34,14 +34,23 @@ def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[s
     ]
 
 
+def usable_python_path(engine: str | None) -> tuple[list[str], list[str]]:
+    """PYTHONPATH's folders, and those left out of them: another Megatron there would be imported instead of the installed one."""
+    folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    left_out = [folder for folder in folders if engine is None and (Path(folder) / "megatron").is_dir()]
+    return [folder for folder in folders if folder not in left_out], left_out
+
+
 def worker_environment(engine: str | None, tensor_parallel: bool) -> dict[str, str]:
     """The environment of the training processes: this project, and MEGATRON_PATH's tree where it is used, importable."""
     environment = dict(os.environ)
-    paths = [engine, str(_ROOT), environment.get("PYTHONPATH")]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    inherited, _ = usable_python_path(engine)
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in (engine, str(_ROOT), *inherited) if path)
     if tensor_parallel:
         # Megatron's overlap of communication and products relies on kernels starting in the order of their launch.
         environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    # torchrun gives its processes 30 s from SIGTERM to SIGKILL, and a checkpoint of a large model takes minutes.
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -55,6 +64,8 @@ def main(argv: list[str]) -> None:
     reading = read(task, flags)
     engine, line = choose_engine(reading.megatron_path)
     print(line, flush=True)
+    for folder in usable_python_path(engine)[1]:
+        print(f"PYTHONPATH names {folder}, which holds another Megatron; it is left out.", flush=True)
     for note in reading.notes:
         print(note, flush=True)
     try:

@@ -30,10 +30,12 @@ check_count() {
 }
 
 # python_entry MODULE ARGUMENT...: becomes `python3 -m MODULE ARGUMENT...` with this project importable.
-# PYTHON names another interpreter.
+# PYTHON names another interpreter. A megatron_patch/ in the current folder, the original project's, is not taken for this one
+# (by Python 3.11 and later).
 python_entry() {
     # shellcheck disable=SC2154
     PYTHONPATH=$patch_root${PYTHONPATH:+:$PYTHONPATH}
-    export PYTHONPATH
+    PYTHONSAFEPATH=1
+    export PYTHONPATH PYTHONSAFEPATH
     exec "${PYTHON:-python3}" -m "$@"
 }

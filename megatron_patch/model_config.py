@@ -185,7 +185,7 @@ def read_hf_config(folder: str | Path) -> LlamaConfig:
         raise ValueError(f"{path} holds a {type(content).__name__}; a config.json is one JSON object.")
     try:
         return from_hf_config(content)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # a null, a list or a word where a number belongs
         raise ValueError(f"{path}: {error}") from None
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_patch.arguments import is_whole
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -61,15 +63,18 @@ def plan_processes(
     dsw: one node, a process for each visible GPU; without a GPU GPUS_PER_NODE, else TP × PP (`model_parallel_size`).
     dlc: WORLD_SIZE nodes, RANK this node's index, MASTER_ADDR and MASTER_PORT; processes per node from
     KUBERNETES_CONTAINER_RESOURCE_GPU, else NPROC_PER_NODE, else the visible devices.
+    In a process that torchrun started: what torchrun was told, for by then WORLD_SIZE and RANK count processes.
     """
     environ = os.environ if environ is None else environ
+    if "TORCHELASTIC_RUN_ID" in environ:
+        return _from_torchrun(environ), []
     findings: list[str] = []
 
     def whole(name: str, default: int, minimum: int) -> int:
         text = environ.get(name)
         if text is None or text == "":
             return default
-        if text.isdigit() and int(text) >= minimum:
+        if is_whole(text) and int(text) >= minimum:
             return int(text)
         findings.append(f"the environment's {name} is '{text}'; it must be a whole number of at least {minimum}.")
         return default
@@ -87,6 +92,11 @@ def plan_processes(
     per_node = whole("NPROC_PER_NODE", gpus or model_parallel_size, 1)
     per_node = whole("KUBERNETES_CONTAINER_RESOURCE_GPU", per_node, 1)
     return Processes(nodes, rank, per_node, environ.get("MASTER_ADDR", ""), whole("MASTER_PORT", 29500, 1)), findings
+
+
+def _from_torchrun(environ: Mapping[str, str]) -> Processes:
+    nodes, rank, per_node = (int(environ[name]) for name in ("GROUP_WORLD_SIZE", "GROUP_RANK", "LOCAL_WORLD_SIZE"))
+    return Processes(nodes, rank, per_node, environ["MASTER_ADDR"], int(environ["MASTER_PORT"]))
 
 
 def free_port() -> int:

@@ -5,18 +5,21 @@ Imports no torch: the launcher calls `read` before any process starts, and each 
 
 from __future__ import annotations
 
-import json
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from simple_parsing import ArgumentParser, DashVariant
 
-from megatron_patch.arguments import Argument, Findings, UsageParser, numbered
+from megatron_patch.arguments import Argument, Findings, UsageParser, is_whole, numbered
+from megatron_patch.checkpoint.layout import read_model_description, resolve_checkpoint
 from megatron_patch.config import PRECISIONS, RECOMPUTATIONS, Options, TrainConfig
 from megatron_patch.data.indexed import check_indexed_dataset
-from megatron_patch.data_paths import data_findings, is_json, parse_data_path
+from megatron_patch.data_paths import data_bytes, data_findings, is_json, parse_data_path
 from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
+from megatron_patch.option_ranges import option_findings
 from megatron_patch.processes import Processes, plan_processes
 
 _HEAD = (("ENV", "--env"), ("MEGATRON_PATH", "--megatron-path"), ("MEGATRON_PATCH_PATH", "--megatron-patch-path"))
@@ -137,6 +140,8 @@ class _Reader:
             self.problem("ENV", sentence)
         data_parallel = self.data_parallel_size(processes, tp, pp)
         micro = self.whole("BATCH_SIZE")
+        for flag, got, sentence in option_findings(self.task, options):
+            self.findings.add_flag(flag, got, sentence)
         config = TrainConfig(
             task=self.task,
             name=self.name(),
@@ -154,7 +159,7 @@ class _Reader:
             micro_batch_size=micro,
             global_batch_size=self.global_batch_size(micro, data_parallel, options.gradient_accumulation_steps),
             **self.rates(),
-            **self.data(tp, model.vocab_size + extra),
+            **self.data(tp, model.vocab_size + extra, options),
             **self.duration(),
             options=options,
         )
@@ -184,6 +189,11 @@ class _Reader:
                 "write the folder that model_convertor.sh made, or none for random weights.",
             )
             return text, named
+        try:
+            resolve_checkpoint(Path(text))
+        except ValueError as error:
+            self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
+            return text, named
         if size != "auto" and not (root / "config.json").is_file():
             self.notes.append(f"{root} has no config.json; MODEL_SIZE {size} says what its model is.")
             return text, named
@@ -200,7 +210,11 @@ class _Reader:
 
     def extra_vocabulary(self, load: str | None) -> int:
         extra = self.whole("EXTRA_VOCAB_SIZE", 0)
-        recorded = recorded_extra_vocabulary(Path(load)) if load else None
+        try:
+            recorded = recorded_extra_vocabulary(Path(load)) if load else None
+        except ValueError as error:
+            self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
+            recorded = None
         if recorded is not None and recorded != extra:
             self.problem("EXTRA_VOCAB_SIZE", f"the checkpoint was converted with {recorded}: write {recorded}.")
         return extra
@@ -239,13 +253,8 @@ class _Reader:
 
     def global_batch_size(self, micro: int, data_parallel: int, accumulated: int) -> int:
         step = micro * data_parallel
-        flag = "--gradient-accumulation-steps"
-        if accumulated < 1:
-            self.findings.add_flag(flag, accumulated, "it takes a whole number of at least 1: write 1 or more.")
         if self.task == "finetune":
             return step * max(1, accumulated)
-        if accumulated > 1:
-            self.findings.add_flag(flag, accumulated, "it is for fine-tuning; here GLOBAL_BATCH_SIZE says it: remove the flag.")
         size = self.whole("GLOBAL_BATCH_SIZE")
         if size % step:
             self.problem(
@@ -263,14 +272,14 @@ class _Reader:
             self.problem("MIN_LR", f"it must not be above LR = {self.raw['LR']}: write a smaller one.")
         return {"lr": lr, "min_lr": min_lr}
 
-    def data(self, tp: int, vocabulary: int) -> dict[str, object]:
-        seq, pad = self.whole("SEQ_LEN"), self.whole("PAD_LEN")
+    def data(self, tp: int, vocabulary: int, options: Options) -> dict[str, object]:
         train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
         train = self.raw[train_name]
         json_data = self.task == "finetune" or is_json(train)
+        seq, pad = self.whole("SEQ_LEN"), self.whole("PAD_LEN", 2 if json_data else 1)
         if json_data and pad > seq:
             self.problem("PAD_LEN", f"it must not be above SEQ_LEN = {seq}: write {seq} or less.")
-        rows = ("PAD_LEN", pad) if json_data else ("SEQ_LEN", seq)
+        rows = ("PAD_LEN", pad) if json_data and not options.packing else ("SEQ_LEN", seq)
         if self.raw["SP"] == "true" and rows[1] % tp:
             self.problem(rows[0], f"with SP true it must be a multiple of TP = {tp}: write {max(tp, rows[1] - rows[1] % tp)}.")
         valid = self.raw.get("VALID_DATASET_PATH")
@@ -278,7 +287,22 @@ class _Reader:
             if path is not None:
                 for sentence in data_findings(path, json_data) or self.index_findings(path, json_data, vocabulary):
                     self.problem(name, sentence)
-        return {"seq_length": seq, "pad_length": pad, "train_data_path": train, "valid_data_path": valid}
+        if json_data:
+            self.tokenizer(options)
+        paths = {"train_data_path": train, "valid_data_path": valid, "train_data_bytes": data_bytes(train, json_data)}
+        return {"seq_length": seq, "pad_length": pad, **paths}
+
+    def tokenizer(self, options: Options) -> None:
+        """JSON data is text: the checkpoint's folder or --tokenizer-path must hold a tokenizer."""
+        folder = options.tokenizer_path
+        name = self.raw["PRETRAIN_CHECKPOINT_PATH"]
+        root = None if name == "none" else checkpoint_root(Path(name))
+        if not folder and (name == "none" or root is not None) and not holds_tokenizer(root):
+            self.problem(
+                "PRETRAIN_CHECKPOINT_PATH",
+                "JSON data needs a tokenizer, and there is no tokenizer.model and no tokenizer.json beside the checkpoint: "
+                "copy one there, or add --tokenizer-path FOLDER after the last argument.",
+            )
 
     def index_findings(self, text: str, json_data: bool, vocabulary: int) -> list[str]:
         """What a look into the indexed files finds: sizes, format, and whether sampled tokens fit the vocabulary."""
@@ -294,7 +318,8 @@ class _Reader:
         if self.task == "finetune":
             return {"epochs": self.whole("EPOCH")}
         tokens, warmup = self.whole("TRAIN_TOKENS"), self.whole("WARMUP_TOKENS", 0)
-        batch = max(1, _int(self.raw["GLOBAL_BATCH_SIZE"]) * _int(self.raw["SEQ_LEN"]))
+        sizes = [self.raw[name] for name in ("GLOBAL_BATCH_SIZE", "SEQ_LEN")]
+        batch = max(1, math.prod(int(size) if is_whole(size) else 1 for size in sizes))
         iterations, warmup_iterations = tokens // batch, warmup // batch
         if iterations < 1:
             self.problem("TRAIN_TOKENS", f"one iteration is GLOBAL_BATCH_SIZE × SEQ_LEN = {batch} tokens: write {batch} or more.")
@@ -308,8 +333,11 @@ class _Reader:
 
     def output_path(self) -> None:
         path = Path(self.raw["OUTPUT_BASEPATH"])
-        if not self.raw["OUTPUT_BASEPATH"] or (path.exists() and not path.is_dir()):
+        there = next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), Path("."))
+        if not self.raw["OUTPUT_BASEPATH"] or not there.is_dir():
             self.problem("OUTPUT_BASEPATH", "it takes a folder, which is made where it does not exist: write another path.")
+        elif not os.access(there, os.W_OK | os.X_OK):
+            self.problem("OUTPUT_BASEPATH", f"nothing can be written in {there}: write another path, or change its permissions.")
 
     def name(self) -> str:
         """NAME of the run, spelt as in the original scripts."""
@@ -334,8 +362,17 @@ def checkpoint_root(path: Path) -> Path | None:
     return None
 
 
+def holds_tokenizer(folder: Path | None) -> bool:
+    """Whether one of the files that `data.tokenizer` reads is there."""
+    return folder is not None and any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+
+
 def recorded_extra_vocabulary(path: Path) -> int | None:
-    """EXTRA_VOCAB_SIZE that a checkpoint was converted or trained with; None where it records none."""
+    """EXTRA_VOCAB_SIZE that a checkpoint was converted or trained with; None where it records none.
+
+    Raises:
+        ValueError: its model.json cannot be read.
+    """
     root = checkpoint_root(path)
     if root is None:
         return None
@@ -343,14 +380,8 @@ def recorded_extra_vocabulary(path: Path) -> int | None:
     if root == path:
         tracker = (root / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8").strip()
         folder = root / (f"iter_{int(tracker):07d}" if tracker.isdigit() else tracker)
-    description = folder / "model.json"
-    if not description.is_file():
-        return None
-    return int(json.loads(description.read_text(encoding="utf-8"))["extra_vocab_size"])
-
-
-def _int(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+    description = read_model_description(folder)
+    return None if description is None else description.extra_vocab_size
 
 
 def _list_divisors(number: int, limit: int = 64) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,23 +29,23 @@ FINETUNE_ARGUMENTS = dict(
 )  # fmt: skip
 
 
-def environment(processes: int | None = None) -> dict[str, str]:
-    """A user's environment, without what torchrun or DLC would have left in it; `processes` is GPUS_PER_NODE."""
+def environment(processes: int | None = None, job: Mapping[str, object] | None = None) -> dict[str, str]:
+    """A user's environment, without what torchrun or DLC would have left in it; `processes` is GPUS_PER_NODE, `job` what DLC
+    sets."""
     values = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
     values.update(PYTHON=sys.executable, PYTHONWARNINGS="ignore")
     if processes is not None:
         values["GPUS_PER_NODE"] = str(processes)
-    return values
+    return values | {name: str(value) for name, value in (job or {}).items()}
 
 
 def run(
-    script: Path, *arguments: object, shell: str = "dash", processes: int | None = None, cwd: Path = ROOT, timeout: int = 500
-) -> subprocess.CompletedProcess[str]:
+    script: Path, *arguments: object, shell: str = "dash", processes: int | None = None,
+    job: Mapping[str, object] | None = None, cwd: Path = ROOT, timeout: int = 500,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """One script with positional arguments. Output and errors come back together."""
-    words = [shell, str(script), *map(str, arguments)]
-    return subprocess.run(
-        words, env=environment(processes), cwd=cwd, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    words, both = [shell, str(script), *map(str, arguments)], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(words, env=environment(processes, job), cwd=cwd, timeout=timeout, text=True, **both)
 
 
 def succeed(result: subprocess.CompletedProcess[str]) -> str:
@@ -68,13 +68,16 @@ class Step:
     grad_norm: float
 
 
-def train(script: Path, output: Path, *flags: object, processes: int = 1, shell: str = "dash", **changed: object) -> list[Step]:
+def train(
+    script: Path, output: Path, *flags: object, processes: int = 1, job: Mapping[str, object] | None = None,
+    shell: str = "dash", **changed: object,
+) -> list[Step]:  # fmt: skip
     """Run a training script with the defaults above but for `changed`, and read its iterations."""
     defaults = PRETRAIN_ARGUMENTS if script == PRETRAIN else FINETUNE_ARGUMENTS
     assert set(changed) <= set(defaults), set(changed) - set(defaults)
     values = {**defaults, **changed, "OUTPUT_BASEPATH": output}
     options = ["--num-workers", 0, "--eval-interval", 0, *flags]
-    succeed(run(script, *values.values(), *options, shell=shell, processes=processes))
+    succeed(run(script, *values.values(), *options, shell=shell, processes=processes, job=job))
     return list(steps(output))
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from megatron_patch import processes
 from megatron_patch.processes import plan_processes
+from tests.launching import GOLDEN, PRETRAIN, train
 
 
 @pytest.fixture(params=[0, 4], ids=["no GPU", "4 GPUs"])
@@ -34,3 +35,23 @@ def test_dlc_without_its_environment_says_what_is_missing(gpus):
     _, findings = plan_processes("dlc", 1, {"WORLD_SIZE": "2", "RANK": "2"})
     assert any("MASTER_ADDR, MASTER_PORT" in sentence for sentence in findings)
     assert any("RANK is 2 and WORLD_SIZE 2" in sentence for sentence in findings)
+
+
+def test_torchrun_s_processes_count_as_their_launcher_did(monkeypatch):
+    """torchrun has written over WORLD_SIZE and RANK, which under dlc counted nodes."""
+    monkeypatch.setattr(processes, "visible_gpus", lambda: 8)
+    environment = {
+        "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "16", "RANK": "11", "GROUP_WORLD_SIZE": "2", "GROUP_RANK": "1",
+        "LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "3", "MASTER_ADDR": "master-0", "MASTER_PORT": "23456", "NPROC_PER_NODE": "8",
+    }  # fmt: skip
+    plan, findings = plan_processes("dlc", 2, environment)
+    assert (plan.nodes, plan.node_rank, plan.per_node, plan.world_size) == (2, 1, 8, 16) and not findings
+
+
+def test_a_dlc_job_trains_as_dsw_does(tmp_path, monkeypatch):
+    corpus = GOLDEN / "data" / "corpus_text_document"
+    arguments = dict(MODEL_SIZE="tiny", DATASET_PATH=corpus, TRAIN_TOKENS=4 * 4 * 32, WARMUP_TOKENS=0)
+    wanted = train(PRETRAIN, tmp_path / "dsw", processes=2, **arguments)
+    job = {"WORLD_SIZE": 1, "RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": processes.free_port(), "NPROC_PER_NODE": 2}
+    got = train(PRETRAIN, tmp_path / "dlc", job=job, ENV="dlc", **arguments)
+    assert len(got) == 4 and got == wanted

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from megatron_patch.arguments import is_whole
 from megatron_patch.checkpoint.layout import iteration_folder, read_tracker
 from megatron_patch.config import TrainConfig
+from megatron_patch.data_paths import is_json
 
 # What may differ when a run goes on: where it runs and what it tells, but nothing that decides what is learnt next.
-_FREE = {"load", "output_path", "tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel"}
+_FREE = {"output_path", "tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel"}
 _FREE |= {"use_flash_attn", "recompute", "save_interval", "micro_batch_size"}
-_DECISIVE_OPTIONS = {"seed", "split", "template", "packing", "weight_decay", "adam_beta1", "adam_beta2", "clip_grad"}
+_DECISIVE_OPTIONS = {"seed", "split", "template", "packing", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad"}
 
 
 def own_checkpoint(config: TrainConfig) -> Path | None:
@@ -24,6 +26,11 @@ def own_checkpoint(config: TrainConfig) -> Path | None:
     tracker = read_tracker(root)
     if tracker is None:
         return None
+    if not is_whole(tracker):
+        raise ValueError(
+            f"{root}/latest_checkpointed_iteration.txt says {tracker!r}, which no training run writes there; "
+            "write another OUTPUT_BASEPATH, or remove what is in that folder."
+        )
     folder = iteration_folder(root, int(tracker))
     if not folder.is_dir():
         raise ValueError(
@@ -44,10 +51,12 @@ def _check_same_run(config: TrainConfig, folder: Path) -> None:
     if not path.is_file():
         return
     before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(config.as_dict()))
-    pairs = [(name, before.get(name), now[name]) for name in now if name not in _FREE | {"options"}]
-    pairs += [
-        (name, before.get("options", {}).get(name), now["options"][name]) for name in sorted(_DECISIVE_OPTIONS)
-    ]
+    # A checkpoint of an earlier version lacks what has been added since.
+    pairs = [(name, before[name], now[name]) for name in now if name not in _FREE | {"options"} and name in before]
+    if config.load is None:  # `none` names no other model to start from
+        pairs = [pair for pair in pairs if pair[0] != "load"]
+    decisive = _DECISIVE_OPTIONS | ({"tokenizer_path"} if is_json(config.train_data_path) else set())
+    pairs += [(name, before.get("options", {}).get(name), now["options"][name]) for name in sorted(decisive)]
     different = [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if old != new]
     if different:
         raise ValueError(

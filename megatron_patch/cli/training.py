@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     Raises:
         SystemExit: status 2, with the sentence, for what a user can mend.
     """
+    # Ctrl-C ends a rank at once, also one that waits for the others inside NCCL, where Python's own handler never runs.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     layout = parallel.start(config)
     log = RunLog(config, active=layout.is_logger)
     try:
@@ -31,8 +34,14 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         start_state(state, log)
         run(state, data, log)
     except ValueError as error:
-        print(f"rank {layout.rank}: {error}", file=sys.stderr, flush=True)
+        print(f"rank {layout.rank}: {_sentence(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
     finally:
         log.close()
     parallel.stop()
+
+
+def _sentence(error: ValueError) -> str:
+    """What the error says; torch wraps one of a loader process in its traceback, whose last line it is."""
+    text = str(error)
+    return text.strip().rpartition("ValueError: ")[2] if text.startswith("Caught ValueError in DataLoader worker") else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,9 +82,16 @@ def micro_batches(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=8 if num_workers else None,
+        worker_init_fn=_leave_the_group if num_workers else None,
     )
     for keys, rows in loader:
         yield dict(zip(keys, rows.unbind()))
+
+
+def _leave_the_group(_: int) -> None:
+    """torchrun hands SIGTERM on to a rank's whole process group. The rank finishes its iteration and saves, and torch takes a
+    loader that dies meanwhile for a failure of the rank; loaders end with it, or a few seconds after it was killed."""
+    os.setpgrp()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

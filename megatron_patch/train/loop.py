@@ -27,6 +27,8 @@ _SETTLED = 3
 
 def run(state: TrainState, data: RunData, log: RunLog) -> None:
     """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way."""
+    if state.iteration >= data.train_iters:
+        log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
     stop = _StopRequest(state.config)
     batches = train_batches(state, data)
     window = _Window()
@@ -44,11 +46,11 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 _log_memory(state, log)
             evaluating = _due(state.iteration, data.eval_every, data.train_iters)
             if evaluating and run_evaluation(state, data, log) is not None:
-                window = _Window()
+                window.restart_clock()
             stopping = stop.requested()
             if _due(state.iteration, data.save_every, data.train_iters) or stopping:
                 save(state, log)
-                window = _Window()
+                window.restart_clock()
             profile.step()
             if stopping:
                 log.line(f" stopping at iteration {state.iteration} as asked; the same command goes on from here.")
@@ -75,7 +77,7 @@ def _advance(state: TrainState, data: RunData, result: StepResult) -> None:
 
 
 class _Window:
-    """What happened since the last log line, or since an evaluation or a save.
+    """What happened since the last log line; its clock stands still for evaluations and saves.
 
     Args:
         follows: when the numbers of the last line's iteration were known.
@@ -85,8 +87,12 @@ class _Window:
         self.started = time.perf_counter() if follows is None else follows
         self.began_at_rest = follows is None
         self.losses: list[float] = []
-        self.iterations = 0
+        self.iterations = 0  # since the clock was started
         self.skipped = 0
+
+    def restart_clock(self) -> None:
+        """After an evaluation or a save, whose time is no iteration's."""
+        self.started, self.began_at_rest, self.iterations = time.perf_counter(), True, 0
 
     def add(self, result: StepResult) -> None:
         self.iterations += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -126,3 +127,64 @@ def test_broken_indexed_data_is_found_before_training(tmp_path):
     (tmp_path / "short.bin").write_bytes(Path(f"{CORPUS}.bin").read_bytes()[:1000])
     output = refused(PRETRAIN, *pretrain_values(tmp_path / "out", DATASET_PATH=tmp_path / "short"))
     assert f"$20 DATASET_PATH: got '{tmp_path}/short'" in output and "short.bin" in output
+
+
+FLAGS = {
+    "--keep-last=-1": "a whole number of at least 0",
+    "--log-interval=0": "a whole number of at least 1",
+    "--initial-loss-scale=0.5": "a number of at least 1",
+    "--adam-eps=0": "a number above 0",
+    "--adam-beta2=1": "from 0 to below 1",
+    "--seed=-1": "a whole number of at least 0",
+    "--split=abc": "write 98,2,0",
+    "--tokenizer-path=/nowhere": "there is no such folder",
+    "--packing=true": "it is for fine-tuning",
+}
+
+
+def test_flags_have_their_ranges(tmp_path):
+    profile = ("--profile=true", "--profile-step-start=5", "--profile-step-end=5")
+    lines = refused(PRETRAIN, *pretrain_values(tmp_path), *FLAGS, *profile).splitlines()
+    for flag, allowed in {**FLAGS, "--profile-step-end=5": "above --profile-step-start = 5"}.items():
+        name, _, got = flag.partition("=")
+        got = {"0.5": "0.5", "true": "true"}.get(got, got)
+        assert any(line.startswith(f"  {name}: got '{got}") and allowed in line for line in lines), flag
+
+
+@pytest.mark.parametrize("slip", ["8 ", "8\r", "+8", "1_0", "²"])
+def test_a_number_is_digits_and_nothing_else(slip, tmp_path):
+    """Whatever else Python takes for a number: the length of the run is reckoned from it."""
+    output = refused(PRETRAIN, *pretrain_values(tmp_path, GLOBAL_BATCH_SIZE=slip, SEQ_LEN=slip))
+    assert "$6 GLOBAL_BATCH_SIZE" in output and "$9 SEQ_LEN" in output and output.count("in digits") == 2
+
+
+def test_text_without_a_tokenizer_is_found_before_training(tmp_path):
+    paths = {"TRAIN_DATASET_PATH": SFT, "VALID_DATASET_PATH": SFT, "OUTPUT_BASEPATH": tmp_path}
+    values = {**FINETUNE_ARGUMENTS, "MODEL_SIZE": "tiny", **paths}
+    assert "JSON data needs a tokenizer" in refused(FINETUNE, *values.values())
+
+
+def test_an_output_that_cannot_be_made_is_found_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    assert "OUTPUT_BASEPATH" in refused(PRETRAIN, *pretrain_values(tmp_path, OUTPUT_BASEPATH=tmp_path / "file" / "below"))
+
+
+def test_a_checkpoint_that_is_not_whole_is_found_before_training(tmp_path):
+    root = tmp_path / "checkpoint"
+    root.mkdir()
+    (root / "latest_checkpointed_iteration.txt").write_text("release")
+    values = pretrain_values(tmp_path, PRETRAIN_CHECKPOINT_PATH=root)
+    assert "release does not exist" in refused(PRETRAIN, *values)
+    model = root / "release"
+    model.mkdir()
+    for name in ("metadata.json", ".metadata", "model.json"):
+        (model / name).touch()
+    assert "model.json is no JSON" in refused(PRETRAIN, *values)
+    config = dict.fromkeys(("num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size"), 8)
+    (root / "config.json").write_text(json.dumps(config | {"hidden_size": None}))
+    assert "config.json: " in refused(PRETRAIN, *values)
+
+
+def test_a_blend_may_be_longer_than_a_path(tmp_path):
+    blend = " ".join(f"0.5 {tmp_path}/{'long' * 10}{number}" for number in range(80))
+    assert refused(PRETRAIN, *pretrain_values(tmp_path, DATASET_PATH=blend)).count("there is no") == 80

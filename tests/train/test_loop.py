@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_patch.train import loop
+from megatron_patch.train.step import StepResult
 
 PASSES, UPDATE = 10.0, 2.0  # seconds of an iteration: until its numbers are known, and what comes then
 
@@ -42,3 +43,17 @@ def test_every_line_counts_as_many_updates_as_iterations(monkeypatch, interval):
     known = [machine.iterate(window) for _ in range(interval)][-1]
     lines.append(window.seconds_per_iteration(known))
     assert lines == [PASSES + UPDATE] * 4
+
+
+def test_a_save_between_two_lines_loses_no_count(monkeypatch):
+    """Only the clock stands still for it: overflows and losses are those since the last line."""
+    machine = Machine(monkeypatch)
+    window = loop._Window()
+    for found_inf in (True, False, True, False):
+        window.add(StepResult(loss=2.0 + window.iterations, tokens=1, grad_norm=1.0, found_inf=found_inf, loss_scale=1.0))
+        if window.skipped == 1 and not found_inf:
+            machine.now += 100.0
+            window.restart_clock()
+    machine.now += 2 * PASSES
+    assert window.skipped == 2 and window.losses == [3.0, 3.0]
+    assert window.seconds_per_iteration(machine.now) == PASSES

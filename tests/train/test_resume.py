@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import threading
@@ -10,7 +11,19 @@ import threading
 import psutil
 import pytest
 
-from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, environment, run, steps, succeed, train
+from tests.launching import (
+    FINETUNE,
+    FINETUNE_ARGUMENTS,
+    GOLDEN,
+    PRETRAIN,
+    PRETRAIN_ARGUMENTS,
+    convert,
+    environment,
+    run,
+    steps,
+    succeed,
+    train,
+)
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 LAYOUTS = {
@@ -49,10 +62,12 @@ def end(pid: int) -> None:
                 process.kill()
 
 
-def test_a_signal_to_one_process_stops_all_of_them_after_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("to", ["one rank", "torchrun"])
+def test_a_signal_stops_all_processes_after_a_checkpoint(to, tmp_path):
+    """torchrun hands it on to each rank's session, in which the loaders are."""
     arguments = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, DO="true", TRAIN_TOKENS=1000 * 4 * 32, OUTPUT_BASEPATH=tmp_path)
     values = {**PRETRAIN_ARGUMENTS, **arguments}.values()
-    command = ["dash", str(PRETRAIN), *map(str, values), "--num-workers", "0", "--eval-interval", "0"]
+    command = ["dash", str(PRETRAIN), *map(str, values), "--eval-interval", "0"]
     process = subprocess.Popen(command, env=environment(2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     # Ranks that do not agree wait for each other for ever.
     watchdog = threading.Timer(90, end, [process.pid])
@@ -62,10 +77,12 @@ def test_a_signal_to_one_process_stops_all_of_them_after_a_checkpoint(tmp_path):
         for line in process.stdout:
             output += line
             if "iteration        2/" in line:
-                # The first rank, which writes no log: the others must hear of it.
-                ranks = psutil.Process(process.pid).children()
-                next(rank for rank in ranks if rank.environ().get("RANK") == "0").send_signal(signal.SIGTERM)
-        assert process.wait() == 0, output[-4000:]
+                launcher = psutil.Process(process.pid)
+                # The first rank writes no log: the others must hear of it.
+                first = next(rank for rank in launcher.children() if rank.environ().get("RANK") == "0")
+                (first if to == "one rank" else launcher).send_signal(signal.SIGTERM)
+        # torchrun itself reports the signal that it was sent.
+        assert to == "torchrun" or process.wait() == 0, output[-4000:]
     finally:
         watchdog.cancel()
         end(process.pid)
@@ -79,6 +96,23 @@ def test_a_run_of_the_same_name_with_other_arguments_is_refused(tmp_path):
     arguments = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, OUTPUT_BASEPATH=tmp_path)
     first = {**PRETRAIN_ARGUMENTS, **arguments}
     succeed(run(PRETRAIN, *first.values(), "--num-workers", 0, "--exit-interval", 1, processes=1))
-    other = run(PRETRAIN, *{**first, "MIN_LR": "1e-5"}.values(), processes=1)
+    other = run(PRETRAIN, *{**first, "MIN_LR": "1e-5"}.values(), "--adam-eps", "1e-6", processes=1)
     assert other.returncode == 2
-    assert "min_lr was 0.0001 and is 1e-05" in other.stdout
+    assert "min_lr was 0.0001 and is 1e-05" in other.stdout and "adam_eps was 1e-08 and is 1e-06" in other.stdout
+
+
+def test_a_run_goes_on_only_from_its_own_model_and_data(tmp_path):
+    models = [convert(GOLDEN / "hf_mha", tmp_path / name) for name in ("a", "b")]
+    data = tmp_path / "data.json"
+    samples = [{"instruction": f"Count {n}.", "output": "One, two."} for n in range(4)]
+    data.write_text(json.dumps(samples))
+    paths = dict(TRAIN_DATASET_PATH=data, VALID_DATASET_PATH=data, OUTPUT_BASEPATH=tmp_path / "out")
+    first = {**FINETUNE_ARGUMENTS, **paths, "PRETRAIN_CHECKPOINT_PATH": models[0], "EPOCH": 1}
+    succeed(run(FINETUNE, *first.values(), processes=1))
+    again = succeed(run(FINETUNE, *first.values(), processes=1))
+    assert "going on from iteration 4" in again and "nothing is left to do: the run has its 4 iterations" in again
+    other = run(FINETUNE, *{**first, "PRETRAIN_CHECKPOINT_PATH": models[1]}.values(), processes=1)
+    assert other.returncode == 2 and f"load was '{models[0]}' and is '{models[1]}'" in other.stdout
+    data.write_text(json.dumps(samples * 2))
+    other = run(FINETUNE, *first.values(), processes=1)
+    assert other.returncode == 2 and "train_data_bytes was" in other.stdout
