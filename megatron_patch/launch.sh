@@ -37,5 +37,18 @@ python_entry() {
     PYTHONPATH=$patch_root${PYTHONPATH:+:$PYTHONPATH}
     PYTHONSAFEPATH=1
     export PYTHONPATH PYTHONSAFEPATH
+    check_installed "${PYTHON:-python3}"
     exec "${PYTHON:-python3}" -m "$@"
+}
+
+# Exits with status 2 where this interpreter lacks a library, as a system's own does beside the virtual environment in use.
+check_installed() {
+    missing=$("$1" -c 'import importlib.util
+names = ("torch", "megatron", "numpy", "psutil", "safetensors", "sentencepiece", "simple_parsing", "tqdm", "zstandard")
+print(*(name for name in names if importlib.util.find_spec(name) is None))') || exit 2
+    [ -n "$missing" ] || return 0
+    printf '%s: %s has no %s; activate the environment that this project is installed in, set PYTHON to its python,\n' \
+        "$0" "$1" "$missing" >&2
+    printf 'or install it: %s -m pip install %s\n' "$1" "'$patch_root'" >&2
+    exit 2
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -127,6 +128,15 @@ def test_broken_indexed_data_is_found_before_training(tmp_path):
     (tmp_path / "short.bin").write_bytes(Path(f"{CORPUS}.bin").read_bytes()[:1000])
     output = refused(PRETRAIN, *pretrain_values(tmp_path / "out", DATASET_PATH=tmp_path / "short"))
     assert f"$20 DATASET_PATH: got '{tmp_path}/short'" in output and "short.bin" in output
+
+
+@pytest.mark.parametrize("script", COUNTS, ids=lambda path: path.name)
+def test_an_interpreter_without_the_libraries_is_named(script, tmp_path):
+    bare = tmp_path / "bare python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
+    bare.chmod(0o755)
+    output = refused(script, *["x"] * COUNTS[script], job={"PYTHON": bare})
+    assert f"{bare} has no torch megatron numpy" in output and f"-m pip install '{ROOT}'" in output
 
 
 FLAGS = {
