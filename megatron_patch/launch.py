@@ -18,11 +18,11 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[str]:
-    """The command line of `torch.distributed.run` for this node; `argv` is handed on untouched, without a shell."""
+    """torchrun's command line for this node; `argv` is handed on untouched, without a shell."""
     return [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "megatron_patch.torchrun",
         f"--nnodes={processes.nodes}",
         f"--node-rank={processes.node_rank}",
         f"--nproc-per-node={processes.per_node}",

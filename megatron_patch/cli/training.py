@@ -6,6 +6,7 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 from megatron_patch.config import TrainConfig
@@ -22,7 +23,7 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     """One rank's whole run.
 
     Raises:
-        SystemExit: status 2, with the sentence, for what a user can mend.
+        SystemExit: status 2, with the sentence, for what a user can mend; 1 where another rank has ended.
     """
     # Ctrl-C ends a rank at once, also one that waits for the others inside NCCL, where Python's own handler never runs.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -36,6 +37,13 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     except ValueError as error:
         print(f"rank {layout.rank}: {_sentence(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except RuntimeError as error:
+        # gloo's word for a rank that has ended; that one says why, and this one's calls tell nothing.
+        if "Connection closed by peer" not in str(error) and "Connection reset by peer" not in str(error):
+            raise
+        print(f"rank {layout.rank}: another rank has ended.", file=sys.stderr, flush=True)
+        time.sleep(1)  # so that torchrun finds that one first
+        sys.exit(1)
     finally:
         log.close()
     parallel.stop()

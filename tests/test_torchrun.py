@@ -1,0 +1,20 @@
+"""How a run's processes end: in a line each, and with the status of the one that failed first."""
+
+from __future__ import annotations
+
+import json
+
+from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, run
+
+
+def test_what_a_user_can_mend_is_a_sentence_on_several_processes(tmp_path):
+    """The first rank finds a bad record while the others wait for it."""
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"instruction": "Count.", "outputt": "One."}] * 4))
+    paths = dict(TRAIN_DATASET_PATH=data, VALID_DATASET_PATH=data, OUTPUT_BASEPATH=tmp_path / "out")
+    values = {**FINETUNE_ARGUMENTS, "MODEL_SIZE": "tiny", **paths}
+    result = run(FINETUNE, *values.values(), "--tokenizer-path", GOLDEN / "hf_mha", processes=2)
+    assert result.returncode == 2
+    assert "data.json, sample 1: it has neither 'output' nor 'content'" in result.stdout
+    assert "rank 0 was the first to end early, with status 2" in result.stdout
+    assert "Traceback" not in result.stdout
