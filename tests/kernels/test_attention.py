@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 
 import pytest
@@ -7,10 +9,10 @@ from megatron_patch.kernels.attention import (
     _last_bounds,
     attention,
     choose_attention_backend,
-    flash_attn_4_fault,
     is_installed,
     segment_bounds,
 )
+from tests.launching import ROOT
 
 CUDA = torch.cuda.is_available()
 FUSED = ["cudnn", "flash", "efficient", "math"] if CUDA else ["sdpa", "math"]
@@ -105,7 +107,7 @@ def test_choice_says_why(device):
         assert name in ("flash_attn_4", "flash_attn", "cudnn", "flash") and why
 
 
-def test_flash_attn_4_without_what_it_needs(tmp_path, monkeypatch):
+def test_flash_attn_4_without_what_it_needs(tmp_path):
     """pip lists it, importing it fails: training goes on with the next best and says so at its start."""
     (tmp_path / "flash_attn_4-4.0.0.dist-info").mkdir()
     (tmp_path / "flash_attn_4-4.0.0.dist-info" / "METADATA").write_text("Name: flash-attn-4\nVersion: 4.0.0\n")
@@ -113,17 +115,15 @@ def test_flash_attn_4_without_what_it_needs(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch(), (package / "__init__.py").touch()
     (package / "interface.py").write_text("import no_such_cutlass\n")
-    for name in [name for name in sys.modules if name.split(".")[0] == "flash_attn"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    is_installed.cache_clear(), flash_attn_4_fault.cache_clear()
-    try:
-        name, why = choose_attention_backend("cuda", torch.bfloat16, 128, False)
-    finally:
-        is_installed.cache_clear(), flash_attn_4_fault.cache_clear()
-    assert name == "cudnn" and why.startswith("cuDNN") and "cannot be imported: No module named 'no_such_cutlass'" in why
+    code = (
+        "import torch; from megatron_patch.kernels.attention import choose_attention_backend as choose;"
+        "torch.cuda.get_device_capability = lambda device: (9, 0); torch.backends.cudnn.is_available = lambda: True;"
+        "print(*choose('cuda', torch.bfloat16, 128, False))"
+    )
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("cudnn cuDNN")
+    assert "flash-attn 4 is installed but cannot be imported: No module named 'no_such_cutlass'" in result.stdout
 
 
 def test_errors(draw):
