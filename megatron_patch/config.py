@@ -112,9 +112,8 @@ class TrainConfig:
     @property
     def sample_length(self) -> int:
         """Tokens of one row of a batch, S."""
-        if self.task == "finetune":
-            return self.seq_length if self.options.packing else self.pad_length
-        return self.pad_length if self.train_data_path.endswith((".json", ".jsonl")) else self.seq_length
+        text = self.task == "finetune" or self.train_data_path.endswith((".json", ".jsonl"))
+        return self.pad_length if text and not self.options.packing else self.seq_length
 
     @property
     def vocab_size(self) -> int:

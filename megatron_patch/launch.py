@@ -35,10 +35,15 @@ def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[s
 
 
 def usable_python_path(engine: str | None) -> tuple[list[str], list[str]]:
-    """PYTHONPATH's folders, and those left out of them: another Megatron there would be imported instead of the installed one."""
+    """PYTHONPATH's folders, and those left out of them: a source tree of Megatron there would be imported instead of the
+    installed engine, which may lie in another of them."""
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    left_out = [folder for folder in folders if engine is None and (Path(folder) / "megatron").is_dir()]
+    left_out = [folder for folder in folders if engine is None and _is_megatron_tree(Path(folder))]
     return [folder for folder in folders if folder not in left_out], left_out
+
+
+def _is_megatron_tree(folder: Path) -> bool:
+    return (folder / "megatron").is_dir() and not any(folder.glob("megatron_core-*.dist-info"))
 
 
 def worker_environment(engine: str | None, tensor_parallel: bool) -> dict[str, str]:
@@ -49,8 +54,6 @@ def worker_environment(engine: str | None, tensor_parallel: bool) -> dict[str, s
     if tensor_parallel:
         # Megatron's overlap of communication and products relies on kernels starting in the order of their launch.
         environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    # torchrun gives its processes 30 s from SIGTERM to SIGKILL, and a checkpoint of a large model takes minutes.
-    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

@@ -51,7 +51,8 @@ def flag(name: str) -> str:
 
 def _others(task: str, options: Options) -> Iterator[tuple[str, object, str]]:
     if not _is_split(options.split):
-        yield "--split", options.split, "it takes the shares of training, validation and test, the first above 0: write 98,2,0."
+        wanted = "it takes shares of training, validation and test, the first above 0, those left out 0: write 98,2,0."
+        yield "--split", options.split, wanted
     if options.seed >= 1 << 31:
         yield "--seed", options.seed, f"it takes a number below {1 << 31}: write {Options.seed}, for example."
     if options.profile and options.profile_step_end <= options.profile_step_start:
@@ -62,8 +63,6 @@ def _others(task: str, options: Options) -> Iterator[tuple[str, object, str]]:
     if task == "pretrain" and options.gradient_accumulation_steps > 1:
         wanted = "it is for fine-tuning; here GLOBAL_BATCH_SIZE says it: remove the flag."
         yield "--gradient-accumulation-steps", options.gradient_accumulation_steps, wanted
-    if task == "pretrain" and options.packing:
-        yield "--packing", "true", "it is for fine-tuning: remove the flag."
 
 
 def _is_split(text: str) -> bool:
@@ -71,4 +70,4 @@ def _is_split(text: str) -> bool:
         shares = [float(share) for share in text.split(",")]
     except ValueError:
         return False
-    return len(shares) == 3 and all(math.isfinite(share) and share >= 0 for share in shares) and shares[0] > 0
+    return len(shares) <= 3 and all(math.isfinite(share) and share >= 0 for share in shares) and shares[0] > 0

@@ -66,7 +66,7 @@ def plan_processes(
     In a process that torchrun started: what torchrun was told, for by then WORLD_SIZE and RANK count processes.
     """
     environ = os.environ if environ is None else environ
-    if "TORCHELASTIC_RUN_ID" in environ:
+    if "TORCHELASTIC_RUN_ID" in environ and "GROUP_WORLD_SIZE" in environ:
         return _from_torchrun(environ), []
     findings: list[str] = []
 

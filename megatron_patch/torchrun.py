@@ -1,25 +1,44 @@
-"""torchrun, but for its last words: a failure or a signal is one line and the status that it stands for, no page of its calls.
+"""torchrun, but for its manners at the end: a stop is waited for, and told in one line with the status that it stands for.
 
-The ranks have said what happened by then, each in its own words.
+The ranks have said what happened by then, each in its own words. torch before 2.12 gives processes 30 s from SIGTERM to
+SIGKILL and has no setting for it, and a checkpoint of a large model takes minutes.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+_PATIENCE = 3600  # seconds from a signal to SIGKILL; what a scheduler grants may be less
+
+
+def patient(close: Callable[..., None]) -> Callable[..., None]:
+    """`PContext.close` that waits where the user sent the signal; after a failure it waits as long as ever."""
+
+    @functools.wraps(close)
+    def wait(self: Any, death_sig: Any = None, timeout: int = 30) -> None:
+        asked = isinstance(sys.exc_info()[1], SignalException)
+        close(self, death_sig, max(timeout, _PATIENCE) if asked else timeout)
+
+    return wait
 
 
 def main(argv: list[str]) -> int:
-    """The status to leave with: that of the rank that failed first, 128 and more for a signal, as shells have it."""
+    """The status to leave with: that of this node's rank that failed first, 128 and more for a signal, as shells have it."""
+    PContext.close = patient(PContext.close)
     try:
         run.main(argv)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-        print(f"rank {rank} was the first to end early, with status {status}; what it said stands above.", file=sys.stderr)
+        first = f"rank {rank} was the first of this node to end early, with status {status}"
+        print(f"{first}; what it said stands above.", file=sys.stderr)
         return status
     except SignalException as error:
         print(f"stopped by {error.sigval.name}.", file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 from simple_parsing import ArgumentParser, DashVariant
 
 from megatron_patch.arguments import Argument, Findings, UsageParser, is_whole, numbered
-from megatron_patch.checkpoint.layout import read_model_description, resolve_checkpoint
+from megatron_patch.checkpoint.layout import TRACKER, read_model_description, resolve_checkpoint
 from megatron_patch.config import PRECISIONS, RECOMPUTATIONS, Options, TrainConfig
 from megatron_patch.data.indexed import check_indexed_dataset
 from megatron_patch.data_paths import data_bytes, data_findings, is_json, parse_data_path
@@ -176,42 +176,56 @@ class _Reader:
         size = self.choice("MODEL_SIZE", (*TRAINING_SIZES, "auto"))
         named = LLAMA_SIZES.get(TRAINING_SIZES.get(size, ""), LLAMA_SIZES["tiny"])
         text = self.raw["PRETRAIN_CHECKPOINT_PATH"]
-        if text == "none":
-            if size == "auto":
+        load = None if text == "none" else text
+        root = self.model_root(text) if load else self.own_root()
+        if root is None or (load is None and size != "auto"):
+            if load is None and size == "auto":
                 sizes = ", ".join(TRAINING_SIZES)
                 self.problem("MODEL_SIZE", f"auto reads the checkpoint's config.json, and the checkpoint is none: write {sizes}.")
-            return None, named
-        root = checkpoint_root(Path(text))
-        if root is None:
-            self.problem(
-                "PRETRAIN_CHECKPOINT_PATH",
-                "there is no checkpoint there (a folder with latest_checkpointed_iteration.txt): "
-                "write the folder that model_convertor.sh made, or none for random weights.",
-            )
-            return text, named
-        try:
-            resolve_checkpoint(Path(text))
-        except ValueError as error:
-            self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
-            return text, named
+            return load, named
         if size != "auto" and not (root / "config.json").is_file():
             self.notes.append(f"{root} has no config.json; MODEL_SIZE {size} says what its model is.")
-            return text, named
+            return load, named
         try:
             model = read_hf_config(root)
         except ValueError as error:
             self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
-            return text, named
+            return load, named
         differences = shape_differences(named, model) if size != "auto" else []
         if differences:
             found = "; ".join(differences)
             self.problem("MODEL_SIZE", f"the checkpoint's config.json disagrees ({found}): write auto, or another checkpoint.")
-        return text, model
+        return load, model
+
+    def own_root(self) -> Path | None:
+        """This run's own folder of checkpoints, where it has one to go on from."""
+        root = Path(self.raw["OUTPUT_BASEPATH"]) / "checkpoint" / self.name()
+        return root if (root / TRACKER).is_file() else None
+
+    def model_root(self, text: str) -> Path | None:
+        """The folder with config.json: PRETRAIN_CHECKPOINT_PATH's, or the run's own where that has gone and is not needed."""
+        root, own = checkpoint_root(Path(text)), self.own_root()
+        found = (
+            "there is no checkpoint there (a folder with latest_checkpointed_iteration.txt): "
+            "write the folder that model_convertor.sh made, or none for random weights."
+        )
+        try:
+            if root is not None:
+                resolve_checkpoint(Path(text))
+                return root
+        except ValueError as error:
+            found = str(error)
+        if own is None:
+            self.problem("PRETRAIN_CHECKPOINT_PATH", found)
+        else:
+            gone = found.partition(":")[0]
+            self.notes.append(f"PRETRAIN_CHECKPOINT_PATH {text}: {gone}; the run goes on from its own checkpoint.")
+        return own
 
     def extra_vocabulary(self, load: str | None) -> int:
         extra = self.whole("EXTRA_VOCAB_SIZE", 0)
         try:
-            recorded = recorded_extra_vocabulary(Path(load)) if load else None
+            recorded = recorded_extra_vocabulary(Path(load)) if load and self.own_root() is None else None
         except ValueError as error:
             self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
             recorded = None
@@ -289,15 +303,17 @@ class _Reader:
                     self.problem(name, sentence)
         if json_data:
             self.tokenizer(options)
+        elif options.packing:
+            self.findings.add_flag("--packing", "true", "it is for JSON data; indexed data is packed as it is: remove the flag.")
         paths = {"train_data_path": train, "valid_data_path": valid, "train_data_bytes": data_bytes(train, json_data)}
         return {"seq_length": seq, "pad_length": pad, **paths}
 
     def tokenizer(self, options: Options) -> None:
         """JSON data is text: the checkpoint's folder or --tokenizer-path must hold a tokenizer."""
-        folder = options.tokenizer_path
         name = self.raw["PRETRAIN_CHECKPOINT_PATH"]
         root = None if name == "none" else checkpoint_root(Path(name))
-        if not folder and (name == "none" or root is not None) and not holds_tokenizer(root):
+        known = options.tokenizer_path or holds_tokenizer(root) or holds_tokenizer(self.own_root())
+        if not known and (name == "none" or root is not None):
             self.problem(
                 "PRETRAIN_CHECKPOINT_PATH",
                 "JSON data needs a tokenizer, and there is no tokenizer.model and no tokenizer.json beside the checkpoint: "

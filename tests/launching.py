@@ -16,6 +16,11 @@ PRETRAIN = ROOT / "examples/llama2/run_pretrain_megatron_llama.sh"
 FINETUNE = ROOT / "examples/llama2/run_finetune_megatron_llama.sh"
 ENGINE = "/root/Megatron-LM-230512"  # the document's MEGATRON_PATH; it need not exist
 
+# What DLC or torchrun sets.
+_JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "KUBERNETES_CONTAINER_RESOURCE_GPU")
+# Numbers of processes are the test's, with GPUs too; tests/gpu takes this away.
+HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
+
 PRETRAIN_ARGUMENTS = dict(
     ENV="dsw", MEGATRON_PATH=ENGINE, MEGATRON_PATCH_PATH=str(ROOT), MODEL_SIZE="auto", BATCH_SIZE=1, GLOBAL_BATCH_SIZE=4,
     LR="1e-3", MIN_LR="1e-4", SEQ_LEN=32, PAD_LEN=32, EXTRA_VOCAB_SIZE=0, PR="fp32", TP=1, PP=1, AC="sel", DO="false",
@@ -32,8 +37,8 @@ FINETUNE_ARGUMENTS = dict(
 def environment(processes: int | None = None, job: Mapping[str, object] | None = None) -> dict[str, str]:
     """A user's environment, without what torchrun or DLC would have left in it; `processes` is GPUS_PER_NODE, `job` what DLC
     sets."""
-    values = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
-    values.update(PYTHON=sys.executable, PYTHONWARNINGS="ignore")
+    values = {key: value for key, value in os.environ.items() if key not in _JOB and not key.startswith("TORCHELASTIC")}
+    values.update(PYTHON=sys.executable, PYTHONWARNINGS="ignore", **HIDDEN)
     if processes is not None:
         values["GPUS_PER_NODE"] = str(processes)
     return values | {name: str(value) for name, value in (job or {}).items()}

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 
+import pytest
+from torch.distributed.elastic.multiprocessing.api import SignalException
+
+from megatron_patch.torchrun import patient
 from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, run
 
 
@@ -16,5 +21,16 @@ def test_what_a_user_can_mend_is_a_sentence_on_several_processes(tmp_path):
     result = run(FINETUNE, *values.values(), "--tokenizer-path", GOLDEN / "hf_mha", processes=2)
     assert result.returncode == 2
     assert "data.json, sample 1: it has neither 'output' nor 'content'" in result.stdout
-    assert "rank 0 was the first to end early, with status 2" in result.stdout
+    assert "rank 0 was the first of this node to end early, with status 2" in result.stdout
     assert "Traceback" not in result.stdout
+
+
+@pytest.mark.parametrize("failure, waits", [(SignalException("stopped", signal.SIGTERM), 3600), (RuntimeError("failed"), 30)])
+def test_only_a_stop_is_waited_for(failure, waits):
+    given = []
+    close = patient(lambda self, death_sig, timeout: given.append(timeout))
+    try:
+        raise failure
+    except type(failure):
+        close(None, signal.SIGTERM, 30)
+    assert given == [waits]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_patch.arguments import is_whole
@@ -53,13 +55,29 @@ def _check_same_run(config: TrainConfig, folder: Path) -> None:
     before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(config.as_dict()))
     # A checkpoint of an earlier version lacks what has been added since.
     pairs = [(name, before[name], now[name]) for name in now if name not in _FREE | {"options"} and name in before]
+    old_options, decisive = before.get("options", {}), set(_DECISIVE_OPTIONS)
+    if is_json(config.train_data_path) and old_options.get("tokenizer_path") and config.options.tokenizer_path:
+        decisive.add("tokenizer_path")
+    pairs += [(name, old_options.get(name), now["options"][name]) for name in sorted(decisive)]
     if config.load is None:  # `none` names no other model to start from
         pairs = [pair for pair in pairs if pair[0] != "load"]
-    decisive = _DECISIVE_OPTIONS | ({"tokenizer_path"} if is_json(config.train_data_path) else set())
-    pairs += [(name, before.get("options", {}).get(name), now["options"][name]) for name in sorted(decisive)]
-    different = [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if old != new]
+    different = [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if not _same(name, old, new)]
     if different:
         raise ValueError(
             f"{folder.parent} holds a run of the same name with other arguments: {'; '.join(different)}. "
             "Write another OUTPUT_BASEPATH, or the arguments of that run to go on with it."
         )
+
+
+def _same(name: str, old: object, new: object) -> bool:
+    if name in ("load", "tokenizer_path") and isinstance(old, str) and isinstance(new, str):
+        return os.path.realpath(old) == os.path.realpath(new)
+    return old == new
+
+
+def with_recorded_load(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The configuration of a run that goes on from `folder`: started again with `none`, it still began with its model."""
+    path = folder / "run_config.json"
+    if config.load is not None or not path.is_file():
+        return config
+    return replace(config, load=json.loads(path.read_text(encoding="utf-8")).get("load"))

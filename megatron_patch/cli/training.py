@@ -41,7 +41,7 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         # gloo's word for a rank that has ended; that one says why, and this one's calls tell nothing.
         if "Connection closed by peer" not in str(error) and "Connection reset by peer" not in str(error):
             raise
-        print(f"rank {layout.rank}: another rank has ended.", file=sys.stderr, flush=True)
+        print(f"rank {layout.rank}: another rank has ended ({str(error).strip().splitlines()[0]}).", file=sys.stderr, flush=True)
         time.sleep(1)  # so that torchrun finds that one first
         sys.exit(1)
     finally:

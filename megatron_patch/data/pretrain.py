@@ -17,7 +17,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.finetune import json_run_data
-from megatron_patch.data.indexed import lengths_fingerprint
+from megatron_patch.data.indexed import lengths_fingerprint, read_index
 from megatron_patch.data.run_data import RunData
 from megatron_patch.data.run_tokenizer import run_tokenizer
 from megatron_patch.data.samplers import BatchPlan
@@ -28,14 +28,15 @@ def pretrain_run_data(config: TrainConfig, layout: Layout, say: Callable[[str], 
     """The data of DATASET_PATH for TRAIN_TOKENS, evaluated every `--eval-interval` iterations."""
     if is_json(config.train_data_path):
         return json_run_data(config, layout, say)
-    train, valid = _gpt_datasets(config, run_tokenizer(config, text=False))
     options = config.options
+    split = usable_split(options.split, parse_data_path(config.train_data_path))
+    train, valid = _gpt_datasets(config, split, run_tokenizer(config, text=False))
 
     def plan(samples: int) -> BatchPlan:
         return BatchPlan(samples, config.global_batch_size, config.micro_batch_size, layout.data_parallel_size)
 
     if valid is None and options.eval_interval and options.eval_iters:
-        say(f"  the split {options.split} leaves no validation data; evaluation is skipped")
+        say(f"  the split {options.split} leaves no validation data of each pair; evaluation is skipped")
     return RunData(
         train=train,
         valid=valid,
@@ -54,7 +55,26 @@ def _evaluations(config: TrainConfig) -> int:
     return config.train_iters // config.options.eval_interval + 1 if config.options.eval_interval else 0
 
 
-def _gpt_datasets(config: TrainConfig, tokenizer: Any) -> tuple[Any, Any | None]:
+def usable_split(split: str, pairs: list[tuple[float, str]]) -> str:
+    """`split` with 0 for a share that leaves some pair no document, of which core's datasets would look for ever for an epoch.
+
+    Raises:
+        ValueError: a pair has no document for training; or cannot be read.
+    """
+    shares = [float(share) for share in split.split(",")]
+    shares += [0.0] * (3 - len(shares))
+    ends = np.cumsum([0.0, *shares]) / sum(shares)
+    for _, prefix in pairs:
+        documents = read_index(prefix).boundaries - 1
+        for place in range(3):
+            if round(ends[place] * documents) == round(ends[place + 1] * documents):
+                shares[place] = 0.0
+        if shares[0] == 0.0:
+            raise ValueError(f"{prefix} has {documents} documents, of which the split {split} leaves none for training.")
+    return ",".join(f"{share:g}" for share in shares)
+
+
+def _gpt_datasets(config: TrainConfig, split: str, tokenizer: Any) -> tuple[Any, Any | None]:
     """Training and validation samples of SEQ_LEN tokens, as many as the run takes; None where the split leaves none.
 
     Raises:
@@ -69,7 +89,7 @@ def _gpt_datasets(config: TrainConfig, tokenizer: Any) -> tuple[Any, Any | None]
         random_seed=options.seed,
         sequence_length=config.seq_length,
         blend=(prefixes, weights if len(pairs) > 1 else None),
-        split=options.split,
+        split=split,
         path_to_cache=str(folder),
         tokenizer=tokenizer,
         reset_position_ids=False,
@@ -81,7 +101,7 @@ def _gpt_datasets(config: TrainConfig, tokenizer: Any) -> tuple[Any, Any | None]
     with _damage_named(folder):
         train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, gpt).build()
     if train is None:
-        raise ValueError(f"The split {options.split} leaves no training data in {config.train_data_path}.")
+        raise ValueError(f"The split {split} leaves no training data in {config.train_data_path}.")
     return train, valid
 
 

@@ -26,11 +26,11 @@ class VocabularyOnly:
 
 
 def tokenizer_folder(config: TrainConfig) -> Path | None:
-    """The folder that `--tokenizer-path` names or that holds the checkpoint, if a tokenizer is in it."""
+    """The folder that `--tokenizer-path` names, or that holds the checkpoint or the run's own, if a tokenizer is in it."""
     if config.options.tokenizer_path:
         return Path(config.options.tokenizer_path)
     root = checkpoint_root(Path(config.load)) if config.load else None
-    return root if holds_tokenizer(root) else None
+    return next((folder for folder in (root, Path(config.checkpoint_folder)) if holds_tokenizer(folder)), None)
 
 
 def run_tokenizer(config: TrainConfig, *, text: bool) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_patch.checkpoint import training as checkpoints
-from megatron_patch.checkpoint.own_run import own_checkpoint
+from megatron_patch.checkpoint.own_run import own_checkpoint, with_recorded_load
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.data.loading import Batch, micro_batches
@@ -209,6 +209,7 @@ def start_state(state: TrainState, log: RunLog) -> None:
     if own is not None:
         # Said before it is done, since reading a large state takes minutes.
         log.line(f"  going on from iteration {int(own.name.removeprefix('iter_'))}: {own}")
+        state.config = with_recorded_load(config, own)
         progress = checkpoints.resume(own, state.model, state.optimizer, state.scheduler)
         for name, value in vars(progress).items():
             setattr(state, name, value)

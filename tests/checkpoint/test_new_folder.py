@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 
 import pytest
 
@@ -78,11 +79,13 @@ def test_what_another_process_of_our_number_left_is_removed(tmp_path):
 
 
 def test_what_a_living_process_makes_is_left_alone(tmp_path):
-    other = tmp_path / f"target.partial-{socket.gethostname()}-{os.getppid()}"
-    other.mkdir()
-    with new_folder(tmp_path / "target"):
-        pass
-    assert other.is_dir()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        other = tmp_path / f"target.partial-{socket.gethostname()}-{process.pid}"
+        other.mkdir()
+        with new_folder(tmp_path / "target"):
+            pass
+        assert other.is_dir()
+        process.kill()
 
 
 def test_the_old_model_is_not_removed_where_nothing_has_taken_its_place(tmp_path):

@@ -111,6 +111,14 @@ def test_a_run_goes_on_only_from_its_own_model_and_data(tmp_path):
     succeed(run(FINETUNE, *first.values(), processes=1))
     again = succeed(run(FINETUNE, *first.values(), processes=1))
     assert "going on from iteration 4" in again and "nothing is left to do: the run has its 4 iterations" in again
+    # By another name, without one, and when it has gone, it is the model that the run began with.
+    link = tmp_path / "link"
+    link.symlink_to(models[0])
+    for name in (f"{models[0]}/", link, "none", models[0]):
+        succeed(run(FINETUNE, *{**first, "PRETRAIN_CHECKPOINT_PATH": name}.values(), processes=1))
+    moved = models[0].rename(tmp_path / "elsewhere")
+    assert "the run goes on from its own checkpoint" in succeed(run(FINETUNE, *first.values(), processes=1))
+    moved.rename(models[0])
     other = run(FINETUNE, *{**first, "PRETRAIN_CHECKPOINT_PATH": models[1]}.values(), processes=1)
     assert other.returncode == 2 and f"load was '{models[0]}' and is '{models[1]}'" in other.stdout
     data.write_text(json.dumps(samples * 2))
