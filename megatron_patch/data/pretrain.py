@@ -36,7 +36,7 @@ def pretrain_run_data(config: TrainConfig, layout: Layout, say: Callable[[str], 
         return BatchPlan(samples, config.global_batch_size, config.micro_batch_size, layout.data_parallel_size)
 
     if valid is None and options.eval_interval and options.eval_iters:
-        say(f"  the split {options.split} leaves no validation data of each pair; evaluation is skipped")
+        say(f"  the split {options.split} leaves no validation data; evaluation is skipped")
     return RunData(
         train=train,
         valid=valid,
