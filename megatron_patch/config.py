@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from megatron_patch.checkpoint_paths import run_root
+from megatron_patch.data_paths import is_json
 from megatron_patch.model_config import LlamaConfig
 
 PRECISIONS = ("fp16", "bf16", "fp32")
@@ -112,7 +114,7 @@ class TrainConfig:
     @property
     def sample_length(self) -> int:
         """Tokens of one row of a batch, S."""
-        text = self.task == "finetune" or self.train_data_path.endswith((".json", ".jsonl"))
+        text = self.task == "finetune" or is_json(self.train_data_path)
         return self.pad_length if text and not self.options.packing else self.seq_length
 
     @property
@@ -122,7 +124,7 @@ class TrainConfig:
 
     @property
     def checkpoint_folder(self) -> str:
-        return f"{self.output_path.rstrip('/')}/checkpoint/{self.name}"
+        return str(run_root(self.output_path, self.name))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

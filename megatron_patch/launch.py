@@ -46,10 +46,9 @@ def _is_megatron_tree(folder: Path) -> bool:
     return (folder / "megatron").is_dir() and not any(folder.glob("megatron_core-*.dist-info"))
 
 
-def worker_environment(engine: str | None, tensor_parallel: bool) -> dict[str, str]:
+def worker_environment(engine: str | None, inherited: list[str], tensor_parallel: bool) -> dict[str, str]:
     """The environment of the training processes: this project, and MEGATRON_PATH's tree where it is used, importable."""
     environment = dict(os.environ)
-    inherited, _ = usable_python_path(engine)
     environment["PYTHONPATH"] = os.pathsep.join(path for path in (engine, str(_ROOT), *inherited) if path)
     if tensor_parallel:
         # Megatron's overlap of communication and products relies on kernels starting in the order of their launch.
@@ -67,7 +66,8 @@ def main(argv: list[str]) -> None:
     reading = read(task, flags)
     engine, line = choose_engine(reading.megatron_path)
     print(line, flush=True)
-    for folder in usable_python_path(engine)[1]:
+    inherited, left_out = usable_python_path(engine)
+    for folder in left_out:
         print(f"PYTHONPATH names {folder}, which holds another Megatron; it is left out.", flush=True)
     for note in reading.notes:
         print(note, flush=True)
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
         sys.exit(2)
     command = torchrun_command(task, reading.processes, flags)
     tensor_parallel = reading.config.tensor_model_parallel_size > 1
-    os.execve(command[0], command, worker_environment(engine, tensor_parallel))
+    os.execve(command[0], command, worker_environment(engine, inherited, tensor_parallel))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from pathlib import Path
 from simple_parsing import ArgumentParser, DashVariant
 
 from megatron_patch.arguments import Argument, Findings, UsageParser, is_whole, numbered
-from megatron_patch.checkpoint.layout import TRACKER, read_model_description, resolve_checkpoint
+from megatron_patch.checkpoint.layout import CheckpointLocation
 from megatron_patch.config import PRECISIONS, RECOMPUTATIONS, Options, TrainConfig
 from megatron_patch.data.indexed import check_indexed_dataset
 from megatron_patch.data_paths import data_bytes, data_findings, is_json, parse_data_path
-from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
+from megatron_patch.model_arguments import ModelReader
+from megatron_patch.model_config import LlamaConfig
 from megatron_patch.option_ranges import option_findings
 from megatron_patch.processes import Processes, plan_processes
 
@@ -107,33 +108,14 @@ def _parse(task: str, arguments: dict[str, Argument], argv: Sequence[str]) -> tu
     return {name: getattr(parsed, argument.dest) for name, argument in arguments.items()}, parsed.options
 
 
-@dataclass
-class _Reader:
-    """One pass over the raw strings; each method reads one group of arguments and notes what is wrong in it."""
-
-    task: str
-    arguments: dict[str, Argument]
-    raw: dict[str, str]
-    findings: Findings
-    notes: list[str]
-
-    def whole(self, name: str, minimum: int = 1) -> int:
-        return self.findings.whole(self.arguments[name], self.raw[name], minimum)
-
-    def choice(self, name: str, allowed: Sequence[str]) -> str:
-        return self.findings.choice(self.arguments[name], self.raw[name], allowed)
-
-    def boolean(self, name: str) -> bool:
-        return self.findings.boolean(self.arguments[name], self.raw[name])
-
-    def problem(self, name: str, sentence: str) -> None:
-        self.findings.add(self.arguments[name], self.raw[name], sentence)
+class _Reader(ModelReader):
+    """The rest of the arguments, one group a method."""
 
     def reading(self, options: Options) -> Reading:
         env = self.choice("ENV", ("dsw", "dlc"))
         self.patch_path()
-        load, model = self.checkpoint_and_model()
-        extra = self.extra_vocabulary(load)
+        source, model = self.source_and_model()
+        extra = self.extra_vocabulary(source)
         tp, pp = self.layout(model, extra)
         processes, findings = plan_processes(env, tp * pp)
         for sentence in findings:
@@ -147,7 +129,7 @@ class _Reader:
             name=self.name(),
             model=model,
             extra_vocab_size=extra,
-            load=load,
+            load=None if self.raw["PRETRAIN_CHECKPOINT_PATH"] == "none" else self.raw["PRETRAIN_CHECKPOINT_PATH"],
             output_path=self.raw["OUTPUT_BASEPATH"],
             tensor_model_parallel_size=tp,
             pipeline_model_parallel_size=pp,
@@ -159,7 +141,7 @@ class _Reader:
             micro_batch_size=micro,
             global_batch_size=self.global_batch_size(micro, data_parallel, options.gradient_accumulation_steps),
             **self.rates(),
-            **self.data(tp, model.vocab_size + extra, options),
+            **self.data(tp, model.vocab_size + extra, options, source),
             **self.duration(),
             options=options,
         )
@@ -171,67 +153,6 @@ class _Reader:
         if not (folder / "megatron_patch" / "launch.sh").is_file():
             here = Path(__file__).resolve().parents[1]
             self.problem("MEGATRON_PATCH_PATH", f"it takes the folder that holds this project's megatron_patch/: write {here}.")
-
-    def checkpoint_and_model(self) -> tuple[str | None, LlamaConfig]:
-        size = self.choice("MODEL_SIZE", (*TRAINING_SIZES, "auto"))
-        named = LLAMA_SIZES.get(TRAINING_SIZES.get(size, ""), LLAMA_SIZES["tiny"])
-        text = self.raw["PRETRAIN_CHECKPOINT_PATH"]
-        load = None if text == "none" else text
-        root = self.model_root(text) if load else self.own_root()
-        if root is None or (load is None and size != "auto"):
-            if load is None and size == "auto":
-                sizes = ", ".join(TRAINING_SIZES)
-                self.problem("MODEL_SIZE", f"auto reads the checkpoint's config.json, and the checkpoint is none: write {sizes}.")
-            return load, named
-        if size != "auto" and not (root / "config.json").is_file():
-            self.notes.append(f"{root} has no config.json; MODEL_SIZE {size} says what its model is.")
-            return load, named
-        try:
-            model = read_hf_config(root)
-        except ValueError as error:
-            self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
-            return load, named
-        differences = shape_differences(named, model) if size != "auto" else []
-        if differences:
-            found = "; ".join(differences)
-            self.problem("MODEL_SIZE", f"the checkpoint's config.json disagrees ({found}): write auto, or another checkpoint.")
-        return load, model
-
-    def own_root(self) -> Path | None:
-        """This run's own folder of checkpoints, where it has one to go on from."""
-        root = Path(self.raw["OUTPUT_BASEPATH"]) / "checkpoint" / self.name()
-        return root if (root / TRACKER).is_file() else None
-
-    def model_root(self, text: str) -> Path | None:
-        """The folder with config.json: PRETRAIN_CHECKPOINT_PATH's, or the run's own where that has gone and is not needed."""
-        root, own = checkpoint_root(Path(text)), self.own_root()
-        found = (
-            "there is no checkpoint there (a folder with latest_checkpointed_iteration.txt): "
-            "write the folder that model_convertor.sh made, or none for random weights."
-        )
-        try:
-            if root is not None:
-                resolve_checkpoint(Path(text))
-                return root
-        except ValueError as error:
-            found = str(error)
-        if own is None:
-            self.problem("PRETRAIN_CHECKPOINT_PATH", found)
-        else:
-            gone = found.partition(":")[0]
-            self.notes.append(f"PRETRAIN_CHECKPOINT_PATH {text}: {gone}; the run goes on from its own checkpoint.")
-        return own
-
-    def extra_vocabulary(self, load: str | None) -> int:
-        extra = self.whole("EXTRA_VOCAB_SIZE", 0)
-        try:
-            recorded = recorded_extra_vocabulary(Path(load)) if load and self.own_root() is None else None
-        except ValueError as error:
-            self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
-            recorded = None
-        if recorded is not None and recorded != extra:
-            self.problem("EXTRA_VOCAB_SIZE", f"the checkpoint was converted with {recorded}: write {recorded}.")
-        return extra
 
     def layout(self, model: LlamaConfig, extra: int) -> tuple[int, int]:
         tp, pp = self.whole("TP"), self.whole("PP")
@@ -286,7 +207,7 @@ class _Reader:
             self.problem("MIN_LR", f"it must not be above LR = {self.raw['LR']}: write a smaller one.")
         return {"lr": lr, "min_lr": min_lr}
 
-    def data(self, tp: int, vocabulary: int, options: Options) -> dict[str, object]:
+    def data(self, tp: int, vocabulary: int, options: Options, source: CheckpointLocation | None) -> dict[str, object]:
         train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
         train = self.raw[train_name]
         json_data = self.task == "finetune" or is_json(train)
@@ -302,23 +223,11 @@ class _Reader:
                 for sentence in data_findings(path, json_data) or self.index_findings(path, json_data, vocabulary):
                     self.problem(name, sentence)
         if json_data:
-            self.tokenizer(options)
+            self.tokenizer(options, source)
         elif options.packing:
             self.findings.add_flag("--packing", "true", "it is for JSON data; indexed data is packed as it is: remove the flag.")
         paths = {"train_data_path": train, "valid_data_path": valid, "train_data_bytes": data_bytes(train, json_data)}
         return {"seq_length": seq, "pad_length": pad, **paths}
-
-    def tokenizer(self, options: Options) -> None:
-        """JSON data is text: the checkpoint's folder or --tokenizer-path must hold a tokenizer."""
-        name = self.raw["PRETRAIN_CHECKPOINT_PATH"]
-        root = None if name == "none" else checkpoint_root(Path(name))
-        known = options.tokenizer_path or holds_tokenizer(root) or holds_tokenizer(self.own_root())
-        if not known and (name == "none" or root is not None):
-            self.problem(
-                "PRETRAIN_CHECKPOINT_PATH",
-                "JSON data needs a tokenizer, and there is no tokenizer.model and no tokenizer.json beside the checkpoint: "
-                "copy one there, or add --tokenizer-path FOLDER after the last argument.",
-            )
 
     def index_findings(self, text: str, json_data: bool, vocabulary: int) -> list[str]:
         """What a look into the indexed files finds: sizes, format, and whether sampled tokens fit the vocabulary."""
@@ -354,51 +263,6 @@ class _Reader:
             self.problem("OUTPUT_BASEPATH", "it takes a folder, which is made where it does not exist: write another path.")
         elif not os.access(there, os.W_OK | os.X_OK):
             self.problem("OUTPUT_BASEPATH", f"nothing can be written in {there}: write another path, or change its permissions.")
-
-    def name(self) -> str:
-        """NAME of the run, spelt as in the original scripts."""
-        r = self.raw
-        if self.task == "pretrain":
-            return (
-                f"{r['ENV']}-pretrain-megatron-llama-{r['MODEL_SIZE']}-lr-{r['LR']}-bs-{r['BATCH_SIZE']}"
-                f"-seqlen-{r['SEQ_LEN']}-pr-{r['PR']}-tp-{r['TP']}-pp-{r['PP']}-ac-{r['AC']}-do-{r['DO']}-sp-{r['SP']}"
-                f"-tt-{r['TRAIN_TOKENS']}-wt-{r['WARMUP_TOKENS']}"
-            )
-        return (
-            f"{r['ENV']}-finetune-megatron-llama-{r['MODEL_SIZE']}-lr-{r['LR']}-ep-{r['EPOCH']}-bs-{r['BATCH_SIZE']}"
-            f"-seqlen-{r['SEQ_LEN']}-pr-{r['PR']}--do-{r['DO']}-tp-{r['TP']}-ac-{r['AC']}-sp-{r['SP']}"
-        )
-
-
-def checkpoint_root(path: Path) -> Path | None:
-    """The folder with the tracker file: `path` itself, or its parent where `path` is one iteration's folder."""
-    for folder in (path, path.parent):
-        if (folder / "latest_checkpointed_iteration.txt").is_file():
-            return folder if folder == path or path.is_dir() else None
-    return None
-
-
-def holds_tokenizer(folder: Path | None) -> bool:
-    """Whether one of the files that `data.tokenizer` reads is there."""
-    return folder is not None and any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
-
-
-def recorded_extra_vocabulary(path: Path) -> int | None:
-    """EXTRA_VOCAB_SIZE that a checkpoint was converted or trained with; None where it records none.
-
-    Raises:
-        ValueError: its model.json cannot be read.
-    """
-    root = checkpoint_root(path)
-    if root is None:
-        return None
-    folder = path
-    if root == path:
-        tracker = (root / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8").strip()
-        folder = root / (f"iter_{int(tracker):07d}" if tracker.isdigit() else tracker)
-    description = read_model_description(folder)
-    return None if description is None else description.extra_vocab_size
-
 
 def _list_divisors(number: int, limit: int = 64) -> str:
     return ", ".join(str(n) for n in range(1, min(number, limit) + 1) if number % n == 0)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patch import __version__
+from megatron_patch.checkpoint_paths import TRACKER
 from megatron_patch.megatron_path import installed_version
 from megatron_patch.model_config import LlamaConfig
 
-TRACKER = "latest_checkpointed_iteration.txt"
 DESCRIPTION = "model.json"
 # What stands beside the weights so that tokenizers and transformers open them.
 TOKENIZER_FILES = (

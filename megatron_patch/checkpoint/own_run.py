@@ -55,12 +55,8 @@ def _check_same_run(config: TrainConfig, folder: Path) -> None:
     before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(config.as_dict()))
     # A checkpoint of an earlier version lacks what has been added since.
     pairs = [(name, before[name], now[name]) for name in now if name not in _FREE | {"options"} and name in before]
-    old_options, decisive = before.get("options", {}), set(_DECISIVE_OPTIONS)
-    if is_json(config.train_data_path) and old_options.get("tokenizer_path") and config.options.tokenizer_path:
-        decisive.add("tokenizer_path")
-    pairs += [(name, old_options.get(name), now["options"][name]) for name in sorted(decisive)]
-    if config.load is None:  # `none` names no other model to start from
-        pairs = [pair for pair in pairs if pair[0] != "load"]
+    decisive = _DECISIVE_OPTIONS | ({"tokenizer_path"} if is_json(config.train_data_path) else set())
+    pairs += [(name, before.get("options", {}).get(name), now["options"][name]) for name in sorted(decisive)]
     different = [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if not _same(name, old, new)]
     if different:
         raise ValueError(
@@ -70,9 +66,10 @@ def _check_same_run(config: TrainConfig, folder: Path) -> None:
 
 
 def _same(name: str, old: object, new: object) -> bool:
-    if name in ("load", "tokenizer_path") and isinstance(old, str) and isinstance(new, str):
-        return os.path.realpath(old) == os.path.realpath(new)
-    return old == new
+    """Folders are the same by any path; without one, a run goes on with the model and the tokenizer of its own checkpoints."""
+    if name in ("load", "tokenizer_path") and old and new:
+        return os.path.realpath(str(old)) == os.path.realpath(str(new))
+    return old == new or (name == "load" and new is None) or name == "tokenizer_path"
 
 
 def with_recorded_load(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -17,13 +17,13 @@ from pathlib import Path
 from megatron_patch.checkpoint.layout import (
     COMPANIONS,
     TOKENIZER_FILES,
-    TRACKER,
     copy_companions,
     flush,
     read_tracker,
     resolve_checkpoint,
     write_text,
 )
+from megatron_patch.checkpoint_paths import checkpoint_root, holds_tokenizer
 from megatron_patch.config import TrainConfig
 from megatron_patch.model_config import to_hf_config
 
@@ -104,7 +104,7 @@ def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
             copy_companions(_existing(tokenizer), root, TOKENIZER_FILES)
     if config.load:
         with _told(root, names):
-            copy_companions(_checkpoint_root(config.load), root, names)
+            copy_companions(_source_root(config.load), root, names)
     with _told(root, ("config.json",)):
         if not (root / "config.json").exists():
             write_text(root / "config.json", json.dumps(to_hf_config(config.model, dtype=dtype), indent=2) + "\n")
@@ -116,13 +116,9 @@ def _existing(folder: str) -> Path:
     return Path(folder)
 
 
-def _checkpoint_root(load: str) -> Path:
+def _source_root(load: str) -> Path:
     """The root that PRETRAIN_CHECKPOINT_PATH lies in; its iteration itself may have gone since it was loaded."""
-    path = Path(os.path.realpath(load))
-    for folder in (path, path.parent):
-        if (folder / TRACKER).is_file():
-            return folder
-    return resolve_checkpoint(_existing(load)).root
+    return checkpoint_root(Path(os.path.realpath(load))) or resolve_checkpoint(_existing(load)).root
 
 
 @contextlib.contextmanager
@@ -131,7 +127,7 @@ def _told(root: Path, names: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        if (root / "config.json").is_file() and any((root / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        if (root / "config.json").is_file() and holds_tokenizer(root):
             return
         lacking = ", ".join(name for name in names if not (root / name).exists())
         _warn(
