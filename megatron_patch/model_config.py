@@ -120,7 +120,7 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
     if refused:
         raise ValueError("config.json asks for what this LLaMA does not compute: " + "; ".join(refused) + ".")
     needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    missing = [key for key in needed if key not in hf_config]
+    missing = [key for key in needed if hf_config.get(key) is None]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}; a LLaMA config.json has all of {', '.join(needed)}.")
     heads = int(hf_config["num_attention_heads"])

@@ -38,14 +38,14 @@ def option_findings(task: str, options: Options) -> Iterator[tuple[str, object, 
         if not math.isfinite(value) or value < least or (value == least and not included):
             kind = "whole number" if isinstance(value, int) else "number"
             bound = f"of at least {least:g}" if included else f"above {least:g}"
-            yield flag(name), value, f"it takes a {kind} {bound}: write {getattr(Options, name):g}, for example."
+            yield _flag(name), value, f"it takes a {kind} {bound}: write {getattr(Options, name):g}, for example."
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(options, name) < 1:
-            yield flag(name), getattr(options, name), f"it takes a number from 0 to below 1: write {getattr(Options, name):g}."
+            yield _flag(name), getattr(options, name), f"it takes a number from 0 to below 1: write {getattr(Options, name):g}."
     yield from _others(task, options)
 
 
-def flag(name: str) -> str:
+def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 

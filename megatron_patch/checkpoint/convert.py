@@ -153,7 +153,7 @@ def write_release(folder: Path, source: Source, job: Conversion, progress: Progr
 
 def _check_space(target: Path, total: int) -> None:
     """Fail before a byte is written where the disk cannot hold the target."""
-    folder = target.absolute()
+    folder = target.resolve()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -175,7 +175,8 @@ def test_text_without_a_tokenizer_is_found_before_training(tmp_path):
 
 def test_an_output_that_cannot_be_made_is_found_before_training(tmp_path):
     (tmp_path / "file").touch()
-    assert "OUTPUT_BASEPATH" in refused(PRETRAIN, *pretrain_values(tmp_path, OUTPUT_BASEPATH=tmp_path / "file" / "below"))
+    output = refused(PRETRAIN, *pretrain_values(tmp_path, OUTPUT_BASEPATH=tmp_path / "file" / "below"))
+    assert "$24 OUTPUT_BASEPATH: got" in output and "it takes a folder, which is made where it does not exist" in output
 
 
 def test_a_checkpoint_that_is_not_whole_is_found_before_training(tmp_path):
@@ -191,7 +192,7 @@ def test_a_checkpoint_that_is_not_whole_is_found_before_training(tmp_path):
     assert "model.json is no JSON" in refused(PRETRAIN, *values)
     config = dict.fromkeys(("num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size"), 8)
     (root / "config.json").write_text(json.dumps(config | {"hidden_size": None}))
-    assert "config.json: " in refused(PRETRAIN, *values)
+    assert "config.json: config.json lacks hidden_size; a LLaMA config.json has all of" in refused(PRETRAIN, *values)
 
 
 def test_a_blend_may_be_longer_than_a_path(tmp_path):

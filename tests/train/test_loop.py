@@ -1,11 +1,11 @@
-"""The time that a log line gives an iteration, on a clock and a device of the test's own."""
+"""What a log line says: the time of an iteration, on a clock and a device of the test's own, and overflows."""
 
 from __future__ import annotations
 
 import pytest
 
 from megatron_patch.train import loop
-from megatron_patch.train.step import StepResult
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run, succeed
 
 PASSES, UPDATE = 10.0, 2.0  # seconds of an iteration: until its numbers are known, and what comes then
 
@@ -39,21 +39,19 @@ def test_every_line_counts_as_many_updates_as_iterations(monkeypatch, interval):
         window = loop._Window(follows=known)
     machine.wait()
     machine.now += 50.0  # an evaluation, which no line counts
-    window = loop._Window()
+    window.restart_clock()
     known = [machine.iterate(window) for _ in range(interval)][-1]
     lines.append(window.seconds_per_iteration(known))
     assert lines == [PASSES + UPDATE] * 4
 
 
-def test_a_save_between_two_lines_loses_no_count(monkeypatch):
-    """Only the clock stands still for it: overflows and losses are those since the last line."""
-    machine = Machine(monkeypatch)
-    window = loop._Window()
-    for found_inf in (True, False, True, False):
-        window.add(StepResult(loss=2.0 + window.iterations, tokens=1, grad_norm=1.0, found_inf=found_inf, loss_scale=1.0))
-        if window.skipped == 1 and not found_inf:
-            machine.now += 100.0
-            window.restart_clock()
-    machine.now += 2 * PASSES
-    assert window.skipped == 2 and window.losses == [3.0, 3.0]
-    assert window.seconds_per_iteration(machine.now) == PASSES
+def test_a_save_between_two_lines_loses_no_count(tmp_path):
+    """Only the clock stands still for it: the overflows of a line are those of all its iterations."""
+    values = {
+        **PRETRAIN_ARGUMENTS, "MODEL_SIZE": "tiny", "PR": "fp16", "DATASET_PATH": GOLDEN / "data" / "corpus_text_document",
+        "SAVE_INTERVAL": 3, "TRAIN_TOKENS": 4 * 4 * 32, "WARMUP_TOKENS": 0, "OUTPUT_BASEPATH": tmp_path,
+    }  # fmt: skip
+    flags = ["--log-interval", 4, "--eval-interval", 0, "--num-workers", 0, "--initial-loss-scale", 2.0**60]
+    output = succeed(run(PRETRAIN, *values.values(), *flags, processes=1))
+    assert "saved checkpoint of iteration 3" in output
+    assert "iteration        4/       4" in output and "number of skipped iterations:   4" in output
