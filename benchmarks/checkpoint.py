@@ -76,6 +76,7 @@ def main() -> None:
     from megatron_patch.checkpoint.training import Progress, save_checkpoint
     from megatron_patch.config import Options
     from megatron_patch.core import device, parallel
+    from megatron_patch.core.adam import Adam
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
     from megatron_patch.train.step import train_step
@@ -87,13 +88,20 @@ def main() -> None:
     shape = {**speed.SHAPES["7b-bf16"], "seq": 32, "gbs": 1}
     config = replace(speed.config_of(shape, Options(), None), model=model, output_path=str(base))
     layout = parallel.start(config)
-    state = build_state(config, layout, RunLog(config, active=False), 10)
-    train_step(state, speed.random_batches(config, layout))
+
+    def trained_once():
+        state = build_state(config, layout, RunLog(config, active=False), 10)
+        train_step(state, speed.random_batches(config, layout))
+        return state
+
+    state = trained_once()
+    Adam.split_parameters = lambda self: None  # core saves whole parameters
+    whole = trained_once()
 
     def save(turn: int) -> None:
         save_checkpoint(config, state.model, state.optimizer, state.scheduler, Progress(turn, 0, 0, 0))
 
-    ways = {"this project": save, "megatron-core": lambda turn: save_with_core(state, base / f"core{turn}")}
+    ways = {"this project": save, "megatron-core": lambda turn: save_with_core(whole, base / f"core{turn}")}
     print(f"{model.parameter_count(0):,} parameters on {layout.device.type}")
     for name, way in ways.items():
         for turn in (1, 2):

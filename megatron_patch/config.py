@@ -64,6 +64,8 @@ class Options:
     """`auto`: Triton kernels on GPUs; `torch`: their plain PyTorch references."""
     cuda_graphs: bool = True
     """Replay micro-batches as CUDA graphs where the run allows it (one GPU, no recomputation)."""
+    pair_micro_batches: bool = True
+    """With CUDA graphs, run two micro-batches in one pass where a step has an even number of them and memory allows it."""
     profile: bool = False
     """Write a PyTorch profiler trace of a few iterations for TensorBoard."""
     profile_step_start: int = 10

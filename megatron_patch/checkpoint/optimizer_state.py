@@ -27,13 +27,15 @@ def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any]
     """core's sharded state dict of `optimizer`; `weights` is that of the model, made from the same parameters. core itself
     loads what is saved from it.
 
-    Loading fills the optimizer's own tensors; `load_optimizer_state` takes the rest.
+    Loading fills the optimizer's own tensors; `load_optimizer_state` takes the rest. fp32 weights that are kept in halves
+    stand in the gradients' place meanwhile, so this is for between two steps.
     """
     (inner,) = optimizer.chained_optimizers
     if not isinstance(inner, DistributedOptimizer):
         return optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(SHARDING))
     if is_loading:
         inner.load_state_dict(inner.state_dict())  # makes the moments, which the first step would make
+    inner._copy_model_grads_to_main_grads()  # copies nothing: says where the gradients are
     shards = {"param_state": list(_shards(inner, weights)), "param_state_sharding_type": SHARDING["distrib_optim_sharding_type"]}
     return {**inner.state_dict(), **shards}
 
@@ -42,6 +44,7 @@ def load_optimizer_state(optimizer: ChainedOptimizer, loaded: dict[str, Any]) ->
     """What remains after the tensors have been filled in place: learning rates, steps, the loss scale."""
     (inner,) = optimizer.chained_optimizers
     if isinstance(inner, DistributedOptimizer):
+        inner.optimizer.values_were_set()
         loaded = {key: value for key, value in loaded.items() if not key.startswith("param_state")}
     optimizer.load_state_dict(loaded)
 
@@ -54,6 +57,7 @@ def _shards(optimizer: DistributedOptimizer, weights: dict[str, Any]) -> Iterato
             for bucket in buckets:
                 for parameter, where in bucket["param_map"].items():
                     flat = optimizer._get_main_param_and_optimizer_states(parameter)
+                    flat["param"] = optimizer.optimizer.value(flat["param"])
                     for name, shard in flat.items():
                         entry = by_parameter[id(parameter)]
                         yield from _rectangles_of(parameter, entry, name, shard.detach().view(-1), where["param"].start)

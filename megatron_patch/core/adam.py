@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_patch.kernels.adamw import adamw_step_
+from megatron_patch.kernels.adamw import adamw_step_, join_float32, split_float32
 
 
 class Adam(torch.optim.Optimizer):
@@ -20,6 +20,7 @@ class Adam(torch.optim.Optimizer):
 
     Attributes:
         model_copies: from a parameter to the bf16 or fp16 tensor of the same size that its new value is written to.
+        remainders: from a parameter without memory of its own to the int16 tensor that makes its value of its bf16 copy.
     """
 
     def __init__(
@@ -34,6 +35,36 @@ class Adam(torch.optim.Optimizer):
         assert adam_w_mode, "only decoupled weight decay is implemented"
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.model_copies: dict[torch.Tensor, torch.Tensor] = {}
+        self.remainders: dict[torch.Tensor, torch.Tensor] = {}
+
+    def split_parameters(self) -> None:
+        """Keep only what the bf16 copies lack of their parameters: 2 bytes each for 4, and not a digit less.
+
+        A parameter stays what megatron-core tells apart, holds gradient and marks; its memory goes. Its value is its copy's
+        until the first step: call `copies_were_set` whenever others have written those.
+        """
+        for parameter, copy in self.model_copies.items():
+            if copy.dtype == torch.bfloat16:
+                self.remainders[parameter] = torch.zeros_like(copy, dtype=torch.int16)
+                parameter.untyped_storage().resize_(0)
+
+    def copies_were_set(self) -> None:
+        """The bf16 copies are now the parameters' values."""
+        for remainder in self.remainders.values():
+            remainder.zero_()
+
+    @torch.no_grad()
+    def value(self, parameter: torch.Tensor) -> torch.Tensor:
+        """`parameter` in fp32: itself, or where it is split, written over its gradient, which no one needs between two steps."""
+        if parameter not in self.remainders:
+            return parameter
+        return join_float32(self.model_copies[parameter], self.remainders[parameter], parameter.grad.detach())
+
+    @torch.no_grad()
+    def values_were_set(self) -> None:
+        """Take the split parameters' new values from where `value` puts them."""
+        for parameter, remainder in self.remainders.items():
+            split_float32(parameter.grad, self.model_copies[parameter], remainder)
 
     @torch.no_grad()
     def step(
@@ -56,13 +87,23 @@ class Adam(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self._step_parameter(parameter, group, grad_scale, found_inf)
 
-    def _step_parameter(self, parameter, group, grad_scale, found_inf) -> None:
+    def make_state(self) -> None:
+        """Allocate now what the first step would."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._state_of(parameter)
+
+    def _state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[parameter]
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+    def _step_parameter(self, parameter, group, grad_scale, found_inf) -> None:
+        state = self._state_of(parameter)
         adamw_step_(
-            parameter.detach().view(-1),
+            self.remainders.get(parameter, parameter.detach()).view(-1),
             state["exp_avg"].view(-1),
             state["exp_avg_sq"].view(-1),
             parameter.grad.detach().view(-1),

@@ -59,6 +59,18 @@ def max_memory_allocated() -> int:
     return torch.cuda.max_memory_allocated() if HAS_CUDA else 0
 
 
+def reset_peak_memory() -> int:
+    """Bytes allocated now; from here `max_memory_allocated` counts anew."""
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def memory_left() -> tuple[int, int]:
+    """Bytes that this process can still allocate on its GPU, and the GPU's total."""
+    free, total = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated(), total
+
+
 def memory_report() -> str | None:
     """Megatron-LM's phrase of `report_memory`, in MiB; None on a CPU."""
     if not HAS_CUDA:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
+import contextlib
 import datetime
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,13 +66,26 @@ def start(config: TrainConfig) -> Layout:
         )
     # What ranks agree on between two steps must not wait for what their GPUs still do.
     _host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=config.tensor_model_parallel_size,
-        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-        distributed_timeout_minutes=config.options.timeout_minutes,
-    )
+    with _communicators_at_first_use():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.tensor_model_parallel_size,
+            pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+            distributed_timeout_minutes=config.options.timeout_minutes,
+        )
     seed_everything(config.options.seed)
     return _layout(local)
+
+
+@contextlib.contextmanager
+def _communicators_at_first_use() -> Iterator[None]:
+    """core makes more than twenty groups, most of which a layout never uses. With a device bound to the group of all, each
+    would get an NCCL communicator at once, which takes hundreds of megabytes of a GPU."""
+    world = torch.distributed.group.WORLD
+    bound, world.bound_device_id = world.bound_device_id, None
+    try:
+        yield
+    finally:
+        world.bound_device_id = bound
 
 
 def _layout(local: torch.device) -> Layout:

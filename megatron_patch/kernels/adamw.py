@@ -4,6 +4,9 @@ The same arithmetic as torch.optim.AdamW: decoupled decay first, bias correction
 added after the second moment's root is corrected. On GPUs the root and the quotient are the hardware's, off by
 at most two units in the last place: correctly rounded ones make the kernel 2.4 times as long, which memory hides
 from the clock but not from the power limit, at which large models train.
+
+A float32 master beside its bfloat16 copy says half of what it holds twice. `split_float32` keeps the copy and what it
+lacks, 16 bits: no digit is lost, 2 bytes a parameter are saved in memory and 2 of the 30 that a step moves.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ def adamw_step_(
     """One AdamW step in place on contiguous tensors of one shape; step counts from 1.
 
     master, exp_avg, exp_avg_sq: float32; grad: any float dtype; model_copy: None or the tensor, of any float
-    dtype, that receives the rounded new master. grad_scale: None or one float32 number on the device that
+    dtype, that receives the rounded new master. With a bfloat16 model_copy, master may be int16, the remainder
+    that `split_float32` makes of it. grad_scale: None or one float32 number on the device that
     grad is multiplied by (the clip factor times the inverse loss scale). found_inf: None or one number on the
     device; if it is not 0, nothing changes. Offsets are 64 bits. ValueError for step < 1, other shapes or
     dtypes, or strided tensors.
@@ -59,11 +63,32 @@ def adamw_step_(
     if use_triton(implementation, master):
         _launch(*tensors, grad_scale, found_inf, numbers)
     elif found_inf is None or not found_inf.item():
+        step_of = _split_reference_ if master.dtype == torch.int16 else adamw_reference_
         flat = [None if t is None else t.view(-1).split(CHUNK) for t in tensors]
         for i in range(len(flat[0])):
-            adamw_reference_(
-                *(None if chunks is None else chunks[i] for chunks in flat), grad_scale, **numbers
-            )
+            step_of(*(None if chunks is None else chunks[i] for chunks in flat), grad_scale, **numbers)
+
+
+@torch.no_grad()
+def split_float32(values: torch.Tensor, rounded: torch.Tensor, remainder: torch.Tensor) -> None:
+    """Write float32 `values` as a bfloat16 number each and the int16 remainder that it lacks; all contiguous, of one shape.
+
+    The bits of a float32, as an integer, are 65,536 times its bfloat16's plus the remainder, -32,768 to 32,767: so
+    `rounded` is the nearest bfloat16, and at a tie the one farther from zero, where torch takes the even one.
+    """
+    for part, high, low in zip(*(t.view(-1).split(CHUNK) for t in (values, rounded, remainder)), strict=True):
+        bits = part.view(torch.int32)
+        low.copy_(bits)  # the lower half
+        high.view(torch.int16).copy_((bits + 0x8000) >> 16)
+
+
+@torch.no_grad()
+def join_float32(rounded: torch.Tensor, remainder: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """What `split_float32` was given, bit for bit, written to `out`, float32; returns it."""
+    for high, low, part in zip(*(t.view(-1).split(CHUNK) for t in (rounded, remainder, out)), strict=True):
+        bits = part.view(torch.int32)
+        bits.copy_(high.view(torch.int16)).bitwise_left_shift_(16).add_(low)
+    return out
 
 
 def adamw_step_list_(
@@ -127,9 +152,16 @@ def adamw_reference_(
         model_copy.copy_(master)
 
 
+def _split_reference_(remainder, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, **numbers) -> None:
+    master = join_float32(model_copy, remainder, torch.empty_like(exp_avg))
+    adamw_reference_(master, exp_avg, exp_avg_sq, grad, None, grad_scale, **numbers)
+    split_float32(master, model_copy, remainder)
+
+
 def _check(master, exp_avg, exp_avg_sq, grad, model_copy, step) -> None:
     if step < 1:
         raise ValueError(f"step is {step}; it counts from 1, as the bias corrections need.")
+    split = master.dtype == torch.int16 and getattr(model_copy, "dtype", None) == torch.bfloat16
     named = dict(master=master, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, grad=grad, model_copy=model_copy)
     for name, tensor in named.items():
         if tensor is None:
@@ -140,16 +172,20 @@ def _check(master, exp_avg, exp_avg_sq, grad, model_copy, step) -> None:
                 " contiguous and, like"
                 f" master, {list(master.shape)}."
             )
-        if tensor.dtype != torch.float32 and name not in ("grad", "model_copy"):
-            raise ValueError(f"{name} is {tensor.dtype}; it must be torch.float32.")
+        if tensor.dtype != torch.float32 and name not in ("grad", "model_copy") and not (name == "master" and split):
+            raise ValueError(
+                f"{name} is {tensor.dtype}; it must be torch.float32, or for master torch.int16 beside a bfloat16 model_copy."
+            )
 
 
 def _launch(master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, found_inf, numbers) -> None:
-    count = master.numel()
+    count, split = master.numel(), master.dtype == torch.int16
+    if split:
+        model_copy = model_copy.view(torch.int16)
     _adamw_kernel[(ceil_div(count, BLOCK),)](
         master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, found_inf, count, numbers["decay"],
         1.0 - numbers["beta1"], numbers["beta2"], 1.0 - numbers["beta2"], numbers["eps"],
-        numbers["step_size"], 1.0 / numbers["root_correction"], BLOCK,
+        numbers["step_size"], 1.0 / numbers["root_correction"], split, BLOCK,
     )  # fmt: skip
 
 
@@ -169,7 +205,8 @@ def _launch_norm(tensors, scale) -> torch.Tensor:
 @kernel
 def _adamw_kernel(
     master_ptr, exp_avg_ptr, exp_avg_sq_ptr, grad_ptr, copy_ptr, scale_ptr, found_inf_ptr, count,
-    decay, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, inverse_root_correction, BLOCK: tl.constexpr,
+    decay, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, inverse_root_correction,
+    SPLIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if found_inf_ptr is not None:
@@ -181,16 +218,26 @@ def _adamw_kernel(
         grad *= tl.load(scale_ptr)
     exp_avg = tl.load(exp_avg_ptr + offsets, mask=mask, other=0.0)
     exp_avg_sq = tl.load(exp_avg_sq_ptr + offsets, mask=mask, other=0.0)
-    master = tl.load(master_ptr + offsets, mask=mask, other=0.0) * decay
+    if SPLIT:  # a bfloat16's bits and the remainder
+        high = tl.load(copy_ptr + offsets, mask=mask, other=0).to(tl.int32)
+        bits = (high << 16) + tl.load(master_ptr + offsets, mask=mask, other=0).to(tl.int32)
+        master = bits.to(tl.float32, bitcast=True) * decay
+    else:
+        master = tl.load(master_ptr + offsets, mask=mask, other=0.0) * decay
     exp_avg += (grad - exp_avg) * one_minus_beta1
     exp_avg_sq = exp_avg_sq * beta2 + grad * grad * one_minus_beta2
     denominator = tl.sqrt(exp_avg_sq) * inverse_root_correction + eps
     master -= step_size * (exp_avg / denominator)
     tl.store(exp_avg_ptr + offsets, exp_avg, mask=mask)
     tl.store(exp_avg_sq_ptr + offsets, exp_avg_sq, mask=mask)
-    tl.store(master_ptr + offsets, master, mask=mask)
-    if copy_ptr is not None:
-        tl.store(copy_ptr + offsets, master.to(copy_ptr.dtype.element_ty), mask=mask)
+    if SPLIT:
+        bits = master.to(tl.int32, bitcast=True)
+        tl.store(master_ptr + offsets, bits.to(tl.int16), mask=mask)
+        tl.store(copy_ptr + offsets, ((bits + 0x8000) >> 16).to(tl.int16), mask=mask)
+    else:
+        tl.store(master_ptr + offsets, master, mask=mask)
+        if copy_ptr is not None:
+            tl.store(copy_ptr + offsets, master.to(copy_ptr.dtype.element_ty), mask=mask)
 
 
 @kernel

@@ -13,10 +13,11 @@ choice may differ between processes and change no digit; tests/kernels/test_prod
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -33,6 +34,19 @@ _SETTLE, _LONG = 100.0, 60.0  # milliseconds of each: until the clock is the alg
 _LAST, _SURE = 3, 1.02  # of the finalists these are measured again: one measurement scatters by some per cent
 
 _chosen: dict[tuple[Shape, torch.device], tuple[Product, ctypes.Array] | None] = {}
+_guessing = False
+
+
+@contextlib.contextmanager
+def first_guess() -> Iterator[None]:
+    """Products of shapes that were not met before run as torch has them, and nothing is tried: for a pass that is not the
+    one to be repeated."""
+    global _guessing
+    before, _guessing = _guessing, True
+    try:
+        yield
+    finally:
+        _guessing = before
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, *, add: bool = False) -> torch.Tensor:
@@ -87,7 +101,7 @@ def shape_of(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Shape:
 def _choice(a, b, out, add) -> tuple[Product, ctypes.Array] | None:
     key = shape_of(a, b, out), out.device
     if key not in _chosen:
-        if torch.cuda.is_current_stream_capturing():
+        if _guessing or torch.cuda.is_current_stream_capturing():
             return None
         product = Product(*key)
         algorithm = _fastest(product, a, b, torch.empty_like(out) if add else out)

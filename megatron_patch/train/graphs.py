@@ -2,7 +2,8 @@
 
 A 7B model's forward pass at micro-batch 1 is shorter on the GPU than Python takes to launch it. Two graphs are captured,
 one for the micro-batches that open a step, whose products overwrite the gradient buffer, and one for all others, which add
-to it; both draw on one memory pool. Only for a run in one process, where no communication stands between the kernels.
+to it; both draw on one memory pool. Where memory allows, two micro-batches go through at once. Only for a run in one
+process, where no communication stands between the kernels.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.loading import Batch
 
-# Fills a group of micro-batches' losses into sums [2]: forward, backward, bookkeeping.
-Work = Callable[[list[Batch]], torch.Tensor]
+# Fills a batch's losses into sums [2]: forward, backward, bookkeeping.
+Work = Callable[[Batch], torch.Tensor]
+
+# Of a GPU's memory, what stays free beside two micro-batches: fragments, libraries' workspaces, an evaluation's tensors.
+_SPARE = 0.0125
 
 
 def can_use_graphs(config: TrainConfig, layout: Layout) -> bool:
@@ -34,40 +38,60 @@ def can_use_graphs(config: TrainConfig, layout: Layout) -> bool:
 
 
 class MicroBatchGraphs:
-    """The two graphs of a run, captured at their first use; `group` micro-batches run in one launch."""
+    """The two graphs of a run, captured in its second step, and how many micro-batches go through one of them at once.
 
-    def __init__(self, work: Work, group: int) -> None:
+    The loss is a sum over tokens, so two micro-batches in one pass give the same gradient as one after the other, from larger
+    products and with half the traffic of fp32 gradients.
+    """
+
+    def __init__(self, work: Work) -> None:
         self.work = work
-        self.group = group
-        self.captured: dict[bool, tuple[torch.cuda.CUDAGraph, list[Batch], torch.Tensor]] = {}
+        self.together = 1  # micro-batches in a pass
+        self.launched = False  # a whole step, after which products' algorithms are chosen
+        self.captured: dict[bool, tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]] = {}
+
+    def pair_if_it_fits(self, taken: int) -> None:
+        """From now on two micro-batches in a pass, if memory holds twice the `taken` bytes that one needs beside what is
+        allocated now."""
+        left, total = device.memory_left()
+        if 2 * taken + _SPARE * total <= left:
+            self.together = 2
 
     def run(self, batches: Iterator[Batch], count: int) -> torch.Tensor:
         """`count` micro-batches of a step, the first of which overwrite gradients: fp64 [2], losses and tokens summed."""
-        total: torch.Tensor | None = None
-        for start in range(0, count, self.group):
-            group = [next(batches) for _ in range(self.group)]
-            sums = self._replay(group, opens=start == 0)
-            total = sums.clone() if total is None else total + sums
-        assert total is not None
-        return total
+        sums = torch.zeros(2, dtype=torch.float64, device=device.local_device())
+        for start in range(0, count, self.together):
+            group = [next(batches) for _ in range(self.together)]
+            sums += self._replay(group, opens=start == 0) if self.launched else self.launch(group)
+        self.launched = True
+        return sums
+
+    def launch(self, group: list[Batch]) -> torch.Tensor:
+        """The same without a graph."""
+        return self.work(_joined(group))
 
     def _replay(self, group: list[Batch], opens: bool) -> torch.Tensor:
         if opens not in self.captured:
             self.captured[opens] = self._capture(group)
         graph, static, sums = self.captured[opens]
-        for batch, place in zip(group, static):
-            for key, value in batch.items():
-                place[key].copy_(value, non_blocking=True)
+        for key, whole in static.items():
+            for place, batch in zip(whole.chunk(self.together), group):
+                place.copy_(batch[key], non_blocking=True)
         graph.replay()
         return sums
 
-    def _capture(self, group: list[Batch]) -> tuple[torch.cuda.CUDAGraph, list[Batch], torch.Tensor]:
+    def _capture(self, group: list[Batch]) -> tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]:
         """Record the kernels; nothing is computed yet, though Python has marked gradients as it will be."""
-        local = device.local_device()
-        static = [{key: value.to(local) for key, value in batch.items()} for batch in group]
+        static = _joined(group)
         pool = next((graph.pool() for graph, _, _ in self.captured.values()), None)
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
             sums = self.work(static)
         return graph, static, sums
+
+
+def _joined(group: list[Batch]) -> Batch:
+    """Micro-batches as one batch on the device."""
+    local = device.local_device()
+    return {key: torch.cat([batch[key].to(local, non_blocking=True) for batch in group]) for key in group[0]}

@@ -156,6 +156,8 @@ def _log_memory(state: TrainState, log: RunLog) -> None:
     memory = device.memory_report()
     if memory is not None:
         log.line(f"[Rank {state.layout.rank}] (after {state.iteration} iterations) memory (MB) | {memory}")
+    if state.graphs is not None and state.graphs.together > 1:
+        log.line(f"  {state.graphs.together} micro-batches go through the model in one pass, since memory allows it")
 
 
 def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
@@ -219,7 +221,7 @@ def start_state(state: TrainState, log: RunLog) -> None:
         return
     log.line(f"  starting from the weights of {config.load}")
     checkpoints.load_weights(config.load, state.model)
-    optim.single(state.optimizer).reload_model_params()
+    optim.weights_were_loaded(state.optimizer)
 
 
 class _StopRequest:

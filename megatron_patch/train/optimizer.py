@@ -38,11 +38,25 @@ class GradientNorm:
 
 
 def build_optimizer(config: TrainConfig, model: DistributedDataParallel) -> ChainedOptimizer:
-    """core's optimizer for `model`, with Adam writing the 16-bit weights in its own pass."""
+    """core's optimizer for `model`, with Adam writing the 16-bit weights in its own pass.
+
+    ZeRO's fp32 weights are kept as what the bf16 ones lack of them; core's other optimizer saves its own by itself.
+    """
     optimizer = get_megatron_optimizer(optimizer_config(config), [model])
     inner = single(optimizer)
     inner.optimizer.model_copies = _model_copies(inner)
+    if isinstance(inner, DistributedOptimizer):
+        inner.optimizer.split_parameters()
     return optimizer
+
+
+def weights_were_loaded(optimizer: ChainedOptimizer) -> None:
+    """The model's weights have been set by others: they are the main ones from now on."""
+    inner = single(optimizer)
+    if inner.optimizer.remainders:
+        inner.optimizer.copies_were_set()
+    else:
+        inner.reload_model_params()
 
 
 def single(optimizer: ChainedOptimizer) -> MegatronOptimizer:

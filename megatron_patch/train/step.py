@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.loading import Batch, to_device
 from megatron_patch.kernels import prefer
+from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, can_use_graphs
 
@@ -101,19 +103,16 @@ def prepare_model(state: TrainState) -> None:
     config.no_sync_func = state.model.no_sync
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
     if can_use_graphs(state.config, state.layout):
-        state.graphs = MicroBatchGraphs(lambda group: _forward_backward(state, group), group=1)
+        state.graphs = MicroBatchGraphs(lambda batch: _forward_backward(state, batch))
 
 
-def _forward_backward(state: TrainState, group: list[Batch]) -> torch.Tensor:
-    """Micro-batches through the whole model without a schedule: fp64 [2], losses and tokens summed."""
+def _forward_backward(state: TrainState, batch: Batch) -> torch.Tensor:
+    """A batch through the whole model without a schedule: fp64 [2], losses and tokens summed."""
     run, scale = forward_step(state.layout.device), get_model_config(state.model).grad_scale_func
-    found = []
-    for batch in group:
-        output, summed = run(iter([batch]), state.model)
-        total, _, kept = summed(output)
-        scale(total).backward()
-        found.append(kept)
-    return torch.stack(found).sum(0)
+    output, summed = run(iter([batch]), state.model)
+    total, _, kept = summed(output)
+    scale(total).backward()
+    return kept
 
 
 def _finalize(state: TrainState, models: list[Any], tokens: torch.Tensor, **kwargs: Any) -> None:
@@ -137,12 +136,10 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
         state.model.train()
     optim.begin_step(state.optimizer, state.model, state.fused)
     state.loss_scale.copy_(optim.loss_scale(state.optimizer))
-    # The first iteration compiles and allocates; from the second on its kernels can be recorded.
-    if state.graphs is not None and state.steps_here > 0:
-        sums = state.graphs.run(batches, config.global_batch_size // config.micro_batch_size)
-        state.tokens = sums[1].float()
-    else:
+    if state.graphs is None:
         sums = run_schedule(state.model, config, state.layout, batches, forward_only=False)
+    else:
+        sums = _run_alone(state, state.graphs, batches)
     state.steps_here += 1
     assert state.tokens is not None
     factor = gradient_divisor(config) / (state.loss_scale * state.tokens.clamp(min=1))
@@ -152,6 +149,31 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     total, count, norm, found_inf, scale_used = read()
     optim.settle(state.optimizer, bool(found_inf))
     return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)
+
+
+def _run_alone(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Batch]) -> torch.Tensor:
+    """`run_schedule` on one GPU: a step's kernels are launched once, and recorded the next time."""
+    count = state.config.global_batch_size // state.config.micro_batch_size
+    if state.steps_here == 0 and state.config.options.pair_micro_batches and count % 2 == 0:
+        batches = _rehearse(state, graphs, batches)
+    sums = graphs.run(batches, count)
+    state.tokens = sums[1].float()
+    return sums
+
+
+def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """See what memory the first micro-batch takes, so as to run two in a pass if that much is left; its gradients go.
+
+    Products run by torch's guess, since those of two micro-batches may be the ones to be measured. Returns all `batches`.
+    """
+    optim.single(state.optimizer).optimizer.make_state()
+    first = next(batches)
+    before = device.reset_peak_memory()
+    with first_guess():
+        graphs.launch([first])
+    graphs.pair_if_it_fits(device.max_memory_allocated() - before)
+    optim.begin_step(state.optimizer, state.model, state.fused)
+    return itertools.chain([first], batches)
 
 
 def run_schedule(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megatron_patch.kernels.adamw import adamw_step_, adamw_step_list_, grad_norm_squared
+from megatron_patch.kernels.adamw import adamw_step_, adamw_step_list_, grad_norm_squared, join_float32, split_float32
 
 OPTIONS = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.1)
 
@@ -49,6 +49,36 @@ def test_ten_steps_equal_torch_adamw_in_float64(draw, agree, device, implementat
         agree(copy, master)
 
 
+def test_a_split_master_loses_no_bit(draw, device, implementation):
+    """bfloat16 copy and remainder instead of a float32 master: the same ten steps, bit for bit."""
+    whole = draw(torch.float32, 1300, requires_grad=False)
+    copy, remainder = torch.empty_like(whole, dtype=torch.bfloat16), torch.empty_like(whole, dtype=torch.int16)
+    split_float32(whole, copy, remainder)
+    moments = [[torch.zeros_like(whole) for _ in range(2)] for _ in range(2)]
+    for step in range(1, 11):
+        grad = draw(torch.float32, 1300, requires_grad=False)
+        for master, (exp_avg, exp_avg_sq), rounded in zip((whole, remainder), moments, (None, copy)):
+            adamw_step_(master, exp_avg, exp_avg_sq, grad, rounded, step=step, implementation=implementation, **OPTIONS)
+    assert torch.equal(join_float32(copy, remainder, torch.empty_like(whole)), whole)
+    assert torch.equal(copy, whole.bfloat16())
+    assert all(torch.equal(*pair) for pair in zip(*moments))
+
+
+def test_every_number_splits_into_the_nearest_and_a_remainder(device):
+    """All upper halves with some lower ones: among them both zeros, infinities, subnormals, ties, and NaNs' bits."""
+    lower = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], device=device)
+    bits = ((torch.arange(1 << 16, device=device)[:, None] << 16) + lower).to(torch.int32)
+    values = bits.view(torch.float32)
+    rounded, remainder = torch.empty_like(values, dtype=torch.bfloat16), torch.empty_like(values, dtype=torch.int16)
+    split_float32(values, rounded, remainder)
+    assert torch.equal(join_float32(rounded, remainder, torch.empty_like(values)).view(torch.int32), bits)
+    ties = lower == 0x8000
+    usual = values.isfinite() & ~ties
+    assert torch.equal(rounded[usual], values.bfloat16()[usual])
+    at_ties = values.isfinite() & ties & rounded.isfinite()
+    assert ((rounded.float() - values)[at_ties].abs() == (values.bfloat16().float() - values)[at_ties].abs()).all()
+
+
 def test_low_precision_gradients_are_widened_first(draw, device, implementation):
     grad = draw(torch.float16, 50, requires_grad=False)
     results = []
@@ -60,8 +90,10 @@ def test_low_precision_gradients_are_widened_first(draw, device, implementation)
 
 
 @pytest.mark.parametrize("found", [0.0, 1.0])
-def test_an_overflow_changes_nothing(draw, device, implementation, found):
+@pytest.mark.parametrize("master_dtype", [torch.float32, torch.int16])
+def test_an_overflow_changes_nothing(draw, device, implementation, found, master_dtype):
     tensors = [draw(torch.float32, 70, requires_grad=False).abs() for _ in range(4)]
+    tensors[0] = tensors[0].to(master_dtype)
     tensors[3].fill_(float("inf") if found else 1.0)
     copy = torch.zeros(70, dtype=torch.bfloat16, device=device)
     before = [t.clone() for t in (*tensors, copy)]
@@ -96,3 +128,5 @@ def test_errors(draw):
         adamw_step_(a, a, a, b, None, step=1, **OPTIONS)
     with pytest.raises(ValueError, match="exp_avg is torch.float16"):
         adamw_step_(a, a.half(), a, a, None, step=1, **OPTIONS)
+    with pytest.raises(ValueError, match="master is torch.int16.*beside a bfloat16 model_copy"):
+        adamw_step_(a.short(), a, a, a, a.half(), step=1, **OPTIONS)

@@ -28,7 +28,8 @@ from megatron_patch.kernels.swiglu import swiglu
 from tests.launching import ROOT
 
 S, H, FFN, N, D, V = 40, 4096, 11008, 32, 128, 32000
-_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32"}
+_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_TYPES |= {torch.int64: "i64", torch.int32: "i32", torch.int16: "i16"}
 
 
 def compile_instead(kernel: _dispatch.Kernel, compiled: list[str], *arguments: object, **named: object) -> None:
@@ -93,6 +94,8 @@ def compile_all(dtype: torch.dtype) -> None:
     flat = torch.zeros(4096)
     numbers = dict(lr=1e-5, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=1, implementation="triton")
     adamw_step_(flat, flat, flat, flat, flat.to(dtype), grad_scale=flat[0], found_inf=flat[0], **numbers)
+    if dtype == torch.bfloat16:
+        adamw_step_(flat.short(), flat, flat, flat, flat.to(dtype), grad_scale=flat[0], found_inf=flat[0], **numbers)
     grad_norm_squared([flat], scale=flat[0], implementation="triton")
     assert set(compiled) == all_kernels()
 

@@ -69,6 +69,19 @@ def test_the_choice_is_what_costs_the_least_when_kept_up(monkeypatch, leanest):
     assert products._fastest(SimpleNamespace(algorithms=[]), factor, factor, factor) is None
 
 
+def test_a_first_guess_leaves_the_choice_open(monkeypatch):
+    tried = []
+    monkeypatch.setattr(products, "Product", lambda *key: tried.append(key) or SimpleNamespace(algorithms=[]))
+    monkeypatch.setattr(products, "_chosen", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(products, "_stream", lambda tensor: 0)
+    a = torch.ones(8, 8)
+    with products.first_guess():
+        assert products._choice(a, a, a, False) is None and not tried
+    products._choice(a, a, a, False)
+    assert len(tried) == 1
+
+
 def test_errors_name_the_shapes(draw):
     with pytest.raises(ValueError, match=r"out is \[3, 3\]; a \[3, 4\] · b \[4, 2\]"):
         matmul(torch.ones(3, 4), torch.ones(4, 2), torch.ones(3, 3))
