@@ -45,6 +45,8 @@ def load_optimizer_state(optimizer: ChainedOptimizer, loaded: dict[str, Any]) ->
     (inner,) = optimizer.chained_optimizers
     if isinstance(inner, DistributedOptimizer):
         inner.optimizer.values_were_set()
+        for chunk in inner.model_chunks:  # who wrote the file may have rounded ties otherwise than this rank just did
+            chunk.start_param_sync()
         loaded = {key: value for key, value in loaded.items() if not key.startswith("param_state")}
     optimizer.load_state_dict(loaded)
 
@@ -57,7 +59,7 @@ def _shards(optimizer: DistributedOptimizer, weights: dict[str, Any]) -> Iterato
             for bucket in buckets:
                 for parameter, where in bucket["param_map"].items():
                     flat = optimizer._get_main_param_and_optimizer_states(parameter)
-                    flat["param"] = optimizer.optimizer.value(flat["param"])
+                    flat["param"] = optimizer.optimizer.value_in_gradient(flat["param"])
                     for name, shard in flat.items():
                         entry = by_parameter[id(parameter)]
                         yield from _rectangles_of(parameter, entry, name, shard.detach().view(-1), where["param"].start)

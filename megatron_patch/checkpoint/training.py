@@ -61,7 +61,6 @@ def save_checkpoint(
 
     Only one run at a time may write into a checkpoint folder: what others have in the making there is removed.
     """
-    device.synchronize()  # the last update may still run, and the writer's threads read on streams of their own
     root = Path(config.checkpoint_folder)
     final = iteration_folder(root, progress.iteration)
     partial = partial_folder(final)
@@ -70,6 +69,8 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     parallel.barrier()
     state = _state_dict(model, optimizer, scheduler, progress, is_loading=False)
+    # The last update and fp32 weights on their way to the gradients' place: the writer's threads read on streams of their own.
+    device.synchronize()
     dist_checkpointing.save(state, str(partial), StreamingSave(), content_metadata=dict(SHARDING))
     parallel.barrier()
     if torch.distributed.get_rank() == 0:

@@ -54,15 +54,16 @@ class Adam(torch.optim.Optimizer):
             remainder.zero_()
 
     @torch.no_grad()
-    def value(self, parameter: torch.Tensor) -> torch.Tensor:
+    def value_in_gradient(self, parameter: torch.Tensor) -> torch.Tensor:
         """`parameter` in fp32: itself, or where it is split, written over its gradient, which no one needs between two steps."""
         if parameter not in self.remainders:
             return parameter
+        assert parameter.grad is not None, "the gradient's place must have been attached"
         return join_float32(self.model_copies[parameter], self.remainders[parameter], parameter.grad.detach())
 
     @torch.no_grad()
     def values_were_set(self) -> None:
-        """Take the split parameters' new values from where `value` puts them."""
+        """Take the split parameters' new values from where `value_in_gradient` puts them."""
         for parameter, remainder in self.remainders.items():
             split_float32(parameter.grad, self.model_copies[parameter], remainder)
 

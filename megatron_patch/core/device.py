@@ -59,10 +59,15 @@ def max_memory_allocated() -> int:
     return torch.cuda.max_memory_allocated() if HAS_CUDA else 0
 
 
-def reset_peak_memory() -> int:
-    """Bytes allocated now; from here `max_memory_allocated` counts anew."""
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
+def memory_allocated() -> int:
+    """Bytes of tensors on this process's device now; 0 on a CPU."""
+    return torch.cuda.memory_allocated() if HAS_CUDA else 0
+
+
+def reset_peak_memory() -> None:
+    """From here `max_memory_allocated` counts anew."""
+    if HAS_CUDA:
+        torch.cuda.reset_peak_memory_stats()
 
 
 def memory_left() -> tuple[int, int]:

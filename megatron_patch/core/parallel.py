@@ -88,6 +88,16 @@ def _communicators_at_first_use() -> Iterator[None]:
         world.bound_device_id = bound
 
 
+def make_communicators() -> None:
+    """Those that a step and an evaluation use in a run of one process, before its memory is counted; all ranks call it."""
+    for group in (
+        parallel_state.get_data_parallel_group(),
+        parallel_state.get_data_parallel_group(with_context_parallel=True),
+        parallel_state.get_intra_distributed_optimizer_instance_group(),
+    ):
+        torch.distributed.all_reduce(torch.zeros(1, device=device.local_device()), group=group)
+
+
 def _layout(local: torch.device) -> Layout:
     return Layout(
         rank=torch.distributed.get_rank(),

@@ -19,6 +19,7 @@ import torch
 from ._dispatch import ceil_div, kernel, multiprocessors, tl, use_triton
 
 BLOCK = 1024
+_NAN = 0x7FC00000  # whose rounding stays one: a NaN of ones would round to zero
 CHUNK = 1 << 22  # elements: the PyTorch path's temporaries stay at 16 MiB whatever the shard's size
 
 
@@ -74,17 +75,18 @@ def split_float32(values: torch.Tensor, rounded: torch.Tensor, remainder: torch.
     """Write float32 `values` as a bfloat16 number each and the int16 remainder that it lacks; all contiguous, of one shape.
 
     The bits of a float32, as an integer, are 65,536 times its bfloat16's plus the remainder, -32,768 to 32,767: so
-    `rounded` is the nearest bfloat16, and at a tie the one farther from zero, where torch takes the even one.
+    `rounded` is the nearest bfloat16, and at a tie the one farther from zero, where torch takes the even one. Every NaN
+    becomes the same one.
     """
     for part, high, low in zip(*(t.view(-1).split(CHUNK) for t in (values, rounded, remainder)), strict=True):
-        bits = part.view(torch.int32)
+        bits = part.view(torch.int32).masked_fill(part.isnan(), _NAN)
         low.copy_(bits)  # the lower half
         high.view(torch.int16).copy_((bits + 0x8000) >> 16)
 
 
 @torch.no_grad()
 def join_float32(rounded: torch.Tensor, remainder: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """What `split_float32` was given, bit for bit, written to `out`, float32; returns it."""
+    """What `split_float32` was given, bit for bit but for NaNs, written to `out`, float32; returns it."""
     for high, low, part in zip(*(t.view(-1).split(CHUNK) for t in (rounded, remainder, out)), strict=True):
         bits = part.view(torch.int32)
         bits.copy_(high.view(torch.int16)).bitwise_left_shift_(16).add_(low)
@@ -173,9 +175,8 @@ def _check(master, exp_avg, exp_avg_sq, grad, model_copy, step) -> None:
                 f" master, {list(master.shape)}."
             )
         if tensor.dtype != torch.float32 and name not in ("grad", "model_copy") and not (name == "master" and split):
-            raise ValueError(
-                f"{name} is {tensor.dtype}; it must be torch.float32, or for master torch.int16 beside a bfloat16 model_copy."
-            )
+            allowed = ", or torch.int16 beside a bfloat16 model_copy" if name == "master" else ""
+            raise ValueError(f"{name} is {tensor.dtype}; it must be torch.float32{allowed}.")
 
 
 def _launch(master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, found_inf, numbers) -> None:
@@ -185,7 +186,7 @@ def _launch(master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, found_inf
     _adamw_kernel[(ceil_div(count, BLOCK),)](
         master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, found_inf, count, numbers["decay"],
         1.0 - numbers["beta1"], numbers["beta2"], 1.0 - numbers["beta2"], numbers["eps"],
-        numbers["step_size"], 1.0 / numbers["root_correction"], split, BLOCK,
+        numbers["step_size"], 1.0 / numbers["root_correction"], split, _NAN, BLOCK,
     )  # fmt: skip
 
 
@@ -206,7 +207,7 @@ def _launch_norm(tensors, scale) -> torch.Tensor:
 def _adamw_kernel(
     master_ptr, exp_avg_ptr, exp_avg_sq_ptr, grad_ptr, copy_ptr, scale_ptr, found_inf_ptr, count,
     decay, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, inverse_root_correction,
-    SPLIT: tl.constexpr, BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr, NAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if found_inf_ptr is not None:
@@ -231,7 +232,7 @@ def _adamw_kernel(
     tl.store(exp_avg_ptr + offsets, exp_avg, mask=mask)
     tl.store(exp_avg_sq_ptr + offsets, exp_avg_sq, mask=mask)
     if SPLIT:
-        bits = master.to(tl.int32, bitcast=True)
+        bits = tl.where(master == master, master.to(tl.int32, bitcast=True), NAN)
         tl.store(master_ptr + offsets, bits.to(tl.int16), mask=mask)
         tl.store(copy_ptr + offsets, ((bits + 0x8000) >> 16).to(tl.int16), mask=mask)
     else:

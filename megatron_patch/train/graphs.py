@@ -21,7 +21,7 @@ from megatron_patch.data.loading import Batch
 # Fills a batch's losses into sums [2]: forward, backward, bookkeeping.
 Work = Callable[[Batch], torch.Tensor]
 
-# Of a GPU's memory, what stays free beside two micro-batches: fragments, libraries' workspaces, an evaluation's tensors.
+# Of a GPU's memory, what stays free beside two micro-batches: fragments, and what libraries load later.
 _SPARE = 0.0125
 
 
@@ -47,15 +47,23 @@ class MicroBatchGraphs:
     def __init__(self, work: Work) -> None:
         self.work = work
         self.together = 1  # micro-batches in a pass
+        self.decision = ""  # about that, in words
         self.launched = False  # a whole step, after which products' algorithms are chosen
         self.captured: dict[bool, tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]] = {}
 
-    def pair_if_it_fits(self, taken: int) -> None:
-        """From now on two micro-batches in a pass, if memory holds twice the `taken` bytes that one needs beside what is
-        allocated now."""
+    def pair_if_it_fits(self, training: int, evaluation: int) -> None:
+        """From now on two micro-batches in a pass, if memory holds them.
+
+        Args:
+            training, evaluation: bytes that one takes forward and backward, and forward only, beside what is allocated now.
+                Graphs keep their memory, so an evaluation needs its own.
+        """
         left, total = device.memory_left()
-        if 2 * taken + _SPARE * total <= left:
-            self.together = 2
+        needed = 2 * training + evaluation + int(_SPARE * total)
+        self.together = 2 if needed <= left else 1
+        number = {1: "one micro-batch goes", 2: "two micro-batches go"}[self.together]
+        memory = f"two need {needed / 2**30:.1f} GiB, and {left / 2**30:.1f} GiB are left"
+        self.decision = f"{number} through the model in one pass: {memory}"
 
     def run(self, batches: Iterator[Batch], count: int) -> torch.Tensor:
         """`count` micro-batches of a step, the first of which overwrite gradients: fp64 [2], losses and tokens summed."""
@@ -67,7 +75,7 @@ class MicroBatchGraphs:
         return sums
 
     def launch(self, group: list[Batch]) -> torch.Tensor:
-        """The same without a graph."""
+        """One pass, each kernel launched from Python."""
         return self.work(_joined(group))
 
     def _replay(self, group: list[Batch], opens: bool) -> torch.Tensor:

@@ -42,6 +42,8 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
+            if state.steps_here == 1 and state.graphs is not None and state.graphs.decision:
+                log.line(f"  {state.graphs.decision}")
             if state.steps_here == _SETTLED:
                 _log_memory(state, log)
             evaluating = _due(state.iteration, data.eval_every, data.train_iters)
@@ -156,8 +158,6 @@ def _log_memory(state: TrainState, log: RunLog) -> None:
     memory = device.memory_report()
     if memory is not None:
         log.line(f"[Rank {state.layout.rank}] (after {state.iteration} iterations) memory (MB) | {memory}")
-    if state.graphs is not None and state.graphs.together > 1:
-        log.line(f"  {state.graphs.together} micro-batches go through the model in one pass, since memory allows it")
 
 
 def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:

@@ -19,8 +19,8 @@ from megatron_patch.train.step import TrainState, prepare_model
 def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: int) -> TrainState:
     """Model, optimizer and schedule of this rank, before any checkpoint is loaded."""
     apply_patches()
+    device.reset_peak_memory()
     if device.HAS_CUDA:
-        torch.cuda.reset_peak_memory_stats()
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     backend, why = choose_backend(config, layout)
     log.line(f"  attention: {backend} ({why})")

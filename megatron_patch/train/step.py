@@ -17,6 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.core import parallel
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.loading import Batch, to_device
 from megatron_patch.kernels import prefer
@@ -154,7 +155,7 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
 def _run_alone(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Batch]) -> torch.Tensor:
     """`run_schedule` on one GPU: a step's kernels are launched once, and recorded the next time."""
     count = state.config.global_batch_size // state.config.micro_batch_size
-    if state.steps_here == 0 and state.config.options.pair_micro_batches and count % 2 == 0:
+    if not graphs.launched and state.config.options.pair_micro_batches and count % 2 == 0:
         batches = _rehearse(state, graphs, batches)
     sums = graphs.run(batches, count)
     state.tokens = sums[1].float()
@@ -167,11 +168,20 @@ def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Bat
     Products run by torch's guess, since those of two micro-batches may be the ones to be measured. Returns all `batches`.
     """
     optim.single(state.optimizer).optimizer.make_state()
+    parallel.make_communicators()
     first = next(batches)
-    before = device.reset_peak_memory()
+
+    def bytes_of(work: Callable[[], object]) -> int:
+        device.reset_peak_memory()
+        before = device.memory_allocated()
+        work()
+        return device.max_memory_allocated() - before
+
     with first_guess():
-        graphs.launch([first])
-    graphs.pair_if_it_fits(device.max_memory_allocated() - before)
+        training = bytes_of(lambda: graphs.launch([first]))
+        with torch.no_grad():
+            evaluation = bytes_of(lambda: forward_step(state.layout.device)(iter([first]), state.model))
+    graphs.pair_if_it_fits(training, evaluation)
     optim.begin_step(state.optimizer, state.model, state.fused)
     return itertools.chain([first], batches)
 
@@ -203,8 +213,9 @@ def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> float:
     """Mean loss of `count` global batches over their unmasked tokens; 0 on every pipeline stage but the last."""
     state.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=state.layout.device)
-    for _ in range(count):
-        sums += run_schedule(state.model, state.config, state.layout, batches, forward_only=True)
+    with first_guess():  # where training runs pairs, algorithms for single micro-batches would be sought for this alone
+        for _ in range(count):
+            sums += run_schedule(state.model, state.config, state.layout, batches, forward_only=True)
     state.model.train()
     total, tokens = sums.tolist()
     return total / max(tokens, 1)

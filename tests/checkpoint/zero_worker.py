@@ -42,7 +42,7 @@ def main(folder: str) -> None:
     for ours, theirs in zip(module(saved[0]).parameters(), module(loaded[0]).parameters(), strict=True):
         if ours in here:
             wanted, got = (o._get_main_param_and_optimizer_states(p) for o, p in ((saved[2], ours), (loaded[2], theirs)))
-            wanted["param"] = saved[2].optimizer.value(wanted["param"])
+            wanted["param"] = saved[2].optimizer.value_in_gradient(wanted["param"])
             assert wanted.keys() == got.keys() == {"param", "exp_avg", "exp_avg_sq"}
             for name in wanted:
                 assert wanted[name].abs().sum() > 0 and torch.equal(wanted[name], got[name]), (name, ours.shape)

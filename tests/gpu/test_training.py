@@ -34,18 +34,21 @@ def test_graphs_change_no_digit(tmp_path):
 def test_pairs_of_micro_batches_change_no_curve(tmp_path):
     pairs = tiny(tmp_path / "pairs", PR="fp32", FL="false", AC="none")
     single = tiny(tmp_path / "single", "--pair-micro-batches", "false", PR="fp32", FL="false", AC="none")
-    said = "2 micro-batches go through the model in one pass"
+    said = "two micro-batches go through the model in one pass"
     assert said in console(tmp_path / "pairs") and said not in console(tmp_path / "single")
     assert [step.loss for step in pairs] == pytest.approx([step.loss for step in single], rel=1e-5)
     assert [step.grad_norm for step in pairs] == pytest.approx([step.grad_norm for step in single], rel=1e-4)
 
 
-def test_losses_after_a_stop_are_the_same_bits(tmp_path):
-    """What is saved is what the last update made, though the host did not wait for it."""
-    whole = tiny(tmp_path / "whole", FL="false")
-    first = tiny(tmp_path / "parts", "--exit-interval", 5, FL="false")
+@pytest.mark.parametrize("recompute", ["sel", "none"])
+def test_losses_after_a_stop_are_the_same_bits(tmp_path, recompute):
+    """What is saved is what the last update made, though the host did not wait for it; without recomputation in graphs of
+    pairs, which the process that goes on finds to fit as well."""
+    unfused = {"FL": "false", "AC": recompute}
+    whole = tiny(tmp_path / "whole", **unfused)
+    first = tiny(tmp_path / "parts", "--exit-interval", 5, **unfused)
     assert len(whole) == 10 and first == whole[:5]
-    assert tiny(tmp_path / "parts", FL="false") == whole
+    assert tiny(tmp_path / "parts", **unfused) == whole
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -65,13 +65,16 @@ def test_a_split_master_loses_no_bit(draw, device, implementation):
 
 
 def test_every_number_splits_into_the_nearest_and_a_remainder(device):
-    """All upper halves with some lower ones: among them both zeros, infinities, subnormals, ties, and NaNs' bits."""
+    """All upper halves with some lower ones: among them both zeros, infinities, subnormals, ties and NaNs."""
     lower = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], device=device)
     bits = ((torch.arange(1 << 16, device=device)[:, None] << 16) + lower).to(torch.int32)
     values = bits.view(torch.float32)
     rounded, remainder = torch.empty_like(values, dtype=torch.bfloat16), torch.empty_like(values, dtype=torch.int16)
     split_float32(values, rounded, remainder)
-    assert torch.equal(join_float32(rounded, remainder, torch.empty_like(values)).view(torch.int32), bits)
+    joined = join_float32(rounded, remainder, torch.empty_like(values))
+    numbers = ~values.isnan()
+    assert torch.equal(joined.view(torch.int32)[numbers], bits[numbers])
+    assert torch.equal(rounded.isnan(), ~numbers) and torch.equal(joined.isnan(), ~numbers)
     ties = lower == 0x8000
     usual = values.isfinite() & ~ties
     assert torch.equal(rounded[usual], values.bfloat16()[usual])
@@ -87,6 +90,15 @@ def test_low_precision_gradients_are_widened_first(draw, device, implementation)
         adamw_step_(master, exp_avg, exp_avg_sq, g, None, step=1, implementation=implementation, **OPTIONS)
         results.append(master)
     assert torch.equal(*results)
+
+
+def test_a_nan_stays_one(device, implementation):
+    """Also the one that NVIDIA's float32 instructions make, which rounds to zero as an integer."""
+    master, exp_avg, exp_avg_sq = (torch.zeros(9, device=device) for _ in range(3))
+    copy, remainder = torch.zeros(9, dtype=torch.bfloat16, device=device), torch.zeros(9, dtype=torch.int16, device=device)
+    grad = torch.full((9,), 0x7FFFFFFF, dtype=torch.int32, device=device).view(torch.float32)
+    adamw_step_(remainder, exp_avg, exp_avg_sq, grad, copy, step=1, implementation=implementation, **OPTIONS)
+    assert copy.isnan().all() and join_float32(copy, remainder, master).isnan().all()
 
 
 @pytest.mark.parametrize("found", [0.0, 1.0])

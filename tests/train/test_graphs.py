@@ -5,11 +5,15 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 import os
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from megatron_patch.config import Options
 from megatron_patch.core import parallel
+from megatron_patch.kernels import products
 from megatron_patch.processes import free_port
 from megatron_patch.train import step as steps
 from megatron_patch.train.graphs import MicroBatchGraphs
@@ -17,55 +21,106 @@ from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from tests.tiny import tiny_config
 
-SAMPLES = 4
-
 
 @pytest.fixture(scope="module")
 def alone():
     """A group of one process, and a configuration of four micro-batches a step."""
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    config = tiny_config(global_batch_size=SAMPLES, precision="fp32")
+    config = tiny_config(global_batch_size=4, precision="fp32")
     layout = parallel.start(config)
     yield config, layout
     parallel.stop()
 
 
-def batches(number: int):
-    """Samples of unequal numbers of learnt tokens."""
+class Launched(MicroBatchGraphs):
+    """Graphs whose every step is launched, so that nothing is captured."""
+
+    def run(self, batches, count):
+        sums = super().run(batches, count)
+        self.launched = False
+        return sums
+
+
+def batches(number: int, samples: int):
+    """Samples of unequal numbers of learnt tokens, 16 - 3 i."""
     generator = torch.Generator().manual_seed(number)
-    for sample in range(SAMPLES):
+    for sample in range(samples):
         tokens = torch.randint(0, 2048, (1, 17), generator=generator)
-        mask = (torch.arange(16) >= 4 * sample).int()[None]
+        mask = (torch.arange(16) >= 3 * sample).int()[None]
         yield {"tokens": tokens[:, :-1], "labels": tokens[:, 1:].contiguous(), "loss_mask": mask}
 
 
-def two_steps(config, layout, *, paired: bool):
+def two_steps(config, layout, graphs: bool):
+    """Their results, and how many samples went through each pass."""
     parallel.seed_everything(1)
-    state = build_state(config, layout, RunLog(config, active=False), 4)
+    state, passes = build_state(config, layout, RunLog(config, active=False), 4), []
+
+    def work(batch):
+        passes.append(len(batch["tokens"]))
+        return steps._forward_backward(state, batch)
+
+    state.graphs = Launched(work) if graphs else None
     results = []
     for number in range(2):
-        if paired:
-            # New ones, so that nothing is captured.
-            state.graphs = MicroBatchGraphs(lambda batch: steps._forward_backward(state, batch))
-            state.steps_here = 0
-        results.append(steps.train_step(state, batches(number)))
-        assert state.graphs is None or state.graphs.together == 2
-    return results
+        rows = batches(number, config.global_batch_size)
+        results.append(steps.train_step(state, rows))
+        assert next(rows, None) is None
+    return results, passes
 
 
-def test_pairs_equal_single_micro_batches(alone, monkeypatch):
-    """The rehearsal's gradients, too, must be gone before the step's own."""
-    monkeypatch.setattr(device, "reset_peak_memory", lambda: 0)
+@pytest.mark.parametrize(
+    "samples, pairs, passes",
+    [(4, True, [1, 2, 2, 1, 2, 2]), (3, True, [1, 1, 1] * 2), (4, False, [1, 1, 1, 1] * 2)],
+    ids=["even", "odd", "off"],
+)
+def test_passes_equal_single_micro_batches(alone, monkeypatch, samples, pairs, passes):
+    """A rehearsal of one comes first, whose gradients, too, must be gone before the step's own."""
     monkeypatch.setattr(device, "memory_left", lambda: (1 << 30, 1 << 30))
-    for got, wanted in zip(two_steps(*alone, paired=True), two_steps(*alone, paired=False), strict=True):
-        assert got.tokens == wanted.tokens == 40
-        assert got.loss == pytest.approx(wanted.loss, rel=1e-6)
-        assert got.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-5)
+    config, layout = replace(alone[0], global_batch_size=samples, options=Options(pair_micro_batches=pairs)), alone[1]
+    got, went = two_steps(config, layout, graphs=True)
+    wanted, _ = two_steps(config, layout, graphs=False)
+    assert went == passes
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert ours.tokens == theirs.tokens == 16 * samples - 3 * sum(range(samples))
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
 
 
-@pytest.mark.parametrize("taken, together", [(493, 2), (494, 1)])
-def test_a_pair_must_leave_some_memory(monkeypatch, taken, together):
-    monkeypatch.setattr(device, "memory_left", lambda: (1000, 1000))
+def test_the_rehearsal_counts_memory_when_all_that_stays_is_there(alone, monkeypatch):
+    """Adam's state, and communicators; and no time is spent on products of a size that may not come again."""
+    config, layout = alone
+    state = build_state(config, layout, RunLog(config, active=False), 4)
+    adam, connected = steps.optim.single(state.optimizer).optimizer, []
+    monkeypatch.setattr(parallel, "make_communicators", lambda: connected.append(True))
+
+    def work(batch):
+        assert all(adam.state[parameter] for group in adam.param_groups for parameter in group["params"])
+        assert connected and products._guessing
+        return torch.zeros(2)
+
+    before, peaks = iter([100, 150]), iter([600, 190])  # of a pass forward and backward, and of one forward
+    monkeypatch.setattr(device, "memory_allocated", lambda: next(before))
+    monkeypatch.setattr(device, "max_memory_allocated", lambda: next(peaks))
+    graphs, asked = MicroBatchGraphs(work), []
+    monkeypatch.setattr(graphs, "pair_if_it_fits", lambda *needs: asked.append(needs))
+    first, *others = batches(0, 4)
+    assert list(steps._rehearse(state, graphs, iter([first, *others]))) == [first, *others]
+    assert asked == [(500, 40)]
+
+
+@pytest.mark.parametrize("left, together, says", [(2612, 2, "two micro-batches go"), (2611, 1, "one micro-batch goes")])
+def test_a_pair_leaves_room_for_an_evaluation_and_some_more(monkeypatch, left, together, says):
+    monkeypatch.setattr(device, "memory_left", lambda: (left, 1000))
     graphs = MicroBatchGraphs(lambda batch: batch)
-    graphs.pair_if_it_fits(taken)
-    assert graphs.together == together
+    graphs.pair_if_it_fits(1000, 600)
+    assert graphs.together == together and graphs.decision.startswith(says)
+
+
+def test_each_half_of_a_recorded_pass_is_its_own_micro_batch():
+    graphs = MicroBatchGraphs(lambda batch: batch)
+    static, seen = {"tokens": torch.zeros(4, 3, dtype=torch.int64)}, []
+    recorded = SimpleNamespace(replay=lambda: seen.append(static["tokens"].clone()))
+    graphs.together, graphs.captured = 2, {True: (recorded, static, torch.zeros(2))}
+    halves = [{"tokens": torch.arange(6).view(2, 3) + 10 * number} for number in range(2)]
+    graphs._replay(halves, opens=True)
+    assert torch.equal(seen[0], torch.cat([half["tokens"] for half in halves]))
