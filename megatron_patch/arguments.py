@@ -113,7 +113,8 @@ class UsageParser(argparse.ArgumentParser):
     def __init__(self, arguments: dict[str, Argument], **kwargs: object) -> None:
         super().__init__(allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
         for argument in arguments.values():
-            self.add_argument(argument.flag, required=True, metavar=argument.name, help=f"the script's {argument.label}")
+            # Not in --help, which a script prints below its own list of them.
+            self.add_argument(argument.flag, required=True, metavar=argument.name, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         """One sentence instead of argparse's page of flags."""

@@ -11,9 +11,18 @@ print_usage() {
 }
 
 # check_count COUNT "$@": exits with status 2 unless COUNT arguments are there, and what follows them begins with --.
+# --help alone prints them and the flags of what the script's last command starts.
 check_count() {
     wanted=$1
     shift
+    case $#:${1-} in
+        1:--help | 1:-h)
+            print_usage
+            echo
+            # shellcheck disable=SC2046  # a module, and for some a word behind it
+            python_entry $(sed -n 's/^python_entry \([a-z_. ]*\) \\$/\1/p' "$0") --help
+            ;;
+    esac
     if [ "$#" -lt "$wanted" ]; then
         print_usage >&2
         printf '\n%s takes %s arguments and got %s; write the missing ones in the order above.\n' "$0" "$wanted" "$#" >&2

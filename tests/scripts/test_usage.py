@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -51,6 +52,16 @@ def test_a_wrong_count_prints_the_documented_list(script, shell):
         output = refused(script, *["x"] * given, shell=shell)
         assert all(line in output for line in documented)
         assert f"takes {count} arguments and got {given}" in output
+
+
+A_FLAG = {PRETRAIN: "--pair-micro-batches", FINETUNE: "--packing", CONVERT: "--verify", PREPARE: "--overwrite"}
+
+
+@pytest.mark.parametrize("script", COUNTS, ids=lambda path: path.name)
+def test_help_lists_arguments_and_flags(script):
+    result = run(script, "--help")
+    assert result.returncode == 0
+    assert "ARGUMENT..." in result.stdout and re.search(rf"^  {A_FLAG[script]}\b.*\w", result.stdout, re.MULTILINE)
 
 
 CASES = {
