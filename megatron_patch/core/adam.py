@@ -7,6 +7,7 @@ that unscaling, averaging over tokens and clipping cost no pass of their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,13 +41,14 @@ class Adam(torch.optim.Optimizer):
     def split_parameters(self) -> None:
         """Keep only what the bf16 copies lack of their parameters: 2 bytes each for 4, and not a digit less.
 
-        A parameter stays what megatron-core tells apart, holds gradient and marks; its memory goes. Its value is its copy's
-        until the first step: call `copies_were_set` whenever others have written those.
+        A parameter stays what megatron-core tells apart, and keeps gradient and marks; its memory goes. Whoever reads it finds
+        NaN everywhere, and writing is an error. Its value is its copy's until the first step: call `copies_were_set`
+        whenever others have written those.
         """
         for parameter, copy in self.model_copies.items():
             if copy.dtype == torch.bfloat16:
                 self.remainders[parameter] = torch.zeros_like(copy, dtype=torch.int16)
-                parameter.untyped_storage().resize_(0)
+                parameter.data = torch.full((), math.nan, device=parameter.device).expand(parameter.shape)
 
     def copies_were_set(self) -> None:
         """The bf16 copies are now the parameters' values."""

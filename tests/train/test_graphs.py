@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
-import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +13,6 @@ import torch
 from megatron_patch.config import Options
 from megatron_patch.core import parallel
 from megatron_patch.kernels import products
-from megatron_patch.processes import free_port
 from megatron_patch.train import step as steps
 from megatron_patch.train.graphs import MicroBatchGraphs
 from megatron_patch.train.log import RunLog
@@ -22,23 +20,11 @@ from megatron_patch.train.setup import build_state
 from tests.tiny import tiny_config
 
 
-@pytest.fixture(scope="module")
-def alone():
-    """A group of one process, and a configuration of four micro-batches a step."""
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    config = tiny_config(global_batch_size=4, precision="fp32")
-    layout = parallel.start(config)
-    yield config, layout
-    parallel.stop()
-
-
 class Launched(MicroBatchGraphs):
-    """Graphs whose every step is launched, so that nothing is captured."""
+    """Graphs whose replays are launches, so that nothing is captured."""
 
-    def run(self, batches, count):
-        sums = super().run(batches, count)
-        self.launched = False
-        return sums
+    def _replay(self, group, opens):
+        return self.launch(group)
 
 
 def batches(number: int, samples: int):
@@ -70,15 +56,16 @@ def two_steps(config, layout, graphs: bool):
 
 @pytest.mark.parametrize(
     "samples, pairs, passes",
-    [(4, True, [1, 2, 2, 1, 2, 2]), (3, True, [1, 1, 1] * 2), (4, False, [1, 1, 1, 1] * 2)],
+    [(4, True, [1, 2, 2, 2, 2]), (3, True, [1, 1, 1] * 2), (4, False, [1, 1, 1, 1] * 2)],
     ids=["even", "odd", "off"],
 )
 def test_passes_equal_single_micro_batches(alone, monkeypatch, samples, pairs, passes):
-    """A rehearsal of one comes first, whose gradients, too, must be gone before the step's own."""
+    """A rehearsal of one comes first, once, and its gradients must be gone before the step's own."""
     monkeypatch.setattr(device, "memory_left", lambda: (1 << 30, 1 << 30))
-    config, layout = replace(alone[0], global_batch_size=samples, options=Options(pair_micro_batches=pairs)), alone[1]
-    got, went = two_steps(config, layout, graphs=True)
-    wanted, _ = two_steps(config, layout, graphs=False)
+    config = tiny_config(global_batch_size=samples, precision="fp32")
+    config = replace(config, options=Options(pair_micro_batches=pairs))
+    got, went = two_steps(config, alone, graphs=True)
+    wanted, _ = two_steps(config, alone, graphs=False)
     assert went == passes
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours.tokens == theirs.tokens == 16 * samples - 3 * sum(range(samples))
@@ -88,8 +75,8 @@ def test_passes_equal_single_micro_batches(alone, monkeypatch, samples, pairs, p
 
 def test_the_rehearsal_counts_memory_when_all_that_stays_is_there(alone, monkeypatch):
     """Adam's state, and communicators; and no time is spent on products of a size that may not come again."""
-    config, layout = alone
-    state = build_state(config, layout, RunLog(config, active=False), 4)
+    config = tiny_config(global_batch_size=4)
+    state = build_state(config, alone, RunLog(config, active=False), 4)
     adam, connected = steps.optim.single(state.optimizer).optimizer, []
     monkeypatch.setattr(parallel, "make_communicators", lambda: connected.append(True))
 
