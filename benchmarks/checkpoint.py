@@ -70,7 +70,6 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--folder", help="where to write; on the disk that is to be measured")
     arguments = parser.parse_args()
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29598")
     import train as speed
 
     from megatron_patch.checkpoint.training import Progress, save_checkpoint
@@ -87,7 +86,7 @@ def main() -> None:
     model = replace(speed.LLAMA_SIZES["llama2-7b"], **sizes, num_attention_heads=heads, num_query_groups=heads)
     shape = {**speed.SHAPES["7b-bf16"], "seq": 32, "gbs": 1}
     config = replace(speed.config_of(shape, Options(), None), model=model, output_path=str(base))
-    layout = parallel.start(config)
+    layout = speed.start(config)
 
     def trained_once():
         state = build_state(config, layout, RunLog(config, active=False), 10)

@@ -264,6 +264,7 @@ class _Reader(ModelReader):
         elif not os.access(there, os.W_OK | os.X_OK):
             self.problem("OUTPUT_BASEPATH", f"nothing can be written in {there}: write another path, or change its permissions.")
 
+
 def _list_divisors(number: int, limit: int = 64) -> str:
     return ", ".join(str(n) for n in range(1, min(number, limit) + 1) if number % n == 0)
 

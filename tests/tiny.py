@@ -1,9 +1,29 @@
-"""Configurations for tests that build a model in their own process. Imports no torch."""
+"""Configurations, and rows for them, for tests that build a model in their own process. Imports no torch."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from typing import Any
+
 from megatron_patch.config import TrainConfig
 from megatron_patch.model_config import LLAMA_SIZES
+from megatron_patch.processes import free_port
+
+
+def be_alone() -> None:
+    """Make this process the only one of the group that it will start."""
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+
+
+def tiny_batches(seed: int, count: int) -> Iterator[dict[str, Any]]:
+    """Micro-batches of `tiny_config`: random tokens, all learnt."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        tokens = torch.randint(0, 2048, (1, 17), generator=generator)
+        yield {"tokens": tokens[:, :-1], "labels": tokens[:, 1:].contiguous(), "loss_mask": torch.ones(1, 16)}
 
 
 def tiny_config(**changed: object) -> TrainConfig:

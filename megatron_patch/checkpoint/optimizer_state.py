@@ -34,7 +34,7 @@ def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any]
     if not isinstance(inner, DistributedOptimizer):
         return optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(SHARDING))
     if is_loading:
-        inner.load_state_dict(inner.state_dict())  # makes the moments, which the first step would make
+        inner.optimizer.make_state()
     inner._copy_model_grads_to_main_grads()  # copies nothing: says where the gradients are
     shards = {"param_state": list(_shards(inner, weights)), "param_state_sharding_type": SHARDING["distrib_optim_sharding_type"]}
     return {**inner.state_dict(), **shards}

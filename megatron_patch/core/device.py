@@ -59,15 +59,18 @@ def max_memory_allocated() -> int:
     return torch.cuda.max_memory_allocated() if HAS_CUDA else 0
 
 
-def memory_allocated() -> int:
-    """Bytes of tensors on this process's device now; 0 on a CPU."""
-    return torch.cuda.memory_allocated() if HAS_CUDA else 0
-
-
 def reset_peak_memory() -> None:
     """From here `max_memory_allocated` counts anew."""
     if HAS_CUDA:
         torch.cuda.reset_peak_memory_stats()
+
+
+def bytes_taken(work: Callable[[], object]) -> int:
+    """The most bytes that tensors take while `work` runs, beyond those that were there; 0 on a CPU. The peak counts anew."""
+    reset_peak_memory()
+    before = max_memory_allocated()
+    work()
+    return max_memory_allocated() - before
 
 
 def memory_left() -> tuple[int, int]:

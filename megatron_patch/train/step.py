@@ -170,17 +170,10 @@ def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Bat
     optim.single(state.optimizer).optimizer.make_state()
     parallel.make_communicators()
     first = next(batches)
-
-    def bytes_of(work: Callable[[], object]) -> int:
-        device.reset_peak_memory()
-        before = device.memory_allocated()
-        work()
-        return device.max_memory_allocated() - before
-
     with first_guess():
-        training = bytes_of(lambda: graphs.launch([first]))
+        training = device.bytes_taken(lambda: graphs.launch([first]))
         with torch.no_grad():
-            evaluation = bytes_of(lambda: forward_step(state.layout.device)(iter([first]), state.model))
+            evaluation = device.bytes_taken(lambda: forward_step(state.layout.device)(iter([first]), state.model))
     graphs.pair_if_it_fits(training, evaluation)
     optim.begin_step(state.optimizer, state.model, state.fused)
     return itertools.chain([first], batches)

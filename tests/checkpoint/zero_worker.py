@@ -20,12 +20,11 @@ def main(folder: str) -> None:
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
     from megatron_patch.train.step import train_step
-    from tests.tiny import tiny_config
+    from tests.tiny import tiny_batches, tiny_config
 
     config = tiny_config(output_path=folder, tensor_model_parallel_size=2)
     layout = parallel.start(config)
-    tokens = torch.randint(0, 2048, (1, 17), generator=torch.Generator().manual_seed(layout.data_parallel_rank))
-    batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:].contiguous(), "loss_mask": torch.ones(1, 16)}
+    batch = next(tiny_batches(layout.data_parallel_rank, 1))
     states = [build_state(config, layout, RunLog(config, active=False), 4)]
     Adam.split_parameters = lambda self: None  # core's loader fills whole parameters
     states.append(build_state(config, layout, RunLog(config, active=False), 4))

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 
 def train_save_and_resume(folder: str) -> None:
     """Raises where the resumed losses differ from the uninterrupted ones, or anything on the way fails."""
-    from megatron_patch.processes import free_port
-
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    import torch
-
     from megatron_patch.checkpoint.training import Progress, resume, save_checkpoint
     from megatron_patch.core import parallel
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
     from megatron_patch.train.step import train_step
-    from tests.tiny import tiny_config
+    from tests.tiny import be_alone, tiny_batches, tiny_config
 
+    be_alone()
     config = tiny_config(output_path=folder)
     layout = parallel.start(config)
-
-    def batches(step: int):
-        generator = torch.Generator().manual_seed(step)
-        for _ in range(2):
-            tokens = torch.randint(0, 2048, (1, 17), generator=generator)
-            yield {"tokens": tokens[:, :-1], "labels": tokens[:, 1:].contiguous(), "loss_mask": torch.ones(1, 16)}
 
     def fresh():
         return build_state(config, layout, RunLog(config, active=False), 4)
@@ -35,14 +24,14 @@ def train_save_and_resume(folder: str) -> None:
     state = fresh()
     losses = []
     for step in range(4):
-        losses.append(train_step(state, batches(step)).loss)
+        losses.append(train_step(state, tiny_batches(step, 2)).loss)
         state.scheduler.step(increment=1)
         if step == 1:
             saved = save_checkpoint(config, state.model, state.optimizer, state.scheduler, Progress(2, 4, 0, 0))
     again = fresh()
     resume(Path(saved), again.model, again.optimizer, again.scheduler)
     for step in (2, 3):
-        loss = train_step(again, batches(step)).loss
+        loss = train_step(again, tiny_batches(step, 2)).loss
         again.scheduler.step(increment=1)
         if loss != losses[step]:
             raise RuntimeError(f"Error: the loss of step {step} is {loss} after resuming, {losses[step]} without a stop")

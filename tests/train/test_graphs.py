@@ -17,7 +17,7 @@ from megatron_patch.train import step as steps
 from megatron_patch.train.graphs import MicroBatchGraphs
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
-from tests.tiny import tiny_config
+from tests.tiny import tiny_batches, tiny_config
 
 
 class Launched(MicroBatchGraphs):
@@ -29,11 +29,8 @@ class Launched(MicroBatchGraphs):
 
 def batches(number: int, samples: int):
     """Samples of unequal numbers of learnt tokens, 16 - 3 i."""
-    generator = torch.Generator().manual_seed(number)
-    for sample in range(samples):
-        tokens = torch.randint(0, 2048, (1, 17), generator=generator)
-        mask = (torch.arange(16) >= 3 * sample).int()[None]
-        yield {"tokens": tokens[:, :-1], "labels": tokens[:, 1:].contiguous(), "loss_mask": mask}
+    for sample, batch in enumerate(tiny_batches(number, samples)):
+        yield {**batch, "loss_mask": (torch.arange(16) >= 3 * sample).int()[None]}
 
 
 def two_steps(config, layout, graphs: bool):
@@ -85,9 +82,8 @@ def test_the_rehearsal_counts_memory_when_all_that_stays_is_there(alone, monkeyp
         assert connected and products._guessing
         return torch.zeros(2)
 
-    before, peaks = iter([100, 150]), iter([600, 190])  # of a pass forward and backward, and of one forward
-    monkeypatch.setattr(device, "memory_allocated", lambda: next(before))
-    monkeypatch.setattr(device, "max_memory_allocated", lambda: next(peaks))
+    taken = iter([500, 40])  # by a pass forward and backward, and by one forward
+    monkeypatch.setattr(device, "bytes_taken", lambda work: (work(), next(taken))[1])
     graphs, asked = MicroBatchGraphs(work), []
     monkeypatch.setattr(graphs, "pair_if_it_fits", lambda *needs: asked.append(needs))
     first, *others = batches(0, 4)

@@ -7,7 +7,6 @@ smaller model.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,15 +21,13 @@ STEPS = 50
 
 def curves(precision: str, implementations: list[str]) -> dict[str, list[float]]:
     """Loss of each step, by implementation, from the same weights and the same tokens, which repeat so that they are learnt."""
-    from megatron_patch.processes import free_port
-
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     import megatron_patch.core.device as device
 
     from megatron_patch.core import parallel
     from megatron_patch.model_config import LLAMA_SIZES
-    from tests.tiny import tiny_config
+    from tests.tiny import be_alone, tiny_config
 
+    be_alone()
     # Large rates would make a difference of one rounding grow from step to step.
     size, length, rate = LLAMA_SIZES["tiny"], 64, 1e-3
     if not device.HAS_CUDA:
