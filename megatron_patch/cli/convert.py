@@ -59,8 +59,10 @@ def _run(job: Conversion, engine: str | None) -> None:
     for note in summary.notes:
         print(note)
     checked = "" if summary.verified is None else f", {summary.verified} compared with the source"
+    size = f"{summary.bytes / 1e9:.2f} GB" if summary.bytes >= 1e9 else f"{summary.bytes / 1e6:.1f} MB"
+    files = "1 file" if summary.files == 1 else f"{summary.files} files"
     print(
-        f"{summary.tensors} tensors{checked}, {summary.bytes / 1e9:.2f} GB in {summary.files} files, {summary.seconds:.1f} s, "
+        f"{summary.tensors} tensors{checked}, {size} in {files}, {summary.seconds:.1f} s, "
         f"{summary.bytes / 1e6 / summary.seconds:.0f} MB/s, peak memory {summary.peak_bytes / 2**30:.2f} GiB."
     )
     print(f"Written: {job.target}")

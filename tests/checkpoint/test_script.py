@@ -24,7 +24,7 @@ def test_documented_command_both_ways(tmp_path):
     shell = {"shell": shutil.which("dash") or "sh", "cwd": CONVERT.parent}
     there = succeed(run(CONVERT, ENGINE, HF, odd / "megatron", 2, 2, "auto", 0, "false", "--verify", **shell))
     assert f"MEGATRON_PATH {ENGINE} does not exist; the installed megatron-core" in there
-    assert "31 tensors, 39 compared with the source, 0.00 GB in 1 files" in there and "peak memory" in there
+    assert "31 tensors, 39 compared with the source, 0.6 MB in 1 file," in there and "peak memory" in there
     assert f"Next: give {odd / 'megatron'} as PRETRAIN_CHECKPOINT_PATH" in there
     assert (odd / "megatron/latest_checkpointed_iteration.txt").read_text() == "release"
     assert json.loads((odd / "megatron/release/model.json").read_text())["tensor_model_parallel_size"] == 2

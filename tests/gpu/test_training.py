@@ -31,6 +31,13 @@ def test_graphs_change_no_digit(tmp_path):
     assert graphs == tiny(tmp_path / "launched", "--cuda-graphs", "false", FL="false", AC="none")
 
 
+def test_graphs_of_fused_attention_learn_the_same(tmp_path):
+    """Up to the order in which sums are made."""
+    graphs = tiny(tmp_path / "graphs", "--pair-micro-batches", "false")
+    launched = tiny(tmp_path / "launched", "--cuda-graphs", "false")
+    assert [step.loss for step in graphs] == pytest.approx([step.loss for step in launched], rel=1e-3)
+
+
 def test_pairs_of_micro_batches_change_no_curve(tmp_path):
     pairs = tiny(tmp_path / "pairs", PR="fp32", FL="false", AC="none")
     single = tiny(tmp_path / "single", "--pair-micro-batches", "false", PR="fp32", FL="false", AC="none")
