@@ -1,6 +1,7 @@
 """Training speed of LLaMA-2 7B through the documented scripts themselves: their log lines, their data loaders.
 
     python benchmarks/through_script.py bf16 fp16 seed-example mbs2 seq4096 finetune
+    python benchmarks/through_script.py bf16 dp2 tp2 pp2    # two GPUs
 
 Makes indexed data and a JSON file of random words, starts each script as a user would, reads tokens per second from its
 console lines and ends it after --iterations of them, before it writes a checkpoint. Prints the median without the first
@@ -38,14 +39,19 @@ TOKENIZER = ROOT / "tests/golden/hf_mha"
 DOCUMENTS, SAMPLES = 3000, 64
 WARM_UP = 3
 
-_PRETRAIN = dict(size="7B", mbs=1, gbs=8, seq=2048, pr="bf16", fl="true")
+_PRETRAIN = dict(size="7B", mbs=1, gbs=8, seq=2048, pr="bf16", fl="true", tp=1, pp=1, gpus=1, flags=())
+_TWO = {**_PRETRAIN, "gpus": 2, "gbs": 16}
 SHAPES = {
     "bf16": _PRETRAIN,
+    "bf16-single": {**_PRETRAIN, "flags": ("--pair-micro-batches", "false")},
     "fp16": {**_PRETRAIN, "pr": "fp16"},
     "seed-example": {**_PRETRAIN, "pr": "fp16", "fl": "false"},
     "mbs2": {**_PRETRAIN, "mbs": 2},
     "seq4096": {**_PRETRAIN, "seq": 4096, "gbs": 4},
     "finetune": {**_PRETRAIN, "finetune": True},
+    "dp2": _TWO,
+    "tp2": {**_TWO, "tp": 2},
+    "pp2": {**_TWO, "pp": 2},
     "tiny": {**_PRETRAIN, "size": "tiny", "seq": 128},
     "tiny-finetune": {**_PRETRAIN, "size": "tiny", "seq": 128, "finetune": True},
 }
@@ -72,7 +78,7 @@ def write_json(path: Path) -> None:
 def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
     """The documented arguments of one shape."""
     engine, rates = "/root/Megatron-LM-230512", ("1e-5", "1e-6")
-    layout = (shape["pr"], 1, 1, "sel", "true", shape["fl"], "false")
+    layout = (shape["pr"], shape["tp"], shape["pp"], "sel", "true", shape["fl"], "true" if shape["tp"] > 1 else "false")
     if shape.get("finetune"):
         accumulate = shape["gbs"] // shape["mbs"]
         values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], *rates, shape["seq"], shape["seq"], 0, *layout,
@@ -81,7 +87,7 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
     else:
         values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], shape["gbs"], *rates, shape["seq"], 80, 0, *layout, 100000,
                   folder / "corpus", "none", 100000000, 10000, output]  # fmt: skip
-    return ["sh", str(FINETUNE if shape.get("finetune") else PRETRAIN), *map(str, values)]
+    return ["sh", str(FINETUNE if shape.get("finetune") else PRETRAIN), *map(str, values), *shape["flags"]]
 
 
 def kill_tree(pid: int) -> None:
@@ -95,12 +101,12 @@ def kill_tree(pid: int) -> None:
 
 
 def measure(shape: dict, folder: Path, iterations: int, echo: bool) -> dict:
-    """Tokens per second of the lines after the first ones, and the memory line, of one run that is then ended."""
+    """Tokens per second and GPU of the lines after the first ones, and the memory line, of one run that is then ended."""
+    gpus = ",".join(map(str, range(shape["gpus"])))
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus, "PYTHON": sys.executable}
     with tempfile.TemporaryDirectory(dir=folder) as output:
         command = command_of(shape, folder, Path(output))
-        process = subprocess.Popen(
-            command, env={**os.environ, "PYTHON": sys.executable}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         rates, tail, memory = [], [], None
         for line in process.stdout:
             tail = [*tail[-60:], line]

@@ -53,6 +53,8 @@ def worker_environment(engine: str | None, inherited: list[str], tensor_parallel
     if tensor_parallel:
         # Megatron's overlap of communication and products relies on kernels starting in the order of their launch.
         environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    # Registering the buffers of recorded collectives does not go together with expandable segments.
+    environment.setdefault("NCCL_GRAPH_REGISTER", "0")
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

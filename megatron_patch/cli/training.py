@@ -34,6 +34,8 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         state = build_state(config, layout, log, data.train_iters)
         start_state(state, log)
         run(state, data, log)
+        if state.graphs is not None:
+            state.graphs.release()
     except ValueError as error:
         print(f"rank {layout.rank}: {_sentence(error)}", file=sys.stderr, flush=True)
         sys.exit(2)

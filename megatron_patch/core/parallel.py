@@ -89,8 +89,10 @@ def _communicators_at_first_use() -> Iterator[None]:
 
 
 def make_communicators() -> None:
-    """Those that a step and an evaluation use in a run of one process, before its memory is counted; all ranks call it."""
+    """Those that a step and an evaluation use without pipeline stages, before memory is counted; all ranks call it."""
     for group in (
+        parallel_state.get_tensor_model_parallel_group(),
+        parallel_state.get_model_parallel_group(),
         parallel_state.get_data_parallel_group(),
         parallel_state.get_data_parallel_group(with_context_parallel=True),
         parallel_state.get_intra_distributed_optimizer_instance_group(),
@@ -119,6 +121,18 @@ def seed_everything(seed: int) -> None:
     np.random.seed(stage_seed)
     torch.manual_seed(stage_seed)
     tensor_parallel.model_parallel_cuda_manual_seed(stage_seed)
+
+
+@contextlib.contextmanager
+def without_random_streams() -> Iterator[None]:
+    """core switches random streams around its layers under sequence parallelism, for dropout. LLaMA has none, and while a
+    CUDA graph is recorded a stream's state cannot be read."""
+    tracker = tensor_parallel.get_cuda_rng_tracker()
+    tracker.fork = lambda *_: contextlib.nullcontext()
+    try:
+        yield
+    finally:
+        del tracker.fork
 
 
 def rng_state() -> dict[str, object]:

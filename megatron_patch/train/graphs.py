@@ -1,9 +1,10 @@
 """Forward and backward of micro-batches as CUDA graphs: one launch in the place of a few thousand.
 
-A 7B model's forward pass at micro-batch 1 is shorter on the GPU than Python takes to launch it. Two graphs are captured,
-one for the micro-batches that open a step, whose products overwrite the gradient buffer, and one for all others, which add
-to it; both draw on one memory pool. Where memory allows, two micro-batches go through at once. Only for a run in one
-process, where no communication stands between the kernels.
+A 7B model's forward pass at micro-batch 1 is shorter on the GPU than Python takes to launch it, and split over two GPUs
+much shorter. A graph is captured for the micro-batches that open a step, whose products overwrite the gradient buffer, one
+for those that add to it, and on several GPUs one for the last, during which gradients are reduced; all draw on one memory
+pool, and NCCL's kernels are recorded with the others. Where memory allows, two micro-batches go through at once. Not with
+pipeline stages, whose schedule is core's.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from collections.abc import Callable, Iterator
 import torch
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.core.parallel import Layout
+from megatron_patch.core import parallel
 from megatron_patch.data.loading import Batch
 
-# Fills a batch's losses into sums [2]: forward, backward, bookkeeping.
-Work = Callable[[Batch], torch.Tensor]
+# Forward and backward of a batch, and if told so that it closes the step, the reductions: losses and tokens summed, fp64 [2].
+Work = Callable[[Batch, bool], torch.Tensor]
 
 # Of a GPU's memory, what stays free beside two micro-batches: fragments, and what libraries load later.
 _SPARE = 0.0125
 
 
-def can_use_graphs(config: TrainConfig, layout: Layout) -> bool:
-    """Whether this run's micro-batches are the same kernels every time: one GPU, fixed shapes, nothing that asks the host."""
+def can_use_graphs(config: TrainConfig) -> bool:
+    """Whether this run's micro-batches are the same kernels every time: fixed shapes, nothing that asks the host."""
     same_kernels = config.recompute != "full" and (config.use_flash_attn or config.recompute == "none")
     return (
         device.HAS_CUDA
-        and layout.world_size == 1
+        and config.pipeline_model_parallel_size == 1
         and config.options.cuda_graphs
         and same_kernels
         and not config.options.packing
@@ -38,21 +39,25 @@ def can_use_graphs(config: TrainConfig, layout: Layout) -> bool:
 
 
 class MicroBatchGraphs:
-    """The two graphs of a run, captured in its second step, and how many micro-batches go through one of them at once.
+    """The graphs of a run, captured in its second step, and how many micro-batches go through one of them at once.
 
     The loss is a sum over tokens, so two micro-batches in one pass give the same gradient as one after the other, from larger
     products and with half the traffic of fp32 gradients.
+
+    Args:
+        reduces: whether the pass that closes a step differs from the others, since it reduces gradients over ranks.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, reduces: bool) -> None:
         self.work = work
+        self.reduces = reduces
         self.together = 1  # micro-batches in a pass
         self.decision = ""  # about that, in words
         self.launched = False  # a whole step, after which products' algorithms are chosen
-        self.captured: dict[bool, tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]] = {}
+        self.captured: dict[tuple[bool, bool], tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]] = {}  # by (opens, closes)
 
     def pair_if_it_fits(self, training: int, evaluation: int) -> None:
-        """From now on two micro-batches in a pass, if memory holds them.
+        """From now on two micro-batches in a pass, if every rank's memory holds them.
 
         Args:
             training, evaluation: bytes that one takes forward and backward, and forward only, beside what is allocated now.
@@ -60,9 +65,11 @@ class MicroBatchGraphs:
         """
         left, total = device.memory_left()
         needed = 2 * training + evaluation + int(_SPARE * total)
-        self.together = 2 if needed <= left else 1
+        self.together = 1 if parallel.any_rank(needed > left) else 2
         number = {1: "one micro-batch goes", 2: "two micro-batches go"}[self.together]
         memory = f"two need {needed / 2**30:.1f} GiB, and {left / 2**30:.1f} GiB are left"
+        if self.together == 1 and needed <= left:
+            memory += " here, too little elsewhere"
         self.decision = f"{number} through the model in one pass: {memory}"
 
     def run(self, batches: Iterator[Batch], count: int) -> torch.Tensor:
@@ -70,32 +77,38 @@ class MicroBatchGraphs:
         sums = torch.zeros(2, dtype=torch.float64, device=device.local_device())
         for start in range(0, count, self.together):
             group = [next(batches) for _ in range(self.together)]
-            sums += self._replay(group, opens=start == 0) if self.launched else self.launch(group)
+            opens, closes = start == 0, self.reduces and start + self.together == count
+            sums += self._replay(group, opens, closes) if self.launched else self.launch(group, closes)
         self.launched = True
         return sums
 
-    def launch(self, group: list[Batch]) -> torch.Tensor:
+    def launch(self, group: list[Batch], closes: bool = False) -> torch.Tensor:
         """One pass, each kernel launched from Python."""
-        return self.work(_joined(group))
+        return self.work(_joined(group), closes)
 
-    def _replay(self, group: list[Batch], opens: bool) -> torch.Tensor:
-        if opens not in self.captured:
-            self.captured[opens] = self._capture(group)
-        graph, static, sums = self.captured[opens]
+    def release(self) -> None:
+        """Let go of the graphs, before NCCL's communicators, which they use, are taken down."""
+        self.captured.clear()
+
+    def _replay(self, group: list[Batch], opens: bool, closes: bool) -> torch.Tensor:
+        if (opens, closes) not in self.captured:
+            self.captured[opens, closes] = self._capture(group, closes)
+        graph, static, sums = self.captured[opens, closes]
         for key, whole in static.items():
             for place, batch in zip(whole.chunk(self.together), group):
                 place.copy_(batch[key], non_blocking=True)
         graph.replay()
         return sums
 
-    def _capture(self, group: list[Batch]) -> tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]:
+    def _capture(self, group: list[Batch], closes: bool) -> tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]:
         """Record the kernels; nothing is computed yet, though Python has marked gradients as it will be."""
         static = _joined(group)
         pool = next((graph.pool() for graph, _, _ in self.captured.values()), None)
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-            sums = self.work(static)
+        recording = torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local")
+        with parallel.without_random_streams(), recording:
+            sums = self.work(static, closes)
         return graph, static, sums
 
 

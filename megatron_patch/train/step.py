@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -103,16 +104,23 @@ def prepare_model(state: TrainState) -> None:
     config.grad_scale_func = lambda loss: loss * (state.loss_scale / divisor)
     config.no_sync_func = state.model.no_sync
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
-    if can_use_graphs(state.config, state.layout):
-        state.graphs = MicroBatchGraphs(lambda batch: _forward_backward(state, batch))
+    if can_use_graphs(state.config):
+        several = state.layout.world_size > 1
+        state.graphs = MicroBatchGraphs(lambda batch, closes: _forward_backward(state, batch, closes), reduces=several)
 
 
-def _forward_backward(state: TrainState, batch: Batch) -> torch.Tensor:
-    """A batch through the whole model without a schedule: fp64 [2], losses and tokens summed."""
+def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Tensor:
+    """A batch through the whole model without a schedule: fp64 [2], this rank's losses and tokens summed.
+
+    During the pass that `closes` a step gradients are reduced, as soon as they are there.
+    """
     run, scale = forward_step(state.layout.device), get_model_config(state.model).grad_scale_func
-    output, summed = run(iter([batch]), state.model)
-    total, _, kept = summed(output)
-    scale(total).backward()
+    with contextlib.nullcontext() if closes else state.model.no_sync():
+        output, summed = run(iter([batch]), state.model)
+        total, _, kept = summed(output)
+        scale(total).backward()
+    if closes:
+        finalize_model_grads([state.model], None)
     return kept
 
 
@@ -140,7 +148,7 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     if state.graphs is None:
         sums = run_schedule(state.model, config, state.layout, batches, forward_only=False)
     else:
-        sums = _run_alone(state, state.graphs, batches)
+        sums = _run_passes(state, state.graphs, batches)
     state.steps_here += 1
     assert state.tokens is not None
     factor = gradient_divisor(config) / (state.loss_scale * state.tokens.clamp(min=1))
@@ -152,12 +160,13 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)
 
 
-def _run_alone(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Batch]) -> torch.Tensor:
-    """`run_schedule` on one GPU: a step's kernels are launched once, and recorded the next time."""
-    count = state.config.global_batch_size // state.config.micro_batch_size
+def _run_passes(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Batch]) -> torch.Tensor:
+    """`run_schedule` without a pipeline: a step's kernels are launched once, and recorded the next time."""
+    count = state.config.global_batch_size // (state.config.micro_batch_size * state.layout.data_parallel_size)
     if not graphs.launched and state.config.options.pair_micro_batches and count % 2 == 0:
         batches = _rehearse(state, graphs, batches)
     sums = graphs.run(batches, count)
+    torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group())
     state.tokens = sums[1].float()
     return sums
 

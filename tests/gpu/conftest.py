@@ -1,4 +1,6 @@
-"""Scripts see the GPUs here, which the other tests hide from them."""
+"""Scripts see a GPU here, which the other tests hide from them: one, unless a test asks for two."""
+
+import os
 
 import pytest
 
@@ -6,5 +8,12 @@ from tests import launching
 
 
 @pytest.fixture(autouse=True)
-def visible_gpus(monkeypatch):
-    monkeypatch.setattr(launching, "HIDDEN", {})
+def gpus(monkeypatch):
+    """Give the scripts this many of the visible GPUs; they start a process for each."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+
+    def show(number: int) -> None:
+        monkeypatch.setattr(launching, "HIDDEN", {"CUDA_VISIBLE_DEVICES": ",".join(visible[:number])})
+
+    show(1)
+    return show

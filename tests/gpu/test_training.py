@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.launching import GOLDEN, PRETRAIN, train
+from tests.launching import GOLDEN, PRETRAIN, convert, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 CORPUS = GOLDEN / "data" / "corpus_text_document"
@@ -72,3 +72,47 @@ def test_profile_is_written(tmp_path):
     tiny(tmp_path, "--profile", "true", "--profile-step-start", 4, "--profile-step-end", 6)
     traces = list((tmp_path / "tensorboard").glob("*_profile/*.pt.trace.json*"))
     assert traces and any("nvjet" in trace.read_text() or "gemm" in trace.read_text() for trace in traces)
+
+
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+LAYOUTS = {"TP2 with SP": dict(TP=2, SP="true"), "TP2": dict(TP=2), "PP2": dict(PP=2), "DP2": dict(), "DP2 without DO": dict(DO="false")}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The same for every layout, which random ones are not."""
+    return convert(GOLDEN / "hf_mha", tmp_path_factory.mktemp("megatron") / "mha")
+
+
+@two_gpus
+@pytest.mark.parametrize("pairs", ["true", "false"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_two_gpus_learn_what_one_learns(tmp_path, gpus, weights, layout, pairs):
+    """In graphs but for PP2, NCCL's kernels among them."""
+    common = dict(PR="fp32", FL="false", AC="none", MODEL_SIZE="auto", PRETRAIN_CHECKPOINT_PATH=weights)
+    one = tiny(tmp_path / "one", "--cuda-graphs", "false", **common)
+    gpus(2)
+    two = tiny(tmp_path / "two", "--pair-micro-batches", pairs, **common, **layout)
+    assert [step.loss for step in two] == pytest.approx([step.loss for step in one], rel=1e-5)
+    assert [step.grad_norm for step in two] == pytest.approx([step.grad_norm for step in one], rel=1e-4)
+
+
+@two_gpus
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_two_gpus_go_on_with_the_same_bits(tmp_path, gpus, layout):
+    gpus(2)
+    unfused = dict(FL="false", AC="none", **layout)
+    whole = tiny(tmp_path / "whole", **unfused)
+    first = tiny(tmp_path / "parts", "--exit-interval", 5, **unfused)
+    assert len(whole) == 10 and first == whole[:5]
+    assert tiny(tmp_path / "parts", **unfused) == whole
+
+
+@two_gpus
+@pytest.mark.parametrize("layout", [LAYOUTS["TP2 with SP"], LAYOUTS["DP2"]], ids=["TP2 with SP", "DP2"])
+def test_two_gpus_learn_alike_with_fused_attention(tmp_path, gpus, weights, layout):
+    common = dict(MODEL_SIZE="auto", PRETRAIN_CHECKPOINT_PATH=weights)
+    wanted = tiny(tmp_path / "one", **common)
+    gpus(2)
+    got = tiny(tmp_path / "two", **common, **layout)
+    assert [step.loss for step in got] == pytest.approx([step.loss for step in wanted], rel=1e-2)

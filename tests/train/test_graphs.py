@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,42 +16,14 @@ import torch
 from megatron_patch.config import Options
 from megatron_patch.core import parallel
 from megatron_patch.kernels import products
+from megatron_patch.processes import free_port
 from megatron_patch.train import step as steps
 from megatron_patch.train.graphs import MicroBatchGraphs
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
-from tests.tiny import tiny_batches, tiny_config
-
-
-class Launched(MicroBatchGraphs):
-    """Graphs whose replays are launches, so that nothing is captured."""
-
-    def _replay(self, group, opens):
-        return self.launch(group)
-
-
-def batches(number: int, samples: int):
-    """Samples of unequal numbers of learnt tokens, 16 - 3 i."""
-    for sample, batch in enumerate(tiny_batches(number, samples)):
-        yield {**batch, "loss_mask": (torch.arange(16) >= 3 * sample).int()[None]}
-
-
-def two_steps(config, layout, graphs: bool):
-    """Their results, and how many samples went through each pass."""
-    parallel.seed_everything(1)
-    state, passes = build_state(config, layout, RunLog(config, active=False), 4), []
-
-    def work(batch):
-        passes.append(len(batch["tokens"]))
-        return steps._forward_backward(state, batch)
-
-    state.graphs = Launched(work) if graphs else None
-    results = []
-    for number in range(2):
-        rows = batches(number, config.global_batch_size)
-        results.append(steps.train_step(state, rows))
-        assert next(rows, None) is None
-    return results, passes
+from tests.launching import ROOT
+from tests.tiny import tiny_config
+from tests.train.passes_worker import rows, two_steps
 
 
 @pytest.mark.parametrize(
@@ -63,11 +38,24 @@ def test_passes_equal_single_micro_batches(alone, monkeypatch, samples, pairs, p
     config = replace(config, options=Options(pair_micro_batches=pairs))
     got, went = two_steps(config, alone, graphs=True)
     wanted, _ = two_steps(config, alone, graphs=False)
-    assert went == passes
+    assert went == [(number, False) for number in passes]
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours.tokens == theirs.tokens == 16 * samples - 3 * sum(range(samples))
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [dict(), dict(use_distributed_optimizer=False), dict(tensor_model_parallel_size=2, sequence_parallel=True)],
+    ids=["DP2 with DO", "DP2", "TP2 with SP and DO"],
+)
+def test_passes_of_two_processes_equal_core_s_schedule(layout):
+    """Single micro-batches there, pairs here, and gradients are reduced in the last of them."""
+    options = ["--nproc-per-node=2", f"--master-port={free_port()}", "-m", "tests.train.passes_worker", json.dumps(layout)]
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_the_rehearsal_counts_memory_when_all_that_stays_is_there(alone, monkeypatch):
@@ -77,16 +65,17 @@ def test_the_rehearsal_counts_memory_when_all_that_stays_is_there(alone, monkeyp
     adam, connected = steps.optim.single(state.optimizer).optimizer, []
     monkeypatch.setattr(parallel, "make_communicators", lambda: connected.append(True))
 
-    def work(batch):
+    def work(batch, closes):
+        assert not closes
         assert all(adam.state[parameter] for group in adam.param_groups for parameter in group["params"])
         assert connected and products._guessing
         return torch.zeros(2)
 
     taken = iter([500, 40])  # by a pass forward and backward, and by one forward
     monkeypatch.setattr(device, "bytes_taken", lambda work: (work(), next(taken))[1])
-    graphs, asked = MicroBatchGraphs(work), []
+    graphs, asked = MicroBatchGraphs(work, reduces=False), []
     monkeypatch.setattr(graphs, "pair_if_it_fits", lambda *needs: asked.append(needs))
-    first, *others = batches(0, 4)
+    first, *others = rows(0, 4)
     assert list(steps._rehearse(state, graphs, iter([first, *others]))) == [first, *others]
     assert asked == [(500, 40)]
 
@@ -94,16 +83,25 @@ def test_the_rehearsal_counts_memory_when_all_that_stays_is_there(alone, monkeyp
 @pytest.mark.parametrize("left, together, says", [(2612, 2, "two micro-batches go"), (2611, 1, "one micro-batch goes")])
 def test_a_pair_leaves_room_for_an_evaluation_and_some_more(monkeypatch, left, together, says):
     monkeypatch.setattr(device, "memory_left", lambda: (left, 1000))
-    graphs = MicroBatchGraphs(lambda batch: batch)
+    monkeypatch.setattr(parallel, "any_rank", lambda here: here)
+    graphs = MicroBatchGraphs(lambda batch, closes: batch, reduces=False)
     graphs.pair_if_it_fits(1000, 600)
     assert graphs.together == together and graphs.decision.startswith(says)
 
 
 def test_each_half_of_a_recorded_pass_is_its_own_micro_batch():
-    graphs = MicroBatchGraphs(lambda batch: batch)
+    graphs = MicroBatchGraphs(lambda batch, closes: batch, reduces=False)
     static, seen = {"tokens": torch.zeros(4, 3, dtype=torch.int64)}, []
     recorded = SimpleNamespace(replay=lambda: seen.append(static["tokens"].clone()))
-    graphs.together, graphs.captured = 2, {True: (recorded, static, torch.zeros(2))}
+    graphs.together, graphs.captured = 2, {(True, False): (recorded, static, torch.zeros(2))}
     halves = [{"tokens": torch.arange(6).view(2, 3) + 10 * number} for number in range(2)]
-    graphs._replay(halves, opens=True)
+    graphs._replay(halves, opens=True, closes=False)
     assert torch.equal(seen[0], torch.cat([half["tokens"] for half in halves]))
+
+
+def test_a_pair_must_fit_on_every_rank(monkeypatch):
+    monkeypatch.setattr(device, "memory_left", lambda: (10_000, 1000))
+    monkeypatch.setattr(parallel, "any_rank", lambda here: True)
+    graphs = MicroBatchGraphs(lambda batch, closes: batch, reduces=True)
+    graphs.pair_if_it_fits(1000, 600)
+    assert graphs.together == 1 and "too little elsewhere" in graphs.decision
