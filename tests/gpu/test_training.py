@@ -75,7 +75,13 @@ def test_profile_is_written(tmp_path):
 
 
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-LAYOUTS = {"TP2 with SP": dict(TP=2, SP="true"), "TP2": dict(TP=2), "PP2": dict(PP=2), "DP2": dict(), "DP2 without DO": dict(DO="false")}
+LAYOUTS = {
+    "TP2 with SP": dict(TP=2, SP="true"),
+    "TP2": dict(TP=2),
+    "PP2": dict(PP=2),
+    "DP2": dict(),
+    "DP2 without DO": dict(DO="false"),
+}
 
 
 @pytest.fixture(scope="module")
