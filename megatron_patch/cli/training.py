@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 
+import torch
+
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.data.run_data import RunData
@@ -23,7 +25,7 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     """One rank's whole run.
 
     Raises:
-        SystemExit: status 2, with the sentence, for what a user can mend; 1 where another rank has ended.
+        SystemExit: status 2, with the sentence, for what a user can mend; 1 where memory is short or another rank has ended.
     """
     # Ctrl-C ends a rank at once, also one that waits for the others inside NCCL, where Python's own handler never runs.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -34,11 +36,12 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         state = build_state(config, layout, log, data.train_iters)
         start_state(state, log)
         run(state, data, log)
-        if state.graphs is not None:
-            state.graphs.release()
     except ValueError as error:
         print(f"rank {layout.rank}: {_sentence(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        print(f"rank {layout.rank}: {_out_of_memory(error, config)}", file=sys.stderr, flush=True)
+        sys.exit(1)
     except RuntimeError as error:
         # gloo's word for a rank that has ended; that one says why, and this one's calls tell nothing.
         if "Connection closed by peer" not in str(error) and "Connection reset by peer" not in str(error):
@@ -49,6 +52,20 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     finally:
         log.close()
     parallel.stop()
+
+
+def _out_of_memory(error: torch.OutOfMemoryError, config: TrainConfig) -> str:
+    """What was asked for, what there is, and which of this run's arguments could take less."""
+    choices = {
+        f"BATCH_SIZE below {config.micro_batch_size}": config.micro_batch_size > 1,
+        "FL true": not config.use_flash_attn,
+        "DO true": not config.use_distributed_optimizer,
+        "AC full": config.recompute != "full",
+        "--pair-micro-batches false": config.options.pair_micro_batches,
+        "a higher TP or PP, on more GPUs": True,
+    }
+    asked = str(error).partition(" Including non-PyTorch memory")[0].strip()
+    return f"{asked} What takes less: {'; '.join(choice for choice, possible in choices.items() if possible)}."
 
 
 def _sentence(error: ValueError) -> str:

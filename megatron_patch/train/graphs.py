@@ -86,7 +86,7 @@ class MicroBatchGraphs:
         """One pass, each kernel launched from Python."""
         return self.work(_joined(group), closes)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Let go of the graphs, before NCCL's communicators, which they use, are taken down."""
         self.captured.clear()
 

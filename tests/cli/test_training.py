@@ -1,13 +1,18 @@
-"""What a rank says of an error that a user can mend."""
+"""What a rank says of an error that a user can do something about."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from megatron_patch.cli import training
 from megatron_patch.cli.training import _sentence
+from megatron_patch.core import parallel
 from megatron_patch.data.loading import micro_batches
 from megatron_patch.data.samplers import BatchPlan, MicroBatchSampler
+from tests.tiny import be_alone, tiny_config
 
 
 class Rows(torch.utils.data.Dataset):
@@ -25,3 +30,26 @@ def test_a_loader_s_error_is_one_sentence(workers):
     with pytest.raises(ValueError) as error:
         next(batches)
     assert _sentence(error.value).startswith("The data holds tokens from 9 to 9, and the model has 9 rows")
+
+
+TORCH_SAYS = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 35.94 MiB is free. "
+    "Including non-PyTorch memory, this process has 79.10 GiB memory in use. Of the allocated memory 70.00 GiB is allocated"
+)
+
+
+def test_a_full_gpu_is_said_with_what_takes_less(monkeypatch, tmp_path, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError(TORCH_SAYS)
+
+    be_alone()
+    monkeypatch.setattr(training, "run", full)
+    config = tiny_config(output_path=str(tmp_path), micro_batch_size=2, recompute="sel")
+    with pytest.raises(SystemExit) as left:
+        training.training_session(config, lambda *_: SimpleNamespace(train_iters=4))
+    parallel.stop()
+    assert left.value.code == 1
+    assert capsys.readouterr().err.endswith(
+        "rank 0: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 35.94 MiB is "
+        "free. What takes less: BATCH_SIZE below 2; AC full; --pair-micro-batches false; a higher TP or PP, on more GPUs.\n"
+    )
