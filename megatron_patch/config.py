@@ -63,7 +63,7 @@ class Options:
     kernels: Literal["auto", "torch"] = "auto"
     """`auto`: Triton kernels on GPUs; `torch`: their plain PyTorch references."""
     cuda_graphs: bool = True
-    """Replay micro-batches as CUDA graphs where the run allows it (PP 1, no recomputation)."""
+    """Replay micro-batches as CUDA graphs where the run allows it; a line of the log says if not, and why."""
     pair_micro_batches: bool = True
     """With CUDA graphs, run two micro-batches in one pass where a step has an even number of them and memory allows it."""
     profile: bool = False

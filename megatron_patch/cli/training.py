@@ -31,37 +31,51 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     layout = parallel.start(config)
     log = RunLog(config, active=layout.is_logger)
+    state = None
     try:
         data = build_data(config, layout, log.line)
         state = build_state(config, layout, log, data.train_iters)
         start_state(state, log)
         run(state, data, log)
     except ValueError as error:
-        print(f"rank {layout.rank}: {_sentence(error)}", file=sys.stderr, flush=True)
+        _say(layout, _sentence(error))
         sys.exit(2)
-    except torch.OutOfMemoryError as error:
-        print(f"rank {layout.rank}: {_out_of_memory(error, config)}", file=sys.stderr, flush=True)
-        sys.exit(1)
     except RuntimeError as error:
+        if (full := _memory_error(error)) is not None:
+            _say(layout, _out_of_memory(full, config, paired=state is not None and state.runs_pairs))
+            sys.exit(1)
         # gloo's word for a rank that has ended; that one says why, and this one's calls tell nothing.
         if "Connection closed by peer" not in str(error) and "Connection reset by peer" not in str(error):
             raise
-        print(f"rank {layout.rank}: another rank has ended ({str(error).strip().splitlines()[0]}).", file=sys.stderr, flush=True)
+        _say(layout, f"another rank has ended ({str(error).strip().splitlines()[0]}).")
         time.sleep(1)  # so that torchrun finds that one first
         sys.exit(1)
     finally:
         log.close()
+        if state is not None and state.graphs is not None:
+            state.graphs.close()
     parallel.stop()
 
 
-def _out_of_memory(error: torch.OutOfMemoryError, config: TrainConfig) -> str:
+def _say(layout: parallel.Layout, sentence: str) -> None:
+    print(f"rank {layout.rank}: {sentence}", file=sys.stderr, flush=True)
+
+
+def _memory_error(error: BaseException | None) -> torch.OutOfMemoryError | None:
+    """The one that is at the beginning of this, if any: recording a CUDA graph covers it with an error of its own."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error
+
+
+def _out_of_memory(error: torch.OutOfMemoryError, config: TrainConfig, paired: bool) -> str:
     """What was asked for, what there is, and which of this run's arguments could take less."""
     choices = {
         f"BATCH_SIZE below {config.micro_batch_size}": config.micro_batch_size > 1,
         "FL true": not config.use_flash_attn,
         "DO true": not config.use_distributed_optimizer,
         "AC full": config.recompute != "full",
-        "--pair-micro-batches false": config.options.pair_micro_batches,
+        "--pair-micro-batches false": paired,
         "a higher TP or PP, on more GPUs": True,
     }
     asked = str(error).partition(" Including non-PyTorch memory")[0].strip()

@@ -31,6 +31,7 @@ class Layout:
     pipeline_parallel_rank: int
     data_parallel_rank: int
     data_parallel_size: int
+    is_one_node: bool
     is_first_stage: bool
     is_last_stage: bool
 
@@ -88,18 +89,6 @@ def _communicators_at_first_use() -> Iterator[None]:
         world.bound_device_id = bound
 
 
-def make_communicators() -> None:
-    """Those that a step and an evaluation use without pipeline stages, before memory is counted; all ranks call it."""
-    for group in (
-        parallel_state.get_tensor_model_parallel_group(),
-        parallel_state.get_model_parallel_group(),
-        parallel_state.get_data_parallel_group(),
-        parallel_state.get_data_parallel_group(with_context_parallel=True),
-        parallel_state.get_intra_distributed_optimizer_instance_group(),
-    ):
-        torch.distributed.all_reduce(torch.zeros(1, device=device.local_device()), group=group)
-
-
 def _layout(local: torch.device) -> Layout:
     return Layout(
         rank=torch.distributed.get_rank(),
@@ -109,6 +98,7 @@ def _layout(local: torch.device) -> Layout:
         pipeline_parallel_rank=parallel_state.get_pipeline_model_parallel_rank(),
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        is_one_node=torch.distributed.get_world_size() == int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         is_first_stage=parallel_state.is_pipeline_first_stage(),
         is_last_stage=parallel_state.is_pipeline_last_stage(),
     )

@@ -4,7 +4,7 @@ A 7B model's forward pass at micro-batch 1 is shorter on the GPU than Python tak
 much shorter. A graph is captured for the micro-batches that open a step, whose products overwrite the gradient buffer, one
 for those that add to it, and on several GPUs one for the last, during which gradients are reduced; all draw on one memory
 pool, and NCCL's kernels are recorded with the others. Where memory allows, two micro-batches go through at once. Not with
-pipeline stages, whose schedule is core's.
+pipeline stages, whose schedule is core's; `why_no_graphs` has the other obstacles.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.core.parallel import Layout
 from megatron_patch.data.loading import Batch
 
 # Forward and backward of a batch, and if told so that it closes the step, the reductions: losses and tokens summed, fp64 [2].
@@ -26,16 +27,19 @@ Work = Callable[[Batch, bool], torch.Tensor]
 _SPARE = 0.0125
 
 
-def can_use_graphs(config: TrainConfig) -> bool:
-    """Whether this run's micro-batches are the same kernels every time: fixed shapes, nothing that asks the host."""
-    same_kernels = config.recompute != "full" and (config.use_flash_attn or config.recompute == "none")
-    return (
-        device.HAS_CUDA
-        and config.pipeline_model_parallel_size == 1
-        and config.options.cuda_graphs
-        and same_kernels
-        and not config.options.packing
-    )
+def why_no_graphs(config: TrainConfig, layout: Layout) -> str:
+    """What keeps this run's micro-batches from being the same kernels every time; nothing, if they can be recorded."""
+    obstacles = {
+        "there is no GPU": not device.HAS_CUDA,
+        "--cuda-graphs false": not config.options.cuda_graphs,
+        "PP is not 1": config.pipeline_model_parallel_size > 1,
+        # NCCL warns of graphs of several communicators that are launched by one thread; these two are not tried yet.
+        "tensor and data parallel at once": config.tensor_model_parallel_size > 1 and layout.data_parallel_size > 1,
+        "several nodes": not layout.is_one_node,
+        "layers are recomputed": config.recompute == "full" or (config.recompute == "sel" and not config.use_flash_attn),
+        "--packing": config.options.packing,
+    }
+    return ", ".join(obstacle for obstacle, there in obstacles.items() if there)
 
 
 class MicroBatchGraphs:
@@ -106,6 +110,7 @@ class MicroBatchGraphs:
         pool = next((graph.pool() for graph, _, _ in self.captured.values()), None)
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
+        # From here on an error of `work` may come as the context of one of the recording, which it leaves unfinished.
         recording = torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local")
         with parallel.without_random_streams(), recording:
             sums = self.work(static, closes)

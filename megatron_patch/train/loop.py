@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
-import contextlib
 import signal
 import time
 from collections.abc import Iterator
@@ -33,8 +32,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     stop = _StopRequest(state.config)
     batches = train_batches(state, data)
     window = _Window()
-    graphs = contextlib.closing(state.graphs) if state.graphs else contextlib.nullcontext()
-    with graphs, profiler(state.config, state.layout) as profile:
+    with profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
             result = train_step(state, batches)
             known = time.perf_counter()

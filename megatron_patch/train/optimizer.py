@@ -139,7 +139,12 @@ def update_weights(
     inner = single(optimizer)
     scale = factor * (clip / (measured.norm + 1e-6)).clamp(max=1.0) if clip > 0 else factor
     inner.optimizer.step(grad_scale=scale, found_inf=measured.found_inf)
-    if isinstance(inner, DistributedOptimizer):
+    gather_weights(optimizer, model)
+
+
+def gather_weights(optimizer: ChainedOptimizer, model: DistributedDataParallel) -> None:
+    """With ZeRO every rank gets the shards that the others have updated."""
+    if isinstance(single(optimizer), DistributedOptimizer):
         model.start_param_sync()
 
 

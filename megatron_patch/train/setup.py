@@ -35,7 +35,8 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
         fused=fused_weights(model),
         loss_scale=torch.ones((), device=layout.device),
     )
-    prepare_model(state)
+    obstacle = prepare_model(state)
+    log.line(f"  CUDA graphs: {'no (' + obstacle + ')' if obstacle else 'yes'}")
     log.line(
         f"  LLaMA with {config.model.parameter_count(config.extra_vocab_size):,} parameters in {config.precision}; "
         f"TP {config.tensor_model_parallel_size}, PP {config.pipeline_model_parallel_size}, "

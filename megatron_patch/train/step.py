@@ -18,13 +18,12 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.core import parallel
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.loading import Batch, to_device
 from megatron_patch.kernels import prefer
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
-from megatron_patch.train.graphs import MicroBatchGraphs, can_use_graphs
+from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
 
 
 @dataclass
@@ -45,6 +44,11 @@ class TrainState:
     tokens: torch.Tensor | None = None  # unmasked tokens of the current global batch
     graphs: MicroBatchGraphs | None = None
     steps_here: int = 0  # iterations that this process has done
+
+    @property
+    def runs_pairs(self) -> bool:
+        """Whether two micro-batches go through the model at once."""
+        return self.graphs is not None and self.graphs.together == 2
 
 
 @dataclass(frozen=True)
@@ -96,17 +100,22 @@ def forward_step(where: torch.device) -> Callable[[Iterator[Batch], Any], tuple[
     return run
 
 
-def prepare_model(state: TrainState) -> None:
-    """Choose the kernels, and tell core's schedules how to scale the loss and what to do with the last gradient."""
+def prepare_model(state: TrainState) -> str:
+    """Choose the kernels, and tell core's schedules how to scale the loss and what to do with the last gradient.
+
+    Returns what keeps the run from using CUDA graphs; nothing, if it does.
+    """
     prefer("torch" if state.config.options.kernels == "torch" else None)
     config = get_model_config(state.model)
     divisor = gradient_divisor(state.config)
     config.grad_scale_func = lambda loss: loss * (state.loss_scale / divisor)
     config.no_sync_func = state.model.no_sync
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
-    if can_use_graphs(state.config):
+    obstacle = why_no_graphs(state.config, state.layout)
+    if not obstacle:
         several = state.layout.world_size > 1
         state.graphs = MicroBatchGraphs(lambda batch, closes: _forward_backward(state, batch, closes), reduces=several)
+    return obstacle
 
 
 def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Tensor:
@@ -131,8 +140,13 @@ def _finalize(state: TrainState, models: list[Any], tokens: torch.Tensor, **kwar
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         torch.distributed.broadcast(count, last, group=parallel_state.get_pipeline_model_parallel_group())
-    torch.distributed.all_reduce(count, group=parallel_state.get_data_parallel_group())
-    state.tokens = count
+    state.tokens = _over_replicas(count)
+
+
+def _over_replicas(numbers: torch.Tensor) -> torch.Tensor:
+    """Summed in place; over the group whose communicator core's gradients have anyway."""
+    torch.distributed.all_reduce(numbers, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    return numbers
 
 
 def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
@@ -165,8 +179,7 @@ def _run_passes(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[B
     count = state.config.global_batch_size // (state.config.micro_batch_size * state.layout.data_parallel_size)
     if not graphs.launched and state.config.options.pair_micro_batches and count % 2 == 0:
         batches = _rehearse(state, graphs, batches)
-    sums = graphs.run(batches, count)
-    torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    sums = _over_replicas(graphs.run(batches, count))
     state.tokens = sums[1].float()
     return sums
 
@@ -177,12 +190,15 @@ def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Bat
     Products run by torch's guess, since those of two micro-batches may be the ones to be measured. Returns all `batches`.
     """
     optim.single(state.optimizer).optimizer.make_state()
-    parallel.make_communicators()
     first = next(batches)
     with first_guess():
-        training = device.bytes_taken(lambda: graphs.launch([first]))
+        training = device.bytes_taken(lambda: graphs.launch([first], closes=graphs.reduces))
         with torch.no_grad():
             evaluation = device.bytes_taken(lambda: forward_step(state.layout.device)(iter([first]), state.model))
+    # What communicates after a step's passes, so that NCCL has taken all its memory before what is left is counted.
+    sums = _over_replicas(torch.ones(2, dtype=torch.float64, device=state.layout.device))
+    optim.measure_gradients(state.optimizer, sums[1].float())
+    optim.gather_weights(state.optimizer, state.model)
     graphs.pair_if_it_fits(training, evaluation)
     optim.begin_step(state.optimizer, state.model, state.fused)
     return itertools.chain([first], batches)
@@ -206,8 +222,7 @@ def run_schedule(
         forward_only=forward_only,
     )
     sums = torch.stack(logged).sum(0) if logged else torch.zeros(2, dtype=torch.float64, device=layout.device)
-    torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group())
-    return sums
+    return _over_replicas(sums)
 
 
 @torch.no_grad()

@@ -38,18 +38,40 @@ TORCH_SAYS = (
 )
 
 
+def run_until(raises, monkeypatch, tmp_path, **changed):
+    """The status with which a session ends whose training does this."""
+    be_alone()
+    monkeypatch.setattr(training, "run", raises)
+    config = tiny_config(output_path=str(tmp_path), **changed)
+    with pytest.raises(SystemExit) as left:
+        training.training_session(config, lambda *_: SimpleNamespace(train_iters=4))
+    parallel.stop()
+    return left.value.code
+
+
 def test_a_full_gpu_is_said_with_what_takes_less(monkeypatch, tmp_path, capsys):
     def full(*_):
         raise torch.OutOfMemoryError(TORCH_SAYS)
 
-    be_alone()
-    monkeypatch.setattr(training, "run", full)
-    config = tiny_config(output_path=str(tmp_path), micro_batch_size=2, recompute="sel")
-    with pytest.raises(SystemExit) as left:
-        training.training_session(config, lambda *_: SimpleNamespace(train_iters=4))
-    parallel.stop()
-    assert left.value.code == 1
+    assert run_until(full, monkeypatch, tmp_path, micro_batch_size=2, recompute="sel") == 1
     assert capsys.readouterr().err.endswith(
         "rank 0: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 35.94 MiB is "
-        "free. What takes less: BATCH_SIZE below 2; AC full; --pair-micro-batches false; a higher TP or PP, on more GPUs.\n"
+        "free. What takes less: BATCH_SIZE below 2; AC full; a higher TP or PP, on more GPUs.\n"
     )
+
+
+def test_a_gpu_that_is_full_while_a_graph_of_pairs_is_recorded_is_said_too(monkeypatch, tmp_path, capsys):
+    """The recording ends with an error of its own, and the graphs are closed."""
+    closed = []
+
+    def full(state, *_):
+        state.graphs = SimpleNamespace(together=2, close=lambda: closed.append(True))
+        try:
+            raise torch.OutOfMemoryError(TORCH_SAYS)
+        finally:
+            raise RuntimeError("CUDA error: capturing stream has unjoined work")
+
+    assert run_until(full, monkeypatch, tmp_path, recompute="full") == 1
+    assert closed == [True]
+    said = capsys.readouterr().err
+    assert said.endswith("is free. What takes less: --pair-micro-batches false; a higher TP or PP, on more GPUs.\n")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.launching import GOLDEN, PRETRAIN, convert, train
+from tests.launching import GOLDEN, PRETRAIN, convert, scalars, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 CORPUS = GOLDEN / "data" / "corpus_text_document"
@@ -96,9 +96,11 @@ def weights(tmp_path_factory):
 def test_two_gpus_learn_what_one_learns(tmp_path, gpus, weights, layout, pairs):
     """In graphs but for PP2, NCCL's kernels among them."""
     common = dict(PR="fp32", FL="false", AC="none", MODEL_SIZE="auto", PRETRAIN_CHECKPOINT_PATH=weights)
+    common |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)  # three pairs for each of two replicas
     one = tiny(tmp_path / "one", "--cuda-graphs", "false", **common)
     gpus(2)
     two = tiny(tmp_path / "two", "--pair-micro-batches", pairs, **common, **layout)
+    assert f"CUDA graphs: {'no (PP is not 1)' if 'PP' in layout else 'yes'}\n" in console(tmp_path / "two")
     assert [step.loss for step in two] == pytest.approx([step.loss for step in one], rel=1e-5)
     assert [step.grad_norm for step in two] == pytest.approx([step.grad_norm for step in one], rel=1e-4)
 
@@ -106,12 +108,14 @@ def test_two_gpus_learn_what_one_learns(tmp_path, gpus, weights, layout, pairs):
 @two_gpus
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_two_gpus_go_on_with_the_same_bits(tmp_path, gpus, layout):
+    """With evaluations between the steps, whose passes are launched."""
     gpus(2)
-    unfused = dict(FL="false", AC="none", **layout)
-    whole = tiny(tmp_path / "whole", **unfused)
-    first = tiny(tmp_path / "parts", "--exit-interval", 5, **unfused)
+    unfused, evaluating = dict(FL="false", AC="none", **layout), ("--eval-interval", 3, "--eval-iters", 1)
+    whole = tiny(tmp_path / "whole", *evaluating, **unfused)
+    first = tiny(tmp_path / "parts", *evaluating, "--exit-interval", 5, **unfused)
     assert len(whole) == 10 and first == whole[:5]
-    assert tiny(tmp_path / "parts", **unfused) == whole
+    assert tiny(tmp_path / "parts", *evaluating, **unfused) == whole
+    assert scalars(tmp_path / "parts", "lm loss validation") == scalars(tmp_path / "whole", "lm loss validation") != {}
 
 
 @two_gpus

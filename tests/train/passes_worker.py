@@ -17,14 +17,29 @@ from megatron_patch.core import parallel
 from megatron_patch.data.loading import Batch
 from megatron_patch.model import build
 from megatron_patch.train import step as steps
-from megatron_patch.train.graphs import MicroBatchGraphs
+from megatron_patch.train.graphs import MicroBatchGraphs, Work
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from tests.tiny import tiny_batches, tiny_config
 
 
 class Launched(MicroBatchGraphs):
-    """Graphs whose replays are launches, so that nothing is captured."""
+    """Graphs whose replays are launches, so that nothing is captured.
+
+    Attributes:
+        passes: of each, how many samples went through it and whether it was the one that closes a step.
+    """
+
+    def __init__(self, work: Work, reduces: bool) -> None:
+        self.passes: list[tuple[int, bool]] = []
+        super().__init__(self._recorded(work), reduces)
+
+    def _recorded(self, work: Work) -> Work:
+        def run(batch: Batch, closes: bool) -> torch.Tensor:
+            self.passes.append((len(batch["tokens"]), closes))
+            return work(batch, closes)
+
+        return run
 
     def _replay(self, group: list[Batch], opens: bool, closes: bool) -> torch.Tensor:
         return self.launch(group, closes)
@@ -36,39 +51,33 @@ def rows(seed: int, samples: int) -> Iterator[dict[str, Any]]:
         yield {**batch, "loss_mask": (torch.arange(16) >= 3 * sample).int()[None]}
 
 
-def two_steps(
-    config: TrainConfig, layout: parallel.Layout, graphs: bool
-) -> tuple[list[steps.StepResult], list[tuple[int, bool]]]:
-    """Their results; and of each pass, how many samples went through it and whether it was the one that closes a step."""
+def two_steps(config: TrainConfig, layout: parallel.Layout) -> tuple[list[steps.StepResult], steps.TrainState]:
+    """Their results, and the state afterwards; in passes where `device.HAS_CUDA` and `Launched` were put in their place."""
     parallel.seed_everything(1)
-    state, passes = build_state(config, layout, RunLog(config, active=False), 4), []
-
-    def work(batch: Batch, closes: bool) -> torch.Tensor:
-        passes.append((len(batch["tokens"]), closes))
-        return steps._forward_backward(state, batch, closes)
-
-    state.graphs = Launched(work, reduces=layout.world_size > 1) if graphs else None
-    results = []
+    state, results = build_state(config, layout, RunLog(config, active=False), 4), []
     for number in range(2):
         here = list(rows(number, config.global_batch_size))[layout.data_parallel_rank :: layout.data_parallel_size]
         batches = iter(here)
         results.append(steps.train_step(state, batches))
         assert next(batches, None) is None
         state.scheduler.step(increment=1)
-    return results, passes
+    return results, state
 
 
 def main(changed: str) -> None:
     """Raises where the two ways differ; gradients are reduced while the backward pass runs, as on GPUs."""
     overlapped = build.ddp_config
     build.ddp_config = lambda config, size: replace(overlapped(config, size), overlap_grad_reduce=size > 1)
-    device.memory_left = lambda: (1 << 30, 1 << 30)
     config = tiny_config(global_batch_size=8, precision="fp32", **json.loads(changed))
     layout = parallel.start(config)
-    got, passes = two_steps(config, layout, graphs=True)
-    wanted, _ = two_steps(config, layout, graphs=False)
-    number = 8 // layout.data_parallel_size // 2
-    assert passes == [(1, False), *([(2, False)] * (number - 1) + [(2, True)]) * 2], passes
+    wanted, _ = two_steps(config, layout)
+    device.memory_left = lambda: (1 << 30, 1 << 30)
+    steps.why_no_graphs, steps.MicroBatchGraphs = lambda *_: "", Launched
+    got, state = two_steps(config, layout)
+    pairs = 8 // layout.data_parallel_size // 2
+    assert state.graphs.passes == [(1, True), *([(2, False)] * (pairs - 1) + [(2, True)]) * 2], state.graphs.passes
+    if layout.data_parallel_size > 1:
+        assert not any(group.is_first_batch for group in state.model.bucket_groups), "reduced only after the backward pass"
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours.tokens == theirs.tokens == 16 + 13 + 10 + 7 + 4 + 1
         assert abs(ours.loss / theirs.loss - 1) < 1e-6 and abs(ours.grad_norm / theirs.grad_norm - 1) < 1e-5, (ours, theirs)

@@ -18,12 +18,12 @@ from megatron_patch.core import parallel
 from megatron_patch.kernels import products
 from megatron_patch.processes import free_port
 from megatron_patch.train import step as steps
-from megatron_patch.train.graphs import MicroBatchGraphs
+from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from tests.launching import ROOT
 from tests.tiny import tiny_config
-from tests.train.passes_worker import rows, two_steps
+from tests.train.passes_worker import Launched, rows, two_steps
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,14 @@ from tests.train.passes_worker import rows, two_steps
 )
 def test_passes_equal_single_micro_batches(alone, monkeypatch, samples, pairs, passes):
     """A rehearsal of one comes first, once, and its gradients must be gone before the step's own."""
-    monkeypatch.setattr(device, "memory_left", lambda: (1 << 30, 1 << 30))
     config = tiny_config(global_batch_size=samples, precision="fp32")
     config = replace(config, options=Options(pair_micro_batches=pairs))
-    got, went = two_steps(config, alone, graphs=True)
-    wanted, _ = two_steps(config, alone, graphs=False)
-    assert went == [(number, False) for number in passes]
+    wanted, _ = two_steps(config, alone)
+    monkeypatch.setattr(device, "memory_left", lambda: (1 << 30, 1 << 30))
+    monkeypatch.setattr(steps, "why_no_graphs", lambda *_: "")
+    monkeypatch.setattr(steps, "MicroBatchGraphs", Launched)
+    got, state = two_steps(config, alone)
+    assert state.graphs.passes == [(number, False) for number in passes]
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours.tokens == theirs.tokens == 16 * samples - 3 * sum(range(samples))
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
@@ -62,22 +64,24 @@ def test_the_rehearsal_counts_memory_when_all_that_stays_is_there(alone, monkeyp
     """Adam's state, and communicators; and no time is spent on products of a size that may not come again."""
     config = tiny_config(global_batch_size=4)
     state = build_state(config, alone, RunLog(config, active=False), 4)
-    adam, connected = steps.optim.single(state.optimizer).optimizer, []
-    monkeypatch.setattr(parallel, "make_communicators", lambda: connected.append(True))
+    adam, done = steps.optim.single(state.optimizer).optimizer, []
+    monkeypatch.setattr(steps, "_over_replicas", lambda numbers: done.append("sums") or numbers)
+    monkeypatch.setattr(steps.optim, "measure_gradients", lambda *_: done.append("norm"))
+    monkeypatch.setattr(state.model, "start_param_sync", lambda: done.append("weights"))
 
     def work(batch, closes):
-        assert not closes
+        assert closes and not done
         assert all(adam.state[parameter] for group in adam.param_groups for parameter in group["params"])
-        assert connected and products._guessing
+        assert products._guessing
         return torch.zeros(2)
 
     taken = iter([500, 40])  # by a pass forward and backward, and by one forward
     monkeypatch.setattr(device, "bytes_taken", lambda work: (work(), next(taken))[1])
-    graphs, asked = MicroBatchGraphs(work, reduces=False), []
-    monkeypatch.setattr(graphs, "pair_if_it_fits", lambda *needs: asked.append(needs))
+    graphs, asked = MicroBatchGraphs(work, reduces=True), []
+    monkeypatch.setattr(graphs, "pair_if_it_fits", lambda *needs: asked.append((*needs, *done)))
     first, *others = rows(0, 4)
     assert list(steps._rehearse(state, graphs, iter([first, *others]))) == [first, *others]
-    assert asked == [(500, 40)]
+    assert asked == [(500, 40, "sums", "norm", "weights")]
 
 
 @pytest.mark.parametrize("left, together, says", [(2612, 2, "two micro-batches go"), (2611, 1, "one micro-batch goes")])
@@ -105,3 +109,49 @@ def test_a_pair_must_fit_on_every_rank(monkeypatch):
     graphs = MicroBatchGraphs(lambda batch, closes: batch, reduces=True)
     graphs.pair_if_it_fits(1000, 600)
     assert graphs.together == 1 and "too little elsewhere" in graphs.decision
+
+
+@pytest.mark.parametrize(
+    "count, keys",
+    [(1, ["opens and closes"]), (2, ["opens", "closes"]), (4, ["opens", "", "closes"])],
+)
+def test_a_pass_is_recorded_once_for_each_place_in_a_step(monkeypatch, count, keys):
+    recorded = []
+
+    def capture(group, closes):
+        recorded.append(closes)
+        return SimpleNamespace(replay=lambda: None), {}, torch.ones(2)
+
+    graphs = MicroBatchGraphs(lambda batch, closes: batch, reduces=True)
+    graphs.launched = True
+    monkeypatch.setattr(graphs, "_capture", capture)
+    for _ in range(2):
+        assert graphs.run(iter([{}] * count), count).tolist() == [count, count]
+    names = [" and ".join(name for name, so in zip(("opens", "closes"), key) if so) for key in graphs.captured]
+    assert names == keys and recorded == ["closes" in name for name in names]
+    graphs.close()
+    assert not graphs.captured
+
+
+@pytest.mark.parametrize(
+    "changed, layout, obstacle",
+    [
+        (dict(), dict(), ""),
+        (dict(), dict(data_parallel_size=2), ""),
+        (dict(tensor_model_parallel_size=2), dict(), ""),
+        (dict(tensor_model_parallel_size=2), dict(data_parallel_size=2), "tensor and data parallel at once"),
+        (dict(pipeline_model_parallel_size=2), dict(), "PP is not 1"),
+        (dict(), dict(is_one_node=False), "several nodes"),
+        (dict(recompute="full"), dict(), "layers are recomputed"),
+        (dict(recompute="sel"), dict(), ""),
+        (dict(recompute="sel", use_flash_attn=False), dict(), "layers are recomputed"),
+    ],
+)
+def test_what_cannot_be_recorded_is_said(alone, monkeypatch, changed, layout, obstacle):
+    monkeypatch.setattr(device, "HAS_CUDA", True)
+    assert why_no_graphs(tiny_config(**changed), replace(alone, **layout)) == obstacle
+
+
+def test_what_was_asked_for_is_an_obstacle_too(alone):
+    config = replace(tiny_config(), options=Options(cuda_graphs=False, packing=True))
+    assert why_no_graphs(config, alone) == "there is no GPU, --cuda-graphs false, --packing"
