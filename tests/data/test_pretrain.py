@@ -15,7 +15,7 @@ from megatron_patch.data.indexed import lengths_fingerprint, write_index
 from megatron_patch.data.pretrain import pretrain_run_data, usable_split
 from tests.tiny import tiny_config
 
-ALONE = Layout(0, 1, None, 0, 0, 0, 1, True, True)
+ALONE = Layout(0, 1, None, 0, 0, 0, 1, True, True, True)
 
 
 def write_pair(prefix, lengths, first=3):
