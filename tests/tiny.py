@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_patch.config import TrainConfig
+from megatron_patch.config import Options, TrainConfig
 from megatron_patch.model_config import LLAMA_SIZES
 from megatron_patch.processes import free_port
 
@@ -33,7 +33,7 @@ def tiny_config(**changed: object) -> TrainConfig:
         tensor_model_parallel_size=1, pipeline_model_parallel_size=1, sequence_parallel=False,
         use_distributed_optimizer=True, precision="bf16", recompute="none", use_flash_attn=True, micro_batch_size=1,
         global_batch_size=2, lr=1e-3, min_lr=1e-4, seq_length=16, pad_length=16, train_data_path="", valid_data_path=None,
-        train_iters=4,
+        train_iters=4, options=Options(),
     )  # fmt: skip
     assert set(changed) <= set(values), set(changed) - set(values)
     return TrainConfig(**{**values, **changed})

@@ -96,9 +96,10 @@ def test_a_run_of_the_same_name_with_other_arguments_is_refused(tmp_path):
     arguments = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, OUTPUT_BASEPATH=tmp_path)
     first = {**PRETRAIN_ARGUMENTS, **arguments}
     succeed(run(PRETRAIN, *first.values(), "--num-workers", 0, "--exit-interval", 1, processes=1))
-    other = run(PRETRAIN, *{**first, "MIN_LR": "1e-5"}.values(), "--adam-eps", "1e-6", processes=1)
+    other = run(PRETRAIN, *{**first, "MIN_LR": "1e-5"}.values(), "--adam-eps", "1e-6", "--seed", 5, processes=1)
     assert other.returncode == 2
     assert "min_lr was 0.0001 and is 1e-05" in other.stdout and "adam_eps was 1e-08 and is 1e-06" in other.stdout
+    assert "seed was 1234 and is 5" in other.stdout
 
 
 def test_a_run_goes_on_only_from_its_own_model_and_data(tmp_path):
