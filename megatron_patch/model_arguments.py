@@ -11,8 +11,10 @@ from pathlib import Path
 
 from megatron_patch.arguments import Argument, Findings
 from megatron_patch.checkpoint.layout import CheckpointLocation, read_model_description, resolve_checkpoint
+from megatron_patch.checkpoint.own_run import resume_location, root_of
 from megatron_patch.checkpoint_paths import TRACKER, holds_tokenizer, run_root
 from megatron_patch.config import Options
+from megatron_patch.errors import UserError
 from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
 
 
@@ -25,6 +27,7 @@ class ModelReader:
     raw: dict[str, str]
     findings: Findings
     notes: list[str]
+    resume_root: Path | None = None  # of the run that `--resume-from` names
 
     def whole(self, name: str, minimum: int = 1) -> int:
         return self.findings.whole(self.arguments[name], self.raw[name], minimum)
@@ -77,9 +80,21 @@ class ModelReader:
         return None
 
     def own_root(self) -> Path | None:
-        """This run's own folder of checkpoints, where it has one to go on from."""
+        """This run's own folder of checkpoints, where it has one to go on from; else that of `--resume-from`."""
         root = run_root(self.raw["OUTPUT_BASEPATH"], self.name())
-        return root if (root / TRACKER).is_file() else None
+        return root if (root / TRACKER).is_file() else self.resume_root
+
+    def resume(self, path: str) -> None:
+        """`--resume-from`: the run's folder, whose model and tokenizer stand in where PRETRAIN_CHECKPOINT_PATH names none."""
+        if not path:
+            return
+        try:
+            self.resume_root = root_of(resume_location(path))
+        except UserError as error:
+            if self.own_root() is None:
+                self.findings.add_flag("--resume-from", path, str(error))
+            else:
+                self.notes.append(f"--resume-from: {error} Still, the run goes on from its own checkpoint.")
 
     def extra_vocabulary(self, source: CheckpointLocation | None) -> int:
         extra = self.whole("EXTRA_VOCAB_SIZE", 0)
