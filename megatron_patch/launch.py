@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from megatron_patch.checkpoint.other_runs import offers
 from megatron_patch.checkpoint.own_run import find_start
 from megatron_patch.megatron_path import choose_engine
 from megatron_patch.processes import Processes
@@ -74,7 +75,8 @@ def main(argv: list[str]) -> None:
     for note in reading.notes:
         print(note, flush=True)
     try:
-        for line in find_start(reading.config).lines:
+        start = find_start(reading.config)
+        for line in (*start.lines, *(offers(reading.config) if start.folder is None else ())):
             print(line, flush=True)
     except ValueError as error:
         print(f"{SCRIPTS[task]}: {error}", file=sys.stderr)

@@ -6,12 +6,12 @@ Imports no torch: the launcher says what was decided before a process starts, an
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_patch.arguments import is_whole
 from megatron_patch.checkpoint.layout import CheckpointLocation, iteration_folder, read_tracker, resolve_checkpoint
-from megatron_patch.checkpoint.other_runs import offers
 from megatron_patch.checkpoint.recorded_run import Comparison, compare, read_run_config
 from megatron_patch.checkpoint_paths import checkpoint_root
 from megatron_patch.config import TrainConfig
@@ -174,7 +174,7 @@ def _from_load(config: TrainConfig) -> Start:
     """PRETRAIN_CHECKPOINT_PATH: a run of this output folder goes on; any other training checkpoint gives its weights."""
     location = _location(config.load)
     if location is None or location.iteration is None:
-        return Start(None, config, tuple(offers(config)))
+        return Start(None, config)
     weights = f"PRETRAIN_CHECKPOINT_PATH {config.load} is a training checkpoint"
     alone = "its weights alone are taken, and training begins at its first iteration"
     if read_run_config(location.folder) is None:
@@ -185,7 +185,7 @@ def _from_load(config: TrainConfig) -> Start:
         return _from_other(config, location)
     differences = f" ({'; '.join(found.hindering + found.longer)})" if found.hindering or found.longer else ""
     whose = "of another run" if is_ours else "of another output folder"
-    flag = f" To go on with its optimizer, schedule and data position, add --resume-from {config.load}."
+    flag = f" To go on with its optimizer, schedule and data position, add --resume-from {shlex.quote(str(config.load))}."
     flag = "" if found.hindering else flag
     return Start(None, config, (f"{weights} {whose}{differences}: {alone}.{flag}",))
 
