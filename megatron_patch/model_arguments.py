@@ -76,7 +76,8 @@ class ModelReader:
             if self.own_root() is None:
                 self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error} It takes the folder that model_convertor.sh made, or none.")
             else:
-                self.notes.append(f"{error} Still, the run goes on from its own checkpoint.")
+                where = self.resume_root if self.resume_root == self.own_root() else "its own checkpoint"
+                self.notes.append(f"{error} Still, the run goes on from {where}.")
         return None
 
     def own_root(self) -> Path | None:

@@ -91,7 +91,7 @@ def resume_location(path: str) -> CheckpointLocation:
     """
     try:
         location = resolve_checkpoint(path)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(str(error)) from None
     if location.kind != "native" or read_run_config(location.folder) is None:
         raise UserError(
@@ -127,7 +127,7 @@ def _location(path: str | None) -> CheckpointLocation | None:
     """What a path means; None where it is gone, which the reader of the arguments has said."""
     try:
         return resolve_checkpoint(path) if path else None
-    except ValueError:
+    except (OSError, ValueError):
         return None
 
 

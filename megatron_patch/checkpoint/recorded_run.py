@@ -69,7 +69,7 @@ def read_run_config(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{wrong}: it has {path.stat().st_size} bytes; copy the checkpoint again, or remove its folder.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{wrong} ({error}); copy the checkpoint again, or remove its folder.") from None
     if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in ("model", "options")):
         raise UserError(f"{wrong}: `model` and `options` are missing; copy the checkpoint again, or remove its folder.")
