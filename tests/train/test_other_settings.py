@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_patch.checkpoint.training import Progress, resume, save_checkpoint
+from megatron_patch.train.log import RunLog
+from megatron_patch.train.setup import build_state
 from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run, scalars, succeed
+from tests.tiny import tiny_config
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 
@@ -78,3 +82,15 @@ def test_fine_tuning_goes_on_with_more_epochs_and_other_batches(tmp_path):
     said, losses = start(FINETUNE, tmp_path / "out", *flags, EPOCH=2, **paths)
     assert "It becomes longer (epochs (EPOCH) was 1 and is 2)" in said and "cosine decay" in said
     assert losses == pytest.approx({n: whole[n] for n in (5, 6, 7, 8)}, rel=1e-5)
+
+
+def test_a_longer_run_follows_the_longer_decay(alone, tmp_path):
+    """Linear from 1e-3 to 1e-4: after 2 of 4 iterations half of the way, after 2 of 8 a quarter."""
+    config = tiny_config(output_path=str(tmp_path))
+    short, longer = (build_state(config, alone, RunLog(config, active=False), count) for count in (4, 8))
+    short.optimizer.chained_optimizers[0].optimizer.make_state()
+    short.scheduler.step(increment=2)
+    saved = save_checkpoint(config, short.model, short.optimizer, short.scheduler, Progress(2, 4, 0, 0))
+    resume(saved, longer.model, longer.optimizer, longer.scheduler)
+    rates = [state.optimizer.param_groups[0]["lr"] for state in (short, longer)]
+    assert rates == pytest.approx([1e-3 - 0.5 * 9e-4, 1e-3 - 0.25 * 9e-4], rel=1e-12)
