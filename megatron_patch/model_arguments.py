@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ class ModelReader:
     def own_root(self) -> Path | None:
         """This run's own folder of checkpoints, where it has one to go on from; else that of `--resume-from`."""
         root = run_root(self.raw["OUTPUT_BASEPATH"], self.name())
-        return root if (root / TRACKER).is_file() else self.resume_root
+        return root if os.path.isfile(root / TRACKER) else self.resume_root
 
     def resume(self, path: str) -> None:
         """`--resume-from`: the run's folder, whose model and tokenizer stand in where PRETRAIN_CHECKPOINT_PATH names none."""

@@ -131,9 +131,9 @@ def _location(path: str | None) -> CheckpointLocation | None:
         return None
 
 
-def _check_began_there(own: Path, wanted: Path, began: object) -> None:
+def _check_began_there(own: Path, wanted: Path, began: str | None) -> None:
     """A run that has checkpoints must not be taken for one that will begin from another folder."""
-    began_in = Path(began).parent if isinstance(began, str) and "\0" not in began else None
+    began_in = Path(began).parent if began else None
     # The other run's folder may have moved since.
     if wanted == own or (began_in is not None and (wanted == began_in or not began_in.is_dir())):
         return
@@ -196,13 +196,12 @@ def _compared(config: TrainConfig, location: CheckpointLocation) -> Comparison:
     return compare(config, recorded, root_of(location))
 
 
-def _going_on(config: TrainConfig, folder: Path, resumed_from: object, *lines: str) -> Start:
+def _going_on(config: TrainConfig, folder: Path, resumed_from: str | None, *lines: str) -> Start:
     """The start of a run that goes on: what it began with stays on record, whatever it is started with now."""
     recorded = read_run_config(folder) or {}
-    config = replace(config, resumed_from=resumed_from if isinstance(resumed_from, str) else None)
-    began = recorded.get("load")
+    config, began = replace(config, resumed_from=resumed_from), recorded.get("load")
     same = config.load is not None and config.load_fingerprint and config.load_fingerprint == recorded.get("load_fingerprint")
-    if isinstance(began, str) and not same:
+    if began is not None and not same:
         config = replace(config, load=began, load_fingerprint=str(recorded.get("load_fingerprint") or ""))
     elif began is None and recorded:
         config = replace(config, load=None, load_fingerprint="")

@@ -73,6 +73,10 @@ def read_run_config(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{wrong} ({error}); copy the checkpoint again, or remove its folder.") from None
     if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in ("model", "options")):
         raise UserError(f"{wrong}: `model` and `options` are missing; copy the checkpoint again, or remove its folder.")
+    for name in ("load", "resumed_from"):
+        got = content.get(name)
+        if got is not None and (not isinstance(got, str) or "\0" in got):
+            raise UserError(f"{wrong}: {name} is {_short(got)}, not a folder; copy the checkpoint again, or remove its folder.")
     return content
 
 
@@ -157,7 +161,7 @@ def _model_differences(config: TrainConfig, recorded: dict[str, Any], root: Path
     on from.
     """
     sentences, load, old = [], config.load, recorded.get("load")
-    own = [str(root)] + ([os.path.dirname(recorded["resumed_from"])] if isinstance(recorded.get("resumed_from"), str) else [])
+    own = [str(root)] + ([os.path.dirname(recorded["resumed_from"])] if recorded.get("resumed_from") else [])
     same = load is None or _is_same_path(load, old) or any(_is_same_path(_root_of(load), folder) for folder in own)
     same = same or (config.load_fingerprint != "" and config.load_fingerprint == recorded.get("load_fingerprint"))
     if not same:

@@ -251,7 +251,11 @@ def test_another_tokenizer_is_noticed_and_a_moved_one_is_not(tmp_path):
         find_start(asked(config, options=Options(tokenizer_path=str(tmp_path / "c"))))
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"model": {}, "options": []}', "[" * 100_000, " " * (1 << 20) + "[]", "\xff"])
+DAMAGED = ["", "[1]", "{}", '{"model": {}, "options": []}', "[" * 100_000, " " * (1 << 20) + "[]", "\xff", "9" * 5000]
+DAMAGED += ['{"model": {}, "options": {}, "load": [1]}', '{"model": {}, "options": {}, "resumed_from": "a\\u0000b"}']
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_record_is_a_sentence(config, text):
     folder = written(config)
     (folder / "run_config.json").write_bytes(text.encode("latin-1"))
