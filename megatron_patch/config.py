@@ -46,6 +46,8 @@ class Options:
     """Iterations between two console lines."""
     num_workers: int = 2
     """Processes that load data, for each rank; 0 loads in the training process."""
+    resume_from: str = ""
+    """Go on from this training checkpoint of another NAME: a run's folder in OUTPUT_BASEPATH/checkpoint, or an iteration's."""
     keep_last: int = 0
     """Training checkpoints to keep; 0 keeps all."""
     exit_interval: int = 0
@@ -105,6 +107,9 @@ class TrainConfig:
     train_data_path: str
     valid_data_path: str | None
     train_data_bytes: int = 0  # of its files together: a run goes on only over the data that it began with
+    train_data_fingerprint: str = ""  # `fingerprint` of those files, by which data is known wherever it lies
+    load_fingerprint: str = ""  # likewise of PRETRAIN_CHECKPOINT_PATH's files
+    resumed_from: str | None = None  # the iteration's folder of another run that this one went on from
     # Pre-training
     train_iters: int = 0
     warmup_iters: int = 0

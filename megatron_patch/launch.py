@@ -9,7 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_patch.checkpoint.own_run import own_checkpoint
+from megatron_patch.checkpoint.other_runs import offers
+from megatron_patch.checkpoint.own_run import find_start
 from megatron_patch.megatron_path import choose_engine
 from megatron_patch.processes import Processes
 from megatron_patch.train_arguments import SCRIPTS, read
@@ -74,7 +75,9 @@ def main(argv: list[str]) -> None:
     for note in reading.notes:
         print(note, flush=True)
     try:
-        own_checkpoint(reading.config)
+        start = find_start(reading.config)
+        for line in (*start.lines, *(offers(reading.config) if start.folder is None else ())):
+            print(line, flush=True)
     except ValueError as error:
         print(f"{SCRIPTS[task]}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,14 +5,17 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_patch.arguments import Argument, Findings
 from megatron_patch.checkpoint.layout import CheckpointLocation, read_model_description, resolve_checkpoint
+from megatron_patch.checkpoint.own_run import resume_location, root_of
 from megatron_patch.checkpoint_paths import TRACKER, holds_tokenizer, run_root
 from megatron_patch.config import Options
+from megatron_patch.errors import UserError
 from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
 
 
@@ -25,6 +28,7 @@ class ModelReader:
     raw: dict[str, str]
     findings: Findings
     notes: list[str]
+    resume_root: Path | None = None  # of the run that `--resume-from` names
 
     def whole(self, name: str, minimum: int = 1) -> int:
         return self.findings.whole(self.arguments[name], self.raw[name], minimum)
@@ -73,13 +77,26 @@ class ModelReader:
             if self.own_root() is None:
                 self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error} It takes the folder that model_convertor.sh made, or none.")
             else:
-                self.notes.append(f"{error} Still, the run goes on from its own checkpoint.")
+                where = self.resume_root if self.resume_root == self.own_root() else "its own checkpoint"
+                self.notes.append(f"{error} Still, the run goes on from {where}.")
         return None
 
     def own_root(self) -> Path | None:
-        """This run's own folder of checkpoints, where it has one to go on from."""
+        """This run's own folder of checkpoints, where it has one to go on from; else that of `--resume-from`."""
         root = run_root(self.raw["OUTPUT_BASEPATH"], self.name())
-        return root if (root / TRACKER).is_file() else None
+        return root if os.path.isfile(root / TRACKER) else self.resume_root
+
+    def resume(self, path: str) -> None:
+        """`--resume-from`: the run's folder, whose model and tokenizer stand in where PRETRAIN_CHECKPOINT_PATH names none."""
+        if not path:
+            return
+        try:
+            self.resume_root = root_of(resume_location(path))
+        except UserError as error:
+            if self.own_root() is None:
+                self.findings.add_flag("--resume-from", path, str(error))
+            else:
+                self.notes.append(f"--resume-from: {error} Still, the run goes on from its own checkpoint.")
 
     def extra_vocabulary(self, source: CheckpointLocation | None) -> int:
         extra = self.whole("EXTRA_VOCAB_SIZE", 0)

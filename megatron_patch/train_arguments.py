@@ -18,6 +18,7 @@ from megatron_patch.checkpoint.layout import CheckpointLocation
 from megatron_patch.config import PRECISIONS, RECOMPUTATIONS, Options, TrainConfig
 from megatron_patch.data.indexed import check_indexed_dataset
 from megatron_patch.data_paths import data_bytes, data_findings, is_json, parse_data_path
+from megatron_patch.fingerprint import with_fingerprints
 from megatron_patch.model_arguments import ModelReader
 from megatron_patch.model_config import LlamaConfig
 from megatron_patch.option_ranges import option_findings
@@ -114,6 +115,7 @@ class _Reader(ModelReader):
     def reading(self, options: Options) -> Reading:
         env = self.choice("ENV", ("dsw", "dlc"))
         self.patch_path()
+        self.resume(options.resume_from)
         source, model = self.source_and_model()
         extra = self.extra_vocabulary(source)
         tp, pp = self.layout(model, extra)
@@ -146,6 +148,8 @@ class _Reader(ModelReader):
             options=options,
         )
         self.output_path()
+        if not self.findings.found:
+            config = with_fingerprints(config)
         return Reading(config, processes, self.raw["MEGATRON_PATH"], tuple(self.notes))
 
     def patch_path(self) -> None:

@@ -18,9 +18,12 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import FP32Optimizer
 
 # The form that loads at any TP, PP and DP; core's default one cannot be saved at all.
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+# How the fp32 weights' names begin in a file.
+_WITH_ZERO, _WITHOUT_ZERO = "optimizer.state.param.", "optimizer.state.fp32_param."
 
 
 def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
@@ -48,7 +51,38 @@ def load_optimizer_state(optimizer: ChainedOptimizer, loaded: dict[str, Any]) ->
         for chunk in inner.model_chunks:  # who wrote the file may have rounded ties otherwise than this rank just did
             chunk.start_param_sync()
         loaded = {key: value for key, value in loaded.items() if not key.startswith("param_state")}
-    optimizer.load_state_dict(loaded)
+    optimizer.load_state_dict(_in_own_form(loaded, nested=not isinstance(inner, FP32Optimizer)))
+
+
+def name_as_saved(optimizer: ChainedOptimizer, state: dict[str, Any], *, with_zero: bool) -> None:
+    """Let `state`, which `sharded_optimizer_state` gave for loading, name the tensors as they are in a file that was written
+    with ZeRO-1, or without, whatever this run has.
+
+    The moments have the same names. The fp32 weights beside 16-bit ones are `param` with ZeRO-1 and `fp32_param` without. In
+    fp32 the model's weights are the main ones, of which ZeRO-1's shards are views; without ZeRO-1 they are not stored twice.
+    """
+    (inner,) = optimizer.chained_optimizers
+    if isinstance(inner, DistributedOptimizer) == with_zero:
+        return
+    if isinstance(inner, DistributedOptimizer) and not (inner.config.bf16 or inner.config.fp16):
+        state["param_state"] = [shard for shard in state["param_state"] if not shard.key.startswith(_WITH_ZERO)]
+    before, after = (_WITHOUT_ZERO, _WITH_ZERO) if with_zero else (_WITH_ZERO, _WITHOUT_ZERO)
+    for entry in nested_values(state):
+        if isinstance(entry, (ShardedTensor, ShardedTensorFactory)) and entry.key.startswith(before):
+            entry.key = after + entry.key.removeprefix(before)
+
+
+def _in_own_form(loaded: dict[str, Any], *, nested: bool) -> dict[str, Any]:
+    """What is common to all parameters, in the form of this run's optimizer: core's fp32 one without ZeRO-1 keeps its groups at
+    the top, the others below `optimizer`."""
+    inside = loaded.get("optimizer")
+    if nested and inside is None:
+        return {"optimizer": {"param_groups": loaded["param_groups"]}}
+    if not nested and inside is not None:
+        # Which parameters a group has is this run's own knowledge; the rest was stored.
+        groups = [{**stored, **own} for stored, own in zip(inside["param_groups"], loaded["param_groups"], strict=True)]
+        return {"state": loaded["state"], "param_groups": groups}
+    return loaded
 
 
 def _shards(optimizer: DistributedOptimizer, weights: dict[str, Any]) -> Iterator[ShardedTensor]:

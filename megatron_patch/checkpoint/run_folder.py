@@ -102,6 +102,9 @@ def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
     if tokenizer:
         with _told(root, TOKENIZER_FILES):
             copy_companions(_existing(tokenizer), root, TOKENIZER_FILES)
+    if config.resumed_from and Path(config.resumed_from).parent.is_dir():
+        with _told(root, names):
+            copy_companions(Path(config.resumed_from).parent, root, names)
     if config.load:
         with _told(root, names):
             copy_companions(_source_root(config.load), root, names)

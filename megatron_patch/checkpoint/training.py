@@ -30,7 +30,13 @@ from megatron_patch.checkpoint.layout import (
     write_model_description,
     write_tracker,
 )
-from megatron_patch.checkpoint.optimizer_state import SHARDING, load_optimizer_state, sharded_optimizer_state
+from megatron_patch.checkpoint.optimizer_state import (
+    SHARDING,
+    load_optimizer_state,
+    name_as_saved,
+    sharded_optimizer_state,
+)
+from megatron_patch.checkpoint.recorded_run import RUN_CONFIG, read_run_config
 from megatron_patch.checkpoint.run_folder import (
     discard_old,
     partial_folder,
@@ -83,7 +89,7 @@ def _finish(config: TrainConfig, partial: Path, final: Path, progress: Progress)
     """Describe, flush, rename, and only then say so in the tracker; older ones go if `--keep-last` asks for it."""
     root, description = final.parent, _description(config)
     write_model_description(partial, description)
-    (partial / "run_config.json").write_text(
+    (partial / RUN_CONFIG).write_text(
         json.dumps(config.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     for name in os.listdir(partial):
@@ -114,13 +120,18 @@ def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any
     """
     check_native_folder(folder)
     state = _state_dict(model, optimizer, scheduler, Progress(0, 0, 0, 0), is_loading=True)
+    recorded = read_run_config(folder) or {}
+    if "use_distributed_optimizer" in recorded:
+        name_as_saved(optimizer, state["optimizer"], with_zero=bool(recorded["use_distributed_optimizer"]))
     same_layout = _is_same_layout(folder)
     if not same_layout:
         del state["rng"]
     loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     module(model).load_state_dict(loaded["model"], strict=True)
     load_optimizer_state(optimizer, loaded["optimizer"])
-    scheduler.load_state_dict(loaded["scheduler"])
+    # A run may have become longer; everything else of the schedule has been compared.
+    lengths = {name: getattr(scheduler, name) for name in ("lr_decay_steps", "wd_incr_steps")}
+    scheduler.load_state_dict({**loaded["scheduler"], **lengths})
     if same_layout:
         parallel.set_rng_state(loaded["rng"])
     return Progress(**loaded["progress"])

@@ -26,11 +26,12 @@ class VocabularyOnly:
 
 
 def tokenizer_folder(config: TrainConfig) -> Path | None:
-    """The folder that `--tokenizer-path` names, or that holds the checkpoint or the run's own, if a tokenizer is in it."""
+    """The folder that `--tokenizer-path` names; else that of the checkpoint, the run or `--resume-from` with a tokenizer."""
     if config.options.tokenizer_path:
         return Path(config.options.tokenizer_path)
     root = checkpoint_root(Path(config.load)) if config.load else None
-    return next((folder for folder in (root, Path(config.checkpoint_folder)) if holds_tokenizer(folder)), None)
+    resumed = checkpoint_root(Path(config.options.resume_from)) if config.options.resume_from else None
+    return next((folder for folder in (root, Path(config.checkpoint_folder), resumed) if holds_tokenizer(folder)), None)
 
 
 def run_tokenizer(config: TrainConfig, *, text: bool) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_patch.checkpoint import training as checkpoints
-from megatron_patch.checkpoint.own_run import own_checkpoint, with_recorded_load
+from megatron_patch.checkpoint.own_run import find_start
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.data.loading import Batch, micro_batches
@@ -205,14 +205,13 @@ def save(state: TrainState, log: RunLog) -> None:
 
 
 def start_state(state: TrainState, log: RunLog) -> None:
-    """Go on from the run's own last checkpoint, or start from PRETRAIN_CHECKPOINT_PATH, or from random weights."""
-    config = state.config
-    own = own_checkpoint(config)
-    if own is not None:
+    """Go on from the run's own last checkpoint or another's, or start from PRETRAIN_CHECKPOINT_PATH, or from random weights."""
+    start = find_start(state.config)
+    config = state.config = start.config
+    if start.folder is not None:
         # Said before it is done, since reading a large state takes minutes.
-        log.line(f"  going on from iteration {int(own.name.removeprefix('iter_'))}: {own}")
-        state.config = with_recorded_load(config, own)
-        progress = checkpoints.resume(own, state.model, state.optimizer, state.scheduler)
+        log.line(f"  going on from iteration {int(start.folder.resolve().name.removeprefix('iter_'))}: {start.folder}")
+        progress = checkpoints.resume(start.folder, state.model, state.optimizer, state.scheduler)
         for name, value in vars(progress).items():
             setattr(state, name, value)
         return

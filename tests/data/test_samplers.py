@@ -23,6 +23,17 @@ def test_every_sample_is_dealt_out_once_a_pass(replicas, micro):
     assert first != second and [len(batch) for batch in first] == [4, 4, 3]
 
 
+@pytest.mark.parametrize("shuffle_seed", [None, 5])
+@pytest.mark.parametrize("replicas, micro", [(1, 4), (2, 1), (2, 2), (4, 1)])
+def test_a_global_batch_is_the_same_samples_however_it_is_dealt_out(replicas, micro, shuffle_seed):
+    """Over three passes, each with an incomplete last batch; a run may go on with other replicas and micro-batches."""
+    wanted = list(MicroBatchSampler(BatchPlan(11, 4, 4, 1, shuffle_seed, 3), 0))
+    plan, each = BatchPlan(11, 4, micro, replicas, shuffle_seed, 3), 4 // (micro * replicas)
+    ranks = [list(MicroBatchSampler(plan, rank)) for rank in range(replicas)]
+    got = [[rank[number * each + place] for place in range(each) for rank in ranks] for number in range(9)]
+    assert [sum(batch, []) for batch in got] == wanted
+
+
 def test_a_restart_deals_out_what_was_left():
     plan = BatchPlan(11, 4, 2, 2, shuffle_seed=5, passes=3)
     whole = list(MicroBatchSampler(plan, rank=1))

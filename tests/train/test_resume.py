@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import threading
@@ -103,7 +104,10 @@ def test_a_run_of_the_same_name_with_other_arguments_is_refused(tmp_path):
 
 
 def test_a_run_goes_on_only_from_its_own_model_and_data(tmp_path):
-    models = [convert(GOLDEN / "hf_mha", tmp_path / name) for name in ("a", "b")]
+    models = [convert(GOLDEN / "hf_mha", tmp_path / "a"), tmp_path / "b"]
+    shutil.copytree(*models)
+    largest = max(models[1].rglob("*.distcp"), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"!")
     data = tmp_path / "data.json"
     samples = [{"instruction": f"Count {n}.", "output": "One, two."} for n in range(4)]
     data.write_text(json.dumps(samples))
