@@ -29,7 +29,8 @@ def test_one_token_is_enough_for_a_part_and_is_said(tmp_path):
     prefix = write_pair(tmp_path / "pair", [50] * 98 + [0, 1])
     data, said = built(prefix, tmp_path / "out")
     assert set(data.valid[0]["tokens"].tolist()) == {(50 * 98) % 700 + 3}
-    assert said == [f"  {prefix}: the split 98,2,0 gives validation 1 token, fewer than one sample of 17, so each sample repeats them"]
+    few = "the split 98,2,0 gives validation 1 token, fewer than one sample of 17, so each sample repeats them"
+    assert said == [f"  {prefix}: {few}"]
 
 
 def test_a_part_whose_epochs_would_fill_the_memory_is_none(tmp_path):
