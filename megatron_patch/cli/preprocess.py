@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_patch.checkout import checkout_problem
 from megatron_patch.data.encode import Settings
 from megatron_patch.data.preprocess import output_paths, preprocess, require_apart
 from megatron_patch.data.records import find_files
@@ -75,7 +76,8 @@ def findings(args: argparse.Namespace) -> list[str]:
         if problem:
             out.append(_finding(args, flag, got, problem))
 
-    check("--megatron-patch-path", args.megatron_patch_path, _not_this_project(args.megatron_patch_path))
+    if args.megatron_patch_path is not None:
+        check("--megatron-patch-path", args.megatron_patch_path, checkout_problem(args.megatron_patch_path))
     check("--input", " ".join(args.input), _problem(find_files, args.input))
     check(
         "--tokenizer",
@@ -139,12 +141,6 @@ def _prefix(args: argparse.Namespace) -> str | None:
 def _processors() -> int:
     """Those that this process may use; macOS tells only how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _not_this_project(folder: str | None) -> str | None:
-    if folder is None or (Path(folder) / "megatron_patch" / "launch.sh").is_file():
-        return None
-    return f"it takes this project's folder: write {Path(__file__).resolve().parents[2]}."
 
 
 def _problem(function: Callable[..., object], *arguments: object) -> str | None:
