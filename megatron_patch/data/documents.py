@@ -16,25 +16,30 @@ from typing import Any
 
 from megatron_patch.data.records import (
     DAMAGED,
+    MAX_DOCUMENT_MB,
+    MEGABYTE,
     BrokenListError,
+    Unread,
     begins_list,
+    list_items,
     open_stream,
-    read_list,
+    read_lines,
     require_unicode,
 )
 
 CHUNK_BYTES = 1 << 20
 _CHUNK_ITEMS = 4096
+_CHUNK_LINES = 1 << 16  # short ones are more than a MiB once they are objects
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """A record that gave no document. `number`: line of JSON Lines or item of a JSON list, from 1."""
 
     number: int
     reason: str
     empty: bool = False  # an empty document loses nothing; every other reason counts as bad
-    records: int = 1  # a list that breaks off loses more than one; then this is an estimate
+    records: int = 1  # blank lines in a row; or all that a list that breaks off loses, then an estimate
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ START = Place()
 
 @dataclass(frozen=True)
 class Chunk:
-    """Records one after the other, from number `first`; lines as bytes, list items parsed. `after`: the place
-    behind them.
+    """Records one after the other, from number `first`; lines as bytes, list items parsed, and an Unread for those that were
+    passed over. `after`: the place behind them.
     """
 
     file: int
@@ -65,28 +70,52 @@ class Chunk:
     kind: str = "line"  # or "item", what its record numbers count
     lost: Skipped | None = None  # the rest of a list that breaks off here
 
+    def numbered(self) -> Iterator[tuple[int, Any]]:
+        """Each record with its number; of several that were passed over the first's."""
+        number = self.first
+        for record in self.records:
+            yield number, record
+            number += _count(record)
 
-def read_chunks(files: Sequence[Path], start: Place = START) -> Iterator[Chunk]:
-    """Chunks of about CHUNK_BYTES in order, from `start` on. Raises ValueError for a damaged archive."""
+
+def read_chunks(
+    files: Sequence[Path], start: Place = START, longest: int = MAX_DOCUMENT_MB * MEGABYTE
+) -> Iterator[Chunk]:
+    """Chunks of about CHUNK_BYTES in order, from `start` on; records of more than `longest` bytes are not held. Raises
+    ValueError for a damaged archive.
+    """
     for index in range(start.file, len(files)):
         begin = start if index == start.file else Place(index)
         try:
             with open_stream(files[index]) as stream:
-                yield from _list_chunks(stream, begin) if begins_list(stream) else _line_chunks(stream, begin)
+                chunks = _list_chunks if begins_list(stream) else _line_chunks
+                yield from chunks(stream, begin, longest)
         except DAMAGED as error:
             raise ValueError(
                 f"{files[index]} cannot be read to its end ({error}); fetch or pack it again."
             ) from error
 
 
-def _line_chunks(stream: io.BufferedReader, begin: Place) -> Iterator[Chunk]:
+def _line_chunks(stream: io.BufferedReader, begin: Place, longest: int) -> Iterator[Chunk]:
     _advance(stream, begin.offset)
     number, offset = begin.records, begin.offset
-    while lines := stream.readlines(CHUNK_BYTES):
-        size = sum(map(len, lines))
-        offset += size
-        yield Chunk(begin.file, number + 1, lines, size, Place(begin.file, number + len(lines), offset))
-        number += len(lines)
+    for lines, size in read_lines(stream, CHUNK_BYTES, longest):
+        for i in range(0, len(lines), _CHUNK_LINES):
+            records = lines[i : i + _CHUNK_LINES]
+            count = sum(map(_count, records))
+            last = i + len(records) == len(lines)
+            part = size if last else sum(map(_bytes, records)) + len(records)
+            offset += part
+            yield Chunk(begin.file, number + 1, records, part, Place(begin.file, number + count, offset))
+            number, size = number + count, size - part
+
+
+def _count(record: Any) -> int:
+    return record.count if isinstance(record, Unread) else 1
+
+
+def _bytes(line: bytes | Unread) -> int:
+    return line.size if isinstance(line, Unread) else len(line)
 
 
 def _advance(stream: io.BufferedReader, offset: int) -> None:
@@ -101,16 +130,16 @@ def _advance(stream: io.BufferedReader, offset: int) -> None:
         offset -= len(data)
 
 
-def _list_chunks(stream: io.BufferedReader, begin: Place) -> Iterator[Chunk]:
+def _list_chunks(stream: io.BufferedReader, begin: Place, longest: int) -> Iterator[Chunk]:
     records: list[Any] = []
     number, size, total, lost = 0, 0, 0, None
     try:
-        for number, value in read_list(stream):
-            total += _size(value)
+        for number, value, characters in list_items(stream, longest):
+            total += characters
             if number <= begin.records:
                 continue
             records.append(value)
-            size += _size(value)
+            size += characters
             if size >= CHUNK_BYTES or len(records) >= _CHUNK_ITEMS:
                 yield Chunk(
                     begin.file, number - len(records) + 1, records, size, Place(begin.file, number), "item"
@@ -124,13 +153,6 @@ def _list_chunks(stream: io.BufferedReader, begin: Place) -> Iterator[Chunk]:
     yield Chunk(begin.file, number - len(records) + 1, records, size, Place(begin.file + 1), "item", lost)
 
 
-def _size(value: Any) -> int:
-    """About how many characters of JSON a list's item is."""
-    if not isinstance(value, dict):
-        return 8
-    return sum(len(k) + 8 + (len(v) if isinstance(v, str) else 8) for k, v in value.items())
-
-
 def texts_of(
     chunk: Chunk, keys: Sequence[str], clean: Callable[[str], str] | None
 ) -> tuple[list[tuple[int, str]], list[Skipped]]:
@@ -138,7 +160,10 @@ def texts_of(
     first that is there.
     """
     texts, skipped = [], []
-    for number, record in enumerate(chunk.records, start=chunk.first):
+    for number, record in chunk.numbered():
+        if isinstance(record, Unread):
+            skipped.append(Skipped(number, record.reason, record.empty, record.count))
+            continue
         try:
             text = _text_of(record, keys)
             text = clean(text) if clean else text
