@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_patch.data.lines import read_lines
 from megatron_patch.data.records import (
     DAMAGED,
     MAX_DOCUMENT_MB,
@@ -23,7 +24,6 @@ from megatron_patch.data.records import (
     begins_list,
     list_items,
     open_stream,
-    read_lines,
     require_unicode,
 )
 

@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from megatron_patch.data.documents import Place, read_chunks, texts_of
+from megatron_patch.data.lines import read_lines
 from megatron_patch.data.records import (
     BrokenListError,
     Unread,
@@ -17,7 +18,6 @@ from megatron_patch.data.records import (
     find_files,
     list_items,
     open_stream,
-    read_lines,
     read_list,
 )
 from tests.launching import ROOT
