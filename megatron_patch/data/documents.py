@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.data.lines import read_lines
+from megatron_patch.data.lines import Blank, read_lines
 from megatron_patch.data.records import (
     DAMAGED,
     MAX_DOCUMENT_MB,
@@ -29,7 +29,6 @@ from megatron_patch.data.records import (
 
 CHUNK_BYTES = 1 << 20
 _CHUNK_ITEMS = 4096
-_CHUNK_LINES = 1 << 16  # short ones are more than a MiB once they are objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +57,8 @@ START = Place()
 
 @dataclass(frozen=True)
 class Chunk:
-    """Records one after the other, from number `first`; lines as bytes, list items parsed, and an Unread for those that were
-    passed over. `after`: the place behind them.
+    """Records one after the other, from number `first`; lines as bytes, list items parsed. `after`: the place
+    behind them and behind what was passed over.
     """
 
     file: int
@@ -68,14 +67,8 @@ class Chunk:
     size: int  # bytes of lines, about as many of list items
     after: Place
     kind: str = "line"  # or "item", what its record numbers count
-    lost: Skipped | None = None  # the rest of a list that breaks off here
-
-    def numbered(self) -> Iterator[tuple[int, Any]]:
-        """Each record with its number; of several that were passed over the first's."""
-        number = self.first
-        for record in self.records:
-            yield number, record
-            number += _count(record)
+    lost: Skipped | None = None  # passed over behind them: a record too long to hold, or the rest of a list that breaks off
+    blank: int = 0  # blank lines from `first` on, instead of records
 
 
 def read_chunks(
@@ -100,22 +93,16 @@ def _line_chunks(stream: io.BufferedReader, begin: Place, longest: int) -> Itera
     _advance(stream, begin.offset)
     number, offset = begin.records, begin.offset
     for lines, size in read_lines(stream, CHUNK_BYTES, longest):
-        for i in range(0, len(lines), _CHUNK_LINES):
-            records = lines[i : i + _CHUNK_LINES]
-            count = sum(map(_count, records))
-            last = i + len(records) == len(lines)
-            part = size if last else sum(map(_bytes, records)) + len(records)
-            offset += part
-            yield Chunk(begin.file, number + 1, records, part, Place(begin.file, number + count, offset))
-            number, size = number + count, size - part
-
-
-def _count(record: Any) -> int:
-    return record.count if isinstance(record, Unread) else 1
-
-
-def _bytes(line: bytes | Unread) -> int:
-    return line.size if isinstance(line, Unread) else len(line)
+        offset += size
+        first, records, lost, blank = number + 1, [], None, 0
+        if isinstance(lines, Unread):
+            lost = Skipped(first, lines.reason)
+        elif isinstance(lines, Blank):
+            blank = lines.count
+        else:
+            records = lines
+        number += len(records) + blank + (lost is not None)
+        yield Chunk(begin.file, first, records, size, Place(begin.file, number, offset), lost=lost, blank=blank)
 
 
 def _advance(stream: io.BufferedReader, offset: int) -> None:
@@ -138,12 +125,13 @@ def _list_chunks(stream: io.BufferedReader, begin: Place, longest: int) -> Itera
             total += characters
             if number <= begin.records:
                 continue
-            records.append(value)
             size += characters
-            if size >= CHUNK_BYTES or len(records) >= _CHUNK_ITEMS:
-                yield Chunk(
-                    begin.file, number - len(records) + 1, records, size, Place(begin.file, number), "item"
-                )
+            unread = Skipped(number, value.reason) if isinstance(value, Unread) else None
+            if unread is None:
+                records.append(value)
+            if unread or size >= CHUNK_BYTES or len(records) >= _CHUNK_ITEMS:
+                first = number - len(records) + (unread is None)
+                yield Chunk(begin.file, first, records, size, Place(begin.file, number), "item", unread)
                 records, size = [], 0
     except BrokenListError as error:
         mean = max(1, total // number) if number else 1000
@@ -160,10 +148,9 @@ def texts_of(
     first that is there.
     """
     texts, skipped = [], []
-    for number, record in chunk.numbered():
-        if isinstance(record, Unread):
-            skipped.append(Skipped(number, record.reason, record.empty, record.count))
-            continue
+    if chunk.blank:
+        skipped.append(Skipped(chunk.first, "it is empty", empty=True, records=chunk.blank))
+    for number, record in enumerate(chunk.records, start=chunk.first):
         try:
             text = _text_of(record, keys)
             text = clean(text) if clean else text

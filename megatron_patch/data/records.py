@@ -33,12 +33,10 @@ _SCALAR = re.compile(r"[^ \t\r\n,\]]*")
 
 @dataclass(frozen=True)
 class Unread:
-    """Stands for records that were passed over. `size`: their bytes."""
+    """Stands for a record that was passed over. `size`: its bytes or characters."""
 
     reason: str
     size: int
-    count: int = 1
-    empty: bool = False
 
 
 class BrokenListError(ValueError):

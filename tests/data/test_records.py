@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from megatron_patch.data.documents import Place, read_chunks, texts_of
-from megatron_patch.data.lines import read_lines
+from megatron_patch.data.lines import Blank, read_lines
 from megatron_patch.data.records import (
     BrokenListError,
     Unread,
@@ -143,8 +143,9 @@ def test_lines_are_split_as_python_splits_them(block):
     data, kept, size = b"\n".join(lines), [], 0
     for records, part in read_lines(io.BytesIO(data), block, longest=30):
         size += part
-        for record in records:
-            kept += [record] if isinstance(record, bytes) else [b"" if record.empty else None] * record.count
+        if isinstance(records, Unread):
+            records = [None]
+        kept += [b""] * records.count if isinstance(records, Blank) else records
     assert size == len(data)
     assert [line and line.strip() for line in kept] == [line.strip() if len(line) <= 30 else None for line in lines]
 
@@ -199,7 +200,6 @@ import re, sys
 from pathlib import Path
 import numpy, zstandard
 from megatron_patch.data.documents import START, read_chunks
-from megatron_patch.data.records import Unread
 def peak():  # ru_maxrss would begin with that of the process that started this one
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
 before = peak()
@@ -207,9 +207,8 @@ for path in sys.argv[1:]:
     records = bad = size = 0
     for chunk in read_chunks([Path(path)], START, 1_000_000):
         size += chunk.size
-        unread = [record for record in chunk.records if isinstance(record, Unread)]
-        records += len(chunk.records) - len(unread) + sum(record.count for record in unread)
-        bad += sum(not record.empty for record in unread)
+        records += len(chunk.records) + chunk.blank + (chunk.lost is not None)
+        bad += chunk.lost is not None
     print(Path(path).name, records, bad, size, round(peak() - before), flush=True)
 """
 
