@@ -245,3 +245,11 @@ def test_memory_does_not_grow_with_what_a_file_expands_to(tmp_path):
         "long.jsonl": (1, 1),
     }  # fmt: skip
     assert max(row[3] for row in rows.values()) < 90, rows
+
+
+def test_a_chunk_of_a_list_is_bounded_by_its_text_whatever_its_items_are(tmp_path):
+    items = ["x" * 300_000, {"text": ["y" * 300_000]}, {"z" * 300_000: 1}] * 10
+    (tmp_path / "data.json").write_text(json.dumps(items))
+    chunks = list(read_chunks([tmp_path / "data.json"]))
+    assert [item for chunk in chunks for item in chunk.records] == items
+    assert max(len(json.dumps(chunk.records)) for chunk in chunks) < 1_400_000
