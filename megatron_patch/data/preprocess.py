@@ -157,13 +157,11 @@ def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
     if not (saved := _saved(state)):
         return Counts()
     counts = _counts(saved["counts"])
-    to_the_end = counts.place.file >= len(saved["made_from"]["files"])
     if saved["made_from"] != made_from:
         state.unlink()
-        run = "an earlier run" if to_the_end else "an interrupted run"
-        print(f"{prefix}: {run} had other input or settings; beginning anew.", file=sys.stderr)
+        print(f"{prefix}: an earlier run had other input or settings; beginning anew.", file=sys.stderr)
         return Counts()
-    if to_the_end:
+    if counts.place.file >= len(made_from["files"]):
         print(f"{prefix}: the {counts.documents} documents of an earlier run are used.", file=sys.stderr)
     else:
         print(f"{prefix}: going on after {counts.documents} documents of an interrupted run.", file=sys.stderr)
