@@ -1,6 +1,6 @@
 """The one frozen configuration of a training run, in megatron-core's names. Imports no torch.
 
-`arguments.py` fills it from the scripts' documented arguments and flags, and checks it; nothing below cli/ sees argv,
+`train_arguments.py` fills it from the scripts' documented arguments and flags, and checks it; nothing below cli/ sees argv,
 the environment or a global. It is saved as JSON beside each checkpoint.
 """
 
@@ -19,10 +19,11 @@ RECOMPUTATIONS = ("sel", "full", "none")
 
 @dataclass(frozen=True)
 class Options:
-    """Flags that may follow a training script's documented arguments; the defaults are the original recipe's."""
+    """Flags that may follow a training script's documented arguments. Where a default is not the original recipe's, the README's
+    table of differences has it and the reason."""
 
     seed: int = 1234
-    """Seed of weights, data order and dropout."""
+    """Seed of random weights and of the data's order."""
     weight_decay: float = 0.1
     """Decoupled weight decay; norms are exempt."""
     adam_beta1: float = 0.9

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
+
+from megatron_patch.errors import UserError
 
 _JSON_SUFFIXES = (".json", ".jsonl")
+_MOST_COMMAS = 16  # in one prefix of a blend that is written with commas
 
 
 def is_json(text: str) -> bool:
@@ -16,22 +20,65 @@ def is_json(text: str) -> bool:
 def parse_data_path(text: str) -> list[tuple[float, str]]:
     """A dataset argument as (weight, prefix) pairs.
 
-    One prefix, which may hold spaces, stands alone with weight 1; otherwise the words alternate: weight, prefix, weight,
-    prefix. An argument whose `.idx` exists as it stands is one prefix, whatever it looks like.
+    A blend alternates weight and prefix, between spaces (`0.3 A 0.7 B`) or, as the original takes it in one word, between
+    commas (`0.3,A,0.7,B`; there prefixes may hold spaces). Anything else is one prefix, with weight 1. A prefix may hold spaces
+    and commas itself: an argument whose `.idx` exists as it stands is one prefix, whatever it looks like.
 
     Raises:
-        ValueError: words that are neither.
+        ValueError: a blend without a weight before each prefix, or with a weight that is not above 0.
     """
-    words = text.split()
-    # os.path answers where a blend is too long for a path; pathlib raises.
-    if os.path.exists(f"{text}.idx") or len(words) < 2 or not _is_number(words[0]):
+    pairs = _blend(text)
+    if pairs is None:
         return [(1.0, text)]
-    if len(words) % 2 or not all(_is_number(word) for word in words[::2]):
-        raise ValueError("a blend is 'weight prefix weight prefix …': write a number before each prefix, without spaces in it.")
-    weights = [float(word) for word in words[::2]]
-    if any(weight <= 0 or not math.isfinite(weight) for weight in weights):
-        raise ValueError("every weight of a blend must be above 0.")
-    return list(zip(weights, words[1::2]))
+    if any(weight <= 0 or not math.isfinite(weight) for weight, _ in pairs):
+        raise UserError("every weight of a blend must be above 0.")
+    return pairs
+
+
+def _blend(text: str) -> list[tuple[float, str]] | None:
+    """The pairs of a blend; None for one prefix. ValueError for words that are neither."""
+    words, parts = text.split(), [part.strip() for part in text.split(",")]
+    # os.path answers where a blend is too long for a path; pathlib raises.
+    if os.path.exists(f"{text}.idx") or len(words) < 2 and len(parts) < 2:
+        return None
+    mixed = [word for part in parts for word in part.split()]
+    readings = [pairs for pairs in (_alternating(words), _between_commas(parts), _alternating(mixed)) if pairs is not None]
+    if readings:
+        exist = (pairs for pairs in readings if all(os.path.exists(f"{prefix}.idx") for _, prefix in pairs))
+        return next(exist, readings[0])
+    if mixed and _is_number(mixed[0]):
+        wanted = "write a number before each prefix, and no spaces or commas in it that separate words"
+        raise UserError(f"a blend is 'weight prefix weight prefix …' or 'weight,prefix,weight,prefix,…': {wanted}.")
+    for unweighted in (words, parts):
+        if len(unweighted) > 1 and all(os.path.exists(f"{word}.idx") for word in unweighted):
+            example = " ".join(f"{1 / len(unweighted):.3g} {word}" for word in unweighted)
+            raise UserError(f"these are several prefixes without weights: write '{example}', for example.")
+    return None
+
+
+def _alternating(words: list[str]) -> list[tuple[float, str]] | None:
+    if len(words) < 2 or len(words) % 2 or not all(_is_number(word) for word in words[::2]):
+        return None
+    return [(float(weight), prefix) for weight, prefix in zip(words[::2], words[1::2])]
+
+
+def _between_commas(parts: list[str]) -> list[tuple[float, str]] | None:
+    """Pairs of a text that was split at its commas. A prefix may hold commas where one of that name exists; the shortest does."""
+    pairs, begin = [], 0
+    while begin < len(parts):
+        ends = [end for end in range(begin + 2, min(len(parts), begin + _MOST_COMMAS) + 1) if _may_end(parts, end)]
+        there = (end for end in ends if os.path.exists(f"{','.join(parts[begin + 1 : end])}.idx"))
+        end = next(there, begin + 2)
+        if not _is_number(parts[begin]) or end not in ends:
+            return None
+        pairs.append((float(parts[begin]), ",".join(parts[begin + 1 : end])))
+        begin = end
+    return pairs if len(parts) > 1 else None
+
+
+def _may_end(parts: list[str], end: int) -> bool:
+    """Whether a prefix can end before part number `end`: behind it comes a weight or nothing."""
+    return end == len(parts) or _is_number(parts[end])
 
 
 def data_findings(text: str, json_data: bool) -> list[str]:
@@ -60,8 +107,5 @@ def data_bytes(text: str, json_data: bool) -> int:
 
 
 def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+    """Whether a word is written as a weight; Python's float() also takes `1_0`, `nan` and digits of other scripts."""
+    return re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word) is not None

@@ -9,13 +9,12 @@ import os
 import sys
 from pathlib import Path
 
+from megatron_patch.checkout import ROOT
 from megatron_patch.checkpoint.other_runs import offers
 from megatron_patch.checkpoint.own_run import find_start
 from megatron_patch.megatron_path import choose_engine
 from megatron_patch.processes import Processes
 from megatron_patch.train_arguments import SCRIPTS, read
-
-_ROOT = Path(__file__).resolve().parents[1]
 
 
 def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[str]:
@@ -50,7 +49,7 @@ def _is_megatron_tree(folder: Path) -> bool:
 def worker_environment(engine: str | None, inherited: list[str], tensor_parallel: bool) -> dict[str, str]:
     """The environment of the training processes: this project, and MEGATRON_PATH's tree where it is used, importable."""
     environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in (engine, str(_ROOT), *inherited) if path)
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in (engine, str(ROOT), *inherited) if path)
     if tensor_parallel:
         # Megatron's overlap of communication and products relies on kernels starting in the order of their launch.
         environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")

@@ -1,7 +1,8 @@
 # shellcheck shell=sh
 # What the documented scripts share; sourced by them, never run. A script sets patch_root, this project's root, and calls
-#   check_count COUNT "$@"      before it names its arguments, and
-#   python_entry MODULE …       as its last line.
+#   check_count COUNT "$@"               before it names its arguments,
+#   use_checkout "$MEGATRON_PATCH_PATH"  behind them, where there is one, and
+#   python_entry MODULE …                as its last line.
 
 # Prints the argument list that stands in the script: the lines NAME=$1  # meaning.
 print_usage() {
@@ -38,11 +39,30 @@ check_count() {
     exit 2
 }
 
+# use_checkout MEGATRON_PATCH_PATH: the code of that checkout runs, as in the original, where it goes onto PYTHONPATH, and a line says
+# so. A folder that does not hold this project is left to the Python entry, which names it among the other findings.
+use_checkout() {
+    [ -f "$1/megatron_patch/launch.sh" ] || return 0
+    named=$(CDPATH='' cd -- "$1/megatron_patch" && pwd -P)
+    own=$(CDPATH='' cd -- "$patch_root/megatron_patch" && pwd -P)
+    [ "$named" != "$own" ] || return 0
+    named=$(CDPATH='' cd -- "$1/." && pwd)
+    printf "MEGATRON_PATCH_PATH names another checkout than this script's: the code of %s runs, not that of %s.\n" "$named" "$patch_root"
+    patch_root=$named
+}
+
 # python_entry MODULE ARGUMENT...: becomes `python3 -m MODULE ARGUMENT...` with this project importable.
 # PYTHON names another interpreter. A megatron_patch/ in the current folder, the original project's, is not taken for this one
 # (by Python 3.11 and later).
 python_entry() {
     # shellcheck disable=SC2154
+    case $patch_root in
+        *:*)
+            printf '%s: no Python can import from %s: PYTHONPATH ends at a colon; move that folder, or link to it.\n' \
+                "$0" "$patch_root" >&2
+            exit 2
+            ;;
+    esac
     PYTHONPATH=$patch_root${PYTHONPATH:+:$PYTHONPATH}
     PYTHONSAFEPATH=1
     export PYTHONPATH PYTHONSAFEPATH

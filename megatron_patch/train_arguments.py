@@ -14,6 +14,7 @@ from pathlib import Path
 from simple_parsing import ArgumentParser, DashVariant
 
 from megatron_patch.arguments import Argument, Findings, UsageParser, is_whole, numbered
+from megatron_patch.checkout import checkout_problem
 from megatron_patch.checkpoint.layout import CheckpointLocation
 from megatron_patch.config import PRECISIONS, RECOMPUTATIONS, Options, TrainConfig
 from megatron_patch.data.indexed import check_indexed_dataset
@@ -153,10 +154,8 @@ class _Reader(ModelReader):
         return Reading(config, processes, self.raw["MEGATRON_PATH"], tuple(self.notes))
 
     def patch_path(self) -> None:
-        folder = Path(self.raw["MEGATRON_PATCH_PATH"])
-        if not (folder / "megatron_patch" / "launch.sh").is_file():
-            here = Path(__file__).resolve().parents[1]
-            self.problem("MEGATRON_PATCH_PATH", f"it takes the folder that holds this project's megatron_patch/: write {here}.")
+        if problem := checkout_problem(self.raw["MEGATRON_PATCH_PATH"]):
+            self.problem("MEGATRON_PATCH_PATH", problem)
 
     def layout(self, model: LlamaConfig, extra: int) -> tuple[int, int]:
         tp, pp = self.whole("TP"), self.whole("PP")

@@ -29,6 +29,7 @@ PRETRAIN_CHECKPOINT_PATH=${20}  # 预训练模型路径
 EPOCH=${21}                     # 训练迭代轮次
 OUTPUT_BASEPATH=${22}           # 训练输出文件路径
 shift 22
+use_checkout "$MEGATRON_PATCH_PATH"
 
 python_entry megatron_patch.launch finetune \
     --env="$ENV" --megatron-path="$MEGATRON_PATH" --megatron-patch-path="$MEGATRON_PATCH_PATH" \

@@ -31,6 +31,7 @@ TRAIN_TOKENS=${22}              # 训练token数
 WARMUP_TOKENS=${23}             # 预热token数
 OUTPUT_BASEPATH=${24}           # 训练输出文件路径
 shift 24
+use_checkout "$MEGATRON_PATCH_PATH"
 
 python_entry megatron_patch.launch pretrain \
     --env="$ENV" --megatron-path="$MEGATRON_PATH" --megatron-patch-path="$MEGATRON_PATCH_PATH" \

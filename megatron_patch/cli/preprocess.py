@@ -17,9 +17,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_patch.checkout import checkout_problem
 from megatron_patch.data.encode import Settings
 from megatron_patch.data.preprocess import output_paths, preprocess, require_apart
-from megatron_patch.data.records import find_files
+from megatron_patch.data.records import MAX_DOCUMENT_MB, find_files
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.data.wudao import CLEANERS
 from megatron_patch.data.wudao_split import TRAIN, VALID, require_free, split_wudao
@@ -60,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--max-bad-fraction", type=float, default=0.001, help="of records that are no JSON or lack the key"
     )
+    p.add_argument(
+        "--max-document-mb", type=int, default=MAX_DOCUMENT_MB,
+        help="10^6 bytes of a line or list item; a longer one is bad, and is not held in memory",
+    )  # fmt: skip
     p.add_argument("--no-append-eod", action="store_true", help="no end token after a document")
     p.add_argument("--overwrite", action="store_true", help="replace a pair that other input made, or an earlier split")
     p.add_argument("--megatron-path", help="accepted for the script's sake; preparation needs no Megatron")
@@ -75,7 +80,8 @@ def findings(args: argparse.Namespace) -> list[str]:
         if problem:
             out.append(_finding(args, flag, got, problem))
 
-    check("--megatron-patch-path", args.megatron_patch_path, _not_this_project(args.megatron_patch_path))
+    if args.megatron_patch_path is not None:
+        check("--megatron-patch-path", args.megatron_patch_path, checkout_problem(args.megatron_patch_path))
     check("--input", " ".join(args.input), _problem(find_files, args.input))
     check(
         "--tokenizer",
@@ -101,6 +107,11 @@ def findings(args: argparse.Namespace) -> list[str]:
         "--workers",
         args.workers,
         None if args.workers >= 1 else "it takes a whole number of at least 1: write 1.",
+    )
+    check(
+        "--max-document-mb",
+        args.max_document_mb,
+        None if args.max_document_mb >= 1 else f"it takes a whole number of at least 1: write {MAX_DOCUMENT_MB}.",
     )
     for flag in ("--valid-fraction", "--max-bad-fraction"):
         value = getattr(args, flag[2:].replace("-", "_"))
@@ -139,12 +150,6 @@ def _prefix(args: argparse.Namespace) -> str | None:
 def _processors() -> int:
     """Those that this process may use; macOS tells only how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _not_this_project(folder: str | None) -> str | None:
-    if folder is None or (Path(folder) / "megatron_patch" / "launch.sh").is_file():
-        return None
-    return f"it takes this project's folder: write {Path(__file__).resolve().parents[2]}."
 
 
 def _problem(function: Callable[..., object], *arguments: object) -> str | None:
@@ -194,7 +199,9 @@ def main(argv: list[str]) -> int:
 
 
 def _make_indexed(args: argparse.Namespace, prefix: str) -> None:
-    settings = Settings(args.tokenizer_folder, tuple(args.json_key), args.clean, not args.no_append_eod)
+    settings = Settings(
+        args.tokenizer_folder, tuple(args.json_key), args.clean, not args.no_append_eod, args.max_document_mb
+    )
     size = sum(path.stat().st_size for path in find_files(args.input))
     counts = preprocess(
         args.input, prefix, settings,
@@ -207,6 +214,7 @@ def _make_split(args: argparse.Namespace) -> None:
     counts = split_wudao(
         args.input, args.sft_output_dir, keys=tuple(args.json_key), clean=args.clean,
         valid_fraction=args.valid_fraction, max_bad_fraction=args.max_bad_fraction, overwrite=args.overwrite,
+        max_document_mb=args.max_document_mb,
     )  # fmt: skip
     print(f"{args.sft_output_dir}: {counts.train} samples in {TRAIN}, {counts.valid} in {VALID}; "
           f"{counts.bad} bad and {counts.empty} empty records gave none.")  # fmt: skip

@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_patch.data.lines import Blank, read_lines
 from megatron_patch.data.records import (
     DAMAGED,
+    MAX_DOCUMENT_MB,
+    MEGABYTE,
     BrokenListError,
+    Unread,
     begins_list,
+    list_items,
     open_stream,
-    read_list,
     require_unicode,
 )
 
@@ -27,14 +31,14 @@ CHUNK_BYTES = 1 << 20
 _CHUNK_ITEMS = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """A record that gave no document. `number`: line of JSON Lines or item of a JSON list, from 1."""
 
     number: int
     reason: str
     empty: bool = False  # an empty document loses nothing; every other reason counts as bad
-    records: int = 1  # a list that breaks off loses more than one; then this is an estimate
+    records: int = 1  # blank lines in a row; or all that a list that breaks off loses, then an estimate
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ START = Place()
 @dataclass(frozen=True)
 class Chunk:
     """Records one after the other, from number `first`; lines as bytes, list items parsed. `after`: the place
-    behind them.
+    behind them and behind what was passed over.
     """
 
     file: int
@@ -63,30 +67,42 @@ class Chunk:
     size: int  # bytes of lines, about as many of list items
     after: Place
     kind: str = "line"  # or "item", what its record numbers count
-    lost: Skipped | None = None  # the rest of a list that breaks off here
+    lost: Skipped | None = None  # passed over behind them: a record too long to hold, or the rest of a list that breaks off
+    blank: int = 0  # blank lines from `first` on, instead of records
 
 
-def read_chunks(files: Sequence[Path], start: Place = START) -> Iterator[Chunk]:
-    """Chunks of about CHUNK_BYTES in order, from `start` on. Raises ValueError for a damaged archive."""
+def read_chunks(
+    files: Sequence[Path], start: Place = START, longest: int = MAX_DOCUMENT_MB * MEGABYTE
+) -> Iterator[Chunk]:
+    """Chunks of about CHUNK_BYTES in order, from `start` on; records of more than `longest` bytes are not held. Raises
+    ValueError for a damaged archive.
+    """
     for index in range(start.file, len(files)):
         begin = start if index == start.file else Place(index)
         try:
             with open_stream(files[index]) as stream:
-                yield from _list_chunks(stream, begin) if begins_list(stream) else _line_chunks(stream, begin)
+                chunks = _list_chunks if begins_list(stream) else _line_chunks
+                yield from chunks(stream, begin, longest)
         except DAMAGED as error:
             raise ValueError(
                 f"{files[index]} cannot be read to its end ({error}); fetch or pack it again."
             ) from error
 
 
-def _line_chunks(stream: io.BufferedReader, begin: Place) -> Iterator[Chunk]:
+def _line_chunks(stream: io.BufferedReader, begin: Place, longest: int) -> Iterator[Chunk]:
     _advance(stream, begin.offset)
     number, offset = begin.records, begin.offset
-    while lines := stream.readlines(CHUNK_BYTES):
-        size = sum(map(len, lines))
+    for lines, size in read_lines(stream, CHUNK_BYTES, longest):
         offset += size
-        yield Chunk(begin.file, number + 1, lines, size, Place(begin.file, number + len(lines), offset))
-        number += len(lines)
+        first, records, lost, blank = number + 1, [], None, 0
+        if isinstance(lines, Unread):
+            lost = Skipped(first, lines.reason)
+        elif isinstance(lines, Blank):
+            blank = lines.count
+        else:
+            records = lines
+        number += len(records) + blank + (lost is not None)
+        yield Chunk(begin.file, first, records, size, Place(begin.file, number, offset), lost=lost, blank=blank)
 
 
 def _advance(stream: io.BufferedReader, offset: int) -> None:
@@ -101,20 +117,21 @@ def _advance(stream: io.BufferedReader, offset: int) -> None:
         offset -= len(data)
 
 
-def _list_chunks(stream: io.BufferedReader, begin: Place) -> Iterator[Chunk]:
+def _list_chunks(stream: io.BufferedReader, begin: Place, longest: int) -> Iterator[Chunk]:
     records: list[Any] = []
     number, size, total, lost = 0, 0, 0, None
     try:
-        for number, value in read_list(stream):
-            total += _size(value)
+        for number, value, characters in list_items(stream, longest):
+            total += characters
             if number <= begin.records:
                 continue
-            records.append(value)
-            size += _size(value)
-            if size >= CHUNK_BYTES or len(records) >= _CHUNK_ITEMS:
-                yield Chunk(
-                    begin.file, number - len(records) + 1, records, size, Place(begin.file, number), "item"
-                )
+            size += characters
+            unread = Skipped(number, value.reason) if isinstance(value, Unread) else None
+            if unread is None:
+                records.append(value)
+            if unread or size >= CHUNK_BYTES or len(records) >= _CHUNK_ITEMS:
+                first = number - len(records) + (unread is None)
+                yield Chunk(begin.file, first, records, size, Place(begin.file, number), "item", unread)
                 records, size = [], 0
     except BrokenListError as error:
         mean = max(1, total // number) if number else 1000
@@ -124,13 +141,6 @@ def _list_chunks(stream: io.BufferedReader, begin: Place) -> Iterator[Chunk]:
     yield Chunk(begin.file, number - len(records) + 1, records, size, Place(begin.file + 1), "item", lost)
 
 
-def _size(value: Any) -> int:
-    """About how many characters of JSON a list's item is."""
-    if not isinstance(value, dict):
-        return 8
-    return sum(len(k) + 8 + (len(v) if isinstance(v, str) else 8) for k, v in value.items())
-
-
 def texts_of(
     chunk: Chunk, keys: Sequence[str], clean: Callable[[str], str] | None
 ) -> tuple[list[tuple[int, str]], list[Skipped]]:
@@ -138,6 +148,8 @@ def texts_of(
     first that is there.
     """
     texts, skipped = [], []
+    if chunk.blank:
+        skipped.append(Skipped(chunk.first, "it is empty", empty=True, records=chunk.blank))
     for number, record in enumerate(chunk.records, start=chunk.first):
         try:
             text = _text_of(record, keys)

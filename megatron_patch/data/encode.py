@@ -16,8 +16,11 @@ import numpy as np
 
 from megatron_patch.data.documents import Chunk, Skipped, texts_of
 from megatron_patch.data.indexed import token_dtype
+from megatron_patch.data.records import MAX_DOCUMENT_MB
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.data.wudao import CLEANERS
+
+_IN_FLIGHT = 256 << 20  # bytes of chunks on the way beyond which no more are read
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Settings:
     keys: tuple[str, ...] = ("text", "content")  # a record's text is the first of these that it has
     clean: str = "none"  # a name in wudao.CLEANERS
     append_eod: bool = True
+    max_document_mb: int = MAX_DOCUMENT_MB  # 10^6 bytes of a line or list item; a longer one is bad
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def encode_chunk(chunk: Chunk, settings: Settings, tokenizer: Tokenizer) -> Chun
 def encode_chunks(
     chunks: Iterator[Chunk], settings: Settings, tokenizer: Tokenizer, workers: int
 ) -> Iterator[tuple[Chunk, ChunkResult]]:
-    """Each chunk with its result, in order; at most two chunks a worker are on the way.
+    """Each chunk with its result, in order; at most two chunks a worker are on the way, fewer of long documents.
 
     The workers end when this is exhausted or closed, and when this process is gone, however it went.
     """
@@ -73,7 +77,7 @@ def encode_chunks(
     try:
         for chunk in chunks:
             waiting.append((replace(chunk, records=[]), pool.submit(_work, chunk)))
-            if len(waiting) > 2 * workers:
+            while len(waiting) > 2 * workers or sum(chunk.size for chunk, _ in waiting) > _IN_FLIGHT:
                 done, future = waiting.popleft()
                 yield done, future.result()
         while waiting:

@@ -29,10 +29,11 @@ import numpy as np
 from megatron_patch.data.documents import START, Chunk, Place, Skipped, read_chunks
 from megatron_patch.data.encode import ChunkResult, Settings, encode_chunks
 from megatron_patch.data.indexed import token_dtype, write_index
-from megatron_patch.data.records import find_files
+from megatron_patch.data.records import MAX_DOCUMENT_MB, MEGABYTE, find_files
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "megatron_patch preprocess 1"
+REPORT_BYTES = 100 << 20  # of the report on skipped records; those behind it are counted only
 _STATE_BYTES = 64 << 20  # input between two states: what a killed run may lose
 
 
@@ -56,7 +57,7 @@ class Counts:
         if self.bad or self.empty:
             out.append(
                 f"{self.bad} bad and {self.empty} empty records gave no document; "
-                f"{prefix}_skipped.jsonl lists them."
+                f"{prefix}_skipped.jsonl lists {'the first of ' if self.report_bytes >= REPORT_BYTES else ''}them."
             )
         return out
 
@@ -117,6 +118,8 @@ def _made_from(files: list[Path], settings: Settings, tokenizer: Tokenizer) -> d
     chosen = {k: v for k, v in asdict(settings).items() if k != "tokenizer_folder"} | {
         "tokenizer": tokenizer.fingerprint
     }
+    if settings.max_document_mb == MAX_DOCUMENT_MB:  # so that pairs made before there was this setting are known again
+        del chosen["max_document_mb"]
     return json.loads(json.dumps({"format": FORMAT, "files": stats} | chosen))
 
 
@@ -147,21 +150,21 @@ def _saved(path: Path) -> dict[str, Any]:
 
 def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
     """What an earlier run finished, files cut back to it; zero where there is none or it was another run's.
+
+    One that read its input to the end was not interrupted: it was refused for its bad records, or killed as it named its files.
     """
-    counts = Counts()
     state = partial / "state.json"
-    if saved := _saved(state):
-        if saved["made_from"] == made_from:
-            counts = _counts(saved["counts"])
-            print(
-                f"{prefix}: going on after {counts.documents} documents of an interrupted run.",
-                file=sys.stderr,
-            )
-        else:
-            print(
-                f"{prefix}: an interrupted run had other input or settings; beginning anew.", file=sys.stderr
-            )
-            state.unlink()
+    if not (saved := _saved(state)):
+        return Counts()
+    counts = _counts(saved["counts"])
+    if saved["made_from"] != made_from:
+        state.unlink()
+        print(f"{prefix}: an earlier run had other input or settings; beginning anew.", file=sys.stderr)
+        return Counts()
+    if counts.place.file >= len(made_from["files"]):
+        print(f"{prefix}: the {counts.documents} documents of an earlier run are used.", file=sys.stderr)
+    else:
+        print(f"{prefix}: going on after {counts.documents} documents of an interrupted run.", file=sys.stderr)
     return counts
 
 
@@ -185,7 +188,7 @@ def _encode_all(
         total=sum(f.stat().st_size for f in files) if plain else None,
     )  # fmt: skip
     stated = counts.size
-    chunks = read_chunks(files, counts.place)
+    chunks = read_chunks(files, counts.place, settings.max_document_mb * MEGABYTE)
     with (
         bar,
         # Closed at once, however this block is left: the workers end with it.
@@ -197,7 +200,9 @@ def _encode_all(
         for chunk, result in results:
             tokens.write(result.tokens)
             lengths.write(result.lengths.tobytes())
-            lines = report_lines(files[chunk.file], chunk.kind, result.skipped)
+            lines = b""
+            if counts.report_bytes < REPORT_BYTES:
+                lines = report_lines(files[chunk.file], chunk.kind, result.skipped)
             report.write(lines)
             counts = _advance(counts, chunk, result, itemsize, len(lines))
             bar.update(chunk.size)
@@ -215,15 +220,18 @@ def _advance(counts: Counts, chunk: Chunk, result: ChunkResult, itemsize: int, r
         documents=counts.documents + len(result.lengths),
         tokens=counts.tokens + len(result.tokens) // itemsize,
         bad=counts.bad + sum(s.records for s in result.skipped if not s.empty),
-        empty=counts.empty + sum(s.empty for s in result.skipped),
+        empty=counts.empty + sum(s.records for s in result.skipped if s.empty),
         size=counts.size + chunk.size,
         report_bytes=counts.report_bytes + report_bytes,
     )
 
 
 def report_lines(file: Path, kind: str, skipped: list[Skipped]) -> bytes:
-    """JSON Lines of file, number (`line` or `item`) and reason."""
-    rows = ({"file": str(file), kind: s.number, "reason": s.reason} for s in skipped)
+    """JSON Lines of file, number (`line` or `item`) and reason, and `records` where there is more than one."""
+    rows = (
+        {"file": str(file), kind: s.number, "reason": s.reason} | ({"records": s.records} if s.records > 1 else {})
+        for s in skipped
+    )
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(
         "utf-8", "backslashreplace"
     )

@@ -17,10 +17,11 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.finetune import json_run_data
-from megatron_patch.data.indexed import lengths_fingerprint, read_index
+from megatron_patch.data.indexed import lengths_fingerprint
 from megatron_patch.data.run_data import RunData
 from megatron_patch.data.run_tokenizer import run_tokenizer
 from megatron_patch.data.samplers import BatchPlan
+from megatron_patch.data.splits import repetitions, usable_split
 from megatron_patch.data_paths import is_json, parse_data_path
 
 
@@ -29,7 +30,10 @@ def pretrain_run_data(config: TrainConfig, layout: Layout, say: Callable[[str], 
     if is_json(config.train_data_path):
         return json_run_data(config, layout, say)
     options = config.options
-    split = usable_split(options.split, parse_data_path(config.train_data_path))
+    pairs = parse_data_path(config.train_data_path)
+    split = usable_split(options.split, pairs, config.seq_length, _sample_counts(config))
+    for line in repetitions(split, pairs, config.seq_length):
+        say(f"  {line}")
     train, valid = _gpt_datasets(config, split, run_tokenizer(config, text=False))
 
     def plan(samples: int) -> BatchPlan:
@@ -55,23 +59,10 @@ def _evaluations(config: TrainConfig) -> int:
     return config.train_iters // config.options.eval_interval + 1 if config.options.eval_interval else 0
 
 
-def usable_split(split: str, pairs: list[tuple[float, str]]) -> str:
-    """`split` with 0 for a share that leaves some pair no document, of which core's datasets would look for ever for an epoch.
-
-    Raises:
-        ValueError: a pair has no document for training; or cannot be read.
-    """
-    shares = [float(share) for share in split.split(",")]
-    shares += [0.0] * (3 - len(shares))
-    ends = np.cumsum([0.0, *shares]) / sum(shares)
-    for _, prefix in pairs:
-        documents = read_index(prefix).boundaries - 1
-        for place in range(3):
-            if round(ends[place] * documents) == round(ends[place + 1] * documents):
-                shares[place] = 0.0
-        if shares[0] == 0.0:
-            raise ValueError(f"{prefix} has {documents} documents, of which the split {split} leaves none for training.")
-    return ",".join(f"{share:g}" for share in shares)
+def _sample_counts(config: TrainConfig) -> list[int]:
+    """Samples for training, validation and test that the run takes."""
+    batches = (config.train_iters, _evaluations(config) * config.options.eval_iters, 0)
+    return [count * config.global_batch_size for count in batches]
 
 
 def _gpt_datasets(config: TrainConfig, split: str, tokenizer: Any) -> tuple[Any, Any | None]:
@@ -84,7 +75,6 @@ def _gpt_datasets(config: TrainConfig, split: str, tokenizer: Any) -> tuple[Any,
     prefixes, weights = [prefix for _, prefix in pairs], [weight for weight, _ in pairs]
     options = config.options
     folder = Path(config.output_path) / "data_cache" / f"samples-{_same_on_all_ranks(prefixes)}"
-    batches = (config.train_iters, _evaluations(config) * options.eval_iters, 0)
     gpt = GPTDatasetConfig(
         random_seed=options.seed,
         sequence_length=config.seq_length,
@@ -97,9 +87,8 @@ def _gpt_datasets(config: TrainConfig, split: str, tokenizer: Any) -> tuple[Any,
         eod_mask_loss=False,
         create_attention_mask=False,
     )
-    sizes = [count * config.global_batch_size for count in batches]
     with _damage_named(folder):
-        train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, gpt).build()
+        train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, _sample_counts(config), lambda: True, gpt).build()
     if train is None:
         raise ValueError(f"The split {split} leaves no training data in {config.train_data_path}.")
     return train, valid

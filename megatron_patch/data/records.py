@@ -1,25 +1,42 @@
 """Reading JSON records as a stream: JSON Lines and JSON lists, plain, gzip or Zstandard, one file at a time
-in memory of a few MiB whatever its size.
+in memory of a few MiB whatever its size, and of a few times a record's.
 
 The form is told by the first character, not by the name: `[` begins a list, anything else lines. (`.json` is
-commonly used for both.) zstandard is imported when a `.zst` file is opened.
+commonly used for both.) A record longer than allowed is passed over without being held.
 """
 
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
+from megatron_patch.data.archives import open_archive
+
 SUFFIXES = (".jsonl", ".json", ".jsonl.zst", ".jsonl.gz", ".json.zst", ".json.gz")
 DAMAGED = (EOFError, OSError, zlib.error)  # what reading a damaged archive raises
+MEGABYTE = 1_000_000
+MAX_DOCUMENT_MB = 64
 _READ = 1 << 20  # bytes or characters asked for at a time
-_LONGEST_ITEM = 1 << 28  # characters: a list item longer than this is taken for an unclosed string
+_SKIPPED = 1 << 17  # characters passed over at a time, each of which takes some 60 bytes meanwhile
+_SPACE = re.compile(r"[ \t\r\n]*")
+_SCALAR = re.compile(r"[^ \t\r\n,\]]*")
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Stands for a record that was passed over. `size`: its bytes or characters."""
+
+    reason: str
+    size: int
 
 
 class BrokenListError(ValueError):
@@ -63,11 +80,8 @@ def open_stream(path: Path) -> BinaryIO:
     """The file's uncompressed bytes, without a byte-order mark. Reading a damaged archive raises one of
     DAMAGED.
     """
-    if path.name.endswith(".gz"):
-        raw: Any = gzip.open(path, "rb")  # noqa: SIM115 the caller closes what is returned
-    else:
-        raw = open(path, "rb")  # noqa: SIM115
-    stream = io.BufferedReader(_ZstdReader(raw) if path.name.endswith(".zst") else raw, _READ)
+    packed = path.name.endswith((".gz", ".zst"))
+    stream = io.BufferedReader(open_archive(path) if packed else open(path, "rb", buffering=0), _READ)  # noqa: SIM115
     if stream.peek(3)[:3] == b"\xef\xbb\xbf":
         stream.read(3)
     return stream
@@ -78,9 +92,26 @@ def begins_list(stream: io.BufferedReader) -> bool:
     return stream.peek(_READ).lstrip()[:1] == b"["
 
 
-def read_list(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """(item number from 1, value) of a JSON list. Raises BrokenListError where it stops being one."""
-    text, decoder = _Text(stream), json.JSONDecoder()
+def too_long(longest: int) -> str:
+    """The reason of a record of more than `longest` bytes."""
+    return f"it is longer than the {longest / MEGABYTE:g} MB that --max-document-mb allows"
+
+
+def read_list(stream: BinaryIO, longest: int = MAX_DOCUMENT_MB * MEGABYTE) -> Iterator[tuple[int, Any]]:
+    """(item number from 1, value) of a JSON list. Raises BrokenListError where it stops being one, or where an item cannot be
+    held.
+    """
+    for number, value, _ in list_items(stream, longest):
+        if isinstance(value, Unread):
+            raise BrokenListError(number, value.reason, value.size)
+        yield number, value
+
+
+def list_items(stream: BinaryIO, longest: int) -> Iterator[tuple[int, Any, int]]:
+    """(item number from 1, value, characters) of a JSON list. The value is an Unread for an item of more than `longest` bytes,
+    nested too deeply, or with a number of thousands of digits. Raises BrokenListError where the list stops being one.
+    """
+    text = _Text(stream, longest)
     if text.next() != "[":
         raise BrokenListError(1, "a list should begin with '['", text.rest())
     text.position += 1
@@ -90,7 +121,7 @@ def read_list(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
         try:
             if number == 1 and text.next() == "]":
                 break
-            yield number, text.value(decoder)
+            yield number, *text.item()
             separator = text.next()
             if separator == "]":
                 break
@@ -99,7 +130,7 @@ def read_list(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
                     f"',' or ']' should follow it, not {separator!r}" if separator else "the file ends early"
                 )
             text.position += 1
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise BrokenListError(number, str(error), text.rest()) from error
     text.position += 1
     if text.next():
@@ -116,60 +147,28 @@ def require_unicode(text: str) -> str:
     return text
 
 
-class _ZstdReader(io.RawIOBase):
-    """Zstandard frames as a byte stream. Unlike zstandard's own reader it does not take a truncated file for
-    the end.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        import zstandard
-
-        self.file, self.frame, self.ready, self.decompressor = file, None, b"", zstandard.ZstdDecompressor()
-        self.error = zstandard.ZstdError
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-    def readinto(self, target: Any) -> int:
-        while not self.ready:
-            data = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
-            if data or self.frame is None or self.frame.eof:
-                data = data or self.file.read(_READ)
-                if not data:
-                    return 0
-                self.frame = self.decompressor.decompressobj()
-            elif not (data := self.file.read(_READ)):
-                raise EOFError("the Zstandard file ends within a frame")
-            try:
-                self.ready = self.frame.decompress(data)
-            except self.error as error:
-                raise OSError(f"the Zstandard file is damaged: {error}") from error
-        count = min(len(self.ready), len(target))
-        target[:count] = self.ready[:count]
-        self.ready = self.ready[count:]
-        return count
+class _TooLongError(ValueError):
+    """An item has more bytes than may be held."""
 
 
 class _Text:
     """A window over a stream's text, at which JSON values are read one by one."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream, self.decoder = stream, codecs.getincrementaldecoder("utf-8")()
+    def __init__(self, stream: BinaryIO, longest: int) -> None:
+        self.stream, self.longest, self.decoder = stream, longest, codecs.getincrementaldecoder("utf-8")()
         self.buffer, self.position, self.undecoded = "", 0, 0
+        self.json = json.JSONDecoder()
 
     def more(self) -> bool:
-        """Read on, at least as much as is waiting (so that a long value is parsed a logarithmic number of
-        times).
+        """Read on, about as much as is waiting (so that a long value is parsed a logarithmic number of times), and not much
+        more than may be held.
 
         Text before bytes that are not UTF-8 is still given; the call after that raises ValueError.
         """
         if self.undecoded:
             raise ValueError("bytes that are not UTF-8")
-        data = self.stream.read(max(_READ, len(self.buffer) - self.position))
+        waiting = len(self.buffer) - self.position
+        data = self.stream.read(max(_READ, min(waiting, self.longest - waiting)))
         try:
             new = self.decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
@@ -182,25 +181,72 @@ class _Text:
     def next(self) -> str:
         """The next character that is no white space, not consumed; empty at the end."""
         while True:
-            while self.position < len(self.buffer) and self.buffer[self.position] in " \t\r\n":
-                self.position += 1
+            self.position = _SPACE.match(self.buffer, self.position).end()
             if self.position < len(self.buffer):
                 return self.buffer[self.position]
             if not self.more():
                 return ""
 
-    def value(self, decoder: json.JSONDecoder) -> Any:
-        """One JSON value. ValueError where there is none."""
+    def item(self) -> tuple[Any, int]:
+        """One JSON value and its characters; an Unread for one that cannot be held. ValueError where there is none."""
         self.next()
+        try:
+            return self._value()
+        except json.JSONDecodeError as error:
+            raise ValueError(error.msg) from error
+        except RecursionError:
+            reason = "it is nested too deeply"
+        except ValueError as error:  # too long, or an integer of more digits than Python converts
+            reason = str(error)
+        size = self._skip()
+        return Unread(reason, size), size
+
+    def _value(self) -> tuple[Any, int]:
         while True:
             try:
-                value, self.position = decoder.raw_decode(self.buffer, self.position)
-                return value
+                value, end = self.json.raw_decode(self.buffer, self.position)
             except json.JSONDecodeError as error:
                 unfinished = error.msg.startswith("Unterminated") or error.pos > len(self.buffer) - 32
-                too_long = len(self.buffer) - self.position > _LONGEST_ITEM
-                if not unfinished or too_long or not self.more():
-                    raise ValueError(error.msg) from error
+                if unfinished and len(self.buffer) - self.position > self.longest:
+                    raise _TooLongError(too_long(self.longest)) from None
+                if not unfinished or not self.more():
+                    raise
+                continue
+            size = end - self.position
+            # A number at the window's end may go on behind it: 12 of 123, 1 of 1e5. (`more` begins the window at the value.)
+            if isinstance(value, (int, float)) and end > len(self.buffer) - 3 and self.more():
+                continue
+            if 4 * size > self.longest and len(self.buffer[self.position : self.position + size].encode()) > self.longest:
+                raise _TooLongError(too_long(self.longest))
+            self.position += size
+            return value, size
+
+    def _skip(self) -> int:
+        """Pass over a JSON value by its quotes and brackets alone, in windows; how many characters it had.
+
+        ValueError where the text ends within it.
+        """
+        if self.buffer[self.position] not in '"[{':  # a number
+            end = _SCALAR.match(self.buffer, self.position).end()
+            size, self.position = end - self.position, end
+            return size
+        depth, inside, size = 0, 0, 0
+        while True:
+            window = self.buffer[self.position : self.position + _SKIPPED]
+            if (len(window) - len(window.rstrip("\\"))) % 2:
+                window = window[:-1]  # what this backslash escapes is the next window's
+            if not window:
+                if not self.more():
+                    raise ValueError("the file ends early")
+                continue
+            depths, insides = _structure(window, depth, inside)
+            ends = np.flatnonzero((depths <= 0) & (insides == 0))
+            taken = int(ends[0]) + 1 if ends.size else len(window)
+            self.position += taken
+            size += taken
+            if ends.size:
+                return size
+            depth, inside = int(depths[-1]), int(insides[-1])
 
     def rest(self) -> int:
         """How many characters are left; those that were not decoded count as bytes."""
@@ -208,3 +254,16 @@ class _Text:
         while data := self.stream.read(_READ):
             left += len(data)
         return left
+
+
+def _structure(window: str, depth: int, inside: int) -> tuple[np.ndarray, np.ndarray]:
+    """Behind each character of a JSON text, int64 [n] each: how many brackets are open, and whether a string is (1) or not (0).
+    `depth` and `inside`: before the first. No escape may begin before the window or end behind it.
+    """
+    plain = window.replace("\\\\", "  ").replace('\\"', "  ")
+    characters = np.frombuffer(plain.encode("ascii", "replace"), dtype=np.uint8)
+    insides = (np.cumsum(characters == ord('"')) + inside) & 1
+    opens = (characters == ord("[")) | (characters == ord("{"))
+    closes = (characters == ord("]")) | (characters == ord("}"))
+    steps = (opens.astype(np.int64) - closes) * (insides == 0)
+    return np.cumsum(steps) + depth, insides

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megatron_patch.data.documents import Chunk, Skipped, read_chunks, texts_of
-from megatron_patch.data.preprocess import check_bad_fraction, report_lines, require_apart
-from megatron_patch.data.records import find_files, require_unicode
+from megatron_patch.data.documents import START, Chunk, Skipped, read_chunks, texts_of
+from megatron_patch.data.preprocess import REPORT_BYTES, check_bad_fraction, report_lines, require_apart
+from megatron_patch.data.records import MAX_DOCUMENT_MB, MEGABYTE, find_files, require_unicode
 from megatron_patch.data.wudao import CLEANERS
 
 TRAIN, VALID, REPORT = "wudao_train.json", "wudao_valid.json", "wudao_skipped.jsonl"
@@ -38,6 +38,7 @@ def split_wudao(
     valid_fraction: float = 0.01,
     max_bad_fraction: float = 0.001,
     overwrite: bool = False,
+    max_document_mb: int = MAX_DOCUMENT_MB,
 ) -> SplitCounts:
     """Write both files into `folder`, each a JSON list of `instruction`, `input` and `content`.
 
@@ -56,7 +57,8 @@ def split_wudao(
     try:
         with ExitStack() as stack:
             outputs = {name: stack.enter_context(open(path, "wb")) for name, path in partial.items()}
-            counts = _write_samples(files, outputs, keys, clean, valid_fraction)
+            chunks = read_chunks(files, START, max_document_mb * MEGABYTE)
+            counts = _write_samples(files, chunks, outputs, keys, clean, valid_fraction)
         os.replace(partial[REPORT], folder / REPORT)
         check_bad_fraction(counts.bad, counts.train + counts.valid, max_bad_fraction, folder / REPORT)
         # An old validation part beside the new training part could hold the same texts.
@@ -78,15 +80,17 @@ def require_free(files: Iterable[Path], folder: Path, overwrite: bool) -> None:
 
 
 def _write_samples(
-    files: list[Path], outputs: dict[str, BinaryIO], keys: tuple[str, ...], clean: str, valid_fraction: float
-) -> SplitCounts:
+    files: list[Path], chunks: Iterable[Chunk], outputs: dict[str, BinaryIO], keys: tuple[str, ...], clean: str,
+    valid_fraction: float,
+) -> SplitCounts:  # fmt: skip
     """Every record into the training or the validation list, or into the report."""
     written, bad, empty = {TRAIN: 0, VALID: 0}, 0, 0
-    for chunk in read_chunks(files):
+    for chunk in chunks:
         samples, skipped = _samples(chunk, keys, clean)
-        outputs[REPORT].write(report_lines(files[chunk.file], chunk.kind, skipped))
+        if outputs[REPORT].tell() < REPORT_BYTES:
+            outputs[REPORT].write(report_lines(files[chunk.file], chunk.kind, skipped))
         bad += sum(s.records for s in skipped if not s.empty)
-        empty += sum(s.empty for s in skipped)
+        empty += sum(s.records for s in skipped if s.empty)
         for sample in samples:
             name = VALID if zlib.crc32(sample["content"].encode()) < valid_fraction * 2**32 else TRAIN
             outputs[name].write((",\n" if written[name] else "[\n").encode() + _dump(sample))

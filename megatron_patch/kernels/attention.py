@@ -1,20 +1,23 @@
-"""Fused attention from whichever library is fastest here, and unfused attention, behind one function.
+"""Fused attention from whichever library `attention_backends` chose, and unfused attention, behind one function.
 
 softmax(scale · q kᵀ) v per head, causal at the bottom right: query i of Sq sees keys j ≤ i + Sk − Sq.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
-import importlib.util
+import importlib
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .attention_backends import FLASH_ATTN_2, FLASH_ATTN_3
+from .attention_backends import choose_attention_backend as choose_attention_backend
+from .attention_backends import is_installed as is_installed
 from .softmax import causal_mask, causal_softmax
 
+# The modules of flash-attn 2 and 3, which have the same two functions.
+_FLASH_ATTN = {library.backend: library.module for library in (FLASH_ATTN_2, FLASH_ATTN_3)}
 # What a CUDA backend of PyTorch is called here. 'sdpa', PyTorch's own choice, is for CPUs.
 PYTORCH_BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -22,66 +25,9 @@ PYTORCH_BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-BACKENDS = ("flash_attn_4", "flash_attn", "varlen", *PYTORCH_BACKENDS, "sdpa", "unfused")
+BACKENDS = ("flash_attn_4", *_FLASH_ATTN, "varlen", *PYTORCH_BACKENDS, "sdpa", "unfused")
 # These take a mask or kv longer than q, which cuDNN's and flash's causal kernels in PyTorch do not.
 _MASKABLE = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-def choose_attention_backend(
-    device: torch.device | str, dtype: torch.dtype, head_dim: int, segment_ids: bool
-) -> tuple[str, str]:
-    """The fastest fused backend that is present, and why, as a phrase for the log.
-
-    segment_ids: whether samples are packed, so that attention is block-diagonal.
-    """
-    device = torch.device(device)
-    if device.type != "cuda":
-        return "sdpa", "PyTorch's scaled_dot_product_attention is what CPUs have"
-    if dtype not in (torch.bfloat16, torch.float16) or head_dim % 8 or head_dim > 256:
-        return "efficient", f"{dtype} with head size {head_dim} is outside what flash kernels take"
-    hopper = torch.cuda.get_device_capability(device) >= (9, 0) and head_dim <= 128
-    if not hopper or segment_ids or not is_installed("flash-attn-4"):
-        return _flash_or_cudnn(hopper, segment_ids)
-    fault = flash_attn_4_fault()
-    if fault is None:
-        return "flash_attn_4", "flash-attn 4 is installed"
-    name, why = _flash_or_cudnn(hopper, segment_ids)
-    return name, f"{why}; flash-attn 4 is installed but cannot be imported: {fault}"
-
-
-def _flash_or_cudnn(hopper: bool, segment_ids: bool) -> tuple[str, str]:
-    """The choice without flash-attn 4; `hopper`: compute capability and head size are those of cuDNN's kernels."""
-    if importlib.util.find_spec("flash_attn_interface") is not None:
-        return "flash_attn", "flash-attn 3 is installed"
-    if hopper and not segment_ids and torch.backends.cudnn.is_available():
-        return "cudnn", "cuDNN through PyTorch is the fastest on Hopper and later"
-    if is_installed("flash-attn"):
-        return "flash_attn", "flash-attn 2 is installed"
-    if segment_ids and importlib.util.find_spec("torch.nn.attention.varlen") is not None:
-        return "varlen", "PyTorch's flash kernel for packed samples skips what a mask would hide"
-    if segment_ids:
-        return "efficient", "packed samples need a mask here, which PyTorch's memory-efficient kernel takes"
-    return "flash", "PyTorch's flash kernel; flash-attn is not installed, cuDNN's wants compute capability 9.0"
-
-
-@functools.cache
-def flash_attn_4_fault() -> str | None:
-    """Why flash-attn 4, though installed, cannot be used here (its own dependencies may be missing); None where it can."""
-    try:
-        importlib.import_module("flash_attn.cute.interface")
-    except ImportError as error:
-        return str(error)
-    return None
-
-
-@functools.cache
-def is_installed(distribution: str) -> bool:
-    """By the name in pip's list: flash-attn 2 and 4 share that of their package, and importing 4 takes seconds."""
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def attention(
@@ -98,16 +44,17 @@ def attention(
     """q [Sq, B, N, D], k and v [Sk, B, G, D], of any strides with a contiguous last dimension → [Sq, B, N·D].
 
     segment_ids [B, S] integer: for packed samples, a query sees the keys of its own segment only (Sq = Sk =
-    S). Equal ids must adjoin: an id that comes back is another segment to 'flash_attn' and 'varlen', the same
+    S). Equal ids must adjoin: an id that comes back is another segment to 'flash_attn', 'flash_attn_3' and 'varlen', the same
     one to a mask. implementation: of the softmax in 'unfused'. ValueError for an unknown backend, heads that
     are not a multiple of groups, more queries than keys under causal, or segment_ids of another shape.
     """
     _check(q, k, causal, backend, segment_ids)
-    if backend in ("flash_attn", "varlen") and segment_ids is not None:
-        bounds = _last_bounds(segment_ids)
-        return (_flash_attn_packed if backend == "flash_attn" else _varlen)(q, k, v, scale, causal, bounds)
-    if backend == "flash_attn":
-        return _flash_attn(q, k, v, scale, causal)
+    if backend in _FLASH_ATTN and segment_ids is not None:
+        return _flash_attn_packed(q, k, v, scale, causal, _last_bounds(segment_ids), backend)
+    if backend in _FLASH_ATTN:
+        return _flash_attn(q, k, v, scale, causal, backend)
+    if backend == "varlen" and segment_ids is not None:
+        return _varlen(q, k, v, scale, causal, _last_bounds(segment_ids))
     if backend == "flash_attn_4" and segment_ids is None:
         return _flash_attn_4(q, k, v, scale, causal)
     if backend == "flash_attn_4":
@@ -190,17 +137,9 @@ def _unfused(q, k, v, scale, causal, segment_ids, implementation):
     return torch.bmm(probabilities, v).transpose(0, 1).reshape(queries, batch, heads * head_dim)
 
 
-def _flash_attn_library():
-    if importlib.util.find_spec("flash_attn_interface") is not None:
-        import flash_attn_interface as library
-    else:
-        import flash_attn as library
-    return library
-
-
-def _flash_attn(q, k, v, scale, causal):
+def _flash_attn(q, k, v, scale, causal, backend):
     q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-    out = _flash_attn_library().flash_attn_func(q, k, v, softmax_scale=scale, causal=causal)
+    out = importlib.import_module(_FLASH_ATTN[backend]).flash_attn_func(q, k, v, softmax_scale=scale, causal=causal)
     out = out[0] if isinstance(out, tuple) else out
     return out.transpose(0, 1).flatten(2)
 
@@ -216,9 +155,9 @@ def _flash_attn_4(q, k, v, scale, causal):
     return out.view(length, batch, -1)
 
 
-def _flash_attn_packed(q, k, v, scale, causal, bounds):
+def _flash_attn_packed(q, k, v, scale, causal, bounds, backend):
     length, batch, _, _ = q.shape
-    out = _flash_attn_library().flash_attn_varlen_func(
+    out = importlib.import_module(_FLASH_ATTN[backend]).flash_attn_varlen_func(
         *_flat(q, k, v), cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=length, max_seqlen_k=length,
         softmax_scale=scale, causal=causal,
     )  # fmt: skip

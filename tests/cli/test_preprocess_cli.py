@@ -41,7 +41,7 @@ def test_six_arguments_make_megatron_s_bytes(shell, tmp_path):
 def test_every_finding_is_told_at_once(tmp_path):
     (tmp_path / "file").touch()
     arguments = ["/m", "/no/patch", "/no/input", "jiebabpe", str(tmp_path / "file" / "out"), str(tmp_path)]
-    done = run(["sh", str(SCRIPT), *arguments, "--workers", "0"], tmp_path)
+    done = run(["sh", str(SCRIPT), *arguments, "--workers", "0", "--max-document-mb", "0"], tmp_path)
     assert done.returncode == 2
     for words in (
         "$2 MEGATRON_PATCH_PATH: got '/no/patch'",
@@ -50,6 +50,7 @@ def test_every_finding_is_told_at_once(tmp_path):
         "$5 output_data_dir: got ",
         f"$6 load_dir: got '{tmp_path}'; {tmp_path} holds neither tokenizer.model nor tokenizer.json",
         "--workers: got '0'",
+        "--max-document-mb: got '0'; it takes a whole number of at least 1: write 64",
     ):
         assert words in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -117,6 +117,33 @@ def test_what_is_allowed_after_all_is_not_tokenized_again(golden, corpus, settin
     assert pair(tmp_path / "out") == pair(golden / "data" / "corpus_text_document")
 
 
+def test_a_document_that_is_too_long_is_a_bad_record(corpus, settings, tmp_path):
+    lines, long = corpus.read_bytes().splitlines(), json.dumps({"text": "x" * 1_000_000}).encode()
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join([*lines[:20], long, *lines[20:], long]))
+    (tmp_path / "in.json").write_bytes(b"[" + b",".join([*lines[:20], long, *lines[20:], long]) + b"]")
+    small = Settings(settings.tokenizer_folder, max_document_mb=1)
+    for form, kind in (("jsonl", "line"), ("json", "item")):
+        with pytest.raises(ValueError, match="2 of 49 records are bad"):
+            preprocess([tmp_path / f"in.{form}"], tmp_path / form, small)
+        counts = preprocess([tmp_path / f"in.{form}"], tmp_path / form, small, max_bad_fraction=0.1)
+        assert (counts.documents, counts.tokens, counts.bad) == (47, 3528, 2)
+        reason = "it is longer than the 1 MB that --max-document-mb allows"
+        assert [row[kind] for row in report(tmp_path / form) if row["reason"] == reason] == [21, 50]
+
+
+def test_a_report_of_endless_records_ends(corpus, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "REPORT_BYTES", 20_000)
+    monkeypatch.setattr("megatron_patch.data.documents.CHUNK_BYTES", 900)
+    (tmp_path / "in.jsonl").write_bytes(corpus.read_bytes() + b"\n" * 5000 + b"no JSON\n" * 3000)
+    counts = preprocess([tmp_path / "in.jsonl"], tmp_path / "out", settings, max_bad_fraction=0.99)
+    assert (counts.documents, counts.empty, counts.bad) == (47, 5001, 3000)
+    rows = report(tmp_path / "out")
+    assert sum(row.get("records", 1) for row in rows if row["reason"] == "it is empty") == 5001
+    assert [row["line"] for row in rows if row["reason"] != "it is empty"][0] == 48 + 5000 + 1
+    assert len(rows) < 600
+    assert "lists the first of them" in "".join(counts.lines("out"))
+
+
 def test_the_rest_of_a_broken_list_counts_as_bad(settings, tmp_path):
     records = json.dumps([{"text": "x" * 90}] * 100)
     (tmp_path / "in.json").write_text(records[:5000] + "}" + records[5000:])
@@ -193,7 +220,8 @@ def test_other_settings_begin_anew(corpus, settings, tmp_path, capsys):
     with pytest.raises(ValueError, match="records are bad"):
         preprocess([corpus], tmp_path / "out", Settings(settings.tokenizer_folder, keys=("id",)))
     preprocess([corpus], tmp_path / "out", settings)
-    assert "beginning anew" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "an earlier run had other input or settings; beginning anew" in said and "interrupted" not in said
     assert len(pair(tmp_path / "out")[0]) == 2 * 3528
 
 

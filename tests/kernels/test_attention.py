@@ -104,7 +104,7 @@ def test_choice_says_why(device):
     if device.type == "cuda":
         assert choose_attention_backend(device, torch.float32, 128, False)[0] == "efficient"
         name, why = choose_attention_backend(device, torch.bfloat16, 128, False)
-        assert name in ("flash_attn_4", "flash_attn", "cudnn", "flash") and why
+        assert name in ("flash_attn_4", "flash_attn_3", "cudnn", "flash_attn", "flash") and why
 
 
 def test_flash_attn_4_without_what_it_needs(tmp_path):

@@ -14,6 +14,7 @@ tokenizer=$4                    # 分词器: llamabpe
 output_data_dir=$5              # 输出到bin和idx文件目录
 load_dir=$6                     # tokenizer文件路径
 shift 6
+use_checkout "$MEGATRON_PATCH_PATH"
 
 python_entry megatron_patch.cli.preprocess \
     --megatron-path="$MEGATRON_PATH" --megatron-patch-path="$MEGATRON_PATCH_PATH" --input="$input_data_dir" \

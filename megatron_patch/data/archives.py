@@ -1,0 +1,77 @@
+"""Compressed files as byte streams whose memory does not depend on what a frame or member expands to."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_READ = 1 << 20
+# A Zstandard block gives at most 128 KiB and takes at least 4 bytes: this many give at most 16 MiB. More at a time is no faster.
+_FEED = 512
+_WINDOW = 1 << 27  # what zstd itself unpacks without --long or --memory
+
+
+def open_archive(path: Path) -> io.RawIOBase:
+    """The uncompressed bytes of a `.gz` or `.zst` file; all its members or frames, one after the other.
+
+    Reading a damaged one raises OSError, EOFError or zlib.error, also where it is cut within a frame.
+    """
+    if path.name.endswith(".gz"):
+        file: Any = gzip.open(path, "rb")  # noqa: SIM115 _Pieces closes it
+        return _Pieces(file, iter(lambda: file.read(_READ), b""))
+    file = open(path, "rb")  # noqa: SIM115
+    return _Pieces(file, _zstd_pieces(file))
+
+
+class _Pieces(io.RawIOBase):
+    """Pieces of bytes as a raw stream, which reads less than it is asked for at its end only: so a buffer above it sees a file's
+    beginning whole, however small its first frames are."""
+
+    def __init__(self, file: BinaryIO, pieces: Iterator[bytes]) -> None:
+        self.file, self.pieces, self.piece = file, pieces, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+    def readinto(self, target: Any) -> int:
+        filled, size = 0, len(target)
+        while filled < size:
+            if not self.piece:
+                self.piece = memoryview(next(self.pieces, b""))
+                if not self.piece:
+                    break
+            count = min(size - filled, len(self.piece))
+            target[filled : filled + count] = self.piece[:count]
+            self.piece = self.piece[count:]
+            filled += count
+        return filled
+
+
+def _zstd_pieces(file: BinaryIO) -> Iterator[bytes]:
+    """What the frames give, none of it empty. zstandard's own reader takes a truncated file for the end; this raises EOFError."""
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
+    frame, data = None, b""
+    while data or (data := file.read(_FEED)):
+        frame = frame or decompressor.decompressobj()
+        try:
+            piece = frame.decompress(data)
+        except zstandard.ZstdError as error:
+            if "too much memory" in str(error):
+                wanted = f"a frame of it wants a window of more than {_WINDOW >> 20} MiB, as zstd --long=28 makes it"
+                raise OSError(wanted) from error
+            raise OSError(f"the Zstandard file is damaged: {error}") from error
+        data = frame.unused_data if frame.eof else b""
+        frame = None if frame.eof else frame
+        if piece:
+            yield piece
+    if frame is not None:
+        raise EOFError("the Zstandard file ends within a frame")

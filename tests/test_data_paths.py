@@ -1,0 +1,77 @@
+"""What a dataset argument of pre-training means: one prefix, or a blend between spaces or, as the original has it, commas."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_patch.data_paths import data_findings, parse_data_path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Pairs whose names are hard to tell from a blend."""
+    names = ("A", "B", "a,b", "x,2,y", "x", "two words", "0.5 A", "0.3,A,0.7,B.old", "-1 A")
+    for name in names:
+        (tmp_path / f"{name}.idx").touch()
+        (tmp_path / f"{name}.bin").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("A", [(1, "A")]),
+        ("0.3 A 0.7 B", [(0.3, "A"), (0.7, "B")]),
+        ("0.3,A,0.7,B", [(0.3, "A"), (0.7, "B")]),
+        ("0.3, A, 0.7, B", [(0.3, "A"), (0.7, "B")]),
+        ("0.3 A, 0.7 B", [(0.3, "A"), (0.7, "B")]),
+        ("3e-1,A,.7,B", [(0.3, "A"), (0.7, "B")]),
+        ("2,A", [(2, "A")]),
+        # A path's own spaces and commas
+        ("a,b", [(1, "a,b")]),
+        ("two words", [(1, "two words")]),
+        ("0.5 A", [(1, "0.5 A")]),
+        ("0.3,A,0.7,B.old", [(1, "0.3,A,0.7,B.old")]),
+        ("0.3 a,b 0.7 B", [(0.3, "a,b"), (0.7, "B")]),
+        ("0.3,a,b,0.7,B", [(0.3, "a,b"), (0.7, "B")]),
+        ("0.3,two words,0.7,B", [(0.3, "two words"), (0.7, "B")]),
+        ("0.3,B,0.7,x,2,y", [(0.3, "B"), (0.7, "x"), (2, "y")]),
+        ("0.3 B 0.7 x,2,y", [(0.3, "B"), (0.7, "x,2,y")]),
+        # Nothing of it is there: the sentences name what was meant
+        ("0.3,none,0.7,B", [(0.3, "none"), (0.7, "B")]),
+        ("nothing,here", [(1, "nothing,here")]),
+        ("", [(1, "")]),
+        (",", [(1, ",")]),
+    ],
+)
+def test_pairs(folder, text, pairs):
+    assert parse_data_path(text) == pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0.3,A,B", "'weight,prefix,weight,prefix,…': write a number before each prefix"),
+        ("0.3 A B", "'weight prefix weight prefix …'"),
+        ("0.3,A,0.7", "write a number before each prefix"),
+        ("0,A,1,B", "every weight of a blend must be above 0"),
+        ("-0.3,A,1,B", "every weight of a blend must be above 0"),
+        ("1e999,A,1,B", "every weight of a blend must be above 0"),
+        ("A,B", "several prefixes without weights: write '0.5 A 0.5 B', for example"),
+        ("A B", "several prefixes without weights: write '0.5 A 0.5 B', for example"),
+        ("nan A 1 B", "there is no nan A 1 B.idx"),
+        ("1_0,A,1,B", "there is no 1_0,A,1,B.idx"),
+        ("٣ A 1 B", "there is no ٣ A 1 B.idx"),
+        ("0.3,A,0.7,none", "there is no none.idx and none.bin"),
+    ],
+)
+def test_what_is_no_blend_is_said(folder, text, words):
+    (sentence,) = data_findings(text, json_data=False)
+    assert words in sentence
+
+
+def test_the_longest_argument_is_read_at_once(folder):
+    """Words and existing files are looked at a bounded number of times each."""
+    assert len(parse_data_path(",".join(["1,A"] * 10_000))) == 10_000
+    assert len(parse_data_path(",".join(["1"] * 20_000))) == 10_000
