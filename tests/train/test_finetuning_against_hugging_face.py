@@ -1,4 +1,4 @@
-"""Twenty-one steps of fine-tuning against LlamaForCausalLM with torch's AdamW: prompts, masks, order, cosine decay, weight decay."""
+"""Twenty-one steps of fine-tuning against LlamaForCausalLM with torch's AdamW: prompts, masks, order, rate, weight decay."""
 
 from __future__ import annotations
 
