@@ -115,7 +115,8 @@ class _Reader(ModelReader):
         env = self.choice("ENV", ("dsw", "dlc"))
         self.patch_path()
         source, model = self.source_and_model()
-        extra = self.extra_vocabulary(source)
+        extra = self.extra_vocabulary(source, model)
+        self.gqa_layout(source, options)
         tp, pp = self.layout(model, extra)
         processes, findings = plan_processes(env, tp * pp)
         for sentence in findings:

@@ -29,6 +29,13 @@ class _EnumMember:
         self.value = value
 
 
+class _Bytes:
+    """Stands for io.BytesIO, in which Transformer Engine keeps the scales of fp8 (`_extra_state`)."""
+
+    def __setstate__(self, state: object) -> None:
+        """Its bytes are not needed."""
+
+
 def _safe_globals() -> list[Any]:
     """The classes that a checkpoint of 2023 may name beyond tensors: its arguments, and numpy's random state."""
     core = getattr(numpy, "_core", None) or numpy.core
@@ -40,6 +47,7 @@ def _safe_globals() -> list[Any]:
         type(numpy.dtype("uint32")),
         (core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
         (core.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+        (_Bytes, "_io.BytesIO"),
         *((_EnumMember, f"megatron.{place}.{name}") for place, name in _ENUMS),
     ]
 

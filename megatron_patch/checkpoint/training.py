@@ -40,7 +40,7 @@ from megatron_patch.checkpoint.run_folder import (
 )
 from megatron_patch.checkpoint.safe_metadata import check_native_folder
 from megatron_patch.checkpoint.writer import StreamingSave
-from megatron_patch.config import TrainConfig
+from megatron_patch.config import PER_KV_HEAD, TrainConfig
 from megatron_patch.core import parallel
 
 
@@ -134,8 +134,11 @@ def _is_same_layout(folder: Path) -> bool:
     )
 
 
-def load_weights(path: str, model: Any) -> None:
+def load_weights(path: str, model: Any, gqa_layout: str = PER_KV_HEAD) -> tuple[str, ...]:
     """The weights alone of a checkpoint of any layout, cast to the model's dtype; `path` is a root or one iteration.
+
+    Returns:
+        What the user should know, one sentence each.
 
     Raises:
         ValueError: there is no complete checkpoint at `path`.
@@ -143,8 +146,8 @@ def load_weights(path: str, model: Any) -> None:
     location = resolve_checkpoint(path)
     if location.kind == "native":
         _load_native(location.folder, model)
-    else:
-        load_from_source(path, module(model))
+        return ()
+    return load_from_source(path, module(model), gqa_layout)
 
 
 def _load_native(folder: Path, model: Any) -> None:

@@ -1,4 +1,4 @@
-"""How many rows of a 2023 checkpoint's vocabulary matrices are tokens beyond config.json's. Imports no torch.
+"""How many rows of a 2023 checkpoint's embedding and output layer are tokens beyond config.json's. Imports no torch.
 
 What the original records, by program:
     converter (checkpoint_reshaping_and_interoperability.py)   orig_vocab_size and padded_vocab_size, both without the extra rows
@@ -73,6 +73,5 @@ def claimed_rows(extra: int, rows: int, vocab_size: int, wanted: int, where: obj
         return wanted
     right = f"{extra}, or 0, which keeps them" if extra else str(beyond)
     raise UserError(
-        f"EXTRA_VOCAB_SIZE is {wanted}, and {where} has {rows} rows for a vocabulary of {vocab_size}, "
-        f"{beyond} of them beyond it; write {right}."
+        f"{where} has {rows} rows for a vocabulary of {vocab_size}, {beyond} of them beyond it: write {right}."
     )
