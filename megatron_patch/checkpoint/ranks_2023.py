@@ -7,12 +7,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.checkpoint.lazy import LazyTensor, load
+from megatron_patch.checkpoint.lazy import FileTensor, LazyTensor, Strided, load
 from megatron_patch.checkpoint.mapping import listed, natural
 from megatron_patch.checkpoint.names_2023 import (
     FINAL_NORMS,
@@ -67,11 +67,43 @@ class Ranks:
             if part not in rank.layers[number]:
                 names = " or ".join(SPELLINGS[part])
                 raise UserError(f"{rank.path} lacks layers.{number}.{names}; the checkpoint is not whole, or is no LLaMA's.")
-        return [rank.layers[number][part] for rank in self.files[stage]]
+        found = [rank.layers[number][part] for rank in self.files[stage]]
+        _check_alike(self.files[stage], found, f"layers.{number}.{SPELLINGS[part][0]}", rows=True)
+        return found
+
+    def vocabulary(self, *, is_embedding: bool) -> list[LazyTensor]:
+        """The embedding on the first stage's ranks, or the output layer on the last one's; rows may differ in number."""
+        stage, found = self.files[0 if is_embedding else -1], []
+        for rank in stage:
+            tensor = rank.embedding if is_embedding else rank.head
+            if tensor is None:
+                name = "word_embeddings" if is_embedding else "output_layer"
+                raise UserError(f"{rank.path} lacks {name}; the checkpoint is not whole, or is no LLaMA's.")
+            found.append(tensor)
+        _check_alike(stage, found, "word_embeddings" if is_embedding else "output_layer", rows=False)
+        return found
+
+    @property
+    def final_norm(self) -> LazyTensor:
+        rank = self.files[-1][0]
+        if rank.final_norm is None:
+            raise UserError(f"{rank.path} lacks {' or '.join(FINAL_NORMS)}; the checkpoint is not whole, or is no LLaMA's.")
+        return rank.final_norm
 
     def has(self, layer: int, part: str) -> bool:
         stage, number = self.layers[layer]
         return part in self.files[stage][0].layers[number]
+
+
+def _check_alike(stage: Sequence[Rank], shards: Sequence[LazyTensor], name: str, *, rows: bool) -> None:
+    """Ranks hold equal shares in one dtype; of the vocabulary the last one's may have fewer rows."""
+    first = shards[0]
+    for rank, shard in zip(stage, shards):
+        if shard.dtype != first.dtype or shard.shape[1:] != first.shape[1:] or (rows and shard.shape != first.shape):
+            raise UserError(
+                f"{rank.path}: {name} is {shard.dtype} {list(shard.shape)}, and {first.dtype} {list(first.shape)} on the first "
+                "rank; these are no shards of one checkpoint."
+            )
 
 
 def read_ranks(folder: Path) -> Ranks:
@@ -115,6 +147,11 @@ def _read_rank(path: Path) -> Rank:
         encoder, embedding, head = _flat_parts(model) if flat else _nested_parts(model)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no checkpoint of a language model of 2023: {error} is not in it.") from None
+    if not isinstance(encoder, dict) or not all(isinstance(name, str) for name in encoder):
+        raise UserError(f"{path} is no checkpoint of a language model of 2023: its layers are no tensors by name.")
+    for name, tensor in (("word_embeddings", embedding), ("output_layer", head)):
+        if tensor is not None:
+            _check_tensor(path, name, tensor, 2)
     layers, final_norm = _by_part(path, encoder)
     names = tuple(short for layer, short in map(layer_and_name, encoder) if layer == 0)
     return Rank(path, content.get("args"), layers, names, final_norm, embedding, head, "lm_head" in model)
@@ -144,6 +181,9 @@ def _by_part(path: Path, encoder: Mapping[str, Any]) -> tuple[dict[int, dict[str
         layer, short = layer_and_name(name)
         if is_without_weights(name):
             continue
+        is_norm = is_norm_bias(name) or name in FINAL_NORMS or PART.get(short, "").endswith("norm")
+        if is_norm or short in PART:
+            _check_tensor(path, name, tensor, 1 if is_norm else 2)
         if is_norm_bias(name):
             if bool(load(tensor).any()):
                 raise UserError(f"{path}: {name} is not zero, and a LLaMA's norm has no bias; it would be lost.")
@@ -156,3 +196,9 @@ def _by_part(path: Path, encoder: Mapping[str, Any]) -> tuple[dict[int, dict[str
     if unknown:
         raise UserError(f"{path} holds tensors that a LLaMA does not have: {listed(sorted(unknown, key=natural))}.")
     return layers, final_norm
+
+
+def _check_tensor(path: Path, name: str, tensor: Any, axes: int) -> None:
+    if not isinstance(tensor, FileTensor | Strided) or len(tensor.shape) != axes:
+        kind = f"a tensor of shape {list(tensor.shape)}" if hasattr(tensor, "shape") else f"a {type(tensor).__name__}"
+        raise UserError(f"{path}: {name} is {kind}; a floating-point tensor of {axes} axes belongs there: copy it again.")

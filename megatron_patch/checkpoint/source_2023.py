@@ -89,21 +89,9 @@ def open_2023(
 
 
 def _vocabulary_rows(ranks: Ranks, dtype: Any) -> VocabularyRows:
-    embedding = _whole(ranks, EMBEDDING)
+    embedding = stack(ranks.vocabulary(is_embedding=True))
     is_wider = embedding.dtype.itemsize > dtype.itemsize
     return VocabularyRows(embedding.shape[0], ranks.width, is_wider, ranks.first.arguments)
-
-
-def _whole(ranks: Ranks, key: str) -> LazyTensor:
-    """What stands outside the layers: the embedding of the first stage, the output layer and the norm of the last."""
-    stage = ranks.files[0 if key == EMBEDDING else -1]
-    for rank in stage:
-        tensor = {EMBEDDING: rank.embedding, OUTPUT_LAYER: rank.head, _FINAL_NORM: rank.final_norm}[key]
-        if tensor is None:
-            raise UserError(f"{rank.path} lacks what becomes {key}; the checkpoint is not whole, or is no LLaMA's.")
-    if key == _FINAL_NORM:
-        return stage[0].final_norm
-    return stack([rank.embedding if key == EMBEDDING else rank.head for rank in stage])
 
 
 def _in_dtype(tensor: LazyTensor, dtype: Any, place: Place) -> LazyTensor:
@@ -113,7 +101,7 @@ def _in_dtype(tensor: LazyTensor, dtype: Any, place: Place) -> LazyTensor:
 def _tensor(ranks: Ranks, config: LlamaConfig, layout: Layout, place: Place) -> LazyTensor:
     key, layer = place.entry.key, place.layer
     if layer is None:
-        return _whole(ranks, key)
+        return ranks.final_norm if key == _FINAL_NORM else stack(ranks.vocabulary(is_embedding=key == EMBEDDING))
     if key in _NORMS:
         return ranks.shards(layer, _NORMS[key])[0]
     if key in _BY_COLUMNS:

@@ -190,3 +190,26 @@ def test_what_nothing_records_is_the_named_size_s_and_said(tmp_path, monkeypatch
         assert_same(read_hf(tmp_path / name), read_hf(hf))
     with pytest.raises(ValueError, match="does not record num_attention_heads; put the model's config.json"):
         open_source(folder)
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("layers.0.mlp.dense_4h_to_h.weight", torch.ones(64), r"shape \[64\]; a floating-point tensor of 2 axes"),
+        ("layers.1.input_norm.weight", torch.ones(64, dtype=torch.int64), "a floating-point tensor of 1 axes"),
+        ("layers.1.input_norm.bias", "zero", "is a str; a floating-point tensor"),
+        ("layers.2.mlp.dense_h_to_4h.weight", torch.ones(176, 64), r"float32 .* on the first rank; these are no shards"),
+        ("layers.2.mlp.dense_4h_to_h.weight", torch.ones(64, 44).half(), "on the first rank; these are no shards"),
+        ("layers.9.mlp.dense_4h_to_h.weight", torch.ones(64, 88).half(), "count from 0 without a gap"),
+        ("layers.1.input_layernorm.weight", torch.ones(64).half(), "holds tensors that a LLaMA does not have"),
+    ],
+)
+def test_what_cannot_belong_there_is_said(name, value, said, tmp_path):
+    hf = GOLDEN / "hf_mha"
+    folder = write_original(tmp_path / "source", hf, read_hf(hf), Written("trained", tp=2))
+    path = folder / "iter_0000007/mp_rank_01/model_optim_rng.pt"
+    content = torch.load(path, weights_only=False)
+    content["model"]["language_model"]["encoder"][name] = value
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=said):
+        open_source(folder)
