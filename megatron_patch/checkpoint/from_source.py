@@ -16,6 +16,7 @@ from megatron_patch.checkpoint.mapping import BY_KEY, EMBEDDING, OUTPUT_LAYER, P
 from megatron_patch.checkpoint.source import Source, open_source
 from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.errors import UserError
+from megatron_patch.model_config import LlamaConfig
 
 # The model's own names of what the checkpoint calls as Transformer Engine does.
 _NORMS = {
@@ -25,8 +26,15 @@ _NORMS = {
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
 
-def load_from_source(path: str | Path, model: Any, gqa_layout: str = PER_KV_HEAD) -> tuple[str, ...]:
+def load_from_source(
+    path: str | Path, model: Any, gqa_layout: str = PER_KV_HEAD, fallback: LlamaConfig | None = None
+) -> tuple[str, ...]:
     """Copy this rank's share of every weight into `model` (a GPTModel, one pipeline stage), cast to its dtype.
+
+    Args:
+        path: a checkpoint's root, or one iteration's folder.
+        model: one pipeline stage.
+        gqa_layout, fallback: as `open_source` takes them.
 
     Returns:
         What the user should know, one sentence each.
@@ -34,7 +42,7 @@ def load_from_source(path: str | Path, model: Any, gqa_layout: str = PER_KV_HEAD
     Raises:
         ValueError: the checkpoint cannot be read, or does not have this model's shapes.
     """
-    source = open_source(path, gqa_layout=gqa_layout)
+    source = open_source(path, fallback, gqa_layout)
     rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
     for name, parameter in model.named_parameters():
         place = _place(model, name)

@@ -135,7 +135,7 @@ def _check_layout(folder: Path, files: tuple[tuple[Rank, ...], ...]) -> None:
 
 
 def _read_rank(path: Path) -> Rank:
-    content = read_torch_file(path)
+    content = read_torch_file(path, only="model")
     if isinstance(content, dict) and "model0" in content:
         raise UserError(
             f"{path} is one of a run with interleaved pipeline stages (model0, model1, …), which is not read; "

@@ -113,6 +113,8 @@ def _made(called: Any, arguments: Any) -> Any:
         return _Tensor(arguments[2][0] if arguments[2] else 0, arguments[0])
     if name == ("torch._utils", "_rebuild_parameter"):
         return arguments[0]
+    if name == ("torch._tensor", "_rebuild_from_type_v2"):  # a tensor with attributes: (function, type, arguments, attributes)
+        return _made(arguments[0], arguments[2])
     return _Opaque()
 
 

@@ -68,8 +68,12 @@ class _Mapping:
     offset: int
 
 
-def read_torch_file(path: Path) -> Any:
+def read_torch_file(path: Path, only: str | None = None) -> Any:
     """The object in `path`, every floating-point tensor of two or fewer axes in it a `LazyTensor`.
+
+    Args:
+        path: what torch.save wrote.
+        only: the key of a dictionary's entry that alone is treated so; what stands beside it may lie in any way.
 
     Raises:
         ValueError: it is missing, damaged, of torch's format from before 1.6, or names a class that is not allowed.
@@ -84,7 +88,9 @@ def read_torch_file(path: Path) -> Any:
                 f"{path} is in torch's format from before version 1.6; load it with torch and save it again with torch.save."
             ) from None
     mappings = _mappings(path)
-    return _lazy(content, path, "", mappings)
+    if only is None or not isinstance(content, dict):
+        return _lazy(content, path, "", mappings)
+    return {key: _lazy(value, path, only, mappings) if key == only else value for key, value in content.items()}
 
 
 def _mappings(path: Path) -> list[_Mapping]:

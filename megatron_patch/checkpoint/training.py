@@ -42,6 +42,7 @@ from megatron_patch.checkpoint.safe_metadata import check_native_folder
 from megatron_patch.checkpoint.writer import StreamingSave
 from megatron_patch.config import PER_KV_HEAD, TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.model_config import LlamaConfig
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,16 @@ def _is_same_layout(folder: Path) -> bool:
     )
 
 
-def load_weights(path: str, model: Any, gqa_layout: str = PER_KV_HEAD) -> tuple[str, ...]:
+def load_weights(
+    path: str, model: Any, gqa_layout: str = PER_KV_HEAD, fallback: LlamaConfig | None = None
+) -> tuple[str, ...]:
     """The weights alone of a checkpoint of any layout, cast to the model's dtype; `path` is a root or one iteration.
+
+    Args:
+        path: a checkpoint's root, or one iteration's folder.
+        model: one pipeline stage, in core's DDP wrapper or not.
+        gqa_layout: the order of QKV rows in a checkpoint of 2023 that does not tell it, `per-kv-head` or `all-q-first`.
+        fallback: what a checkpoint of 2023 without config.json does not record.
 
     Returns:
         What the user should know, one sentence each.
@@ -147,7 +156,7 @@ def load_weights(path: str, model: Any, gqa_layout: str = PER_KV_HEAD) -> tuple[
     if location.kind == "native":
         _load_native(location.folder, model)
         return ()
-    return load_from_source(path, module(model), gqa_layout)
+    return load_from_source(path, module(model), gqa_layout, fallback)
 
 
 def _load_native(folder: Path, model: Any) -> None:

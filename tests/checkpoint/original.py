@@ -154,7 +154,7 @@ def _arguments(style: Style, config: dict, written: Written) -> object:
     values = dict(
         hidden_size=config["hidden_size"], num_layers=config["num_hidden_layers"],
         num_attention_heads=config["num_attention_heads"], tensor_model_parallel_size=written.tp,
-        pipeline_model_parallel_size=written.pp, params_dtype=torch.float16,
+        pipeline_model_parallel_size=written.pp, params_dtype=torch.float16, make_vocab_size_divisible_by=128,
     )  # fmt: skip
     groups = config.get("num_key_value_heads") or config["num_attention_heads"]
     is_grouped = groups != config["num_attention_heads"]

@@ -32,9 +32,10 @@ def wanted(count):
     return weights
 
 
-@pytest.mark.parametrize("count, tp, pp", [(8, 1, 1), (8, 4, 2), (3, 2, 1)])
+@pytest.mark.parametrize("count, tp, pp", [(8, 1, 1), (8, 4, 2), (3, 2, 1), (96, 1, 1)])
 @pytest.mark.parametrize("style", RECORDED)
 def test_extra_rows_are_kept(style, count, tp, pp, tmp_path):
+    """896 rows look as if they were padded to a multiple of 128."""
     folder = write_original(tmp_path / "source", HF, read_hf(HF), Written(style, tp, pp, extra=more(count)))
     found = read_vocabulary_rows(folder / STYLES[style].folder)
     assert extra_rows(found, 800) == count, "the launcher, without torch"
@@ -56,7 +57,7 @@ def test_rows_that_are_not_there_cannot_be_claimed(tmp_path):
 
 def test_padding_of_megatron_lm_is_left_out(tmp_path):
     """NVIDIA's padded_vocab_size is a multiple of make_vocab_size_divisible_by × TP, and counts no extra rows."""
-    arguments = dict(padded_vocab_size=1024, extra_vocab_size=None, make_vocab_size_divisible_by=128)
+    arguments = dict(padded_vocab_size=1024, extra_vocab_size=None)
     written = Written("trained", tp=4, extra=more(224), arguments=arguments)
     folder = write_original(tmp_path / "source", HF, read_hf(HF), written)
     assert extra_rows(read_vocabulary_rows(folder / "iter_0000007"), 800) == 0

@@ -12,6 +12,7 @@ import torch
 from megatron_patch.checkpoint.conversion_arguments import Conversion
 from megatron_patch.checkpoint.convert import convert
 from megatron_patch.checkpoint.source import open_source
+from megatron_patch.checkpoint.structure_2023 import read_vocabulary_rows
 from megatron_patch.model_config import LLAMA_SIZES, LlamaConfig
 from tests.checkpoint.models import assert_same, read_hf
 from tests.checkpoint.original import STYLES, Written, write_original
@@ -101,6 +102,12 @@ def test_an_order_that_contradicts_the_files_is_refused(style, later, tmp_path):
         open_source(folder, gqa_layout="all-q-first")
 
 
+@pytest.mark.parametrize("style", [style for style in STYLES if style not in {"2023-10-18", "2023-11-10"} | WRONG_GATE_UP])
+def test_an_order_that_the_files_tell_needs_no_word(style, later, tmp_path):
+    hf = truth(later, "mha" if "transformer engine" in style else "gqa8")
+    assert open_source(write_original(tmp_path / "source", hf, read_hf(hf), Written(style))).notes == ()
+
+
 @pytest.mark.parametrize("model, tp", [("mha", 2), ("gqa8", 8)])
 def test_an_order_that_decides_nothing_is_allowed(model, tp, later, tmp_path):
     hf = truth(later, model)
@@ -151,6 +158,25 @@ def test_fp8_scales_are_passed_by(tmp_path):
 
     change(path, edit)
     assert_same(read(folder), read_hf(hf))
+
+
+def test_optimizer_state_in_the_same_file_is_passed_by(tmp_path):
+    """Without the distributed optimizer: fp32 weights in lists, with the attributes by which Megatron knows their split."""
+    hf = GOLDEN / "hf_mha"
+    folder = write_original(tmp_path / "source", hf, read_hf(hf), Written("trained", tp=2, extra=torch.ones(8, 64)))
+    weight = torch.ones(64, 64)
+    weight.tensor_model_parallel, weight.partition_dim = True, 0
+    state = {"state": {0: {"step": 7, "exp_avg": torch.ones(64, 64).t()}}, "param_groups": [{"lr": 1e-5, "params": [0]}]}
+    for rank in (folder / "iter_0000007").iterdir():
+        path = rank / "model_optim_rng.pt"
+        content = torch.load(path, weights_only=False)
+        scaler = {"scale": torch.tensor([65536.0]), "growth_tracker": 3}
+        optimizer = {"optimizer": state, "grad_scaler": scaler, "fp32_from_fp16_params": [[weight]]}
+        torch.save({"optimizer": optimizer, **content, "iteration": 7}, path)
+    assert open_source(folder).extra_vocab_size == 8
+    name = "model.layers.3.self_attn.q_proj.weight"
+    assert torch.equal(read(folder)[name], read_hf(hf)[name])
+    assert read_vocabulary_rows(folder / "iter_0000007").rows == 808
 
 
 def test_interleaved_stages_are_refused(tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 from megatron_patch.checkpoint.conversion_arguments import Conversion
 from megatron_patch.checkpoint.convert import convert
+from megatron_patch.train_arguments import ARGUMENTS, read
 from tests.checkpoint.models import assert_same, read_hf
 from tests.checkpoint.original import Written, write_original
 from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run, train
@@ -35,7 +36,7 @@ def test_a_trained_checkpoint(later, tmp_path):
     assert_same(back(tmp_path / "out", tmp_path / "hf")[1], read_hf(later / "truth/hf_gqa8"))
 
 
-def test_all_q_first_and_extra_rows(later, tmp_path):
+def test_all_q_first_and_extra_rows(later, tmp_path, monkeypatch):
     """Fine-tuning, with the flag; EXTRA_VOCAB_SIZE 0 keeps the rows that the checkpoint has."""
     hf = later / "truth/hf_gqa8"
     rows = torch.randn(8, 64, generator=torch.Generator().manual_seed(3))
@@ -43,6 +44,8 @@ def test_all_q_first_and_extra_rows(later, tmp_path):
     data = dict(TRAIN_DATASET_PATH=ALPACA, VALID_DATASET_PATH=ALPACA, EPOCH=1)
     flags = ("--gqa-layout", "all-q-first")
     train(FINETUNE, tmp_path / "out", *flags, processes=2, PRETRAIN_CHECKPOINT_PATH=source, TP=2, PP=1, **STILL, **data)
+    (log,) = (tmp_path / "out/log").glob("*/train.log")
+    assert "are read as all of a rank's q, then k and v" in log.read_text()
     root, got = back(tmp_path / "out", tmp_path / "hf")
     wanted = read_hf(hf)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -51,6 +54,13 @@ def test_all_q_first_and_extra_rows(later, tmp_path):
     (iteration,) = root.glob("iter_*")
     assert json.loads((iteration / "model.json").read_text())["extra_vocab_size"] == 8
     assert json.loads((tmp_path / "hf/config.json").read_text())["vocab_size"] == 808
+    # The same command once what it began with has gone: the run's own checkpoints have these rows.
+    source.rename(tmp_path / "gone")
+    values = FINETUNE_ARGUMENTS | STILL | data
+    values |= dict(TP=2, PRETRAIN_CHECKPOINT_PATH=source, OUTPUT_BASEPATH=tmp_path / "out")
+    argv = [f"{argument.flag}={values[name]}" for name, argument in ARGUMENTS["finetune"].items()]
+    monkeypatch.setenv("GPUS_PER_NODE", "2")
+    assert read("finetune", argv).config.extra_vocab_size == 8
 
 
 def test_contradictions_are_found_before_a_process_starts(later, tmp_path):
