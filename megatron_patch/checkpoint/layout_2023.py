@@ -55,7 +55,7 @@ def _qkv_order(ranks: Ranks, config: LlamaConfig, wanted: str, separate: bool) -
     certain = "separate" if separate else "per-kv-head"
     is_grouped = config.num_query_groups < config.num_attention_heads
     if not is_grouped or config.num_query_groups <= ranks.width:
-        note = f"--gqa-layout {wanted} changes nothing: {ranks.folder} has no rank with several KV heads in a group."
+        note = f"--gqa-layout {wanted} changes nothing: {ranks.folder} is MHA, or has one KV head a rank, which leaves one order."
         return certain, (note,) if wanted == ALL_Q_FIRST else ()
     known = _known_by(ranks, separate)
     if known and wanted == ALL_Q_FIRST:
