@@ -15,6 +15,8 @@ from megatron_patch.model_config import LlamaConfig
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 RECOMPUTATIONS = ("sel", "full", "none")
+# The order of fused QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it.
+PER_KV_HEAD, ALL_Q_FIRST = "per-kv-head", "all-q-first"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class Options:
     """Save and stop after this many minutes; 0 never does."""
     tokenizer_path: str = ""
     """Folder of the tokenizer; empty: the checkpoint's."""
+    gqa_layout: Literal["per-kv-head", "all-q-first"] = "per-kv-head"
+    """Order of QKV rows in a grouped-query PRETRAIN_CHECKPOINT_PATH of 2023 whose files do not tell it; `all-q-first`: what
+    the original converted from 2023-10-18 to 2023-11-09."""
     template: Literal["alpaca", "llama2-chat", "tokenizer"] = "alpaca"
     """Fine-tuning: prompt template (`alpaca`, `llama2-chat`, `tokenizer`)."""
     gradient_accumulation_steps: int = 1

@@ -13,8 +13,10 @@ from pathlib import Path
 from megatron_patch.arguments import Argument, Findings
 from megatron_patch.checkpoint.layout import CheckpointLocation, read_model_description, resolve_checkpoint
 from megatron_patch.checkpoint.own_run import resume_location, root_of
+from megatron_patch.checkpoint.structure_2023 import read_vocabulary_rows
+from megatron_patch.checkpoint.vocabulary_2023 import claimed_rows, extra_rows
 from megatron_patch.checkpoint_paths import TRACKER, holds_tokenizer, run_root
-from megatron_patch.config import Options
+from megatron_patch.config import ALL_Q_FIRST, Options
 from megatron_patch.errors import UserError
 from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
 
@@ -98,17 +100,60 @@ class ModelReader:
             else:
                 self.notes.append(f"--resume-from: {error} Still, the run goes on from its own checkpoint.")
 
-    def extra_vocabulary(self, source: CheckpointLocation | None) -> int:
+    def extra_vocabulary(self, source: CheckpointLocation | None, model: LlamaConfig) -> int:
+        """Rows beyond config.json's vocabulary: EXTRA_VOCAB_SIZE, compared with what the checkpoint has."""
         extra = self.whole("EXTRA_VOCAB_SIZE", 0)
+        if source is not None and source.kind == "megatron_2023":
+            return self._extra_of_2023(source, model, extra)
         try:
             described = read_model_description(source) if source else None
         except ValueError as error:
             self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
             described = None
+        if source is None and extra == 0 and self.own_root() is not None:  # its own checkpoints have kept what it began with
+            return self._own_extra_vocabulary()
         if described is not None and described.extra_vocab_size != extra:
             recorded = described.extra_vocab_size
             self.problem("EXTRA_VOCAB_SIZE", f"the checkpoint was converted with {recorded}: write {recorded}.")
         return extra
+
+    def _extra_of_2023(self, source: CheckpointLocation, model: LlamaConfig, extra: int) -> int:
+        try:
+            found = read_vocabulary_rows(source.folder)
+        except ValueError as error:
+            self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
+            return extra
+        if found is None:  # the processes read it again, and say what is wrong with it
+            return extra
+        if found.rows < model.vocab_size:
+            sentence = f"its embedding has {found.rows} rows, and config.json's vocabulary {model.vocab_size}: put its own there."
+            self.problem("PRETRAIN_CHECKPOINT_PATH", sentence)
+            return extra
+        there = extra_rows(found, model.vocab_size)
+        try:
+            taken = claimed_rows(there, found.rows, model.vocab_size, extra, source.folder)
+        except ValueError as error:
+            self.problem("EXTRA_VOCAB_SIZE", f"{error}")
+            return extra
+        if taken != extra:
+            self.notes.append(f"EXTRA_VOCAB_SIZE 0: the {taken} rows that {source.folder} has beyond its vocabulary are kept.")
+        return taken
+
+    def _own_extra_vocabulary(self) -> int:
+        """The extra rows of the run's own last checkpoint, where what it began with has gone."""
+        try:
+            described = read_model_description(resolve_checkpoint(self.own_root()))
+        except ValueError:  # said where the run looks for its own checkpoint
+            return 0
+        return described.extra_vocab_size if described is not None else 0
+
+    def gqa_layout(self, source: CheckpointLocation | None, options: Options) -> None:
+        """--gqa-layout says something about a checkpoint of 2023 alone; one that has gone is no reason to stop a run."""
+        is_2023 = source is not None and source.kind == "megatron_2023"
+        has_gone = source is None and self.raw["PRETRAIN_CHECKPOINT_PATH"] != "none"
+        if options.gqa_layout == ALL_Q_FIRST and not is_2023 and not has_gone:
+            wanted = "it is for a PRETRAIN_CHECKPOINT_PATH of 2023 (mp_rank_ folders): remove the flag."
+            self.findings.add_flag("--gqa-layout", ALL_Q_FIRST, wanted)
 
     def tokenizer(self, options: Options, source: CheckpointLocation | None) -> None:
         """JSON data is text: --tokenizer-path, or the checkpoint's folder or the run's own, must hold a tokenizer."""

@@ -118,7 +118,8 @@ class _Reader(ModelReader):
         self.patch_path()
         self.resume(options.resume_from)
         source, model = self.source_and_model()
-        extra = self.extra_vocabulary(source)
+        extra = self.extra_vocabulary(source, model)
+        self.gqa_layout(source, options)
         tp, pp = self.layout(model, extra)
         processes, findings = plan_processes(env, tp * pp)
         for sentence in findings:

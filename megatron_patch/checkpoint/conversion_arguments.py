@@ -16,6 +16,7 @@ from megatron_patch.checkpoint.layout import (
     resolve_checkpoint,
 )
 from megatron_patch.checkpoint.new_folder import target_finding
+from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
 from megatron_patch.model_config import LLAMA_SIZES, LlamaConfig, read_hf_config, shape_differences
 
 SCRIPT = "model_convertor.sh"
@@ -50,6 +51,7 @@ class Conversion:
     verify_logits: bool = False
     max_file_bytes: int = DEFAULT_FILE_BYTES
     megatron_path: str = ""
+    gqa_layout: str = PER_KV_HEAD  # of QKV rows in a checkpoint of 2023 that does not tell it
 
 
 def read(argv: Sequence[str]) -> Conversion:
@@ -67,6 +69,13 @@ def read(argv: Sequence[str]) -> Conversion:
     )
     parser.add_argument(
         "--max-shard-size", type=file_bytes, default=DEFAULT_FILE_BYTES, help="of one file; 5GB, 500MB"
+    )
+    parser.add_argument(
+        "--gqa-layout",
+        choices=(PER_KV_HEAD, ALL_Q_FIRST),
+        default=PER_KV_HEAD,
+        help="order of QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it; all-q-first: what the "
+        "original converted from 2023-10-18 to 2023-11-09",
     )
     parsed = parser.parse_args(list(argv))
     findings = Findings()
@@ -99,8 +108,11 @@ def _job(parsed: argparse.Namespace, findings: Findings) -> Conversion:
         verify_logits=parsed.verify_logits,
         max_file_bytes=parsed.max_shard_size,
         megatron_path=parsed.megatron_path,
+        gqa_layout=parsed.gqa_layout,
     )
     _check_target(job, parsed.target, findings)
+    if job.gqa_layout == ALL_Q_FIRST and not to_hf:
+        findings.add_flag("--gqa-layout", ALL_Q_FIRST, "it is for checkpoints of 2023, with mg2hf = true: remove the flag.")
     config = _source_config(job, findings)
     if config is not None:
         for name, got, problem in model_findings(job, config):

@@ -19,7 +19,7 @@ from megatron_patch.checkpoint.layout import (
     write_tracker,
 )
 from megatron_patch.checkpoint.lazy import nbytes
-from megatron_patch.checkpoint.mapping import places
+from megatron_patch.checkpoint.mapping import BY_KEY, EMBEDDING, Place, places
 from megatron_patch.checkpoint.native_files import write_native
 from megatron_patch.checkpoint.new_folder import new_folder
 from megatron_patch.checkpoint.progress import Progress, peak_memory
@@ -32,6 +32,7 @@ from megatron_patch.checkpoint.source import (
     with_vocabulary_rows,
 )
 from megatron_patch.checkpoint.verify import verify
+from megatron_patch.checkpoint.vocabulary_2023 import claimed_rows
 from megatron_patch.model_config import LLAMA_SIZES
 
 _MARGIN = 64 << 20  # what the headers and the small files may take
@@ -91,13 +92,20 @@ def _logits_note(job: Conversion, source: Source, folder: Path, engine: str | No
         return ()
     from megatron_patch.checkpoint.verify_logits import verify_logits
 
-    rounded = open_source(job.source, LLAMA_SIZES.get(job.model_name)).dtype != source.dtype
-    return (verify_logits(source, job.source, folder, to_hf=job.to_hf, rounded=rounded, engine=engine),)
+    rounded = _opened(job).dtype != source.dtype
+    agreed = verify_logits(
+        source, job.source, folder, to_hf=job.to_hf, rounded=rounded, engine=engine, gqa_layout=job.gqa_layout
+    )
+    return (agreed,)
+
+
+def _opened(job: Conversion) -> Source:
+    return open_source(job.source, LLAMA_SIZES.get(job.model_name), job.gqa_layout)
 
 
 def prepared(job: Conversion) -> Source:
     """The source with the rows and the dtype that the target is to have, every shape checked."""
-    source = open_source(job.source, LLAMA_SIZES.get(job.model_name))
+    source = _opened(job)
     if (source.kind == "hf") == job.to_hf:
         wanted = "a Megatron checkpoint" if job.to_hf else "a Hugging Face folder"
         raise ValueError(f"{job.source} is not {wanted}, which mg2hf = {str(job.to_hf).lower()} converts from.")
@@ -123,7 +131,9 @@ def _with_recorded_rows(source: Source, extra: int) -> Source:
     if recorded == extra:
         return source
     if source.kind == "megatron_2023" and recorded == 0:
-        return replace(source, extra_vocab_size=extra)
+        rows = source.megatron(Place(BY_KEY[EMBEDDING], None)).shape[0]
+        where = f"EXTRA_VOCAB_SIZE is {extra}, and {source.root}"
+        return replace(source, extra_vocab_size=claimed_rows(0, rows, source.config.vocab_size, extra, where))
     if extra == 0:
         note = f"EXTRA_VOCAB_SIZE 0: the {recorded} rows added when the checkpoint was made are kept."
         return replace(source, notes=(*source.notes, note))

@@ -13,7 +13,10 @@ from megatron.core import parallel_state
 
 from megatron_patch.checkpoint.lazy import LazyTensor, Rows, pieces, stack
 from megatron_patch.checkpoint.mapping import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place
-from megatron_patch.checkpoint.source import open_source
+from megatron_patch.checkpoint.source import Source, open_source
+from megatron_patch.config import PER_KV_HEAD
+from megatron_patch.errors import UserError
+from megatron_patch.model_config import LlamaConfig
 
 # The model's own names of what the checkpoint calls as Transformer Engine does.
 _NORMS = {
@@ -23,21 +26,32 @@ _NORMS = {
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
 
-def load_from_source(path: str | Path, model: Any) -> None:
+def load_from_source(
+    path: str | Path, model: Any, gqa_layout: str = PER_KV_HEAD, fallback: LlamaConfig | None = None
+) -> tuple[str, ...]:
     """Copy this rank's share of every weight into `model` (a GPTModel, one pipeline stage), cast to its dtype.
+
+    Args:
+        path: a checkpoint's root, or one iteration's folder.
+        model: one pipeline stage.
+        gqa_layout, fallback: as `open_source` takes them.
+
+    Returns:
+        What the user should know, one sentence each.
 
     Raises:
         ValueError: the checkpoint cannot be read, or does not have this model's shapes.
     """
-    source = open_source(path)
+    source = open_source(path, fallback, gqa_layout)
     rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
     for name, parameter in model.named_parameters():
         place = _place(model, name)
         axis = getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", False) else -1
         tensor = source.megatron(place)
         if place.entry.key in (EMBEDDING, OUTPUT_LAYER):
-            tensor = _without_padding(path, place, tensor, parameter.shape[0] * (size if axis == 0 else 1))
+            tensor = _without_padding(source, place, tensor, parameter.shape[0] * (size if axis == 0 else 1))
         _copy(path, place, _share(place, tensor, rank, size) if axis == 0 else tensor, parameter, rank if axis == 1 else 0)
+    return source.notes
 
 
 def _place(model: Any, name: str) -> Place:
@@ -48,11 +62,17 @@ def _place(model: Any, name: str) -> Place:
     return Place(BY_KEY[f"decoder.layers.{_NORMS.get(match[2], match[2])}"], layer)
 
 
-def _without_padding(path: str | Path, place: Place, tensor: LazyTensor, rows: int) -> LazyTensor:
-    """The model's rows of a vocabulary matrix; a checkpoint may have padding behind them."""
+def _without_padding(source: Source, place: Place, tensor: LazyTensor, rows: int) -> LazyTensor:
+    """The model's rows of a vocabulary matrix; a checkpoint may have padding behind them, but no row of a token."""
+    known = source.config.vocab_size + source.extra_vocab_size
+    if rows < known <= tensor.shape[0]:
+        raise UserError(
+            f"{source.root}: {place} has {known} rows of tokens, and the model {rows}; write {source.extra_vocab_size} as "
+            "EXTRA_VOCAB_SIZE, which keeps them."
+        )
     if tensor.shape[0] < rows:
-        raise ValueError(
-            f"{path}: {place} has {tensor.shape[0]} rows, and vocabulary with EXTRA_VOCAB_SIZE makes {rows}; "
+        raise UserError(
+            f"{source.root}: {place} has {tensor.shape[0]} rows, and vocabulary with EXTRA_VOCAB_SIZE makes {rows}; "
             "give the EXTRA_VOCAB_SIZE that the checkpoint was made with."
         )
     return Rows(tensor, 0, rows)

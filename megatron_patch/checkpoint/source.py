@@ -10,6 +10,7 @@ import torch
 
 from megatron_patch.checkpoint.lazy import Cast, LazyTensor, MeanRow, Rows, load, stack
 from megatron_patch.checkpoint.mapping import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, join, megatron_shape, places, split
+from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.model_config import LlamaConfig
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -60,12 +61,15 @@ class Source:
         raise ValueError(f"A LLaMA of {self.config.num_layers} layers has no tensor {name!r}.")
 
 
-def open_source(path: str | Path, fallback: LlamaConfig | None = None) -> Source:
+def open_source(
+    path: str | Path, fallback: LlamaConfig | None = None, gqa_layout: str = PER_KV_HEAD
+) -> Source:
     """Look at every file of a checkpoint and find its tensors; their bytes are not read.
 
     Args:
         path: Hugging Face folder, checkpoint root, or one iteration's folder.
         fallback: what a checkpoint of 2023 without config.json does not record (epsilon, rotary base, position limit).
+        gqa_layout: the order of QKV rows in a checkpoint of 2023 that does not tell it, `per-kv-head` or `all-q-first`.
 
     Raises:
         ValueError: nothing readable there, or a file is missing, truncated or holds what it should not.
@@ -79,7 +83,7 @@ def open_source(path: str | Path, fallback: LlamaConfig | None = None) -> Source
     location = resolve_checkpoint(path)
     if location.kind == "native":
         return source_native.open_native(location)
-    return source_2023.open_2023(location, fallback)
+    return source_2023.open_2023(location, fallback, gqa_layout)
 
 
 def with_extra_vocabulary(source: Source, count: int) -> Source:

@@ -29,6 +29,13 @@ class _EnumMember:
         self.value = value
 
 
+class _Bytes:
+    """Stands for io.BytesIO, in which Transformer Engine keeps the scales of fp8 (`_extra_state`)."""
+
+    def __setstate__(self, state: object) -> None:
+        """Its bytes are not needed."""
+
+
 def _safe_globals() -> list[Any]:
     """The classes that a checkpoint of 2023 may name beyond tensors: its arguments, and numpy's random state."""
     core = getattr(numpy, "_core", None) or numpy.core
@@ -40,6 +47,7 @@ def _safe_globals() -> list[Any]:
         type(numpy.dtype("uint32")),
         (core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
         (core.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+        (_Bytes, "_io.BytesIO"),
         *((_EnumMember, f"megatron.{place}.{name}") for place, name in _ENUMS),
     ]
 
@@ -60,8 +68,12 @@ class _Mapping:
     offset: int
 
 
-def read_torch_file(path: Path) -> Any:
+def read_torch_file(path: Path, only: str | None = None) -> Any:
     """The object in `path`, every floating-point tensor of two or fewer axes in it a `LazyTensor`.
+
+    Args:
+        path: what torch.save wrote.
+        only: the key of a dictionary's entry that alone is treated so; what stands beside it may lie in any way.
 
     Raises:
         ValueError: it is missing, damaged, of torch's format from before 1.6, or names a class that is not allowed.
@@ -76,7 +88,9 @@ def read_torch_file(path: Path) -> Any:
                 f"{path} is in torch's format from before version 1.6; load it with torch and save it again with torch.save."
             ) from None
     mappings = _mappings(path)
-    return _lazy(content, path, "", mappings)
+    if only is None or not isinstance(content, dict):
+        return _lazy(content, path, "", mappings)
+    return {key: _lazy(value, path, only, mappings) if key == only else value for key, value in content.items()}
 
 
 def _mappings(path: Path) -> list[_Mapping]:

@@ -46,8 +46,9 @@ from megatron_patch.checkpoint.run_folder import (
 )
 from megatron_patch.checkpoint.safe_metadata import check_native_folder
 from megatron_patch.checkpoint.writer import StreamingSave
-from megatron_patch.config import TrainConfig
+from megatron_patch.config import PER_KV_HEAD, TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.model_config import LlamaConfig
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,19 @@ def _is_same_layout(folder: Path) -> bool:
     )
 
 
-def load_weights(path: str, model: Any) -> None:
+def load_weights(
+    path: str, model: Any, gqa_layout: str = PER_KV_HEAD, fallback: LlamaConfig | None = None
+) -> tuple[str, ...]:
     """The weights alone of a checkpoint of any layout, cast to the model's dtype; `path` is a root or one iteration.
+
+    Args:
+        path: a checkpoint's root, or one iteration's folder.
+        model: one pipeline stage, in core's DDP wrapper or not.
+        gqa_layout: the order of QKV rows in a checkpoint of 2023 that does not tell it, `per-kv-head` or `all-q-first`.
+        fallback: what a checkpoint of 2023 without config.json does not record.
+
+    Returns:
+        What the user should know, one sentence each.
 
     Raises:
         ValueError: there is no complete checkpoint at `path`.
@@ -154,8 +166,8 @@ def load_weights(path: str, model: Any) -> None:
     location = resolve_checkpoint(path)
     if location.kind == "native":
         _load_native(location.folder, model)
-    else:
-        load_from_source(path, module(model))
+        return ()
+    return load_from_source(path, module(model), gqa_layout, fallback)
 
 
 def _load_native(folder: Path, model: Any) -> None:

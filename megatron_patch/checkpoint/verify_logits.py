@@ -1,7 +1,7 @@
 """The same tokens through transformers and through this project's model, each in a process of its own, in fp32 on the CPU.
 
-`python -m megatron_patch.checkpoint.verify_logits SIDE FOLDER TOKENS OUTPUT` is one such process. They are apart so that
-memory holds one model at a time, and that megatron-core's redirection of CUDA calls on a CPU is not near transformers.
+`python -m megatron_patch.checkpoint.verify_logits SIDE FOLDER TOKENS OUTPUT GQA_LAYOUT` is one such process. They are apart
+so that memory holds one model at a time, and that megatron-core's redirection of CUDA calls on a CPU is not near transformers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from pathlib import Path
 import torch
 
 from megatron_patch.checkpoint.source import Source
-from megatron_patch.config import TrainConfig
+from megatron_patch.config import PER_KV_HEAD, TrainConfig
 
 _SHAPE = (2, 48)  # B, S
 _TOLERANCE = 2e-4  # of the largest logit; a wrong epsilon or rotary base moves logits by more
 _ROUNDED_TOLERANCE = 5e-2  # where --dtype rounds the weights of one side
 
 
-def verify_logits(source: Source, source_folder: Path, target: Path, *, to_hf: bool, rounded: bool, engine: str | None) -> str:
+def verify_logits(
+    source: Source, source_folder: Path, target: Path, *, to_hf: bool, rounded: bool, engine: str | None, gqa_layout: str
+) -> str:
     """Compare both sides' logits; a sentence on how near they are.
 
     Needs memory for the model in fp32, 4 bytes a weight.
@@ -35,7 +37,7 @@ def verify_logits(source: Source, source_folder: Path, target: Path, *, to_hf: b
         tokens = torch.randint(0, source.config.vocab_size, _SHAPE, generator=torch.Generator().manual_seed(1234))
         torch.save(tokens, Path(folder, "tokens.pt"))
         wanted = _logits("hf", hf, Path(folder), engine)
-        got = _logits("megatron", megatron, Path(folder), engine)
+        got = _logits("megatron", megatron, Path(folder), engine, gqa_layout)
     columns = min(wanted.size(-1), got.size(-1), source.config.vocab_size)
     wanted, got = wanted[..., :columns], got[..., :columns]
     largest, difference = float(wanted.abs().max()), float((wanted - got).abs().max())
@@ -48,7 +50,7 @@ def verify_logits(source: Source, source_folder: Path, target: Path, *, to_hf: b
     return f"Logits agree with transformers' to {difference:.2g} at a largest of {largest:.3g} (fp32, CPU)."
 
 
-def _logits(side: str, folder: Path, exchange: Path, engine: str | None) -> torch.Tensor:
+def _logits(side: str, folder: Path, exchange: Path, engine: str | None, gqa_layout: str = PER_KV_HEAD) -> torch.Tensor:
     """Run one side's process, which finds tokens.pt in `exchange`; its logits [B, S, V]."""
     output = exchange / f"{side}.pt"
     root = Path(__file__).resolve().parents[2]
@@ -59,7 +61,7 @@ def _logits(side: str, folder: Path, exchange: Path, engine: str | None) -> torc
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    files = [str(folder.absolute()), str(exchange / "tokens.pt"), str(output)]
+    files = [str(folder.absolute()), str(exchange / "tokens.pt"), str(output), gqa_layout]
     command = [sys.executable, "-m", "megatron_patch.checkpoint.verify_logits", side, *files]
     result = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if result.returncode:
@@ -77,19 +79,19 @@ def _hf_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
     return model(tokens).logits
 
 
-def _megatron_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+def _megatron_logits(folder: Path, tokens: torch.Tensor, gqa_layout: str) -> torch.Tensor:
     from megatron_patch.checkpoint.source import open_source
     from megatron_patch.checkpoint.training import load_weights
     from megatron_patch.core.patches import apply_patches
     from megatron_patch.core.transformer_config import transformer_config
     from megatron_patch.model.llama import LlamaModel
 
-    source = open_source(folder)
+    source = open_source(folder, gqa_layout=gqa_layout)
     config = _single_process_config(source, folder)
     _join_alone()
     apply_patches()
     model = LlamaModel(transformer_config(config), source.config, config.vocab_size, "unfused").eval()
-    load_weights(str(folder), model)
+    load_weights(str(folder), model, gqa_layout)
     return model(tokens)
 
 
@@ -129,14 +131,16 @@ def _single_process_config(source: Source, folder: Path) -> TrainConfig:
     )
 
 
-def main(side: str, folder: str, tokens: str, output: str) -> None:
+def main(side: str, folder: str, tokens: str, output: str, gqa_layout: str) -> None:
     """One side's process."""
     if side == "megatron":
         import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
-    compute = {"hf": _hf_logits, "megatron": _megatron_logits}[side]
     with torch.no_grad():
-        torch.save(compute(Path(folder), torch.load(tokens, weights_only=True)).clone(), output)
+        rows = torch.load(tokens, weights_only=True)
+        hf = side == "hf"
+        logits = _hf_logits(Path(folder), rows) if hf else _megatron_logits(Path(folder), rows, gqa_layout)
+        torch.save(logits.clone(), output)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def _legacy_lines(folder: Path) -> list[str]:
     from megatron_patch.checkpoint.torch_files import read_torch_file
 
     files = sorted(folder.glob("mp_rank_*/model*rng.pt"))
-    content = read_torch_file(files[0])
+    content = read_torch_file(files[0], only="model")
     if not isinstance(content, dict) or "model" not in content:
         raise ValueError(f"{files[0]} is no checkpoint of a language model of 2023: model is not in it.")
     args = vars(content["args"]) if content.get("args") is not None else {}

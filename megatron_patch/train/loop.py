@@ -219,7 +219,8 @@ def start_state(state: TrainState, log: RunLog) -> None:
         log.line(f"  starting from random weights, seed {config.options.seed}")
         return
     log.line(f"  starting from the weights of {config.load}")
-    checkpoints.load_weights(config.load, state.model)
+    for note in checkpoints.load_weights(config.load, state.model, config.options.gqa_layout, config.model):
+        log.line(f"  {note}")
     optim.weights_were_loaded(state.optimizer)
 
 

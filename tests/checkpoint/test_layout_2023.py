@@ -72,15 +72,16 @@ def test_training_folder_by_number(tmp_path):
         assert_same(read_hf(target), original("mha"))
 
 
-def test_extra_rows_in_fp32_and_padding(tmp_path):
-    """The original appends rows in fp32 without recording them; EXTRA_VOCAB_SIZE says how many are not padding."""
+def test_extra_rows_and_padding(tmp_path):
+    """Where padded_vocab_size counts the rows beyond orig_vocab_size, EXTRA_VOCAB_SIZE says how many are not padding."""
     folder = copied("september/mha_tp1_pp1", tmp_path)
 
     def append(content):
         embedding = content["model"]["language_model"]["embedding"]["word_embeddings"]
         head = content["model"]["language_model"]["output_layer"]
         for holder, value in ((embedding, 3.0), (head, 5.0)):
-            holder["weight"] = torch.cat([holder["weight"].float(), torch.full((6, 64), value)])
+            holder["weight"] = torch.cat([holder["weight"], torch.full((6, 64), value, dtype=torch.float16)])
+        content["args"].padded_vocab_size = 806
 
     change(folder / "release/mp_rank_00/model_rng.pt", append)
     summary = convert(Conversion(folder, tmp_path / "hf", to_hf=True, extra_vocab_size=4))
