@@ -33,6 +33,13 @@ def tokenizer_folder(config: TrainConfig) -> Path | None:
     return next((folder for folder in (root, Path(config.checkpoint_folder)) if holds_tokenizer(folder)), None)
 
 
+def _model_folder(config: TrainConfig) -> Path | None:
+    """Where config.json of the run's model is: with `--tokenizer-path` not where the tokenizer is. None from random weights."""
+    root = checkpoint_root(Path(config.load)) if config.load else None
+    folders = [folder for folder in (root, Path(config.checkpoint_folder)) if folder is not None]
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
 def run_tokenizer(config: TrainConfig, *, text: bool) -> Any:
     """The run's tokenizer.
 
@@ -50,7 +57,7 @@ def run_tokenizer(config: TrainConfig, *, text: bool) -> Any:
                 "copy one there, or add --tokenizer-path FOLDER after the last argument."
             )
         return VocabularyOnly(config.model.vocab_size)
-    tokenizer = load_tokenizer(folder, rows=config.vocab_size)
+    tokenizer = load_tokenizer(folder, rows=config.vocab_size, model_folder=_model_folder(config))
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens and the model {config.vocab_size} rows; "

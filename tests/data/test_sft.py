@@ -98,18 +98,19 @@ def test_lines_and_content_are_taken_too(build, samples):
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        ([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": 3}], r"sample 2: its 'output' is int"),
-        ([{"instruction": ["a"], "output": "b"}], r"sample 1: its 'instruction' is list"),
-        ([{"instruction": "a", "input": 1, "output": "b"}], r"sample 1: its 'input' is int"),
-        ([{"instruction": "a"}], r"sample 1: it has neither 'output' nor 'content'"),
-        ([{"output": "a"}], r"sample 1: it has no 'instruction'"),
-        ([{"messages": []}], r"sample 1: it is a conversation; pass --template"),
+        ([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": 3}], r"item 2: its 'output' is int"),
+        ([{"instruction": ["a"], "output": "b"}], r"item 1: its 'instruction' is list"),
+        ([{"instruction": "a", "input": 1, "output": "b"}], r"item 1: its 'input' is int"),
+        ([{"instruction": "a"}], r"item 1: it has neither 'output' nor 'content'"),
+        ([{"output": "a"}], r"item 1: it has no 'instruction'"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], r"item 1: it is a conversation; pass --template"),
+        ([{"messages": []}], r"item 1: its 'messages' must be a list with at least one turn"),
         ([{"instruction": "a", "output": "b"}, "text"], r"item 2: it is a str, it must be an object"),
         ('{"instruction": "a", "output": "b"}\n{"instruction": ', r"line 2: Expecting value"),
         ('[{"instruction": "a", "output": "b"}, {"ins', r"item 2: Unterminated string"),
         ("", r"holds no samples"),
         ("[]", r"holds no samples"),
-        ('[{"instruction": "\\ud83d", "output": "b"}]', r"sample 1: it holds half of a surrogate pair"),
+        ('[{"instruction": "\\ud83d", "output": "b"}]', r"item 1: it holds half of a surrogate pair"),
     ],
 )
 def test_bad_data_is_an_error_that_names_the_place(build, records, words):
@@ -119,7 +120,7 @@ def test_bad_data_is_an_error_that_names_the_place(build, records, words):
 
 def test_a_conversation_of_a_system_message_alone_is_named_before_training(build):
     said, silent = ({"messages": [{"role": role, "content": "a"}]} for role in ("user", "system"))
-    with pytest.raises(ValueError, match=r"data\.json, sample 2: it has a system message and nothing after it"):
+    with pytest.raises(ValueError, match=r"data\.json.*item 2: it has a system message and nothing after it"):
         build([said, silent], template="llama2-chat")
 
 
@@ -129,7 +130,7 @@ def test_a_chat_template_that_makes_nothing_of_a_sample_is_refused(tokenizer, tm
     own = replace(tokenizer, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
     options = dict(pad_len=80, seq_len=80, template="tokenizer", cache_dir=tmp_path)
     for _ in "made", "read from the cache":
-        with pytest.raises(ValueError, match=r"data\.jsonl, sample 2: it has no tokens; remove it"):
+        with pytest.raises(ValueError, match=r"data\.jsonl.*line 2: it has no tokens; choose another"):
             build_sft_dataset(tmp_path / "data.jsonl", own, **options)
 
 
