@@ -54,8 +54,10 @@ class Options:
     """Save and stop after this many minutes; 0 never does."""
     tokenizer_path: str = ""
     """Folder of the tokenizer; empty: the checkpoint's."""
-    template: Literal["alpaca", "llama2-chat", "tokenizer"] = "alpaca"
-    """Fine-tuning: prompt template (`alpaca`, `llama2-chat`, `tokenizer`)."""
+    template: Literal["auto", "alpaca", "pretrain", "llama2-chat", "tokenizer"] = "auto"
+    """JSON data: prompt template; `auto` is the original's, `alpaca` for fine-tuning and `pretrain` for pre-training."""
+    max_bad_fraction: float = 0.01
+    """JSON data: of its records, the share that may be unusable; they are listed in a report and left out."""
     gradient_accumulation_steps: int = 1
     """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has GLOBAL_BATCH_SIZE)."""
     packing: bool = False
@@ -118,6 +120,13 @@ class TrainConfig:
         """Tokens of one row of a batch, S."""
         text = self.task == "finetune" or is_json(self.train_data_path)
         return self.pad_length if text and not self.options.packing else self.seq_length
+
+    @property
+    def template(self) -> str:
+        """The prompt template of JSON data: the original's for this task, unless `--template` names another."""
+        if self.options.template != "auto":
+            return self.options.template
+        return "pretrain" if self.task == "pretrain" and is_json(self.train_data_path) else "alpaca"
 
     @property
     def vocab_size(self) -> int:

@@ -11,6 +11,7 @@ import codecs
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.zst", ".jsonl.gz", ".json.zst", ".json.gz")
 DAMAGED = (EOFError, OSError, zlib.error)  # what reading a damaged archive raises
+_BEGINS_JSON = re.compile(rb'\s*(\{\s*["}]|\[\s*[{\]])')
 _READ = 1 << 20  # bytes or characters asked for at a time
 _LONGEST_ITEM = 1 << 28  # characters: a list item longer than this is taken for an unclosed string
 
@@ -37,7 +39,7 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     names.
 
     Raises ValueError for a path that does not exist, a folder without data files, and a file with another
-    suffix.
+    suffix whose content is no JSON either.
     """
     files: list[Path] = []
     for path in map(Path, inputs):
@@ -50,9 +52,10 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
             raise ValueError(
                 f"{path} does not exist; give a data file, or a folder of {', '.join(SUFFIXES[:4])} files."
             )
-        elif not path.name.endswith(SUFFIXES):
+        elif not path.name.endswith(SUFFIXES) and not holds_json(path):
             raise ValueError(
-                f"{path} has no suffix that is read; name it {', '.join(SUFFIXES[:4])} after its form."
+                f"{path} has no suffix that is read, and does not begin as JSON does; "
+                f"name it {', '.join(SUFFIXES[:4])} after its form."
             )
         else:
             files.append(path)
@@ -71,6 +74,15 @@ def open_stream(path: Path) -> BinaryIO:
     if stream.peek(3)[:3] == b"\xef\xbb\xbf":
         stream.read(3)
     return stream
+
+
+def holds_json(path: Path) -> bool:
+    """Whether a file begins as a JSON object does, or as a list of objects, whatever its name."""
+    try:
+        with open_stream(path) as stream:
+            return _BEGINS_JSON.match(stream.peek(_READ)) is not None
+    except DAMAGED:
+        return False
 
 
 def begins_list(stream: io.BufferedReader) -> bool:

@@ -42,14 +42,15 @@ class SFTReport:
     without_answer: int  # samples of which nothing is learnt
     tokens: int
     learnt: int  # tokens with loss
+    answers: int  # those of them that are not the end token
     advised: int  # the PAD_LEN (SEQ_LEN with packing) that keeps 95 % of the samples whole
     account: Account = Account()
     left_out: str = ""  # a sentence about records that cannot be used
 
     @property
     def teaches_nothing(self) -> bool:
-        """Nothing is learnt, or nothing but to answer with nothing."""
-        return self.learnt <= self.account.empty_answers
+        """Nothing is learnt, or nothing but to end at once."""
+        return self.answers == 0
 
     def lines(self) -> list[str]:
         """Sentences for the console."""
@@ -90,6 +91,7 @@ class SFTDataset:
     length: int  # L
     packing: bool
     fill: int
+    end: int  # the token that ends an answer
     report: SFTReport
 
     def __len__(self) -> int:
@@ -125,7 +127,7 @@ class SFTDataset:
     def part(self, samples: Sequence[int]) -> SFTDataset:
         """The data set of these samples of the table alone, packed anew."""
         groups = _groups(self.table, samples, self.length, self.packing)
-        return replace(self, groups=groups, report=_report(self.report, self.table, samples, groups))
+        return replace(self, groups=groups, report=_report(self.report, self.table, samples, groups, self.end))
 
 
 def build_sft_dataset(
@@ -154,8 +156,9 @@ def build_sft_dataset(
     left_out = judge(path, account, len(table), max_bad_fraction, skipped)
     length, samples = seq_len if packing else pad_len, range(len(table))
     groups = _groups(table, samples, length, packing)
-    empty = SFTReport(str(path), 0, 0, length, 0, 0, 0, 0, 0, account, left_out)
-    return SFTDataset(table, groups, length, packing, tokenizer.fill, _report(empty, table, samples, groups))
+    of_the_file = SFTReport(str(path), 0, 0, length, 0, 0, 0, 0, 0, 0, account, left_out)
+    report = _report(of_the_file, table, samples, groups, tokenizer.answer_end)
+    return SFTDataset(table, groups, length, packing, tokenizer.fill, tokenizer.answer_end, report)
 
 
 def _table(path: Path, tokenizer: Tokenizer, template: str, cache_dir: str | Path | None) -> tuple[TokenTable, Path | None]:
@@ -187,7 +190,7 @@ def _groups(table: TokenTable, samples: Sequence[int], length: int, packing: boo
     return [[samples[i] for i in group] for group in pack(sizes, length)]
 
 
-def _report(common: SFTReport, table: TokenTable, samples: Sequence[int], groups: list[list[int]]) -> SFTReport:
+def _report(common: SFTReport, table: TokenTable, samples: Sequence[int], groups: list[list[int]], end: int) -> SFTReport:
     """The numbers of `samples` of the table, with what `common` says of the file."""
     chosen = np.asarray(samples, dtype=np.int64)
     sizes, learnt = np.diff(table.offsets)[chosen], table.learnt_counts(common.length)[chosen]
@@ -200,5 +203,6 @@ def _report(common: SFTReport, table: TokenTable, samples: Sequence[int], groups
         without_answer=int((learnt == 0).sum()),
         tokens=int(np.minimum(sizes, common.length).sum()),
         learnt=int(learnt.sum()),
+        answers=int(table.learnt_counts(common.length, but=end)[chosen].sum()),
         advised=int(whole),
     )

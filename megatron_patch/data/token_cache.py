@@ -52,14 +52,15 @@ class TokenTable:
         values = np.asarray(self.flat[begin : min(self.offsets[i + 1], begin + limit)])
         return (values & ~_LEARNT).astype(np.int64), (values & _LEARNT) != 0
 
-    def learnt_counts(self, limit: int, block: int = 4096) -> np.ndarray:
-        """int64 [n]: how many tokens after the first of each sample, cut to `limit`, are learnt. In blocks of
-        samples.
+    def learnt_counts(self, limit: int, block: int = 4096, but: int = -1) -> np.ndarray:
+        """int64 [n]: how many tokens after the first of each sample, cut to `limit`, are learnt, not counting the id `but`.
+        In blocks of samples.
         """
         counts = np.zeros(len(self), dtype=np.int64)
         for first in range(0, len(self), block):
             edges = self.offsets[first : first + block + 1]
-            marks = (self.flat[edges[0] : edges[-1]] & _LEARNT) != 0
+            values = self.flat[edges[0] : edges[-1]]
+            marks = ((values & _LEARNT) != 0) & ((values & ~_LEARNT) != but)
             sums = np.concatenate([[0], np.cumsum(marks)])
             begins, ends = edges[:-1] - edges[0], np.minimum(edges[1:], edges[:-1] + limit) - edges[0]
             counts[first : first + block] = (

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor
 
 from megatron_patch.data.sft import build_sft_dataset
 
@@ -49,6 +50,40 @@ def test_tokens_labels_and_mask_are_the_original_s(build, samples, original, i):
     learnt = mask[1:] == 1
     assert (row["labels"][:-1][learnt] == original["model_labels"][i][learnt]).all()
     assert (row["position_ids"] == np.arange(80)).all()
+
+
+@pytest.fixture(scope="module")
+def pretraining(golden):
+    return np.load(golden / "sft" / "pretrain_pad80.npz")
+
+
+@pytest.mark.parametrize("i", [*ORIGINAL_IS_RIGHT, 5])
+def test_pre_training_s_prompt_is_the_original_s(build, samples, pretraining, i):
+    """Sample 5 with a null input, which the original spells out, and we do not: see below."""
+    spelt = [{**sample, "input": "None"} if n == 5 else sample for n, sample in enumerate(samples)]
+    row = build(spelt, template="pretrain")[i]
+    ids, mask, labels = (pretraining[key][i] for key in ("input_ids", "loss_mask", "model_labels"))
+    kept = ids != PAD
+    assert (row["tokens"][kept] == ids[kept]).all() and (row["loss_mask"][:-1] == mask[1:]).all() and row["loss_mask"][-1] == 0
+    assert (row["labels"][:-1][mask[1:] == 1] == labels[mask[1:] == 1]).all()
+
+
+def test_pre_training_s_prompt_where_the_original_is_wrong(build, samples, pretraining, golden):
+    """A null input is none. A literal `[PAD]` is text: the answer of sample 9 begins where it does, and all of 10's is learnt."""
+    pieces = SentencePieceProcessor(model_file=str(golden / "hf_mha" / "tokenizer.model"))
+    behind = [635, 361, 637, 273, 639, 645, 638]  # " literals" after the literal </s>, as the original has it
+    assert behind in [pretraining["input_ids"][10][i : i + 7].tolist() for i in range(70)]
+    wanted = {
+        5: ("instruction:Count.\n", [*pieces.encode("instruction:Count.\n1 2 3"), 2]),
+        9: ("instruction:Mark [PAD] here.\n", [*pieces.encode("instruction:Mark [PAD] here.\nok"), 2]),
+        10: ("instruction:Pad word\n", [*pieces.encode("instruction:Pad word\ntext with [PAD] and "), 2, *behind, 2]),
+    }
+    rows = build(samples, template="pretrain")
+    for i, (prompt, ids) in wanted.items():
+        count, begin = len(ids), len(pieces.encode(prompt))
+        assert rows[i]["tokens"][: count + 1].tolist() == [1, *ids]
+        assert rows[i]["labels"][:count].tolist() == ids
+        assert np.flatnonzero(rows[i]["loss_mask"]).tolist() == list(range(begin, count))
 
 
 def test_every_id_lies_inside_the_vocabulary(build, samples, original):
