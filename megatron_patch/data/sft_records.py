@@ -138,11 +138,11 @@ def judge(path: Path, account: Account, samples: int, allowed: float, report: Pa
         return ""
     total = account.bad + samples
     where = f"; {report} lists them" if report is not None and report.is_file() else ""
-    said = f"{account.bad} of {total} records cannot be used{where}"
     if not samples or account.bad > allowed * total:
         first = "; ".join(account.first_bad)
         flag = f", or allow more with --max-bad-fraction {min(1.0, 1.01 * account.bad / total):.2g}" if samples else ""
         raise UserError(
-            f"{path}: {said}. They are more than the fraction {allowed:g} that is allowed. The first: {first}. Mend them{flag}."
+            f"{path}: {account.bad} of {total} records cannot be used, more than the allowed fraction {allowed:g}{where}. "
+            f"The first: {first}. Mend them{flag}."
         )
-    return f"{said} and are left out."
+    return f"{account.bad} of {total} records cannot be used and are left out{where}."
