@@ -105,7 +105,7 @@ def describe_sft(
     if tokenizer is None:
         out += histogram(np.array(sizes), "characters of JSON")
         return [*out, *first, "add --tokenizer-folder to see tokens, what is learnt and what is cut"]
-    dataset = build_sft_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, template=template)
+    dataset = build_sft_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, template=template, max_bad_fraction=1.0)
     out += [*dataset.report.lines(), *histogram(np.diff(dataset.table.offsets), "tokens")]
     ids = np.asarray(dataset.table.flat) & ~np.int32(1 << 30)
     out.append(f"ids from {ids.min()} to {ids.max()} of {tokenizer.vocab_size}; template {template}")

@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from megatron_patch.data.chat_template import chat_renderer, encode_rendered
 from megatron_patch.data.conversation import Turn, alpaca_parts, chat_turns, history, list_key, present, text, tools
+from megatron_patch.data.rendered import chat_renderer, encode_rendered
 from megatron_patch.data.tokenizer import Tokenizer
 
 Encoded = tuple[list[int], list[bool]]

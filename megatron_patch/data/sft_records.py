@@ -23,6 +23,7 @@ from megatron_patch.errors import UserError
 
 _SHOWN = 3  # bad records that an error quotes
 _SHOWN_KEYS = 20
+_REPORT_BYTES = 100 << 20  # of the report; bad records behind them are counted only
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Account:
     bad: int = 0  # records left out; an estimate where a JSON list breaks off
     first_bad: list[str] = field(default_factory=list)
     empty_answers: int = 0  # samples with an answer of which only the end token is learnt
+    endless: int = 0  # samples whose answers hold no end token: the folder's chat template writes none
     unused: dict[str, int] = field(default_factory=dict)  # key → records that have it with content
 
     def lines(self) -> list[str]:
@@ -39,6 +41,11 @@ class Account:
         out = []
         if self.empty_answers:
             out.append(f"{self.empty_answers} samples have an empty answer: they teach nothing but to end at once.")
+        if self.endless:
+            out.append(
+                f"WARNING: the answers of {self.endless} samples hold no end token that the folder's model waits for, since its "
+                "chat template writes none; choose another --template, or mend that one or the folder's eos_token_id."
+            )
         said = {name: f"{name!r} ({count} records)" for name, count in list(self.unused.items())[:_SHOWN_KEYS]}
         others = [text for name, text in said.items() if name not in METADATA]
         metadata = [text for name, text in said.items() if name in METADATA]
@@ -56,7 +63,7 @@ class Tally:
     def __init__(self, path: Path, report: Path | None) -> None:
         self.path, self.report = path, report
         self.file: BinaryIO | None = None
-        self.bad, self.empty_answers = 0, 0
+        self.bad, self.empty_answers, self.endless, self.written = 0, 0, 0, 0
         self.first_bad: list[str] = []
         self.unused: Counter[str] = Counter()
 
@@ -65,10 +72,11 @@ class Tally:
         self.bad += skipped.records
         if len(self.first_bad) < _SHOWN:
             self.first_bad.append(f"{kind} {skipped.number}: {skipped.reason}")
-        if self.report is not None:
+        if self.report is not None and self.written < _REPORT_BYTES:
             if self.file is None:
+                self.report.parent.mkdir(parents=True, exist_ok=True)
                 self.file = open(self.report, "wb")  # noqa: SIM115  account() ends it
-            self.file.write(report_lines(self.path, kind, [skipped]))
+            self.written += self.file.write(report_lines(self.path, kind, [skipped]))
 
     def account(self) -> Account:
         """All of it, after the last record; a report of an earlier file is removed where this one has nothing to report."""
@@ -76,7 +84,7 @@ class Tally:
             self.file.close()
         elif self.report is not None:
             self.report.unlink(missing_ok=True)
-        return Account(self.bad, self.first_bad, self.empty_answers, dict(self.unused.most_common()))
+        return Account(self.bad, self.first_bad, self.empty_answers, self.endless, dict(self.unused.most_common()))
 
 
 def read_records(path: Path) -> Iterator[tuple[str, int, dict[str, Any] | Skipped]]:
@@ -124,7 +132,13 @@ def encode_file(path: Path, tokenizer: Tokenizer, template: str, tally: Tally) -
             continue
         tally.unused.update(unused)
         tally.empty_answers += empty
+        tally.endless += _is_endless(encoded, tokenizer.answer_end)
         yield encoded
+
+
+def _is_endless(encoded: Encoded, end: int) -> bool:
+    learnt = [i for i, marked in zip(*encoded) if marked]
+    return bool(learnt) and end not in learnt
 
 
 def judge(path: Path, account: Account, samples: int, allowed: float, report: Path | None) -> str:

@@ -163,6 +163,14 @@ def test_what_a_template_cannot_express_is_refused_by_name(template, record, wor
         encoder(template, tokenizer)(record)
 
 
+def test_a_template_without_the_end_token_that_the_model_waits_for_is_a_warning(tokenizer, tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps([{"messages": TURNS[1:]}]))
+    for end, warned in (("", True), ("<|im_end|>", True), ("{{ eos_token }}", False)):
+        own = replace(tokenizer, chat_template="{% for m in messages %}{{ m.content }}" + end + "{% endfor %}")
+        data = build_sft_dataset(tmp_path / "data.json", own, pad_len=80, seq_len=80, template="tokenizer")
+        assert any("hold no end token that the folder's model waits for" in line for line in data.report.lines()) is warned
+
+
 def test_a_system_that_the_folder_s_template_passes_over_is_refused(tokenizer):
     own = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match="it has a system turn, which the folder's chat template passes over"):
