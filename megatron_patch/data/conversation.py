@@ -136,13 +136,14 @@ def unused_keys(record: dict[str, Any]) -> Iterator[str]:
     used = {key} if key else {"instruction", "input", "history", answer_key(record)}
     yield from (name for name in record if name not in used | {"system", *_TOOLS} and present(record, name))
     name = key or "history"
-    turns = [turn for turn in record.get(name) or [] if isinstance(turn, dict)]
+    turns = [turn for turn in record[name] if isinstance(turn, dict)] if present(record, name) else []
     inside = {k for turn in turns for k in turn if k not in _TURN_KEYS and present(turn, k) and not _of_tool_turn(turn, k)}
     yield from (f"{name}[].{k}" for k in sorted(inside))
 
 
 def _of_tool_turn(turn: dict[str, Any], key: str) -> bool:
-    return key in _TOOL_TURN_KEYS and "tool" in (_ROLES.get(turn.get("role")), _ROLES.get(turn.get("from")))
+    named = [turn[who] for who in ("role", "from") if isinstance(turn.get(who), str)]
+    return key in _TOOL_TURN_KEYS and "tool" in map(_ROLES.get, named)
 
 
 def _last_pair(record: dict[str, Any]) -> list[Turn]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from megatron_patch.data.records import require_unicode
 from megatron_patch.data.tokenizer import Tokenizer
 
 # render(turns, add_generation_prompt, tools) → text
@@ -43,11 +44,12 @@ def chat_renderer(tokenizer: Tokenizer) -> Render:
     def render(turns: list[dict[str, Any]], add_generation_prompt: bool, tools: list[Any] | None = None) -> str:
         messages = [{key: value for key, value in turn.items() if key != "weight"} for turn in turns]
         try:
-            return template.render(
+            text = template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, tools=tools or None, **fixed
             )
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the folder's chat template refused it: {error}") from error
+        return require_unicode(text)
 
     return render
 

@@ -66,6 +66,15 @@ class Tokenizer:
         """What megatron-core's index cache is keyed by: the contents of the files, not their place."""
         return OrderedDict(kind="llama", vocab_size=self.vocab_size, sha256=self.fingerprint)
 
+    @property
+    def separator_note(self) -> str:
+        """A sentence where documents and turns end in different tokens, as in a ChatML folder; else empty."""
+        if self.eos == self.eod:
+            return ""
+        literal = {i: text for text, i in self.special_tokens.items()}
+        ends = [f"{literal.get(i, 'token')} ({i})" for i in (self.eod, self.eos)]
+        return f"documents end in {ends[0]}, which the model was pre-trained with; the tokenizer's eos_token {ends[1]} ends a turn."
+
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text without BOS and EOS; literals of special tokens are ordinary text."""
         return self.encode_plain(text)

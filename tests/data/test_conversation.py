@@ -163,6 +163,27 @@ def test_what_a_template_cannot_express_is_refused_by_name(template, record, wor
         encoder(template, tokenizer)(record)
 
 
+@pytest.mark.parametrize(
+    ("record", "used"),
+    [
+        ({**LAST, "history": float("nan"), "input": float("inf")}, False),
+        ({**LAST, "history": float("nan"), "system": None}, True),
+        ({"messages": [{**TURNS[1], "from": ["a"], "name": "b"}, TURNS[2]]}, True),
+        ({"messages": [{**TURNS[1], "role": ["user"]}, TURNS[2]]}, False),
+        ({"messages": TURNS[1:3], "tools": [{"name": "\ud83d"}]}, False),
+        ({"messages": [TURNS[1], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 1}}]}]}, True),
+        ({"messages": [TURNS[1], {"role": "assistant", "tool_calls": [{"function": ["f"]}], "content": ""}]}, False),
+        ({"conversations": [{"from": "human", "value": "a", "weight": float("nan")}, SHAREGPT[2]]}, False),
+    ],
+)
+def test_odd_records_are_used_or_listed(record, used, tokenizer, tmp_path):
+    """Never an error of Python's own."""
+    own = replace(tokenizer, chat_template=WITH_TOOLS.replace("{{ tools | tojson }}", "{{ tools }}{{ tools[0].name }}"))
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(record)}\n{json.dumps({'messages': TURNS})}\n")
+    options = dict(pad_len=80, seq_len=80, template="tokenizer", max_bad_fraction=0.5)
+    assert len(build_sft_dataset(tmp_path / "data.jsonl", own, **options)) == 1 + used
+
+
 def test_a_template_without_the_end_token_that_the_model_waits_for_is_a_warning(tokenizer, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps([{"messages": TURNS[1:]}]))
     for end, warned in (("", True), ("<|im_end|>", True), ("{{ eos_token }}", False)):

@@ -156,6 +156,7 @@ def test_an_answer_ends_in_what_the_folder_s_model_waits_for(folder, files, end,
     waits = (GenerationConfig.from_pretrained(folder) if own else from_config).eos_token_id
     assert waits is None or waits == 9999 or end in (waits if isinstance(waits, list) else [waits])
     assert tokenizer.eod == 2, "documents of pre-training end in </s>, which ends no turn"
+    assert tokenizer.separator_note.startswith("documents end in </s> (2)") is (tokenizer.eos == 801)
     ids, learnt = encode_alpaca({"instruction": "a", "output": "b"}, tokenizer)
     assert ids[-1] == end and learnt[-1] and set(ids) & {2, 801} == {end}
 
