@@ -71,7 +71,7 @@ def list_key(record: dict[str, Any]) -> str | None:
         names = " and ".join(map(repr, lists + others))
         raise ValueError(f"it has {names}, which are two forms of a conversation; leave one of them")
     empty = next((key for key in _LISTS if key in record), None)
-    if not lists and not others and empty:
+    if not lists and empty and is_null(record.get("instruction")):
         raise ValueError(f"its {empty!r} must be a list with at least one turn")
     return lists[0] if lists else None
 

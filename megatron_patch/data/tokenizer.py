@@ -73,7 +73,7 @@ class Tokenizer:
             return ""
         literal = {i: text for text, i in self.special_tokens.items()}
         ends = [f"{literal.get(i, 'token')} ({i})" for i in (self.eod, self.eos)]
-        return f"documents end in {ends[0]}, which the model was pre-trained with; the tokenizer's eos_token {ends[1]} ends a turn."
+        return f"documents end in {ends[0]}, as in the model's pre-training; the tokenizer's eos_token {ends[1]} ends a turn."
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text without BOS and EOS; literals of special tokens are ordinary text."""

@@ -79,6 +79,8 @@ def test_alpaca_has_a_place_for_system_and_history(form, tokenizer, pieces):
 def test_without_system_and_history_alpaca_is_as_it_was(tokenizer):
     encode = encoder("alpaca", tokenizer)
     assert encode({**LAST, "system": "", "history": [], "messages": None}) == encode(LAST)
+    wudao = {"instruction": "", "input": "", "content": "text"}
+    assert encode({**wudao, "messages": None, "conversations": []}) == encode(wudao)
     text = tokenizer.detokenize(encode({**LAST, "input": "a", "history": [["b", "c"]]})[0])
     assert "further context" in text and text.endswith("### Instruction:\nwhat is my name\n\n### Input:\na\n\n### Response:bob")
 
