@@ -62,8 +62,10 @@ class Options:
     gqa_layout: Literal["per-kv-head", "all-q-first"] = "per-kv-head"
     """Order of QKV rows in a grouped-query PRETRAIN_CHECKPOINT_PATH of 2023 whose files do not tell it; `all-q-first`: what
     the original converted from 2023-10-18 to 2023-11-09."""
-    template: Literal["alpaca", "llama2-chat", "tokenizer"] = "alpaca"
-    """Fine-tuning: prompt template (`alpaca`, `llama2-chat`, `tokenizer`)."""
+    template: Literal["auto", "alpaca", "pretrain", "llama2-chat", "tokenizer"] = "auto"
+    """JSON data: prompt template; `auto` is the original's, `alpaca` for fine-tuning and `pretrain` for pre-training."""
+    max_bad_fraction: float = 0.01
+    """JSON data: of its records, the share that may be unusable; they are listed in a report and left out."""
     gradient_accumulation_steps: int = 1
     """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has GLOBAL_BATCH_SIZE)."""
     packing: bool = False
@@ -129,6 +131,13 @@ class TrainConfig:
         """Tokens of one row of a batch, S."""
         text = self.task == "finetune" or is_json(self.train_data_path)
         return self.pad_length if text and not self.options.packing else self.seq_length
+
+    @property
+    def template(self) -> str:
+        """The prompt template of JSON data: the original's for this task, unless `--template` names another."""
+        if self.options.template != "auto":
+            return self.options.template
+        return "pretrain" if self.task == "pretrain" and is_json(self.train_data_path) else "alpaca"
 
     @property
     def vocab_size(self) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
+from pathlib import Path
 
+from megatron_patch.data.records import holds_json
 from megatron_patch.errors import UserError
 
 _JSON_SUFFIXES = (".json", ".jsonl")
@@ -13,8 +16,19 @@ _MOST_COMMAS = 16  # in one prefix of a blend that is written with commas
 
 
 def is_json(text: str) -> bool:
-    """Whether a dataset argument names JSON data rather than a `.bin`/`.idx` pair."""
-    return text.endswith(_JSON_SUFFIXES)
+    """Whether a dataset argument names JSON data rather than a `.bin`/`.idx` pair: by its ending, or else by its content.
+
+    A prefix of a pair is none, however it ends.
+    """
+    if os.path.exists(f"{text}.idx") and not os.path.isfile(text):
+        return False
+    return text.endswith(_JSON_SUFFIXES) or (not os.path.exists(f"{text}.idx") and _holds_json(text))
+
+
+@functools.lru_cache
+def _holds_json(path: str) -> bool:
+    """Looked at once: what a run reads does not become something else on the way."""
+    return os.path.isfile(path) and holds_json(Path(path))
 
 
 def parse_data_path(text: str) -> list[tuple[float, str]]:

@@ -25,6 +25,7 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "exit_interval": (0, True),
     "exit_duration_in_mins": (0, True),
     "gradient_accumulation_steps": (1, True),
+    "max_bad_fraction": (0, True),
     "profile_step_start": (1, True),
     "profile_step_end": (2, True),
     "timeout_minutes": (1, True),
@@ -55,6 +56,8 @@ def _others(task: str, options: Options) -> Iterator[tuple[str, object, str]]:
         yield "--split", options.split, wanted
     if options.seed >= 1 << 31:
         yield "--seed", options.seed, f"it takes a number below {1 << 31}: write {Options.seed}, for example."
+    if options.max_bad_fraction > 1:
+        yield "--max-bad-fraction", options.max_bad_fraction, f"it takes a number from 0 to 1: write {Options.max_bad_fraction}."
     if options.profile and options.profile_step_end <= options.profile_step_start:
         wanted = f"it must be above --profile-step-start = {options.profile_step_start}: write {options.profile_step_start + 2}."
         yield "--profile-step-end", options.profile_step_end, wanted

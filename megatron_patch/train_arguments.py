@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simple_parsing import ArgumentParser, DashVariant
@@ -150,6 +150,8 @@ class _Reader(ModelReader):
             options=options,
         )
         self.output_path()
+        # Recorded as what it comes to, so that a run that goes on is compared by that.
+        config = replace(config, options=replace(options, template=config.template))
         if not self.findings.found:
             config = with_fingerprints(config)
         return Reading(config, processes, self.raw["MEGATRON_PATH"], tuple(self.notes))

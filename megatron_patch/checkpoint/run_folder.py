@@ -25,6 +25,7 @@ from megatron_patch.checkpoint.layout import (
 )
 from megatron_patch.checkpoint_paths import checkpoint_root, holds_tokenizer
 from megatron_patch.config import TrainConfig
+from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.model_config import to_hf_config
 
 # Ends the name of whatever is no checkpoint: one in the making, one that is being removed.
@@ -110,7 +111,10 @@ def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
             copy_companions(_source_root(config.load), root, names)
     with _told(root, ("config.json",)):
         if not (root / "config.json").exists():
-            write_text(root / "config.json", json.dumps(to_hf_config(config.model, dtype=dtype), indent=2) + "\n")
+            made = to_hf_config(config.model, dtype=dtype)
+            if holds_tokenizer(root):  # what answers were taught to end in
+                made["eos_token_id"] = load_tokenizer(root, rows=config.vocab_size).eos
+            write_text(root / "config.json", json.dumps(made, indent=2) + "\n")
 
 
 def _existing(folder: str) -> Path:

@@ -81,7 +81,8 @@ class Adam(torch.optim.Optimizer):
 
         Args:
             grad_scale: 0-dimensional fp32 tensor on the parameters' device; gradients are multiplied by it.
-            found_inf: likewise; where it is not 0 nothing changes, though the step is counted (see `uncount_step`).
+            found_inf: likewise; where it is not 0 nothing changes (an overflow, or a batch without a token to learn), though the
+                step is counted (see `uncount_step`).
         """
         assert closure is None
         for group in self.param_groups:
@@ -122,6 +123,6 @@ class Adam(torch.optim.Optimizer):
         )
 
     def uncount_step(self) -> None:
-        """Take back the count of a step that found_inf turned into nothing."""
+        """Take back the count of a step that `found_inf` turned into nothing."""
         for group in self.param_groups:
             group["step"] -= 1

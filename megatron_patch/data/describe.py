@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_patch.data.documents import Skipped
 from megatron_patch.data.indexed import read_index
 from megatron_patch.data.preprocess import record_path
-from megatron_patch.data.sft import build_sft_dataset, read_samples
+from megatron_patch.data.sft import build_sft_dataset
+from megatron_patch.data.sft_records import read_records
 from megatron_patch.data.tokenizer import Tokenizer
+from megatron_patch.errors import UserError
 
 _WHOLE_BYTES = 1 << 30  # a .bin up to this size is read whole for its range of ids, a larger one in samples
 _SHOWN_TOKENS = 200
@@ -83,20 +86,26 @@ def describe_sft(
     data.
     """
     fields: Counter[str] = Counter()
-    sizes, first = [], []
-    for _, record in read_samples(path):
+    sizes, first, bad = [], [], 0
+    for _, _, record in read_records(path):
+        if isinstance(record, Skipped):
+            bad += record.records
+            continue
         fields.update(record.keys())
         text = json.dumps(record, ensure_ascii=False)
         sizes.append(len(text))
         first += [text] if len(first) < samples else []
+    if not sizes:
+        raise UserError(f"{path} holds no samples; give a JSON list or JSON Lines file with at least one.")
     out = [
         f"fine-tuning file {path}",
         f"{len(sizes)} samples; fields: " + ", ".join(f"{k} ({n})" for k, n in fields.items()),
+        *([f"{bad} records are no JSON objects"] if bad else []),
     ]
     if tokenizer is None:
         out += histogram(np.array(sizes), "characters of JSON")
         return [*out, *first, "add --tokenizer-folder to see tokens, what is learnt and what is cut"]
-    dataset = build_sft_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, template=template)
+    dataset = build_sft_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, template=template, max_bad_fraction=1.0)
     out += [*dataset.report.lines(), *histogram(np.diff(dataset.table.offsets), "tokens")]
     ids = np.asarray(dataset.table.flat) & ~np.int32(1 << 30)
     out.append(f"ids from {ids.min()} to {ids.max()} of {tokenizer.vocab_size}; template {template}")

@@ -80,6 +80,8 @@ def preprocess(
     files, prefix = find_files(list(inputs)), str(prefix)
     require_apart(files, output_paths(prefix))
     tokenizer = load_tokenizer(settings.tokenizer_folder)
+    if tokenizer.separator_note:
+        print(f"{prefix}: {tokenizer.separator_note}", file=sys.stderr)
     made_from = _made_from(files, settings, tokenizer)
     finished = _finished(prefix, made_from, overwrite)
     if finished:

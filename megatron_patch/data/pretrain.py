@@ -16,8 +16,8 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
-from megatron_patch.data.finetune import json_run_data
 from megatron_patch.data.indexed import lengths_fingerprint
+from megatron_patch.data.json_pretrain import json_run_data
 from megatron_patch.data.run_data import RunData
 from megatron_patch.data.run_tokenizer import run_tokenizer
 from megatron_patch.data.samplers import BatchPlan

@@ -1,9 +1,16 @@
-"""A fine-tuning record → ids and which of them are learnt. Three templates: `alpaca`, `llama2-chat`,
-`tokenizer`.
+"""A fine-tuning record → ids and which of them are learnt, in one of four templates.
 
-An `Encoded` is (ids, learnt): two lists of one length, `learnt[i]` true where the model is to predict
-`ids[i]`. Nothing is cut or padded here. Every function raises ValueError, one sentence without file and item
-number, for a record that it cannot take.
+An `Encoded` is (ids, learnt): two lists of one length, `learnt[i]` true where the model is to predict `ids[i]`. Nothing is cut or
+padded here. Every function raises ValueError, one sentence without file and item number, for a record that it cannot take, or of
+which its template would lose a part: that part's key is named.
+
+- `alpaca`: the original's prompt for fine-tuning. A `system` stands in the place of the prompt's first sentences, and `history`
+  comes before the record's own instruction in the same form, as LLaMA-Factory's template of that name has it.
+- `pretrain`: the original's prompt for JSON as pre-training data. It has no place for `system` and `history`.
+- `llama2-chat`: Meta's, for all but tools.
+- `tokenizer`: the folder's own Jinja template; what it passes over is refused.
+
+Answers of `history` are learnt like the record's own (so does LLaMA-Factory), unless a turn's `weight` is 0.
 """
 
 from __future__ import annotations
@@ -11,199 +18,133 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from megatron_patch.data.records import require_unicode
+from megatron_patch.data.conversation import Turn, alpaca_parts, chat_turns, history, list_key, present, text, tools
+from megatron_patch.data.rendered import chat_renderer, encode_rendered
 from megatron_patch.data.tokenizer import Tokenizer
 
 Encoded = tuple[list[int], list[bool]]
 
-_ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:"
-)
-_ALPACA_INPUT = (
+# Part of a token cache's key: raised with every change in what these functions make of a record.
+VERSION = 2
+TEMPLATES = ("alpaca", "pretrain", "llama2-chat", "tokenizer")
+
+_PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+_PREAMBLE_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+    "Write a response that appropriately completes the request."
 )
-# ShareGPT's names for who speaks, and the roles of `messages`.
-_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
-          "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}  # fmt: skip
 
 
 def encoder(template: str, tokenizer: Tokenizer) -> Callable[[dict[str, Any]], Encoded]:
     """The function that encodes a record in `template`, one of TEMPLATES."""
     if template == "alpaca":
         return lambda record: encode_alpaca(record, tokenizer)
+    if template == "pretrain":
+        return lambda record: encode_pretrain(record, tokenizer)
     if template == "llama2-chat":
-        return lambda record: encode_llama2_chat(chat_turns(record), tokenizer)
+        return lambda record: encode_llama2_chat(_without_tools(record), tokenizer)
     if template == "tokenizer":
         render = chat_renderer(tokenizer)
-        return lambda record: encode_rendered(chat_turns(record), render, tokenizer)
+        return lambda record: encode_rendered(chat_turns(record), render, tokenizer, tools(record))
     raise ValueError(f"template {template!r} is not known; it is one of {', '.join(TEMPLATES)}.")
 
 
-TEMPLATES = ("alpaca", "llama2-chat", "tokenizer")
-
-
 def encode_alpaca(record: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
-    """The original's prompt: BOS, the Stanford Alpaca prompt, the answer, the end token; answer and end are
-    learnt.
+    """The original's prompt: BOS, the Stanford Alpaca prompt, the answer, the end token; answer and end are learnt.
 
-    As in the original, prompt and answer are tokenized as one text, and the answer begins after as many
-    tokens as the prompt alone has. A missing, null or empty `input` takes the shorter prompt. `</s>` in a
-    text is the end token, `[PAD]` is text.
+    A missing, null or empty `input` takes the shorter prompt. Earlier turns stand before `### Instruction:`, each answer with
+    its end token and a blank line.
     """
-    prompt, answer = alpaca_texts(record)
-    begin = 1 + len(tokenizer.tokenize_marked(prompt))
-    ids = [tokenizer.bos, *tokenizer.tokenize_marked(prompt + answer), tokenizer.eod]
-    return ids, [i >= begin for i in range(len(ids))]
+    instruction, context, answer = _one_instruction(record)
+    turns = history(record)
+    system = text(record, "system")
+    if turns and turns[0]["role"] == "system":
+        turns, system = chat_turns(record)[1:-2], turns[0]["content"]
+    _refuse_tools(turns, record, "alpaca")
+    begin = system or (_PREAMBLE_INPUT if context else _PREAMBLE)
+    asked = f"### Instruction:\n{instruction}\n\n" + (f"### Input:\n{context}\n\n" if context else "") + "### Response:"
+    pairs = [(f"### Instruction:\n{question['content']}\n\n### Response:", said) for question, said in _pairs(record, turns)]
+    pairs.append((asked, {"content": answer}))
+    texts = [(f"{begin}\n\n" if number == 0 else "\n\n") + question for number, (question, _) in enumerate(pairs)]
+    return _encode_pairs(zip(texts, (said for _, said in pairs)), tokenizer)
 
 
-def alpaca_texts(record: dict[str, Any]) -> tuple[str, str]:
-    """The prompt and the answer of an Alpaca record: `instruction`, optional `input`, and `output` or else
-    `content`.
+def encode_pretrain(record: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
+    """The original's prompt for pre-training: BOS, `instruction:…`, `input:…` where there is one, a newline, the answer, the end
+    token; answer and end are learnt.
     """
-    if "messages" in record or "conversations" in record:
-        raise ValueError("it is a conversation; pass --template llama2-chat, or --template tokenizer")
-    instruction = _text(record, "instruction")
-    context = _text(record, "input") if record.get("input") is not None else ""
-    answer = _text(record, "output" if "output" in record else "content")
-    template = _ALPACA_INPUT if context else _ALPACA
-    # Not str.format of a text that holds braces: the template is formatted, the values are only put in.
-    return template.format(instruction=instruction, input=context), answer
+    instruction, context, answer = _one_instruction(record)
+    _refuse([repr(key) for key in ("system", "history") if present(record, key)], "pretrain", "choose --template llama2-chat")
+    _refuse_tools([], record, "pretrain")
+    asked = f"instruction:{instruction}" + (f"input:{context}" if context else "") + "\n"
+    return _encode_pairs([(asked, {"content": answer})], tokenizer)
 
 
-def chat_turns(record: dict[str, Any]) -> list[dict[str, str]]:
-    """`messages` (role, content) or ShareGPT's `conversations` (from, value) as a list of {role, content}.
-
-    An Alpaca record is one turn: `instruction`, a blank line and `input` where there is one, then the answer.
-    The turns must be user, assistant, user, … with at most one system message before them.
-    """
-    if "messages" in record:
-        turns = _read_turns(record["messages"], "messages", "role", "content")
-    elif "conversations" in record:
-        turns = _read_turns(record["conversations"], "conversations", "from", "value")
-    else:
-        alpaca_texts(record)
-        asked = record["instruction"] + ("\n\n" + record["input"] if record.get("input") else "")
-        answer = record["output"] if "output" in record else record["content"]
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    spoken = turns[1:] if turns[0]["role"] == "system" else turns
-    if not spoken:
-        raise ValueError("it has a system message and nothing after it; a conversation needs a user's turn, or remove it")
-    for number, turn in enumerate(spoken):
-        if turn["role"] != ("user", "assistant")[number % 2]:
-            raise ValueError(
-                f"turn {number + 1 + len(turns) - len(spoken)} is {turn['role']}'s, but the turns must be "
-                "user, assistant, user, … after at most one system message; reorder or join them"
-            )
-    return turns
-
-
-def encode_llama2_chat(turns: list[dict[str, str]], tokenizer: Tokenizer) -> Encoded:
+def encode_llama2_chat(turns: list[Turn], tokenizer: Tokenizer) -> Encoded:
     """Meta's format for LLaMA-2-chat: `<s>[INST] <<SYS>>…<</SYS>> asked [/INST] answer </s>` for each pair of
     turns.
 
     <s> and </s> stand here by their ids; literals of them in a text stay text. Learnt: every answer with its
-    end token.
+    end token, but for turns of `weight` 0. An empty answer is its end token alone.
     """
     ids: list[int] = []
     learnt: list[bool] = []
     system = f"<<SYS>>\n{turns[0]['content']}\n<</SYS>>\n\n" if turns[0]["role"] == "system" else ""
-    spoken = [turn["content"] for turn in turns if turn["role"] != "system"]
+    spoken = [turn for turn in turns if turn["role"] != "system"]
     for i in range(0, len(spoken), 2):
-        prompt = f"[INST] {((system if i == 0 else '') + spoken[i]).strip()} [/INST]"
+        prompt = f"[INST] {((system if i == 0 else '') + spoken[i]['content']).strip()} [/INST]"
         begin = 1 + len(tokenizer.tokenize(prompt))
-        answer, end = (f" {spoken[i + 1].strip()} ", [tokenizer.eod]) if i + 1 < len(spoken) else ("", [])
+        answer, end, marked = "", [], False
+        if i + 1 < len(spoken):
+            said = spoken[i + 1]["content"].strip()
+            answer, end, marked = f" {said} " if said else "", [tokenizer.answer_end], spoken[i + 1].get("weight") != 0
         piece = [tokenizer.bos, *tokenizer.tokenize(prompt + answer), *end]
         ids += piece
-        learnt += [k >= begin for k in range(len(piece))]
+        learnt += [marked and k >= begin for k in range(len(piece))]
     return ids, learnt
 
 
-def chat_renderer(tokenizer: Tokenizer) -> Callable[[list[dict[str, str]], bool], str]:
-    """render(turns, add_generation_prompt) by the folder's own Jinja chat template, in Jinja's immutable
-    sandbox.
+def _one_instruction(record: dict[str, Any]) -> tuple[str, str, str]:
+    """(instruction, input, answer) for a template that is made for them."""
+    if list_key(record):
+        raise ValueError("it is a conversation; pass --template llama2-chat, or --template tokenizer")
+    return alpaca_parts(record)
 
-    Raises ValueError where the folder has no template.
+
+def _pairs(record: dict[str, Any], turns: list[Turn]) -> list[tuple[Turn, Turn]]:
+    chat_turns(record)  # raises where the turns do not take turns
+    return list(zip(turns[::2], turns[1::2]))
+
+
+def _encode_pairs(pairs: Any, tokenizer: Tokenizer) -> Encoded:
+    """(text before an answer, the answer's turn) one after the other.
+
+    As in the original, what stands before an answer and the answer are tokenized as one text, and the answer begins after as
+    many tokens as the former alone has; literals of special tokens are those tokens.
     """
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "the tokenizer's folder has no chat template (chat_template in tokenizer_config.json); "
-            "choose --template llama2-chat"
-        )
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = raise_exception
-    literal = {i: text for text, i in tokenizer.special_tokens.items()}
-    fixed = {"bos_token": literal.get(tokenizer.bos, ""), "eos_token": literal.get(tokenizer.eod, "")}
-    try:
-        template = environment.from_string(tokenizer.chat_template)
-    except TemplateError as error:
-        raise ValueError(f"the folder's chat template is no valid Jinja: {error}") from error
-
-    def render(turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        try:
-            return template.render(messages=turns, add_generation_prompt=add_generation_prompt, **fixed)
-        except TemplateError as error:
-            raise ValueError(f"the folder's chat template refused it: {error}") from error
-
-    return render
-
-
-def encode_rendered(
-    turns: list[dict[str, str]], render: Callable[[list[dict[str, str]], bool], str], tokenizer: Tokenizer
-) -> Encoded:
-    """What the template makes of the conversation, tokenized once; learnt is what each assistant turn adds to
-    it.
-
-    An end token that the template writes after an answer is part of what the turn adds. A template that
-    rewrites earlier turns when a later one is added is refused, since its answers have no one place.
-    """
-    whole = render(turns, False)
-    ids = tokenizer.tokenize_marked(whole)
-    learnt = [False] * len(ids)
-    for i, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        before, after = render(turns[:i], True), render(turns[: i + 1], False)
-        if not after.startswith(before) or not whole.startswith(after):
-            raise ValueError(
-                "the folder's chat template rewrites earlier turns; choose --template llama2-chat"
-            )
-        begin, end = len(tokenizer.tokenize_marked(before)), len(tokenizer.tokenize_marked(after))
-        learnt[begin:end] = [True] * (end - begin)
+    ids, learnt = [tokenizer.bos], [False]
+    for number, (before, turn) in enumerate(pairs):
+        encode = tokenizer.tokenize_marked if number == 0 else tokenizer.tokenize_after_end
+        begin, piece = len(encode(before)), [*encode(before + turn["content"]), tokenizer.answer_end]
+        ids += piece
+        learnt += [turn.get("weight") != 0 and k >= begin for k in range(len(piece))]
     return ids, learnt
 
 
-def _read_turns(turns: Any, field: str, who: str, said: str) -> list[dict[str, str]]:
-    if not isinstance(turns, list) or not turns:
-        raise ValueError(f"its {field!r} must be a list with at least one turn")
-    out = []
-    for number, turn in enumerate(turns, start=1):
-        role = turn.get(who) if isinstance(turn, dict) else None
-        if role not in _ROLES or not isinstance(turn.get(said), str):
-            raise ValueError(
-                f"turn {number} of {field!r} must be an object with {who!r} "
-                f"(one of {', '.join(_ROLES)}) and a text {said!r}"
-            )
-        out.append({"role": _ROLES[role], "content": require_unicode(turn[said])})
-    return out
+def _without_tools(record: dict[str, Any]) -> list[Turn]:
+    turns = chat_turns(record)
+    _refuse_tools(turns, record, "llama2-chat")
+    return turns
 
 
-def _text(record: dict[str, Any], key: str) -> str:
-    if key not in record:
-        wanted = "neither 'output' nor 'content'" if key == "content" else f"no {key!r}"
-        raise ValueError(
-            f"it has {wanted}; a record holds 'instruction', optionally 'input', and 'output' or 'content'"
-        )
-    if not isinstance(record[key], str):
-        raise ValueError(f"its {key!r} is {type(record[key]).__name__}, it must be a text")
-    return require_unicode(record[key])
+def _refuse_tools(turns: list[Turn], record: dict[str, Any], template: str) -> None:
+    """ValueError that names the key or the turn by which tools come in."""
+    found = [repr(key) for key in ("tools", "functions") if tools(record) and present(record, key)]
+    found += ["a call of a tool" for turn in turns if turn.get("tool_calls")][:1]
+    found += ["a tool's turn" for turn in turns if turn["role"] == "tool"][:1]
+    _refuse(found, template, "choose --template tokenizer with a folder whose chat template has one")
+
+
+def _refuse(found: list[str], template: str, instead: str) -> None:
+    if found:
+        raise ValueError(f"it has {' and '.join(found)}, for which --template {template} has no place; {instead}, or remove it")

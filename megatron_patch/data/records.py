@@ -25,6 +25,7 @@ SUFFIXES = (".jsonl", ".json", ".jsonl.zst", ".jsonl.gz", ".json.zst", ".json.gz
 DAMAGED = (EOFError, OSError, zlib.error)  # what reading a damaged archive raises
 MEGABYTE = 1_000_000
 MAX_DOCUMENT_MB = 64
+_BEGINS_JSON = re.compile(rb'\s*(\{\s*["}]|\[\s*[{\]])')
 _READ = 1 << 20  # bytes or characters asked for at a time
 _SKIPPED = 1 << 17  # characters passed over at a time, each of which takes some 60 bytes meanwhile
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -54,7 +55,7 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     names.
 
     Raises ValueError for a path that does not exist, a folder without data files, and a file with another
-    suffix.
+    suffix whose content is no JSON either.
     """
     files: list[Path] = []
     for path in map(Path, inputs):
@@ -67,9 +68,10 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
             raise ValueError(
                 f"{path} does not exist; give a data file, or a folder of {', '.join(SUFFIXES[:4])} files."
             )
-        elif not path.name.endswith(SUFFIXES):
+        elif not path.name.endswith(SUFFIXES) and not holds_json(path):
             raise ValueError(
-                f"{path} has no suffix that is read; name it {', '.join(SUFFIXES[:4])} after its form."
+                f"{path} has no suffix that is read, and does not begin as JSON does; "
+                f"name it {', '.join(SUFFIXES[:4])} after its form."
             )
         else:
             files.append(path)
@@ -85,6 +87,15 @@ def open_stream(path: Path) -> BinaryIO:
     if stream.peek(3)[:3] == b"\xef\xbb\xbf":
         stream.read(3)
     return stream
+
+
+def holds_json(path: Path) -> bool:
+    """Whether a file begins as a JSON object does, or as a list of objects, whatever its name."""
+    try:
+        with open_stream(path) as stream:
+            return _BEGINS_JSON.match(stream.peek(_READ)) is not None
+    except DAMAGED:
+        return False
 
 
 def begins_list(stream: io.BufferedReader) -> bool:

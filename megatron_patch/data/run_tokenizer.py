@@ -29,9 +29,19 @@ def tokenizer_folder(config: TrainConfig) -> Path | None:
     """The folder that `--tokenizer-path` names; else that of the checkpoint, the run or `--resume-from` with a tokenizer."""
     if config.options.tokenizer_path:
         return Path(config.options.tokenizer_path)
+    return next((folder for folder in _own_folders(config) if holds_tokenizer(folder)), None)
+
+
+def _model_folder(config: TrainConfig) -> Path | None:
+    """Where config.json of the run's model is: with `--tokenizer-path` not where the tokenizer is. None from random weights."""
+    return next((folder for folder in _own_folders(config) if (folder / "config.json").is_file()), None)
+
+
+def _own_folders(config: TrainConfig) -> list[Path]:
+    """Where the model's small files may be, in this order: its checkpoint, the run's own folder, that of `--resume-from`."""
     root = checkpoint_root(Path(config.load)) if config.load else None
     resumed = checkpoint_root(Path(config.options.resume_from)) if config.options.resume_from else None
-    return next((folder for folder in (root, Path(config.checkpoint_folder), resumed) if holds_tokenizer(folder)), None)
+    return [folder for folder in (root, Path(config.checkpoint_folder), resumed) if folder is not None]
 
 
 def run_tokenizer(config: TrainConfig, *, text: bool) -> Any:
@@ -51,7 +61,7 @@ def run_tokenizer(config: TrainConfig, *, text: bool) -> Any:
                 "copy one there, or add --tokenizer-path FOLDER after the last argument."
             )
         return VocabularyOnly(config.model.vocab_size)
-    tokenizer = load_tokenizer(folder, rows=config.vocab_size)
+    tokenizer = load_tokenizer(folder, rows=config.vocab_size, model_folder=_model_folder(config))
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens and the model {config.vocab_size} rows; "

@@ -8,26 +8,26 @@ read off an id.
 
 Where the original differs: its `[PAD]` lies outside the vocabulary (800 of 800); it renders a null input as
 "None"; a literal `[PAD]` became padding and could start the mask early. Alike: a sample longer than PAD_LEN
-is cut without an end token, and one whose prompt fills PAD_LEN teaches nothing; here both are counted, and
-`report` says so.
+is cut without an end token, one whose prompt fills PAD_LEN teaches nothing, and of an empty answer the end token is
+learnt; here they are counted, and `report` says so.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from megatron_patch.data.packing import pack
-from megatron_patch.data.prompts import Encoded, encoder
-from megatron_patch.data.records import BrokenListError, begins_list, open_stream, read_list
-from megatron_patch.data.token_cache import TokenTable, cached_table, make_table
+from megatron_patch.data.prompts import VERSION
+from megatron_patch.data.sft_records import Account, Tally, encode_file, judge
+from megatron_patch.data.token_cache import TokenTable, cached_at, make_table, table_path
 from megatron_patch.data.tokenizer import Tokenizer
+
+_WHOLE = 0.95  # of the samples: what a longer PAD_LEN that is advised keeps whole
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ class SFTReport:
     without_answer: int  # samples of which nothing is learnt
     tokens: int
     learnt: int  # tokens with loss
+    answers: int  # those of them that are not the end token
+    advised: int  # the PAD_LEN (SEQ_LEN with packing) that keeps 95 % of the samples whole
+    account: Account = Account()
+    left_out: str = ""  # a sentence about records that cannot be used
+
+    @property
+    def teaches_nothing(self) -> bool:
+        """Nothing is learnt, or nothing but to end at once."""
+        return self.answers == 0
 
     def lines(self) -> list[str]:
         """Sentences for the console."""
@@ -50,7 +59,15 @@ class SFTReport:
             f"{self.samples} samples in {self.rows} sequences of {self.length} ({filled:.1f} % filled): "
             + f"{self.tokens} tokens, {self.learnt} of them learnt."
         ]
-        if self.cut:
+        if self.left_out:
+            out.append(self.left_out)
+        if 2 * self.cut > self.samples:
+            out.append(
+                f"WARNING: {self.cut} of {self.samples} samples, more than half, are longer than {self.length} tokens and were "
+                f"cut; their answers have no end token. A PAD_LEN of {self.advised} (SEQ_LEN with packing) keeps 95 % of them "
+                "whole."
+            )
+        elif self.cut:
             out.append(
                 f"{self.cut} of {self.samples} samples are longer than {self.length} tokens and were cut; their "
                 "answers have no end token. A larger PAD_LEN (SEQ_LEN with packing) keeps them whole."
@@ -59,18 +76,22 @@ class SFTReport:
             out.append(
                 f"{self.without_answer} samples have no answer within {self.length} tokens and teach nothing."
             )
-        return out
+        return out + self.account.lines()
 
 
 @dataclass(frozen=True)
 class SFTDataset:
-    """Samples by index. `groups[i]` are the samples in sequence i: one each, or several with packing."""
+    """Samples by index. `groups[i]` are the samples in sequence i: one each, or several with packing.
+
+    Its length is of sequences; `part` makes one of some of the samples.
+    """
 
     table: TokenTable
     groups: list[list[int]]
     length: int  # L
     packing: bool
     fill: int
+    end: int  # the token that ends an answer
     report: SFTReport
 
     def __len__(self) -> int:
@@ -103,6 +124,12 @@ class SFTDataset:
         return out | {"segment_ids": segment_ids} if self.packing else out
 
 
+    def part(self, samples: Sequence[int]) -> SFTDataset:
+        """The data set of these samples of the table alone, packed anew."""
+        groups = _groups(self.table, samples, self.length, self.packing)
+        return replace(self, groups=groups, report=_report(self.report, self.table, samples, groups, self.end))
+
+
 def build_sft_dataset(
     path: str | Path,
     tokenizer: Tokenizer,
@@ -112,104 +139,70 @@ def build_sft_dataset(
     template: str = "alpaca",
     packing: bool = False,
     cache_dir: str | Path | None = None,
+    max_bad_fraction: float = 0.01,
 ) -> SFTDataset:
     """The samples of a JSON file, padded or cut to `pad_len`; with `packing`, several to a sequence of
     `seq_len`, cut to it.
 
-    `template`: `alpaca`, `llama2-chat` or `tokenizer` (the folder's own chat template). `cache_dir`: where
-    the tokenized samples are kept; see `token_cache.cached_table`. Raises ValueError, naming file and item,
-    for what cannot be used.
+    `template`: one of `prompts.TEMPLATES`. `cache_dir`: where the tokenized samples are kept, and a report of records that
+    cannot be used; see `token_cache`. Raises UserError, naming the file, where it has no samples or more than
+    `max_bad_fraction` of its records cannot be used; ValueError for lengths and a template that cannot be.
     """
     if not 1 < pad_len <= seq_len:
         raise ValueError(f"PAD_LEN is {pad_len}; it must be more than 1 and at most SEQ_LEN, {seq_len}.")
     path = Path(path)
+    table, skipped = _table(path, tokenizer, template, cache_dir)
+    account = Account(**table.account)
+    left_out = judge(path, account, len(table), max_bad_fraction, skipped)
+    length, samples = seq_len if packing else pad_len, range(len(table))
+    groups = _groups(table, samples, length, packing)
+    of_the_file = SFTReport(str(path), 0, 0, length, 0, 0, 0, 0, 0, 0, account, left_out)
+    report = _report(of_the_file, table, samples, groups, tokenizer.answer_end)
+    return SFTDataset(table, groups, length, packing, tokenizer.fill, tokenizer.answer_end, report)
 
-    def build() -> TokenTable:
-        return make_table(encode_file(path, tokenizer, template))
+
+def _table(path: Path, tokenizer: Tokenizer, template: str, cache_dir: str | Path | None) -> tuple[TokenTable, Path | None]:
+    """The tokenized file, and where its unusable records are listed; without a folder for them, nowhere."""
+
+    def build(report: Path | None) -> TokenTable:
+        tally = Tally(path, report)
+        table = make_table(encode_file(path, tokenizer, template, tally))
+        return replace(table, account=asdict(tally.account()))
 
     if cache_dir is None:
-        table = build()
-    else:
-        table = cached_table(
-            cache_dir, path, {"tokenizer": tokenizer.fingerprint, "template": template}, build
-        )
-    _refuse_empty(path, table)
-    length = seq_len if packing else pad_len
-    groups = (
-        pack(np.minimum(np.diff(table.offsets), length), length)
-        if packing
-        else [[i] for i in range(len(table))]
-    )
-    report = _report(str(path), table, len(groups), length)
-    return SFTDataset(table, groups, length, packing, tokenizer.fill, report)
+        return build(None), None
+    settings = {
+        "tokenizer": tokenizer.fingerprint,
+        "end": str(tokenizer.answer_end),
+        "vocabulary": str(tokenizer.vocab_size),
+        "template": template,
+        "prompts": str(VERSION),
+    }
+    place = table_path(cache_dir, path, settings)
+    report = place.with_name(f"{place.stem}_skipped.jsonl")
+    return cached_at(place, lambda: build(report)), report
 
 
-def _refuse_empty(path: Path, table: TokenTable) -> None:
-    """ValueError naming the first sample without tokens: a chat template may make nothing of one, and no row can hold it."""
-    empty = np.flatnonzero(np.diff(table.offsets) == 0)
-    if empty.size:
-        raise ValueError(
-            f"{path}, sample {empty[0] + 1}: it has no tokens; remove it, or choose another --template, of which it makes a text."
-        )
+def _groups(table: TokenTable, samples: Sequence[int], length: int, packing: bool) -> list[list[int]]:
+    if not packing:
+        return [[i] for i in samples]
+    sizes = np.minimum(np.diff(table.offsets)[np.asarray(samples, dtype=np.int64)], length)
+    return [[samples[i] for i in group] for group in pack(sizes, length)]
 
 
-def read_samples(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, record) of a JSON list or JSON Lines; blank lines are passed over.
-
-    Raises ValueError naming the file and the item (list) or line: no JSON, or not an object; and for a file
-    without records.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; give a JSON list or JSON Lines file.")
-    number = 0
-    with open_stream(path) as stream:
-        is_list = begins_list(stream)
-        kind = "item" if is_list else "line"
-        try:
-            for number, value in read_list(stream) if is_list else enumerate(stream, start=1):
-                if not is_list:
-                    if not value.strip():
-                        continue
-                    value = json.loads(value)
-                if not isinstance(value, dict):
-                    raise ValueError(f"it is a {type(value).__name__}, it must be an object")
-                yield number, value
-        except BrokenListError as error:
-            raise ValueError(
-                f"{path}, item {error.number}: {error.reason}; the list must be valid JSON."
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, {kind} {number}: {error}; write one JSON object a {kind}.") from error
-    if number == 0:
-        raise ValueError(f"{path} holds no samples; give a file with at least one.")
-
-
-def encode_file(path: Path, tokenizer: Tokenizer, template: str) -> Iterator[Encoded]:
-    """Every record's ids and learnt marks. Raises ValueError naming file and number where a record cannot be
-    used.
-    """
-    from tqdm import tqdm
-
-    encode = encoder(template, tokenizer)
-    samples = tqdm(
-        read_samples(path), desc=f"tokenizing {path.name}", unit=" samples", file=sys.stderr, delay=3
-    )
-    for number, record in samples:
-        try:
-            yield encode(record)
-        except ValueError as error:
-            raise ValueError(f"{path}, sample {number}: {error}.") from error
-
-
-def _report(path: str, table: TokenTable, rows: int, length: int) -> SFTReport:
-    sizes, learnt = np.diff(table.offsets), table.learnt_counts(length)
-    return SFTReport(
-        path=path,
-        samples=len(table),
-        rows=rows,
-        length=length,
-        cut=int((sizes > length).sum()),
+def _report(common: SFTReport, table: TokenTable, samples: Sequence[int], groups: list[list[int]], end: int) -> SFTReport:
+    """The numbers of `samples` of the table, with what `common` says of the file."""
+    chosen = np.asarray(samples, dtype=np.int64)
+    sizes, learnt = np.diff(table.offsets)[chosen], table.learnt_counts(common.length)[chosen]
+    whole = np.sort(sizes)[math.ceil(_WHOLE * len(sizes)) - 1] if len(sizes) else 0
+    return replace(
+        common,
+        samples=len(samples),
+        rows=len(groups),
+        cut=int((sizes > common.length).sum()),
         without_answer=int((learnt == 0).sum()),
-        tokens=int(np.minimum(sizes, length).sum()),
+        tokens=int(np.minimum(sizes, common.length).sum()),
         learnt=int(learnt.sum()),
+        answers=int(table.learnt_counts(common.length, but=end)[chosen].sum()),
+        advised=int(whole),
     )

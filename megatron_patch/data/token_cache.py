@@ -1,12 +1,12 @@
 """Tokenized fine-tuning samples in one file: written once, then memory-mapped by every process.
 
 A cache file's name is a hash of everything that its content depends on: the data file's bytes, the
-tokenizer's, the template, and this format's version. Lengths, padding, packing and the parallel layout come
-later and are not part of it.
+tokenizer's, the template, the end token, the version of the prompts, and this format's. Lengths, padding, packing
+and the parallel layout come later and are not part of it.
 
-Layout, little-endian: one line of JSON (format, samples, tokens, crc32 of what follows the header) filled
+Layout, little-endian: one line of JSON (format, samples, tokens, account, crc32 of what follows the header) filled
 with spaces to 4096 bytes; offsets int64 [samples + 1]; tokens int32 [tokens], bit 30 set where a token is
-learnt.
+learnt; the account, a JSON object in as many bytes of UTF-8 as the header says.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from megatron_patch.data.prompts import Encoded
 
-FORMAT = "megatron_patch tokens 1"
+FORMAT = "megatron_patch tokens 2"
 _HEADER = 4096
 _LEARNT = np.int32(1 << 30)
 
@@ -35,11 +36,12 @@ _LEARNT = np.int32(1 << 30)
 @dataclass(frozen=True)
 class TokenTable:
     """Samples end to end. `offsets` int64 [n + 1]; `flat` int32 [tokens], with bit 30 as the mark of a learnt
-    token.
+    token; `account`: what whoever made it wants to know again of the file, JSON values.
     """
 
     offsets: np.ndarray
     flat: np.ndarray
+    account: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -50,14 +52,15 @@ class TokenTable:
         values = np.asarray(self.flat[begin : min(self.offsets[i + 1], begin + limit)])
         return (values & ~_LEARNT).astype(np.int64), (values & _LEARNT) != 0
 
-    def learnt_counts(self, limit: int, block: int = 4096) -> np.ndarray:
-        """int64 [n]: how many tokens after the first of each sample, cut to `limit`, are learnt. In blocks of
-        samples.
+    def learnt_counts(self, limit: int, block: int = 4096, but: int = -1) -> np.ndarray:
+        """int64 [n]: how many tokens after the first of each sample, cut to `limit`, are learnt, not counting the id `but`.
+        In blocks of samples.
         """
         counts = np.zeros(len(self), dtype=np.int64)
         for first in range(0, len(self), block):
             edges = self.offsets[first : first + block + 1]
-            marks = (self.flat[edges[0] : edges[-1]] & _LEARNT) != 0
+            values = self.flat[edges[0] : edges[-1]]
+            marks = ((values & _LEARNT) != 0) & ((values & ~_LEARNT) != but)
             sums = np.concatenate([[0], np.cumsum(marks)])
             begins, ends = edges[:-1] - edges[0], np.minimum(edges[1:], edges[:-1] + limit) - edges[0]
             counts[first : first + block] = (
@@ -87,9 +90,17 @@ def cached_table(
     file appears by one rename, so that processes without a common lock (another node, a file system without
     locks) at worst build twice. A damaged file is rebuilt and standard error says so.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"tokens-{_key(data, settings)}.bin"
+    return cached_at(table_path(folder, data, settings), build)
+
+
+def table_path(folder: str | Path, data: Path, settings: dict[str, str]) -> Path:
+    """Where in `folder` the table of `data` under `settings` belongs."""
+    return Path(folder) / f"tokens-{_key(data, settings)}.bin"
+
+
+def cached_at(path: Path, build: Callable[[], TokenTable]) -> TokenTable:
+    """`cached_table` at a place that `table_path` gave."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path.with_suffix(".lock")):
         table = _load(path)
         if table is None:
@@ -118,30 +129,35 @@ def _load(path: Path) -> TokenTable | None:
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(_HEADER))
-        samples, tokens = int(header["samples"]), int(header["tokens"])
+        samples, tokens, noted = int(header["samples"]), int(header["tokens"]), int(header["account"])
         body = np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER)
         if (
             header["format"] != FORMAT
-            or body.size != 8 * (samples + 1) + 4 * tokens
+            or body.size != 8 * (samples + 1) + 4 * tokens + noted
             or zlib.crc32(body) != header["crc"]
         ):
             raise ValueError("its size or checksum is wrong")
+        begin, end = 8 * (samples + 1), 8 * (samples + 1) + 4 * tokens
+        account = json.loads(body[end:].tobytes())
     except (ValueError, KeyError, TypeError) as error:
         print(f"the token cache {path} is damaged ({error}); it is made again.", file=sys.stderr)
         return None
-    return TokenTable(body[: 8 * (samples + 1)].view(np.int64), body[8 * (samples + 1) :].view(np.int32))
+    return TokenTable(body[:begin].view(np.int64), body[begin:end].view(np.int32), account)
 
 
 def _save(path: Path, table: TokenTable) -> None:
     offsets, flat = np.ascontiguousarray(table.offsets), np.ascontiguousarray(table.flat)
-    crc = zlib.crc32(flat, zlib.crc32(offsets))
-    header = json.dumps({"format": FORMAT, "samples": len(table), "tokens": int(flat.size), "crc": crc})
+    account = json.dumps(table.account).encode()
+    crc = zlib.crc32(account, zlib.crc32(flat, zlib.crc32(offsets)))
+    numbers = {"samples": len(table), "tokens": int(flat.size), "account": len(account), "crc": crc}
+    header = json.dumps({"format": FORMAT, **numbers})
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(header.encode().ljust(_HEADER - 1) + b"\n")
             file.write(offsets.tobytes())
             file.write(flat.tobytes())
+            file.write(account)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

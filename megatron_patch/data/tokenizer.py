@@ -18,14 +18,15 @@ the vocabulary.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from megatron_patch.data.end_token import end_token, read_object
 
 # Appended to a serialized SentencePiece model, protobuf merges it in: normalizer_spec { add_dummy_prefix:
 # false }.
@@ -43,7 +44,10 @@ class Tokenizer:
 
     vocab_size: int  # ids lie in [0, vocab_size)
     bos: int
-    eod: int  # the end-of-document token, LLaMA's </s>
+    eod: int  # ends a document of pre-training: LLaMA's </s>, in a ChatML folder too
+    eos: int  # the tokenizer's own `eos_token`, which chat templates write
+    answer_end: int  # ends an answer: what the folder's model waits for, see `end_token`
+    end_note: str  # a sentence where the folder's files disagree about that; else empty
     fill: int  # what padding positions hold: inside the vocabulary, never learnt
     fingerprint: str  # sha256 of the tokenizer files' contents
     special_tokens: Mapping[str, int]  # literal → id
@@ -58,14 +62,18 @@ class Tokenizer:
         return -1
 
     @property
-    def eos(self) -> int:
-        """The same token as `eod`."""
-        return self.eod
-
-    @property
     def unique_identifiers(self) -> OrderedDict[str, Any]:
         """What megatron-core's index cache is keyed by: the contents of the files, not their place."""
         return OrderedDict(kind="llama", vocab_size=self.vocab_size, sha256=self.fingerprint)
+
+    @property
+    def separator_note(self) -> str:
+        """A sentence where documents and turns end in different tokens, as in a ChatML folder; else empty."""
+        if self.eos == self.eod:
+            return ""
+        literal = {i: text for text, i in self.special_tokens.items()}
+        ends = [f"{literal.get(i, 'token')} ({i})" for i in (self.eod, self.eos)]
+        return f"documents end in {ends[0]}, as in the model's pre-training; the tokenizer's eos_token {ends[1]} ends a turn."
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text without BOS and EOS; literals of special tokens are ordinary text."""
@@ -74,6 +82,11 @@ class Tokenizer:
     def tokenize_marked(self, text: str) -> list[int]:
         """Ids of a text without BOS and EOS; literals of special tokens become those tokens."""
         return self.encode_marked(text)
+
+    def tokenize_after_end(self, text: str) -> list[int]:
+        """`tokenize_marked` of a text that goes on after an answer's end token: no space is put before it."""
+        literal = next(iter(self.special_tokens), "")  # of any special token, since a text is read alike after each
+        return self.encode_marked(literal + text)[1 if literal else 0 :]
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`tokenize` of each text."""
@@ -94,11 +107,12 @@ class Tokenizer:
         return self.special_tokens.get(literal)
 
 
-def load_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer:
+def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: str | Path | None = None) -> Tokenizer:
     """The tokenizer in a Hugging Face folder or a converted checkpoint's root.
 
     rows: of the model that it is for. A padding token beyond them is left out: LLaMA-2 was first published with a `<pad>` of
     number 32000 beside 32000 rows, and nothing here pads with a token.
+    model_folder: where that model's config.json and generation_config.json stand, if not beside the tokenizer.
 
     Raises ValueError where the folder has no tokenizer, or one that cannot be read or lacks an end token.
     """
@@ -111,20 +125,25 @@ def load_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer:
     for name in _FILES:
         if (folder / name).is_file():
             digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
-    settings = _read_json(folder / "tokenizer_config.json")
-    names = {**settings, **_read_json(folder / "special_tokens_map.json")}
+    settings = read_object(folder / "tokenizer_config.json")
+    names = _names(settings, read_object(folder / "special_tokens_map.json"))
     added = _added_tokens(folder, settings)
     common = {"fingerprint": digest.hexdigest(), "chat_template": _chat_template(folder, settings)}
     if (folder / "tokenizer.model").is_file():
-        return _from_sentencepiece(folder / "tokenizer.model", _without_padding(added, names, rows), common)
-    if (folder / "tokenizer.json").is_file():
-        return _from_tokenizers(folder / "tokenizer.json", names, rows, common)
-    raise ValueError(
-        f"{folder} holds neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there."
-    )
+        own = _without_padding(added, names, rows)
+        tokenizer = _from_sentencepiece(folder / "tokenizer.model", own, _content(names.get("eos_token")), common)
+    elif (folder / "tokenizer.json").is_file():
+        tokenizer = _from_tokenizers(folder / "tokenizer.json", names, rows, common)
+    else:
+        raise ValueError(
+            f"{folder} holds neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there."
+        )
+    literals = {i: literal for literal, i in tokenizer.special_tokens.items()}
+    end = end_token(Path(model_folder or folder), tokenizer.eos, literals, tokenizer.vocab_size)
+    return replace(tokenizer, answer_end=end.id, end_note=end.note)
 
 
-def _from_sentencepiece(path: Path, added: dict[str, int], common: dict[str, Any]) -> Tokenizer:
+def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, common: dict[str, Any]) -> Tokenizer:
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -141,6 +160,9 @@ def _from_sentencepiece(path: Path, added: dict[str, int], common: dict[str, Any
         )
     size = whole.vocab_size()
     special = {whole.id_to_piece(i): i for i in (unk, bos, eod) if i >= 0} | added
+    eos = special.get(eos_token, eod) if isinstance(eos_token, str) else eod
+    if isinstance(eos_token, str) and eos_token not in special and whole.piece_to_id(eos_token) not in (unk, -1):
+        eos = special[eos_token] = whole.piece_to_id(eos_token)  # a piece of the model's own
     beyond = {i: literal for literal, i in special.items() if i >= size}
 
     def decode(ids: list[int]) -> str:
@@ -151,7 +173,7 @@ def _from_sentencepiece(path: Path, added: dict[str, int], common: dict[str, Any
 
     return Tokenizer(
         vocab_size=max([size, *(i + 1 for i in beyond)]),
-        bos=bos, eod=eod, fill=max(unk, 0), special_tokens=special,
+        bos=bos, eod=eod, eos=eos, answer_end=eos, end_note="", fill=max(unk, 0), special_tokens=special,
         encode_plain=whole.encode, encode_marked=_marked_encoder(whole.encode, inner.encode, special),
         decode=decode, **common,
     )  # fmt: skip
@@ -199,18 +221,27 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
         )
     return Tokenizer(
         vocab_size=max(i for literal, i in plain.get_vocab().items() if literal not in added or literal in kept) + 1,
-        bos=ids[0], eod=ids[1], fill=ids[2] or 0, special_tokens=special,
+        bos=ids[0], eod=special.get(_USUAL_NAMES["eos_token"], ids[1]), eos=ids[1], answer_end=ids[1], end_note="",
+        fill=ids[2] or 0, special_tokens=special,
         encode_plain=lambda text: plain.encode(text, add_special_tokens=False).ids,
         encode_marked=lambda text: marked.encode(text, add_special_tokens=False).ids,
         decode=plain.decode, **common,
     )  # fmt: skip
 
 
+def _names(settings: dict[str, Any], special_tokens_map: dict[str, Any]) -> dict[str, Any]:
+    """`bos_token` and the others. As in transformers, special_tokens_map.json wins over an old tokenizer_config.json alone:
+    one with `added_tokens_decoder` is all that counts, but for what it lacks."""
+    if "added_tokens_decoder" in settings:
+        return {**special_tokens_map, **{key: value for key, value in settings.items() if value is not None}}
+    return {**settings, **special_tokens_map}
+
+
 def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
     """Literal → id of tokens that were added beside tokenizer.model (`added_tokens.json`,
     `added_tokens_decoder`).
     """
-    added = {str(k): int(v) for k, v in _read_json(folder / "added_tokens.json").items()}
+    added = {str(k): int(v) for k, v in read_object(folder / "added_tokens.json").items()}
     for i, token in (settings.get("added_tokens_decoder") or {}).items():
         added[_content(token)] = int(i)
     return added
@@ -230,16 +261,3 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
 
 def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file. ValueError where the file holds something else."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); copy the model's own file there.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, it must hold a JSON object.")
-    return value

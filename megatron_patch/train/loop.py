@@ -70,7 +70,7 @@ def _advance(state: TrainState, data: RunData, result: StepResult) -> None:
     in_batch = min(plan.global_batch_size, plan.samples - place * plan.global_batch_size)
     state.iteration += 1
     state.consumed_samples += in_batch
-    if not result.found_inf:
+    if not result.found_inf:  # also after a batch that taught nothing: the schedule goes by iterations, and ends at MIN_LR
         state.scheduler.step(increment=1)
     elif state.config.precision == "fp16":
         state.skipped_iterations += 1
@@ -99,7 +99,7 @@ class _Window:
     def add(self, result: StepResult) -> None:
         self.iterations += 1
         self.skipped += int(result.found_inf)
-        if not result.found_inf:
+        if not result.found_inf and result.tokens:  # a batch without a token to learn has no mean loss
             self.losses.append(result.loss)
 
     def seconds_per_iteration(self, known: float) -> float:

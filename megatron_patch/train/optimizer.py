@@ -30,11 +30,13 @@ class GradientNorm:
 
     Attributes:
         norm: L2 norm of the mean loss's gradient over the whole model, before clipping.
-        found_inf: 1 where the norm is not finite, so that nothing will be changed; else 0.
+        found_inf: 1 where the norm is not finite; else 0.
+        unchanged: 1 where Adam is to change nothing: the norm is not finite, or the batch has no token to learn; else 0.
     """
 
     norm: torch.Tensor
     found_inf: torch.Tensor
+    unchanged: torch.Tensor
 
 
 def build_optimizer(config: TrainConfig, model: DistributedDataParallel) -> ChainedOptimizer:
@@ -116,11 +118,15 @@ def begin_step(
 
 
 @torch.no_grad()
-def measure_gradients(optimizer: ChainedOptimizer, factor: torch.Tensor) -> GradientNorm:
+def measure_gradients(optimizer: ChainedOptimizer, factor: torch.Tensor, tokens: torch.Tensor) -> GradientNorm:
     """The norm of the gradients that have been accumulated, all on the device.
+
+    A batch without a token to learn has gradients of zero. Adam must not see them: it would decay weights and moments
+    and count a step.
 
     Args:
         factor: 0-dimensional fp32; what they are to be multiplied by to be those of the mean loss.
+        tokens: 0-dimensional; the global batch's unmasked tokens, the same on every rank.
     """
     inner = single(optimizer)
     _attach_gradients(inner)
@@ -128,7 +134,8 @@ def measure_gradients(optimizer: ChainedOptimizer, factor: torch.Tensor) -> Grad
     squared = grad_norm_squared(gradients, scale=factor) if gradients else torch.zeros_like(factor)
     torch.distributed.all_reduce(squared, group=inner.get_grad_stats_parallel_group())
     norm = squared.sqrt()
-    return GradientNorm(norm, (~torch.isfinite(norm)).float())
+    infinite = ~torch.isfinite(norm)
+    return GradientNorm(norm, infinite.float(), (infinite | (tokens == 0)).float())
 
 
 @torch.no_grad()
@@ -138,7 +145,7 @@ def update_weights(
     """Clip and update, all on the device; `clip` is the largest allowed norm, 0 for none."""
     inner = single(optimizer)
     scale = factor * (clip / (measured.norm + 1e-6)).clamp(max=1.0) if clip > 0 else factor
-    inner.optimizer.step(grad_scale=scale, found_inf=measured.found_inf)
+    inner.optimizer.step(grad_scale=scale, found_inf=measured.unchanged)
     gather_weights(optimizer, model)
 
 
@@ -156,12 +163,15 @@ def _attach_gradients(optimizer: MegatronOptimizer) -> None:
         optimizer.prepare_grads()
 
 
-def settle(optimizer: ChainedOptimizer, found_inf: bool) -> None:
-    """Host-side bookkeeping of a step whose `found_inf` has been read: the loss scale, and the count of steps."""
+def settle(optimizer: ChainedOptimizer, found_inf: bool, tokens: int) -> None:
+    """Host-side bookkeeping of a step whose numbers have been read: the loss scale, and the count of steps.
+
+    A batch without `tokens` says nothing about overflows, so it does not count towards the loss scale's next growth.
+    """
     inner = single(optimizer)
-    if getattr(inner, "grad_scaler", None):
+    if getattr(inner, "grad_scaler", None) and (tokens or found_inf):
         inner.grad_scaler.update(found_inf)
-    if found_inf:
+    if found_inf or not tokens:
         inner.optimizer.uncount_step()
 
 

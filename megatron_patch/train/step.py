@@ -57,6 +57,7 @@ class StepResult:
 
     Attributes:
         loss: mean over the global batch's unmasked tokens; on the last pipeline stage only, elsewhere 0.
+        tokens: the global batch's unmasked tokens, on every stage; without one the weights and Adam's state did not change.
         found_inf: the gradient was not finite, so the weights did not change.
     """
 
@@ -166,11 +167,12 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     state.steps_here += 1
     assert state.tokens is not None
     factor = gradient_divisor(config) / (state.loss_scale * state.tokens.clamp(min=1))
-    measured = optim.measure_gradients(state.optimizer, factor)
-    read = device.read_later(torch.stack([*sums, measured.norm.double(), measured.found_inf.double(), state.loss_scale.double()]))
+    measured = optim.measure_gradients(state.optimizer, factor, state.tokens)
+    numbers = (sums[0], state.tokens, measured.norm, measured.found_inf, state.loss_scale)
+    read = device.read_later(torch.stack([number.double() for number in numbers]))
     optim.update_weights(state.optimizer, state.model, measured, factor, config.options.clip_grad)
     total, count, norm, found_inf, scale_used = read()
-    optim.settle(state.optimizer, bool(found_inf))
+    optim.settle(state.optimizer, bool(found_inf), int(count))
     return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)
 
 
@@ -197,7 +199,7 @@ def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Bat
             evaluation = device.bytes_taken(lambda: forward_step(state.layout.device)(iter([first]), state.model))
     # What communicates after a step's passes, so that NCCL has taken all its memory before what is left is counted.
     sums = _over_replicas(torch.ones(2, dtype=torch.float64, device=state.layout.device))
-    optim.measure_gradients(state.optimizer, sums[1].float())
+    optim.measure_gradients(state.optimizer, sums[1].float(), sums[1])
     optim.gather_weights(state.optimizer, state.model)
     graphs.pair_if_it_fits(training, evaluation)
     optim.begin_step(state.optimizer, state.model, state.fused)

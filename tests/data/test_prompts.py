@@ -18,7 +18,8 @@ CHAT = [
     {"role": "assistant", "content": "自然语言"},
 ]
 LLAMA_TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"
+    "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
+    "{% elif m.role == 'user' %}{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"
     "{% elif m.role == 'assistant' %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 CHATML = (
@@ -80,7 +81,8 @@ def test_a_last_question_without_an_answer_is_not_learnt(tokenizer):
     ("record", "words"),
     [
         ({"messages": []}, "must be a list with at least one turn"),
-        ({"messages": [{"role": "user"}]}, "turn 1 of 'messages' must be an object with 'role'"),
+        ({"messages": [{"content": "x"}]}, "turn 1 of 'messages' must be an object with 'role'"),
+        ({"messages": [{"role": "user"}]}, "turn 1 of 'messages' must have a text 'content'; it has NoneType"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "turn 1 of 'messages'"),
         ({"conversations": [{"from": "human", "value": 3}]}, "a text 'value'"),
         ({"messages": CHAT[:2] + CHAT[3:]}, "turn 3 is user's, but the turns must be user, assistant"),
@@ -117,7 +119,7 @@ def test_a_template_from_the_folder_is_used_and_cannot_reach_out(golden, tmp_pat
     shutil.copytree(golden / "hf_mha", folder, ignore=shutil.ignore_patterns("*.safetensors"))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": LLAMA_TEMPLATE}))
-    assert encoder("tokenizer", load_tokenizer(folder))({"messages": CHAT})[0][0] == 1
+    assert encoder("tokenizer", load_tokenizer(folder))({"messages": CHAT[1:]})[0][0] == 1
     (folder / "chat_template.jinja").write_text("{{ messages.__class__.__mro__ }}")
     with pytest.raises(ValueError, match="refused it"):
         encoder("tokenizer", load_tokenizer(folder))({"messages": CHAT})

@@ -90,6 +90,8 @@ def test_folders_are_read_in_the_order_of_names(tmp_path):
     for wrong, words in ((tmp_path / "notes.txt", "no suffix"), (tmp_path / "none", "does not exist")):
         with pytest.raises(ValueError, match=words):
             find_files([wrong])
+    (tmp_path / "notes.txt").write_text('\n {"text": "a"}')
+    assert find_files([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"], "JSON, whatever its name"
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no data files"):
         find_files([tmp_path / "empty"])

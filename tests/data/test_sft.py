@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor
 
 from megatron_patch.data.sft import build_sft_dataset
 
@@ -49,6 +50,40 @@ def test_tokens_labels_and_mask_are_the_original_s(build, samples, original, i):
     learnt = mask[1:] == 1
     assert (row["labels"][:-1][learnt] == original["model_labels"][i][learnt]).all()
     assert (row["position_ids"] == np.arange(80)).all()
+
+
+@pytest.fixture(scope="module")
+def pretraining(golden):
+    return np.load(golden / "sft" / "pretrain_pad80.npz")
+
+
+@pytest.mark.parametrize("i", [*ORIGINAL_IS_RIGHT, 5])
+def test_pre_training_s_prompt_is_the_original_s(build, samples, pretraining, i):
+    """Sample 5 with a null input, which the original spells out, and we do not: see below."""
+    spelt = [{**sample, "input": "None"} if n == 5 else sample for n, sample in enumerate(samples)]
+    row = build(spelt, template="pretrain")[i]
+    ids, mask, labels = (pretraining[key][i] for key in ("input_ids", "loss_mask", "model_labels"))
+    kept = ids != PAD
+    assert (row["tokens"][kept] == ids[kept]).all() and (row["loss_mask"][:-1] == mask[1:]).all() and row["loss_mask"][-1] == 0
+    assert (row["labels"][:-1][mask[1:] == 1] == labels[mask[1:] == 1]).all()
+
+
+def test_pre_training_s_prompt_where_the_original_is_wrong(build, samples, pretraining, golden):
+    """A null input is none. A literal `[PAD]` is text: the answer of sample 9 begins where it does, and all of 10's is learnt."""
+    pieces = SentencePieceProcessor(model_file=str(golden / "hf_mha" / "tokenizer.model"))
+    behind = [635, 361, 637, 273, 639, 645, 638]  # " literals" after the literal </s>, as the original has it
+    assert behind in [pretraining["input_ids"][10][i : i + 7].tolist() for i in range(70)]
+    wanted = {
+        5: ("instruction:Count.\n", [*pieces.encode("instruction:Count.\n1 2 3"), 2]),
+        9: ("instruction:Mark [PAD] here.\n", [*pieces.encode("instruction:Mark [PAD] here.\nok"), 2]),
+        10: ("instruction:Pad word\n", [*pieces.encode("instruction:Pad word\ntext with [PAD] and "), 2, *behind, 2]),
+    }
+    rows = build(samples, template="pretrain")
+    for i, (prompt, ids) in wanted.items():
+        count, begin = len(ids), len(pieces.encode(prompt))
+        assert rows[i]["tokens"][: count + 1].tolist() == [1, *ids]
+        assert rows[i]["labels"][:count].tolist() == ids
+        assert np.flatnonzero(rows[i]["loss_mask"]).tolist() == list(range(begin, count))
 
 
 def test_every_id_lies_inside_the_vocabulary(build, samples, original):
@@ -98,18 +133,19 @@ def test_lines_and_content_are_taken_too(build, samples):
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        ([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": 3}], r"sample 2: its 'output' is int"),
-        ([{"instruction": ["a"], "output": "b"}], r"sample 1: its 'instruction' is list"),
-        ([{"instruction": "a", "input": 1, "output": "b"}], r"sample 1: its 'input' is int"),
-        ([{"instruction": "a"}], r"sample 1: it has neither 'output' nor 'content'"),
-        ([{"output": "a"}], r"sample 1: it has no 'instruction'"),
-        ([{"messages": []}], r"sample 1: it is a conversation; pass --template"),
+        ([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": 3}], r"item 2: its 'output' is int"),
+        ([{"instruction": ["a"], "output": "b"}], r"item 1: its 'instruction' is list"),
+        ([{"instruction": "a", "input": 1, "output": "b"}], r"item 1: its 'input' is int"),
+        ([{"instruction": "a"}], r"item 1: it has neither 'output' nor 'content'"),
+        ([{"output": "a"}], r"item 1: it has no 'instruction'"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], r"item 1: it is a conversation; pass --template"),
+        ([{"messages": []}], r"item 1: its 'messages' must be a list with at least one turn"),
         ([{"instruction": "a", "output": "b"}, "text"], r"item 2: it is a str, it must be an object"),
         ('{"instruction": "a", "output": "b"}\n{"instruction": ', r"line 2: Expecting value"),
         ('[{"instruction": "a", "output": "b"}, {"ins', r"item 2: Unterminated string"),
         ("", r"holds no samples"),
         ("[]", r"holds no samples"),
-        ('[{"instruction": "\\ud83d", "output": "b"}]', r"sample 1: it holds half of a surrogate pair"),
+        ('[{"instruction": "\\ud83d", "output": "b"}]', r"item 1: it holds half of a surrogate pair"),
     ],
 )
 def test_bad_data_is_an_error_that_names_the_place(build, records, words):
@@ -119,7 +155,7 @@ def test_bad_data_is_an_error_that_names_the_place(build, records, words):
 
 def test_a_conversation_of_a_system_message_alone_is_named_before_training(build):
     said, silent = ({"messages": [{"role": role, "content": "a"}]} for role in ("user", "system"))
-    with pytest.raises(ValueError, match=r"data\.json, sample 2: it has a system message and nothing after it"):
+    with pytest.raises(ValueError, match=r"data\.json.*item 2: it has a system message and nothing after it"):
         build([said, silent], template="llama2-chat")
 
 
@@ -129,7 +165,7 @@ def test_a_chat_template_that_makes_nothing_of_a_sample_is_refused(tokenizer, tm
     own = replace(tokenizer, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
     options = dict(pad_len=80, seq_len=80, template="tokenizer", cache_dir=tmp_path)
     for _ in "made", "read from the cache":
-        with pytest.raises(ValueError, match=r"data\.jsonl, sample 2: it has no tokens; remove it"):
+        with pytest.raises(ValueError, match=r"data\.jsonl.*line 2: it has no tokens; choose another"):
             build_sft_dataset(tmp_path / "data.jsonl", own, **options)
 
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,21 @@ def test_lengths_and_packing_share_one_cache(golden, tokenizer, tmp_path):
     assert len(list(tmp_path.glob("*.bin"))) == 1
     build_sft_dataset(path, tokenizer, pad_len=80, seq_len=80, template="llama2-chat", cache_dir=tmp_path)
     assert len(list(tmp_path.glob("*.bin"))) == 2
+
+
+def test_a_cache_of_other_settings_is_not_used(golden, tokenizer, tmp_path, monkeypatch):
+    path, made = golden / "sft" / "alpaca_output.json", {}
+
+    def rows(used=tokenizer, template="alpaca"):
+        data = build_sft_dataset(path, used, pad_len=80, seq_len=80, template=template, cache_dir=tmp_path)
+        made[len(list(tmp_path.glob("*.bin")))] = data
+        return data[0]["tokens"].tolist()
+
+    first = rows()
+    assert rows(replace(tokenizer, answer_end=5)) == [5 if i == 2 else i for i in first]
+    assert rows(template="pretrain")[:2] == [1, 305] and rows() == first and sorted(made) == [1, 2, 3]
+    monkeypatch.setattr("megatron_patch.data.sft.VERSION", 10**6)
+    assert rows() == first and sorted(made) == [1, 2, 3, 4], "made anew once prompts are made otherwise"
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "header"])

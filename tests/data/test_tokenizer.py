@@ -1,14 +1,21 @@
 """Against SentencePiece itself, and against what the original's fine-tuning data class produced."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sentencepiece import SentencePieceProcessor
 
+from megatron_patch.config import Options
+from megatron_patch.data.prompts import encode_alpaca
+from megatron_patch.data.run_tokenizer import run_tokenizer
 from megatron_patch.data.tokenizer import load_tokenizer
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +115,93 @@ def test_padding_beyond_the_model_s_rows_is_no_token(folder, pieces, kind):
     if kind == "tokenizer.model":
         (folder / "added_tokens.json").write_text('{"<pad>": 800}')
         assert load_tokenizer(folder, rows=800).vocab_size == 800
+
+
+CHATML = {"<|im_start|>": 800, "<|im_end|>": 801}
+
+
+def chatml(folder, *, tokenizer="<|im_end|>", config=801, generation=801):
+    """The folder of a ChatML model made of a LLaMA; None leaves a number or a file out."""
+    (folder / "added_tokens.json").write_text(json.dumps(CHATML))
+    changes = {"tokenizer_config.json": {"eos_token": tokenizer}, "special_tokens_map.json": {"eos_token": tokenizer}}
+    for name, changed in {**changes, "config.json": {"eos_token_id": config, "vocab_size": 802}}.items():
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changed))
+    (folder / "generation_config.json").unlink()
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "end", "note"),
+    [
+        ({}, 801, ""),
+        ({"config": [2, 801], "generation": [801, 2]}, 801, ""),
+        ({"generation": None}, 801, ""),
+        ({"config": None, "generation": None}, 801, ""),
+        ({"config": 2}, 801, r"the tokenizer <\|im_end\|> \(801\), generation_config.json .*\(801\), config.json </s> \(2\)"),
+        ({"config": 2, "generation": [2, 801]}, 801, r"answers end in <\|im_end\|> \(801\)"),
+        ({"generation": 2}, 2, r"answers end in </s> \(2\): .* stops at what generation_config.json names"),
+        ({"config": 2, "generation": None}, 2, r"answers end in </s> \(2\): .* stops at what config.json names"),
+        ({"tokenizer": "</s>"}, 801, r"the tokenizer </s> \(2\).* answers end in <\|im_end\|> \(801\)"),
+        ({"tokenizer": "</s>", "config": 2, "generation": 2}, 2, ""),
+        ({"config": 9999, "generation": None}, 801, "the tokenizer has no 9999, which config.json names"),
+    ],
+)
+def test_an_answer_ends_in_what_the_folder_s_model_waits_for(folder, files, end, note):
+    """transformers' generation stops at any of the tokens of its GenerationConfig; without one, config.json's."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    chatml(folder, **files)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.answer_end == end and re.search(note, tokenizer.end_note) and bool(tokenizer.end_note) == bool(note)
+    assert tokenizer.eos == AutoTokenizer.from_pretrained(folder).eos_token_id
+    own = (folder / "generation_config.json").exists()
+    from_config = None if own else GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
+    waits = (GenerationConfig.from_pretrained(folder) if own else from_config).eos_token_id
+    assert waits is None or waits == 9999 or end in (waits if isinstance(waits, list) else [waits])
+    assert tokenizer.eod == 2, "documents of pre-training end in </s>, which ends no turn"
+    assert tokenizer.separator_note.startswith("documents end in </s> (2)") is (tokenizer.eos == 801)
+    ids, learnt = encode_alpaca({"instruction": "a", "output": "b"}, tokenizer)
+    assert ids[-1] == end and learnt[-1] and set(ids) & {2, 801} == {end}
+
+
+def test_a_newer_tokenizer_config_decides_over_the_map_beside_it(folder):
+    """As in transformers: with `added_tokens_decoder` the old special_tokens_map.json is not read."""
+    from transformers import AutoTokenizer
+
+    chatml(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    decoder = {str(i): {"content": literal, "special": True} for literal, i in CHATML.items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"added_tokens_decoder": decoder}))
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')
+    assert load_tokenizer(folder).eos == AutoTokenizer.from_pretrained(folder).eos_token_id == 801
+
+
+def test_the_model_s_files_may_stand_elsewhere(folder, golden):
+    assert load_tokenizer(chatml(folder), model_folder=golden / "hf_mha").answer_end == 2
+    (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(ValueError, match="generation_config.json: eos_token_id is '</s>'; it takes a token's number"):
+        load_tokenizer(folder)
+
+
+def test_a_run_that_goes_on_ends_answers_as_it_began(folder, golden, tmp_path):
+    """From random weights config.json is the run's own; with a checkpoint its numbers count, wherever the tokenizer is from."""
+    from megatron_patch.checkpoint.run_folder import write_companions
+
+    begun = tiny_config(output_path=str(tmp_path))
+    begun = replace(begun, options=Options(tokenizer_path=str(chatml(folder))))
+    root = Path(begun.checkpoint_folder)
+    root.mkdir(parents=True)
+    assert run_tokenizer(begun, text=True).answer_end == 801
+    write_companions(begun, root, "bfloat16")
+    assert json.loads((root / "config.json").read_text())["eos_token_id"] == 801
+    for goes_on in (begun, replace(begun, options=Options())):
+        assert run_tokenizer(goes_on, text=True).answer_end == 801
+    source = tmp_path / "source"
+    shutil.copytree(golden / "hf_mha", source)
+    (source / "latest_checkpointed_iteration.txt").write_text("release")
+    assert run_tokenizer(replace(begun, load=str(source)), text=True).answer_end == 2
 
 
 def test_the_cache_key_is_the_contents(folder, tokenizer, tmp_path):

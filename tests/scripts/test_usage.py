@@ -157,6 +157,7 @@ FLAGS = {
     "--adam-eps=0": "a number above 0",
     "--adam-beta2=1": "from 0 to below 1",
     "--seed=-1": "a whole number of at least 0",
+    "--max-bad-fraction=1.5": "a number from 0 to 1",
     "--split=abc": "write 98,2,0",
     "--tokenizer-path=/nowhere": "there is no such folder",
     "--packing=true": "it is for JSON data",

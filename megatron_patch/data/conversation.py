@@ -1,0 +1,229 @@
+"""A fine-tuning record as a conversation: whichever keys it uses, nothing of it is lost without a word.
+
+Three forms are read: `instruction`, `input`, `output` or `content` (Alpaca), with `history` and `system` beside them; OpenAI's
+`messages` of role and content; ShareGPT's `conversations` of from and value, with a `system` beside them. A key whose value is
+null, NaN, an empty text or an empty list counts as absent, since merged data sets have every column in every record.
+
+A turn is a dict of `role` (system, user, assistant, tool) and `content`, as chat templates take it; an assistant's may have
+`tool_calls`, and `weight` 0 where it is not to be learnt. Every function raises ValueError, one phrase without file and number,
+for a record that it cannot take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_patch.data.records import require_unicode
+from megatron_patch.data.tool_turns import as_calls, definitions
+
+Turn = dict[str, Any]
+
+_LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
+# ShareGPT's names for who speaks, and the roles of `messages`.
+_ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
+          "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "function_call": "assistant",
+          "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool"}  # fmt: skip
+# What says whether a turn is learnt: OpenAI's and axolotl's names, and ms-swift's.
+_WEIGHTS = ("weight", "train", "loss")
+_TURN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", *_WEIGHTS}
+_TOOL_TURN_KEYS = ("name", "tool_call_id")
+# Whose turn each role's follows; None stands for the beginning, after a system message where there is one.
+_FOLLOWS = {"user": (None, "assistant"), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
+_TOOLS = ("tools", "functions")
+# Keys that describe a record and say nothing that could be learnt. They are named in the report all the same.
+METADATA = frozenset({
+    "id", "_id", "idx", "index", "uid", "uuid", "guid", "hash", "source", "src", "dataset", "dataset_name", "data_source",
+    "origin", "url", "license", "language", "lang", "category", "categories", "task", "task_name", "task_type", "type", "topic",
+    "domain", "tags", "tag", "meta", "metadata", "extra", "date", "time", "timestamp", "created_at", "split", "version",
+    "author", "model", "score", "rating", "quality", "title",
+})  # fmt: skip
+
+
+def present(record: dict[str, Any], key: str) -> bool:
+    """Whether the record has this key with content."""
+    return not is_null(record.get(key)) and record[key] != ""
+
+
+def is_null(value: Any) -> bool:
+    """Null, or what merging data sets makes of it: NaN, an empty list, an empty object."""
+    return value is None or value in ([], {}) or value != value
+
+
+def chat_turns(record: dict[str, Any]) -> list[Turn]:
+    """The record's turns: at most one of the system, then user, assistant, user, … with tools' turns after an assistant's.
+
+    Of an Alpaca record the pairs of `history` come first, then `instruction`, a blank line and `input` where there is one.
+    """
+    key = list_key(record)
+    turns = _read_turns(record[key], key) if key else [*history(record), *_last_pair(record)]
+    if present(record, "system"):
+        turns = _with_system(turns, text(record, "system"))
+    _require_order(turns)
+    return turns
+
+
+def list_key(record: dict[str, Any]) -> str | None:
+    """`messages` or `conversations`, whichever the record has; None for an Alpaca record."""
+    lists = [key for key in _LISTS if present(record, key)]
+    others = [key for key in ("instruction", "input", "output", "history") if present(record, key)]
+    if len(lists) > 1 or (lists and others):
+        names = " and ".join(map(repr, lists + others))
+        raise ValueError(f"it has {names}, which are two forms of a conversation; leave one of them")
+    empty = next((key for key in _LISTS if key in record), None)
+    if not lists and empty and is_null(record.get("instruction")):
+        raise ValueError(f"its {empty!r} must be a list with at least one turn")
+    return lists[0] if lists else None
+
+
+def tools(record: dict[str, Any]) -> list[Any]:
+    """The definitions of the tools that the record's assistant may call; most records have none."""
+    return definitions({key: record[key] for key in _TOOLS if present(record, key)})
+
+
+def answer_key(record: dict[str, Any]) -> str:
+    """Which key of an Alpaca record holds its answer: `output`, or else `content`."""
+    filled = [key for key in ("output", "content") if present(record, key)]
+    return (filled or [key for key in ("output", "content") if not is_null(record.get(key))] or ["content"])[0]
+
+
+def text(record: dict[str, Any], key: str) -> str:
+    """A text of the record; empty where the key is absent or null."""
+    value = record.get(key)
+    if is_null(value):
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"its {key!r} is {type(value).__name__}, it must be a text")
+    return require_unicode(value)
+
+
+def alpaca_parts(record: dict[str, Any]) -> tuple[str, str, str]:
+    """(instruction, input, answer) of an Alpaca record."""
+    key = answer_key(record)
+    for needed, what in (("instruction", "no 'instruction'"), (key, "neither 'output' nor 'content'")):
+        if is_null(record.get(needed)):
+            has = f"; it has {', '.join(map(repr, list(record)[:8]))}" if record else ""
+            raise ValueError(f"it has {what}; a record holds 'instruction', optionally 'input', and 'output' or 'content'{has}")
+    return text(record, "instruction"), text(record, "input"), text(record, key)
+
+
+def history(record: dict[str, Any]) -> list[Turn]:
+    """The turns before an Alpaca record's own: `history` as pairs of question and answer, or as a list of turns."""
+    if not present(record, "history"):
+        return []
+    items = record["history"]
+    if not isinstance(items, list):
+        raise ValueError(f"its 'history' is {type(items).__name__}, it must be a list of [question, answer] pairs")
+    if all(isinstance(item, dict) for item in items):
+        return _read_turns(items, "history")
+    turns = []
+    for number, pair in enumerate(items, start=1):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(said, str) for said in pair):
+            raise ValueError(f"item {number} of 'history' must be a [question, answer] pair of texts")
+        turns += [{"role": role, "content": require_unicode(said)} for role, said in zip(("user", "assistant"), pair)]
+    return turns
+
+
+def answers_without_text(record: dict[str, Any]) -> bool:
+    """Whether an answer that is to be learnt is empty: all that it teaches is to end at once."""
+    answers = [turn for turn in chat_turns(record) if turn["role"] == "assistant" and turn.get("weight") != 0]
+    return any(not turn["content"].strip() and not turn.get("tool_calls") for turn in answers)
+
+
+def unused_keys(record: dict[str, Any]) -> Iterator[str]:
+    """Keys with content that no template reads, a turn's as `messages[].key`."""
+    key = list_key(record)
+    used = {key} if key else {"instruction", "input", "history", answer_key(record)}
+    yield from (name for name in record if name not in used | {"system", *_TOOLS} and present(record, name))
+    name = key or "history"
+    turns = [turn for turn in record[name] if isinstance(turn, dict)] if present(record, name) else []
+    inside = {k for turn in turns for k in turn if k not in _TURN_KEYS and present(turn, k) and not _of_tool_turn(turn, k)}
+    yield from (f"{name}[].{k}" for k in sorted(inside))
+
+
+def _of_tool_turn(turn: dict[str, Any], key: str) -> bool:
+    named = [turn[who] for who in ("role", "from") if isinstance(turn.get(who), str)]
+    return key in _TOOL_TURN_KEYS and "tool" in map(_ROLES.get, named)
+
+
+def _last_pair(record: dict[str, Any]) -> list[Turn]:
+    instruction, context, answer = alpaca_parts(record)
+    asked = instruction + ("\n\n" + context if context else "")
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def _with_system(turns: list[Turn], system: str) -> list[Turn]:
+    """The record's `system` as the first turn, where that is not its system turn already."""
+    if turns[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *turns]
+    if turns[0]["content"] != system:
+        raise ValueError("its 'system' and its first turn are two system messages that differ; leave one of them")
+    return turns
+
+
+def _require_order(turns: list[Turn]) -> None:
+    spoken = turns[1:] if turns[0]["role"] == "system" else turns
+    if not spoken:
+        raise ValueError("it has a system message and nothing after it; a conversation needs a user's turn, or remove it")
+    before = None
+    for number, turn in enumerate(spoken, start=1 + len(turns) - len(spoken)):
+        role = turn["role"]
+        if before not in _FOLLOWS.get(role, ()):
+            raise ValueError(
+                f"turn {number} is {role}'s, but the turns must be "
+                "user, assistant, user, … after at most one system message; reorder or join them"
+            )
+        before = role
+
+
+def _read_turns(turns: Any, field: str) -> list[Turn]:
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"its {field!r} must be a list with at least one turn")
+    return [_read_turn(turn, number, field) for number, turn in enumerate(turns, start=1)]
+
+
+def _read_turn(turn: Any, number: int, field: str) -> Turn:
+    """One turn, under ShareGPT's names or OpenAI's."""
+    place, (who, said) = f"turn {number} of {field!r}", _LISTS.get(field, _LISTS["messages"])
+    named = turn if isinstance(turn, dict) else {}
+    role = next((named[key] for key in (who, "role", "from") if present(named, key)), None)
+    if not isinstance(role, str) or role not in _ROLES:
+        raise ValueError(f"{place} must be an object with {who!r} (one of {', '.join(_ROLES)}) and a text {said!r}")
+    out: Turn = {"role": _ROLES[role]}
+    contents = [turn[key] for key in ("content", "value") if turn.get(key) is not None]
+    if len(contents) == 2 and contents[0] != contents[1]:
+        raise ValueError(f"{place} has 'content' and 'value', which differ; leave one of them")
+    content = contents[0] if contents else None
+    calls = as_calls(turn, role, content, place)
+    if calls:
+        if out["role"] != "assistant":
+            raise ValueError(f"{place} is {role}'s and calls a tool; only an assistant's turn can")
+        out["tool_calls"] = calls
+        content = "" if role == "function_call" or content is None else content
+    out["content"] = _content(content, place, said)
+    out |= {key: turn[key] for key in _TOOL_TURN_KEYS if out["role"] == "tool" and present(turn, key)}
+    return out | ({} if _is_learnt(turn, out["role"], place) else {"weight": 0})
+
+
+def _content(content: Any, place: str, said: str) -> str:
+    """A turn's text; OpenAI's list of parts is joined where all of them are texts."""
+    if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
+        kinds = {str(part.get("type")) for part in content} - {"text"}
+        if kinds:
+            raise ValueError(f"{place} holds a part of type {', '.join(sorted(kinds))}; only texts can be learnt")
+        texts = [part.get("text") for part in content]
+        content = "".join(texts) if all(isinstance(part, str) for part in texts) else None
+    if not isinstance(content, str):
+        raise ValueError(f"{place} must have a text {said!r}; it has {type(content).__name__}")
+    return require_unicode(content)
+
+
+def _is_learnt(turn: dict[str, Any], role: str, place: str) -> bool:
+    """False where the turn says that it is not to be learnt; only an assistant's can be."""
+    weights = {key: turn[key] for key in _WEIGHTS if turn.get(key) is not None}
+    for key, value in weights.items():
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            raise ValueError(f"{place} has {key!r} {value!r}; it must be 0 or 1")
+        if value == 1 and key != "weight" and role != "assistant":
+            raise ValueError(f"{place} is {role}'s and has {key!r} {value!r}; only an assistant's turns are learnt")
+    return role != "assistant" or all(weights.values())

@@ -1,0 +1,80 @@
+"""What an answer ends in: the end token that the folder's model waits for.
+
+Three files of a Hugging Face folder name it. Generation stops at generation_config.json's `eos_token_id`, one number or a
+list; where there is none, transformers takes config.json's; where neither has one, only the tokenizer's own `eos_token` is
+known. A ChatML folder that was made of a LLaMA may have `<|im_end|>` in some of them and `</s>` in others.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_patch.errors import UserError
+
+_MODEL_FILES = ("generation_config.json", "config.json")  # the first that names a token decides, as in transformers
+
+
+@dataclass(frozen=True)
+class EndToken:
+    """The token, and a sentence about it where the folder's files disagree; else an empty one."""
+
+    id: int
+    note: str
+
+
+def end_token(folder: Path, eos: int, literals: dict[int, str], vocab_size: int) -> EndToken:
+    """The end token of answers for the model in `folder`.
+
+    Args:
+        eos: the tokenizer's own, which is taken wherever the model waits for it too.
+        literals: what special tokens look like, for the sentence.
+        vocab_size: ids from there on cannot be written, and are not taken.
+
+    Raises:
+        UserError: a file's `eos_token_id` is no token number and no list of them.
+    """
+    named = {name: _ids(folder / name) for name in _MODEL_FILES}
+    waited = next((ids for ids in named.values() if ids), (eos,))
+    decides = next((name for name, ids in named.items() if ids), "the tokenizer")
+    known = [i for i in waited if i < vocab_size]
+    taken = eos if eos in waited or not known else known[0]
+    if taken == eos and all(taken in ids for ids in named.values() if ids):
+        return EndToken(taken, "")
+
+    def shown(*ids: int) -> str:
+        return " or ".join(f"{literals[i]} ({i})" if i in literals else str(i) for i in ids)
+
+    said = [f"{name} {shown(*ids)}" for name, ids in named.items() if ids]
+    why = f"generation with this model stops at what {decides} names"
+    if taken not in waited:
+        why = f"the tokenizer has no {shown(*waited)}, which {decides} names"
+    return EndToken(
+        taken,
+        f"The files in {folder} name different end tokens (the tokenizer {shown(eos)}, {', '.join(said)}); "
+        f"answers end in {shown(taken)}: {why}.",
+    )
+
+
+def _ids(path: Path) -> tuple[int, ...]:
+    """`eos_token_id` of a JSON file; empty where there is no file, or none in it."""
+    value = read_object(path).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise UserError(f"{path}: eos_token_id is {value!r}; it takes a token's number, or a list of them.")
+    return tuple(ids)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file. UserError where the file holds something else."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON ({error}); copy the model's own file there.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, it must hold a JSON object.")
+    return value

@@ -1,0 +1,42 @@
+"""A global batch without a token to learn changes no weight, no moment and no count, whatever updates them."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device as device
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from megatron_patch.processes import free_port
+from megatron_patch.train import step as steps
+from tests.launching import ROOT
+from tests.tiny import tiny_config
+from tests.train.empty_batch_worker import compare
+from tests.train.passes_worker import Launched
+
+
+@pytest.mark.parametrize("passes", [False, True], ids=["schedule", "passes"])
+@pytest.mark.parametrize("sharded", [False, True], ids=["plain", "DO"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_an_empty_batch_leaves_no_trace(alone, monkeypatch, precision, sharded, passes):
+    if passes:  # as CUDA graphs run a step
+        monkeypatch.setattr(device, "memory_left", lambda: (1 << 30, 1 << 30))
+        monkeypatch.setattr(steps, "why_no_graphs", lambda *_: "")
+        monkeypatch.setattr(steps, "MicroBatchGraphs", Launched)
+    compare(tiny_config(precision=precision, use_distributed_optimizer=sharded), alone)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [dict(), dict(tensor_model_parallel_size=2), dict(pipeline_model_parallel_size=2)],
+    ids=["DP2 with DO", "TP2", "PP2"],
+)
+def test_an_empty_batch_leaves_no_trace_on_two_processes(layout):
+    """With PP the first stage learns of the batch's tokens from the last one."""
+    options = ["--nproc-per-node=2", f"--master-port={free_port()}", "-m", "tests.train.empty_batch_worker", json.dumps(layout)]
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
