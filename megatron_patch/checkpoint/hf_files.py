@@ -44,13 +44,17 @@ def write_hf(folder: Path, source: Source, max_shard_bytes: int, on_bytes: Calla
 
 
 def _config(source: Source) -> dict[str, Any]:
-    """The source's own config.json with this vocabulary and dtype; without one, all that the model needs."""
+    """The source's own config.json with this vocabulary, dtype and position limit; without one, all that the model needs.
+
+    Rotary positions are written in the spelling that every transformers reads; `rope_parameters` means nothing to version 4.
+    """
     made = to_hf_config(source.config, dtype=source.dtype, extra_vocab_size=source.extra_vocab_size)
     path = source.root / "config.json"
     if not path.is_file():
         return made
     content = json.loads(path.read_text(encoding="utf-8"))
-    content["vocab_size"] = made["vocab_size"]
+    content.pop("rope_parameters", None)
+    content |= {key: made[key] for key in ("vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling")}
     for key in ("torch_dtype", "dtype"):  # transformers 5 writes `dtype`
         if key in content:
             content[key] = source.dtype

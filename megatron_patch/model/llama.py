@@ -16,13 +16,14 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
-from megatron_patch.kernels.rope import rope_tables
+from megatron_patch.kernels.rope import dynamic_ntk_base, rope_tables
 from megatron_patch.model.attention import LlamaSelfAttention, with_backend
 from megatron_patch.model.embedding import embed
 from megatron_patch.model.linear import ColumnLinear, RowLinear
 from megatron_patch.model.mlp import LlamaMLP
 from megatron_patch.model.norm import RMSNorm
 from megatron_patch.model_config import LlamaConfig
+from megatron_patch.rope_scaling import DYNAMIC, LINEAR
 
 # Checkpoint keys of the norms are the ones that Transformer Engine's fused layers have, so that files are exchangeable.
 _NORM_KEYS = {
@@ -108,18 +109,36 @@ class LlamaModel(GPTModel):
         if config.recompute_granularity != "full":
             for layer in self.decoder.layers[:-1]:
                 layer.leaves_sum = True
-        self.rotary_base = llama.rotary_base
+        self.llama = llama
         self._rotary_table: torch.Tensor | None = None
+        self._rotary_table_base = llama.rotary_base
 
     def rotary_table(self, length: int, position_ids: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-        """[S, D] fp32, or [S, B, D] where `position_ids` [B, S] restart inside a row: cosines, then sines."""
+        """[S, D] fp32, or [S, B, D] where `position_ids` [B, S] restart inside a row: cosines, then sines.
+
+        Under dynamic scaling `length` decides the base, so every row of a batch has the same. transformers does so too, but
+        for one thing: after a longer sequence it keeps that one's base until a sequence is shorter than the model's limit.
+        """
+        base = self._base(length)
         if position_ids is not None:
-            tables = rope_tables(position_ids.t(), self.config.kv_channels, self.rotary_base, device)
-            return torch.cat(tables, dim=-1)
-        if self._rotary_table is None or self._rotary_table.size(0) < length:
-            tables = rope_tables(length, self.config.kv_channels, self.rotary_base, device)
-            self._rotary_table = torch.cat(tables, dim=-1)
+            return self._tables(position_ids.t(), base, device)
+        table = self._rotary_table
+        if table is None or table.size(0) < length or base != self._rotary_table_base:
+            self._rotary_table, self._rotary_table_base = self._tables(length, base, device), base
         return self._rotary_table[:length]
+
+    def _tables(self, positions: int | torch.Tensor, base: float, device: torch.device) -> torch.Tensor:
+        factor = self.llama.rope_factor if self.llama.rope_type == LINEAR else 1.0
+        tables = rope_tables(positions, self.config.kv_channels, base, device, interpolation_factor=factor)
+        return torch.cat(tables, dim=-1)
+
+    def _base(self, length: int) -> float:
+        model = self.llama
+        if model.rope_type != DYNAMIC:
+            return model.rotary_base
+        return dynamic_ntk_base(
+            model.rotary_base, model.kv_channels, length, model.max_position_embeddings, model.rope_factor
+        )
 
     def forward(
         self,

@@ -1,0 +1,36 @@
+"""Files that stand for others: Git LFS pointers, and empty ones that an interrupted download leaves. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from megatron_patch.errors import UserError
+
+_POINTER = b"version https://git-lfs.github.com/spec/v"  # git-lfs/docs/spec.md: always the first line
+_MAY_BE_EMPTY = (".jinja",)
+
+
+def refuse_placeholder(path: Path) -> None:
+    """Raise where `path` holds a Git LFS pointer, or nothing.
+
+    Raises:
+        UserError: it does; the message says how to get the file itself.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as stream:
+        head = stream.read(len(_POINTER))
+    if head == _POINTER:
+        raise UserError(
+            f"{path} is a Git LFS pointer, some 130 bytes that stand for the file itself: run `git lfs pull` in {path.parent} "
+            "(after `git lfs install`), or download the file."
+        )
+    if not head and path.suffix not in _MAY_BE_EMPTY:
+        raise UserError(f"{path} is empty; copy or download it again.")
+
+
+def refuse_placeholders(paths: Iterable[Path]) -> None:
+    """`refuse_placeholder` for those of `paths` that exist."""
+    for path in paths:
+        if path.is_file():
+            refuse_placeholder(path)
