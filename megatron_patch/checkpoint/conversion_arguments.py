@@ -20,6 +20,7 @@ from megatron_patch.checkpoint.layout import (
 from megatron_patch.checkpoint.new_folder import target_finding
 from megatron_patch.model_config import LLAMA_SIZES, LlamaConfig, read_hf_config, shape_differences
 from megatron_patch.placeholders import refuse_placeholders
+from megatron_patch.vocabulary import splitting_finding
 
 SCRIPT = "model_convertor.sh"
 ARGUMENTS = numbered(
@@ -185,12 +186,8 @@ def model_findings(job: Conversion, config: LlamaConfig) -> list[tuple[str, obje
             )
             found.append(("TP", tp, f"it must divide the {count} {what}: write one of {allowed}."))
             break
-    rows = config.vocab_size + job.extra_vocab_size
-    if not job.to_hf and rows % tp:
-        extra = job.extra_vocab_size + -rows % tp
-        found.append(
-            ("EXTRA_VOCAB_SIZE", job.extra_vocab_size, f"{rows} rows of vocabulary cannot be split in {tp} (TP): write {extra}.")
-        )
+    if not job.to_hf and (finding := splitting_finding(config.vocab_size + job.extra_vocab_size, tp)):
+        found.append(("TP", tp, finding))
     if config.num_layers % pp:
         allowed = ", ".join(str(n) for n in range(1, config.num_layers + 1) if config.num_layers % n == 0)
         found.append(("PP", pp, f"it must divide the {config.num_layers} layers: write one of {allowed}."))

@@ -13,6 +13,7 @@ from megatron_patch.checkpoint.mapping import places
 from megatron_patch.checkpoint.source import Source
 from megatron_patch.checkpoint.stream import Item, Written, partition, write_files, write_safetensors
 from megatron_patch.model_config import to_hf_config
+from megatron_patch.rope_scaling import read_rope, rope_keys
 
 INDEX = "model.safetensors.index.json"
 
@@ -53,8 +54,8 @@ def _config(source: Source) -> dict[str, Any]:
     if not path.is_file():
         return made
     content = json.loads(path.read_text(encoding="utf-8"))
+    content |= rope_keys(read_rope(content)) | {key: made[key] for key in ("vocab_size", "max_position_embeddings")}
     content.pop("rope_parameters", None)
-    content |= {key: made[key] for key in ("vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling")}
     for key in ("torch_dtype", "dtype"):  # transformers 5 writes `dtype`
         if key in content:
             content[key] = source.dtype

@@ -174,11 +174,6 @@ def test_other_extra_vocabulary_than_recorded(native):
     assert "the checkpoint was made with 0" in fails(native, to_hf=True, extra_vocab_size=8)
 
 
-def test_vocabulary_that_tp_does_not_divide(folder):
-    message = fails(folder, tensor_model_parallel_size=2, extra_vocab_size=3)
-    assert "43 rows of vocabulary cannot be split in 2 (TP): write 4" in message
-
-
 def test_disk_that_cannot_hold_it(folder, monkeypatch):
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
