@@ -146,6 +146,7 @@ class _Reader(ModelReader):
             **self.duration(),
             options=options,
         )
+        config = self.within_positions(config)
         self.output_path()
         return Reading(config, processes, self.raw["MEGATRON_PATH"], tuple(self.notes))
 

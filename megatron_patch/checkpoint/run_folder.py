@@ -26,6 +26,7 @@ from megatron_patch.checkpoint.layout import (
 from megatron_patch.checkpoint_paths import checkpoint_root, holds_tokenizer
 from megatron_patch.config import TrainConfig
 from megatron_patch.model_config import to_hf_config
+from megatron_patch.position_limit import raised_limit
 
 # Ends the name of whatever is no checkpoint: one in the making, one that is being removed.
 _PARTIAL = ".partial"
@@ -93,8 +94,8 @@ def _discard(folder: Path) -> None:
 def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
     """config.json and the tokenizer beside the iterations, so that any of them converts to Hugging Face form.
 
-    What is there stays as it is. A checkpoint is whole without these files, so one that cannot be copied does not stop the
-    run: it is told on stderr, and tried again at the next save.
+    What is there stays as it is, but for a position limit that the run has raised. A checkpoint is whole without these files,
+    so one that cannot be copied does not stop the run: it is told on stderr, and tried again at the next save.
     """
     tokenizer = config.options.tokenizer_path
     # Two tokenizers' files beside each other would make a third one.
@@ -108,6 +109,9 @@ def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
     with _told(root, ("config.json",)):
         if not (root / "config.json").exists():
             write_text(root / "config.json", json.dumps(to_hf_config(config.model, dtype=dtype), indent=2) + "\n")
+        raised = raised_limit(root / "config.json", config.model)
+        if raised is not None:  # --allow-longer-sequences
+            write_text(root / "config.json", raised)
 
 
 def _existing(folder: str) -> Path:
