@@ -15,11 +15,13 @@ def refuse_placeholder(path: Path) -> None:
     """Raise where `path` holds a Git LFS pointer, or nothing.
 
     Raises:
-        UserError: it does; the message says how to get the file itself.
-        OSError: it cannot be read.
+        UserError: it does, or cannot be read; the message says how to get the file itself.
     """
-    with open(path, "rb") as stream:
-        head = stream.read(len(_POINTER))
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(len(_POINTER))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions, or copy it again.") from None
     if head == _POINTER:
         raise UserError(
             f"{path} is a Git LFS pointer, some 130 bytes that stand for the file itself: run `git lfs pull` in {path.parent} "

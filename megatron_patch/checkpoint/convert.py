@@ -11,6 +11,7 @@ from megatron_patch.checkpoint.conversion_arguments import Conversion, model_fin
 from megatron_patch.checkpoint.hf_files import write_hf, write_json
 from megatron_patch.checkpoint.hf_folder import meta_companions
 from megatron_patch.checkpoint.layout import (
+    COMPANIONS,
     RELEASE,
     ModelDescription,
     copy_companions,
@@ -35,6 +36,7 @@ from megatron_patch.checkpoint.source import (
 from megatron_patch.checkpoint.verify import verify
 from megatron_patch.errors import UserError
 from megatron_patch.model_config import LLAMA_SIZES, to_hf_config
+from megatron_patch.placeholders import refuse_placeholders
 
 _MARGIN = 64 << 20  # what the headers and the small files may take
 
@@ -105,6 +107,7 @@ def prepared(job: Conversion) -> Source:
     if (source.kind in ("hf", "meta")) == job.to_hf:
         wanted = "a Megatron checkpoint" if job.to_hf else "a Hugging Face folder"
         raise ValueError(f"{job.source} is not {wanted}, which mg2hf = {str(job.to_hf).lower()} converts from.")
+    refuse_placeholders(source.root / name for name in COMPANIONS)  # before a byte is written
     for name, got, problem in model_findings(job, source.config):
         raise ValueError(f"{name}: got '{got}'; {problem}")
     if job.to_hf:

@@ -17,21 +17,21 @@ from megatron_patch.errors import UserError
 from megatron_patch.model_config import LlamaConfig
 from megatron_patch.rope_scaling import LINEAR
 
-_ROTARY = r"model\.(?:layers\.\d+\.self_attn\.)?rotary_emb\."
+_ROTARY = r"model\.(?:layers\.[0-9]+\.self_attn\.)?rotary_emb\."
 # (name, why it may be left out)
 HARMLESS = (
     (_ROTARY + r"original_inv_freq", "frequencies before dynamic scaling; transformers from 4.43"),
     (_ROTARY + r"_?(?:cos|sin)_cached", "tables made from inv_freq; ColossalAI, transformers to 4.38"),
     (r"model\.causal_mask", "the causal mask; transformers 4.38 and 4.39"),
-    (r"model\.layers\.\d+\.self_attn\.(?:masked_bias|causal_mask)", "the causal mask, as in models made from GPT-NeoX's"),
+    (r"model\.layers\.[0-9]+\.self_attn\.(?:masked_bias|causal_mask)", "the causal mask, as in models made from GPT-NeoX's"),
 )
 _HARMLESS = re.compile("|".join(pattern for pattern, _ in HARMLESS))
 # Frequencies that rope_theta gives; every LLaMA folder of transformers to 4.31 has them, one a layer, and some later ones one.
 _FREQUENCIES = re.compile(_ROTARY + r"inv_freq")
 # A mask where GPT-2 and GPT-NeoX have theirs; a bias of a projection has one axis.
-_MASK = re.compile(r"model\.layers\.\d+\.self_attn\.bias")
+_MASK = re.compile(r"model\.layers\.[0-9]+\.self_attn\.bias")
 _BIAS = re.compile(
-    r"model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj|(?:input|post_attention)_layernorm)\.bias"
+    r"model\.layers\.[0-9]+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj|(?:input|post_attention)_layernorm)\.bias"
     r"|model\.norm\.bias|lm_head\.bias"
 )
 

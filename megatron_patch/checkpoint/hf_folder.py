@@ -14,7 +14,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.placeholders import refuse_placeholder
 
 PARAMS = "params.json"  # beside Meta's consolidated.NN.pth
-_SHARD = re.compile(r"(?P<stem>model|pytorch_model)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<ending>\.safetensors|\.bin)")
+_SHARD = re.compile(r"(?P<stem>model|pytorch_model)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})(?P<ending>\.safetensors|\.bin)")
 _INDEX = ".index.json"
 # In the order of preference. Of each kind an index first, since a folder with shards may have other files beside it.
 _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
@@ -141,7 +141,9 @@ def _unindexed(folder: Path, stem: str, ending: str) -> Iterable[_Candidate]:
     sets: dict[int, set[int]] = defaultdict(set)
     for path in folder.iterdir():
         match = _SHARD.fullmatch(path.name)
-        if match and match["stem"] == stem and match["ending"] == ending and path.is_file():
+        if not match or (match["stem"], match["ending"]) != (stem, ending) or not path.is_file():
+            continue
+        if 1 <= int(match["number"]) <= int(match["total"]):
             sets[int(match["total"])].add(int(match["number"]))
     for total, numbers in sorted(sets.items()):
         # A name can claim any number; more than is there several times over is not listed one by one.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from megatron_patch.arguments import is_whole
 from megatron_patch.checkpoint.layout import iteration_folder, read_tracker
 from megatron_patch.config import TrainConfig
 from megatron_patch.data_paths import is_json
+from megatron_patch.model_config import LlamaConfig
 
 # What may differ when a run goes on: where it runs and what it tells, but nothing that decides what is learnt next.
 _FREE = {"output_path", "tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel"}
@@ -67,6 +68,8 @@ def _check_same_run(config: TrainConfig, folder: Path) -> None:
 
 def _same(name: str, old: object, new: object) -> bool:
     """Folders are the same by any path; without one, a run goes on with the model and the tokenizer of its own checkpoints."""
+    if name == "model" and isinstance(old, dict) and isinstance(new, dict):  # of before a field was added, it has the default
+        old = {**{field.name: field.default for field in fields(LlamaConfig) if field.name in new}, **old}
     if name in ("load", "tokenizer_path") and old and new:
         return os.path.realpath(str(old)) == os.path.realpath(str(new))
     return old == new or (name == "load" and new is None) or name == "tokenizer_path"

@@ -48,9 +48,9 @@ TABLE = (
 )
 _TO_META = {hf: (meta, shared) for hf, meta, shared in TABLE}
 _ROTATED = ("q_proj.weight", "k_proj.weight")
-_FILE = re.compile(r"consolidated\.(\d{2})\.pth")
+_FILE = re.compile(r"consolidated\.([0-9]{2})\.pth")
 # Of LLaMA-2 on once, of LLaMA-1 in every layer.
-_FREQUENCIES = re.compile(r"rope\.freqs|layers\.\d+\.attention\.inner_attention\.rope\.freqs")
+_FREQUENCIES = re.compile(r"rope\.freqs|layers\.[0-9]+\.attention\.inner_attention\.rope\.freqs")
 _REFUSED = ("moe", "vision_chunk_size", "quantization_args", "lora_args")
 
 

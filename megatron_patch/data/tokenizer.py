@@ -27,6 +27,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from megatron_patch.placeholders import refuse_placeholder
+
 # Appended to a serialized SentencePiece model, protobuf merges it in: normalizer_spec { add_dummy_prefix:
 # false }.
 _WITHOUT_DUMMY_PREFIX = bytes([0x1A, 2, 0x18, 0])
@@ -110,6 +112,7 @@ def load_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer:
     digest = hashlib.sha256()
     for name in _FILES:
         if (folder / name).is_file():
+            refuse_placeholder(folder / name)
             digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
     settings = _read_json(folder / "tokenizer_config.json")
     names = {**settings, **_read_json(folder / "special_tokens_map.json")}

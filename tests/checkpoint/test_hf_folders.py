@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from megatron_patch.checkpoint.conversion_arguments import Conversion, read
 from megatron_patch.checkpoint.convert import convert
 from megatron_patch.checkpoint.source import open_source
+from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.model_config import read_hf_config
 from tests.checkpoint.models import SMALL, assert_same, random_weights, read_hf, write_hf
 
 WEIGHTS = random_weights(SMALL)
@@ -86,6 +88,18 @@ def test_a_shard_missing_without_an_index(folder, capsys):
     (folder / "model.safetensors.index.json").unlink()
     (folder / "model-00001-of-00002.safetensors").unlink()
     assert "model-00001-of-00002.safetensors is missing" in sentence(folder, capsys)
+
+
+def test_names_that_count_nothing(bare, capsys):
+    for name in ("model-00000-of-00000.safetensors", "model-00003-of-00002.safetensors"):
+        (bare / name).write_bytes(b"")
+    assert "holds no weights" in sentence(bare, capsys)
+
+
+def test_two_models_shards_without_an_index(folder, capsys):
+    (folder / "model.safetensors.index.json").unlink()
+    save_file(WEIGHTS, folder / "model-00001-of-00001.safetensors")
+    assert "two models' shards" in sentence(folder, capsys)
 
 
 def test_a_tensor_in_two_shards_without_an_index(folder):
@@ -172,6 +186,16 @@ def test_a_tokenizer_that_is_a_pointer_is_not_copied(folder, name):
     with pytest.raises(ValueError, match=f"{name} is a Git LFS pointer"):
         convert(Conversion(folder, folder.parent / "mg", to_hf=False))
     assert not (folder.parent / "mg").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "config.json"])
+def test_a_pointer_is_not_exported_or_trained_with(folder, name):
+    convert(Conversion(folder, folder.parent / "mg", to_hf=False))
+    (folder.parent / "mg" / name).write_text(POINTER)
+    with pytest.raises(ValueError, match=f"{name} is a Git LFS pointer"):
+        convert(Conversion(folder.parent / "mg", folder.parent / "back", to_hf=True))
+    with pytest.raises(ValueError, match=f"{name} is a Git LFS pointer"):
+        load_tokenizer(folder.parent / "mg") if name == "tokenizer.model" else read_hf_config(folder.parent / "mg")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.9, 0.999])
