@@ -33,7 +33,6 @@ _OTHER_WEIGHTS = (
     ("tf_model*.h5", f"TensorFlow's weights: {_SAVE}"),
     ("flax_model*.msgpack", f"Flax's weights: {_SAVE}"),
     ("*.ckpt", "a .ckpt, as other training programs write it: export a Hugging Face folder with that program"),
-    ("*.distcp", "shards of a torch.distributed checkpoint: export a Hugging Face folder with the program that wrote them"),
     ("*.pt", "a .pt, as other training programs write it: export a Hugging Face folder with that program"),
     ("*.onnx", "an ONNX model, from which no training goes on: take the model's own folder"),
 )

@@ -139,7 +139,7 @@ def _kind(folder: Path) -> str:
 
 
 def _no_checkpoint(path: Path) -> str:
-    if is_meta_folder(path) or is_hf_folder(path):
+    if is_meta_folder(path) or ((path / "config.json").is_file() and is_hf_folder(path)):
         kind = "a folder as Meta publishes it" if is_meta_folder(path) else "a Hugging Face folder"
         return f"{path} is {kind}, no Megatron checkpoint; convert it first, with model_convertor.sh."
     return (
