@@ -11,24 +11,32 @@ _POINTER = b"version https://git-lfs.github.com/spec/v"  # git-lfs/docs/spec.md:
 _MAY_BE_EMPTY = (".jinja",)
 
 
-def refuse_placeholder(path: Path) -> None:
-    """Raise where `path` holds a Git LFS pointer, or nothing.
-
-    Raises:
-        UserError: it does, or cannot be read; the message says how to get the file itself.
-    """
+def placeholder_finding(path: Path) -> str | None:
+    """What `path` is, if it is a Git LFS pointer, holds nothing or cannot be read, and how to get the file itself; else None."""
     try:
         with open(path, "rb") as stream:
             head = stream.read(len(_POINTER))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions, or copy it again.") from None
+        return f"{path} cannot be read ({error.strerror}); check its permissions, or copy it again."
     if head == _POINTER:
-        raise UserError(
+        return (
             f"{path} is a Git LFS pointer, some 130 bytes that stand for the file itself: run `git lfs pull` in {path.parent} "
             "(after `git lfs install`), or download the file."
         )
     if not head and path.suffix not in _MAY_BE_EMPTY:
-        raise UserError(f"{path} is empty; copy or download it again.")
+        return f"{path} is empty; copy or download it again."
+    return None
+
+
+def refuse_placeholder(path: Path) -> None:
+    """Raise where `placeholder_finding` finds something.
+
+    Raises:
+        UserError: its sentence.
+    """
+    finding = placeholder_finding(path)
+    if finding:
+        raise UserError(finding)
 
 
 def refuse_placeholders(paths: Iterable[Path]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_patch.checkpoint_paths import TRACKER
 from megatron_patch.errors import UserError
-from megatron_patch.placeholders import refuse_placeholder
+from megatron_patch.placeholders import placeholder_finding, refuse_placeholder
 
 PARAMS = "params.json"  # beside Meta's consolidated.NN.pth
 _SHARD = re.compile(r"(?P<stem>model|pytorch_model)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})(?P<ending>\.safetensors|\.bin)")
@@ -92,26 +92,32 @@ def find_weights(folder: Path) -> HFWeights:
         UserError: nothing complete is there; the message says what is, what is missing, and what to do.
     """
     candidates = [one for stem, ending in _KINDS for one in _candidates(folder, stem, ending)]
+    _check_quantized(folder)
+    if not candidates:
+        raise UserError(_no_weights(folder))
     complete = [one for one in candidates if not one.missing]
     if not complete:
-        _check_quantized(folder)
-        if candidates:
-            raise UserError(_missing(folder, candidates))
-        raise UserError(_no_weights(folder))
-    chosen = complete[0]
-    twins = [one.name for one in complete if one.weights.source == folder and one.weights.files[0].suffix == _ending(chosen)]
+        raise UserError(_missing(folder, candidates))
+    pointers = {one.name: finding for one in complete if (finding := _placeholder(one))}
+    readable = [one for one in complete if one.name not in pointers]
+    if not readable:
+        raise UserError(next(iter(pointers.values())))
+    chosen = readable[0]
+    twins = [one.name for one in readable if one.weights.source == folder and _ending(one) == _ending(chosen)]
     if chosen.name in twins and len(twins) > 1:
         raise UserError(f"{folder} holds two models' shards without an index, {' and '.join(twins)}: remove those of one.")
-    for path in chosen.weights.files:
-        refuse_placeholder(path)
-    _check_quantized(folder)
     notes = [f"{one.name} names files that are not there and was passed over." for one in candidates if one.missing]
-    notes += [f"{one.name} was not read." for one in complete[1:]]
+    notes += [f"{name} was passed over: {finding}" for name, finding in pointers.items()]
+    notes += [f"{one.name} was not read." for one in readable[1:]]
     if (folder / "adapter_config.json").is_file():
         notes.append(f"The adapter beside the weights (adapter_config.json) was not merged; to have it: {_merge(folder)}")
     if notes:
         notes.insert(0, f"The weights were read from {chosen.name}.")
     return HFWeights(chosen.weights.files, chosen.weights.where, chosen.weights.source, tuple(notes))
+
+
+def _placeholder(one: _Candidate) -> str | None:
+    return next(filter(None, map(placeholder_finding, one.weights.files)), None)
 
 
 def _ending(one: _Candidate) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from megatron_patch.checkpoint.hf_buffers import check_frequencies, is_frequencies, is_harmless, without_zero_biases
 from megatron_patch.checkpoint.hf_folder import HFWeights, find_weights
-from megatron_patch.checkpoint.lazy import FileTensor, LazyTensor, Strided, load
+from megatron_patch.checkpoint.lazy import FileTensor, LazyTensor, Strided
 from megatron_patch.checkpoint.mapping import hf_shapes, listed, name_findings, natural, places
 from megatron_patch.checkpoint.safetensors_files import read_safetensors
 from megatron_patch.checkpoint.source import TORCH_DTYPES, Source
@@ -78,7 +80,7 @@ def _read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, torch.Tensor | N
     refuse_placeholder(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    content: Any = read_torch_file(path, skipped=lambda name, axes: is_frequencies(name) or is_harmless(name, axes))
+    content: Any = read_torch_file(path, skipped=partial(_is_buffer, path))
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path} holds more than tensors by name; it is no {path.name} of a Hugging Face model.")
     tensors: dict[str, LazyTensor] = {}
@@ -91,19 +93,44 @@ def _read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, torch.Tensor | N
         elif isinstance(value, (FileTensor, Strided)):
             tensors[name] = value
         else:
-            what = f"{name} is {value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            what = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
             raise UserError(
-                f"{path} holds more than floating-point tensors by name ({what}); it is no {path.name} of a Hugging Face model."
+                f"{path} holds more than 16-bit and 32-bit floating-point tensors by name ({name} is {what}); it is no "
+                f"{path.name} of a Hugging Face model: save the model with save_pretrained(FOLDER)."
             )
     return tensors, buffers
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, torch.Tensor | None]]:
-    tensors, skipped = read_safetensors(path, skipped=is_harmless)
-    return (
-        {name: tensor for name, tensor in tensors.items() if not is_frequencies(name)},
-        dict.fromkeys(skipped) | {name: load(tensor) for name, tensor in tensors.items() if is_frequencies(name)},
-    )
+    tensors, skipped = read_safetensors(path, skipped=partial(_is_buffer, path))
+    buffers: dict[str, torch.Tensor | None] = dict.fromkeys(skipped)
+    wanted = [name for name in skipped if is_frequencies(name)]
+    if not wanted:
+        return dict(tensors), buffers
+    try:
+        with safe_open(path, framework="pt") as library:  # which reads any dtype, and these are small
+            buffers |= {name: library.get_tensor(name) for name in wanted}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy it again.") from None
+    return dict(tensors), buffers
+
+
+# Endings of GPTQ's, AWQ's and bitsandbytes' tensors.
+_QUANTIZED = (".qweight", ".qzeros", ".g_idx", ".SCB", ".absmax", ".quant_map", ".nested_absmax", ".weight_scale")
+
+
+def _is_buffer(path: Path, name: str, axes: int) -> bool:
+    """Whether `name` is no weight.
+
+    Raises:
+        UserError: it belongs to a quantized model, whose other tensors would be called of a wrong dtype.
+    """
+    if name.endswith(_QUANTIZED):
+        raise UserError(
+            f"{path} holds a quantized model ({name} is there), from which no training goes on: take the folder that it was "
+            "made from, with float16 or bfloat16 weights."
+        )
+    return is_frequencies(name) or is_harmless(name, axes)
 
 
 def _path(tensor: LazyTensor) -> Path:

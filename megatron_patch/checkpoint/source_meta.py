@@ -201,15 +201,15 @@ def _config(
     )
     note = (
         f"Meta's files do not say how many positions the model was trained with: {positions} was taken ({why}). "
-        "To say otherwise, name the size (MN llama-7b or llama2-7b …), or put a config.json beside params.json."
+        "To say otherwise, name the size (MN llama2-7b …), or put a config.json beside params.json."
     )
     return config, (note,)
 
 
 def _positions(params: Mapping[str, Any], rank: Mapping[str, Any], fallback: LlamaConfig | None) -> tuple[int, str]:
     """Meta's files do not hold the limit; transformers' converter asks the user for the version. What differs is looked at."""
-    if fallback is not None:
-        return fallback.max_position_embeddings, "the size named with MN"
+    if fallback is not None and fallback.max_position_embeddings > 2048:
+        return fallback.max_position_embeddings, "the size named with MN"  # llama-7b and llama-13b mean either generation
     if (params.get("rope_theta") or DEFAULT_THETA) > DEFAULT_THETA:
         return 16384, "rope_theta is above 10000, as in Code Llama"
     if params.get("n_kv_heads") not in (None, params.get("n_heads")):

@@ -60,6 +60,10 @@ _ENUMS = (
 _PICKLE, _TAR = b"\x80", b"ustar"
 
 
+def _cut(path: Path) -> str:
+    return f"{path} is damaged or was cut off (it has {path.stat().st_size} bytes); copy it again."
+
+
 def _not_zip(path: Path) -> str:
     """What a file is that torch does not take for its zip format."""
     with open(path, "rb") as stream:
@@ -92,6 +96,8 @@ def read_torch_file(path: Path, skipped: Callable[[str, int], bool] = _nothing_s
         try:
             content = load_weights_only(path, mmap=True)
         except ValueError as error:
+            if "PytorchStreamReader" in str(error):
+                raise UserError(_cut(path)) from None
             if "mmap can only be used" not in str(error):
                 raise
             raise UserError(_not_zip(path)) from None
@@ -99,7 +105,7 @@ def read_torch_file(path: Path, skipped: Callable[[str, int], bool] = _nothing_s
             if error.errno != errno.EINVAL:
                 raise
             # torch maps what it takes for a file's end, which lies outside of one that was cut.
-            raise UserError(f"{path} is damaged or was cut off ({path.stat().st_size} bytes); copy it again.") from None
+            raise UserError(_cut(path)) from None
     mappings = _mappings(path)
     return _lazy(content, path, "", mappings, skipped)
 

@@ -33,6 +33,7 @@ HARMLESS = {
     LAYER + "rotary_emb.cos_cached": torch.zeros(1, 1, 16, 4).half(),
     LAYER + "rotary_emb.sin_cached": torch.zeros(16, 4),
     "model.rotary_emb.inv_freq": FREQUENCIES.bfloat16(),
+    "model.layers.0.self_attn.rotary_emb.inv_freq": FREQUENCIES.double(),
     "model.rotary_emb.original_inv_freq": FREQUENCIES,
     "model.rotary_emb.cos_cached": torch.zeros(16, 4),
     LAYER + "bias": torch.ones(1, 1, 16, 16, dtype=torch.bool).tril(),

@@ -118,6 +118,16 @@ def test_bin_beside_a_left_over_index(folder):
     assert "read from pytorch_model.bin.index.json" in notes and "model.safetensors.index.json names files that are not" in notes
 
 
+def test_bin_beside_pointers(folder):
+    """As `git clone` without LFS leaves it, with one set of files then downloaded."""
+    for path in folder.glob("*.safetensors"):
+        path.write_text(POINTER)
+    write_bin(folder)
+    got, notes = converted(folder)
+    assert_same(got, WEIGHTS)
+    assert "model.safetensors.index.json was passed over" in notes and "Git LFS pointer" in notes
+
+
 def test_safetensors_come_before_bin(folder):
     torch.save({name: tensor + 1 for name, tensor in WEIGHTS.items()}, folder / "pytorch_model.bin")
     got, notes = converted(folder)
@@ -171,6 +181,19 @@ def test_quantized_models_are_named(folder, capsys, quantization, said):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
     assert said in sentence(folder, capsys)
+
+
+@pytest.mark.parametrize("ending", [".qweight", ".SCB"])
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_quantized_tensors_without_a_word_in_config_json(bare, kind, ending):
+    name = "model.layers.0.self_attn.q_proj"
+    tensors = {name + ".weight": torch.zeros(4, 4, dtype=torch.int8), name + ending: torch.zeros(4, dtype=torch.int32)}
+    if kind == "bin":
+        torch.save(tensors, bare / "pytorch_model.bin")
+    else:
+        save_file(tensors, bare / "model.safetensors")
+    with pytest.raises(ValueError, match="holds a quantized model"):
+        open_source(bare)
 
 
 @pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "model.safetensors.index.json", "config.json"])

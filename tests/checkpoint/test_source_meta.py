@@ -67,7 +67,8 @@ def test_embedding_that_is_shared_by_rows(tmp_path):
         ({}, 2, None, 4096),
         ({}, 0, None, 2048),  # no frequencies at all
         ({}, 1, "llama2-7b", 4096),
-        ({}, 2, "llama-7b", 2048),
+        ({}, 2, "llama-7b", 4096),  # the documented name, which serves both generations
+        ({}, 1, "llama-7b", 2048),
         ({"n_kv_heads": 8}, 0, None, 4096),
         ({"rope_theta": 1000000}, 0, None, 16384),
     ],
