@@ -10,7 +10,6 @@ Imports no torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +69,7 @@ def _is_given(hf_config: Mapping[str, Any], place: str) -> bool:
     if not isinstance(value, Mapping):
         raise UserError(f"{place} is {value!r}; it must be null or an object such as {{'type': 'linear', 'factor': 2.0}}.")
     # rope_parameters that hold the base alone say nothing about scaling.
-    return place == "rope_scaling" or any(value.get(key) is not None for key in _KNOWN - {"rope_theta"})
+    return place == "rope_scaling" or any(value[key] is not None for key in value if key != "rope_theta")
 
 
 def _scaling(hf_config: Mapping[str, Any], place: str) -> tuple[str, float]:
@@ -135,6 +134,7 @@ def _values(hf_config: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or abs(value) > 1e30:
-        raise UserError(f"{name} is {value!r}; it must be a number.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e30:  # a NaN is not
+        got = value if not isinstance(value, int) or abs(value) <= 1e30 else "a number of many digits"
+        raise UserError(f"{name} is {got!r}; it must be a number.")
     return float(value)

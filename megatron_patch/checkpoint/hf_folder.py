@@ -167,7 +167,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     refuse_placeholder(index)
     try:
         content = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{index} is no index of shards ({error!r}); {_COPY}.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(file, str) for file in content.values()):
         raise UserError(f"{index} is no index of shards: its weight_map must name a file for each tensor; {_COPY}.")

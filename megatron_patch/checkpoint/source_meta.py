@@ -118,7 +118,7 @@ def _params(path: Path) -> Mapping[str, Any]:
     refuse_placeholder(path)
     try:
         params = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         raise UserError(f"{path} is no JSON: {error}.") from None
     if not isinstance(params, dict):
         raise UserError(f"{path} holds a {type(params).__name__}; Meta's is one JSON object.")
@@ -187,9 +187,10 @@ def _config(
     recorded = params.get("vocab_size", -1)
     if recorded not in (-1, None, rows):
         raise UserError(f"{folder / PARAMS}: vocab_size is {recorded!r}, and output.weight has {rows} rows over all files.")
-    positions, why = _positions(params, ranks[0], fallback)
+    theta = _positive(params, "rope_theta", folder, DEFAULT_THETA)
+    positions, why = _positions(params, theta, ranks[0], fallback)
     config = LlamaConfig(
-        num_layers=_whole(params, "n_layers", folder),
+        num_layers=_layers(params, folder, ranks[0]),
         hidden_size=dim,
         ffn_hidden_size=sum(_shape(folder, rank, "layers.0.feed_forward.w1.weight")[0] for rank in ranks),
         num_attention_heads=heads,
@@ -197,7 +198,7 @@ def _config(
         vocab_size=rows,
         max_position_embeddings=positions,
         norm_epsilon=_positive(params, "norm_eps", folder, 1e-5),  # Meta's own default
-        rotary_base=_positive(params, "rope_theta", folder, DEFAULT_THETA),
+        rotary_base=theta,
     )
     note = (
         f"Meta's files do not say how many positions the model was trained with: {positions} was taken ({why}). "
@@ -206,11 +207,20 @@ def _config(
     return config, (note,)
 
 
-def _positions(params: Mapping[str, Any], rank: Mapping[str, Any], fallback: LlamaConfig | None) -> tuple[int, str]:
+def _layers(params: Mapping[str, Any], folder: Path, rank: Mapping[str, Any]) -> int:
+    """n_layers, of which the file must have the last: a wild number is not looked for layer by layer."""
+    layers = _whole(params, "n_layers", folder)
+    _shape(folder, rank, f"layers.{layers - 1}.attention_norm.weight")
+    return layers
+
+
+def _positions(
+    params: Mapping[str, Any], theta: float, rank: Mapping[str, Any], fallback: LlamaConfig | None
+) -> tuple[int, str]:
     """Meta's files do not hold the limit; transformers' converter asks the user for the version. What differs is looked at."""
     if fallback is not None and fallback.max_position_embeddings > 2048:
         return fallback.max_position_embeddings, "the size named with MN"  # llama-7b and llama-13b mean either generation
-    if (params.get("rope_theta") or DEFAULT_THETA) > DEFAULT_THETA:
+    if theta > DEFAULT_THETA:
         return 16384, "rope_theta is above 10000, as in Code Llama"
     if params.get("n_kv_heads") not in (None, params.get("n_heads")):
         return 4096, "n_kv_heads is there, as in LLaMA-2 70B"

@@ -132,6 +132,8 @@ def edit_params(**params):
         (edit_tensors(0, lambda tensors: tensors.update({"rope.freqs": 1e6 ** -(torch.arange(4) / 4)})), "rope_theta 1e+06"),
         (edit_params(n_kv_heads=4), "attention.wk.weight has shape [64, 128], and it must be [32, 128]"),
         (edit_params(n_layers=3), "lacks layers.2."),
+        (edit_params(n_layers=10**9), "lacks layers.999999999."),
+        (edit_params(rope_theta="1e4"), "rope_theta is '1e4'"),
         (edit_params(vocab_size=95), "vocab_size is 95"),
         (edit_params(dim=0), "dim is 0"),
         (edit_params(n_heads="16"), "n_heads is '16'"),
