@@ -70,6 +70,8 @@ class Options:
     """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has GLOBAL_BATCH_SIZE)."""
     packing: bool = False
     """Fine-tuning: several samples in one sequence of SEQ_LEN, with attention kept apart."""
+    allow_longer_sequences: bool = False
+    """Train on sequences beyond the model's max_position_embeddings, and write the new limit into config.json."""
     kernels: Literal["auto", "torch"] = "auto"
     """`auto`: Triton kernels on GPUs; `torch`: their plain PyTorch references."""
     cuda_graphs: bool = True

@@ -1,4 +1,4 @@
-"""The documented arguments that say which model a training run starts from: its size, its checkpoint, its tokenizer, its name.
+"""The documented arguments that say which model a training run starts from: size, checkpoint, positions, tokenizer, name.
 
 Imports no torch.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_patch.arguments import Argument, Findings
@@ -16,9 +16,12 @@ from megatron_patch.checkpoint.own_run import resume_location, root_of
 from megatron_patch.checkpoint.structure_2023 import read_vocabulary_rows
 from megatron_patch.checkpoint.vocabulary_2023 import claimed_rows, extra_rows
 from megatron_patch.checkpoint_paths import TRACKER, holds_tokenizer, run_root
-from megatron_patch.config import ALL_Q_FIRST, Options
+from megatron_patch.config import ALL_Q_FIRST, Options, TrainConfig
+from megatron_patch.data_paths import is_json
 from megatron_patch.errors import UserError
 from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
+from megatron_patch.position_limit import length_finding, with_positions
+from megatron_patch.rope_scaling import DYNAMIC
 
 
 @dataclass
@@ -154,6 +157,25 @@ class ModelReader:
         if options.gqa_layout == ALL_Q_FIRST and not is_2023 and not has_gone:
             wanted = "it is for a PRETRAIN_CHECKPOINT_PATH of 2023 (mp_rank_ folders): remove the flag."
             self.findings.add_flag("--gqa-layout", ALL_Q_FIRST, wanted)
+
+    def within_positions(self, config: TrainConfig) -> TrainConfig:
+        """`config` with a model that is made for its rows; longer ones want a flag that says so.
+
+        JSON data without packing is padded or cut to PAD_LEN, so that bounds the positions, whatever SEQ_LEN is.
+        """
+        text, options, length = config.task == "finetune" or is_json(config.train_data_path), config.options, config.sample_length
+        if options.packing and config.model.rope_type == DYNAMIC and length > config.model.max_position_embeddings:
+            sentence = (
+                f"dynamic rope_scaling goes by a sample's own length beyond {config.model.max_position_embeddings} tokens, and a "
+                "packed row has samples of several: remove the flag, or write a smaller SEQ_LEN."
+            )
+            self.findings.add_flag("--packing", "true", sentence)
+        finding = length_finding(config.model, length)
+        if finding and not options.allow_longer_sequences:
+            self.problem("PAD_LEN" if text and not options.packing else "SEQ_LEN", finding)
+        model, note = with_positions(config.model, length)
+        self.notes += [note] if note else []
+        return replace(config, model=model)
 
     def tokenizer(self, options: Options, source: CheckpointLocation | None) -> None:
         """JSON data is text: --tokenizer-path, or the checkpoint's folder or the run's own, must hold a tokenizer."""

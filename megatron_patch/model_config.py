@@ -11,6 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_patch.errors import UserError
+from megatron_patch.placeholders import refuse_placeholder
+from megatron_patch.rope_scaling import DEFAULT, DYNAMIC, SUPPORTED, Rope, read_rope, rope_keys
+
 # config.json keys whose other values would change the computation in a way this model does not have.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
@@ -21,6 +25,15 @@ _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (0, 0.0),
     "pretraining_tp": None,  # any: it only splits the same products
 }
+
+
+_REMEDIES = {
+    "tie_word_embeddings": "; give the output layer a matrix of its own: in transformers, copy embed_tokens.weight to "
+    "lm_head.weight, set the key to false, and save",
+    "attention_bias": "; a LLaMA's projections have no biases",
+    "mlp_bias": "; a LLaMA's projections have no biases",
+}
+_UNQUANTIZED = "take the folder that it was made from, with float16 or bfloat16 weights"
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,8 @@ class LlamaConfig:
     max_position_embeddings: int = 4096
     norm_epsilon: float = 1e-5  # rms_norm_eps
     rotary_base: float = 10000.0  # rope_theta
+    rope_type: str = DEFAULT  # rope_scaling.rope_type: default, linear or dynamic
+    rope_factor: float = 1.0  # rope_scaling.factor
 
     def __post_init__(self) -> None:
         if self.kv_channels == 0:
@@ -46,6 +61,22 @@ class LlamaConfig:
                 f"num_key_value_heads is {self.num_query_groups}, which does not divide the "
                 f"{self.num_attention_heads} attention heads; it must."
             )
+        if self.rope_type not in SUPPORTED or not self.rope_factor >= 1:
+            raise UserError(
+                f"Rotary scaling is {self.rope_type!r} by {self.rope_factor!r}; supported are {', '.join(SUPPORTED)}, "
+                "by a factor of at least 1."
+            )
+        if self.rope_type == DYNAMIC and self.kv_channels <= 2:
+            raise UserError(f"The head size is {self.kv_channels}; dynamic rotary scaling needs more than 2.")
+
+    @property
+    def position_limit(self) -> int:
+        """Positions that the model is made for.
+
+        max_position_embeddings, times the factor of a linear or dynamic scaling: such a config.json keeps the number that
+        the model was pre-trained with. vLLM counts so too; transformers itself has no limit.
+        """
+        return int(self.max_position_embeddings * self.rope_factor)
 
     def parameter_count(self, extra_vocab_size: int = 0) -> int:
         """Number of weights, embedding and output layer included."""
@@ -98,16 +129,20 @@ def refused_features(hf_config: Mapping[str, Any]) -> list[str]:
     found = []
     for key, allowed in _REQUIRED_VALUES.items():
         if allowed is not None and key in hf_config and hf_config[key] not in allowed:
-            found.append(f"{key} = {hf_config[key]!r} (supported: {allowed[0]!r})")
-    scaling = hf_config.get("rope_scaling")
-    if scaling:
-        found.append(f"rope_scaling = {scaling!r} (supported: null)")
-    parameters = hf_config.get("rope_parameters") or {}
-    if parameters.get("rope_type", "default") != "default":
-        found.append(f"rope_parameters = {parameters!r} (supported: rope_type 'default')")
-    if hf_config.get("quantization_config"):
-        found.append("quantization_config (supported: unquantized weights)")
+            found.append(f"{key} = {hf_config[key]!r} (supported: {allowed[0]!r}{_REMEDIES.get(key, '')})")
+    quantization = hf_config.get("quantization_config")
+    if quantization:
+        found.append(f"quantization_config {_quantization_method(quantization)} (supported: unquantized weights; {_UNQUANTIZED})")
     return found
+
+
+def _quantization_method(quantization: object) -> str:
+    """The name by which a quantization_config goes: GPTQ, AWQ, bitsandbytes, fp8 …"""
+    if not isinstance(quantization, Mapping):
+        return f"= {quantization!r}"
+    bits = {"load_in_4bit": "bitsandbytes, 4 bits", "load_in_8bit": "bitsandbytes, 8 bits"}
+    named = [name for key, name in bits.items() if quantization.get(key) is True]
+    return f"of {named[0] if named else quantization.get('quant_method', 'an unnamed method')}"
 
 
 def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
@@ -124,8 +159,7 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}; a LLaMA config.json has all of {', '.join(needed)}.")
     heads = int(hf_config["num_attention_heads"])
-    # transformers 5 writes rope_parameters; every version before wrote rope_theta at the top.
-    theta = hf_config.get("rope_theta") or (hf_config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
+    rope = read_rope(hf_config)
     return LlamaConfig(
         num_layers=int(hf_config["num_hidden_layers"]),
         hidden_size=int(hf_config["hidden_size"]),
@@ -136,7 +170,9 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
         kv_channels=int(hf_config.get("head_dim") or 0),
         max_position_embeddings=int(hf_config.get("max_position_embeddings", 2048)),
         norm_epsilon=float(hf_config.get("rms_norm_eps", 1e-6)),
-        rotary_base=float(theta),
+        rotary_base=rope.theta,
+        rope_type=rope.rope_type,
+        rope_factor=rope.factor,
     )
 
 
@@ -159,8 +195,7 @@ def to_hf_config(config: LlamaConfig, *, dtype: str, extra_vocab_size: int = 0) 
         "num_hidden_layers": config.num_layers,
         "num_key_value_heads": config.num_query_groups,
         "rms_norm_eps": config.norm_epsilon,
-        "rope_scaling": None,
-        "rope_theta": config.rotary_base,
+        **rope_keys(Rope(config.rotary_base, config.rope_type, config.rope_factor)),
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
         "use_cache": True,
@@ -175,6 +210,8 @@ def read_hf_config(folder: str | Path) -> LlamaConfig:
         ValueError: the file is missing, is no JSON object, or asks for what this model lacks.
     """
     path = Path(folder) / "config.json"
+    if path.is_file():
+        refuse_placeholder(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -24,6 +24,7 @@ from megatron_patch.model_arguments import ModelReader
 from megatron_patch.model_config import LlamaConfig
 from megatron_patch.option_ranges import option_findings
 from megatron_patch.processes import Processes, plan_processes
+from megatron_patch.vocabulary import splitting_finding
 
 _HEAD = (("ENV", "--env"), ("MEGATRON_PATH", "--megatron-path"), ("MEGATRON_PATCH_PATH", "--megatron-patch-path"))
 _SWITCHES = (
@@ -149,6 +150,7 @@ class _Reader(ModelReader):
             **self.duration(),
             options=options,
         )
+        config = self.within_positions(config)
         self.output_path()
         # Recorded as what it comes to, so that a run that goes on is compared by that.
         config = replace(config, options=replace(options, template=config.template))
@@ -162,15 +164,13 @@ class _Reader(ModelReader):
 
     def layout(self, model: LlamaConfig, extra: int) -> tuple[int, int]:
         tp, pp = self.whole("TP"), self.whole("PP")
-        vocabulary = model.vocab_size + extra
-        for count, what in (
-            (model.num_attention_heads, "attention heads"),
-            (model.num_query_groups, "KV groups"),
-            (vocabulary, "rows of the vocabulary"),
-        ):
+        for count, what in ((model.num_attention_heads, "attention heads"), (model.num_query_groups, "KV groups")):
             if count % tp:
-                self.problem("TP", f"it must divide the {count} {what}: write one of {_divisors(model, vocabulary)}.")
+                self.problem("TP", f"it must divide the {count} {what}: write one of {_divisors(model)}.")
                 tp = 1
+        if finding := splitting_finding(model.vocab_size + extra, tp):
+            self.problem("TP", finding)
+            tp = 1
         if model.num_layers % pp:
             self.problem("PP", f"it must divide the {model.num_layers} layers: write one of {_list_divisors(model.num_layers)}.")
             pp = 1
@@ -275,6 +275,6 @@ def _list_divisors(number: int, limit: int = 64) -> str:
     return ", ".join(str(n) for n in range(1, min(number, limit) + 1) if number % n == 0)
 
 
-def _divisors(model: LlamaConfig, vocabulary: int) -> str:
-    counts = (model.num_attention_heads, model.num_query_groups, vocabulary)
+def _divisors(model: LlamaConfig) -> str:
+    counts = (model.num_attention_heads, model.num_query_groups)
     return ", ".join(str(n) for n in range(1, model.num_query_groups + 1) if not any(count % n for count in counts))

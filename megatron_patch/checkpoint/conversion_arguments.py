@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_patch.arguments import Findings, UsageParser, numbered
+from megatron_patch.checkpoint.hf_folder import find_weights, is_hf_folder, is_meta_folder, meta_companions, snapshot_finding
 from megatron_patch.checkpoint.layout import (
+    COMPANIONS,
     DTYPES,
     CheckpointLocation,
     read_model_description,
@@ -18,6 +20,8 @@ from megatron_patch.checkpoint.layout import (
 from megatron_patch.checkpoint.new_folder import target_finding
 from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
 from megatron_patch.model_config import LLAMA_SIZES, LlamaConfig, read_hf_config, shape_differences
+from megatron_patch.placeholders import refuse_placeholders
+from megatron_patch.vocabulary import splitting_finding
 
 SCRIPT = "model_convertor.sh"
 ARGUMENTS = numbered(
@@ -155,11 +159,17 @@ def _source_config(job: Conversion, findings: Findings) -> LlamaConfig | None:
         return None
 
 
-def _hf_config(folder: Path) -> LlamaConfig:
+def _hf_config(folder: Path) -> LlamaConfig | None:
     if not folder.is_dir():
         raise ValueError("there is no such folder: write the Hugging Face folder with config.json and the weights.")
-    if not (folder / "config.json").is_file() or (folder / "latest_checkpointed_iteration.txt").is_file():
-        raise ValueError("with mg2hf = false it takes a Hugging Face folder, and this is none: write one, or mg2hf = true.")
+    if is_meta_folder(folder):
+        refuse_placeholders(meta_companions(folder))
+        return None  # params.json leaves out what the tensors tell
+    if not is_hf_folder(folder):
+        finding = snapshot_finding(folder) or "with mg2hf = false it takes a Hugging Face folder, and this is none: write one"
+        raise ValueError(finding if finding.endswith(".") else f"{finding}, or mg2hf = true.")
+    find_weights(folder)
+    refuse_placeholders(folder / name for name in COMPANIONS)
     return read_hf_config(folder)
 
 
@@ -188,12 +198,8 @@ def model_findings(job: Conversion, config: LlamaConfig) -> list[tuple[str, obje
             )
             found.append(("TP", tp, f"it must divide the {count} {what}: write one of {allowed}."))
             break
-    rows = config.vocab_size + job.extra_vocab_size
-    if not job.to_hf and rows % tp:
-        extra = job.extra_vocab_size + -rows % tp
-        found.append(
-            ("EXTRA_VOCAB_SIZE", job.extra_vocab_size, f"{rows} rows of vocabulary cannot be split in {tp} (TP): write {extra}.")
-        )
+    if not job.to_hf and (finding := splitting_finding(config.vocab_size + job.extra_vocab_size, tp)):
+        found.append(("TP", tp, finding))
     if config.num_layers % pp:
         allowed = ", ".join(str(n) for n in range(1, config.num_layers + 1) if config.num_layers % n == 0)
         found.append(("PP", pp, f"it must divide the {config.num_layers} layers: write one of {allowed}."))

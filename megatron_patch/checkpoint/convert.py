@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_patch.checkpoint.conversion_arguments import Conversion, model_findings
-from megatron_patch.checkpoint.hf_files import write_hf
+from megatron_patch.checkpoint.hf_files import write_hf, write_json
+from megatron_patch.checkpoint.hf_folder import meta_companions
 from megatron_patch.checkpoint.layout import (
+    COMPANIONS,
     RELEASE,
     ModelDescription,
     copy_companions,
@@ -33,7 +35,9 @@ from megatron_patch.checkpoint.source import (
 )
 from megatron_patch.checkpoint.verify import verify
 from megatron_patch.checkpoint.vocabulary_2023 import claimed_rows
-from megatron_patch.model_config import LLAMA_SIZES
+from megatron_patch.errors import UserError
+from megatron_patch.model_config import LLAMA_SIZES, to_hf_config
+from megatron_patch.placeholders import refuse_placeholders
 
 _MARGIN = 64 << 20  # what the headers and the small files may take
 
@@ -106,9 +110,12 @@ def _opened(job: Conversion) -> Source:
 def prepared(job: Conversion) -> Source:
     """The source with the rows and the dtype that the target is to have, every shape checked."""
     source = _opened(job)
-    if (source.kind == "hf") == job.to_hf:
+    if source.kind == "meta" and job.verify_logits:
+        raise UserError(f"--verify-logits needs a folder that transformers loads; {job.source} holds Meta's files: leave it out.")
+    if (source.kind in ("hf", "meta")) == job.to_hf:
         wanted = "a Megatron checkpoint" if job.to_hf else "a Hugging Face folder"
         raise ValueError(f"{job.source} is not {wanted}, which mg2hf = {str(job.to_hf).lower()} converts from.")
+    refuse_placeholders(source.root / name for name in COMPANIONS)  # before a byte is written
     for name, got, problem in model_findings(job, source.config):
         raise ValueError(f"{name}: got '{got}'; {problem}")
     if job.to_hf:
@@ -156,9 +163,19 @@ def write_release(folder: Path, source: Source, job: Conversion, progress: Progr
     )
     write_model_description(release, description)
     copy_companions(source.root, folder)
+    if source.kind == "meta":
+        _complete_metas(folder, source)
     flush(release)
     write_tracker(folder, RELEASE)
     return written
+
+
+def _complete_metas(folder: Path, source: Source) -> None:
+    """The tokenizer from where Meta puts it, and the config.json that Meta does not write."""
+    for path in meta_companions(source.root):
+        copy_companions(path.parent, folder, (path.name,))
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", to_hf_config(source.config, dtype=source.dtype))
 
 
 def _check_space(target: Path, total: int) -> None:

@@ -49,7 +49,10 @@ def load_from_source(
         axis = getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", False) else -1
         tensor = source.megatron(place)
         if place.entry.key in (EMBEDDING, OUTPUT_LAYER):
-            tensor = _without_padding(source, place, tensor, parameter.shape[0] * (size if axis == 0 else 1))
+            _check_rows(source, place, tensor, model.vocab_rows)
+            tensor = Rows(tensor, model.first_row, model.first_row + model.valid_rows)
+            _copy(path, place, tensor, parameter[: model.valid_rows], 0)
+            continue
         _copy(path, place, _share(place, tensor, rank, size) if axis == 0 else tensor, parameter, rank if axis == 1 else 0)
     return source.notes
 
@@ -62,8 +65,8 @@ def _place(model: Any, name: str) -> Place:
     return Place(BY_KEY[f"decoder.layers.{_NORMS.get(match[2], match[2])}"], layer)
 
 
-def _without_padding(source: Source, place: Place, tensor: LazyTensor, rows: int) -> LazyTensor:
-    """The model's rows of a vocabulary matrix; a checkpoint may have padding behind them, but no row of a token."""
+def _check_rows(source: Source, place: Place, tensor: LazyTensor, rows: int) -> None:
+    """A vocabulary matrix must have the model's `rows`; a checkpoint may have padding behind them, but no row of a token."""
     known = source.config.vocab_size + source.extra_vocab_size
     if rows < known <= tensor.shape[0]:
         raise UserError(
@@ -75,7 +78,6 @@ def _without_padding(source: Source, place: Place, tensor: LazyTensor, rows: int
             f"{source.root}: {place} has {tensor.shape[0]} rows, and vocabulary with EXTRA_VOCAB_SIZE makes {rows}; "
             "give the EXTRA_VOCAB_SIZE that the checkpoint was made with."
         )
-    return Rows(tensor, 0, rows)
 
 
 def _share(place: Place, tensor: LazyTensor, rank: int, size: int) -> LazyTensor:
@@ -94,5 +96,6 @@ def _copy(path: str | Path, place: Place, tensor: LazyTensor, parameter: torch.T
     if tensor.shape[0] != parameter.shape[0] or tensor.shape[1:] and tensor.shape[1] % parameter.shape[1]:
         raise ValueError(f"{path}: {place} has shape {list(tensor.shape)}, of which {list(parameter.shape)} is no share.")
     with torch.no_grad():
+        parameter = parameter.detach()
         for first, last, piece in pieces(tensor):
             parameter[first:last].copy_(piece[:, columns] if parameter.dim() == 2 else piece)

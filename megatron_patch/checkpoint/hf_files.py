@@ -13,6 +13,7 @@ from megatron_patch.checkpoint.mapping import places
 from megatron_patch.checkpoint.source import Source
 from megatron_patch.checkpoint.stream import Item, Written, partition, write_files, write_safetensors
 from megatron_patch.model_config import to_hf_config
+from megatron_patch.rope_scaling import read_rope, rope_keys
 
 INDEX = "model.safetensors.index.json"
 
@@ -44,13 +45,17 @@ def write_hf(folder: Path, source: Source, max_shard_bytes: int, on_bytes: Calla
 
 
 def _config(source: Source) -> dict[str, Any]:
-    """The source's own config.json with this vocabulary and dtype; without one, all that the model needs."""
+    """The source's own config.json with this vocabulary, dtype and position limit; without one, all that the model needs.
+
+    Rotary positions are written in the spelling that every transformers reads; `rope_parameters` means nothing to version 4.
+    """
     made = to_hf_config(source.config, dtype=source.dtype, extra_vocab_size=source.extra_vocab_size)
     path = source.root / "config.json"
     if not path.is_file():
         return made
     content = json.loads(path.read_text(encoding="utf-8"))
-    content["vocab_size"] = made["vocab_size"]
+    content |= rope_keys(read_rope(content)) | {key: made[key] for key in ("vocab_size", "max_position_embeddings")}
+    content.pop("rope_parameters", None)
     for key in ("torch_dtype", "dtype"):  # transformers 5 writes `dtype`
         if key in content:
             content[key] = source.dtype

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patch import __version__
+from megatron_patch.checkpoint.hf_folder import is_hf_folder, is_meta_folder
 from megatron_patch.checkpoint_paths import TRACKER
 from megatron_patch.megatron_path import installed_version
 from megatron_patch.model_config import LlamaConfig
+from megatron_patch.placeholders import refuse_placeholder
 
 DESCRIPTION = "model.json"
 # What stands beside the weights so that tokenizers and transformers open them.
@@ -137,8 +139,9 @@ def _kind(folder: Path) -> str:
 
 
 def _no_checkpoint(path: Path) -> str:
-    if (path / "config.json").is_file() and (any(path.glob("*.safetensors")) or any(path.glob("*.bin"))):
-        return f"{path} is a Hugging Face folder, no Megatron checkpoint; convert it first, with model_convertor.sh."
+    if is_meta_folder(path) or ((path / "config.json").is_file() and is_hf_folder(path)):
+        kind = "a folder as Meta publishes it" if is_meta_folder(path) else "a Hugging Face folder"
+        return f"{path} is {kind}, no Megatron checkpoint; convert it first, with model_convertor.sh."
     return (
         f"{path} holds no Megatron checkpoint: no {TRACKER}, no {CORE_METADATA}, no mp_rank_ folders; "
         "give a checkpoint's root, or one iteration's folder in it."
@@ -146,8 +149,14 @@ def _no_checkpoint(path: Path) -> str:
 
 
 def copy_companions(source: str | Path, target: str | Path, names: tuple[str, ...] = COMPANIONS) -> list[str]:
-    """Copy those of `names` that `source` has and `target` lacks, each whole or not at all; returns their names."""
+    """Copy those of `names` that `source` has and `target` lacks, each whole or not at all; returns their names.
+
+    Raises:
+        UserError: one of them is a Git LFS pointer, or empty.
+    """
     copied = [name for name in names if (Path(source) / name).is_file() and not (Path(target) / name).exists()]
+    for name in copied:
+        refuse_placeholder(Path(source) / name)
     for name in copied:
         partial = Path(target) / f"{name}.{os.getpid()}.partial"
         shutil.copyfile(Path(source) / name, partial)

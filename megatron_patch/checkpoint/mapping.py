@@ -47,10 +47,6 @@ TABLE = (
 )
 BY_KEY = {entry.key: entry for entry in TABLE}
 
-# Tables of rotary frequencies that older Hugging Face files carry; they follow from config.json's rope_theta.
-_IGNORED_HF = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-
-
 @dataclass(frozen=True)
 class Place:
     """One layer's part of an entry, or the whole of one without layers."""
@@ -139,8 +135,7 @@ def name_findings(config: LlamaConfig, found: Iterable[str]) -> tuple[list[str],
     """(missing, unknown) Hugging Face names, in order."""
     names = set(found)
     expected = {name for place in places(config) for name in place.hf_names}
-    unknown = {name for name in names - expected if not _IGNORED_HF.fullmatch(name)}
-    return sorted(expected - names, key=natural), sorted(unknown, key=natural)
+    return sorted(expected - names, key=natural), sorted(names - expected, key=natural)
 
 
 def natural(name: str) -> list[object]:

@@ -27,6 +27,7 @@ from megatron_patch.checkpoint_paths import checkpoint_root, holds_tokenizer
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.model_config import to_hf_config
+from megatron_patch.position_limit import raised_limit
 
 # Ends the name of whatever is no checkpoint: one in the making, one that is being removed.
 _PARTIAL = ".partial"
@@ -94,8 +95,8 @@ def _discard(folder: Path) -> None:
 def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
     """config.json and the tokenizer beside the iterations, so that any of them converts to Hugging Face form.
 
-    What is there stays as it is. A checkpoint is whole without these files, so one that cannot be copied does not stop the
-    run: it is told on stderr, and tried again at the next save.
+    What is there stays as it is, but for a position limit that the run has raised. A checkpoint is whole without these files,
+    so one that cannot be copied does not stop the run: it is told on stderr, and tried again at the next save.
     """
     tokenizer = config.options.tokenizer_path
     # Two tokenizers' files beside each other would make a third one.
@@ -115,6 +116,9 @@ def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
             if holds_tokenizer(root):  # what answers were taught to end in
                 made["eos_token_id"] = load_tokenizer(root, rows=config.vocab_size).eos
             write_text(root / "config.json", json.dumps(made, indent=2) + "\n")
+        raised = raised_limit(root / "config.json", config.model)
+        if raised is not None:  # --allow-longer-sequences
+            write_text(root / "config.json", raised)
 
 
 def _existing(folder: str) -> Path:

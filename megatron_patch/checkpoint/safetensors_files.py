@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,12 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100 << 20  # the library's own limit
 
 
-def read_safetensors(path: Path) -> dict[str, FileTensor]:
-    """The tensors of one file by name; their bytes are not read.
+def read_safetensors(
+    path: Path, skipped: Callable[[str, int], bool] = lambda name, axes: False
+) -> tuple[dict[str, FileTensor], list[str]]:
+    """The tensors of one file by name, and the names of those for which `skipped` (name, axes) is true; no bytes are read.
+
+    What is skipped may have any dtype.
 
     Raises:
         ValueError: it is not a whole safetensors file, or holds a dtype other than BF16, F16, F32.
@@ -40,7 +44,10 @@ def read_safetensors(path: Path) -> dict[str, FileTensor]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} has no readable safetensors header ({error}); the file is damaged.") from None
     header.pop("__metadata__", None)
-    return {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    left_out = [name for name, entry in header.items() if skipped(name, len(entry["shape"]))]
+    return {
+        name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items() if name not in set(left_out)
+    }, left_out
 
 
 def _tensor(path: Path, name: str, entry: dict[str, Any], data: int, size: int) -> FileTensor:

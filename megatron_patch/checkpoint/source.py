@@ -1,4 +1,4 @@
-"""Any checkpoint's weights by name, lazily: a Hugging Face folder, a native checkpoint, or one in the layout of 2023."""
+"""Any checkpoint's weights by name, lazily: a Hugging Face folder, Meta's files, a native checkpoint, or one of 2023."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32":
 class Source:
     """A checkpoint's weights. Tensors are read when asked for; nothing is kept."""
 
-    kind: str  # "hf", "native" or "megatron_2023"
+    kind: str  # "hf", "meta", "native" or "megatron_2023"
     root: Path  # the folder with config.json and the tokenizer's files
     config: LlamaConfig
     extra_vocab_size: int
@@ -67,18 +67,22 @@ def open_source(
     """Look at every file of a checkpoint and find its tensors; their bytes are not read.
 
     Args:
-        path: Hugging Face folder, checkpoint root, or one iteration's folder.
-        fallback: what a checkpoint of 2023 without config.json does not record (epsilon, rotary base, position limit).
+        path: Hugging Face or Meta folder, checkpoint root, or one iteration's folder.
+        fallback: what a checkpoint of 2023 without config.json does not record (epsilon, rotary base, position limit), nor
+            Meta's files (position limit).
         gqa_layout: the order of QKV rows in a checkpoint of 2023 that does not tell it, `per-kv-head` or `all-q-first`.
 
     Raises:
         ValueError: nothing readable there, or a file is missing, truncated or holds what it should not.
     """
-    from megatron_patch.checkpoint import source_2023, source_hf, source_native
+    from megatron_patch.checkpoint import source_2023, source_hf, source_meta, source_native
+    from megatron_patch.checkpoint.hf_folder import is_hf_folder, is_meta_folder
     from megatron_patch.checkpoint.layout import resolve_checkpoint
 
     path = Path(path)
-    if source_hf.is_hf_folder(path):
+    if is_meta_folder(path):
+        return source_meta.open_meta(path, fallback)
+    if is_hf_folder(path):
         return source_hf.open_hf(path)
     location = resolve_checkpoint(path)
     if location.kind == "native":

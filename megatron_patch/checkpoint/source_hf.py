@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+
+from megatron_patch.checkpoint.hf_buffers import check_frequencies, is_frequencies, is_harmless, without_zero_biases
+from megatron_patch.checkpoint.hf_folder import HFWeights, find_weights
 from megatron_patch.checkpoint.lazy import FileTensor, LazyTensor, Strided
 from megatron_patch.checkpoint.mapping import hf_shapes, listed, name_findings, natural, places
 from megatron_patch.checkpoint.safetensors_files import read_safetensors
 from megatron_patch.checkpoint.source import TORCH_DTYPES, Source
 from megatron_patch.checkpoint.torch_files import read_torch_file
+from megatron_patch.errors import UserError
 from megatron_patch.model_config import LlamaConfig, read_hf_config
-
-# In the order of preference; an index first, since a folder with shards may have other files beside it.
-_FILES = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
-
-
-def weights_file(folder: Path) -> Path | None:
-    """The index or the single file with a folder's weights; None where it has neither."""
-    return next((folder / name for name in _FILES if (folder / name).is_file()), None)
-
-
-def is_hf_folder(path: Path) -> bool:
-    return (path / "config.json").is_file() and weights_file(path) is not None
+from megatron_patch.placeholders import refuse_placeholder
 
 
 def open_hf(folder: Path) -> Source:
@@ -39,19 +29,14 @@ def open_hf(folder: Path) -> Source:
     Raises:
         ValueError: config.json, a shard or a tensor is missing, damaged, unknown, or has another shape; named each time.
     """
-    config = read_hf_config(folder)
-    weights = weights_file(folder)
-    if weights is None:
-        raise ValueError(f"{folder} holds no weights; one of {', '.join(_FILES)} must be there.")
-    tensors = _tensors(weights)
-    missing, unknown = name_findings(config, tensors)
-    if missing:
-        raise ValueError(f"{weights} lacks {listed(missing)}; config.json asks for them: copy the folder again.")
-    if unknown:
-        where = ", ".join(sorted({str(_path(tensors[name])) for name in unknown[:6]}))
-        raise ValueError(f"{where} holds tensors that a LLaMA does not have: {listed(unknown)}; they would be lost.")
+    config = _config(folder)
+    weights = find_weights(folder)
+    tensors, frequencies = _tensors(weights)
+    notes = list(check_frequencies(config, frequencies))
+    tensors, more = without_zero_biases(tensors)
+    _check_names(config, weights.source, tensors)
     _check_shapes(config, tensors)
-    dtypes = Counter(tensor.dtype for name, tensor in tensors.items() if not name.endswith("inv_freq"))
+    dtypes = Counter(tensor.dtype for tensor in tensors.values())
     most = dtypes.most_common(1)[0][0]
     return Source(
         kind="hf",
@@ -61,48 +46,116 @@ def open_hf(folder: Path) -> Source:
         dtype=next(name for name, dtype in TORCH_DTYPES.items() if dtype == most),
         lookup=lambda place: tuple(tensors[name] for name in place.hf_names),
         is_hf=True,
+        notes=(*weights.notes, *notes, *more),
     )
 
 
-def _tensors(weights: Path) -> dict[str, LazyTensor]:
-    """Every tensor of `weights`, an index or a single file."""
-    if not weights.name.endswith(".index.json"):
-        return _read(weights)
-    where = _weight_map(weights)
+def _config(folder: Path) -> LlamaConfig:
+    if not (folder / "config.json").is_file():
+        find_weights(folder)  # an adapter's or another program's folder has none, and is called by its name there
+    return read_hf_config(folder)
+
+
+def _tensors(weights: HFWeights) -> tuple[dict[str, LazyTensor], dict[str, torch.Tensor]]:
+    """Every tensor that may be learnt, and every inv_freq, read; an index must have each tensor where it says."""
     tensors: dict[str, LazyTensor] = {}
-    for shard in sorted(set(where.values()), key=natural):
-        path = weights.parent / shard
-        if Path(shard).name != shard:
-            raise ValueError(f"{weights} names the shard {shard!r}, which is no plain file name; it was refused.")
-        if not path.is_file():
-            raise ValueError(f"{path} is missing, and {weights.name} names it; copy the folder again.")
-        found = _read(path)
-        absent = sorted((name for name, file in where.items() if file == shard and name not in found), key=natural)
+    frequencies: dict[str, torch.Tensor] = {}
+    for path in sorted(weights.files, key=lambda path: natural(path.name)):
+        found, buffers = _read(path)
+        twice = sorted((name for name in found if name in tensors and weights.where is None), key=natural)
+        if twice:
+            raise UserError(f"{path} holds {listed(twice)}, and so does {_path(tensors[twice[0]])}; copy the folder again.")
+        where = weights.where or {}
+        names = {*found, *buffers}
+        absent = sorted((name for name, file in where.items() if file == path.name and name not in names), key=natural)
         if absent:
-            raise ValueError(f"{path} lacks {listed(absent)}, which {weights.name} places there; copy the folder again.")
+            raise UserError(f"{path} lacks {listed(absent)}, which {weights.source.name} places there; copy the folder again.")
         tensors |= found
-    return tensors
+        frequencies |= {name: tensor for name, tensor in buffers.items() if tensor is not None}
+    return tensors, frequencies
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        return {str(name): str(file) for name, file in content["weight_map"].items()}
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of shards ({error!r}); copy the folder again.") from None
-
-
-def _read(path: Path) -> dict[str, LazyTensor]:
+def _read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, torch.Tensor | None]]:
+    """(tensors that may be learnt, buffers: each inv_freq, None for one that means nothing)."""
+    refuse_placeholder(path)
     if path.suffix == ".safetensors":
-        return dict(read_safetensors(path))
-    content: Any = read_torch_file(path)
-    if not isinstance(content, dict) or not all(isinstance(value, (FileTensor, Strided)) for value in content.values()):
-        raise ValueError(f"{path} holds more than tensors by name; it is no {path.name} of a Hugging Face model.")
-    return content
+        return _read_safetensors(path)
+    content: Any = read_torch_file(path, skipped=partial(_is_buffer, path))
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{path} holds more than tensors by name; it is no {path.name} of a Hugging Face model.")
+    tensors: dict[str, LazyTensor] = {}
+    buffers: dict[str, torch.Tensor | None] = {}
+    for name, value in content.items():
+        if isinstance(value, torch.Tensor) and is_frequencies(name):
+            buffers[name] = value
+        elif isinstance(value, torch.Tensor) and is_harmless(name, value.dim()):
+            buffers[name] = None
+        elif isinstance(value, (FileTensor, Strided)):
+            tensors[name] = value
+        else:
+            what = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+            raise UserError(
+                f"{path} holds more than 16-bit and 32-bit floating-point tensors by name ({name} is {what}); it is no "
+                f"{path.name} of a Hugging Face model: save the model with save_pretrained(FOLDER)."
+            )
+    return tensors, buffers
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, torch.Tensor | None]]:
+    tensors, skipped = read_safetensors(path, skipped=partial(_is_buffer, path))
+    buffers: dict[str, torch.Tensor | None] = dict.fromkeys(skipped)
+    wanted = [name for name in skipped if is_frequencies(name)]
+    if not wanted:
+        return dict(tensors), buffers
+    try:
+        with safe_open(path, framework="pt") as library:  # which reads any dtype, and these are small
+            buffers |= {name: library.get_tensor(name) for name in wanted}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy it again.") from None
+    return dict(tensors), buffers
+
+
+# Endings of GPTQ's, AWQ's and bitsandbytes' tensors.
+_QUANTIZED = (".qweight", ".qzeros", ".g_idx", ".SCB", ".absmax", ".quant_map", ".nested_absmax", ".weight_scale")
+
+
+def _is_buffer(path: Path, name: str, axes: int) -> bool:
+    """Whether `name` is no weight.
+
+    Raises:
+        UserError: it belongs to a quantized model, whose other tensors would be called of a wrong dtype.
+    """
+    if name.endswith(_QUANTIZED):
+        raise UserError(
+            f"{path} holds a quantized model ({name} is there), from which no training goes on: take the folder that it was "
+            "made from, with float16 or bfloat16 weights."
+        )
+    return is_frequencies(name) or is_harmless(name, axes)
 
 
 def _path(tensor: LazyTensor) -> Path:
     return tensor.path if isinstance(tensor, FileTensor) else tensor.storage.path  # type: ignore[attr-defined]
+
+
+# What other programs put before every name, or leave away.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "base_model.model.", "_fsdp_wrapped_module.", "llama.", "language_model.")
+
+
+def _check_names(config: LlamaConfig, weights: Path, tensors: dict[str, LazyTensor]) -> None:
+    missing, unknown = name_findings(config, tensors)
+    if missing:
+        hint = "config.json asks for them: copy the folder again"
+        for wrapper in _WRAPPERS:
+            if all(wrapper + name in tensors for name in missing):
+                hint = f"their names there begin with {wrapper!r}: save the model again without that wrapper"
+            elif all(name.removeprefix(wrapper) in tensors for name in missing if name.startswith("model.")):
+                hint = f"their names there lack {wrapper!r}: save the whole LlamaForCausalLM"
+        if missing == ["lm_head.weight"]:
+            hint = "it is the output layer, which must be a matrix of its own: save the whole LlamaForCausalLM, untied"
+        raise UserError(f"{weights} lacks {listed(missing)}; {hint}.")
+    if unknown:
+        where = ", ".join(sorted({str(_path(tensors[name])) for name in unknown[:6]}))
+        raise UserError(f"{where} holds tensors that a LLaMA does not have: {listed(unknown)}; they would be lost.")
 
 
 def _check_shapes(config: LlamaConfig, tensors: dict[str, LazyTensor]) -> None:

@@ -7,8 +7,10 @@ from the process's own map of memory (Linux), so they can be streamed instead of
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 
 from megatron_patch.checkpoint.lazy import FileTensor, LazyTensor, Strided
 from megatron_patch.checkpoint.safe_metadata import load_weights_only
+from megatron_patch.errors import UserError
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -61,6 +64,23 @@ _ENUMS = (
 )
 
 
+# Pickles begin with the first, tar files of torch before 0.1.10 have the second at byte 257.
+_PICKLE, _TAR = b"\x80", b"ustar"
+
+
+def _cut(path: Path) -> str:
+    return f"{path} is damaged or was cut off (it has {path.stat().st_size} bytes); copy it again."
+
+
+def _not_zip(path: Path) -> str:
+    """What a file is that torch does not take for its zip format."""
+    with open(path, "rb") as stream:
+        head = stream.read(512)
+    if head.startswith(_PICKLE) or head[257:262] == _TAR:
+        return f"{path} is in torch's format from before version 1.6; load it with torch and save it again with torch.save."
+    return f"{path} is no file that torch.save wrote (it begins with {head[:16]!r}); copy it again."
+
+
 @dataclass(frozen=True)
 class _Mapping:
     start: int
@@ -68,11 +88,18 @@ class _Mapping:
     offset: int
 
 
-def read_torch_file(path: Path, only: str | None = None) -> Any:
+def _nothing_skipped(name: str, axes: int) -> bool:
+    return False
+
+
+def read_torch_file(
+    path: Path, skipped: Callable[[str, int], bool] = _nothing_skipped, only: str | None = None
+) -> Any:
     """The object in `path`, every floating-point tensor of two or fewer axes in it a `LazyTensor`.
 
     Args:
         path: what torch.save wrote.
+        skipped: says by name and number of axes which tensors are given as they are, whatever their dtype and strides.
         only: the key of a dictionary's entry that alone is treated so; what stands beside it may lie in any way.
 
     Raises:
@@ -82,15 +109,20 @@ def read_torch_file(path: Path, only: str | None = None) -> Any:
         try:
             content = load_weights_only(path, mmap=True)
         except ValueError as error:
+            if "PytorchStreamReader" in str(error):
+                raise UserError(_cut(path)) from None
             if "mmap can only be used" not in str(error):
                 raise
-            raise ValueError(
-                f"{path} is in torch's format from before version 1.6; load it with torch and save it again with torch.save."
-            ) from None
+            raise UserError(_not_zip(path)) from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # torch maps what it takes for a file's end, which lies outside of one that was cut.
+            raise UserError(_cut(path)) from None
     mappings = _mappings(path)
     if only is None or not isinstance(content, dict):
-        return _lazy(content, path, "", mappings)
-    return {key: _lazy(value, path, only, mappings) if key == only else value for key, value in content.items()}
+        return _lazy(content, path, "", mappings, skipped)
+    return {key: _lazy(value, path, only, mappings, skipped) if key == only else value for key, value in content.items()}
 
 
 def _mappings(path: Path) -> list[_Mapping]:
@@ -112,11 +144,13 @@ def _mappings(path: Path) -> list[_Mapping]:
     return found
 
 
-def _lazy(value: Any, path: Path, name: str, mappings: list[_Mapping]) -> Any:
+def _lazy(value: Any, path: Path, name: str, mappings: list[_Mapping], skipped: Callable[[str, int], bool]) -> Any:
     if isinstance(value, torch.Tensor):
-        return _locate(value, path, name, mappings)
+        return value if skipped(name, value.dim()) else _locate(value, path, name, mappings)
     if isinstance(value, dict):
-        return {key: _lazy(item, path, f"{name}.{key}" if name else str(key), mappings) for key, item in value.items()}
+        return {
+            key: _lazy(item, path, f"{name}.{key}" if name else str(key), mappings, skipped) for key, item in value.items()
+        }
     return value
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patch.data.end_token import end_token, read_object
+from megatron_patch.placeholders import refuse_placeholder
 
 # Appended to a serialized SentencePiece model, protobuf merges it in: normalizer_spec { add_dummy_prefix:
 # false }.
@@ -124,6 +125,7 @@ def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: st
     digest = hashlib.sha256()
     for name in _FILES:
         if (folder / name).is_file():
+            refuse_placeholder(folder / name)
             digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
     settings = read_object(folder / "tokenizer_config.json")
     names = _names(settings, read_object(folder / "special_tokens_map.json"))

@@ -20,16 +20,22 @@ def vocab_parallel_cross_entropy(
     group: dist.ProcessGroup | None = None,
     vocab_start: int = 0,
     *,
+    valid: int | None = None,
     implementation: str | None = None,
 ) -> torch.Tensor:
     """Loss of each token, in nats: logits [..., V/TP], labels [...] integer → loss [...] float32.
 
     group: the tensor-parallel process group, None for a whole vocabulary; vocab_start: the id of the first
-    column here. **The backward writes the gradient over the logits**, so they must not be read afterwards;
-    autograd raises its in-place error at a second backward. A label below 0 is ignored: loss 0, gradient 0. A
-    label beyond the vocabulary is never used as an index; its loss is log Σ exp(logits), finite, so that a
-    mask outside can take it away. ValueError if the shapes do not agree.
+    column here; valid: how many columns from the first on are vocabulary, None for all. The others are padding:
+    they take no part in the sum, and their gradient is 0. **The backward writes the gradient over the logits**,
+    so they must not be read afterwards; autograd raises its in-place error at a second backward. A label below 0
+    is ignored: loss 0, gradient 0. A label beyond the vocabulary is never used as an index; its loss is
+    log Σ exp(logits), finite, so that a mask outside can take it away. ValueError if the shapes do not agree, or
+    no column is valid.
     """
+    valid = logits.shape[-1] if valid is None else valid
+    if not 1 <= valid <= logits.shape[-1]:
+        raise ValueError(f"{valid} of {logits.shape[-1]} columns are said to be vocabulary; it must be 1 or more of them.")
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
             f"labels are {list(labels.shape)}; for logits {list(logits.shape)} they must be"
@@ -37,13 +43,13 @@ def vocab_parallel_cross_entropy(
         )
     if group is not None and dist.get_world_size(group) == 1:
         group = None
-    return _CrossEntropy.apply(logits, labels, group, vocab_start, use_triton(implementation, logits))
+    return _CrossEntropy.apply(logits, labels, group, vocab_start, valid, use_triton(implementation, logits))
 
 
-def statistics_reference(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Of rows [T, V]: the maximum, Σ exp(logit − maximum), and the logit at targets [T] (0 where outside),
-    float32."""
-    logits = logits.float()
+def statistics_reference(logits: torch.Tensor, targets: torch.Tensor, valid: int) -> tuple[torch.Tensor, ...]:
+    """Of the first `valid` columns of rows [T, V]: the maximum, Σ exp(logit − maximum), and the logit at targets [T] (0 where
+    outside), float32."""
+    logits = logits[:, :valid].float()
     maximum = logits.amax(-1)
     total = (logits - maximum[:, None]).exp_().sum(-1)
     inside = (targets >= 0) & (targets < logits.shape[-1])
@@ -52,9 +58,11 @@ def statistics_reference(logits: torch.Tensor, targets: torch.Tensor) -> tuple[t
 
 
 def gradient_reference(
-    logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, scale: torch.Tensor
+    logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, scale: torch.Tensor, valid: int
 ) -> None:
-    """logits [T, V] := (softmax − one-hot) · scale [T]"""
+    """logits [T, V] := (softmax − one-hot) · scale [T] in the first `valid` columns, 0 in the others"""
+    logits[:, valid:] = 0
+    logits = logits[:, :valid]
     gradient = (logits.float() - lse[:, None]).exp_()
     inside = (targets >= 0) & (targets < logits.shape[-1])
     gradient.scatter_add_(-1, targets.where(inside, 0)[:, None], -inside.to(gradient.dtype)[:, None])
@@ -63,18 +71,18 @@ def gradient_reference(
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, labels, group, vocab_start, triton):
+    def forward(ctx, logits, labels, group, vocab_start, valid, triton):
         logits = logits.contiguous()
         rows = logits.view(-1, logits.shape[-1])
         flat_labels = labels.reshape(-1)
         targets = flat_labels - vocab_start
-        maximum, total, at_target = (_statistics if triton else statistics_reference)(rows, targets)
+        maximum, total, at_target = (_statistics if triton else statistics_reference)(rows, targets, valid)
         if group is not None:
             maximum, total, at_target = _reduce(maximum, total, at_target, group)
         lse = maximum + total.log()
         ignored = flat_labels < 0
         ctx.save_for_backward(logits, targets, lse, ignored)
-        ctx.triton = triton
+        ctx.triton, ctx.valid = triton, valid
         return (lse - at_target).masked_fill(ignored, 0.0).view(labels.shape)
 
     @staticmethod
@@ -83,8 +91,8 @@ class _CrossEntropy(torch.autograd.Function):
         logits = overwrite(logits)
         scale = dloss.reshape(-1).float().masked_fill(ignored, 0.0)
         rows = logits.view(-1, logits.shape[-1])
-        (_gradient if ctx.triton else gradient_reference)(rows, targets, lse, scale)
-        return logits, None, None, None, None
+        (_gradient if ctx.triton else gradient_reference)(rows, targets, lse, scale, ctx.valid)
+        return logits, None, None, None, None, None
 
 
 def _reduce(maximum, total, at_target, group):
@@ -96,24 +104,24 @@ def _reduce(maximum, total, at_target, group):
     return overall, both[0], both[1]
 
 
-def _statistics(logits, targets):
+def _statistics(logits, targets, valid):
     tokens, vocabulary = logits.shape
     out = torch.empty(3, tokens, dtype=torch.float32, device=logits.device)
     if tokens:
         block = min(8192, next_power_of_two(vocabulary))
         _loss_statistics_kernel[(tokens,)](
-            logits, targets, *out, vocabulary, block, num_warps=max(1, block // 1024)
+            logits, targets, *out, vocabulary, valid, block, num_warps=max(1, block // 1024)
         )
     return out.unbind()
 
 
-def _gradient(logits, targets, lse, scale):
+def _gradient(logits, targets, lse, scale, valid):
     tokens, vocabulary = logits.shape
     if tokens:
         block = min(BLOCK, next_power_of_two(vocabulary))
         grid = (tokens, ceil_div(vocabulary, block))
         _loss_gradient_kernel[grid](
-            logits, targets, lse, scale, vocabulary, block, num_warps=max(1, block // 1024)
+            logits, targets, lse, scale, vocabulary, valid, block, num_warps=max(1, block // 1024)
         )
 
 
@@ -125,19 +133,20 @@ def _loss_statistics_kernel(
     total_ptr,
     at_target_ptr,
     VOCABULARY: tl.constexpr,
+    VALID: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # The vocabulary is a constant of a run, and the interpreter's loops want one
     row = tl.program_id(0)
     logits = logits_ptr + row.to(tl.int64) * VOCABULARY
     target = tl.load(targets_ptr + row)
-    inside = (target >= 0) & (target < VOCABULARY)
+    inside = (target >= 0) & (target < VALID)
     columns = tl.arange(0, BLOCK)
     # One running maximum of the row, so that each logit costs one exponential; one running sum for each lane.
     maximum = tl.full((), -1.0e38, dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
-    for start in range(0, VOCABULARY, BLOCK):
-        x = tl.load(logits + start + columns, mask=start + columns < VOCABULARY, other=-float("inf")).to(
+    for start in range(0, VALID, BLOCK):
+        x = tl.load(logits + start + columns, mask=start + columns < VALID, other=-float("inf")).to(
             tl.float32
         )
         larger = tl.maximum(maximum, tl.max(x, axis=0))
@@ -149,12 +158,14 @@ def _loss_statistics_kernel(
 
 
 @kernel
-def _loss_gradient_kernel(logits_ptr, targets_ptr, lse_ptr, scale_ptr, vocabulary, BLOCK: tl.constexpr):
+def _loss_gradient_kernel(logits_ptr, targets_ptr, lse_ptr, scale_ptr, vocabulary, valid, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < vocabulary
     logits = logits_ptr + row.to(tl.int64) * vocabulary + columns
-    softmax = tl.exp(tl.load(logits, mask=mask, other=0.0).to(tl.float32) - tl.load(lse_ptr + row))
-    one_hot = tl.where(columns == tl.load(targets_ptr + row), 1.0, 0.0)
+    inside = columns < valid
+    x = tl.load(logits, mask=inside, other=-float("inf")).to(tl.float32)
+    softmax = tl.exp(x - tl.load(lse_ptr + row))
+    one_hot = tl.where(inside & (columns == tl.load(targets_ptr + row)), 1.0, 0.0)
     gradient = (softmax - one_hot) * tl.load(scale_ptr + row)
     tl.store(logits, gradient.to(logits_ptr.dtype.element_ty), mask=mask)

@@ -20,7 +20,9 @@ def rope_tables(
     *,
     interpolation_factor: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of position / interpolation_factor · base^(−2i/D), float32, i = 0 … D/2 − 1.
+    """cos and sin of position · base^(−2i/D) / interpolation_factor, float32, i = 0 … D/2 − 1.
+
+    The frequency is divided, not the position: so transformers rounds.
 
     positions: a length S (positions 0 … S−1) or a tensor [S] or, with positions per sample, [S, B].
     Returns two tables [S, D/2] or [S, B, D/2]. ValueError if head_dim is odd.
@@ -32,9 +34,19 @@ def rope_tables(
     if not isinstance(positions, torch.Tensor):
         positions = torch.arange(positions, device=device)
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    scaled = positions.to(device=device, dtype=torch.float32) / interpolation_factor
-    angles = scaled.unsqueeze(-1) * (1.0 / base**exponents)
+    frequencies = 1.0 / base**exponents / interpolation_factor
+    angles = positions.to(device=device, dtype=torch.float32).unsqueeze(-1) * frequencies
     return angles.cos(), angles.sin()
+
+
+def dynamic_ntk_base(base: float, head_dim: int, length: int, max_length: int, factor: float) -> float:
+    """The rotary base of a sequence of `length` under dynamic NTK scaling (u/bloc97 and u/emozilla, 2023).
+
+    base · (factor · length / max_length − (factor − 1))^(D / (D − 2)), and `base` itself up to max_length, the
+    length that the model was trained for: transformers' `_compute_dynamic_ntk_parameters`. head_dim is above 2.
+    """
+    stretched = factor * max(length, max_length) / max_length - (factor - 1)
+    return base * stretched ** (head_dim / (head_dim - 2))
 
 
 def rope_qkv(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,13 +17,16 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
-from megatron_patch.kernels.rope import rope_tables
+from megatron_patch.kernels.rope import dynamic_ntk_base, rope_tables
 from megatron_patch.model.attention import LlamaSelfAttention, with_backend
 from megatron_patch.model.embedding import embed
 from megatron_patch.model.linear import ColumnLinear, RowLinear
 from megatron_patch.model.mlp import LlamaMLP
 from megatron_patch.model.norm import RMSNorm
+from megatron_patch.model.padding import without_padding, zero_padding
 from megatron_patch.model_config import LlamaConfig
+from megatron_patch.rope_scaling import DYNAMIC, LINEAR
+from megatron_patch.vocabulary import padded_rows, rows_of_rank
 
 # Checkpoint keys of the norms are the ones that Transformer Engine's fused layers have, so that files are exchangeable.
 _NORM_KEYS = {
@@ -90,13 +94,20 @@ def llama_block_spec(config: TransformerConfig, attention_backend: str) -> Trans
 
 
 class LlamaModel(GPTModel):
-    """One pipeline stage of LLaMA-2: RMSNorm, rotary positions, SwiGLU, grouped queries, untied embeddings, no biases."""
+    """One pipeline stage of LLaMA-2: RMSNorm, rotary positions, SwiGLU, grouped queries, untied embeddings, no biases.
+
+    Attributes:
+        vocab_rows: rows of the whole vocabulary, without padding.
+        first_row, valid_rows: this tensor-parallel rank's first row, and how many of its rows are vocabulary.
+    """
 
     def __init__(self, config: TransformerConfig, llama: LlamaConfig, vocab_size: int, attention_backend: str) -> None:
+        tp, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
+        padded = padded_rows(vocab_size, tp)
         super().__init__(
             config=config,
             transformer_layer_spec=llama_block_spec(config, attention_backend),
-            vocab_size=vocab_size,
+            vocab_size=padded,
             max_sequence_length=llama.max_position_embeddings,
             pre_process=parallel_state.is_pipeline_first_stage(),
             post_process=parallel_state.is_pipeline_last_stage(),
@@ -108,18 +119,56 @@ class LlamaModel(GPTModel):
         if config.recompute_granularity != "full":
             for layer in self.decoder.layers[:-1]:
                 layer.leaves_sum = True
-        self.rotary_base = llama.rotary_base
+        self.vocab_rows = vocab_size
+        self.first_row, self.valid_rows = rows_of_rank(vocab_size, tp, rank)
+        for _, weight in self._padded_weights():
+            zero_padding(weight, self.valid_rows)
+        self.llama = llama
         self._rotary_table: torch.Tensor | None = None
+        self._rotary_table_base = llama.rotary_base
+
+    def _padded_weights(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """This stage's matrices over the vocabulary, if they have padding on some rank."""
+        if padded_rows(self.vocab_rows, parallel_state.get_tensor_model_parallel_world_size()) == self.vocab_rows:
+            return
+        if self.pre_process:
+            yield "embedding.word_embeddings.weight", self.embedding.word_embeddings.weight
+        if self.post_process:
+            yield "output_layer.weight", self.output_layer.weight
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict[str, Any]:
+        """core's entries, those of the vocabulary without padding: a checkpoint loads at any TP."""
+        entries = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        for name, _ in self._padded_weights():
+            entries[prefix + name] = without_padding(entries[prefix + name], self.vocab_rows, self.first_row, self.valid_rows)
+        return entries
 
     def rotary_table(self, length: int, position_ids: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-        """[S, D] fp32, or [S, B, D] where `position_ids` [B, S] restart inside a row: cosines, then sines."""
+        """[S, D] fp32, or [S, B, D] where `position_ids` [B, S] restart inside a row: cosines, then sines.
+
+        Under dynamic scaling `length` decides the base, so every row of a batch has the same. transformers does so too, but
+        for one thing: after a longer sequence it keeps that one's base until a sequence is shorter than the model's limit.
+        """
+        base = self._base(length)
         if position_ids is not None:
-            tables = rope_tables(position_ids.t(), self.config.kv_channels, self.rotary_base, device)
-            return torch.cat(tables, dim=-1)
-        if self._rotary_table is None or self._rotary_table.size(0) < length:
-            tables = rope_tables(length, self.config.kv_channels, self.rotary_base, device)
-            self._rotary_table = torch.cat(tables, dim=-1)
+            return self._tables(position_ids.t(), base, device)
+        table = self._rotary_table
+        if table is None or table.size(0) < length or base != self._rotary_table_base:
+            self._rotary_table, self._rotary_table_base = self._tables(length, base, device), base
         return self._rotary_table[:length]
+
+    def _tables(self, positions: int | torch.Tensor, base: float, device: torch.device) -> torch.Tensor:
+        factor = self.llama.rope_factor if self.llama.rope_type == LINEAR else 1.0
+        tables = rope_tables(positions, self.config.kv_channels, base, device, interpolation_factor=factor)
+        return torch.cat(tables, dim=-1)
+
+    def _base(self, length: int) -> float:
+        model = self.llama
+        if model.rope_type != DYNAMIC:
+            return model.rotary_base
+        return dynamic_ntk_base(
+            model.rotary_base, model.kv_channels, length, model.max_position_embeddings, model.rope_factor
+        )
 
     def forward(
         self,
@@ -137,7 +186,7 @@ class LlamaModel(GPTModel):
             segment_ids: [B, S], only for packed samples: attention stays inside equal numbers.
 
         Returns:
-            Last stage: fp32 losses [B, S], or logits [B, S, V / TP]; otherwise activations [S (/ TP), B, H].
+            Last stage: fp32 losses [B, S], or logits [B, S, V / TP], −inf in padding; otherwise activations [S (/ TP), B, H].
         """
         hidden = embed(self.embedding, tokens) if self.pre_process else None
         hidden = self.decoder(
@@ -149,14 +198,18 @@ class LlamaModel(GPTModel):
             return hidden
         logits, _ = self.output_layer(hidden)
         if labels is None:
+            logits[..., self.valid_rows :] = -float("inf")  # never sampled
             return logits.transpose(0, 1)
         return self.losses(logits, labels)
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy of each token: logits [S, B, V / TP], labels [B, S] → fp32 [B, S]. Consumes `logits`."""
         group = parallel_state.get_tensor_model_parallel_group()
-        start = parallel_state.get_tensor_model_parallel_rank() * logits.size(-1)
         losses = vocab_parallel_cross_entropy(
-            logits, labels.t().contiguous(), group=group if group.size() > 1 else None, vocab_start=start
+            logits,
+            labels.t().contiguous(),
+            group=group if group.size() > 1 else None,
+            vocab_start=self.first_row,
+            valid=self.valid_rows,
         )
         return losses.t()

@@ -128,7 +128,7 @@ def test_verify_compares_both_sides(tmp_path, folder, monkeypatch):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act"),
@@ -172,11 +172,6 @@ def test_wrong_direction(native, folder):
 
 def test_other_extra_vocabulary_than_recorded(native):
     assert "the checkpoint was made with 0" in fails(native, to_hf=True, extra_vocab_size=8)
-
-
-def test_vocabulary_that_tp_does_not_divide(folder):
-    message = fails(folder, tensor_model_parallel_size=2, extra_vocab_size=3)
-    assert "43 rows of vocabulary cannot be split in 2 (TP): write 4" in message
 
 
 def test_disk_that_cannot_hold_it(folder, monkeypatch):

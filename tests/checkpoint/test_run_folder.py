@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 
 from megatron_patch.checkpoint import run_folder, training
 from megatron_patch.checkpoint.layout import copy_companions, read_tracker, write_tracker
+from megatron_patch.checkpoint.own_run import own_checkpoint
 from megatron_patch.config import Options, TrainConfig
 from megatron_patch.core import parallel
 from tests.tiny import tiny_config
@@ -201,3 +203,17 @@ def test_half_a_companion_is_not_taken_for_one(pretrained, tmp_path, monkeypatch
         copy_companions(pretrained, target)
     assert "config.json" in copy_companions(pretrained, target)
     assert (target / "config.json").read_text() == "pretrained config.json"
+
+
+def test_a_run_from_before_a_field_of_the_model_was_added_goes_on(tmp_path):
+    """It has the field's default; another value is another model."""
+    config = tiny_config(output_path=str(tmp_path))
+    folder = Path(config.checkpoint_folder) / "iter_0000002"
+    folder.mkdir(parents=True)
+    write_tracker(folder.parent, "2")
+    recorded = json.loads(json.dumps(config.as_dict()))
+    del recorded["model"]["rope_type"], recorded["model"]["rope_factor"]
+    (folder / "run_config.json").write_text(json.dumps(recorded))
+    assert own_checkpoint(config) == folder
+    with pytest.raises(ValueError, match="model was"):
+        own_checkpoint(replace(config, model=replace(config.model, rope_type="linear", rope_factor=2.0)))

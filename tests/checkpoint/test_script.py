@@ -54,7 +54,6 @@ def test_wrong_count_prints_the_list():
     [
         (4, 1, "auto", 0, "$4 TP: got '4'; it must divide the 2 KV groups: write one of 1, 2."),
         (1, 3, "auto", 0, "$5 PP: got '3'; it must divide the 4 layers: write one of 1, 2, 4."),
-        (2, 1, "auto", 1, "$7 EXTRA_VOCAB_SIZE: got '1'; 801 rows of vocabulary cannot be split in 2 (TP): write 2."),
         (1, 1, "llama2-7b", 0, "$6 MN: got 'llama2-7b'; num_layers is 4 where that size has 32"),
     ],
 )

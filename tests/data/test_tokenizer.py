@@ -216,6 +216,9 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match="neither tokenizer.model nor tokenizer.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="tokenizer.model is a Git LFS pointer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"<!DOCTYPE html>\n")
     with pytest.raises(ValueError, match="not a SentencePiece model"):
         load_tokenizer(tmp_path)
 

@@ -65,6 +65,25 @@ def test_labels_beyond_the_vocabulary_are_finite_and_masked_away(draw, device, i
     assert not logits.grad[1:].any() and logits.grad[0].any()
 
 
+@pytest.mark.parametrize("width, valid", [(808, 801), (9001, 5000), (16, 1)])
+def test_padding_is_neither_summed_nor_learnt(draw, agree, truth_of, device, implementation, width, valid):
+    """The columns from `valid` on hold what would win every softmax, and one label lies in them."""
+    padded = torch.full((5, width), 100.0, device=device)
+    logits = draw(torch.float32, 5, valid)
+    labels = torch.randint(0, valid, (5,), device=device)
+    labels[-1] = width - 1
+    padded = torch.cat([logits * 1, padded[:, valid:]], dim=-1).detach().requires_grad_()
+    loss = vocab_parallel_cross_entropy(padded * 1, labels, valid=valid, implementation=implementation)
+    (wanted,) = truth_of(logits)
+    truth = losses(wanted, labels)
+    dloss = torch.rand(5, device=device)
+    loss.backward(dloss)
+    truth.backward(dloss.double())
+    torch.testing.assert_close(loss, truth.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(padded.grad[:, :valid], wanted.grad.float(), rtol=1e-5, atol=1e-7)
+    assert not padded.grad[:, valid:].any()
+
+
 def check_split_vocabulary(rank, file, implementation):
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     torch.manual_seed(0)

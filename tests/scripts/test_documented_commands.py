@@ -36,9 +36,12 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(work) -> Path:
-    """The document's conversion, `cd` and all."""
+    """The document's conversion, `cd` and all, of a model for its 2048 positions."""
+    source = shutil.copytree(GOLDEN / "hf_mha", work / "llama2-ckpts" / "llama2-7b-hf")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
     target = work / "llama2-ckpts" / "llama2-7b-hf-to-megatron-tp1-pp1"
-    output = succeed(run(CONVERT, ENGINE, GOLDEN / "hf_mha", target, 1, 1, "auto", 0, "false", cwd=CONVERT.parent))
+    output = succeed(run(CONVERT, ENGINE, source, target, 1, 1, "auto", 0, "false", cwd=CONVERT.parent))
     assert f"MEGATRON_PATH {ENGINE} does not exist; the installed megatron-core 0.16" in output
     return target
 

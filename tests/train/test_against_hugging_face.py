@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -61,8 +63,10 @@ def learning_rate(step: int) -> float:
 
 
 @functools.lru_cache
-def reference(name: str) -> list[Step]:
-    """transformers and torch, the recipe written out: AdamW 0.9/0.95, decay 0.1 but not on norms, clip 1.0."""
+def reference(name: str | Path) -> list[Step]:
+    """Of a golden folder by name, or of another by its path.
+
+    transformers and torch, the recipe written out: AdamW 0.9/0.95, decay 0.1 but not on norms, clip 1.0."""
     model = AutoModelForCausalLM.from_pretrained(GOLDEN / name, dtype=torch.float32)
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     norms = [parameter for parameter in model.parameters() if parameter.dim() == 1]
@@ -94,3 +98,18 @@ def test_twenty_steps_agree(layout, model, checkpoints, tmp_path):
     for step, (ours, theirs) in enumerate(zip(got, wanted), start=1):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-4), f"loss of step {step}"
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-3), f"gradient norm of step {step}"
+
+
+@pytest.mark.parametrize("scaling", [{"type": "linear", "factor": 4.0}, {"type": "dynamic", "factor": 2.0}])
+def test_twenty_steps_agree_with_scaled_positions(scaling, tmp_path):
+    """Rows of 32 tokens on a model for 24 positions, so that dynamic scaling does something."""
+    folder = shutil.copytree(GOLDEN / "hf_gqa", tmp_path / "hf")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"rope_scaling": scaling, "max_position_embeddings": 24}))
+    model = convert(folder, tmp_path / "megatron")
+    got = train(PRETRAIN, tmp_path / "out", DATASET_PATH=CORPUS, PRETRAIN_CHECKPOINT_PATH=model, processes=1)
+    assert [step.loss for step in got] == pytest.approx([step.loss for step in reference(folder)], rel=1e-4)
+    assert abs(got[-1].loss - reference("hf_gqa")[-1].loss) > 1e-3, "the scaling must be there, or agreement says little"
+    (run,) = (tmp_path / "out/checkpoint").iterdir()
+    back = json.loads((convert(run, tmp_path / "back", back=True) / "config.json").read_text())
+    assert back["rope_scaling"] == scaling and back["max_position_embeddings"] == 24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -14,7 +15,12 @@ SFT = GOLDEN / "sft" / "alpaca_output.json"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return convert(GOLDEN / "hf_gqa", tmp_path_factory.mktemp("megatron") / "gqa")
+    """A model for rows of 512 tokens."""
+    folder = tmp_path_factory.mktemp("megatron")
+    source = shutil.copytree(GOLDEN / "hf_gqa", folder / "hf")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    return convert(source, folder / "gqa")
 
 
 def finetune(output, checkpoint, *flags, **changed):
