@@ -17,7 +17,7 @@ import numpy
 import torch
 
 from megatron_patch.checkpoint.lazy import FileTensor, LazyTensor, Strided
-from megatron_patch.checkpoint.safe_metadata import load_weights_only
+from megatron_patch.checkpoint.safe_metadata import load_mapped
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -68,7 +68,7 @@ def read_torch_file(path: Path) -> Any:
     """
     with torch.serialization.safe_globals(_safe_globals()):
         try:
-            content = load_weights_only(path, mmap=True)
+            content = load_mapped(path)
         except ValueError as error:
             if "mmap can only be used" not in str(error):
                 raise

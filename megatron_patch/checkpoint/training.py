@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import ChainedOptimizer
 
+from megatron_patch.checkpoint.checked_load import load_checked
 from megatron_patch.checkpoint.from_source import load_from_source
 from megatron_patch.checkpoint.layout import (
     ModelDescription,
@@ -38,7 +38,6 @@ from megatron_patch.checkpoint.run_folder import (
     remove_left_over,
     write_companions,
 )
-from megatron_patch.checkpoint.safe_metadata import check_native_folder
 from megatron_patch.checkpoint.writer import StreamingSave
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
@@ -112,12 +111,11 @@ def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any
 
     Random state is restored where TP and PP are as they were; it belongs to a place in that layout.
     """
-    check_native_folder(folder)
     state = _state_dict(model, optimizer, scheduler, Progress(0, 0, 0, 0), is_loading=True)
     same_layout = _is_same_layout(folder)
     if not same_layout:
         del state["rng"]
-    loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
+    loaded = load_checked(folder, state)
     module(model).load_state_dict(loaded["model"], strict=True)
     load_optimizer_state(optimizer, loaded["optimizer"])
     scheduler.load_state_dict(loaded["scheduler"])
@@ -148,9 +146,8 @@ def load_weights(path: str, model: Any) -> None:
 
 
 def _load_native(folder: Path, model: Any) -> None:
-    check_native_folder(folder)
     state = {"model": module(model).sharded_state_dict(metadata=dict(SHARDING))}
-    loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
+    loaded = load_checked(folder, state)
     module(model).load_state_dict(loaded["model"], strict=True)
 
 
