@@ -307,9 +307,11 @@ _CALLS: dict[Name, Callable[[Built], bool]] = {
     Name("argparse", "Namespace"): _new,
     Name("_io", "BytesIO"): _new,
     _ENCODE: _encode,
-    Name("builtins", "bytearray"): _bytearray,
-    Name("builtins", "set"): _anything,
-    Name("builtins", "complex"): _plain,
+    **{
+        Name(module, name): check
+        for module in ("builtins", "__builtin__")  # torch.save writes the names of Python 2
+        for name, check in (("bytearray", _bytearray), ("set", _anything), ("complex", _plain))
+    },
     Name("torch", "Size"): _anything,
     Name("torch", "device"): _plain,
     Name("torch.serialization", "_get_layout"): _plain,
