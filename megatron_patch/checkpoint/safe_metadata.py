@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -27,7 +28,7 @@ METADATA = ".metadata"
 COMMON = "common.pt"
 _MAX_METADATA = 64 << 20  # above 200,000 chunks
 _MAX_JSON = 1 << 20
-MAX_OBJECT = 1 << 30  # bytes of an object beside the tensors, which is read at once
+MAX_OBJECT = 1 << 28  # bytes of an object beside the tensors, which is read at once
 _ZIP = b"PK\3\4"
 # What torch.load raises for damaged content, beside UnpicklingError.
 _DAMAGED = (RuntimeError, EOFError, zipfile.BadZipFile, LookupError, TypeError, ValueError, AttributeError, AssertionError)
@@ -76,10 +77,10 @@ def _read_small(path: Path, limit: int) -> bytes:
     if not path.is_file():
         raise UserError(f"{path} is missing; the checkpoint is not whole: copy it again.")
     with open(path, "rb") as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise UserError(f"{path} has more than {limit} bytes, which no checkpoint needs; copy it again.")
-    return data
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
+            raise UserError(f"{path} has {size} bytes; more than {limit} are not read, and no checkpoint needs them: copy it again.")
+        return stream.read(size)
 
 
 def inside(folder: Path, name: str) -> Path:

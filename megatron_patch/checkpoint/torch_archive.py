@@ -28,7 +28,7 @@ STORAGE_ITEMSIZES = {
     **dict.fromkeys(("DoubleStorage", "LongStorage"), 8),
     **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage", "UntypedStorage"), 1),
 }
-_MAX_SMALL_READ = 16 << 20  # the zip's directory, and data.pkl
+_MAX_SMALL_READ = 8 << 20  # the zip's directory, and data.pkl
 _MAX_DEPTH = 100  # Python walks what is loaded by recursion
 _MAX_VALUES = 20_000_000  # what is named many times counts as often
 
