@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-from collections.abc import Collection
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-MAX_STEPS = 5_000_000  # more than 100,000 chunks in a .metadata; a few seconds and 500 MB
+_Step = Callable[["_Machine", Any], None]
+MAX_STEPS = 4_000_000  # about 100,000 chunks in a .metadata; a few seconds and 400 MB
 _MAX_STACK = 100_000  # pickle writes containers a thousand entries at a time
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 64) - 1
 
@@ -55,15 +56,10 @@ class _Mark:
 
 
 _MARK = _Mark()
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
-_TEXTS = ("SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES")
-_PUSHED_AS_THEY_ARE = frozenset((*_CONSTANTS, *_NUMBERS, *_TEXTS))
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 ORDERED_DICT = Name("collections", "OrderedDict")
 
 
-def read_pickle(data: bytes, allowed: Collection[tuple[str, str]]) -> Any:
+def read_pickle(data: bytes, allowed: Container[tuple[str, str]]) -> Any:
     """The value that `data` describes. Time and memory are bounded by its length.
 
     Raises:
@@ -72,94 +68,96 @@ def read_pickle(data: bytes, allowed: Collection[tuple[str, str]]) -> Any:
     """
     machine = _Machine(allowed)
     try:
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if step >= MAX_STEPS:
-                raise pickle.UnpicklingError(f"it has more than {MAX_STEPS} steps, which no checkpoint needs")
-            machine.take(opcode.name, argument)
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count >= MAX_STEPS or len(machine.stack) > _MAX_STACK:
+                raise pickle.UnpicklingError("it has more steps, or is nested deeper, than any checkpoint's")
+            step = _STEPS.get(opcode.name)
+            if step is None:
+                raise pickle.UnpicklingError(f"it takes the step {opcode.name}, which no checkpoint needs")
+            step(machine, argument)
         return machine.result()
     except (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise pickle.UnpicklingError(f"it is no whole pickle ({str(error)[:100]})") from None
 
 
 class _Machine:
-    """The stack and the memo."""
+    """The stack and the memo. A method is a step of the pickle, with its argument."""
 
-    def __init__(self, allowed: Collection[tuple[str, str]]) -> None:
+    def __init__(self, allowed: Container[tuple[str, str]]) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.allowed = allowed
 
-    def take(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        if name in _PUSHED_AS_THEY_ARE:
-            stack.append(_CONSTANTS[name] if name in _CONSTANTS else _small(argument))
-        elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = _value(stack[-1])
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = _value(stack[-1])
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self.memo[argument])
-        else:
-            self._build(name, argument)
-        if len(stack) > _MAX_STACK:
-            raise pickle.UnpicklingError("it is nested deeper than any checkpoint's")
+    def skip(self, argument: Any) -> None:
+        """Frames and the protocol's number say nothing about the value."""
 
-    def _build(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        if name == "MARK":
-            stack.append(_MARK)
-        elif name in _TUPLES:
-            stack.append(tuple(self._pop() for _ in range(_TUPLES[name]))[::-1])
-        elif name == "TUPLE":
-            stack.append(tuple(self._pop_to_mark()))
-        elif name in ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT"):
-            stack.append({"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}[name]())
-        elif name in ("APPEND", "APPENDS"):
-            items = [self._pop()] if name == "APPEND" else self._pop_to_mark()
-            _exactly(stack[-1], list).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = [self._pop(), self._pop()][::-1] if name == "SETITEM" else self._pop_to_mark()
-            _set_items(_items_of(stack[-1]), items)
-        else:
-            self._name_or_call(name, argument)
+    def push(self, argument: Any) -> None:
+        if type(argument) is int and not _SMALLEST <= argument <= _LARGEST:
+            raise pickle.UnpicklingError("it holds a number of more than 64 bits")
+        self.stack.append(argument)
 
-    def _name_or_call(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        if name == "GLOBAL":
-            module, _, attribute = argument.partition(" ")
-            stack.append(self._named(module, attribute))
-        elif name == "STACK_GLOBAL":
-            attribute, module = _exactly(self._pop(), str), _exactly(self._pop(), str)
-            stack.append(self._named(module, attribute))
-        elif name in ("REDUCE", "NEWOBJ"):
-            arguments, callee = _exactly(self._pop(), tuple), _exactly(self._pop(), Name)
-            stack.append(Built(callee, arguments))
-        elif name == "BUILD":
-            state, built = self._pop(), _exactly(stack[-1], Built)
-            if built.state is not None:
-                raise pickle.UnpicklingError("it sets the state of one object twice")
-            built.state = state
-        elif name == "BINPERSID":
-            stack.append(Persistent(self._pop()))
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            raise pickle.UnpicklingError(f"it takes the step {name}, which no checkpoint needs")
+    def memoize(self, argument: int | None) -> None:
+        self.memo[len(self.memo) if argument is None else argument] = _value(self.stack[-1])
 
-    def _named(self, module: str, name: str) -> Name:
+    def recall(self, argument: int) -> None:
+        self.stack.append(self.memo[argument])
+
+    def make_tuple(self, count: int | None) -> None:
+        items = self._pop_to_mark() if count is None else [self._pop() for _ in range(count)][::-1]
+        self.stack.append(tuple(items))
+
+    def append(self, argument: Any) -> None:
+        item = self._pop()
+        _exactly(self.stack[-1], list).append(item)
+
+    def append_several(self, argument: Any) -> None:
+        items = self._pop_to_mark()
+        _exactly(self.stack[-1], list).extend(items)
+
+    def set_item(self, argument: Any) -> None:
+        value, key = self._pop(), self._pop()
+        _set_items(self.stack[-1], [key, value])
+
+    def set_several(self, argument: Any) -> None:
+        items = self._pop_to_mark()
+        _set_items(self.stack[-1], items)
+
+    def name(self, argument: str) -> None:
+        self._push_name(*argument.split(" ", 1))
+
+    def name_from_stack(self, argument: Any) -> None:
+        name, module = _exactly(self._pop(), str), _exactly(self._pop(), str)
+        self._push_name(module, name)
+
+    def call(self, argument: Any) -> None:
+        arguments, callee = _exactly(self._pop(), tuple), _exactly(self._pop(), Name)
+        self.stack.append(Built(callee, arguments))
+
+    def set_state(self, argument: Any) -> None:
+        state, built = self._pop(), _exactly(self.stack[-1], Built)
+        if built.state is not None:
+            raise pickle.UnpicklingError("it sets the state of one object twice")
+        built.state = state
+
+    def persistent(self, argument: Any) -> None:
+        self.stack.append(Persistent(self._pop()))
+
+    def _push_name(self, module: str, name: str) -> None:
         if (module, name) not in self.allowed:
             raise pickle.UnpicklingError(
                 f"it names {Name(module, name)}, which no checkpoint needs; it was refused and not run"
             )
-        return Name(module, name)
+        self.stack.append(Name(module, name))
 
     def _pop(self) -> Any:
         return _value(self.stack.pop())
 
     def _pop_to_mark(self) -> list[Any]:
         at = len(self.stack) - 1
-        while self.stack[at] is not _MARK:
+        while at >= 0 and self.stack[at] is not _MARK:
             at -= 1
-            if at < 0:
-                raise pickle.UnpicklingError("it ends a group that was not begun")
+        if at < 0:
+            raise pickle.UnpicklingError("it ends a group that was not begun")
         items = self.stack[at + 1 :]
         del self.stack[at:]
         return items
@@ -171,10 +169,39 @@ class _Machine:
         return value
 
 
-def _small(value: Any) -> Any:
-    if isinstance(value, int) and not _SMALLEST <= value <= _LARGEST:
-        raise pickle.UnpicklingError("it holds a number of more than 64 bits")
-    return value
+def _constant(make: Callable[[], Any]) -> _Step:
+    return lambda machine, argument: machine.stack.append(make())
+
+
+# What pickle writes in protocols 2 to 5 for plain values, dataclasses and torch's tensors.
+_STEPS: dict[str, _Step] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), _Machine.skip),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _Machine.push),
+    **dict.fromkeys(("SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES"), _Machine.push),
+    "NONE": _constant(lambda: None),
+    "NEWTRUE": _constant(lambda: True),
+    "NEWFALSE": _constant(lambda: False),
+    "MARK": _constant(lambda: _MARK),
+    "EMPTY_TUPLE": _constant(tuple),
+    "EMPTY_LIST": _constant(list),
+    "EMPTY_DICT": _constant(dict),
+    **dict.fromkeys(("MEMOIZE", "BINPUT", "LONG_BINPUT"), _Machine.memoize),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.recall),
+    "TUPLE1": lambda machine, argument: machine.make_tuple(1),
+    "TUPLE2": lambda machine, argument: machine.make_tuple(2),
+    "TUPLE3": lambda machine, argument: machine.make_tuple(3),
+    "TUPLE": _Machine.make_tuple,
+    "APPEND": _Machine.append,
+    "APPENDS": _Machine.append_several,
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": _Machine.set_several,
+    "GLOBAL": _Machine.name,
+    "STACK_GLOBAL": _Machine.name_from_stack,
+    "REDUCE": _Machine.call,
+    "NEWOBJ": _Machine.call,
+    "BUILD": _Machine.set_state,
+    "BINPERSID": _Machine.persistent,
+}
 
 
 def _value(item: Any) -> Any:
@@ -197,10 +224,11 @@ def _items_of(target: Any) -> dict[Any, Any]:
     return _exactly(target, dict)
 
 
-def _set_items(target: dict[Any, Any], items: list[Any]) -> None:
+def _set_items(into: Any, items: list[Any]) -> None:
     """Keys are text, numbers or objects: hashing a tuple that is nested a million times would end the process."""
     if len(items) % 2:
         raise pickle.UnpicklingError("it has a key without a value")
+    target = _items_of(into)
     for key, value in zip(items[::2], items[1::2]):
         if type(key) not in (str, int, Built):
             raise pickle.UnpicklingError(f"it has a {type(key).__name__} as a key")

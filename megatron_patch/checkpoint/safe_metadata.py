@@ -79,7 +79,7 @@ def _read_small(path: Path, limit: int) -> bytes:
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > limit:
-            raise UserError(f"{path} has {size} bytes; more than {limit} are not read, and no checkpoint needs them: copy it again.")
+            raise UserError(f"{path} has {size} bytes, and no checkpoint needs more than {limit}; copy it again.")
         return stream.read(size)
 
 

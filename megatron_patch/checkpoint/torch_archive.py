@@ -182,11 +182,6 @@ class _AnyName:
     def __contains__(self, name: object) -> bool:
         return True
 
-    def __iter__(self) -> Any:
-        raise TypeError("every name is allowed")
-
-    __len__ = __iter__
-
 
 _ANY_NAME = _AnyName()
 

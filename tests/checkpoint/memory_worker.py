@@ -30,7 +30,7 @@ PICKLES = {
     "a number": b"\x80\x02\x8b\xff\xff\xff\x7f.",
     "digits": b"I" + b"9" * 1_000_000 + b"\n.",
     "containers": b"\x80\x02" + b"}" * 10_000_000 + b".",
-    "a list of containers": b"\x80\x02](" + (b"(" + b"}" * 1000 + b"l") * 20_000 + b"e.",
+    "a list of containers": b"\x80\x02](" + (b"](" + b"}" * 1000 + b"e") * 20_000 + b"e.",
     "tuples in tuples": b"\x80\x02)" + b"\x85" * 4_000_000 + b".",
     "two of each": b"\x80\x04]\x94(" + b"h\x00h\x00\x86\x94" + b"".join(
         b"j" + struct.pack("<I", n) + b"j" + struct.pack("<I", n) + b"\x86\x94" for n in range(1, 60)) + b"e.",
@@ -63,6 +63,7 @@ def deflated(value):
 def sparse(path: Path, size: int, tail: bytes) -> None:
     with open(path, "wb") as stream:
         stream.write(b"PK\x03\x04")
+        stream.truncate(size)
         stream.seek(size - len(tail))
         stream.write(tail)
 
@@ -84,17 +85,18 @@ def cases(folder: Path):
         "a tensor": saved({"a": Calls(torch.Tensor, 1 << 36)}),
         "deflated": deflated({"a": torch.zeros(1 << 26)}),
     }
+    path = folder / "common.pt"
     for name, content in archives.items():
-        (folder / "common.pt").write_bytes(content)
+        path.write_bytes(content)
         yield f"common.pt: {name}", lambda: read_common(folder)
-        yield f".bin: {name}", lambda: read_torch_file(folder / "common.pt")
-        yield f"item: {name}", lambda n=len(content): locate_item(folder / "common.pt", "x", 0, n, (1 << 26,))
-    sparse(folder / "common.pt", 3 << 30, directory((3 << 30) - 100))
+        yield f".bin: {name}", lambda: read_torch_file(path)
+        yield f"item: {name}", lambda: locate_item(path, "x", 0, path.stat().st_size, (1 << 26,))
+    sparse(path, 3 << 30, directory((3 << 30) - 100))
     yield "common.pt: 3 GiB", lambda: read_common(folder)
-    yield "item: directory", lambda: locate_item(folder / "common.pt", "x", 0, 3 << 30, (1,))
-    yield ".bin: directory", lambda: read_torch_file(folder / "common.pt")
-    (folder / "a.safetensors").write_bytes(struct.pack("<Q", 90 << 20) + b"{}")
-    yield "safetensors: a header of 90 MiB", lambda: read_safetensors(folder / "a.safetensors")
+    yield "item: directory", lambda: locate_item(path, "x", 0, 3 << 30, (1,))
+    yield ".bin: directory", lambda: read_torch_file(path)
+    (folder / "a.safetensors").write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
+    yield "safetensors: a header of 4 EiB", lambda: read_safetensors(folder / "a.safetensors")
 
 
 def main(folder: Path) -> None:
