@@ -12,6 +12,7 @@ import io
 import pickle
 import re
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,14 +100,18 @@ def read_archive(window: Window) -> Archive:
         zipfile.BadZipFile: the zip is damaged, compressed, or such as torch does not write.
     """
     records = _records(window)
-    folder = min(records, key=lambda name: records[name][0]).partition("/")[0]
-    start, size = records.get(f"{folder}/data.pkl", (0, 0))
-    window.seek(start)
-    value = read_pickle(window.read(size), _ANY_NAME)
-    prefix = f"{folder}/data/"
-    archive = Archive(value, {name[len(prefix) :]: place for name, place in records.items() if name.startswith(prefix)})
+    if "byteorder" in records and _content(window, records, "byteorder") != sys.byteorder.encode():
+        raise zipfile.BadZipFile(f"its numbers are not {sys.byteorder}-endian")
+    value = read_pickle(_content(window, records, "data.pkl"), _ANY_NAME)
+    archive = Archive(value, {name[5:]: place for name, place in records.items() if name.startswith("data/")})
     _check_values(archive)
     return archive
+
+
+def _content(window: Window, records: dict[str, tuple[int, int]], name: str) -> bytes:
+    start, size = records.get(name, (0, 0))
+    window.seek(start)
+    return window.read(size)
 
 
 def stored_tensor(archive: Archive, value: Any) -> StoredTensor:
@@ -154,13 +159,21 @@ def _storage(archive: Archive, storage: Any) -> tuple[str, str, int]:
 
 
 def _records(window: Window) -> dict[str, tuple[int, int]]:
-    """First byte and number of bytes of each record: stored as they are, apart from each other."""
+    """First byte and number of bytes of each record, by its name in the archive's one folder: stored as they are, apart.
+
+    torch reads zips by other rules: names without regard to case, the folder of the record that is listed first. So there may
+    be no two of either.
+    """
     with zipfile.ZipFile(window) as archive:  # type: ignore[type-var]
         infos, directory = sorted(archive.infolist(), key=lambda info: info.header_offset), archive.start_dir
         if archive.comment or not infos or infos[0].header_offset != 0:
             raise zipfile.BadZipFile("it has something before, behind or instead of its records")
     records: dict[str, tuple[int, int]] = {}
-    end = 0
+    folder, end = infos[0].filename.partition("/")[0] + "/", 0
+    if any(info.orig_filename != info.filename or not info.filename.startswith(folder) for info in infos):
+        raise zipfile.BadZipFile("its records are not those of one folder")
+    if len({info.filename.casefold() for info in infos}) != len(infos):
+        raise zipfile.BadZipFile("it has a record twice")
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
             raise zipfile.BadZipFile(f"its record {info.filename[:100]!r} is compressed, as torch's are not")
@@ -170,9 +183,9 @@ def _records(window: Window) -> dict[str, tuple[int, int]]:
             raise zipfile.BadZipFile(f"its record {info.filename[:100]!r} overlaps another")
         start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
         end = start + info.file_size
-        if info.filename in records or end > directory:
-            raise zipfile.BadZipFile(f"its record {info.filename[:100]!r} is there twice, or ends behind the others")
-        records[info.filename] = start, info.file_size
+        if end > directory:
+            raise zipfile.BadZipFile(f"its record {info.filename[:100]!r} ends behind the others")
+        records[info.filename.removeprefix(folder)] = start, info.file_size
     return records
 
 

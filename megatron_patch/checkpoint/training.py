@@ -41,6 +41,7 @@ from megatron_patch.checkpoint.run_folder import (
 from megatron_patch.checkpoint.writer import StreamingSave
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,22 @@ def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any
     if not same_layout:
         del state["rng"]
     loaded = load_checked(folder, state)
-    module(model).load_state_dict(loaded["model"], strict=True)
-    load_optimizer_state(optimizer, loaded["optimizer"])
-    scheduler.load_state_dict(loaded["scheduler"])
-    if same_layout:
-        parallel.set_rng_state(loaded["rng"])
-    return Progress(**loaded["progress"])
+    try:
+        module(model).load_state_dict(loaded["model"], strict=True)
+        load_optimizer_state(optimizer, loaded["optimizer"])
+        scheduler.load_state_dict(loaded["scheduler"])
+        if same_layout:
+            parallel.set_rng_state(loaded["rng"])
+        return _progress(loaded["progress"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # what was read has another form
+        reason = f"{type(error).__name__}: {error}"[:300]
+        raise UserError(f"{folder} does not hold the state of such a run ({reason}); go on from an earlier checkpoint.") from error
+
+
+def _progress(found: dict[str, Any]) -> Progress:
+    if any(type(value) is not int or value < 0 for value in found.values()):
+        raise TypeError(f"progress is {str(found)[:200]}")
+    return Progress(**found)
 
 
 def _is_same_layout(folder: Path) -> bool:

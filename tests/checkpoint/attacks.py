@@ -79,26 +79,21 @@ def hide_behind_a_transform(folder: Path, trace: Path) -> None:
     edit_metadata(folder, edit)
 
 
-def plant_an_object(folder: Path, trace: Path) -> None:
-    """The payload in place of the objects beside the tensors."""
-    content = saved([Payload(trace)])
-    (folder / "planted.distcp").write_bytes(content)
-
-    def edit(metadata):
-        for index in objects(metadata):
-            metadata.storage_data[index] = _StorageInfo("planted.distcp", 0, len(content))
-
-    edit_metadata(folder, edit)
-
-
 def plant_common(folder: Path, trace: Path) -> None:
     """The payload in common.pt."""
     (folder / "common.pt").write_bytes(saved({"progress": Payload(trace)}))
 
 
+def misname_progress(folder: Path, trace: Path) -> None:
+    """No attack: a common.pt whose progress is text."""
+    content = torch.load(folder / "common.pt", weights_only=True)
+    content["progress"]["iteration"] = "two"
+    torch.save(content, folder / "common.pt")
+
+
 ATTACKS = {
     "attribute": hide_behind_an_attribute,
     "transform": hide_behind_a_transform,
-    "object": plant_an_object,
     "common.pt": plant_common,
+    "progress": misname_progress,
 }

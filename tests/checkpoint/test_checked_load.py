@@ -20,7 +20,7 @@ from megatron_patch.checkpoint.distcp import read_item, read_part
 from megatron_patch.checkpoint.safe_metadata import read_common, read_dcp_metadata
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
-from tests.checkpoint.attacks import edit_metadata, saved
+from tests.checkpoint.attacks import Payload, edit_metadata, saved
 from tests.tiny import be_alone, tiny_config
 
 
@@ -137,12 +137,15 @@ def replace_object(folder, content):
     edit_metadata(folder, edit)
 
 
-def rezipped(content, compression=zipfile.ZIP_STORED, rename=None):
-    """The same archive as another zip."""
+def rezipped(content, compression=zipfile.ZIP_STORED, rename=None, more=()):
+    """The same archive as another zip; `more` are records that replace others, or come behind them."""
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w", compression) as new:
         for name in old.namelist():
-            new.writestr(rename(name) if rename else name, old.read(name))
+            if name not in more:
+                new.writestr(rename(name) if rename else name, old.read(name))
+        for name in more:
+            new.writestr(name, more[name])
     return made.getvalue()
 
 
@@ -187,7 +190,17 @@ OBJECTS = {
     "two": (saved([None, None]), "is no list of 1"),
     "without values": (rezipped(saved([1]), rename=lambda name: name.replace("data.pkl", "other.pkl")), "whole pickle"),
     "a storage cut": (rezipped(saved([torch.zeros(8)]), rename=lambda name: name.replace("data/0", "data/1")), "has no bytes"),
+    "two folders": (rezipped(saved([1]), more={"other/data.pkl": b"."}), "not those of one folder"),
+    "names in two cases": (rezipped(saved([1]), more={"archive/DATA.PKL": b"."}), "has a record twice"),
+    "another order of bytes": (rezipped(saved([1]), more={"archive/byteorder": b"big"}), "are not little-endian"),
 }
+
+
+def test_objects_that_run_code(copied, tmp_path):
+    replace_object(copied, saved([Payload(tmp_path / "trace")]))
+    with pytest.raises(UserError, match="planted.distcp: object object.* calls posix.mkdir, which no checkpoint needs"):
+        load_checked(copied, {"object": ShardedObject("object", None, (1, 1), (0, 0))})
+    assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize("kind", OBJECTS)

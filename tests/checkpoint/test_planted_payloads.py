@@ -131,15 +131,16 @@ def test_converting_and_inspecting_what_is_hidden(name, attacked, trace, capsys)
 
 
 def test_going_on_from_what_was_planted(tmp_path, trace):
-    """A run's own checkpoint, changed between two starts: in an object, and then in common.pt."""
+    """A run's own checkpoint, changed between two starts: an object, common.pt, and what is no attack but wrong."""
+    said = {**HIDDEN, "common.pt": "mkdir", "progress": "does not hold the state of such a run"}
     values = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, OUTPUT_BASEPATH=tmp_path)
     train(PRETRAIN, tmp_path, "--exit-interval", 2, **{name: values[name] for name in ("MODEL_SIZE", "DATASET_PATH")})
     (folder,) = tmp_path.glob("checkpoint/*/iter_0000002")
     sound = {name: (folder / name).read_bytes() for name in (".metadata", "common.pt")}
-    for name in ("attribute", "object", "common.pt"):
+    for name in ("attribute", "common.pt", "progress"):
         for file, content in sound.items():
             (folder / file).write_bytes(content)
         ATTACKS[name](folder, trace)
         result = run(PRETRAIN, *{**PRETRAIN_ARGUMENTS, **values}.values(), "--num-workers", 0, "--eval-interval", 0)
-        assert result.returncode == 2 and HIDDEN.get(name, "mkdir") in result.stdout, result.stdout[-3000:]
+        assert result.returncode == 2 and said[name] in result.stdout, result.stdout[-3000:]
         assert "Traceback" not in result.stdout and not trace.exists()
