@@ -126,7 +126,7 @@ def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any
         return _progress(loaded["progress"])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # what was read has another form
         reason = f"{type(error).__name__}: {error}"[:300]
-        raise UserError(f"{folder} does not hold the state of such a run ({reason}); go on from an earlier checkpoint.") from error
+        raise UserError(f"{folder} does not hold such a run's state ({reason}); go on from an earlier checkpoint.") from error
 
 
 def _progress(found: dict[str, Any]) -> Progress:

@@ -132,7 +132,7 @@ def test_converting_and_inspecting_what_is_hidden(name, attacked, trace, capsys)
 
 def test_going_on_from_what_was_planted(tmp_path, trace):
     """A run's own checkpoint, changed between two starts: an object, common.pt, and what is no attack but wrong."""
-    said = {**HIDDEN, "common.pt": "mkdir", "progress": "does not hold the state of such a run"}
+    said = {**HIDDEN, "common.pt": "mkdir", "progress": "does not hold such a run's state"}
     values = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, OUTPUT_BASEPATH=tmp_path)
     train(PRETRAIN, tmp_path, "--exit-interval", 2, **{name: values[name] for name in ("MODEL_SIZE", "DATASET_PATH")})
     (folder,) = tmp_path.glob("checkpoint/*/iter_0000002")
