@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 _Step = Callable[["_Machine", Any], None]
-MAX_STEPS = 4_000_000  # about 100,000 chunks in a .metadata; a few seconds and 400 MB
+MAX_STEPS = 13_000_000  # 180,000 chunks in a .metadata, at 71 steps each
+_MAX_TAKING = 5_000_000  # of these, steps that take memory where they have a byte or two; such chunks have 27 each
 _MAX_STACK = 100_000  # pickle writes containers a thousand entries at a time
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 64) - 1
 
@@ -66,10 +67,11 @@ def read_pickle(data: bytes, allowed: Container[tuple[str, str]]) -> Any:
         pickle.UnpicklingError: it is damaged, names a class or function that is not `allowed`, or takes a step that no such
             file needs.
     """
-    machine = _Machine(allowed)
+    machine, taking = _Machine(allowed), 0
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if count >= MAX_STEPS or len(machine.stack) > _MAX_STACK:
+            taking += opcode.name in _TAKING
+            if count >= MAX_STEPS or taking > _MAX_TAKING or len(machine.stack) > _MAX_STACK:
                 raise pickle.UnpicklingError("it has more steps, or is nested deeper, than any checkpoint's")
             step = _STEPS.get(opcode.name)
             if step is None:
@@ -167,6 +169,11 @@ class _Machine:
         if self.stack:
             raise pickle.UnpicklingError("it leaves more than one value")
         return value
+
+
+_TAKING = frozenset(
+    ("EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "MEMOIZE", "BINPUT", "LONG_BINPUT", "REDUCE", "NEWOBJ")
+)
 
 
 def _constant(make: Callable[[], Any]) -> _Step:

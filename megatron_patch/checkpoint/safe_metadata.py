@@ -26,7 +26,7 @@ from megatron_patch.errors import UserError
 
 METADATA = ".metadata"
 COMMON = "common.pt"
-_MAX_METADATA = 64 << 20  # above 200,000 chunks
+_MAX_METADATA = 64 << 20  # 400,000 chunks of usual names
 _MAX_JSON = 1 << 20
 MAX_OBJECT = 1 << 28  # bytes of an object beside the tensors, which is read at once
 _ZIP = b"PK\3\4"

@@ -1,4 +1,4 @@
-"""Reads files that ask for more memory than they have bytes, with 300 MB to take; prints what each is answered with."""
+"""Reads files that ask for more memory than they have bytes, with 500 MB to take; prints what each is answered with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from megatron_patch.checkpoint.safetensors_files import read_safetensors
 from megatron_patch.checkpoint.torch_files import read_torch_file
 from megatron_patch.errors import UserError
 
-ROOM = 300 << 20
+ROOM = 500 << 20
 HUGE = struct.pack("<Q", 1 << 42)
 PICKLES = {
     "a memo of half a billion": b"\x80\x02Nr\xff\xff\xff\x1f0N.",
@@ -31,7 +31,7 @@ PICKLES = {
     "digits": b"I" + b"9" * 1_000_000 + b"\n.",
     "containers": b"\x80\x02" + b"}" * 10_000_000 + b".",
     "a list of containers": b"\x80\x02](" + (b"](" + b"}" * 1000 + b"e") * 20_000 + b"e.",
-    "tuples in tuples": b"\x80\x02)" + b"\x85" * 4_000_000 + b".",
+    "tuples in tuples": b"\x80\x02)" + b"\x85" * 1_000_000 + b".",
     "two of each": b"\x80\x04]\x94(" + b"h\x00h\x00\x86\x94" + b"".join(
         b"j" + struct.pack("<I", n) + b"j" + struct.pack("<I", n) + b"\x86\x94" for n in range(1, 60)) + b"e.",
     "a tuple as a key": b"\x80\x04}(" + b")" + b"\x85" * 100_000 + b"Nu.",

@@ -1,4 +1,4 @@
-"""No file is given more memory than it has bytes: each is refused in a sentence by a process that has 300 MB to take."""
+"""No file is given more memory than it has bytes: each is refused in a sentence by a process that has 500 MB to take."""
 
 from __future__ import annotations
 
