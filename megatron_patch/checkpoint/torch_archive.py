@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import io
 import pickle
-import re
 import struct
 import sys
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO
 
-from megatron_patch.checkpoint.restricted_pickle import ORDERED_DICT, Built, Name, Persistent, read_pickle
+from megatron_patch.checkpoint.archive_calls import REBUILD_TENSOR, are_counts, check_call, is_count
+from megatron_patch.checkpoint.restricted_pickle import Built, Name, Persistent, read_pickle
 
-REBUILD_TENSOR = Name("torch._utils", "_rebuild_tensor_v2")
 # Bytes of one element by the name of its storage's class.
 STORAGE_ITEMSIZES = {
     **dict.fromkeys(("BFloat16Storage", "HalfStorage", "ShortStorage"), 2),
@@ -124,7 +122,7 @@ def stored_tensor(archive: Archive, value: Any) -> StoredTensor:
         raise pickle.UnpicklingError("it holds something else than a tensor")
     storage, start, shape, stride, *_ = value.arguments
     name, key, numel = _storage(archive, storage)
-    if not (_is_count(start) and _are_counts(shape) and _are_counts(stride) and len(shape) == len(stride)):
+    if not (is_count(start) and are_counts(shape) and are_counts(stride) and len(shape) == len(stride)):
         raise pickle.UnpicklingError("it gives a tensor's place, shape or strides by other values than numbers from 0 on")
     if start + _span(shape, stride) > numel or prod(shape) > numel:
         raise pickle.UnpicklingError(f"it makes a tensor {list(shape)} of a storage of {numel} elements")
@@ -135,14 +133,6 @@ def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     return 0 if 0 in shape else 1 + sum((size - 1) * step for size, step in zip(shape, stride))
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _are_counts(values: Any) -> bool:
-    return type(values) is tuple and len(values) <= 16 and all(map(_is_count, values))
-
-
 def _storage(archive: Archive, storage: Any) -> tuple[str, str, int]:
     """Class, key and number of elements of a storage, whose record has as many bytes."""
     identity = storage.identity if type(storage) is Persistent else None
@@ -150,7 +140,7 @@ def _storage(archive: Archive, storage: Any) -> tuple[str, str, int]:
         raise pickle.UnpicklingError("it names a storage otherwise than torch does")
     _, kind, key, _, numel = identity
     itemsize = STORAGE_ITEMSIZES.get(kind.name) if type(kind) is Name and kind.module in ("torch", "torch.storage") else None
-    if itemsize is None or type(key) is not str or not _is_count(numel):
+    if itemsize is None or type(key) is not str or not is_count(numel):
         raise pickle.UnpicklingError("it names a storage of a kind that no checkpoint needs")
     if key not in archive.storages or archive.storages[key][1] != numel * itemsize:
         has = archive.storages[key][1] if key in archive.storages else "no"
@@ -243,88 +233,4 @@ def _check_call(archive: Archive, value: Any) -> None:
         return
     if value.callee == REBUILD_TENSOR:
         stored_tensor(archive, value)
-    check = _CALLS.get(value.callee) or (_of_megatron if value.callee.module.startswith("megatron.") else None)
-    if check is None:
-        raise pickle.UnpicklingError(f"it calls {value.callee}, which no checkpoint needs")
-    if not check(value):
-        raise pickle.UnpicklingError(f"it calls {value.callee} as no checkpoint does")
-
-
-def _plain(value: Built) -> bool:
-    """Text and numbers only, and no state, which would be set on an enumeration's member for the whole process."""
-    return value.state is None and all(type(item) in (str, int, float, bool, type(None)) for item in value.arguments)
-
-
-def _new(value: Built) -> bool:
-    return value.arguments == () and (value.state is None or type(value.state) in (dict, tuple))
-
-
-def _of_megatron(value: Built) -> bool:
-    return _plain(value) or _new(value)
-
-
-def _ordered_dict(value: Built) -> bool:
-    """torch's modules set `_metadata`; an attribute `items` would hide what is in it."""
-    return value.arguments == () and (value.state is None or type(value.state) is dict and set(value.state) <= {"_metadata"})
-
-
-def _encode(value: Built) -> bool:
-    return value.state is None and all(type(item) is str for item in value.arguments)
-
-
-def _bytearray(value: Built) -> bool:
-    """Never a number, of which it would make as many zeros."""
-    return value.state is None and all(type(item) is str or _is_call(item, _ENCODE) for item in value.arguments)
-
-
-def _is_call(value: Any, name: Name) -> bool:
-    return type(value) is Built and value.callee == name
-
-
-def _dtype(value: Built) -> bool:
-    """Numbers only, in numpy's own words: a state of one's own can make numpy take bytes for addresses of objects."""
-    is_number = bool(value.arguments) and type(value.arguments[0]) is str and _NUMBER.fullmatch(value.arguments[0])
-    state = value.state
-    return bool(is_number) and (state is None or type(state) is tuple and (state[:1], state[2:]) == ((3,), _DTYPE_STATE))
-
-
-def _array(value: Built) -> bool:
-    """`_reconstruct(ndarray, (0,), b"b")`, whose state brings a shape and as many bytes."""
-    state = value.state
-    if value.arguments[1:2] != ((0,),) or type(state) is not tuple or len(state) != 5:
-        return False
-    _, shape, dtype, _, content = state
-    if not (_are_counts(shape) and _is_call(dtype, _DTYPE) and _is_call(content, _ENCODE)):
-        return False
-    return len(content.arguments[0]) == prod(shape) * int(dtype.arguments[0][1:])
-
-
-def _anything(value: Built) -> bool:
-    return value.state is None
-
-
-_ENCODE, _DTYPE = Name("_codecs", "encode"), Name("numpy", "dtype")
-_NUMBER = re.compile(r"[iufb][1248]")
-_DTYPE_STATE = (None, None, None, -1, -1, 0)
-_NUMPY = [Name(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")]
-_CALLS: dict[Name, Callable[[Built], bool]] = {
-    REBUILD_TENSOR: _anything,  # checked by itself
-    Name("torch._utils", "_rebuild_parameter"): _anything,
-    ORDERED_DICT: _ordered_dict,
-    Name("types", "SimpleNamespace"): _new,
-    Name("argparse", "Namespace"): _new,
-    Name("_io", "BytesIO"): _new,
-    _ENCODE: _encode,
-    **{
-        Name(module, name): check
-        for module in ("builtins", "__builtin__")  # torch.save writes the names of Python 2
-        for name, check in (("bytearray", _bytearray), ("set", _anything), ("complex", _plain))
-    },
-    Name("torch", "Size"): _anything,
-    Name("torch", "device"): _plain,
-    Name("torch.serialization", "_get_layout"): _plain,
-    _DTYPE: _dtype,
-    **dict.fromkeys(_NUMPY, _array),
-    Name("signal", "Signals"): _plain,
-    **{Name(module, f"{kind}Path"): _plain for module in ("pathlib", "pathlib._local") for kind in ("Posix", "PurePosix")},
-}
+    check_call(value)
