@@ -146,9 +146,7 @@ class _Machine:
 
     def _push_name(self, module: str, name: str) -> None:
         if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(
-                f"it names {Name(module, name)}, which no checkpoint needs; it was refused and not run"
-            )
+            raise pickle.UnpicklingError(f"it names {Name(module, name)}, which no checkpoint needs; it was refused and not run")
         self.stack.append(Name(module, name))
 
     def _pop(self) -> Any:

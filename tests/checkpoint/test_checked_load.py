@@ -37,9 +37,7 @@ def whole(key, data):
 
 def part(key, data, shape, offset):
     """`data` is the part from `offset` on of a tensor of `shape`, cut in no regular grid."""
-    return ShardedTensor(
-        key, data, data.dtype, tuple(data.shape), shape, offset, axis_fragmentations=None, replica_id=0
-    )
+    return ShardedTensor(key, data, data.dtype, tuple(data.shape), shape, offset, axis_fragmentations=None, replica_id=0)
 
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int16, torch.int64, torch.uint8, torch.bool)
