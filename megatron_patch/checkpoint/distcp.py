@@ -12,14 +12,16 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from megatron_patch.checkpoint.lazy import FileTensor, LazyTensor, nbytes, pieces
-from megatron_patch.checkpoint.restricted_pickle import RestrictedUnpickler
+from megatron_patch.checkpoint.lazy import FileTensor, LazyTensor, nbytes, pieces, read_bytes
+from megatron_patch.checkpoint.torch_archive import StoredTensor, Window, read_archive, stored_tensor
+from megatron_patch.errors import UserError
 
 _ALIGNMENT = 64
 _STORAGES = {
@@ -27,14 +29,18 @@ _STORAGES = {
     torch.float16: torch.HalfStorage,
     torch.float32: torch.FloatStorage,
 }
-_STORAGE_DTYPES = {storage: dtype for dtype, storage in _STORAGES.items()}
 _REBUILD = torch._utils._rebuild_tensor_v2
-_READABLE = {
-    ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: arguments,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "BFloat16Storage"): torch.BFloat16Storage,
-    ("torch", "HalfStorage"): torch.HalfStorage,
-    ("torch", "FloatStorage"): torch.FloatStorage,
+_DTYPES = {
+    "BFloat16Storage": torch.bfloat16,
+    "HalfStorage": torch.float16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "ByteStorage": torch.uint8,
+    "CharStorage": torch.int8,
+    "ShortStorage": torch.int16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "BoolStorage": torch.bool,
 }
 
 
@@ -108,63 +114,75 @@ def _padding(header_end: int, size: int) -> bytes:
     return struct.pack("<2sH", b"FB", length) + b"Z" * length
 
 
-class _Window(io.RawIOBase):
-    """`length` bytes of a file from `offset` on, as a file of their own."""
+@dataclass(frozen=True)
+class ItemTensor:
+    """The tensor of an item: where its first element lies in the file, and how the others follow."""
 
-    def __init__(self, stream: BinaryIO, offset: int, length: int) -> None:
-        self.stream, self.offset, self.length, self.position = stream, offset, length, 0
+    offset: int
+    dtype: torch.dtype
+    stored: StoredTensor
 
-    def readable(self) -> bool:
-        return True
 
-    def seekable(self) -> bool:
-        return True
+def read_item(stream: BinaryIO, path: Path, name: str, offset: int, length: int, shape: tuple[int, ...]) -> ItemTensor:
+    """What the item at `offset` of the open file `path` holds; none of the tensor's bytes is read.
 
-    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
-        self.position = position + (0, self.position, self.length)[whence]
-        return self.position
-
-    def read(self, size: int = -1) -> bytes:
-        rest = max(0, self.length - self.position)
-        self.stream.seek(self.offset + self.position)
-        data = self.stream.read(rest if size < 0 else min(size, rest))
-        self.position += len(data)
-        return data
+    Raises:
+        UserError: the item is damaged, or holds anything but one tensor of `shape` inside its own bytes.
+    """
+    size = stream.seek(0, io.SEEK_END)
+    if size < offset + length:
+        raise UserError(
+            f"{path} is truncated: it has {size} bytes, and tensor {name} ends at byte {offset + length}; "
+            "copy the checkpoint again."
+        )
+    try:
+        archive = read_archive(Window(stream, offset, length))
+        stored = stored_tensor(archive, archive.value)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, NotImplementedError, ValueError) as error:
+        raise UserError(f"{path}: the item of tensor {name} is damaged ({error}); copy the checkpoint again.") from None
+    if stored.shape != tuple(shape) or stored.storage not in _DTYPES:
+        found = f"{list(stored.shape)} of {stored.storage}"
+        raise UserError(f"{path}: tensor {name} is stored as {found}; expected {list(shape)}: copy the checkpoint again.")
+    dtype = _DTYPES[stored.storage]
+    start, _ = archive.storages[stored.key]
+    return ItemTensor(offset + start + stored.start * dtype.itemsize, dtype, stored)
 
 
 def locate_item(path: Path, name: str, offset: int, length: int, shape: tuple[int, ...]) -> FileTensor:
     """Where the bytes of the tensor in an item lie.
 
     Raises:
-        ValueError: the item is damaged, or holds anything but one contiguous tensor of `shape`.
+        UserError: the item is damaged, or holds anything but one contiguous tensor of `shape` in a dtype of weights.
     """
-    size = path.stat().st_size if path.is_file() else None
-    if size is None or size < offset + length:
-        found = "is missing" if size is None else f"is truncated: it has {size} bytes"
-        raise ValueError(f"{path} {found}, and tensor {name} ends at byte {offset + length}; copy the checkpoint again.")
-    try:
-        with open(path, "rb") as stream:
-            return _locate(stream, path, name, offset, length, shape)
-    except (zipfile.BadZipFile, KeyError, pickle.UnpicklingError, struct.error, EOFError) as error:
-        raise ValueError(f"{path}: the item of tensor {name} is damaged ({error}); copy the checkpoint again.") from None
+    if not path.is_file():
+        raise UserError(f"{path} is missing, and tensor {name} lies in it; copy the checkpoint again.")
+    with open(path, "rb") as stream:
+        item = read_item(stream, path, name, offset, length, shape)
+    if item.dtype not in _STORAGES or not item.stored.is_contiguous():
+        raise UserError(
+            f"{path}: tensor {name} is stored as {item.dtype} with strides {list(item.stored.stride)}; "
+            f"expected is a contiguous {list(shape)} of {', '.join(map(str, _STORAGES))}."
+        )
+    return FileTensor(path, name, item.offset, item.stored.shape, item.dtype)
 
 
-def _locate(
-    stream: BinaryIO, path: Path, name: str, offset: int, length: int, shape: tuple[int, ...]
-) -> FileTensor:
-    window = _Window(stream, offset, length)
-    with zipfile.ZipFile(window) as archive:  # type: ignore[type-var]
-        folder = archive.namelist()[0].split("/")[0]
-        unpickler = RestrictedUnpickler(io.BytesIO(archive.read(f"{folder}/data.pkl")), _READABLE)
-        unpickler.persistent_load = lambda identity: identity  # type: ignore[method-assign]
-        (_, storage, key, _, numel), start, got, stride, *_ = unpickler.load()
-        record = archive.getinfo(f"{folder}/data/{key}")
-    dtype = _STORAGE_DTYPES[storage]
-    if tuple(got) != tuple(shape) or tuple(stride) != _contiguous_stride(got):
-        raise ValueError(f"{path}: tensor {name} is stored as {list(got)}, strides {list(stride)}; expected {list(shape)}.")
-    if record.compress_type != zipfile.ZIP_STORED or record.file_size != numel * dtype.itemsize:
-        raise ValueError(f"{path}: tensor {name} has {record.file_size} bytes for {numel} elements; it is damaged.")
-    window.seek(record.header_offset + 26)
-    name_length, extra_length = struct.unpack("<HH", window.read(4))
-    data = offset + record.header_offset + 30 + name_length + extra_length
-    return FileTensor(path, name, data + start * dtype.itemsize, tuple(got), dtype)
+def read_part(stream: BinaryIO, path: Path, name: str, item: ItemTensor, part: tuple[slice, ...]) -> torch.Tensor:
+    """The elements `part` (a slice an axis) of an item's tensor, in memory; of row-major ones no more is read than whole rows.
+
+    Raises:
+        UserError: the file ends before.
+    """
+    shape, itemsize = item.stored.shape, item.dtype.itemsize
+    if not item.stored.is_contiguous():
+        span = torch.empty(item.stored.span(), dtype=item.dtype)
+        read_bytes(stream.fileno(), span, item.offset, path, name)
+        return span.as_strided(shape, item.stored.stride)[part]
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), len(shape))
+    if axis == len(shape):
+        rows, first, rest = torch.empty(shape, dtype=item.dtype), 0, part
+    else:
+        first, last, _ = part[axis].indices(shape[axis])
+        rows = torch.empty((*shape[:axis], last - first, *shape[axis + 1 :]), dtype=item.dtype)
+        rest = (*part[:axis], slice(None), *part[axis + 1 :])
+    read_bytes(stream.fileno(), rows, item.offset + first * prod(shape[axis + 1 :]) * itemsize, path, name)
+    return rows[rest]

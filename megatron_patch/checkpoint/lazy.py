@@ -17,6 +17,8 @@ from typing import Protocol
 
 import torch
 
+from megatron_patch.errors import UserError
+
 PIECE_BYTES = 1 << 20  # fits a core's cache; 16 MiB takes twice the time in the kernel
 
 
@@ -49,17 +51,25 @@ class FileTensor:
 
     def read(self, first: int, last: int, out: torch.Tensor) -> None:
         row = prod(self.shape[1:]) * self.dtype.itemsize
-        view = memoryview(out.view(-1).view(torch.uint8).numpy())
-        position = self.offset + first * row
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            while len(view):
-                count = os.preadv(descriptor, [view], position)
-                if count == 0:
-                    raise ValueError(f"{self.path} ends inside tensor {self.name}; the file is truncated: copy it again.")
-                view, position = view[count:], position + count
+            read_bytes(descriptor, out, self.offset + first * row, self.path, self.name)
         finally:
             os.close(descriptor)
+
+
+def read_bytes(descriptor: int, out: torch.Tensor, position: int, path: Path, name: str) -> None:
+    """Fill `out`, contiguous, from an open file's bytes at `position`.
+
+    Raises:
+        UserError: the file ends before; the message names it as `path`, and the tensor as `name`.
+    """
+    view = memoryview(out.view(-1).view(torch.uint8).numpy())
+    while len(view):
+        count = os.preadv(descriptor, [view], position)
+        if count == 0:
+            raise UserError(f"{path} ends inside tensor {name}; the file is truncated: copy it again.")
+        view, position = view[count:], position + count
 
 
 @dataclass(frozen=True)

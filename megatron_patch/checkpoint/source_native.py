@@ -19,6 +19,7 @@ from megatron_patch.checkpoint.lazy import FileTensor, LazyTensor, beside, stack
 from megatron_patch.checkpoint.mapping import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, listed, megatron_shape, places
 from megatron_patch.checkpoint.safe_metadata import inside, read_dcp_metadata
 from megatron_patch.checkpoint.source import TORCH_DTYPES, Source
+from megatron_patch.errors import UserError
 from megatron_patch.model_config import LlamaConfig, read_hf_config
 
 
@@ -77,6 +78,9 @@ def _tensor(
     """The tensor of `place`, put together from its chunks."""
     key = place.entry.key
     entry = metadata.state_dict_metadata[key]
+    axes = len(megatron_shape(config, key, 0)) + (place.layer is not None)
+    if len(entry.size) != axes:
+        raise UserError(f"{folder}: {key} has shape {list(entry.size)}; a LLaMA's has {axes} axes.")
     if place.layer is not None and entry.size[0] != config.num_layers:
         raise ValueError(f"{folder}: {key} has {entry.size[0]} layers, and the configuration {config.num_layers}.")
     chunks = []
@@ -89,6 +93,8 @@ def _tensor(
             raise ValueError(f"{folder}/.metadata does not say where {place} lies; the checkpoint is damaged.")
         path = inside(folder, info.relative_path)
         found = locate_item(path, str(place), info.offset, info.length, sizes)
+        if found.dtype != entry.properties.dtype:
+            raise UserError(f"{path}: {place} is {found.dtype} there, and {entry.properties.dtype} in .metadata; it is damaged.")
         chunks.append(_without_layer_axis(found, starts, place.layer))
     return _assembled(folder, place, chunks)
 

@@ -19,7 +19,7 @@ import numpy
 import torch
 
 from megatron_patch.checkpoint.lazy import FileTensor, LazyTensor, Strided
-from megatron_patch.checkpoint.safe_metadata import load_weights_only
+from megatron_patch.checkpoint.safe_metadata import load_mapped
 from megatron_patch.errors import UserError
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -107,7 +107,7 @@ def read_torch_file(
     """
     with torch.serialization.safe_globals(_safe_globals()):
         try:
-            content = load_weights_only(path, mmap=True)
+            content = load_mapped(path)
         except ValueError as error:
             if "PytorchStreamReader" in str(error):
                 raise UserError(_cut(path)) from None

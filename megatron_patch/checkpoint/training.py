@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import ChainedOptimizer
 
+from megatron_patch.checkpoint.checked_load import load_checked
 from megatron_patch.checkpoint.from_source import load_from_source
 from megatron_patch.checkpoint.layout import (
     ModelDescription,
@@ -44,10 +44,10 @@ from megatron_patch.checkpoint.run_folder import (
     remove_left_over,
     write_companions,
 )
-from megatron_patch.checkpoint.safe_metadata import check_native_folder
 from megatron_patch.checkpoint.writer import StreamingSave
 from megatron_patch.config import PER_KV_HEAD, TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.errors import UserError
 from megatron_patch.model_config import LlamaConfig
 
 
@@ -119,7 +119,6 @@ def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any
 
     Random state is restored where TP and PP are as they were; it belongs to a place in that layout.
     """
-    check_native_folder(folder)
     state = _state_dict(model, optimizer, scheduler, Progress(0, 0, 0, 0), is_loading=True)
     recorded = read_run_config(folder) or {}
     if "use_distributed_optimizer" in recorded:
@@ -127,15 +126,25 @@ def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any
     same_layout = _is_same_layout(folder)
     if not same_layout:
         del state["rng"]
-    loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
-    module(model).load_state_dict(loaded["model"], strict=True)
-    load_optimizer_state(optimizer, loaded["optimizer"])
-    # A run may have become longer; everything else of the schedule has been compared.
-    lengths = {name: getattr(scheduler, name) for name in ("lr_decay_steps", "wd_incr_steps")}
-    scheduler.load_state_dict({**loaded["scheduler"], **lengths})
-    if same_layout:
-        parallel.set_rng_state(loaded["rng"])
-    return Progress(**loaded["progress"])
+    loaded = load_checked(folder, state)
+    try:
+        module(model).load_state_dict(loaded["model"], strict=True)
+        load_optimizer_state(optimizer, loaded["optimizer"])
+        # A run may have become longer; everything else of the schedule has been compared.
+        lengths = {name: getattr(scheduler, name) for name in ("lr_decay_steps", "wd_incr_steps")}
+        scheduler.load_state_dict({**loaded["scheduler"], **lengths})
+        if same_layout:
+            parallel.set_rng_state(loaded["rng"])
+        return _progress(loaded["progress"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # what was read has another form
+        reason = f"{type(error).__name__}: {error}"[:300]
+        raise UserError(f"{folder} does not hold such a run's state ({reason}); go on from an earlier checkpoint.") from error
+
+
+def _progress(found: dict[str, Any]) -> Progress:
+    if any(type(value) is not int or value < 0 for value in found.values()):
+        raise TypeError(f"progress is {str(found)[:200]}")
+    return Progress(**found)
 
 
 def _is_same_layout(folder: Path) -> bool:
@@ -171,9 +180,8 @@ def load_weights(
 
 
 def _load_native(folder: Path, model: Any) -> None:
-    check_native_folder(folder)
     state = {"model": module(model).sharded_state_dict(metadata=dict(SHARDING))}
-    loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
+    loaded = load_checked(folder, state)
     module(model).load_state_dict(loaded["model"], strict=True)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patch.checkpoint.layout import CheckpointLocation, read_model_description, resolve_checkpoint
-from megatron_patch.checkpoint.safe_metadata import read_dcp_metadata
+from megatron_patch.checkpoint.safe_metadata import read_backends, read_dcp_metadata
 
 
 def describe_checkpoint(path: Path) -> list[str]:
@@ -62,7 +62,7 @@ def _model_lines(location: CheckpointLocation) -> list[str]:
 
 
 def _native_lines(folder: Path) -> list[str]:
-    versions = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    versions = read_backends(folder)
     tensors, others = {}, 0
     for name, entry in read_dcp_metadata(folder).state_dict_metadata.items():
         if hasattr(entry, "size"):

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import shutil
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron_patch.checkpoint.conversion_arguments import Conversion
 from megatron_patch.checkpoint.convert import convert
-from megatron_patch.checkpoint.safe_metadata import check_native_folder, read_dcp_metadata
-from tests.launching import GOLDEN
+from megatron_patch.cli.inspect import main
+from tests.checkpoint.attacks import ATTACKS, Payload, edit_metadata
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run, train
 
-
-class Payload:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trace),)
+CORPUS = GOLDEN / "data" / "corpus_text_document"
 
 
 @pytest.fixture
@@ -66,76 +59,88 @@ def test_model_rng_pt(tmp_path, trace):
 
 
 def test_metadata_of_a_native_checkpoint(native, trace):
-    path = native / "release/.metadata"
-    metadata = read_dcp_metadata(native / "release")
-    metadata.planner_data = Payload(trace)
-    path.write_bytes(pickle.dumps(metadata))
+    edit_metadata(native / "release", lambda metadata: setattr(metadata, "planner_data", Payload(trace)))
     message = refused(native, trace, to_hf=True)
-    assert str(path) in message and "mkdir" in message
+    assert str(native / "release/.metadata") in message and "mkdir" in message
 
 
 def test_item_of_a_native_checkpoint(native, trace):
-    """A `.distcp` item whose data.pkl is a payload, of the same length, at the place of the first tensor."""
-    metadata = read_dcp_metadata(native / "release")
-    index, info = next(
-        (index, info) for index, info in metadata.storage_data.items() if index.fqn == "embedding.word_embeddings.weight"
-    )
+    """A `.distcp` item whose data.pkl is a payload, at the place of the first tensor."""
     stream = io.BytesIO()
-    torch.save(Payload(trace), stream)
-    with open(native / "release/planted.distcp", "wb") as planted:
-        planted.write(stream.getvalue())
-    metadata.storage_data[index] = type(info)("planted.distcp", 0, len(stream.getvalue()))
-    (native / "release/.metadata").write_bytes(pickle.dumps(metadata))
+    torch.save(torch.zeros(800, 64), stream)
+    torch.save(Payload(trace), padded := io.BytesIO())
+    content = padded.getvalue() + bytes(len(stream.getvalue()))
+    (native / "release/planted.distcp").write_bytes(content)
+
+    def edit(metadata):
+        index = next(index for index in metadata.storage_data if index.fqn == "embedding.word_embeddings.weight")
+        metadata.storage_data[index].relative_path = "planted.distcp"
+        metadata.storage_data[index].offset, metadata.storage_data[index].length = 0, len(padded.getvalue())
+
+    edit_metadata(native / "release", edit)
     assert "mkdir" in refused(native, trace, to_hf=True)
 
 
-def test_paths_that_lead_out_of_the_checkpoint(native, trace):
-    metadata = read_dcp_metadata(native / "release")
-    for info in metadata.storage_data.values():
-        info.relative_path = "../../secret"
-    (native / "release/.metadata").write_bytes(pickle.dumps(metadata))
-    assert "lies outside the checkpoint" in refused(native, trace, to_hf=True)
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound") / "megatron"
+    convert(Conversion(GOLDEN / "hf_gqa", folder, to_hf=False))
+    return folder
 
 
-@pytest.mark.parametrize("where", ["common.pt", "object"])
-def test_what_megatron_core_would_load_is_checked_first(native, trace, where):
-    release = native / "release"
-    if where == "common.pt":
-        torch.save(Payload(trace), release / "common.pt")
-    else:
-        torch.save([Payload(trace)], release / "__0_objects.distcp")
-        metadata = read_dcp_metadata(release)
-        for info in metadata.storage_data.values():
-            if info.relative_path == "__0_objects.distcp":
-                info.length = (release / "__0_objects.distcp").stat().st_size
-        (release / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(ValueError, match="mkdir"):
-        check_native_folder(release)
-    assert not trace.exists()
+@pytest.fixture
+def attacked(sound, tmp_path, trace):
+    """A copy of a sound checkpoint, changed by one of ATTACKS."""
+
+    def attack(name):
+        folder = shutil.copytree(sound, tmp_path / "attacked")
+        ATTACKS[name](folder / "release", trace)
+        return folder
+
+    return attack
 
 
-def test_sound_checkpoints_pass(native):
-    assert len(check_native_folder(native / "release").state_dict_metadata) == 9 + 4 * 4
+def test_the_hidden_object_is_what_torch_loads(attacked, trace):
+    """`items` shows nothing, and `[]`, which torch uses, leads to the payload."""
+    release = attacked("attribute") / "release"
+    metadata = pickle.loads((release / ".metadata").read_bytes())
+    assert not metadata.storage_data.items()
+    key = next(key for key in metadata.state_dict_metadata if "_extra_state" in key)
+    info = metadata.storage_data[MetadataIndex(key)]
+    content = (release / info.relative_path).read_bytes()[info.offset : info.offset + info.length]
+    torch.load(io.BytesIO(content), weights_only=False)
+    assert trace.is_dir()
 
 
-class Reaching:
-    """Asks for an attribute of a class by `getattr`, as some Pythons pickle members of enumerations."""
-
-    def __init__(self, owner, name):
-        self.call = getattr, (owner, name)
-
-    def __reduce__(self):
-        return self.call
+HIDDEN = {"attribute": "names collections.OrderedDict", "transform": "stored through a transform"}
 
 
-def test_getattr_reaches_members_of_named_enumerations_only():
-    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+@pytest.mark.parametrize("name", HIDDEN)
+def test_training_from_what_is_hidden(name, attacked, tmp_path, trace):
+    values = {**PRETRAIN_ARGUMENTS, "DATASET_PATH": CORPUS, "PRETRAIN_CHECKPOINT_PATH": attacked(name)}
+    result = run(PRETRAIN, *{**values, "OUTPUT_BASEPATH": tmp_path / "out"}.values(), "--num-workers", 0)
+    assert result.returncode == 2 and HIDDEN[name] in result.stdout, result.stdout[-3000:]
+    assert "Traceback" not in result.stdout and not trace.exists()
 
-    from megatron_patch.checkpoint.restricted_pickle import RestrictedUnpickler
-    from megatron_patch.checkpoint.safe_metadata import _ALLOWED
 
-    member = pickle.dumps(Reaching(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT"))
-    assert RestrictedUnpickler(io.BytesIO(member), _ALLOWED).load() is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
-    for owner, name in ((Metadata, "__init__"), (_MEM_FORMAT_ENCODING, "__class__")):
-        with pytest.raises(pickle.UnpicklingError, match="refused"):
-            RestrictedUnpickler(io.BytesIO(pickle.dumps(Reaching(owner, name))), _ALLOWED).load()
+@pytest.mark.parametrize("name", HIDDEN)
+def test_converting_and_inspecting_what_is_hidden(name, attacked, trace, capsys):
+    folder = attacked(name)
+    assert HIDDEN[name] in refused(folder, trace, to_hf=True)
+    assert main([str(folder)]) == 2 and HIDDEN[name] in capsys.readouterr().err and not trace.exists()
+
+
+def test_going_on_from_what_was_planted(tmp_path, trace):
+    """A run's own checkpoint, changed between two starts: an object, common.pt, and what is no attack but wrong."""
+    said = {**HIDDEN, "common.pt": "mkdir", "progress": "does not hold such a run's state"}
+    values = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, OUTPUT_BASEPATH=tmp_path)
+    train(PRETRAIN, tmp_path, "--exit-interval", 2, **{name: values[name] for name in ("MODEL_SIZE", "DATASET_PATH")})
+    (folder,) = tmp_path.glob("checkpoint/*/iter_0000002")
+    sound = {name: (folder / name).read_bytes() for name in (".metadata", "common.pt")}
+    for name in ("attribute", "common.pt", "progress"):
+        for file, content in sound.items():
+            (folder / file).write_bytes(content)
+        ATTACKS[name](folder, trace)
+        result = run(PRETRAIN, *{**PRETRAIN_ARGUMENTS, **values}.values(), "--num-workers", 0, "--eval-interval", 0)
+        assert result.returncode == 2 and said[name] in result.stdout, result.stdout[-3000:]
+        assert "Traceback" not in result.stdout and not trace.exists()

@@ -99,10 +99,12 @@ def native(folder, metadata):
 
 def test_a_torch_dist_checkpoint(capsys, tmp_path):
     import torch
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
     from torch.distributed.checkpoint.metadata import (
         BytesStorageMetadata,
         ChunkStorageMetadata,
         Metadata,
+        MetadataIndex,
         TensorProperties,
         TensorStorageMetadata,
     )
@@ -110,7 +112,9 @@ def test_a_torch_dist_checkpoint(capsys, tmp_path):
     chunks = [ChunkStorageMetadata(torch.Size([i * 400, 0]), torch.Size([400, 64])) for i in range(2)]
     weight = TensorStorageMetadata(TensorProperties(torch.bfloat16), torch.Size([800, 64]), chunks)
     entries = {"embedding.weight": weight, "optimizer.state.exp_avg": weight, "rng": BytesStorageMetadata()}
-    native(tmp_path, Metadata(entries, storage_data={}))
+    places = [MetadataIndex(key, chunk.offsets) for key in list(entries)[:2] for chunk in chunks] + [MetadataIndex("rng")]
+    state = native(tmp_path, Metadata(entries, storage_data={place: _StorageInfo("__0_0.distcp", 0, 9) for place in places}))
+    (state / "__0_0.distcp").write_bytes(bytes(9))
     shutil.copy(GOLDEN / "hf_mha" / "config.json", tmp_path)
     out = shown(capsys, tmp_path)
     assert "iter_0000010 (torch_dist)" in out and "num_hidden_layers 4" in out
