@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,8 @@ class ModelReader:
     def own_root(self) -> Path | None:
         """This run's own folder of checkpoints, where it has one to go on from."""
         root = run_root(self.raw["OUTPUT_BASEPATH"], self.name())
-        return root if (root / TRACKER).is_file() else None
+        # os.path answers where NAME, made of what was typed, is longer than a name may be; pathlib raises.
+        return root if os.path.isfile(root / TRACKER) else None
 
     def extra_vocabulary(self, source: CheckpointLocation | None) -> int:
         extra = self.whole("EXTRA_VOCAB_SIZE", 0)

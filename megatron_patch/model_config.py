@@ -5,11 +5,13 @@ Shape letters: B batch, S sequence, H hidden, N heads, G KV groups, D head size,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from megatron_patch.errors import UserError
+from megatron_patch.json_files import finite_in, json_object, whole_in
 
 # config.json keys whose other values would change the computation in a way this model does not have.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -21,6 +23,31 @@ _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (0, 0.0),
     "pretraining_tp": None,  # any: it only splits the same products
 }
+
+# What a number of LlamaConfig may be: far above every model that exists, and small enough to be counted with and looped over.
+_WHOLE = {
+    "num_layers": (1, 4096),
+    "hidden_size": (1, 1 << 20),
+    "ffn_hidden_size": (1, 1 << 24),
+    "num_attention_heads": (1, 1 << 16),
+    "num_query_groups": (1, 1 << 16),
+    "vocab_size": (1, 1 << 28),
+    "kv_channels": (0, 1 << 16),
+    "max_position_embeddings": (1, (1 << 31) - 1),
+}
+_HF_KEYS = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "vocab_size": "vocab_size",
+    "head_dim": "kv_channels",
+    "max_position_embeddings": "max_position_embeddings",
+    "rms_norm_eps": "norm_epsilon",
+    "rope_theta": "rotary_base",
+}
+_FINITE = {"norm_epsilon": (0.0, 1.0), "rotary_base": (0.0, 1e30)}
 
 
 @dataclass(frozen=True)
@@ -39,8 +66,19 @@ class LlamaConfig:
     rotary_base: float = 10000.0  # rope_theta
 
     def __post_init__(self) -> None:
+        for name, (least, most) in _WHOLE.items():
+            whole_in(vars(self), name, least, most)
+        for name, (above, limit) in _FINITE.items():
+            finite_in(vars(self), name, above, limit)
         if self.kv_channels == 0:
+            if self.hidden_size % self.num_attention_heads:
+                raise UserError(
+                    f"hidden_size is {self.hidden_size}, which the {self.num_attention_heads} attention heads do not divide; "
+                    "it must be a multiple of them, or head_dim must say their size."
+                )
             object.__setattr__(self, "kv_channels", self.hidden_size // self.num_attention_heads)
+        if self.kv_channels % 2:
+            raise UserError(f"The size of an attention head is {self.kv_channels}; rotary embeddings need an even one.")
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(
                 f"num_key_value_heads is {self.num_query_groups}, which does not divide the "
@@ -103,7 +141,9 @@ def refused_features(hf_config: Mapping[str, Any]) -> list[str]:
     if scaling:
         found.append(f"rope_scaling = {scaling!r} (supported: null)")
     parameters = hf_config.get("rope_parameters") or {}
-    if parameters.get("rope_type", "default") != "default":
+    if not isinstance(parameters, Mapping):
+        found.append(f"rope_parameters = {parameters!r} (supported: an object)")
+    elif parameters.get("rope_type", "default") != "default":
         found.append(f"rope_parameters = {parameters!r} (supported: rope_type 'default')")
     if hf_config.get("quantization_config"):
         found.append("quantization_config (supported: unquantized weights)")
@@ -123,21 +163,28 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
     missing = [key for key in needed if hf_config.get(key) is None]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}; a LLaMA config.json has all of {', '.join(needed)}.")
-    heads = int(hf_config["num_attention_heads"])
+    heads = hf_config["num_attention_heads"]
+    groups, head_size = hf_config.get("num_key_value_heads"), hf_config.get("head_dim")
     # transformers 5 writes rope_parameters; every version before wrote rope_theta at the top.
     theta = hf_config.get("rope_theta") or (hf_config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
-    return LlamaConfig(
-        num_layers=int(hf_config["num_hidden_layers"]),
-        hidden_size=int(hf_config["hidden_size"]),
-        ffn_hidden_size=int(hf_config["intermediate_size"]),
-        num_attention_heads=heads,
-        num_query_groups=int(hf_config.get("num_key_value_heads") or heads),
-        vocab_size=int(hf_config["vocab_size"]),
-        kv_channels=int(hf_config.get("head_dim") or 0),
-        max_position_embeddings=int(hf_config.get("max_position_embeddings", 2048)),
-        norm_epsilon=float(hf_config.get("rms_norm_eps", 1e-6)),
-        rotary_base=float(theta),
-    )
+    numbers = {
+        "num_hidden_layers": hf_config["num_hidden_layers"],
+        "hidden_size": hf_config["hidden_size"],
+        "intermediate_size": hf_config["intermediate_size"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads if groups is None else groups,
+        "vocab_size": hf_config["vocab_size"],
+        "head_dim": 0 if head_size is None else head_size,
+        "max_position_embeddings": hf_config.get("max_position_embeddings", 2048),
+        "rms_norm_eps": hf_config.get("rms_norm_eps", 1e-6),
+        "rope_theta": theta,
+    }
+    for key, name in _HF_KEYS.items():  # under config.json's own names first
+        if name in _WHOLE:
+            whole_in(numbers, key, *_WHOLE[name])
+        else:
+            numbers[key] = finite_in(numbers, key, *_FINITE[name])
+    return LlamaConfig(**{name: numbers[key] for key, name in _HF_KEYS.items()})
 
 
 def to_hf_config(config: LlamaConfig, *, dtype: str, extra_vocab_size: int = 0) -> dict[str, Any]:
@@ -176,17 +223,13 @@ def read_hf_config(folder: str | Path) -> LlamaConfig:
     """
     path = Path(folder) / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_object(path)
     except FileNotFoundError:
-        raise ValueError(f"There is no config.json in {folder}; copy the model's own there.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; a config.json is one JSON object.")
+        raise UserError(f"There is no config.json in {folder}; copy the model's own there.") from None
     try:
         return from_hf_config(content)
-    except (TypeError, ValueError) as error:  # a null, a list or a word where a number belongs
-        raise ValueError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def with_vocabulary(config: LlamaConfig, vocab_size: int) -> LlamaConfig:

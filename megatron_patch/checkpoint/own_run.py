@@ -6,11 +6,14 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from megatron_patch.arguments import is_whole
 from megatron_patch.checkpoint.layout import iteration_folder, read_tracker
 from megatron_patch.config import TrainConfig
 from megatron_patch.data_paths import is_json
+from megatron_patch.errors import UserError
+from megatron_patch.json_files import json_object, one_line, shown
 
 # What may differ when a run goes on: where it runs and what it tells, but nothing that decides what is learnt next.
 _FREE = {"output_path", "tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel"}
@@ -52,17 +55,31 @@ def _check_same_run(config: TrainConfig, folder: Path) -> None:
     path = folder / "run_config.json"
     if not path.is_file():
         return
-    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(config.as_dict()))
+    before, now = _recorded(path), json.loads(json.dumps(config.as_dict()))
     # A checkpoint of an earlier version lacks what has been added since.
     pairs = [(name, before[name], now[name]) for name in now if name not in _FREE | {"options"} and name in before]
     decisive = _DECISIVE_OPTIONS | ({"tokenizer_path"} if is_json(config.train_data_path) else set())
-    pairs += [(name, before.get("options", {}).get(name), now["options"][name]) for name in sorted(decisive)]
-    different = [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if not _same(name, old, new)]
+    pairs += [(name, before["options"].get(name), now["options"][name]) for name in sorted(decisive)]
+    different = [f"{name} was {one_line(repr(old))} and is {new!r}" for name, old, new in pairs if not _same(name, old, new)]
     if different:
         raise ValueError(
             f"{folder.parent} holds a run of the same name with other arguments: {'; '.join(different)}. "
             "Write another OUTPUT_BASEPATH, or the arguments of that run to go on with it."
         )
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """A run_config.json, whose `options` and `load` are used as what they are.
+
+    Raises:
+        UserError: it is no JSON object, or these are of another kind; the sentence names the file.
+    """
+    content = json_object(path)
+    for name, kind, what in (("options", dict, "an object"), ("load", (str, type(None)), "a folder or null")):
+        if not isinstance(content.get(name, kind() if kind is dict else None), kind):
+            got = shown(content[name])
+            raise UserError(f"{path}: {name} is {got}, where a run writes {what}; remove that checkpoint, or copy it again.")
+    return {"options": {}, **content}
 
 
 def _same(name: str, old: object, new: object) -> bool:
@@ -77,4 +94,4 @@ def with_recorded_load(config: TrainConfig, folder: Path) -> TrainConfig:
     path = folder / "run_config.json"
     if config.load is not None or not path.is_file():
         return config
-    return replace(config, load=json.loads(path.read_text(encoding="utf-8")).get("load"))
+    return replace(config, load=_recorded(path).get("load"))

@@ -32,6 +32,8 @@ _FLAGS = (
 )  # fmt: skip
 _JOB = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "KUBERNETES_CONTAINER_RESOURCE_GPU", "GPUS_PER_NODE", "PYTHONPATH")
 
+_WRITTEN = ("output-path", "target", "output-prefix", "output-dir", "sft-output-dir")
+
 
 class Arguments:
     """One entry point: `flags` (name, valid value), which follow in `optional` too, now and then, and its main()."""
@@ -52,12 +54,13 @@ class Arguments:
             how = random.random()
             if how < 0.65 or not self.optional:
                 at = random.randrange(len(flags))
-                flags[at] = flags[at][0], odd
+                flags[at] = flags[at][0], self._inside(flags[at][0], odd)
             elif self.job and how > 0.9:
                 job |= {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", random.choice(_JOB): odd.replace("\0", "")}
                 flags = [(name, "dlc" if name == "env" else value) for name, value in flags]
             else:
-                flags.append((random.choice(self.optional), odd))
+                name = random.choice(self.optional)
+                flags.append((name, self._inside(name, odd)))
         argv = list(self.words)
         for name, value in flags:
             if not name:
@@ -67,6 +70,11 @@ class Arguments:
             else:
                 argv += random.choice(([f"--{name}", value], [f"--{name}"], [f"--{name}x={value}"], [f"--{name}\r"]))
         return argv, job
+
+    def _inside(self, name: str, odd: str) -> str:
+        """Nothing is written outside of this target's folder."""
+        outside = odd.startswith(("/", "..")) and not odd.startswith((str(self.folder), "/dev/null/", "/proc/"))
+        return "/dev/null/x" if name in _WRITTEN and outside else odd
 
     @contextlib.contextmanager
     def surroundings(self, job: dict[str, str]) -> Iterator[None]:
@@ -146,8 +154,13 @@ def _not_1(status: object) -> object:
 
 
 def inspection() -> Arguments:
+    import megatron_patch.checkpoint.convert  # noqa: F401  before memory is limited, as all that is imported late
+    import megatron_patch.cli.inspect_checkpoint  # noqa: F401
+    import megatron_patch.checkpoint.torch_files  # noqa: F401
     from megatron_patch.cli import inspect
+    from megatron_patch.data.tokenizer import load_tokenizer
 
+    load_tokenizer(GOLDEN / "hf_mha")
     made = Arguments(inspect.main, [], ("tokenizer-folder", "samples", "template", "seq-length", "max-padding-length"))
     made.flags = [("", str(GOLDEN / "sft" / "alpaca_output.json")), ("samples", "1"), ("tokenizer-folder", str(GOLDEN / "hf_mha"))]
     made.odd += tuple(str(GOLDEN / name) for name in ("hf_mha/config.json", "megatron_2023/october/gqa_tp2_pp1", "data/corpus.jsonl"))
