@@ -54,7 +54,7 @@ def unwritable(folder: str | os.PathLike[str]) -> str | None:
     path = Path(folder)
     there = next((one for one in (path, *path.parents) if os.path.lexists(one)), Path("."))
     if not there.is_dir():
-        return f"{there} is no folder, so none can be made in it: write another path."
+        return f"it takes a folder, which is made where it does not exist, and {there} is none: write another path."
     if not os.access(there, os.W_OK | os.X_OK):
         return f"nothing can be written in {there}: write another path, or change its permissions."
     return None

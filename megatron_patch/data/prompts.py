@@ -132,30 +132,11 @@ def chat_renderer(tokenizer: Tokenizer) -> Callable[[list[dict[str, str]], bool]
             "the tokenizer's folder has no chat template (chat_template in tokenizer_config.json); "
             "choose --template llama2-chat"
         )
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from megatron_patch.data.chat_template import compile_chat_template
 
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = raise_exception
     literal = {i: text for text, i in tokenizer.special_tokens.items()}
     fixed = {"bos_token": literal.get(tokenizer.bos, ""), "eos_token": literal.get(tokenizer.eod, "")}
-    try:
-        template = environment.from_string(tokenizer.chat_template)
-    except TemplateError as error:
-        raise ValueError(f"the folder's chat template is no valid Jinja: {error}") from error
-
-    def render(turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        try:
-            return template.render(messages=turns, add_generation_prompt=add_generation_prompt, **fixed)
-        except TemplateError as error:
-            raise ValueError(f"the folder's chat template refused it: {error}") from error
-
-    return render
+    return compile_chat_template(tokenizer.chat_template, **fixed)
 
 
 def encode_rendered(
@@ -189,7 +170,7 @@ def _read_turns(turns: Any, field: str, who: str, said: str) -> list[dict[str, s
     out = []
     for number, turn in enumerate(turns, start=1):
         role = turn.get(who) if isinstance(turn, dict) else None
-        if role not in _ROLES or not isinstance(turn.get(said), str):
+        if not isinstance(role, str) or role not in _ROLES or not isinstance(turn.get(said), str):
             raise ValueError(
                 f"turn {number} of {field!r} must be an object with {who!r} "
                 f"(one of {', '.join(_ROLES)}) and a text {said!r}"

@@ -25,9 +25,11 @@ import numpy as np
 
 from megatron_patch.data.packing import pack
 from megatron_patch.data.prompts import Encoded, encoder
-from megatron_patch.data.records import BrokenListError, begins_list, open_stream, read_list
+from megatron_patch.data.records import DAMAGED, BrokenListError, begins_list, open_stream, read_list
 from megatron_patch.data.token_cache import TokenTable, cached_table, make_table
 from megatron_patch.data.tokenizer import Tokenizer
+from megatron_patch.errors import UserError
+from megatron_patch.json_files import one_line
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,13 @@ def read_samples(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give a JSON list or JSON Lines file.")
+    try:
+        yield from _read_samples(path)
+    except DAMAGED as error:
+        raise UserError(f"{path} cannot be read to its end ({one_line(error)}); fetch or pack it again.") from None
+
+
+def _read_samples(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     with open_stream(path) as stream:
         is_list = begins_list(stream)

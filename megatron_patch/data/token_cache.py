@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_patch.data.prompts import Encoded
+from megatron_patch.json_files import one_line, whole_in
 
 FORMAT = "megatron_patch tokens 1"
 _HEADER = 4096
@@ -116,20 +117,27 @@ def _load(path: Path) -> TokenTable | None:
     if not path.exists():
         return None
     try:
-        with open(path, "rb") as file:
-            header = json.loads(file.read(_HEADER))
-        samples, tokens = int(header["samples"]), int(header["tokens"])
-        body = np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER)
-        if (
-            header["format"] != FORMAT
-            or body.size != 8 * (samples + 1) + 4 * tokens
-            or zlib.crc32(body) != header["crc"]
-        ):
-            raise ValueError("its size or checksum is wrong")
-    except (ValueError, KeyError, TypeError) as error:
-        print(f"the token cache {path} is damaged ({error}); it is made again.", file=sys.stderr)
+        return _read_table(path)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        print(f"the token cache {path} is damaged ({one_line(error)}); it is made again.", file=sys.stderr)
         return None
-    return TokenTable(body[: 8 * (samples + 1)].view(np.int64), body[8 * (samples + 1) :].view(np.int32))
+
+
+def _read_table(path: Path) -> TokenTable:
+    """The table in a cache file. ValueError, KeyError, TypeError or RecursionError where it is damaged, whatever its checksum says."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(_HEADER))
+    samples, tokens = (whole_in(header, name, 0, 1 << 40) for name in ("samples", "tokens"))
+    if header["format"] != FORMAT or path.stat().st_size != _HEADER + 8 * (samples + 1) + 4 * tokens:
+        raise ValueError("its size or format is wrong")
+    body = np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER)
+    if zlib.crc32(body) != header["crc"]:
+        raise ValueError("its checksum is wrong")
+    table = TokenTable(body[: 8 * (samples + 1)].view(np.int64), body[8 * (samples + 1) :].view(np.int32))
+    offsets = table.offsets
+    if offsets[0] != 0 or offsets[-1] != tokens or (np.diff(offsets) < 0).any():
+        raise ValueError("its samples do not lie end to end")
+    return table
 
 
 def _save(path: Path, table: TokenTable) -> None:
