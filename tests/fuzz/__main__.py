@@ -49,7 +49,7 @@ def main() -> int:
 def _again(name: str, seed: str, number: int) -> int:
     from tests.fuzz.outcome import limits
 
-    target = prepared(name)
+    target = prepared(name, Path(tempfile.mkdtemp(prefix="fuzz-")))
     with limits():
         failure, shown, seconds = attempt(target, random_of(seed, name, number))
     print(f"{shown}\n{seconds:.3f} s\n{failure.detail if failure else 'a result or a sentence'}")
@@ -60,7 +60,7 @@ def _child(name: str, seed: str, first: int, last: int, at: Path) -> int:
     """Inputs of one target; a line of JSON with what became of them."""
     from tests.fuzz.outcome import limits
 
-    target, failures = prepared(name), {}
+    target, failures = prepared(name, Path(tempfile.mkdtemp(prefix="fuzz-"))), {}
     counts: Counter[str] = Counter()
     slowest, base = (0.0, first), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with limits(), open(at, "wb", buffering=0) as place:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -39,11 +38,11 @@ class Arguments:
     """One entry point: `flags` (name, valid value), which follow in `optional` too, now and then, and its main()."""
 
     def __init__(
-        self, main: Callable[[list[str]], object], flags: list[tuple[str, str]], optional: tuple[str, ...],
-        words: tuple[str, ...] = (), job: bool = False,
+        self, folder: Path, main: Callable[[list[str]], object], optional: tuple[str, ...], words: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
-        self.main, self.flags, self.optional, self.words, self.job = main, flags, optional, words, job
-        self.folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        self.folder, self.main, self.optional, self.words = folder, main, optional, words
+        self.flags: list[tuple[str, str]] = []
+        self.job = bool(words)  # whether it reads what DLC sets
         self.odd = (*ODD, str(GOLDEN), str(GOLDEN / "hf_mha"), str(GOLDEN / "data" / "corpus_text_document"), str(Path(__file__)))
 
     def make(self, random: Random) -> tuple[list[str], dict[str, str]]:
@@ -84,7 +83,7 @@ class Arguments:
         inside.mkdir(exist_ok=True)
         os.chdir(inside)
         os.execve = lambda path, command, environment: [os.fsencode(word) for word in command]  # type: ignore[assignment, misc]
-        os.environ.update({name: value for name, value in job.items() if "\ud800" not in value})
+        os.environ.update({"CUDA_VISIBLE_DEVICES": "", **job})
         try:
             yield
         finally:
@@ -101,33 +100,30 @@ def _named(arguments: dict[str, object], table: dict, **changed: object) -> list
     return [(table[name].flag[2:], str(value)) for name, value in {**arguments, **changed}.items()]
 
 
-def training(task: str) -> Arguments:
+def training(folder: Path, task: str) -> Arguments:
     from megatron_patch import launch
     from megatron_patch.train_arguments import ARGUMENTS
 
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     defaults = PRETRAIN_ARGUMENTS if task == "pretrain" else FINETUNE_ARGUMENTS
     data = {"DATASET_PATH": GOLDEN / "data" / "corpus_text_document"}
     if task == "finetune":
         data = dict.fromkeys(("TRAIN_DATASET_PATH", "VALID_DATASET_PATH"), GOLDEN / "sft" / "alpaca_output.json")
-    made = Arguments(launch.main, [], _FLAGS, (task,), job=True)
+    made = Arguments(folder, launch.main, _FLAGS, (task,))
     native = valid.native(made.folder / "native")
     values = {"MODEL_SIZE": "auto", "PRETRAIN_CHECKPOINT_PATH": native, "OUTPUT_BASEPATH": made.folder / "out", **data}
-    values["EXTRA_VOCAB_SIZE"] = 0
     made.flags = _named(defaults, ARGUMENTS[task], **values)
     made.odd += (str(native), str(native / "release"), f"1 {GOLDEN}/data/corpus_text_document 2 {GOLDEN}/data/corpus_text_document")
     # The golden data has ids up to 799.
-    for place in (native, ):
-        content = json.loads((place / "config.json").read_text()) | {"vocab_size": 800}
-        (place / "config.json").write_text(json.dumps(content))
+    content = json.loads((native / "config.json").read_text()) | {"vocab_size": 800}
+    (native / "config.json").write_text(json.dumps(content))
     return made
 
 
-def conversion() -> Arguments:
+def conversion(folder: Path) -> Arguments:
     from megatron_patch.checkpoint.conversion_arguments import ARGUMENTS
     from megatron_patch.cli import convert
 
-    made = Arguments(convert.main, [], ("dtype", "overwrite", "verify", "max-shard-size"))
+    made = Arguments(folder, convert.main, ("dtype", "overwrite", "verify", "max-shard-size"))
     hf = valid.hf_folder(made.folder / "hf")
     values = dict(MEGATRON_PATH="/root/x", SOURCE_CKPT_PATH=hf, TARGET_CKPT_PATH="new", TP=1, PP=1, MN="auto", EXTRA_VOCAB_SIZE=0, mg2hf="false")
     made.flags = _named(values, ARGUMENTS)
@@ -135,12 +131,12 @@ def conversion() -> Arguments:
     return made
 
 
-def preparation() -> Arguments:
+def preparation(folder: Path) -> Arguments:
     from megatron_patch.cli import preprocess
 
     optional = ("json-key", "clean", "workers", "max-bad-fraction", "valid-fraction", "no-append-eod", "overwrite", "megatron-path",
                 "megatron-patch-path", "sft-output-dir", "output-dir", "tokenizer")  # fmt: skip
-    made = Arguments(lambda argv: _not_1(preprocess.main(argv)), [], optional)
+    made = Arguments(folder, lambda argv: _not_1(preprocess.main(argv)), optional)
     small = made.folder / "small.jsonl"
     small.write_text('{"text": "to be or not to be"}\n')
     made.flags = [("input", str(small)), ("output-prefix", "p"), ("tokenizer-folder", str(GOLDEN / "hf_mha")), ("workers", "1")]
@@ -153,7 +149,7 @@ def _not_1(status: object) -> object:
     return 2 if status == 1 else status
 
 
-def inspection() -> Arguments:
+def inspection(folder: Path) -> Arguments:
     import megatron_patch.checkpoint.convert  # noqa: F401  before memory is limited, as all that is imported late
     import megatron_patch.cli.inspect_checkpoint  # noqa: F401
     import megatron_patch.checkpoint.torch_files  # noqa: F401
@@ -161,15 +157,15 @@ def inspection() -> Arguments:
     from megatron_patch.data.tokenizer import load_tokenizer
 
     load_tokenizer(GOLDEN / "hf_mha")
-    made = Arguments(inspect.main, [], ("tokenizer-folder", "samples", "template", "seq-length", "max-padding-length"))
+    made = Arguments(folder, inspect.main, ("tokenizer-folder", "samples", "template", "seq-length", "max-padding-length"))
     made.flags = [("", str(GOLDEN / "sft" / "alpaca_output.json")), ("samples", "1"), ("tokenizer-folder", str(GOLDEN / "hf_mha"))]
     made.odd += tuple(str(GOLDEN / name) for name in ("hf_mha/config.json", "megatron_2023/october/gqa_tp2_pp1", "data/corpus.jsonl"))
     return made
 
 
-ENTRY_POINTS: dict[str, Callable[[], Arguments]] = {
-    "arguments-pretrain": lambda: training("pretrain"),
-    "arguments-finetune": lambda: training("finetune"),
+ENTRY_POINTS: dict[str, Callable[[Path], Arguments]] = {
+    "arguments-pretrain": lambda folder: training(folder, "pretrain"),
+    "arguments-finetune": lambda folder: training(folder, "finetune"),
     "arguments-convert": conversion,
     "arguments-preprocess": preparation,
     "arguments-inspect": inspection,

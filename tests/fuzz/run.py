@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from random import Random
@@ -14,13 +13,12 @@ from tests.fuzz.readers import READERS, Target
 TARGETS = (*READERS, *ENTRY_POINTS)
 
 
-def prepared(name: str) -> Target | Arguments:
-    """The target `name`, with its valid input in a folder of its own."""
+def prepared(name: str, folder: Path) -> Target | Arguments:
+    """The target `name`, with its valid input in `folder`, which is empty."""
     if name in ENTRY_POINTS:
-        return ENTRY_POINTS[name]()
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-")) / "files"
-    folder.mkdir()
-    return READERS[name](folder)
+        return ENTRY_POINTS[name](folder)
+    (folder / "files").mkdir()
+    return READERS[name](folder / "files")
 
 
 def attempt(target: Target | Arguments, random: Random) -> tuple[Failure | None, str, float]:
