@@ -1,4 +1,4 @@
-"""Reading the JSON files that describe models, tokenizers and runs: one object each, and numbers of the right kind. Imports no torch.
+"""Reading the JSON files that describe models, tokenizers and runs: one object each, numbers of the right kind. Imports no torch.
 
 Python's own reader raises RecursionError for deep nesting, a ValueError that names nothing for numbers of more than 4,300 digits,
 and takes half of a surrogate pair, which fails where it is written again. Here each is a sentence with the file in it.

@@ -21,7 +21,8 @@ def tree_version(folder: str | Path) -> str | None:
     info = core / "package_info.py"
     if not info.is_file():
         return "unknown (2023 or older)"
-    numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH)\s*=\s*([0-9]{1,9})", info.read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
+    text = info.read_text(encoding="utf-8", errors="replace")
+    numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH)\s*=\s*([0-9]{1,9})", text, re.MULTILINE))
     return ".".join(numbers.get(part, "0") for part in ("MAJOR", "MINOR", "PATCH"))
 
 

@@ -3,8 +3,8 @@
 Jinja's immutable sandbox keeps a template from Python's objects. It bounds `range` and nothing else: two nested loops of 100,000
 steps, a text that doubles forty times, `'x' * 10**9` or a macro that calls itself twice run for hours or take all memory. Here
 - every step of a loop and every call counts against a budget, and a clock runs;
-- a text that an operator, a filter, a method or a block makes has at most `_MOST_TEXT` characters, a list as many items, and what could
-  make more in one go (`*`, `**`, `center`, `replace`, `join`, `format`, …) is reckoned before it is done or not there;
+- a text that an operator, a filter, a method or a block makes has at most `_MOST_TEXT` characters, a list as many items, and what
+  could make more in one go (`*`, `**`, `center`, `replace`, `join`, `format`, …) is reckoned before it is done or not there;
 - what is written out is bounded as a whole, in blocks and macros too.
 Real templates stay a hundredfold below all of them; the room grows with the conversation.
 """
@@ -35,8 +35,17 @@ _MOST_NUMBER = 10**30
 _NO_FILTERS = ("batch", "center", "filesizeformat", "format", "pprint", "slice", "urlize", "wordwrap", "xmlattr")
 _NO_METHODS = {"center", "expandtabs", "ljust", "rjust", "translate", "zfill"}
 # What a template can raise with values that it does not expect; each is the template's fault or the conversation's.
-_FAULTS = (TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RecursionError, RuntimeError, TypeError,
-           ValueError)  # fmt: skip
+_FAULTS = (
+    TemplateError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,  # of which RecursionError is one
+    TypeError,
+    ValueError,
+)
 
 Render = Callable[[list[dict[str, str]], bool], str]
 
@@ -54,7 +63,13 @@ class _Bounded(ImmutableSandboxedEnvironment):
         # trim_blocks and lstrip_blocks as in transformers, which templates are written for.
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], finalize=self._written)
         self.filters = {name: self._bounded_filter(function) for name, function in FILTERS.items() if name not in _NO_FILTERS}
-        self.filters |= {_STEPS: self._steps, _VALUE: self._bounded, "join": self._join, "replace": self._replace, "indent": self._indent}
+        self.filters |= {
+            _STEPS: self._steps,
+            _VALUE: self._bounded,
+            "join": self._join,
+            "replace": self._replace,
+            "indent": self._indent,
+        }
         self.globals = {name: self.globals[name] for name in ("range", "dict", "namespace", "cycler", "joiner")}
         self.globals["raise_exception"] = _raise_exception
         self.begin(0)
@@ -203,8 +218,8 @@ def compile_chat_template(source: str, **fixed: str) -> Render:
     """render(turns, add_generation_prompt) by a Jinja template, to which `fixed` (bos_token, eos_token) are known.
 
     Raises:
-        UserError: no valid Jinja, or larger than a chat template is; from `render`, where it refuses a conversation, fails on it, or
-            meets one of this module's bounds.
+        UserError: no valid Jinja, or larger than a chat template is; from `render`, where it refuses a conversation, fails on it,
+            or meets one of this module's bounds.
     """
     if len(source) > _MOST_SOURCE:
         raise UserError(f"the folder's chat template has {len(source)} characters; a template has at most {_MOST_SOURCE}.")

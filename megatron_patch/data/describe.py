@@ -51,7 +51,7 @@ def describe_indexed(prefix: str, tokenizer: Tokenizer | None, samples: int) -> 
     low, high, whole = _id_range(prefix, data.dtype, data.tokens)
     out.append(f"ids from {low} to {high}, {'all' if whole else 'a sample'} of them read")
     if tokenizer:
-        fits = "within" if 0 <= low and high < tokenizer.vocab_size else "OUTSIDE"
+        fits = "within" if low >= 0 and high < tokenizer.vocab_size else "OUTSIDE"
         out.append(f"that is {fits} the tokenizer's vocabulary of {tokenizer.vocab_size}")
         ended = sum(data.document(i)[-1:].tolist() == [tokenizer.eod] for i in range(min(100, len(data.lengths))))
         out.append(

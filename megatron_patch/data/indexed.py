@@ -131,7 +131,8 @@ def _check_places(idx: Path, data: IndexedData) -> None:
         ends = offset + np.cumsum(lengths, dtype=np.int64) * data.dtype.itemsize
         wrong = np.flatnonzero(np.concatenate([[offset], ends[:-1]]) != offsets)
         if wrong.size:
-            raise _damaged(idx, f"sequence {i + wrong[0]} is said to begin at byte {offsets[wrong[0]]}, not where the one before it ends")
+            begins = f"sequence {i + wrong[0]} is said to begin at byte {offsets[wrong[0]]}"
+            raise _damaged(idx, f"{begins}, not where the one before it ends")
         offset = int(ends[-1])
     before, beginning = 0, _HEADER.size + 12 * n
     for i in range(0, data.boundaries, _BLOCK):

@@ -168,7 +168,8 @@ def read_record(path: Path) -> Record:
             raise UserError("made_from is no object with files")
         return Record(made_from, Counts(place=Place(**place), **counts))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no record of a preparation ({one_line(error)}); remove it, and prepare the data again.") from None
+        why = one_line(error)
+        raise UserError(f"{path} is no record of a preparation ({why}); remove it, and prepare the data again.") from None
 
 
 def _saved(path: Path) -> Record | None:

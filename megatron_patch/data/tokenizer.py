@@ -205,7 +205,8 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
         )
     size = max(i for literal, i in vocabulary.items() if literal not in added or literal in kept) + 1
     if size > _MOST_TOKENS or max(ids[0], ids[1], ids[2] or 0) >= size:
-        raise UserError(f"{path} numbers tokens up to {size}, or its start and end token beyond them; copy the model's own file there.")
+        found = f"numbers tokens up to {size}, or its start and end token beyond them"
+        raise UserError(f"{path} {found}; copy the model's own file there.")
 
     def encoder(engine: Any) -> Callable[[str], list[int]]:
         def encode(text: str) -> list[int]:
@@ -226,15 +227,16 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
 
 @contextmanager
 def _faults_named(path: Path) -> Iterator[None]:
-    """Turn what `tokenizers` raises into a sentence: it has no class of its own for a tokenizer.json that it cannot follow, and a panic
-    of its Rust code is no Exception."""
+    """Turn what `tokenizers` raises into a sentence: it has no class of its own for a tokenizer.json that it cannot follow, and a
+    panic of its Rust code is no Exception.
+    """
     try:
         yield
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = one_line(error)
-        raise UserError(f"{path} is not a tokenizer.json that `tokenizers` reads: {reason}; copy the model's own file there.") from None
+        why = one_line(error)
+        raise UserError(f"{path} is no tokenizer.json that `tokenizers` reads: {why}; copy the model's own file there.") from None
 
 
 def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
@@ -246,7 +248,8 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
         added[_literal(folder / "added_tokens.json", literal)] = _id(folder / "added_tokens.json", i)
     path, decoder = folder / "tokenizer_config.json", settings.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise UserError(f"{path}: added_tokens_decoder is {shown(decoder)}; it must be an object: copy the model's own file there.")
+        got = shown(decoder)
+        raise UserError(f"{path}: added_tokens_decoder is {got}; it must be an object: copy the model's own file there.")
     for i, token in decoder.items():
         added[_literal(path, _content(token))] = _id(path, whole_number(i))
     return added
@@ -273,7 +276,8 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
         with open(path, "rb") as file:
             data = file.read(_MOST_TEMPLATE + 1)
         if len(data) > _MOST_TEMPLATE:
-            raise UserError(f"{path} has more than {_MOST_TEMPLATE} bytes, which no chat template has; copy the model's own file there.")
+            found = f"more than {_MOST_TEMPLATE} bytes, which no chat template has"
+            raise UserError(f"{path} has {found}; copy the model's own file there.")
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -72,7 +72,11 @@ def _child(name: str, seed: str, first: int, last: int, at: Path) -> int:
                 counts[failure.place] += 1
                 failures.setdefault(failure.place, {"target": name, "number": number, "input": shown, **asdict(failure)})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"inputs": last - first, "counts": counts, "failures": failures, "slowest": slowest, "peak": peak, "base": base}))
+    print(
+        json.dumps(
+            {"inputs": last - first, "counts": counts, "failures": failures, "slowest": slowest, "peak": peak, "base": base}
+        )
+    )
     return 0
 
 
@@ -82,7 +86,10 @@ def _parent(args: argparse.Namespace) -> int:
     for name in args.only:
         count = max(1, round(args.inputs * _SHARES[name] / total))
         pieces += [(name, first, min(count, first + _CHUNK)) for first in range(0, count, _CHUNK)]
-    print(f"seed {args.seed}, {sum(b - a for _, a, b in pieces)} inputs over {len(args.only)} targets, {args.jobs} at a time", flush=True)
+    print(
+        f"seed {args.seed}, {sum(b - a for _, a, b in pieces)} inputs over {len(args.only)} targets, {args.jobs} at a time",
+        flush=True,
+    )
     began, done = time.monotonic(), []
     with ThreadPoolExecutor(args.jobs) as pool:
         for result in pool.map(lambda piece: _run(args.seed, *piece), pieces):
@@ -102,7 +109,13 @@ def _run(seed: str, name: str, first: int, last: int) -> dict:
         at = Path(folder, "at")
         number = int(at.read_text() or first) if at.is_file() else first
     detail = result.stderr[-3000:]
-    failure = {"target": name, "number": number, "input": "", "place": f"{name}: the process died ({result.returncode})", "detail": detail}
+    failure = {
+        "target": name,
+        "number": number,
+        "input": "",
+        "place": f"{name}: the process died ({result.returncode})",
+        "detail": detail,
+    }
     counts = {failure["place"]: 1}
     dead = {"name": name, "inputs": number - first + 1, "counts": counts, "failures": {failure["place"]: failure}}
     rest = _run(seed, name, number + 1, last) if at and number + 1 < last and "Traceback" not in detail else None
@@ -114,8 +127,10 @@ def _joined(one: dict, other: dict | None) -> dict:
         return one
     counts = Counter(one["counts"]) + Counter(other["counts"])
     return {
-        "name": one["name"], "inputs": one["inputs"] + other["inputs"], "counts": counts, "failures": other["failures"] | one["failures"],
-        "slowest": max(tuple(one["slowest"]), tuple(other["slowest"])), "peak": max(one["peak"], other["peak"]), "base": max(one["base"], other["base"]),
+        "name": one["name"], "inputs": one["inputs"] + other["inputs"], "counts": counts,
+        "failures": other["failures"] | one["failures"],
+        "slowest": max(tuple(one["slowest"]), tuple(other["slowest"])),
+        "peak": max(one["peak"], other["peak"]), "base": max(one["base"], other["base"]),
     }  # fmt: skip
 
 
@@ -127,8 +142,8 @@ def _report(args: argparse.Namespace, done: list[dict], seconds: float) -> int:
         slowest = max(tuple(result["slowest"]) for result in own)
         grown = max(result["peak"] - result["base"] for result in own) / 1024
         failed = sum(sum(result["counts"].values()) for result in own)
-        print(f"  {name:22} {sum(r['inputs'] for r in own):8} inputs, {failed:6} failed, slowest {slowest[0]:.2f} s (number {slowest[1]}), "
-              f"memory grew by {grown:.0f} MB at most")  # fmt: skip
+        print(f"  {name:22} {sum(r['inputs'] for r in own):8} inputs, {failed:6} failed, slowest {slowest[0]:.2f} s "
+              f"(number {slowest[1]}), memory grew by {grown:.0f} MB at most")  # fmt: skip
         for result in own:
             counts.update(result["counts"])
             failures = result["failures"] | failures
@@ -136,8 +151,15 @@ def _report(args: argparse.Namespace, done: list[dict], seconds: float) -> int:
     print(f"{inputs} inputs in {seconds:.0f} s; {sum(counts.values())} failed, in {len(failures)} distinct places")
     for place, count in counts.most_common():
         found = failures[place]
-        print(f"\n{count} × {place}\n  again: python -m tests.fuzz --only {found['target']} --seed {args.seed} --number {found['number']}")
-        print(f"  input: {found['input'][:300]}\n  " + found["detail"].strip().splitlines()[-1][:300] if found["detail"].strip() else "")
+        print(
+            f"\n{count} × {place}\n  again: python -m tests.fuzz --only {found['target']} "
+            f"--seed {args.seed} --number {found['number']}"
+        )
+        print(
+            f"  input: {found['input'][:300]}\n  " + found["detail"].strip().splitlines()[-1][:300]
+            if found["detail"].strip()
+            else ""
+        )
     return int(bool(failures))
 
 

@@ -1,6 +1,6 @@
-"""Valid files with one thing changed: JSON by its structure, pickles by their opcodes, zips by their entries, anything by its bytes.
+"""Valid files with one thing changed: JSON by its structure, pickles by opcodes, zips by entries, anything by its bytes.
 
-Every choice is drawn from a `random.Random`: Python's own with a seed (fast, `make fuzz`), or hypothesis's (shrinks, `make test`).
+Every choice is drawn from a `random.Random`: Python's own with a seed (fast), or hypothesis's (shrinks).
 """
 
 from __future__ import annotations
@@ -16,18 +16,42 @@ from typing import Any
 
 # JSON as text, since several of these are nothing that json.dumps would write.
 VALUES = (
-    "null", "true", "false", "0", "-1", "1", "2", "3", "7", "64", "1000000000", "2147483648", "9223372036854775807", "18446744073709551616",
-    "-9223372036854775808", "-0.0", "0.5", "1e-300", "1e308", "1e400", "Infinity", "-Infinity", "NaN", "1.0", "4.0", "9" * 5000,
-    '""', '"x"', '"1"', '"١٢"', '"４"', '"1_000"', '"1e8"', '"+5"', '" 4"', '"4\\r"', '"\\u0000"', '"\\ud800"', '"../x"', '"/etc/passwd"',
-    '"true"', '"none"', '"release"', f'"{"a" * 300}"', f'"{"7" * 5000}"', "[]", "[1]", "[null]", "[[]]", "{}", '{"a": 1}', '{"content": 1}',
+    "null", "true", "false", "0", "-1", "1", "2", "3", "7", "64", "1000000000", "2147483648", "9223372036854775807",
+    "18446744073709551616",
+    "-9223372036854775808", "-0.0", "0.5", "1e-300", "1e308", "1e400", "Infinity", "-Infinity", "NaN", "1.0", "4.0",
+    "9" * 5000,
+    '""', '"x"', '"1"', '"١٢"', '"４"', '"1_000"', '"1e8"', '"+5"', '" 4"', '"4\\r"', '"\\u0000"', '"\\ud800"', '"../x"',
+    '"/etc/passwd"',
+    '"true"', '"none"', '"release"', f'"{"a" * 300}"', f'"{"7" * 5000}"', "[]", "[1]", "[null]", "[[]]", "{}", '{"a": 1}',
+    '{"content": 1}',
     "[" * 3000 + "]" * 3000, "[" * 200000, '{"a":' * 3000 + "1" + "}" * 3000, "[" * 90 + "]" * 90, "[" + "0," * 5000 + "0]",
 )  # fmt: skip
-INTEGERS = (0, 1, 2, -1, -2, 4, 7, 255, 256, 65535, 2**31 - 1, 2**31, -(2**31), 2**32 - 1, 2**40, 2**62, 2**63 - 1, -(2**63), 10**9)
+INTEGERS = (
+    0,
+    1,
+    2,
+    -1,
+    -2,
+    4,
+    7,
+    255,
+    256,
+    65535,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    2**32 - 1,
+    2**40,
+    2**62,
+    2**63 - 1,
+    -(2**63),
+    10**9,
+)
 _MARK = "@changed-here@"
 
 
 def changed_json(random: Random, content: Any, keys: tuple[str, ...] = ()) -> bytes:
-    """`content` with one value, key or item changed; now and then with its bytes changed instead. `keys`: more that may be set."""
+    """`content` with one value, key or item changed; now and then with its bytes changed. `keys`: more that may be set."""
     if random.random() < 0.1:
         return changed_bytes(random, json.dumps(content).encode())
     content = copy.deepcopy(content)
@@ -64,7 +88,9 @@ def _places(content: Any) -> Any:
 
 def changed_bytes(random: Random, data: bytes) -> bytes:
     """One flip, cut, insertion, repetition or number in it."""
-    how = random.choice(("flip", "flip", "set", "number", "number", "cut", "delete", "insert", "repeat", "append", "empty", "begin"))
+    how = random.choice(
+        ("flip", "flip", "set", "number", "number", "cut", "delete", "insert", "repeat", "append", "empty", "begin")
+    )
     at = random.randrange(len(data) + 1) if random.random() < 0.5 else random.randrange(min(len(data), 256) + 1)
     end = min(len(data), at + random.choice((1, 2, 4, 8, 64)))
     if how == "flip" and at < len(data):
@@ -86,7 +112,8 @@ def changed_bytes(random: Random, data: bytes) -> bytes:
         return random.choice((b"", b"\n", b" ", b"\0" * 16, b"\xff\xfe"))
     if how == "begin":
         return random.choice((b"\xef\xbb\xbf", b"\0", b"version https://git-lfs.github.com/spec/v1\n", b"[")) + data
-    return data[:at] + random.choice((b"\0", b"\xff" * 8, b"\r", b"\xed\xa0\x80", b"1e999", b"[" * 2000, b"9" * 5000)) + data[at:]
+    return data[:at] + random.choice((b"\0", b"\xff" * 8, b"\r", b"\xed\xa0\x80", b"1e999", b"[" * 2000,
+    b"9" * 5000)) + data[at:]
 
 
 def _packed(code: str, value: int) -> bytes:
@@ -129,9 +156,12 @@ def _text(value: str) -> bytes:
 
 _ARGUMENTS = (
     *(b"J" + struct.pack("<i", number) for number in (0, 1, -1, 7, 2**31 - 1, -(2**31))),
-    *(b"\x8a" + bytes([9]) + number.to_bytes(9, "little", signed=True) for number in (2**40, 2**62, 2**63, -(2**63), 10**18)),
-    _text(""), _text("../x"), _text("/etc/passwd"), _text("a" * 300), _text("x\0y"), _text("0"), b"N", b"\x88", b")", b"]", b"}", b"(",
-    b"X\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\x7f", b"B\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 8, b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\x7f",
+    *(b"\x8a" + bytes([9]) + number.to_bytes(9, "little", signed=True) for number in (2**40, 2**62, 2**63, -(2**63),
+    10**18)),
+    _text(""), _text("../x"), _text("/etc/passwd"), _text("a" * 300), _text("x\0y"), _text("0"), b"N", b"\x88", b")",
+    b"]", b"}", b"(",
+    b"X\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\x7f", b"B\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 8, b"r\xff\xff\xff\x7f",
+    b"j\xff\xff\xff\x7f",
     b"cos\nsystem\n", b"G" + struct.pack(">d", float("inf")), b"0" * 50, b"\x95" + b"\xff" * 7 + b"\x7f",
 )  # fmt: skip
 
@@ -142,7 +172,11 @@ def changed_zip(random: Random, data: bytes) -> bytes:
         return changed_bytes(random, data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = [(info.filename, archive.read(info)) for info in archive.infolist()]
-    at = random.randrange(len(entries)) if random.random() < 0.4 else next(i for i, e in enumerate(entries) if e[0].endswith("data.pkl"))
+    at = (
+        random.randrange(len(entries))
+        if random.random() < 0.4
+        else next(i for i, e in enumerate(entries) if e[0].endswith("data.pkl"))
+    )
     name, content = entries[at]
     how = random.choice(("change", "change", "change", "change", "drop", "rename", "double", "compress"))
     if how == "change":

@@ -1,4 +1,4 @@
-"""Inputs by target and number: input `number` of a target under a seed is the same on every machine, and can be repeated alone."""
+"""Inputs by target and number: input `number` of a target under a seed is the same everywhere, and can be repeated alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Some thousand changed inputs over every reader and every argument: each ends in a right result or in a sentence.
 
-Every valid file is tried unchanged first. hypothesis drives the choices and shrinks what fails; the examples are the same each time.
+Every valid file is tried unchanged too. hypothesis drives some of the choices and shrinks what fails; the examples are the same
+each time.
 `make fuzz` tries a million, in processes of their own.
 """
 
@@ -14,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.entry_points import ENTRY_POINTS, Arguments
+from tests.fuzz.mutate import changed_json
 from tests.fuzz.outcome import limits, outcome
 from tests.fuzz.readers import READERS
-from tests.fuzz.run import TARGETS, attempt, prepared
+from tests.fuzz.run import TARGETS, attempt, prepared, random_of
+from tests.fuzz.valid import CONFIG
 
 _SHRUNK = 40  # examples whose choices hypothesis makes
 _SEEDED = 260  # examples of Python's own generator, ten times as fast
@@ -59,7 +62,9 @@ def test_what_is_valid_is_started(name, tmp_path):
         assert target.main(argv) in (None, 0)
 
 
-@pytest.mark.parametrize("wrong", ["[][0]", "int('x')", "1 / 0", "exit(1)", "bytearray(10**10)", "(lambda: (yield))().throw(KeyError)"])
+@pytest.mark.parametrize(
+    "wrong", ["[][0]", "int('x')", "1 / 0", "exit(1)", "bytearray(10**10)", "(lambda: (yield))().throw(KeyError)"]
+)
 def test_the_harness_itself_finds_what_is_no_sentence(wrong):
     with limits():
         assert outcome(lambda: eval(wrong)) is not None
@@ -70,3 +75,8 @@ def test_the_harness_takes_sentences_and_results(tmp_path: Path):
 
     assert outcome(lambda: None) is None
     assert outcome(lambda: read_hf_config(tmp_path)) is None
+
+
+def test_the_same_input_comes_again():
+    made = [changed_json(random_of("1", "config.json", 7), CONFIG) for _ in range(2)]
+    assert made[0] == made[1] != changed_json(random_of("1", "config.json", 8), CONFIG)

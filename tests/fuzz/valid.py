@@ -17,7 +17,8 @@ CONFIG = {
 }  # fmt: skip
 CHAT = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'].strip() + ' [/INST]' }}"
-    "{% elif m.role == 'system' %}{{ '<<SYS>>' ~ m.content }}{% else %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}{% endif %}"
+    "{% elif m.role == 'system' %}{{ '<<SYS>>' ~ m.content }}{% else %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}"
+    "{% endif %}"
     "{% endfor %}"
 )
 
