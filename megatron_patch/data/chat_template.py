@@ -47,7 +47,8 @@ _FAULTS = (
     ValueError,
 )
 
-Render = Callable[[list[dict[str, str]], bool], str]
+# render(turns, add_generation_prompt, **more) → text; what else is given (`tools`) is known to the template too
+Render = Callable[..., str]
 
 
 class _TooMuch(TemplateError):
@@ -215,7 +216,7 @@ def _raise_exception(message: object = "") -> None:
 
 
 def compile_chat_template(source: str, **fixed: str) -> Render:
-    """render(turns, add_generation_prompt) by a Jinja template, to which `fixed` (bos_token, eos_token) are known.
+    """render(turns, add_generation_prompt, **more) by a Jinja template, to which `fixed` (bos_token, eos_token) are known.
 
     Raises:
         UserError: no valid Jinja, or larger than a chat template is; from `render`, where it refuses a conversation, fails on it,
@@ -229,10 +230,10 @@ def compile_chat_template(source: str, **fixed: str) -> Render:
     except (*_FAULTS, SyntaxError, MemoryError) as error:  # the last two from Python's compiler, for nesting
         raise UserError(f"the folder's chat template is no valid Jinja: {_reason(error)}") from None
 
-    def render(turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        environment.begin(sum(len(turn["content"]) for turn in turns))
+    def render(turns: list[dict[str, Any]], add_generation_prompt: bool, **more: Any) -> str:
+        environment.begin(len(str(more)) + sum(len(str(turn)) for turn in turns))
         try:
-            text = template.render(messages=turns, add_generation_prompt=add_generation_prompt, **fixed)
+            text = template.render(messages=turns, add_generation_prompt=add_generation_prompt, **fixed, **more)
             text.encode("utf-8")
         except _FAULTS as error:
             raise UserError(f"the folder's chat template refused it: {_reason(error)}") from None

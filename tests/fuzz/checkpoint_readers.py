@@ -75,7 +75,7 @@ def distributed(folder: Path) -> Target:
     """`.metadata`, `.distcp` items and common.pt."""
     from megatron_patch.checkpoint.lazy import load
     from megatron_patch.checkpoint.mapping import places
-    from megatron_patch.checkpoint.safe_metadata import check_native_folder
+    from megatron_patch.checkpoint.safe_metadata import read_dcp_metadata
     from megatron_patch.checkpoint.source import open_source
     from megatron_patch.cli import inspect
 
@@ -85,7 +85,7 @@ def distributed(folder: Path) -> Target:
     def read(random: Random) -> object:
         how = random.randrange(3)
         if how == 0:
-            check_native_folder(release)
+            read_dcp_metadata(release)
             return None
         if how == 1:
             source = open_source(folder / "native")
