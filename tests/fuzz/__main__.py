@@ -26,7 +26,8 @@ from tests.fuzz.run import TARGETS, attempt, prepared, random_of
 
 _CHUNK = 5000  # inputs of one process
 # Shares of all inputs: what takes ten milliseconds gets fewer than what takes one.
-_SLOW = ("torch-files", "preparation-input", "preparation-state", "arguments-pretrain", "arguments-finetune", "arguments-preprocess")
+_SLOW = ("torch-files", "preparation-input", "preparation-state")
+_SLOW += ("arguments-pretrain", "arguments-finetune", "arguments-preprocess")
 _SHARES = {name: 0.3 if name in _SLOW else 1.0 for name in TARGETS}
 
 

@@ -189,7 +189,8 @@ def changed_zip(random: Random, data: bytes) -> bytes:
     elif how == "double":
         entries.append((name, content[: len(content) // 2]))
     sink = io.BytesIO()
-    with warnings.catch_warnings(), zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED if how == "compress" else zipfile.ZIP_STORED) as archive:
+    method = zipfile.ZIP_DEFLATED if how == "compress" else zipfile.ZIP_STORED
+    with warnings.catch_warnings(), zipfile.ZipFile(sink, "w", method) as archive:
         warnings.simplefilter("ignore")  # zipfile says so of two entries of one name
         for name, content in entries:
             archive.writestr(zipfile.ZipInfo(name) if name else zipfile.ZipInfo("empty"), content)
