@@ -45,4 +45,4 @@ $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) .demo .hypothesis
