@@ -6,7 +6,7 @@ PIP_ARGS ?=
 VENV := .venv
 RUN := . $(VENV)/bin/activate &&
 
-.PHONY: demo test gpu lint clean
+.PHONY: demo test fuzz gpu lint clean
 
 demo: $(VENV)/.demo-ready
 	@$(RUN) python examples/demo.py
@@ -14,6 +14,10 @@ demo: $(VENV)/.demo-ready
 test: $(VENV)/.test-ready
 	@$(RUN) python -m pytest --durations=15
 	@$(RUN) ruff check .
+
+# A million changed inputs over every reader and every argument; make fuzz FUZZ_INPUTS=10000 FUZZ_SEED=2 FUZZ_JOBS=4 tries others.
+fuzz: $(VENV)/.test-ready
+	@$(RUN) FUZZ_INPUTS=$(FUZZ_INPUTS) FUZZ_SEED=$(FUZZ_SEED) FUZZ_JOBS=$(FUZZ_JOBS) python -m tests.fuzz
 
 # On a machine with a GPU, in whatever environment `python3` is; nothing is installed.
 gpu:
@@ -41,4 +45,4 @@ $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) .demo .hypothesis

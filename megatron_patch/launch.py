@@ -65,6 +65,19 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] not in SCRIPTS:
         sys.exit(f"usage: python -m megatron_patch.launch {{{','.join(SCRIPTS)}}} --flags")
     task, flags = argv[0], argv[1:]
+    try:
+        _start(task, flags)
+    except (ValueError, OSError) as error:
+        print(f"{SCRIPTS[task]}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _start(task: str, flags: list[str]) -> None:
+    """Everything up to torchrun, which takes this process's place.
+
+    Raises:
+        ValueError, OSError: what the arguments name cannot be used.
+    """
     reading = read(task, flags)
     engine, line = choose_engine(reading.megatron_path)
     print(line, flush=True)
@@ -73,13 +86,9 @@ def main(argv: list[str]) -> None:
         print(f"PYTHONPATH names {folder}, which holds another Megatron; it is left out.", flush=True)
     for note in reading.notes:
         print(note, flush=True)
-    try:
-        start = find_start(reading.config)
-        for line in (*start.lines, *(offers(reading.config) if start.folder is None else ())):
-            print(line, flush=True)
-    except ValueError as error:
-        print(f"{SCRIPTS[task]}: {error}", file=sys.stderr)
-        sys.exit(2)
+    start = find_start(reading.config)
+    for line in (*start.lines, *(offers(reading.config) if start.folder is None else ())):
+        print(line, flush=True)
     command = torchrun_command(task, reading.processes, flags)
     tensor_parallel = reading.config.tensor_model_parallel_size > 1
     os.execve(command[0], command, worker_environment(engine, inherited, tensor_parallel))

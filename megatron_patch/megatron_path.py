@@ -21,12 +21,13 @@ def tree_version(folder: str | Path) -> str | None:
     info = core / "package_info.py"
     if not info.is_file():
         return "unknown (2023 or older)"
-    numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH)\s*=\s*(\d+)", info.read_text(encoding="utf-8"), re.MULTILINE))
+    text = info.read_text(encoding="utf-8", errors="replace")
+    numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH)\s*=\s*([0-9]{1,9})", text, re.MULTILINE))
     return ".".join(numbers.get(part, "0") for part in ("MAJOR", "MINOR", "PATCH"))
 
 
 def is_supported(version: str) -> bool:
-    match = re.match(r"(\d+)\.(\d+)", version)
+    match = re.match(r"([0-9]{1,9})\.([0-9]{1,9})", version)
     return match is not None and SUPPORTED[0] <= (int(match[1]), int(match[2])) < SUPPORTED[1]
 
 

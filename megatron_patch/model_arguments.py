@@ -89,6 +89,7 @@ class ModelReader:
     def own_root(self) -> Path | None:
         """This run's own folder of checkpoints, where it has one to go on from; else that of `--resume-from`."""
         root = run_root(self.raw["OUTPUT_BASEPATH"], self.name())
+        # os.path answers where NAME, made of what was typed, is longer than a name may be; pathlib raises.
         return root if os.path.isfile(root / TRACKER) else self.resume_root
 
     def resume(self, path: str) -> None:

@@ -5,13 +5,13 @@ Shape letters: B batch, S sequence, H hidden, N heads, G KV groups, D head size,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_patch.errors import UserError
+from megatron_patch.json_files import finite_in, json_object, one_line, shown, whole_in
 from megatron_patch.placeholders import refuse_placeholder
 from megatron_patch.rope_scaling import DEFAULT, DYNAMIC, SUPPORTED, Rope, read_rope, rope_keys
 
@@ -25,6 +25,31 @@ _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (0, 0.0),
     "pretraining_tp": None,  # any: it only splits the same products
 }
+
+# What a number of LlamaConfig may be: far above every model that exists, and small enough to be counted with and looped over.
+_WHOLE = {
+    "num_layers": (1, 4096),
+    "hidden_size": (1, 1 << 20),
+    "ffn_hidden_size": (1, 1 << 24),
+    "num_attention_heads": (1, 1 << 16),
+    "num_query_groups": (1, 1 << 16),
+    "vocab_size": (1, 1 << 28),
+    "kv_channels": (0, 1 << 16),
+    "max_position_embeddings": (1, (1 << 31) - 1),
+}
+_HF_KEYS = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "vocab_size": "vocab_size",
+    "head_dim": "kv_channels",
+    "max_position_embeddings": "max_position_embeddings",
+    "rms_norm_eps": "norm_epsilon",
+    "rope_theta": "rotary_base",
+}
+_FINITE = {"norm_epsilon": (0.0, 1.0), "rotary_base": (0.0, 1e30)}
 
 
 _REMEDIES = {
@@ -54,14 +79,26 @@ class LlamaConfig:
     rope_factor: float = 1.0  # rope_scaling.factor
 
     def __post_init__(self) -> None:
+        for name, (least, most) in _WHOLE.items():
+            whole_in(vars(self), name, least, most)
+        for name, (above, limit) in _FINITE.items():
+            finite_in(vars(self), name, above, limit)
         if self.kv_channels == 0:
+            if self.hidden_size % self.num_attention_heads:
+                raise UserError(
+                    f"hidden_size is {self.hidden_size}, which the {self.num_attention_heads} attention heads do not divide; "
+                    "it must be a multiple of them, or head_dim must say their size."
+                )
             object.__setattr__(self, "kv_channels", self.hidden_size // self.num_attention_heads)
+        if self.kv_channels % 2:
+            raise UserError(f"The size of an attention head is {self.kv_channels}; rotary embeddings need an even one.")
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(
                 f"num_key_value_heads is {self.num_query_groups}, which does not divide the "
                 f"{self.num_attention_heads} attention heads; it must."
             )
-        if self.rope_type not in SUPPORTED or not self.rope_factor >= 1:
+        finite_in(vars(self), "rope_factor", 0.0, 1e6)
+        if self.rope_type not in SUPPORTED or self.rope_factor < 1:
             raise UserError(
                 f"Rotary scaling is {self.rope_type!r} by {self.rope_factor!r}; supported are {', '.join(SUPPORTED)}, "
                 "by a factor of at least 1."
@@ -129,7 +166,7 @@ def refused_features(hf_config: Mapping[str, Any]) -> list[str]:
     found = []
     for key, allowed in _REQUIRED_VALUES.items():
         if allowed is not None and key in hf_config and hf_config[key] not in allowed:
-            found.append(f"{key} = {hf_config[key]!r} (supported: {allowed[0]!r}{_REMEDIES.get(key, '')})")
+            found.append(f"{key} = {shown(hf_config[key])} (supported: {allowed[0]!r}{_REMEDIES.get(key, '')})")
     quantization = hf_config.get("quantization_config")
     if quantization:
         found.append(f"quantization_config {_quantization_method(quantization)} (supported: unquantized weights; {_UNQUANTIZED})")
@@ -139,10 +176,10 @@ def refused_features(hf_config: Mapping[str, Any]) -> list[str]:
 def _quantization_method(quantization: object) -> str:
     """The name by which a quantization_config goes: GPTQ, AWQ, bitsandbytes, fp8 …"""
     if not isinstance(quantization, Mapping):
-        return f"= {quantization!r}"
+        return f"= {shown(quantization)}"
     bits = {"load_in_4bit": "bitsandbytes, 4 bits", "load_in_8bit": "bitsandbytes, 8 bits"}
     named = [name for key, name in bits.items() if quantization.get(key) is True]
-    return f"of {named[0] if named else quantization.get('quant_method', 'an unnamed method')}"
+    return f"of {named[0] if named else one_line(quantization.get('quant_method', 'an unnamed method'))}"
 
 
 def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
@@ -158,22 +195,27 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
     missing = [key for key in needed if hf_config.get(key) is None]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}; a LLaMA config.json has all of {', '.join(needed)}.")
-    heads = int(hf_config["num_attention_heads"])
-    rope = read_rope(hf_config)
-    return LlamaConfig(
-        num_layers=int(hf_config["num_hidden_layers"]),
-        hidden_size=int(hf_config["hidden_size"]),
-        ffn_hidden_size=int(hf_config["intermediate_size"]),
-        num_attention_heads=heads,
-        num_query_groups=int(hf_config.get("num_key_value_heads") or heads),
-        vocab_size=int(hf_config["vocab_size"]),
-        kv_channels=int(hf_config.get("head_dim") or 0),
-        max_position_embeddings=int(hf_config.get("max_position_embeddings", 2048)),
-        norm_epsilon=float(hf_config.get("rms_norm_eps", 1e-6)),
-        rotary_base=rope.theta,
-        rope_type=rope.rope_type,
-        rope_factor=rope.factor,
-    )
+    heads, rope = hf_config["num_attention_heads"], read_rope(hf_config)
+    groups, head_size = hf_config.get("num_key_value_heads"), hf_config.get("head_dim")
+    numbers = {
+        "num_hidden_layers": hf_config["num_hidden_layers"],
+        "hidden_size": hf_config["hidden_size"],
+        "intermediate_size": hf_config["intermediate_size"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads if groups is None else groups,
+        "vocab_size": hf_config["vocab_size"],
+        "head_dim": 0 if head_size is None else head_size,
+        "max_position_embeddings": hf_config.get("max_position_embeddings", 2048),
+        "rms_norm_eps": hf_config.get("rms_norm_eps", 1e-6),
+        "rope_theta": rope.theta,
+    }
+    for key, name in _HF_KEYS.items():  # under config.json's own names first
+        if name in _WHOLE:
+            whole_in(numbers, key, *_WHOLE[name])
+        else:
+            numbers[key] = finite_in(numbers, key, *_FINITE[name])
+    shape = {name: numbers[key] for key, name in _HF_KEYS.items()}
+    return LlamaConfig(**shape, rope_type=rope.rope_type, rope_factor=rope.factor)
 
 
 def to_hf_config(config: LlamaConfig, *, dtype: str, extra_vocab_size: int = 0) -> dict[str, Any]:
@@ -213,17 +255,13 @@ def read_hf_config(folder: str | Path) -> LlamaConfig:
     if path.is_file():
         refuse_placeholder(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_object(path)
     except FileNotFoundError:
-        raise ValueError(f"There is no config.json in {folder}; copy the model's own there.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; a config.json is one JSON object.")
+        raise UserError(f"There is no config.json in {folder}; copy the model's own there.") from None
     try:
         return from_hf_config(content)
-    except (TypeError, ValueError) as error:  # a null, a list or a word where a number belongs
-        raise ValueError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def with_vocabulary(config: LlamaConfig, vocab_size: int) -> LlamaConfig:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 from megatron_patch.config import Options
+from megatron_patch.typed import number, path_problem
 
 # The least value of each, and whether that value itself is allowed.
 _LEAST: dict[str, tuple[float, bool]] = {
@@ -30,6 +31,9 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "profile_step_end": (2, True),
     "timeout_minutes": (1, True),
 }
+# The most of each whole number, where it is not that of 31 bits.
+_MOST = {"num_workers": 512, "timeout_minutes": 1_000_000, "gradient_accumulation_steps": 1_000_000}
+_MOST_OF_ALL = (1 << 31) - 1
 
 
 def option_findings(task: str, options: Options) -> Iterator[tuple[str, object, str]]:
@@ -40,6 +44,9 @@ def option_findings(task: str, options: Options) -> Iterator[tuple[str, object, 
             kind = "whole number" if isinstance(value, int) else "number"
             bound = f"of at least {least:g}" if included else f"above {least:g}"
             yield _flag(name), value, f"it takes a {kind} {bound}: write {getattr(Options, name):g}, for example."
+        most = _MOST.get(name, _MOST_OF_ALL)
+        if isinstance(value, int) and value > most and name != "seed":
+            yield _flag(name), value, f"it takes a whole number of at most {most}: write {getattr(Options, name):g}, for example."
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(options, name) < 1:
             yield _flag(name), getattr(options, name), f"it takes a number from 0 to below 1: write {getattr(Options, name):g}."
@@ -61,7 +68,9 @@ def _others(task: str, options: Options) -> Iterator[tuple[str, object, str]]:
     if options.profile and options.profile_step_end <= options.profile_step_start:
         wanted = f"it must be above --profile-step-start = {options.profile_step_start}: write {options.profile_step_start + 2}."
         yield "--profile-step-end", options.profile_step_end, wanted
-    if options.tokenizer_path and not os.path.isdir(options.tokenizer_path):
+    if problem := path_problem(options.tokenizer_path):
+        yield "--tokenizer-path", options.tokenizer_path, problem
+    elif options.tokenizer_path and not os.path.isdir(options.tokenizer_path):
         yield "--tokenizer-path", options.tokenizer_path, "there is no such folder: write the one that holds the tokenizer."
     if task == "pretrain" and options.gradient_accumulation_steps > 1:
         wanted = "it is for fine-tuning; here GLOBAL_BATCH_SIZE says it: remove the flag."
@@ -69,8 +78,7 @@ def _others(task: str, options: Options) -> Iterator[tuple[str, object, str]]:
 
 
 def _is_split(text: str) -> bool:
-    try:
-        shares = [float(share) for share in text.split(",")]
-    except ValueError:
+    shares = [number(share.strip()) for share in text.split(",")]
+    if len(shares) > 3 or any(share is None or share < 0 for share in shares):
         return False
-    return len(shares) <= 3 and all(math.isfinite(share) and share >= 0 for share in shares) and shares[0] > 0
+    return bool(shares[0]) and math.isfinite(sum(share or 0.0 for share in shares))

@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_patch.json_files import is_whole_number, json_object
 from megatron_patch.model_config import LlamaConfig
 from megatron_patch.rope_scaling import DEFAULT, DYNAMIC
 
@@ -50,8 +51,9 @@ def with_positions(model: LlamaConfig, length: int) -> tuple[LlamaConfig, str | 
 
 def raised_limit(path: Path, model: LlamaConfig) -> str | None:
     """The text of the config.json at `path` with the limit of `model`; None where it allows as much already."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("max_position_embeddings", 0) >= model.max_position_embeddings:
+    content = json_object(path)
+    limit = content.get("max_position_embeddings")
+    if is_whole_number(limit) and limit >= model.max_position_embeddings:
         return None
     content["max_position_embeddings"] = model.max_position_embeddings
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_patch.arguments import is_whole
+from megatron_patch.json_files import one_line
+from megatron_patch.typed import whole_number
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,21 @@ def plan_processes(
         return _from_torchrun(environ), []
     findings: list[str] = []
 
-    def whole(name: str, default: int, minimum: int) -> int:
+    def whole(name: str, default: int, minimum: int, most: int = 1 << 20) -> int:
         text = environ.get(name)
         if text is None or text == "":
             return default
-        if is_whole(text) and int(text) >= minimum:
-            return int(text)
-        findings.append(f"the environment's {name} is '{text}'; it must be a whole number of at least {minimum}.")
+        value = whole_number(text)
+        if value is not None and minimum <= value <= most:
+            return value
+        got = one_line(text)
+        findings.append(f"the environment's {name} is '{got}'; it must be a whole number from {minimum} to {most}, in digits.")
         return default
 
     gpus = visible_gpus()
     if env == "dsw":
         per_node = gpus or whole("GPUS_PER_NODE", model_parallel_size, 1)
-        return Processes(1, 0, per_node, "127.0.0.1", whole("MASTER_PORT", free_port(), 1)), findings
+        return Processes(1, 0, per_node, "127.0.0.1", whole("MASTER_PORT", free_port(), 1, 65535)), findings
     missing = [name for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
     if missing:
         findings.append(f"dlc takes {', '.join(missing)} from the environment, which lacks them: write dsw, or run as a DLC job.")
@@ -91,7 +94,7 @@ def plan_processes(
         findings.append(f"RANK is {rank} and WORLD_SIZE {nodes}; under dlc they count nodes, so RANK must be below WORLD_SIZE.")
     per_node = whole("NPROC_PER_NODE", gpus or model_parallel_size, 1)
     per_node = whole("KUBERNETES_CONTAINER_RESOURCE_GPU", per_node, 1)
-    return Processes(nodes, rank, per_node, environ.get("MASTER_ADDR", ""), whole("MASTER_PORT", 29500, 1)), findings
+    return Processes(nodes, rank, per_node, environ.get("MASTER_ADDR", ""), whole("MASTER_PORT", 29500, 1, 65535)), findings
 
 
 def _from_torchrun(environ: Mapping[str, str]) -> Processes:

@@ -6,14 +6,13 @@ Imports no torch: the launcher calls `read` before any process starts, and each 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simple_parsing import ArgumentParser, DashVariant
 
-from megatron_patch.arguments import Argument, Findings, UsageParser, is_whole, numbered
+from megatron_patch.arguments import Argument, Findings, UsageParser, numbered
 from megatron_patch.checkout import checkout_problem
 from megatron_patch.checkpoint.layout import CheckpointLocation
 from megatron_patch.config import PRECISIONS, RECOMPUTATIONS, Options, TrainConfig
@@ -24,6 +23,7 @@ from megatron_patch.model_arguments import ModelReader
 from megatron_patch.model_config import LlamaConfig
 from megatron_patch.option_ranges import option_findings
 from megatron_patch.processes import Processes, plan_processes
+from megatron_patch.typed import unwritable, whole_number
 from megatron_patch.vocabulary import splitting_finding
 
 _HEAD = (("ENV", "--env"), ("MEGATRON_PATH", "--megatron-path"), ("MEGATRON_PATCH_PATH", "--megatron-patch-path"))
@@ -94,10 +94,26 @@ def read(task: str, argv: Sequence[str]) -> Reading:
     """
     arguments = ARGUMENTS[task]
     raw, options = _parse(task, arguments, argv)
-    reader = _Reader(task, arguments, raw, Findings(), [])
+    findings = Findings()
+    raw = findings.refuse_line_ends(arguments, raw)
+    reader = _Reader(task, arguments, _without_bad_paths(arguments, raw, findings), findings, [])
     reading = reader.reading(options)
     reader.findings.exit_if_any(SCRIPTS[task])
     return reading
+
+
+_PATHS = ("MEGATRON_PATH", "MEGATRON_PATCH_PATH", "PRETRAIN_CHECKPOINT_PATH", "OUTPUT_BASEPATH")
+_DATA_PATHS = ("DATASET_PATH", "TRAIN_DATASET_PATH", "VALID_DATASET_PATH")
+
+
+def _without_bad_paths(arguments: dict[str, Argument], raw: dict[str, str], findings: Findings) -> dict[str, str]:
+    """A finding for each path that no file can have; what stands in their place lets the other checks go on."""
+    good = dict(raw)
+    for name in (*_PATHS, *_DATA_PATHS):
+        # A blend of several prefixes may be longer than any of them.
+        if name in raw and not (name in _DATA_PATHS and " " in raw[name]) and not findings.path(arguments[name], raw[name]):
+            good[name] = "none" if name == "PRETRAIN_CHECKPOINT_PATH" else str(Path(__file__).resolve().parents[1])
+    return good
 
 
 class _Parser(UsageParser, ArgumentParser):
@@ -250,7 +266,7 @@ class _Reader(ModelReader):
             return {"epochs": self.whole("EPOCH")}
         tokens, warmup = self.whole("TRAIN_TOKENS"), self.whole("WARMUP_TOKENS", 0)
         sizes = [self.raw[name] for name in ("GLOBAL_BATCH_SIZE", "SEQ_LEN")]
-        batch = max(1, math.prod(int(size) if is_whole(size) else 1 for size in sizes))
+        batch = max(1, math.prod(whole_number(size) or 1 for size in sizes))
         iterations, warmup_iterations = tokens // batch, warmup // batch
         if iterations < 1:
             self.problem("TRAIN_TOKENS", f"one iteration is GLOBAL_BATCH_SIZE × SEQ_LEN = {batch} tokens: write {batch} or more.")
@@ -263,12 +279,10 @@ class _Reader(ModelReader):
         }
 
     def output_path(self) -> None:
-        path = Path(self.raw["OUTPUT_BASEPATH"])
-        there = next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), Path("."))
-        if not self.raw["OUTPUT_BASEPATH"] or not there.is_dir():
-            self.problem("OUTPUT_BASEPATH", "it takes a folder, which is made where it does not exist: write another path.")
-        elif not os.access(there, os.W_OK | os.X_OK):
-            self.problem("OUTPUT_BASEPATH", f"nothing can be written in {there}: write another path, or change its permissions.")
+        path = self.raw["OUTPUT_BASEPATH"]
+        problem = unwritable(path) if path else "it takes a folder, which is made where it does not exist: write its path."
+        if problem:
+            self.problem("OUTPUT_BASEPATH", problem)
 
 
 def _list_divisors(number: int, limit: int = 64) -> str:

@@ -1,5 +1,9 @@
 #!/bin/sh
 # 有监督微调 LLaMA-2 (supervised fine-tuning). Usage: sh run_finetune_megatron_llama.sh, then the 22 arguments below.
+if grep -ls "$(printf '\r')" "$0" "$(dirname -- "$0")/../../megatron_patch/launch.sh" >&2; then  # Windows line ends:
+    printf '%s\n' "has lines that end as on Windows, which no shell reads; sed -i 's/\\r\$//' FILE mends that." >&2  # each of these
+    exit 2  # lines then ends in a carriage return,
+fi  # which these comments take.
 set -eu
 patch_root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=../../megatron_patch/launch.sh

@@ -19,8 +19,10 @@ from megatron_patch.checkpoint.layout import (
 )
 from megatron_patch.checkpoint.new_folder import target_finding
 from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
+from megatron_patch.json_files import one_line
 from megatron_patch.model_config import LLAMA_SIZES, LlamaConfig, read_hf_config, shape_differences
 from megatron_patch.placeholders import refuse_placeholders
+from megatron_patch.typed import unwritable
 from megatron_patch.vocabulary import splitting_finding
 
 SCRIPT = "model_convertor.sh"
@@ -90,13 +92,16 @@ def read(argv: Sequence[str]) -> Conversion:
 
 def file_bytes(text: str) -> int:
     """Bytes of `5GB`, `500MB`, `2GiB` or a plain number."""
-    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text)
+    match = re.fullmatch(r"([0-9]{1,18}) *([A-Za-z]*)", text)
     if not match or match[2].upper() not in _UNITS or int(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"got '{text}'; it takes a size such as 5GB or 500MB")
+        raise argparse.ArgumentTypeError(f"got '{one_line(text)}'; it takes a size such as 5GB or 500MB")
     return int(match[1]) * _UNITS[match[2].upper()]
 
 
 def _job(parsed: argparse.Namespace, findings: Findings) -> Conversion:
+    raw = findings.refuse_line_ends(ARGUMENTS, {name: getattr(parsed, one.dest) for name, one in ARGUMENTS.items()})
+    vars(parsed).update({ARGUMENTS[name].dest: text for name, text in raw.items()})
+    usable = [findings.path(ARGUMENTS[name], raw[name]) for name in ("MEGATRON_PATH", "SOURCE_CKPT_PATH", "TARGET_CKPT_PATH")]
     to_hf = findings.boolean(ARGUMENTS["mg2hf"], parsed.mg2hf)
     job = Conversion(
         source=Path(parsed.source),
@@ -114,6 +119,8 @@ def _job(parsed: argparse.Namespace, findings: Findings) -> Conversion:
         megatron_path=parsed.megatron_path,
         gqa_layout=parsed.gqa_layout,
     )
+    if not all(usable):
+        return job
     _check_target(job, parsed.target, findings)
     if job.gqa_layout == ALL_Q_FIRST and not to_hf:
         findings.add_flag("--gqa-layout", ALL_Q_FIRST, "it is for checkpoints of 2023, with mg2hf = true: remove the flag.")
@@ -133,7 +140,7 @@ def _check_target(job: Conversion, text: str, findings: Findings) -> None:
     if target == source or target in source.parents:
         findings.add(argument, text, "the source is in it, and must stay: write another folder.")
         return
-    finding = target_finding(job.target, job.overwrite)
+    finding = target_finding(job.target, job.overwrite) or unwritable(job.target)
     if finding:
         findings.add(argument, text, finding)
 

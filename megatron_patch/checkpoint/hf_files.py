@@ -12,6 +12,7 @@ from megatron_patch.checkpoint.lazy import nbytes
 from megatron_patch.checkpoint.mapping import places
 from megatron_patch.checkpoint.source import Source
 from megatron_patch.checkpoint.stream import Item, Written, partition, write_files, write_safetensors
+from megatron_patch.json_files import json_object
 from megatron_patch.model_config import to_hf_config
 from megatron_patch.rope_scaling import read_rope, rope_keys
 
@@ -53,7 +54,7 @@ def _config(source: Source) -> dict[str, Any]:
     path = source.root / "config.json"
     if not path.is_file():
         return made
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json_object(path)
     content |= rope_keys(read_rope(content)) | {key: made[key] for key in ("vocab_size", "max_position_embeddings")}
     content.pop("rope_parameters", None)
     for key in ("torch_dtype", "dtype"):  # transformers 5 writes `dtype`
@@ -65,7 +66,7 @@ def _config(source: Source) -> dict[str, Any]:
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json_object(folder / "config.json")
     tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
     return {"_from_model_config": True, **tokens}
 

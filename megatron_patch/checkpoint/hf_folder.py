@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_patch.checkpoint_paths import TRACKER
 from megatron_patch.errors import UserError
+from megatron_patch.json_files import json_object, shown
 from megatron_patch.placeholders import placeholder_finding, refuse_placeholder
 
 PARAMS = "params.json"  # beside Meta's consolidated.NN.pth
@@ -132,7 +133,7 @@ def _candidates(folder: Path, stem: str, ending: str) -> Iterable[_Candidate]:
         where = _weight_map(index)
         indexed = set(where.values())
         names = sorted(indexed)
-        missing = tuple(name for name in names if not (folder / name).is_file())
+        missing = tuple(name for name in names if not os.path.isfile(folder / name))  # pathlib raises for one that is too long
         yield _Candidate(index.name, HFWeights(tuple(folder / name for name in names), where, index), missing)
     if single.is_file():
         yield _Candidate(single.name, HFWeights((single,), None, single), ())
@@ -166,14 +167,14 @@ def _weight_map(index: Path) -> dict[str, str]:
     """
     refuse_placeholder(index)
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{index} is no index of shards ({error!r}); {_COPY}.") from None
+        content = json_object(index)["weight_map"]
+    except KeyError:
+        raise UserError(f"{index} is no index of shards: it has no weight_map; {_COPY}.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(file, str) for file in content.values()):
         raise UserError(f"{index} is no index of shards: its weight_map must name a file for each tensor; {_COPY}.")
     for name in content.values():
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise UserError(f"{index} names the shard {name!r}, which is no plain file name; it was refused.")
+            raise UserError(f"{index} names the shard {shown(name)}, which is no plain file name; it was refused.")
     return content
 
 

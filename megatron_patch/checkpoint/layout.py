@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 from megatron_patch import __version__
 from megatron_patch.checkpoint.hf_folder import is_hf_folder, is_meta_folder
 from megatron_patch.checkpoint_paths import TRACKER
+from megatron_patch.errors import UserError
+from megatron_patch.json_files import json_object, shown, whole_in
 from megatron_patch.megatron_path import installed_version
 from megatron_patch.model_config import LlamaConfig
 from megatron_patch.placeholders import refuse_placeholder
@@ -37,6 +40,7 @@ CORE_METADATA = "metadata.json"
 RELEASE = "release"
 DTYPES = ("bfloat16", "float16", "float32")
 _FORMAT = 1
+_MOST_DIGITS = 12  # of an iteration's number
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,10 @@ def read_tracker(root: str | Path) -> str | None:
     path = Path(root) / TRACKER
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8", errors="replace").strip()
-    if text != RELEASE and not text.isdecimal():
-        raise ValueError(f"{path} says {text[:40]!r}; it holds 'release' or an iteration's number: write that there.")
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        text = stream.read(4096).strip()
+    if text != RELEASE and not re.fullmatch(f"[0-9]{{1,{_MOST_DIGITS}}}", text):
+        raise UserError(f"{path} says {text[:40]!r}; it holds 'release' or an iteration's number: write that there.")
     return text
 
 
@@ -128,7 +133,8 @@ def resolve_checkpoint(path: str | Path) -> CheckpointLocation:
 
 def _location(root: Path, folder: Path) -> CheckpointLocation:
     digits = folder.resolve().name.removeprefix("iter_")
-    return CheckpointLocation(root, folder, int(digits) if digits.isdecimal() else None, _kind(folder))
+    number = int(digits) if re.fullmatch("[0-9]+", digits) else None
+    return CheckpointLocation(root, folder, number, _kind(folder))
 
 
 def _kind(folder: Path) -> str:
@@ -182,13 +188,10 @@ def read_model_description(location: CheckpointLocation | str | Path) -> ModelDe
     path = folder / DESCRIPTION
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        got = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} has format {got!r}; this version reads format {_FORMAT}: use the version that wrote it.")
+    content = json_object(path)
+    if content.get("format") != _FORMAT or content["format"] is True:
+        got = shown(content.get("format"))
+        raise UserError(f"{path} has format {got}; this version reads format {_FORMAT}: use the version that wrote it.")
     return _description(path, content)
 
 
@@ -198,9 +201,14 @@ def _description(path: Path, content: dict[str, Any]) -> ModelDescription:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; convert the checkpoint again.")
     try:
+        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+            whole_in(content, name, 1, 1 << 20)
+        whole_in(content, "extra_vocab_size", 0, 1 << 28)
         model = LlamaConfig(**content["model"])
     except TypeError as error:
-        raise ValueError(f"{path}: `model` does not describe a LLaMA ({error}); convert the checkpoint again.") from None
+        raise UserError(f"{path}: `model` does not describe a LLaMA ({error}); convert the checkpoint again.") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {str(error).rstrip('.')}; convert the checkpoint again.") from None
     if content["dtype"] not in DTYPES:
-        raise ValueError(f"{path}: dtype is {content['dtype']!r}; allowed are {', '.join(DTYPES)}.")
+        raise UserError(f"{path}: dtype is {shown(content['dtype'])}; allowed are {', '.join(DTYPES)}.")
     return ModelDescription(**{name: content[name] for name in names if name != "model"}, model=model)

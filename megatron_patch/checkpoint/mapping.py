@@ -140,7 +140,9 @@ def name_findings(config: LlamaConfig, found: Iterable[str]) -> tuple[list[str],
 
 def natural(name: str) -> list[object]:
     """Sort key by which layer 10 follows layer 9."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    # Of numbers without zeros in front the longer is the larger; int() refuses those of more than 4,300 digits.
+    parts = re.split(r"0*([0-9]+)", name)
+    return [(len(part), part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def listed(names: Sequence[str], limit: int = 6) -> str:

@@ -12,6 +12,7 @@ from megatron_patch.checkpoint_paths import checkpoint_root, holds_tokenizer
 from megatron_patch.config import Options, TrainConfig
 from megatron_patch.data_paths import is_json
 from megatron_patch.errors import UserError
+from megatron_patch.json_files import json_object
 from megatron_patch.model_config import LlamaConfig
 
 RUN_CONFIG = "run_config.json"
@@ -65,13 +66,11 @@ def read_run_config(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     wrong = f"{path} is not what a training run writes there"
-    if path.stat().st_size > _MOST_BYTES:
-        raise UserError(f"{wrong}: it has {path.stat().st_size} bytes; copy the checkpoint again, or remove its folder.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{wrong} ({error}); copy the checkpoint again, or remove its folder.") from None
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in ("model", "options")):
+        content = json_object(path, _MOST_BYTES)
+    except (OSError, UserError) as error:
+        raise UserError(f"{wrong} ({str(error).rstrip('.')}); or remove its folder.") from None
+    if not all(isinstance(content.get(name), dict) for name in ("model", "options")):
         raise UserError(f"{wrong}: `model` and `options` are missing; copy the checkpoint again, or remove its folder.")
     for name in ("load", "resumed_from"):
         got = content.get(name)

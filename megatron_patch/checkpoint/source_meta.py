@@ -10,7 +10,6 @@ go into another order, by the formula of transformers' convert_llama_weights_to_
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from megatron_patch.checkpoint.mapping import hf_shapes, listed, natural, places
 from megatron_patch.checkpoint.source import TORCH_DTYPES, Source
 from megatron_patch.checkpoint.torch_files import read_torch_file
 from megatron_patch.errors import UserError
+from megatron_patch.json_files import json_object
 from megatron_patch.model_config import LlamaConfig, read_hf_config
 from megatron_patch.placeholders import refuse_placeholder
 from megatron_patch.rope_scaling import DEFAULT_THETA
@@ -116,12 +116,7 @@ def _params(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing beside Meta's consolidated files; copy the folder again.")
     refuse_placeholder(path)
-    try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
-        raise UserError(f"{path} is no JSON: {error}.") from None
-    if not isinstance(params, dict):
-        raise UserError(f"{path} holds a {type(params).__name__}; Meta's is one JSON object.")
+    params = json_object(path)
     refused = [key for key in _REFUSED if params.get(key)]
     if refused:
         raise UserError(f"{path} has {', '.join(refused)}, which a LLaMA or LLaMA-2 does not: this model would be misread.")

@@ -14,7 +14,11 @@ from megatron_patch.megatron_path import choose_engine
 
 def main(argv: list[str]) -> int:
     """Read, convert, sum up. The status to leave with: 0, 2 for what a user can mend, 1 for the disk."""
-    job = read(argv)
+    try:
+        job = read(argv)
+    except OSError as error:
+        print(f"{SCRIPT}: {error}.", file=sys.stderr)
+        return 2
     before = _identity(job.target)
     try:
         engine, line = choose_engine(job.megatron_path)

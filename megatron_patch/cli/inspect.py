@@ -9,14 +9,18 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_patch.arguments import Parser
 from megatron_patch.data.describe import describe_indexed, describe_sft
 from megatron_patch.data.prompts import TEMPLATES
 from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.errors import UserError
+from megatron_patch.json_files import one_line
+from megatron_patch.typed import path_problem
 
 
 def main(argv: list[str]) -> int:
     """Print what PATH holds. Exit status 0, or 2 with a sentence where it cannot be read."""
-    p = argparse.ArgumentParser(prog="megatron_patch.cli.inspect", description=__doc__, allow_abbrev=False)
+    p = Parser(prog="megatron_patch.cli.inspect", description=__doc__)
     p.add_argument("path")
     p.add_argument("--tokenizer-folder", help="decodes samples, and counts a fine-tuning file's tokens")
     p.add_argument("--samples", type=int, default=3, help="how many are shown (default 3)")
@@ -31,11 +35,17 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {one_line(error)}.", file=sys.stderr)
+        return 2
     return 0
 
 
 def describe(args: argparse.Namespace) -> list[str]:
     """The lines for what `args.path` is. ValueError where it is nothing that is known, or damaged."""
+    for given in (args.path, args.tokenizer_folder):
+        if given is not None and (problem := path_problem(given) or ("" if given else "it takes a path: write one.")):
+            raise UserError(f"got '{one_line(given)}'; {problem}")
     path, text = Path(args.path), args.path
     tokenizer = load_tokenizer(args.tokenizer_folder) if args.tokenizer_folder else None
     prefix = text[:-4] if text.endswith((".bin", ".idx")) else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from megatron_patch.checkpoint.layout import CheckpointLocation, read_model_description, resolve_checkpoint
 from megatron_patch.checkpoint.safe_metadata import read_backends, read_dcp_metadata
+from megatron_patch.json_files import json_object, one_line
 
 
 def describe_checkpoint(path: Path) -> list[str]:
@@ -41,13 +41,12 @@ def _model_lines(location: CheckpointLocation) -> list[str]:
             f"vocabulary {m.vocab_size} + {description.extra_vocab_size}, {description.dtype}; "
             f"made for TP {description.tensor_model_parallel_size}, PP {description.pipeline_model_parallel_size}"
         )
-        versions = json.loads((location.folder / "model.json").read_text(encoding="utf-8"))
-        out.append(
-            f"written by megatron_patch {versions.get('megatron_patch')}, megatron-core {versions.get('megatron_core')}"
-        )
+        versions = json_object(location.folder / "model.json")
+        own, core = (one_line(versions.get(name)) for name in ("megatron_patch", "megatron_core"))
+        out.append(f"written by megatron_patch {own}, megatron-core {core}")
     config = location.root / "config.json"
     if config.is_file():
-        hf = json.loads(config.read_text(encoding="utf-8"))
+        hf = json_object(config)
         wanted = (
             "model_type",
             "num_hidden_layers",
@@ -56,7 +55,7 @@ def _model_lines(location: CheckpointLocation) -> list[str]:
             "torch_dtype",
             "transformers_version",
         )
-        out.append("config.json: " + ", ".join(f"{k} {hf[k]}" for k in wanted if k in hf))
+        out.append("config.json: " + ", ".join(f"{k} {one_line(hf[k])}" for k in wanted if k in hf))
     names = [n for n in ("tokenizer.model", "tokenizer.json") if (location.root / n).is_file()]
     return [*out, f"tokenizer: {' and '.join(names)}" if names else "tokenizer: none in this folder"]
 
@@ -70,7 +69,7 @@ def _native_lines(folder: Path) -> list[str]:
         else:
             others += 1
     model = {n: t for n, t in tensors.items() if not n.startswith("optimizer")}
-    out = [f"format: {', '.join(f'{k} {v}' for k, v in versions.items())}"]
+    out = [f"format: {one_line(', '.join(f'{k} {v}' for k, v in versions.items()))}"]
     out.append(
         f"{len(model)} model tensors, {sum(math.prod(t.size) for t in model.values())} numbers; "
         f"{len(tensors) - len(model)} optimizer tensors; {others} other objects"

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_patch.arguments import Parser
 from megatron_patch.checkout import checkout_problem
 from megatron_patch.data.encode import Settings
 from megatron_patch.data.preprocess import output_paths, preprocess, require_apart
@@ -24,6 +25,8 @@ from megatron_patch.data.records import MAX_DOCUMENT_MB, find_files
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.data.wudao import CLEANERS
 from megatron_patch.data.wudao_split import TRAIN, VALID, require_free, split_wudao
+from megatron_patch.json_files import one_line
+from megatron_patch.typed import path_problem, unwritable
 
 _WORTH_A_PROCESS = 4 << 20  # bytes of input for which starting another process pays
 # The script's argument that each flag carries.
@@ -32,10 +35,17 @@ _SCRIPT_ARGUMENTS = {"--megatron-patch-path": "$2 MEGATRON_PATCH_PATH", "--input
                      "--tokenizer-folder": "$6 load_dir"}  # fmt: skip
 
 
+class _Parser(Parser):
+    """Line ends in a documented argument are a finding under its name, among all others."""
+
+    def says_line_ends_itself(self, flag: str) -> bool:
+        return flag in _SCRIPT_ARGUMENTS
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    p = argparse.ArgumentParser(
-        prog="megatron_patch.cli.preprocess", allow_abbrev=False,
+    p = _Parser(
+        prog="megatron_patch.cli.preprocess",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description=__doc__.splitlines()[0], argument_default=None,
     )  # fmt: skip
@@ -80,6 +90,11 @@ def findings(args: argparse.Namespace) -> list[str]:
         if problem:
             out.append(_finding(args, flag, got, problem))
 
+    for flag, paths in _paths(args):
+        for path in paths:
+            check(flag, path, path_problem(path) or (None if path else "it takes a path: write one."))
+    if out:
+        return out
     if args.megatron_patch_path is not None:
         check("--megatron-patch-path", args.megatron_patch_path, checkout_problem(args.megatron_patch_path))
     check("--input", " ".join(args.input), _problem(find_files, args.input))
@@ -88,13 +103,13 @@ def findings(args: argparse.Namespace) -> list[str]:
         args.tokenizer,
         None if args.tokenizer == "llamabpe" else "it takes llamabpe: write that.",
     )
-    check("--output-dir", args.output_dir, _unwritable(args.output_dir))
-    check("--sft-output-dir", args.sft_output_dir, _unwritable(args.sft_output_dir))
+    for flag, folder in (("--output-dir", args.output_dir), ("--sft-output-dir", args.sft_output_dir)):
+        check(flag, folder, None if folder is None else unwritable(folder))
     if args.output_prefix or args.output_dir:
         check(
             "--output-prefix",
             args.output_prefix,
-            _unwritable(args.output_prefix and str(Path(args.output_prefix).parent)),
+            unwritable(Path(args.output_prefix).parent) if args.output_prefix else None,
         )
         check(
             "--tokenizer-folder", args.tokenizer_folder, _problem(load_tokenizer, args.tokenizer_folder or "")
@@ -123,6 +138,14 @@ def findings(args: argparse.Namespace) -> list[str]:
     return out
 
 
+def _paths(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
+    """Flags that take paths, with those that were given."""
+    one = ("--megatron-path", "--megatron-patch-path", "--tokenizer-folder")
+    one += ("--output-prefix", "--output-dir", "--sft-output-dir")
+    given = [(flag, getattr(args, flag[2:].replace("-", "_"))) for flag in one]
+    return [("--input", args.input), *((flag, [path]) for flag, path in given if path is not None)]
+
+
 def conflicts(args: argparse.Namespace) -> list[str]:
     """Outputs that would replace the input or an earlier split, a sentence each; for arguments without findings."""
     files, found = find_files(args.input), []
@@ -137,7 +160,7 @@ def conflicts(args: argparse.Namespace) -> list[str]:
 def _finding(args: argparse.Namespace, flag: str, got: object, problem: str) -> str:
     """A finding under the name that the user knows the argument by."""
     name = _SCRIPT_ARGUMENTS.get(flag, flag) if args.megatron_patch_path is not None else flag
-    return f"{name}: got '{got}'; {problem}"
+    return f"{name}: got '{one_line(got)}'; {problem}"
 
 
 def _prefix(args: argparse.Namespace) -> str | None:
@@ -160,26 +183,13 @@ def _problem(function: Callable[..., object], *arguments: object) -> str | None:
     return None
 
 
-def _unwritable(folder: str | None) -> str | None:
-    """A sentence where `folder` cannot be made or written into."""
-    if folder is None:
-        return None
-    path = Path(folder)
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    if not path.is_dir():
-        return f"{path} is a file, so no folder can be made there: write another folder."
-    return (
-        None
-        if os.access(path, os.W_OK)
-        else f"{path} may not be written into: write another folder, or change its rights."
-    )
-
-
 def main(argv: list[str]) -> int:
     """Check, make what is asked for, say what was made. The exit status."""
     args = parser().parse_args(argv)
-    found = findings(args) or conflicts(args)
+    try:
+        found = findings(args) or conflicts(args)
+    except OSError as error:
+        found = [f"{one_line(error)}."]
     if found:
         print(
             f"{len(found)} argument error{'s' if len(found) > 1 else ''}; nothing was started.",

@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_patch.data.documents import Skipped
 from megatron_patch.data.indexed import read_index
-from megatron_patch.data.preprocess import record_path
+from megatron_patch.data.preprocess import read_record, record_path
 from megatron_patch.data.sft import build_sft_dataset
 from megatron_patch.data.sft_records import read_records
 from megatron_patch.data.tokenizer import Tokenizer
@@ -47,24 +47,22 @@ def describe_indexed(prefix: str, tokenizer: Tokenizer | None, samples: int) -> 
     ]
     made = record_path(prefix)
     if made.is_file():
-        record = json.loads(made.read_text(encoding="utf-8"))
-        counts, source = record["counts"], record["made_from"]
-        out.append(
-            f"made from {len(source['files'])} files; {counts['bad']} bad and {counts['empty']} empty records skipped"
-        )
+        record = read_record(made)
+        counts, files = record.counts, len(record.made_from["files"])
+        out.append(f"made from {files} files; {counts.bad} bad and {counts.empty} empty records skipped")
     out += histogram(np.asarray(data.lengths), "tokens")
     low, high, whole = _id_range(prefix, data.dtype, data.tokens)
     out.append(f"ids from {low} to {high}, {'all' if whole else 'a sample'} of them read")
     if tokenizer:
-        fits = "within" if high < tokenizer.vocab_size else "OUTSIDE"
+        fits = "within" if low >= 0 and high < tokenizer.vocab_size else "OUTSIDE"
         out.append(f"that is {fits} the tokenizer's vocabulary of {tokenizer.vocab_size}")
-        ended = sum(int(data.document(i)[-1]) == tokenizer.eod for i in range(min(100, len(data.lengths))))
+        ended = sum(data.document(i)[-1:].tolist() == [tokenizer.eod] for i in range(min(100, len(data.lengths))))
         out.append(
             f"{ended} of the first {min(100, len(data.lengths))} documents end with the end token {tokenizer.eod}"
         )
     for i in range(min(samples, len(data.lengths))):
         ids = data.document(i, _SHOWN_TOKENS).tolist()
-        known = tokenizer is not None and max(ids) < tokenizer.vocab_size
+        known = tokenizer is not None and all(0 <= id < tokenizer.vocab_size for id in ids)
         more = " …" if data.lengths[i] > len(ids) else ""
         shown = tokenizer.detokenize(ids) if tokenizer and known else " ".join(map(str, ids))
         out.append(f"document {i}, {data.lengths[i]} tokens, all of them learnt: {shown}{more}")

@@ -7,12 +7,12 @@ known. A ChatML folder that was made of a LLaMA may have `<|im_end|>` in some of
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_patch.errors import UserError
+from megatron_patch.json_files import json_object, shown
 
 _MODEL_FILES = ("generation_config.json", "config.json")  # the first that names a token decides, as in transformers
 
@@ -44,17 +44,17 @@ def end_token(folder: Path, eos: int, literals: dict[int, str], vocab_size: int)
     if taken == eos and all(taken in ids for ids in named.values() if ids):
         return EndToken(taken, "")
 
-    def shown(*ids: int) -> str:
+    def named_ids(*ids: int) -> str:
         return " or ".join(f"{literals[i]} ({i})" if i in literals else str(i) for i in ids)
 
-    said = [f"{name} {shown(*ids)}" for name, ids in named.items() if ids]
+    said = [f"{name} {named_ids(*ids)}" for name, ids in named.items() if ids]
     why = f"generation with this model stops at what {decides} names"
     if taken not in waited:
-        why = f"the tokenizer has no {shown(*waited)}, which {decides} names"
+        why = f"the tokenizer has no {named_ids(*waited)}, which {decides} names"
     return EndToken(
         taken,
-        f"The files in {folder} name different end tokens (the tokenizer {shown(eos)}, {', '.join(said)}); "
-        f"answers end in {shown(taken)}: {why}.",
+        f"The files in {folder} name different end tokens (the tokenizer {named_ids(eos)}, {', '.join(said)}); "
+        f"answers end in {named_ids(taken)}: {why}.",
     )
 
 
@@ -63,18 +63,10 @@ def _ids(path: Path) -> tuple[int, ...]:
     value = read_object(path).get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise UserError(f"{path}: eos_token_id is {value!r}; it takes a token's number, or a list of them.")
+        raise UserError(f"{path}: eos_token_id is {shown(value)}; it takes a token's number, or a list of them.")
     return tuple(ids)
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no such file. UserError where the file holds something else."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON ({error}); copy the model's own file there.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, it must hold a JSON object.")
-    return value
+    return json_object(path) if path.is_file() else {}

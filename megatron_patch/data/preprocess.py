@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from megatron_patch.data.encode import ChunkResult, Settings, encode_chunks
 from megatron_patch.data.indexed import token_dtype, write_index
 from megatron_patch.data.records import MAX_DOCUMENT_MB, MEGABYTE, find_files
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_patch.errors import UserError
+from megatron_patch.json_files import json_object, one_line, whole_in
 
 FORMAT = "megatron_patch preprocess 1"
 REPORT_BYTES = 100 << 20  # of the report on skipped records; those behind it are counted only
@@ -90,6 +92,7 @@ def preprocess(
     partial.mkdir(parents=True, exist_ok=True)
     with _only_run(partial):
         counts = _resume(partial, made_from, prefix)
+        _require_whole(partial, prefix, counts, token_dtype(tokenizer.vocab_size).itemsize)
         counts = _encode_all(files, partial, counts, made_from, settings, tokenizer, workers)
         _finish(partial, prefix, counts, made_from, token_dtype(tokenizer.vocab_size), max_bad_fraction)
     shutil.rmtree(partial)
@@ -129,13 +132,13 @@ def _finished(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts
     """The counts of a pair that this very input made; None where one is to be made or finished. Removes nothing."""
     there = [prefix + end for end in (".bin", ".idx") if os.path.exists(prefix + end)]
     record, state = _saved(record_path(prefix)), _saved(Path(prefix + ".partial", "state.json"))
-    own, begun = record.get("made_from") == made_from, state.get("made_from") == made_from
+    own, begun = (saved is not None and saved.made_from == made_from for saved in (record, state))
     if len(there) == 2 and own and not begun:
         print(
             f"{prefix}.bin and .idx are there already, made from this very input; nothing is done.",
             file=sys.stderr,
         )
-        return _counts(record["counts"])
+        return record.counts
     # A run of this input that was killed as it named its files leaves one of them, or both and its record.
     naming = begun and (len(there) == 1 or own)
     if there and not naming and not overwrite:
@@ -145,9 +148,38 @@ def _finished(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts
     return None
 
 
-def _saved(path: Path) -> dict[str, Any]:
-    """`made_from` and `counts` of a record or a state; empty where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+@dataclass(frozen=True)
+class Record:
+    """PREFIX.made or a state: what a pair is made from, and how far."""
+
+    made_from: dict[str, Any]
+    counts: Counts
+
+
+def read_record(path: Path) -> Record:
+    """A record or a state that a run of preparation wrote.
+
+    Raises UserError: it is no JSON object, or holds other things than such a run writes.
+    """
+    content = json_object(path)
+    try:
+        made_from, counts = content["made_from"], dict(content["counts"])
+        place = counts.pop("place")
+        for numbers, names in ((counts, Counts), (place, Place)):
+            for field in fields(names):
+                if field.name != "place":
+                    whole_in(numbers, field.name, 0, 1 << 62)
+        if not isinstance(made_from, dict) or not isinstance(made_from["files"], list):
+            raise UserError("made_from is no object with files")
+        return Record(made_from, Counts(place=Place(**place), **counts))
+    except (KeyError, TypeError, ValueError) as error:
+        why = one_line(error)
+        raise UserError(f"{path} is no record of a preparation ({why}); remove it, and prepare the data again.") from None
+
+
+def _saved(path: Path) -> Record | None:
+    """None where there is no such file."""
+    return read_record(path) if path.is_file() else None
 
 
 def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
@@ -158,8 +190,8 @@ def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
     state = partial / "state.json"
     if not (saved := _saved(state)):
         return Counts()
-    counts = _counts(saved["counts"])
-    if saved["made_from"] != made_from:
+    counts = saved.counts
+    if saved.made_from != made_from:
         state.unlink()
         print(f"{prefix}: an earlier run had other input or settings; beginning anew.", file=sys.stderr)
         return Counts()
@@ -170,8 +202,15 @@ def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
     return counts
 
 
-def _counts(saved: dict[str, Any]) -> Counts:
-    return Counts(**(saved | {"place": Place(**saved["place"])}))
+def _require_whole(partial: Path, prefix: str, counts: Counts, itemsize: int) -> None:
+    """UserError where the partial files are shorter than the state says, so that no gap is filled with zeros."""
+    for name, size in (("tokens", counts.tokens * itemsize), ("lengths", counts.documents * 4), ("skipped", counts.report_bytes)):
+        path = partial / name
+        if name == "tokens" and not path.is_file():  # a run that was killed as it named its files
+            path = Path(prefix + ".bin")
+        has = path.stat().st_size if path.is_file() else 0
+        if has < size:
+            raise UserError(f"{path} has {has} bytes, and {partial}/state.json says {size}; remove {partial} to begin anew.")
 
 
 def _encode_all(

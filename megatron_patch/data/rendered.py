@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from megatron_patch.data.records import require_unicode
+from megatron_patch.data.chat_template import compile_chat_template
 from megatron_patch.data.tokenizer import Tokenizer
 
 # render(turns, add_generation_prompt, tools) → text
@@ -15,7 +15,7 @@ _MARK = "\u2042 a mark that no text holds \u2042"
 
 def chat_renderer(tokenizer: Tokenizer) -> Render:
     """render(turns, add_generation_prompt, tools=[]) by the folder's own Jinja chat template, in Jinja's immutable
-    sandbox.
+    sandbox and within bounds.
 
     Raises ValueError where the folder has no template.
     """
@@ -24,32 +24,13 @@ def chat_renderer(tokenizer: Tokenizer) -> Render:
             "the tokenizer's folder has no chat template (chat_template in tokenizer_config.json); "
             "choose --template llama2-chat"
         )
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = raise_exception
     literal = {i: text for text, i in tokenizer.special_tokens.items()}
     fixed = {"bos_token": literal.get(tokenizer.bos, ""), "eos_token": literal.get(tokenizer.eos, "")}
-    try:
-        template = environment.from_string(tokenizer.chat_template)
-    except TemplateError as error:
-        raise ValueError(f"the folder's chat template is no valid Jinja: {error}") from error
+    template = compile_chat_template(tokenizer.chat_template, **fixed)
 
     def render(turns: list[dict[str, Any]], add_generation_prompt: bool, tools: list[Any] | None = None) -> str:
         messages = [{key: value for key, value in turn.items() if key != "weight"} for turn in turns]
-        try:
-            text = template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, tools=tools or None, **fixed
-            )
-        except (TemplateError, TypeError) as error:
-            raise ValueError(f"the folder's chat template refused it: {error}") from error
-        return require_unicode(text)
+        return template(messages, add_generation_prompt, tools=tools or None)
 
     return render
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from megatron_patch.data.prompts import Encoded
+from megatron_patch.json_files import one_line, whole_in
 
 FORMAT = "megatron_patch tokens 2"
 _HEADER = 4096
@@ -127,22 +128,31 @@ def _load(path: Path) -> TokenTable | None:
     if not path.exists():
         return None
     try:
-        with open(path, "rb") as file:
-            header = json.loads(file.read(_HEADER))
-        samples, tokens, noted = int(header["samples"]), int(header["tokens"]), int(header["account"])
-        body = np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER)
-        if (
-            header["format"] != FORMAT
-            or body.size != 8 * (samples + 1) + 4 * tokens + noted
-            or zlib.crc32(body) != header["crc"]
-        ):
-            raise ValueError("its size or checksum is wrong")
-        begin, end = 8 * (samples + 1), 8 * (samples + 1) + 4 * tokens
-        account = json.loads(body[end:].tobytes())
-    except (ValueError, KeyError, TypeError) as error:
-        print(f"the token cache {path} is damaged ({error}); it is made again.", file=sys.stderr)
+        return _read_table(path)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        print(f"the token cache {path} is damaged ({one_line(error)}); it is made again.", file=sys.stderr)
         return None
-    return TokenTable(body[:begin].view(np.int64), body[begin:end].view(np.int32), account)
+
+
+def _read_table(path: Path) -> TokenTable:
+    """The table in a cache file. ValueError, KeyError, TypeError or RecursionError where it is damaged, whatever its checksum."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(_HEADER))
+    samples, tokens, noted = (whole_in(header, name, 0, 1 << 40) for name in ("samples", "tokens", "account"))
+    begin, end = 8 * (samples + 1), 8 * (samples + 1) + 4 * tokens
+    if header["format"] != FORMAT or path.stat().st_size != _HEADER + end + noted:
+        raise ValueError("its size or format is wrong")
+    body = np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER)
+    if zlib.crc32(body) != header["crc"]:
+        raise ValueError("its checksum is wrong")
+    account = json.loads(body[end:].tobytes())
+    if not isinstance(account, dict):
+        raise ValueError("its account is no object")
+    table = TokenTable(body[:begin].view(np.int64), body[begin:end].view(np.int32), account)
+    offsets = table.offsets
+    if offsets[0] != 0 or offsets[-1] != tokens or (np.diff(offsets) < 1).any():
+        raise ValueError("its samples do not lie end to end")
+    return table
 
 
 def _save(path: Path, table: TokenTable) -> None:

@@ -20,20 +20,26 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from megatron_patch.data.end_token import end_token, read_object
+from megatron_patch.errors import UserError
+from megatron_patch.json_files import is_whole_number, one_line, shown
 from megatron_patch.placeholders import refuse_placeholder
+from megatron_patch.typed import whole_number
 
 # Appended to a serialized SentencePiece model, protobuf merges it in: normalizer_spec { add_dummy_prefix:
 # false }.
 _WITHOUT_DUMMY_PREFIX = bytes([0x1A, 2, 0x18, 0])
 _FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
           "added_tokens.json", "chat_template.jinja")  # fmt: skip
+_MOST_TOKENS = 1 << 28
+_MOST_TEMPLATE = 1 << 20  # bytes
 _USUAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -151,9 +157,9 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
     try:
         whole = SentencePieceProcessor(model_file=str(path))
         inner = SentencePieceProcessor(model_proto=whole.serialized_model_proto() + _WITHOUT_DUMMY_PREFIX)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a SentencePiece model ({error}); copy the model's own file there."
+            f"{path} is not a SentencePiece model ({one_line(error)}); copy the model's own file there."
         ) from error
     bos, eod, unk = whole.bos_id(), whole.eos_id(), whole.unk_id()
     if min(bos, eod) < 0:
@@ -201,33 +207,46 @@ def _marked_encoder(
 
 def _without_padding(added: dict[str, int], names: Mapping[str, Any], rows: int | None) -> dict[str, int]:
     """Added tokens but for padding tokens beyond the model's rows."""
-    padding = ("<pad>", "[PAD]", _content(names.get("pad_token")))
+    pad = _content(names.get("pad_token"))
+    padding = ("<pad>", "[PAD]", pad if isinstance(pad, str) else None)
     return {literal: i for literal, i in added.items() if rows is None or i < rows or literal not in padding}
 
 
 def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common: dict[str, Any]) -> Tokenizer:
     from tokenizers import Tokenizer as Engine
 
-    try:
+    with _faults_named(path):
         plain, marked = Engine.from_file(str(path)), Engine.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
-        raise ValueError(f"{path} is not a tokenizer.json that `tokenizers` reads: {error}") from error
-    plain.encode_special_tokens = True
-    added = {token.content: i for i, token in plain.get_added_tokens_decoder().items()}
+        plain.encode_special_tokens = True
+        decoder, vocabulary = plain.get_added_tokens_decoder(), plain.get_vocab()
+    added = {token.content: i for i, token in decoder.items()}
     kept = _without_padding(added, names, rows)
-    special = {t.content: i for i, t in plain.get_added_tokens_decoder().items() if t.special and t.content in kept}
-    ids = [plain.token_to_id(_content(names.get(key)) or usual) for key, usual in _USUAL_NAMES.items()]
+    special = {t.content: i for i, t in decoder.items() if t.special and t.content in kept and t.content}
+    ids = [vocabulary.get(_name(path, names, key) or usual) for key, usual in _USUAL_NAMES.items()]
     if ids[0] is None or ids[1] is None:
         raise ValueError(
             f"{path} lacks the start or end token that tokenizer_config.json names; they must be in it."
         )
+    size = max(i for literal, i in vocabulary.items() if literal not in added or literal in kept) + 1
+    if size > _MOST_TOKENS or max(ids[0], ids[1], ids[2] or 0) >= size:
+        found = f"numbers tokens up to {size}, or its start and end token beyond them"
+        raise UserError(f"{path} {found}; copy the model's own file there.")
+
+    def encoder(engine: Any) -> Callable[[str], list[int]]:
+        def encode(text: str) -> list[int]:
+            with _faults_named(path):
+                return engine.encode(text, add_special_tokens=False).ids
+
+        return encode
+
+    def decode(numbers: list[int]) -> str:
+        with _faults_named(path):
+            return plain.decode(numbers)
+
     return Tokenizer(
-        vocab_size=max(i for literal, i in plain.get_vocab().items() if literal not in added or literal in kept) + 1,
-        bos=ids[0], eod=special.get(_USUAL_NAMES["eos_token"], ids[1]), eos=ids[1], answer_end=ids[1], end_note="",
-        fill=ids[2] or 0, special_tokens=special,
-        encode_plain=lambda text: plain.encode(text, add_special_tokens=False).ids,
-        encode_marked=lambda text: marked.encode(text, add_special_tokens=False).ids,
-        decode=plain.decode, **common,
+        vocab_size=size, bos=ids[0], eod=special.get(_USUAL_NAMES["eos_token"], ids[1]), eos=ids[1], answer_end=ids[1],
+        end_note="", fill=ids[2] or 0, special_tokens=special,
+        encode_plain=encoder(plain), encode_marked=encoder(marked), decode=decode, **common,
     )  # fmt: skip
 
 
@@ -239,27 +258,80 @@ def _names(settings: dict[str, Any], special_tokens_map: dict[str, Any]) -> dict
     return {**settings, **special_tokens_map}
 
 
+@contextmanager
+def _faults_named(path: Path) -> Iterator[None]:
+    """Turn what `tokenizers` raises into a sentence: it has no class of its own for a tokenizer.json that it cannot follow, and a
+    panic of its Rust code is no Exception.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        why = one_line(error)
+        raise UserError(f"{path} is no tokenizer.json that `tokenizers` reads: {why}; copy the model's own file there.") from None
+
+
 def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
     """Literal → id of tokens that were added beside tokenizer.model (`added_tokens.json`,
     `added_tokens_decoder`).
     """
-    added = {str(k): int(v) for k, v in read_object(folder / "added_tokens.json").items()}
-    for i, token in (settings.get("added_tokens_decoder") or {}).items():
-        added[_content(token)] = int(i)
+    added = {}
+    for literal, i in read_object(folder / "added_tokens.json").items():
+        added[_literal(folder / "added_tokens.json", literal)] = _id(folder / "added_tokens.json", i)
+    path, decoder = folder / "tokenizer_config.json", settings.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        got = shown(decoder)
+        raise UserError(f"{path}: added_tokens_decoder is {got}; it must be an object: copy the model's own file there.")
+    for i, token in decoder.items():
+        added[_literal(path, _content(token))] = _id(path, whole_number(i))
     return added
+
+
+def _literal(path: Path, literal: Any) -> str:
+    if not isinstance(literal, str) or not literal:
+        raise UserError(f"{path}: {shown(literal)} is no added token's text; copy the model's own file there.")
+    return literal
+
+
+def _id(path: Path, value: Any) -> int:
+    if not is_whole_number(value) or not 0 <= value < _MOST_TOKENS:
+        raise UserError(f"{path}: {shown(value)} is no token's number, 0 to {_MOST_TOKENS - 1}; copy the model's own file there.")
+    return value
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """The folder's chat template: `chat_template.jinja`, or tokenizer_config.json's, the one named default of
     several.
     """
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        with open(path, "rb") as file:
+            data = file.read(_MOST_TEMPLATE + 1)
+        if len(data) > _MOST_TEMPLATE:
+            found = f"more than {_MOST_TEMPLATE} bytes, which no chat template has"
+            raise UserError(f"{path} has {found}; copy the model's own file there.")
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 (byte {error.start}); copy the model's own file there.") from None
     template = settings.get("chat_template")
     if isinstance(template, list):
-        return next((t.get("template") for t in template if t.get("name") == "default"), None)
+        named = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
+        template = next((t.get("template") for t in named), None)
+    if not isinstance(template, (str, type(None))):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is {shown(template)}; it must be a text.")
     return template
 
 
-def _content(token: Any) -> str | None:
+def _content(token: Any) -> Any:
+    """A token's text, which tokenizer files write plainly or as an object's `content`."""
     return token.get("content") if isinstance(token, dict) else token
+
+
+def _name(path: Path, names: Mapping[str, Any], key: str) -> str | None:
+    """The text that tokenizer_config.json or special_tokens_map.json gives for `bos_token` and the like; None without one."""
+    content = _content(names.get(key))
+    if not isinstance(content, (str, type(None))):
+        raise UserError(f"{path.parent}: {key} is {shown(content)}; it must be a token's text: copy the model's own files there.")
+    return content

@@ -1,6 +1,10 @@
 #!/bin/sh
 # 预训练数据处理 (pre-training data). Usage: sh run_make_pretraining_dataset.sh, then the 6 arguments below.
 # Writes wudao_llamabpe_text_document.bin and .idx into the output folder.
+if grep -ls "$(printf '\r')" "$0" "$(dirname -- "$0")/../../megatron_patch/launch.sh" >&2; then  # Windows line ends:
+    printf '%s\n' "has lines that end as on Windows, which no shell reads; sed -i 's/\\r\$//' FILE mends that." >&2  # each of these
+    exit 2  # lines then ends in a carriage return,
+fi  # which these comments take.
 set -eu
 patch_root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=../../megatron_patch/launch.sh

@@ -1,0 +1,173 @@
+"""Readers of tokenizers, indexed data and token caches."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.fuzz import valid
+from tests.fuzz.mutate import INTEGERS, changed_bytes, changed_json
+from tests.fuzz.target import Target, files_of, json_with
+from tests.fuzz.templates import TEMPLATES, changed_template
+from tests.launching import GOLDEN
+
+
+def tokenizers(folder: Path, fast: bool = False) -> Target:
+    """Whatever stands in a tokenizer's folder, tokenizing and rendering with it."""
+    from megatron_patch.data.prompts import encoder
+    from megatron_patch.data.tokenizer import load_tokenizer
+
+    valid.tokenizer(folder, fast)
+    turns = {"messages": [{"role": "user", "content": "to be"}, {"role": "assistant", "content": "or not"}]}
+
+    def read(random: Random) -> None:
+        found = load_tokenizer(folder, rows=random.choice((None, 800, 40)))
+        ids = found.tokenize("to be</s>") + found.tokenize_marked("not<s> to </s><|im_end|>")
+        assert all(isinstance(i, int) and 0 <= i < found.vocab_size for i in (*ids, found.bos, found.eod, found.fill)), (
+            "ids outside"
+        )
+        found.detokenize(ids), found.unique_identifiers, found.token_id("</s>")
+        for template in ("alpaca", "llama2-chat", "tokenizer"):
+            encoder(template, found)({"instruction": "a", "output": "b"} if template == "alpaca" else turns)
+
+    names: dict[str, Any] = {
+        "tokenizer_config.json": _settings,
+        "special_tokens_map.json": json_with("pad_token", "eos_token"),
+        "added_tokens.json": json_with("<pad>"),
+        "generation_config.json": json_with("eos_token_id", "bos_token_id"),
+        "tokenizer.json" if fast else "tokenizer.model": json_with() if fast else changed_bytes,
+    }
+    (folder / "chat_template.jinja").write_text(valid.CHAT)
+    names["chat_template.jinja"] = lambda random, data: changed_template(random, data.decode()).encode("utf-8", "surrogatepass")
+    return Target(folder, read, files_of(folder, **names))
+
+
+def _settings(random: Random, data: bytes) -> bytes:
+    content = json.loads(data)
+    if random.random() < 0.2:
+        content["chat_template"] = random.choice(
+            (random.choice(TEMPLATES), [{"name": "default", "template": random.choice(TEMPLATES)}])
+        )
+    return changed_json(
+        random, content, ("chat_template", "added_tokens_decoder", "pad_token", "bos_token", "eos_token", "unk_token")
+    )
+
+
+def indexed(folder: Path) -> Target:
+    from megatron_patch.cli import inspect
+    from megatron_patch.data.indexed import check_indexed_dataset, lengths_fingerprint
+    from megatron_patch.data.preprocess import Counts
+
+    for end in (".bin", ".idx"):
+        (folder / f"c{end}").write_bytes((GOLDEN / "data" / f"corpus_text_document{end}").read_bytes())
+    (folder / "c.made").write_text(
+        json.dumps({"counts": asdict(Counts(documents=47, empty=1)), "made_from": {"files": [["a", 1, 2]]}})
+    )
+
+    def read(random: Random) -> object:
+        if random.random() < 0.3:
+            return inspect.main([str(folder / "c"), "--samples", "2"])
+        data = check_indexed_dataset(folder / "c", 800)
+        lengths_fingerprint([folder / "c"])
+        documents = [data.document(i) for i in range(len(data.lengths))]
+        assert sum(map(len, documents)) == data.tokens and data.boundaries >= 2, "a document is not whole"
+        return None
+
+    return Target(
+        folder, read, files_of(folder, **{"c.idx": _index, "c.bin": changed_bytes, "c.made": json_with("counts", "made_from")})
+    )
+
+
+def _index(random: Random, data: bytes) -> bytes:
+    """One number of the header or of an array changed; with new counts, mostly arrays of that size too."""
+    if random.random() < 0.2:
+        return changed_bytes(random, data)
+    magic, version, code, n, d = struct.unpack("<9sQBQQ", data[:34])
+    lengths, offsets, documents = (list(struct.unpack(f"<{count}{kind}", data[at : at + size * count]))
+                                   for at, count, kind, size in ((34, n, "i", 4), (34 + 4 * n, n, "q", 8),
+                                                                 (34 + 12 * n, d, "q", 8)))  # fmt: skip
+    where = random.randrange(8)
+    number = random.choice(INTEGERS)
+    if where == 0:
+        version = number & (2**64 - 1)
+    elif where == 1:
+        code = random.randrange(256)
+    elif where == 2:
+        n = random.choice((number & (2**64 - 1), n - 1, n + 1, 0))
+    elif where == 3:
+        d = random.choice((number & (2**64 - 1), d - 1, d + 1, 0, 1))
+        documents = (documents + [len(lengths)] * 2)[:d] if random.random() < 0.7 else documents
+    elif where == 4:
+        _nudge(random, lengths, -(2**31), 2**31 - 1)
+    elif where == 5:
+        _nudge(random, offsets, -(2**63), 2**63 - 1)
+    elif where == 6:
+        _nudge(random, documents, -(2**63), 2**63 - 1)
+    else:
+        lengths, offsets, n = lengths[:-1], offsets[:-1], n - 1
+    try:
+        return struct.pack(
+            f"<9sQBQQ{len(lengths)}i{len(offsets)}q{len(documents)}q", magic, version, code, n, d, *lengths, *offsets, *documents
+        )
+    except struct.error:
+        return data
+
+
+def _nudge(random: Random, numbers: list[int], low: int, high: int) -> None:
+    how, at = random.randrange(4), random.randrange(len(numbers))
+    if how == 0:
+        numbers[at] = random.choice([i for i in INTEGERS if low <= i <= high])
+    elif how == 1:
+        numbers[at] += random.choice((-2, -1, 1, 2))
+    elif how == 2:
+        other = random.randrange(len(numbers))
+        numbers[at], numbers[other] = numbers[other], numbers[at]
+    else:  # the same sum
+        other = random.randrange(len(numbers))
+        step = random.choice((1, 7, 1000))
+        numbers[at], numbers[other] = numbers[at] - step, numbers[other] + step
+
+
+def token_cache(folder: Path) -> Target:
+    from megatron_patch.data.sft import build_sft_dataset
+    from megatron_patch.data.tokenizer import load_tokenizer
+
+    records = json.loads((GOLDEN / "sft" / "alpaca_output.json").read_text(encoding="utf-8"))[:3]
+    data = folder / "d.json"
+    data.write_text(json.dumps(records))
+    found = load_tokenizer(GOLDEN / "hf_mha")
+
+    def build(**kwargs: Any) -> Any:
+        return build_sft_dataset(data, found, pad_len=64, seq_len=64, cache_dir=folder / "cache", **kwargs)
+
+    right = [row["tokens"].tolist() for row in map(build().__getitem__, range(3))]
+
+    (name,) = [f"cache/{path.name}" for path in (folder / "cache").glob("*.bin")]
+    body = (folder / name).read_bytes()[4096:]
+
+    def read(_: Random) -> None:
+        found = (folder / name).read_bytes()[4096:]
+        got = build()
+        again = [got[i]["tokens"].tolist() for i in range(len(got))]
+        # Tokens of another kind under a checksum that was made for them are nothing that anyone can tell.
+        forged = (folder / name).read_bytes()[4096:] == found != body
+        assert again == right or forged, "a damaged cache was believed"
+
+    return Target(folder, read, files_of(folder, **{name: _cache}))
+
+
+def _cache(random: Random, data: bytes) -> bytes:
+    """Header by its structure, with a checksum that is right, so that what the checksum does not cover is tried too."""
+    if random.random() < 0.3:
+        return changed_bytes(random, data)
+    header, body = json.loads(data[:4096]), data[4096:]
+    if random.random() < 0.5:
+        return changed_json(random, header).ljust(4095)[:4095] + b"\n" + body
+    body = changed_bytes(random, body)
+    header |= {"crc": zlib.crc32(body)}
+    return json.dumps(header).encode().ljust(4095) + b"\n" + body
