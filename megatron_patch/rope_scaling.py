@@ -136,5 +136,5 @@ def _values(hf_config: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e30:  # a NaN is not
         got = value if not isinstance(value, int) or abs(value) <= 1e30 else "a number of many digits"
-        raise UserError(f"{name} is {got!r}; it must be a number.")
+        raise UserError(f"{name} is {got!r}; it must be a finite number.")
     return float(value)

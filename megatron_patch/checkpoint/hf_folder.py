@@ -168,6 +168,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     refuse_placeholder(index)
     try:
         content = json_object(index)["weight_map"]
+    except UserError as error:
+        raise UserError(f"{index.name} is no index of shards: {error}") from None
     except KeyError:
         raise UserError(f"{index} is no index of shards: it has no weight_map; {_COPY}.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(file, str) for file in content.values()):

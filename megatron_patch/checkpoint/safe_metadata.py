@@ -90,10 +90,11 @@ def inside(folder: Path, name: str) -> Path:
         UserError: it leads out, or there is no such file.
     """
     path = folder / name
+    # os.path answers where a name is longer than a name may be; pathlib raises.
     if Path(name).is_absolute() or ".." in Path(name).parts or not _is_below(path, folder):
         raise UserError(f"{folder / METADATA} names the file {name[:200]!r}, which lies outside the checkpoint; it was refused.")
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the checkpoint is not whole: copy it again.")
+    if not os.path.isfile(path):
+        raise UserError(f"{str(path)[:300]} is missing; the checkpoint is not whole: copy it again.")
     return path
 
 

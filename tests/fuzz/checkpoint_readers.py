@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -192,7 +193,8 @@ def torch_files(folder: Path) -> Target:
 
 def run_config(folder: Path) -> Target:
     """A run's own tracker and run_config.json."""
-    from megatron_patch.checkpoint.own_run import own_checkpoint, with_recorded_load
+    from megatron_patch.checkpoint.other_runs import offers
+    from megatron_patch.checkpoint.own_run import find_start
     from tests.tiny import tiny_config
 
     config = tiny_config(output_path=str(folder))
@@ -202,10 +204,9 @@ def run_config(folder: Path) -> Target:
     (root / "latest_checkpointed_iteration.txt").write_text("4")
 
     def read(_: Random) -> None:
-        found = own_checkpoint(config)
-        if found is not None:
-            load = with_recorded_load(config, found).load
-            assert load is None or isinstance(load, str), f"load is {load!r}"
+        start = find_start(config)
+        assert start.config.load is None or isinstance(start.config.load, str), f"load is {start.config.load!r}"
+        offers(replace(config, name="another"))  # which meets the same files as those of a run beside it
 
     place = root.relative_to(folder)
     names = {

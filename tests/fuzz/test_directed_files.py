@@ -17,7 +17,8 @@ from megatron_patch.checkpoint.own_run import own_checkpoint
 from megatron_patch.cli import inspect, preprocess
 from megatron_patch.data.chat_template import compile_chat_template
 from megatron_patch.data.indexed import read_index
-from megatron_patch.data.sft import build_sft_dataset, read_samples
+from megatron_patch.data.sft import build_sft_dataset
+from megatron_patch.data.sft_records import read_records
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.model_config import LLAMA_SIZES, read_hf_config
 from tests.fuzz import valid
@@ -41,7 +42,7 @@ CONFIGS = {
     ),
     "10^9 heads": ("num_attention_heads", "1000000000", "num_attention_heads is 1000000000; it must be"),
     "infinity": ("rms_norm_eps", "Infinity", "rms_norm_eps is inf; it must be a number above 0, at most 1"),
-    "above a double": ("rope_theta", "1e400", "rope_theta is inf; it must be a number above 0"),
+    "above a double": ("rope_theta", "1e400", "rope_theta is inf; it must be a finite number"),
     "not a number": ("rms_norm_eps", "NaN", "rms_norm_eps is nan; it must be"),
     "infinite heads": ("num_attention_heads", "-Infinity", "num_attention_heads is -inf; it must be a whole number"),
     "half a layer": ("num_hidden_layers", "4.5", "num_hidden_layers is 4.5; it must be a whole number"),
@@ -72,7 +73,7 @@ def test_config_json(case, tmp_path):
     assert said in str(refused.value) and str(tmp_path / "config.json") in str(refused.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"\xef\xbb\xbf{}", b"[]", b"null", b"{", b'{"a": 1'])
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"\xef\xbb\xbf{}", b"[]", b"null", b"{", b'{"a": 1'])
 def test_what_is_no_json_object(data, tmp_path):
     (tmp_path / "config.json").write_bytes(data)
     with pytest.raises(ValueError, match="is no JSON|must be one JSON object"):
@@ -114,8 +115,8 @@ def test_the_tracker(text, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "raw", "said"),
-    [("options", "[]", "options is a list, where a run writes an object"), ("load", "7",
-    "load is 7, where a run writes a folder"),
+    [("options", "[]", "`model` and `options` are missing"), ("load", "7",
+    "load is 7, not a folder"),
      ("name", DEEP, "is nested too deeply"), ("name", "}", "is no JSON"), ("lr", DIGITS, "is no JSON")],
 )  # fmt: skip
 def test_run_config_json(key, raw, said, tmp_path):
@@ -209,7 +210,7 @@ TOKENIZERS = {
         "chat_template is 7; it must be a text"),
         ('{"chat_template": [7, {"name": "default", "template": "x"}]}', None), (DIGITS, "is no JSON"),
     ],
-    "tokenizer.model": [("", "is not a SentencePiece model"), ("\n" * 40, "is not a SentencePiece model"),
+    "tokenizer.model": [("", "is empty"), ("\n" * 40, "is not a SentencePiece model"),
     ("version https://git-lfs", "")],
     "chat_template.jinja": [("x" * (1 << 21), "which no chat template has")],
 }  # fmt: skip
@@ -288,7 +289,7 @@ def test_a_damaged_archive_of_fine_tuning_data(tmp_path):
     for damaged in (data[:40], data[:10], b"\x1f\x8b" + data[:9], b"no archive", data[:-4] + b"\0\0\0\0"):
         (tmp_path / "d.jsonl.gz").write_bytes(damaged)
         with pytest.raises(ValueError, match="d.jsonl.gz cannot be read to its end"):
-            list(read_samples(tmp_path / "d.jsonl.gz"))
+            list(read_records(tmp_path / "d.jsonl.gz"))
 
 
 @pytest.mark.parametrize(
