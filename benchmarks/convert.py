@@ -28,21 +28,21 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from megatron_patch.checkpoint.hf_files import INDEX, write_json  # noqa: E402
-from megatron_patch.checkpoint.lazy import nbytes  # noqa: E402
-from megatron_patch.checkpoint.mapping import hf_shapes, places  # noqa: E402
-from megatron_patch.checkpoint.progress import Progress  # noqa: E402
-from megatron_patch.checkpoint.source import TORCH_DTYPES  # noqa: E402
-from megatron_patch.checkpoint.stream import Item, partition, write_files, write_safetensors  # noqa: E402
-from megatron_patch.model_config import LLAMA_SIZES, LlamaConfig, to_hf_config  # noqa: E402
+from megatron_patch.conversion.write_hugging_face import INDEX, write_json  # noqa: E402
+from megatron_patch.formats.lazy import nbytes  # noqa: E402
+from megatron_patch.weights.table import hf_shapes, places  # noqa: E402
+from megatron_patch.formats.progress import Progress  # noqa: E402
+from megatron_patch.weights.source import TORCH_DTYPES  # noqa: E402
+from megatron_patch.formats.streaming import Item, partition, write_files, write_safetensors  # noqa: E402
+from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig, to_hf_config  # noqa: E402
 
 _POOL = 8 << 20
 _SHARD_BYTES = 5 * 10**9
 # What the converter's process runs: itself, then its own peak memory into a file; without arguments, its imports alone.
 _CONVERTER = """
 import sys
-import megatron_patch.checkpoint.convert
-from megatron_patch.checkpoint.progress import peak_memory
+import megatron_patch.conversion.convert
+from megatron_patch.formats.progress import peak_memory
 from megatron_patch.cli.convert import main
 status = main(sys.argv[2:]) if sys.argv[2:] else 0
 open(sys.argv[1], "w").write(str(peak_memory()))

@@ -56,7 +56,7 @@ MUTATIONS = (
         "tests/train/test_loss_scale.py",
     ),
     Mutation(
-        "tracker before the rename", "megatron_patch/checkpoint/training.py",
+        "tracker before the rename", "megatron_patch/checkpoint/run_state.py",
         "    put_in_place(partial, final)\n    write_tracker(root, str(progress.iteration))\n",
         "    write_tracker(root, str(progress.iteration))\n    put_in_place(partial, final)\n",
         "tests/checkpoint/test_saved_state.py",
@@ -72,9 +72,9 @@ MUTATIONS = (
         "tests/scripts/test_two_nodes.py",
     ),
     Mutation(
-        "attention's FLOPs doubled", "megatron_patch/model_config.py",
+        "attention's FLOPs doubled", "megatron_patch/llama/model_config.py",
         "6.0 * self.num_layers * seq_length * width", "12.0 * self.num_layers * seq_length * width",
-        "tests/test_flops.py",
+        "tests/llama/test_flops.py",
     ),
     Mutation(
         "evaluation takes the first batches", "megatron_patch/train/loop.py",
@@ -82,12 +82,12 @@ MUTATIONS = (
         "tests/train/test_evaluation.py",
     ),
     Mutation(
-        "random state is not restored", "megatron_patch/checkpoint/training.py",
+        "random state is not restored", "megatron_patch/checkpoint/run_state.py",
         'parallel.set_rng_state(loaded["rng"])', "pass",
         "tests/checkpoint/test_saved_state.py",
     ),
     Mutation(
-        "another seed goes on", "megatron_patch/checkpoint/own_run.py",
+        "another seed goes on", "megatron_patch/folders/resumption.py",
         '{"seed", "split"', '{"split"',
         "tests/train/test_resume.py::test_a_run_of_the_same_name_with_other_arguments_is_refused",
     ),

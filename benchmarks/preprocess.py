@@ -192,7 +192,7 @@ def write_random_pair(prefix: Path, count: int, mean: int) -> None:
     """A pair of `count` documents of about `mean` tokens of random ids."""
     import numpy as np
 
-    from megatron_patch.data.indexed import write_index
+    from megatron_patch.records.indexed import write_index
 
     generator = np.random.default_rng(0)
     lengths = generator.integers(1, 2 * mean, count, dtype=np.int32)
@@ -220,7 +220,7 @@ def index(folder: Path, count: int) -> None:
 def loader(folder: Path, steps: int = 100, step_seconds: float = 0.1) -> None:
     """How long a training loop waits for its batches while each step takes `step_seconds`."""
     from megatron_patch.config import Options
-    from megatron_patch.data.loading import micro_batches
+    from megatron_patch.data.batches import micro_batches
     from megatron_patch.data.samplers import BatchPlan, MicroBatchSampler
 
     write_random_pair(folder / "pair", 100_000, 600)

@@ -30,8 +30,8 @@ import numpy as np
 import psutil
 
 from train import alone, describe, product_rates
-from megatron_patch.data.indexed import token_dtype, write_index
-from megatron_patch.model_config import LLAMA_SIZES, TRAINING_SIZES
+from megatron_patch.records.indexed import token_dtype, write_index
+from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES
 
 PRETRAIN = ROOT / "examples/llama2/run_pretrain_megatron_llama.sh"
 FINETUNE = ROOT / "examples/llama2/run_finetune_megatron_llama.sh"

@@ -29,7 +29,7 @@ import megatron_patch.core.device as device
 import torch
 from megatron_patch.config import Options, TrainConfig
 from megatron_patch.core import parallel
-from megatron_patch.model_config import LLAMA_SIZES
+from megatron_patch.llama.model_config import LLAMA_SIZES
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from megatron_patch.train.step import train_step
@@ -210,7 +210,7 @@ def hugging_face(config: TrainConfig, steps: int) -> dict:
     layout = start(config)
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from megatron_patch.model_config import to_hf_config
+    from megatron_patch.llama.model_config import to_hf_config
 
     values = to_hf_config(config.model, dtype="float32")
     with torch.device(layout.device):

@@ -95,7 +95,7 @@ def make_hugging_face_folder(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sys.path.insert(0, str(ROOT))
-    from megatron_patch.model_config import LLAMA_SIZES, to_hf_config
+    from megatron_patch.llama.model_config import LLAMA_SIZES, to_hf_config
 
     torch.manual_seed(1234)
     values = to_hf_config(LLAMA_SIZES["tiny"], dtype="float32")
@@ -206,7 +206,7 @@ def report(continuation: str, seconds: float) -> None:
         "checkpoints": WORK / "output_megatron_llama2" / "checkpoint",
         "Hugging Face": WORK / "llama2-tiny-finetuned-hf",
         "TensorBoard": f"tensorboard --logdir {WORK / 'output_megatron_llama2' / 'tensorboard'}",
-        "look inside": f"python -m megatron_patch.cli.inspect {WORK / 'llama2-datasets' / 'wudao_llamabpe_text_document'}",
+        "look inside": f"python -m megatron_patch.cli.inspection {WORK / 'llama2-datasets' / 'wudao_llamabpe_text_document'}",
         "next": "the same scripts with your own checkpoint and data: README.md, README_zh-CN.md",
     }
     for name, value in rows.items():

@@ -7,16 +7,21 @@ the environment or a global. It is saved as JSON beside each checkpoint.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from megatron_patch.checkpoint_paths import run_root
 from megatron_patch.data_paths import is_json
-from megatron_patch.model_config import LlamaConfig
+from megatron_patch.llama.model_config import LlamaConfig
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 RECOMPUTATIONS = ("sel", "full", "none")
 # The order of fused QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it.
 PER_KV_HEAD, ALL_Q_FIRST = "per-kv-head", "all-q-first"
+
+
+def run_root(output_path: str, name: str) -> Path:
+    """Where the run NAME keeps its checkpoints below OUTPUT_BASEPATH."""
+    return Path(output_path) / "checkpoint" / name
 
 
 @dataclass(frozen=True)

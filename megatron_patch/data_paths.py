@@ -8,8 +8,8 @@ import os
 import re
 from pathlib import Path
 
-from megatron_patch.data.records import holds_json
 from megatron_patch.errors import UserError
+from megatron_patch.records.json_records import holds_json
 
 _JSON_SUFFIXES = (".json", ".jsonl")
 _MOST_COMMAS = 16  # in one prefix of a blend that is written with commas

@@ -9,12 +9,12 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_patch.checkout import ROOT
-from megatron_patch.checkpoint.other_runs import offers
-from megatron_patch.checkpoint.own_run import find_start
-from megatron_patch.megatron_path import choose_engine
-from megatron_patch.processes import Processes
-from megatron_patch.train_arguments import SCRIPTS, read
+from megatron_patch.arguments.processes import Processes
+from megatron_patch.arguments.training import SCRIPTS, read
+from megatron_patch.folders.checkout import ROOT
+from megatron_patch.folders.engine import choose_engine
+from megatron_patch.folders.other_runs import offers
+from megatron_patch.folders.resumption import find_start
 
 
 def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[str]:

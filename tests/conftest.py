@@ -4,5 +4,23 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
+from tests.launching import GOLDEN
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The folder of what the original program made."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def tokenizer(golden):
+    """That of the golden models: SentencePiece, 800 pieces."""
+    from megatron_patch.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(golden / "hf_mha")

@@ -53,6 +53,16 @@ def run(
     return subprocess.run(words, env=environment(processes, job), cwd=cwd, timeout=timeout, text=True, **both)
 
 
+def without_torch(folder: Path) -> dict[str, str]:
+    """What to add to a job's environment so that an import of torch ends the process with status 3: what is answered to a usage
+    error must not wait for it."""
+    package = folder / "without torch" / "torch"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").write_text("import os\nprint('torch was imported', flush=True)\nos._exit(3)\n")
+    (package / "version.py").write_text("cuda = None\n")
+    return {"PYTHONPATH": str(package.parent)}
+
+
 def succeed(result: subprocess.CompletedProcess[str]) -> str:
     """The output of a run that must have ended well."""
     assert result.returncode == 0, result.stdout[-6000:]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_patch.checkpoint.layout import iteration_folder, write_tracker
+from megatron_patch.arguments.training import ARGUMENTS, read
+from megatron_patch.folders.layout import iteration_folder, write_tracker
 from megatron_patch.launch import main, worker_environment
-from megatron_patch.model_config import to_hf_config
-from megatron_patch.train_arguments import ARGUMENTS, read
+from megatron_patch.llama.model_config import to_hf_config
 from tests.launching import GOLDEN, PRETRAIN_ARGUMENTS
 
 

@@ -1,76 +1,79 @@
-"""Imports point one way, and the modules that a usage error needs import no torch."""
+"""The picture in ARCHITECTURE.md, held: imports point one way, in no circle, and what a usage error needs imports no torch."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from pathlib import Path
 
-from tests.launching import ROOT
+import pytest
 
-PACKAGE = ROOT / "megatron_patch"
-# What each room may look into, besides itself and the torch-free modules at the top.
-ROOMS = {
-    "kernels": set(),
-    "core": {"kernels"},
-    "model": {"kernels", "core"},
-    "data": {"kernels", "core"},
-    "checkpoint": {"kernels", "core", "model", "data"},
-    "train": {"kernels", "core", "model", "data", "checkpoint"},
-    "cli": {"kernels", "core", "model", "data", "checkpoint", "train"},
-}
-TORCH_FREE = (
-    "megatron_patch.launch",
-    "megatron_patch.train_arguments",
-    "megatron_patch.checkpoint.layout",
-    "megatron_patch.checkpoint.own_run",
-    "megatron_patch.cli.convert",
-    "megatron_patch.cli.preprocess",
+from tests.import_graph import PACKAGE, ROOT, ROWS, arrows_back, circles, graph, modules, names_imported, room
+
+# Rooms of which no module imports torch, directly or by way of others; what the launcher and the command lines need first.
+TORCH_FREE_ROOMS = ("errors", "llama", "records", "data_paths", "config", "folders", "arguments", "launch")
+TORCH_FREE_MODULES = ("megatron_patch.cli.convert", "megatron_patch.cli.preprocess")
+
+
+def test_imports_point_one_way():
+    assert arrows_back(graph()) == []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circles(graph()) == []
+
+
+@pytest.mark.parametrize(
+    "edges, found",
+    [
+        ({"megatron_patch.core.a": {"megatron_patch.train.b"}, "megatron_patch.train.b": set()}, 1),
+        ({"megatron_patch.data.a": {"megatron_patch.model.b"}, "megatron_patch.model.b": set()}, 1),
+        ({"megatron_patch.attic.a": set()}, 1),
+        ({"megatron_patch.train.a": {"megatron_patch.core.b"}, "megatron_patch.core.b": set()}, 0),
+    ],
+    ids=["an arrow up", "an arrow to a neighbour", "a room in no row", "an arrow down"],
 )
+def test_what_an_arrow_back_is(edges, found):
+    assert len(arrows_back(edges)) == found
 
 
-def imported(path: Path) -> set[str]:
-    """Full names of this project's modules that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        # A single dot stays in the room.
-        assert not (isinstance(node, ast.ImportFrom) and node.level > 1), f"{path}: write imports of other rooms in full"
-    return found
+def test_what_a_circle_is():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
-def test_rooms_look_one_way():
-    wrong = []
-    for room, allowed in ROOMS.items():
-        for path in (PACKAGE / room).rglob("*.py"):
-            for name in imported(path):
-                parts = name.split(".")
-                if parts[0] == "megatron_patch" and len(parts) > 1 and parts[1] in ROOMS and parts[1] not in allowed | {room}:
-                    wrong.append(f"{path.relative_to(ROOT)} imports {name}")
-    assert not wrong, wrong
+def test_the_picture_names_every_room():
+    picture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## Rooms")[1].split("##")[0]
+    rooms = {room(module) for module in modules() if module != PACKAGE}
+    absent = [name for name in rooms if not re.search(rf"\b{name}(/|\.py)", picture)]
+    assert not absent and {name for row in ROWS for name in row} == rooms
 
 
-def test_kernels_know_no_megatron():
-    for path in (PACKAGE / "kernels").rglob("*.py"):
-        assert not any(name.split(".")[0] == "megatron" for name in imported(path)), path
+def test_kernels_and_formats_know_no_megatron():
+    for module, path in modules().items():
+        if room(module) in ("kernels", "formats"):
+            assert not any(name.split(".")[0] == "megatron" for name in names_imported(path)), path
 
 
 def test_nothing_imports_scripts_examples_or_tests():
-    for path in PACKAGE.rglob("*.py"):
-        assert not imported(path) & {"tests", "examples", "toolkits", "benchmarks"}, path
+    for path in modules().values():
+        assert not {name.split(".")[0] for name in names_imported(path)} & {"tests", "examples", "toolkits", "benchmarks"}, path
+
+
+def test_no_module_is_named_as_one_of_python_s_own():
+    """`python megatron_patch/cli/x.py` puts its folder first on the path, where `inspect.py` would be taken for Python's."""
+    for module, path in modules().items():
+        assert path.stem == "__init__" or path.stem not in sys.stdlib_module_names, module
 
 
 def test_usage_errors_need_no_torch():
-    code = f"import sys, {', '.join(TORCH_FREE)}\nsys.exit('torch' in sys.modules)"
+    names = [name for name in modules() if room(name) in TORCH_FREE_ROOMS] + list(TORCH_FREE_MODULES)
+    code = f"import sys, {', '.join(names)}\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_whoever_imports_megatron_core_decides_the_device_first():
-    for path in PACKAGE.rglob("*.py"):
+    for path in modules().values():
         if path.name == "cpu_redirection.py":
             continue
         body = ast.parse(path.read_text(encoding="utf-8")).body

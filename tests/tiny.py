@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_patch.arguments.processes import free_port
 from megatron_patch.config import Options, TrainConfig
-from megatron_patch.model_config import LLAMA_SIZES
-from megatron_patch.processes import free_port
+from megatron_patch.llama.model_config import LLAMA_SIZES
 
 
 def be_alone() -> None:

@@ -1,7 +1,7 @@
 """Loading a torch_dist checkpoint through megatron-core, none of whose own readers sees a file.
 
 core and torch unpickle `.metadata`, common.pt and the objects beside the tensors without restriction. They are given what
-`safe_metadata` has read instead: through core's slots for strategies, and torch's for a storage reader and a planner.
+`formats.distcp_metadata` has read instead: through core's slots for strategies, and torch's for a storage reader and a planner.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from megatron_patch.checkpoint.distcp import read_item, read_part
-from megatron_patch.checkpoint.safe_metadata import (
+from megatron_patch.errors import UserError
+from megatron_patch.formats.distcp import read_item, read_part
+from megatron_patch.formats.distcp_metadata import (
     MAX_OBJECT,
     inside,
     load_object,
@@ -44,7 +45,6 @@ from megatron_patch.checkpoint.safe_metadata import (
     read_common,
     read_dcp_metadata,
 )
-from megatron_patch.errors import UserError
 
 _OBJECT_KEY = re.compile(r"[^/]+/shard_[0-9]{1,9}(\.[0-9]{1,9})*_[0-9]{1,9}(\.[0-9]{1,9})*")
 

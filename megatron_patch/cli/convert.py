@@ -8,8 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_patch.checkpoint.conversion_arguments import SCRIPT, Conversion, read
-from megatron_patch.megatron_path import choose_engine
+from megatron_patch.arguments.conversion import SCRIPT, Conversion, read
+from megatron_patch.folders.engine import choose_engine
 
 
 def main(argv: list[str]) -> int:
@@ -55,7 +55,7 @@ def _what_is_there(target: Path, before: tuple[int, int] | None) -> str:
 
 
 def _run(job: Conversion, engine: str | None) -> None:
-    from megatron_patch.checkpoint.convert import convert
+    from megatron_patch.conversion.convert import convert
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Through links, so that the disk whose room is measured is the one that is written.

@@ -17,16 +17,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_patch.arguments import Parser
-from megatron_patch.checkout import checkout_problem
-from megatron_patch.data.encode import Settings
-from megatron_patch.data.preprocess import output_paths, preprocess, require_apart
-from megatron_patch.data.records import MAX_DOCUMENT_MB, find_files
+from megatron_patch.arguments.findings import Parser
 from megatron_patch.data.tokenizer import load_tokenizer
-from megatron_patch.data.wudao import CLEANERS
-from megatron_patch.data.wudao_split import TRAIN, VALID, require_free, split_wudao
-from megatron_patch.json_files import one_line
-from megatron_patch.typed import path_problem, unwritable
+from megatron_patch.folders.checkout import checkout_problem
+from megatron_patch.formats.json_files import one_line
+from megatron_patch.formats.typed import path_problem, unwritable
+from megatron_patch.preparation.encoding import Settings
+from megatron_patch.preparation.pair import output_paths, preprocess, require_apart
+from megatron_patch.preparation.wudao import CLEANERS
+from megatron_patch.preparation.wudao_split import TRAIN, VALID, require_free, split_wudao
+from megatron_patch.records.json_records import MAX_DOCUMENT_MB, find_files
 
 _WORTH_A_PROCESS = 4 << 20  # bytes of input for which starting another process pays
 # The script's argument that each flag carries.

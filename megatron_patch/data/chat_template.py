@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from megatron_patch.errors import UserError
-from megatron_patch.json_files import one_line
+from megatron_patch.formats.json_files import one_line
 
 _MOST_SOURCE = 1 << 16  # characters of a template; LLaMA 3.1's, among the longest, has 4,000
 _MOST_STEPS = 200_000  # steps of loops and calls, of one rendering

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_patch.data.records import require_unicode
 from megatron_patch.data.tool_turns import as_calls, definitions
+from megatron_patch.records.json_records import require_unicode
 
 Turn = dict[str, Any]
 

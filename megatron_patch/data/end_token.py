@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patch.errors import UserError
-from megatron_patch.json_files import json_object, shown
+from megatron_patch.formats.json_files import json_object, shown
 
 _MODEL_FILES = ("generation_config.json", "config.json")  # the first that names a token decides, as in transformers
 

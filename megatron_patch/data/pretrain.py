@@ -16,13 +16,13 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
-from megatron_patch.data.indexed import lengths_fingerprint
 from megatron_patch.data.json_pretrain import json_run_data
 from megatron_patch.data.run_data import RunData
 from megatron_patch.data.run_tokenizer import run_tokenizer
 from megatron_patch.data.samplers import BatchPlan
 from megatron_patch.data.splits import repetitions, usable_split
 from megatron_patch.data_paths import is_json, parse_data_path
+from megatron_patch.records.indexed import lengths_fingerprint
 
 
 def pretrain_run_data(config: TrainConfig, layout: Layout, say: Callable[[str], None]) -> RunData:

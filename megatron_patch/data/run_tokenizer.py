@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.checkpoint_paths import checkpoint_root, holds_tokenizer
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.folders.names import checkpoint_root, holds_tokenizer
 
 
 @dataclass(frozen=True)

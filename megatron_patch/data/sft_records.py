@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron_patch.data.conversation import METADATA, answers_without_text, unused_keys
-from megatron_patch.data.documents import Skipped, read_chunks
-from megatron_patch.data.preprocess import report_lines
 from megatron_patch.data.prompts import Encoded, encoder
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
+from megatron_patch.records.documents import REPORT_BYTES, Skipped, read_chunks, report_lines
 
 _SHOWN = 3  # bad records that an error quotes
 _SHOWN_KEYS = 20
-_REPORT_BYTES = 100 << 20  # of the report; bad records behind them are counted only
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Tally:
         self.bad += skipped.records
         if len(self.first_bad) < _SHOWN:
             self.first_bad.append(f"{kind} {skipped.number}: {skipped.reason}")
-        if self.report is not None and self.written < _REPORT_BYTES:
+        if self.report is not None and self.written < REPORT_BYTES:
             if self.file is None:
                 self.report.parent.mkdir(parents=True, exist_ok=True)
                 self.file = open(self.report, "wb")  # noqa: SIM115  account() ends it

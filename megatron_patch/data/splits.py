@@ -18,8 +18,8 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
     parse_and_normalize_split,
 )
 
-from megatron_patch.data.indexed import read_index
 from megatron_patch.errors import UserError
+from megatron_patch.records.indexed import read_index
 
 _NAMES = ("training", "validation", "test")
 _LONGEST_INDEX = 100_000_000  # documents that core lists for a part of less than one sample: 2 GB while it shuffles them

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from megatron_patch.data.prompts import Encoded
-from megatron_patch.json_files import one_line, whole_in
+from megatron_patch.formats.json_files import one_line, whole_in
 
 FORMAT = "megatron_patch tokens 2"
 _HEADER = 4096

@@ -29,9 +29,9 @@ from typing import Any
 
 from megatron_patch.data.end_token import end_token, read_object
 from megatron_patch.errors import UserError
-from megatron_patch.json_files import is_whole_number, one_line, shown
-from megatron_patch.placeholders import refuse_placeholder
-from megatron_patch.typed import whole_number
+from megatron_patch.formats.json_files import is_whole_number, one_line, shown
+from megatron_patch.formats.placeholders import refuse_placeholder
+from megatron_patch.formats.typed import whole_number
 
 # Appended to a serialized SentencePiece model, protobuf merges it in: normalizer_spec { add_dummy_prefix:
 # false }.

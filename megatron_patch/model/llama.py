@@ -18,15 +18,15 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.rope import dynamic_ntk_base, rope_tables
+from megatron_patch.llama.model_config import LlamaConfig
+from megatron_patch.llama.rope_scaling import DYNAMIC, LINEAR
+from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank
 from megatron_patch.model.attention import LlamaSelfAttention, with_backend
 from megatron_patch.model.embedding import embed
 from megatron_patch.model.linear import ColumnLinear, RowLinear
 from megatron_patch.model.mlp import LlamaMLP
 from megatron_patch.model.norm import RMSNorm
 from megatron_patch.model.padding import without_padding, zero_padding
-from megatron_patch.model_config import LlamaConfig
-from megatron_patch.rope_scaling import DYNAMIC, LINEAR
-from megatron_patch.vocabulary import padded_rows, rows_of_rank
 
 # Checkpoint keys of the norms are the ones that Transformer Engine's fused layers have, so that files are exchangeable.
 _NORM_KEYS = {

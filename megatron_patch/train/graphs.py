@@ -18,7 +18,7 @@ import torch
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.core.parallel import Layout
-from megatron_patch.data.loading import Batch
+from megatron_patch.data.batches import Batch
 
 # Forward and backward of a batch, and if told so that it closes the step, the reductions: losses and tokens summed, fp64 [2].
 Work = Callable[[Batch, bool], torch.Tensor]

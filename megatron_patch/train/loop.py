@@ -9,16 +9,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_patch.checkpoint import training as checkpoints
-from megatron_patch.checkpoint.own_run import find_start
+from megatron_patch.checkpoint import run_state as checkpoints
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
-from megatron_patch.data.loading import Batch, micro_batches
+from megatron_patch.data.batches import Batch, micro_batches
 from megatron_patch.data.run_data import RunData
 from megatron_patch.data.samplers import MicroBatchSampler
+from megatron_patch.folders.resumption import find_start
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.log import RunLog, perplexity, training_line, validation_lines
-from megatron_patch.train.profile import profiler
+from megatron_patch.train.profiling import profiler
 from megatron_patch.train.step import StepResult, TrainState, evaluate, train_step
 
 # Iterations of a process after which its memory does not grow any more.

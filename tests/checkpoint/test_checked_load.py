@@ -16,11 +16,11 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 
 from megatron_patch.checkpoint import checked_load
 from megatron_patch.checkpoint.checked_load import load_checked
-from megatron_patch.checkpoint.distcp import read_item, read_part
-from megatron_patch.checkpoint.safe_metadata import read_common, read_dcp_metadata
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
-from tests.checkpoint.attacks import Payload, edit_metadata, saved
+from megatron_patch.formats.distcp import read_item, read_part
+from megatron_patch.formats.distcp_metadata import read_common, read_dcp_metadata
+from tests.formats.attacks import Payload, edit_metadata, saved
 from tests.tiny import be_alone, tiny_config
 
 

@@ -4,8 +4,8 @@ import sys
 import pytest
 import torch
 
+from megatron_patch.arguments.processes import free_port
 from megatron_patch.checkpoint.optimizer_state import rectangles
-from megatron_patch.processes import free_port
 from tests.launching import ROOT
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_patch.checkpoint.layout import read_tracker
-from megatron_patch.checkpoint.training import Progress, resume, save_checkpoint
+from megatron_patch.checkpoint.run_state import Progress, resume, save_checkpoint
 from megatron_patch.core import parallel
+from megatron_patch.folders.layout import read_tracker
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from megatron_patch.train.step import train_step

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def train_save_and_resume(folder: str) -> None:
     """Raises where the resumed losses differ from the uninterrupted ones, or anything on the way fails."""
-    from megatron_patch.checkpoint.training import Progress, resume, save_checkpoint
+    from megatron_patch.checkpoint.run_state import Progress, resume, save_checkpoint
     from megatron_patch.core import parallel
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state

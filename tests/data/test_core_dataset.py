@@ -6,7 +6,7 @@ import numpy as np
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
-from megatron_patch.data.indexed import write_index
+from megatron_patch.records.indexed import write_index
 
 
 def test_every_label_counts_and_is_the_next_token(tokenizer, tmp_path):

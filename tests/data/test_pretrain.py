@@ -11,7 +11,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 
 from megatron_patch.config import Options
 from megatron_patch.core.parallel import Layout
-from megatron_patch.data.indexed import lengths_fingerprint, write_index
+from megatron_patch.records.indexed import lengths_fingerprint, write_index
 from megatron_patch.data.pretrain import pretrain_run_data
 from megatron_patch.data.splits import usable_split
 from tests.tiny import tiny_config

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from megatron_patch.data.loading import micro_batches
+from megatron_patch.data.batches import micro_batches
 from megatron_patch.data.samplers import ABSENT, BatchPlan, MicroBatchSampler
 
 

@@ -20,7 +20,7 @@ _CONFIG_KEYS = ("head_dim", "rope_scaling", "rope_parameters", "quantization_con
 
 
 def hf_config(folder: Path) -> Target:
-    from megatron_patch.model_config import read_hf_config, to_hf_config
+    from megatron_patch.llama.model_config import read_hf_config, to_hf_config
 
     def read(_: Random) -> None:
         config = read_hf_config(folder)
@@ -33,9 +33,9 @@ def hf_config(folder: Path) -> Target:
 
 def described(folder: Path) -> Target:
     """Whatever of a native checkpoint is text: the tracker, model.json, metadata.json, config.json; opened and inspected."""
-    from megatron_patch.checkpoint.layout import read_model_description, resolve_checkpoint
-    from megatron_patch.checkpoint.source import open_source
-    from megatron_patch.cli import inspect
+    from megatron_patch.cli import inspection as inspect
+    from megatron_patch.folders.layout import read_model_description, resolve_checkpoint
+    from megatron_patch.weights.opening import open_source
 
     valid.native(folder / "native")
 
@@ -74,11 +74,11 @@ def described(folder: Path) -> Target:
 
 def distributed(folder: Path) -> Target:
     """`.metadata`, `.distcp` items and common.pt."""
-    from megatron_patch.checkpoint.lazy import load
-    from megatron_patch.checkpoint.mapping import places
-    from megatron_patch.checkpoint.safe_metadata import read_dcp_metadata
-    from megatron_patch.checkpoint.source import open_source
-    from megatron_patch.cli import inspect
+    from megatron_patch.cli import inspection as inspect
+    from megatron_patch.formats.distcp_metadata import read_dcp_metadata
+    from megatron_patch.formats.lazy import load
+    from megatron_patch.weights.opening import open_source
+    from megatron_patch.weights.table import places
 
     valid.native(folder / "native")
     release = folder / "native" / "release"
@@ -136,7 +136,7 @@ def _metadata(random: Random, data: bytes) -> bytes:
 
 
 def safetensors(folder: Path) -> Target:
-    from megatron_patch.checkpoint.source import open_source
+    from megatron_patch.weights.opening import open_source
 
     valid.hf_folder(folder / "one"), valid.hf_folder(folder / "two", shards=True)
 
@@ -169,8 +169,8 @@ def torch_files(folder: Path) -> Target:
     """pytorch_model.bin, model_rng.pt, and torch's format from before 1.6."""
     import torch
 
-    from megatron_patch.checkpoint.source import open_source
-    from megatron_patch.cli import inspect
+    from megatron_patch.cli import inspection as inspect
+    from megatron_patch.weights.opening import open_source
 
     valid.hf_folder(folder / "bin", binary=True), valid.of_2023(folder / "2023")
     torch.save({"x": torch.ones(3)}, folder / "old.pt", _use_new_zipfile_serialization=False)
@@ -193,8 +193,8 @@ def torch_files(folder: Path) -> Target:
 
 def run_config(folder: Path) -> Target:
     """A run's own tracker and run_config.json."""
-    from megatron_patch.checkpoint.other_runs import offers
-    from megatron_patch.checkpoint.own_run import find_start
+    from megatron_patch.folders.other_runs import offers
+    from megatron_patch.folders.resumption import find_start
     from tests.tiny import tiny_config
 
     config = tiny_config(output_path=str(folder))

@@ -59,9 +59,9 @@ def _settings(random: Random, data: bytes) -> bytes:
 
 
 def indexed(folder: Path) -> Target:
-    from megatron_patch.cli import inspect
-    from megatron_patch.data.indexed import check_indexed_dataset, lengths_fingerprint
-    from megatron_patch.data.preprocess import Counts
+    from megatron_patch.cli import inspection as inspect
+    from megatron_patch.preparation.pair import Counts
+    from megatron_patch.records.indexed import check_indexed_dataset, lengths_fingerprint
 
     for end in (".bin", ".idx"):
         (folder / f"c{end}").write_bytes((GOLDEN / "data" / f"corpus_text_document{end}").read_bytes())

@@ -129,7 +129,7 @@ def _named(arguments: dict[str, object], table: dict, **changed: object) -> list
 
 def training(folder: Path, task: str) -> Arguments:
     from megatron_patch import launch
-    from megatron_patch.train_arguments import ARGUMENTS
+    from megatron_patch.arguments.training import ARGUMENTS
 
     defaults = PRETRAIN_ARGUMENTS if task == "pretrain" else FINETUNE_ARGUMENTS
     data = {"DATASET_PATH": GOLDEN / "data" / "corpus_text_document"}
@@ -151,7 +151,7 @@ def training(folder: Path, task: str) -> Arguments:
 
 
 def conversion(folder: Path) -> Arguments:
-    from megatron_patch.checkpoint.conversion_arguments import ARGUMENTS
+    from megatron_patch.arguments.conversion import ARGUMENTS
     from megatron_patch.cli import convert
 
     made = Arguments(folder, convert.main, ("dtype", "overwrite", "verify", "max-shard-size"))
@@ -191,10 +191,10 @@ def _not_1(status: object) -> object:
 
 
 def inspection(folder: Path) -> Arguments:
-    import megatron_patch.checkpoint.convert  # noqa: F401  before memory is limited, as all that is imported late
-    import megatron_patch.checkpoint.torch_files  # noqa: F401
-    import megatron_patch.cli.inspect_checkpoint  # noqa: F401
-    from megatron_patch.cli import inspect
+    import megatron_patch.conversion.convert  # noqa: F401  before memory is limited, as all that is imported late
+    import megatron_patch.formats.torch_files  # noqa: F401
+    import megatron_patch.inspection.checkpoint  # noqa: F401
+    from megatron_patch.cli import inspection as inspect
     from megatron_patch.data.tokenizer import load_tokenizer
 
     load_tokenizer(GOLDEN / "hf_mha")

@@ -61,7 +61,7 @@ def _changed_file(folder: Path) -> Path:
 
 
 def _finetune(folder: Path, _: Target) -> Callable[[Random], object]:
-    from megatron_patch.cli import inspect
+    from megatron_patch.cli import inspection as inspect
     from megatron_patch.data.sft import build_sft_dataset
     from megatron_patch.data.tokenizer import load_tokenizer
 

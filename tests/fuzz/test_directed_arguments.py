@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_patch.cli import convert, inspect, preprocess
+from megatron_patch.cli import convert, preprocess
+from megatron_patch.cli import inspection as inspect
 from megatron_patch.launch import main as launch
 from tests.launching import CONVERT, FINETUNE, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, ROOT, run
 
@@ -30,7 +31,7 @@ PATHS = {
 
 
 def pretraining(tmp_path: Path, **changed: object) -> list[str]:
-    from megatron_patch.train_arguments import ARGUMENTS
+    from megatron_patch.arguments.training import ARGUMENTS
 
     paths = {"MODEL_SIZE": "tiny", "DATASET_PATH": GOLDEN / "data" / "corpus_text_document", "OUTPUT_BASEPATH": tmp_path}
     values = {**PRETRAIN_ARGUMENTS, **paths, **changed}
@@ -105,7 +106,7 @@ def test_the_environment_of_a_job(name, text, tmp_path, capsys, monkeypatch):
     [(1, LONG), (1, "x\r"), (2, LONG), (2, "x\r"), (3, "1\r"), (3, "٣"), (3, DIGITS), (5, "auto\r"), (7, "false\r")],
 )
 def test_an_argument_of_conversion(place, text, tmp_path, capsys):
-    from megatron_patch.checkpoint.conversion_arguments import ARGUMENTS
+    from megatron_patch.arguments.conversion import ARGUMENTS
 
     values = ["/x", GOLDEN / "hf_mha", tmp_path / "new", 1, 1, "auto", 0, "false"]
     values[place] = text
@@ -116,7 +117,7 @@ def test_an_argument_of_conversion(place, text, tmp_path, capsys):
 
 @pytest.mark.parametrize("size", ["٣GB", DIGITS + "GB", "5GB\r", "0GB", "1e3GB", ""])
 def test_a_size_of_conversion(size, tmp_path, capsys):
-    from megatron_patch.checkpoint.conversion_arguments import ARGUMENTS
+    from megatron_patch.arguments.conversion import ARGUMENTS
 
     values = ["/x", GOLDEN / "hf_mha", tmp_path / "new", 1, 1, "auto", 0, "false"]
     argv = [f"{argument.flag}={value}" for argument, value in zip(ARGUMENTS.values(), values)]

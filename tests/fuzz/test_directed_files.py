@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_patch.checkpoint.layout import ModelDescription, read_model_description, read_tracker, write_model_description
-from megatron_patch.checkpoint.own_run import own_checkpoint
-from megatron_patch.cli import inspect, preprocess
+from megatron_patch.cli import inspection as inspect
+from megatron_patch.cli import preprocess
 from megatron_patch.data.chat_template import compile_chat_template
-from megatron_patch.data.indexed import read_index
 from megatron_patch.data.sft import build_sft_dataset
 from megatron_patch.data.sft_records import read_records
 from megatron_patch.data.tokenizer import load_tokenizer
-from megatron_patch.model_config import LLAMA_SIZES, read_hf_config
+from megatron_patch.folders.layout import ModelDescription, read_model_description, read_tracker, write_model_description
+from megatron_patch.folders.resumption import own_checkpoint
+from megatron_patch.llama.model_config import LLAMA_SIZES, read_hf_config
+from megatron_patch.records.indexed import read_index
 from tests.fuzz import valid
 from tests.fuzz.outcome import limits, outcome, timed
 from tests.fuzz.templates import TEMPLATES

@@ -71,7 +71,7 @@ def test_the_harness_itself_finds_what_is_no_sentence(wrong):
 
 
 def test_the_harness_takes_sentences_and_results(tmp_path: Path):
-    from megatron_patch.model_config import read_hf_config
+    from megatron_patch.llama.model_config import read_hf_config
 
     assert outcome(lambda: None) is None
     assert outcome(lambda: read_hf_config(tmp_path)) is None

@@ -73,8 +73,8 @@ def hf_folder(folder: Path, binary: bool = False, shards: bool = False) -> Path:
 
 def native(folder: Path) -> Path:
     """The same model as model_convertor.sh writes it, with the tokenizer beside it."""
-    from megatron_patch.checkpoint.conversion_arguments import Conversion
-    from megatron_patch.checkpoint.convert import convert
+    from megatron_patch.arguments.conversion import Conversion
+    from megatron_patch.conversion.convert import convert
 
     source = tokenizer(hf_folder(folder.with_name(folder.name + "-source")))
     (source / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")

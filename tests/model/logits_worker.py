@@ -8,12 +8,12 @@ import sys
 def main(checkpoint: str, tokens_file: str, target: str, tp: int, pp: int, fused: bool) -> None:
     import torch
 
-    from megatron_patch.checkpoint.training import load_weights
+    from megatron_patch.checkpoint.run_state import load_weights
     from megatron_patch.config import TrainConfig
     from megatron_patch.core import parallel
     from megatron_patch.core.patches import apply_patches
+    from megatron_patch.llama.model_config import read_hf_config
     from megatron_patch.model.build import build_model, choose_backend
-    from megatron_patch.model_config import read_hf_config
 
     tokens = torch.load(tokens_file, weights_only=True)
     config = TrainConfig(

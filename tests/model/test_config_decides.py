@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_patch.checkpoint.training import load_weights
+from megatron_patch.checkpoint.run_state import load_weights
 from megatron_patch.core import parallel
+from megatron_patch.llama.model_config import read_hf_config
 from megatron_patch.model.build import build_model, choose_backend
-from megatron_patch.model_config import read_hf_config
 from tests.launching import GOLDEN, convert
 from tests.model.logits_worker import forward
 from tests.tiny import be_alone, tiny_config

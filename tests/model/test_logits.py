@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_patch.processes import free_port
+from megatron_patch.arguments.processes import free_port
 from tests.launching import GOLDEN, ROOT, convert
 
 

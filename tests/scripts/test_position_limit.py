@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from transformers import LlamaConfig
 
-from megatron_patch.model_config import LLAMA_SIZES, read_hf_config
-from megatron_patch.position_limit import length_finding, with_positions
-from megatron_patch.train_arguments import read
-from tests.checkpoint.models import SMALL, random_weights, write_hf
+from megatron_patch.arguments.training import read
+from megatron_patch.llama.model_config import LLAMA_SIZES, read_hf_config
+from megatron_patch.llama.position_limit import length_finding, with_positions
 from tests.launching import FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, train
+from tests.weights.models import SMALL, random_weights, write_hf
 
 CORPUS, SFT = GOLDEN / "data/corpus_text_document", GOLDEN / "sft/alpaca_output.json"
 FLAG = "--allow-longer-sequences"
@@ -32,7 +32,7 @@ def checkpoint(folder, **config):
 
 def reading(task, model, tmp_path, *flags, **changed):
     """What the script's arguments come to; SystemExit where they are refused."""
-    from megatron_patch.train_arguments import ARGUMENTS
+    from megatron_patch.arguments.training import ARGUMENTS
 
     data = {"DATASET_PATH": CORPUS} if task == "pretrain" else {"TRAIN_DATASET_PATH": SFT, "VALID_DATASET_PATH": SFT}
     defaults = PRETRAIN_ARGUMENTS if task == "pretrain" else FINETUNE_ARGUMENTS

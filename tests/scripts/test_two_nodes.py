@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from megatron_patch.processes import free_port
+from megatron_patch.arguments.processes import free_port
 from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, environment, steps, train
 
 ARGUMENTS = dict(

@@ -14,7 +14,7 @@ import torch
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
-from megatron_patch.data.loading import Batch
+from megatron_patch.data.batches import Batch
 from megatron_patch.model import build
 from megatron_patch.train import step as steps
 from megatron_patch.train.graphs import MicroBatchGraphs, Work

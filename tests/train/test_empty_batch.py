@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from megatron_patch.processes import free_port
+from megatron_patch.arguments.processes import free_port
 from megatron_patch.train import step as steps
 from tests.launching import ROOT
 from tests.tiny import tiny_config

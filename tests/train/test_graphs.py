@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from megatron_patch.arguments.processes import free_port
 from megatron_patch.config import Options
 from megatron_patch.core import parallel
 from megatron_patch.kernels import products
-from megatron_patch.processes import free_port
 from megatron_patch.train import step as steps
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
 from megatron_patch.train.log import RunLog

@@ -24,7 +24,7 @@ def curves(precision: str, implementations: list[str]) -> dict[str, list[float]]
     import megatron_patch.core.device as device
 
     from megatron_patch.core import parallel
-    from megatron_patch.model_config import LLAMA_SIZES
+    from megatron_patch.llama.model_config import LLAMA_SIZES
     from tests.tiny import be_alone, tiny_config
 
     be_alone()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_patch.checkpoint.source import open_source
-from megatron_patch.vocabulary import padded_rows, rows_of_rank, splitting_finding
-from tests.checkpoint.models import read_hf
+from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank, splitting_finding
+from megatron_patch.weights.opening import open_source
 from tests.launching import GOLDEN, PRETRAIN, convert, train
+from tests.weights.models import read_hf
 
 ITERATIONS = 10
 

@@ -1,0 +1,204 @@
+"""The documented arguments that say which model a training run starts from: size, checkpoint, positions, tokenizer, name.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_patch.arguments.findings import Argument, Findings
+from megatron_patch.config import ALL_Q_FIRST, Options, TrainConfig, run_root
+from megatron_patch.data_paths import is_json
+from megatron_patch.errors import UserError
+from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
+from megatron_patch.folders.names import TRACKER, holds_tokenizer
+from megatron_patch.folders.resumption import resume_location, root_of
+from megatron_patch.formats.structure_2023 import read_vocabulary_rows
+from megatron_patch.formats.vocabulary_2023 import claimed_rows, extra_rows
+from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
+from megatron_patch.llama.position_limit import length_finding, with_positions
+from megatron_patch.llama.rope_scaling import DYNAMIC
+
+
+@dataclass
+class ModelReader:
+    """One pass over the raw strings; each method reads one group of arguments and notes what is wrong in it."""
+
+    task: str
+    arguments: dict[str, Argument]
+    raw: dict[str, str]
+    findings: Findings
+    notes: list[str]
+    resume_root: Path | None = None  # of the run that `--resume-from` names
+
+    def whole(self, name: str, minimum: int = 1) -> int:
+        return self.findings.whole(self.arguments[name], self.raw[name], minimum)
+
+    def choice(self, name: str, allowed: Sequence[str]) -> str:
+        return self.findings.choice(self.arguments[name], self.raw[name], allowed)
+
+    def boolean(self, name: str) -> bool:
+        return self.findings.boolean(self.arguments[name], self.raw[name])
+
+    def problem(self, name: str, sentence: str) -> None:
+        self.findings.add(self.arguments[name], self.raw[name], sentence)
+
+    def source_and_model(self) -> tuple[CheckpointLocation | None, LlamaConfig]:
+        """The checkpoint to start from, None without one, and the model as its config.json or MODEL_SIZE has it."""
+        size = self.choice("MODEL_SIZE", (*TRAINING_SIZES, "auto"))
+        named = LLAMA_SIZES.get(TRAINING_SIZES.get(size, ""), LLAMA_SIZES["tiny"])
+        source = self.source()
+        root = source.root if source else self.own_root()
+        if root is None or (size != "auto" and not (root / "config.json").is_file()):
+            if root is not None:
+                self.notes.append(f"{root} has no config.json; MODEL_SIZE {size} says what its model is.")
+            elif size == "auto" and self.raw["PRETRAIN_CHECKPOINT_PATH"] == "none":
+                sizes = ", ".join(TRAINING_SIZES)
+                self.problem("MODEL_SIZE", f"auto reads the checkpoint's config.json, and the checkpoint is none: write {sizes}.")
+            return source, named
+        try:
+            model = read_hf_config(root)
+        except ValueError as error:
+            self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
+            return source, named
+        differences = shape_differences(named, model) if size != "auto" else []
+        if differences:
+            found = "; ".join(differences)
+            self.problem("MODEL_SIZE", f"the checkpoint's config.json disagrees ({found}): write auto, or another checkpoint.")
+        return source, model
+
+    def source(self) -> CheckpointLocation | None:
+        """PRETRAIN_CHECKPOINT_PATH's; None for `none`, and where it has gone, which does not stop a run with its own."""
+        text = self.raw["PRETRAIN_CHECKPOINT_PATH"]
+        if text == "none":
+            return None
+        try:
+            return resolve_checkpoint(Path(text))
+        except ValueError as error:
+            if self.own_root() is None:
+                self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error} It takes the folder that model_convertor.sh made, or none.")
+            else:
+                where = self.resume_root if self.resume_root == self.own_root() else "its own checkpoint"
+                self.notes.append(f"{error} Still, the run goes on from {where}.")
+        return None
+
+    def own_root(self) -> Path | None:
+        """This run's own folder of checkpoints, where it has one to go on from; else that of `--resume-from`."""
+        root = run_root(self.raw["OUTPUT_BASEPATH"], self.name())
+        # os.path answers where NAME, made of what was typed, is longer than a name may be; pathlib raises.
+        return root if os.path.isfile(root / TRACKER) else self.resume_root
+
+    def resume(self, path: str) -> None:
+        """`--resume-from`: the run's folder, whose model and tokenizer stand in where PRETRAIN_CHECKPOINT_PATH names none."""
+        if not path:
+            return
+        try:
+            self.resume_root = root_of(resume_location(path))
+        except UserError as error:
+            if self.own_root() is None:
+                self.findings.add_flag("--resume-from", path, str(error))
+            else:
+                self.notes.append(f"--resume-from: {error} Still, the run goes on from its own checkpoint.")
+
+    def extra_vocabulary(self, source: CheckpointLocation | None, model: LlamaConfig) -> int:
+        """Rows beyond config.json's vocabulary: EXTRA_VOCAB_SIZE, compared with what the checkpoint has."""
+        extra = self.whole("EXTRA_VOCAB_SIZE", 0)
+        if source is not None and source.kind == "megatron_2023":
+            return self._extra_of_2023(source, model, extra)
+        try:
+            described = read_model_description(source) if source else None
+        except ValueError as error:
+            self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
+            described = None
+        if source is None and extra == 0 and self.own_root() is not None:  # its own checkpoints have kept what it began with
+            return self._own_extra_vocabulary()
+        if described is not None and described.extra_vocab_size != extra:
+            recorded = described.extra_vocab_size
+            self.problem("EXTRA_VOCAB_SIZE", f"the checkpoint was converted with {recorded}: write {recorded}.")
+        return extra
+
+    def _extra_of_2023(self, source: CheckpointLocation, model: LlamaConfig, extra: int) -> int:
+        try:
+            found = read_vocabulary_rows(source.folder)
+        except ValueError as error:
+            self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
+            return extra
+        if found is None:  # the processes read it again, and say what is wrong with it
+            return extra
+        if found.rows < model.vocab_size:
+            sentence = f"its embedding has {found.rows} rows, and config.json's vocabulary {model.vocab_size}: put its own there."
+            self.problem("PRETRAIN_CHECKPOINT_PATH", sentence)
+            return extra
+        there = extra_rows(found, model.vocab_size)
+        try:
+            taken = claimed_rows(there, found.rows, model.vocab_size, extra, source.folder)
+        except ValueError as error:
+            self.problem("EXTRA_VOCAB_SIZE", f"{error}")
+            return extra
+        if taken != extra:
+            self.notes.append(f"EXTRA_VOCAB_SIZE 0: the {taken} rows that {source.folder} has beyond its vocabulary are kept.")
+        return taken
+
+    def _own_extra_vocabulary(self) -> int:
+        """The extra rows of the run's own last checkpoint, where what it began with has gone."""
+        try:
+            described = read_model_description(resolve_checkpoint(self.own_root()))
+        except ValueError:  # said where the run looks for its own checkpoint
+            return 0
+        return described.extra_vocab_size if described is not None else 0
+
+    def gqa_layout(self, source: CheckpointLocation | None, options: Options) -> None:
+        """--gqa-layout says something about a checkpoint of 2023 alone; one that has gone is no reason to stop a run."""
+        is_2023 = source is not None and source.kind == "megatron_2023"
+        has_gone = source is None and self.raw["PRETRAIN_CHECKPOINT_PATH"] != "none"
+        if options.gqa_layout == ALL_Q_FIRST and not is_2023 and not has_gone:
+            wanted = "it is for a PRETRAIN_CHECKPOINT_PATH of 2023 (mp_rank_ folders): remove the flag."
+            self.findings.add_flag("--gqa-layout", ALL_Q_FIRST, wanted)
+
+    def within_positions(self, config: TrainConfig) -> TrainConfig:
+        """`config` with a model that is made for its rows; longer ones want a flag that says so.
+
+        JSON data without packing is padded or cut to PAD_LEN, so that bounds the positions, whatever SEQ_LEN is.
+        """
+        text, options, length = config.task == "finetune" or is_json(config.train_data_path), config.options, config.sample_length
+        if options.packing and config.model.rope_type == DYNAMIC and length > config.model.max_position_embeddings:
+            sentence = (
+                f"dynamic rope_scaling goes by a sample's own length beyond {config.model.max_position_embeddings} tokens, and a "
+                "packed row has samples of several: remove the flag, or write a smaller SEQ_LEN."
+            )
+            self.findings.add_flag("--packing", "true", sentence)
+        finding = length_finding(config.model, length)
+        if finding and not options.allow_longer_sequences:
+            self.problem("PAD_LEN" if text and not options.packing else "SEQ_LEN", finding)
+        model, note = with_positions(config.model, length)
+        self.notes += [note] if note else []
+        return replace(config, model=model)
+
+    def tokenizer(self, options: Options, source: CheckpointLocation | None) -> None:
+        """JSON data is text: --tokenizer-path, or the checkpoint's folder or the run's own, must hold a tokenizer."""
+        folders = [source.root if source else None, self.own_root()]
+        refused = source is None and self.raw["PRETRAIN_CHECKPOINT_PATH"] != "none"  # which has been said
+        if not options.tokenizer_path and not any(map(holds_tokenizer, folders)) and not refused:
+            self.problem(
+                "PRETRAIN_CHECKPOINT_PATH",
+                "JSON data needs a tokenizer, and there is no tokenizer.model and no tokenizer.json beside the checkpoint: "
+                "copy one there, or add --tokenizer-path FOLDER after the last argument.",
+            )
+
+    def name(self) -> str:
+        """NAME of the run, spelt as in the original scripts."""
+        r = self.raw
+        if self.task == "pretrain":
+            return (
+                f"{r['ENV']}-pretrain-megatron-llama-{r['MODEL_SIZE']}-lr-{r['LR']}-bs-{r['BATCH_SIZE']}"
+                f"-seqlen-{r['SEQ_LEN']}-pr-{r['PR']}-tp-{r['TP']}-pp-{r['PP']}-ac-{r['AC']}-do-{r['DO']}-sp-{r['SP']}"
+                f"-tt-{r['TRAIN_TOKENS']}-wt-{r['WARMUP_TOKENS']}"
+            )
+        return (
+            f"{r['ENV']}-finetune-megatron-llama-{r['MODEL_SIZE']}-lr-{r['LR']}-ep-{r['EPOCH']}-bs-{r['BATCH_SIZE']}"
+            f"-seqlen-{r['SEQ_LEN']}-pr-{r['PR']}--do-{r['DO']}-tp-{r['TP']}-ac-{r['AC']}-sp-{r['SP']}"
+        )

@@ -1,0 +1,293 @@
+"""The documented arguments of the two training scripts, and every check of them, up to a `TrainConfig`.
+
+Imports no torch: the launcher calls `read` before any process starts, and each process calls it again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from simple_parsing import ArgumentParser, DashVariant
+
+from megatron_patch.arguments.findings import Argument, Findings, UsageParser, numbered
+from megatron_patch.arguments.model import ModelReader
+from megatron_patch.arguments.processes import Processes, plan_processes
+from megatron_patch.arguments.ranges import option_findings
+from megatron_patch.config import PRECISIONS, RECOMPUTATIONS, Options, TrainConfig
+from megatron_patch.data_paths import data_bytes, data_findings, is_json, parse_data_path
+from megatron_patch.folders.checkout import ROOT, checkout_problem
+from megatron_patch.folders.fingerprint import with_fingerprints
+from megatron_patch.folders.layout import CheckpointLocation
+from megatron_patch.formats.typed import unwritable, whole_number
+from megatron_patch.llama.model_config import LlamaConfig
+from megatron_patch.llama.vocabulary import splitting_finding
+from megatron_patch.records.indexed import check_indexed_dataset
+
+_HEAD = (("ENV", "--env"), ("MEGATRON_PATH", "--megatron-path"), ("MEGATRON_PATCH_PATH", "--megatron-patch-path"))
+_SWITCHES = (
+    ("PR", "--precision"),
+    ("TP", "--tensor-model-parallel-size"),
+    ("PP", "--pipeline-model-parallel-size"),
+    ("AC", "--activation-checkpoint"),
+    ("DO", "--use-distributed-optimizer"),
+    ("FL", "--use-flash-attn"),
+    ("SP", "--sequence-parallel"),
+)
+_LENGTHS = (
+    ("LR", "--lr"),
+    ("MIN_LR", "--min-lr"),
+    ("SEQ_LEN", "--seq-length"),
+    ("PAD_LEN", "--max-padding-length"),
+    ("EXTRA_VOCAB_SIZE", "--extra-vocab-size"),
+)
+
+ARGUMENTS: dict[str, dict[str, Argument]] = {
+    "pretrain": numbered(
+        *_HEAD,
+        ("MODEL_SIZE", "--model-size"),
+        ("BATCH_SIZE", "--micro-batch-size"),
+        ("GLOBAL_BATCH_SIZE", "--global-batch-size"),
+        *_LENGTHS,
+        *_SWITCHES,
+        ("SAVE_INTERVAL", "--save-interval"),
+        ("DATASET_PATH", "--data-path"),
+        ("PRETRAIN_CHECKPOINT_PATH", "--load"),
+        ("TRAIN_TOKENS", "--train-tokens"),
+        ("WARMUP_TOKENS", "--warmup-tokens"),
+        ("OUTPUT_BASEPATH", "--output-path"),
+    ),
+    "finetune": numbered(
+        *_HEAD,
+        ("MODEL_SIZE", "--model-size"),
+        ("BATCH_SIZE", "--micro-batch-size"),
+        *_LENGTHS,
+        *_SWITCHES,
+        ("TRAIN_DATASET_PATH", "--train-data-path"),
+        ("VALID_DATASET_PATH", "--valid-data-path"),
+        ("PRETRAIN_CHECKPOINT_PATH", "--load"),
+        ("EPOCH", "--epochs"),
+        ("OUTPUT_BASEPATH", "--output-path"),
+    ),
+}
+
+SCRIPTS = {"pretrain": "run_pretrain_megatron_llama.sh", "finetune": "run_finetune_megatron_llama.sh"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the arguments of a training script come to."""
+
+    config: TrainConfig
+    processes: Processes
+    megatron_path: str
+    notes: tuple[str, ...]
+
+
+def read(task: str, argv: Sequence[str]) -> Reading:
+    """`argv` as the scripts write it, checked.
+
+    Raises:
+        SystemExit: status 2, after every finding was printed.
+    """
+    arguments = ARGUMENTS[task]
+    raw, options = _parse(task, arguments, argv)
+    findings = Findings()
+    raw = findings.refuse_line_ends(arguments, raw)
+    reader = _Reader(task, arguments, _without_bad_paths(arguments, raw, findings), findings, [])
+    reading = reader.reading(options)
+    reader.findings.exit_if_any(SCRIPTS[task])
+    return reading
+
+
+_PATHS = ("MEGATRON_PATH", "MEGATRON_PATCH_PATH", "PRETRAIN_CHECKPOINT_PATH", "OUTPUT_BASEPATH")
+_DATA_PATHS = ("DATASET_PATH", "TRAIN_DATASET_PATH", "VALID_DATASET_PATH")
+
+
+def _without_bad_paths(arguments: dict[str, Argument], raw: dict[str, str], findings: Findings) -> dict[str, str]:
+    """A finding for each path that no file can have; what stands in their place lets the other checks go on."""
+    good = dict(raw)
+    for name in (*_PATHS, *_DATA_PATHS):
+        # A blend of several prefixes may be longer than any of them.
+        if name in raw and not (name in _DATA_PATHS and " " in raw[name]) and not findings.path(arguments[name], raw[name]):
+            good[name] = "none" if name == "PRETRAIN_CHECKPOINT_PATH" else str(ROOT)
+    return good
+
+
+class _Parser(UsageParser, ArgumentParser):
+    """Documented arguments as plain strings, `Options` through simple_parsing."""
+
+
+def _parse(task: str, arguments: dict[str, Argument], argv: Sequence[str]) -> tuple[dict[str, str], Options]:
+    parser = _Parser(arguments, prog=SCRIPTS[task], add_option_string_dash_variants=DashVariant.DASH)
+    parser.add_arguments(Options, dest="options")
+    parsed = parser.parse_args(list(argv))
+    return {name: getattr(parsed, argument.dest) for name, argument in arguments.items()}, parsed.options
+
+
+class _Reader(ModelReader):
+    """The rest of the arguments, one group a method."""
+
+    def reading(self, options: Options) -> Reading:
+        env = self.choice("ENV", ("dsw", "dlc"))
+        self.patch_path()
+        self.resume(options.resume_from)
+        source, model = self.source_and_model()
+        extra = self.extra_vocabulary(source, model)
+        self.gqa_layout(source, options)
+        tp, pp = self.layout(model, extra)
+        processes, findings = plan_processes(env, tp * pp)
+        for sentence in findings:
+            self.problem("ENV", sentence)
+        data_parallel = self.data_parallel_size(processes, tp, pp)
+        micro = self.whole("BATCH_SIZE")
+        for flag, got, sentence in option_findings(self.task, options):
+            self.findings.add_flag(flag, got, sentence)
+        config = TrainConfig(
+            task=self.task,
+            name=self.name(),
+            model=model,
+            extra_vocab_size=extra,
+            load=None if self.raw["PRETRAIN_CHECKPOINT_PATH"] == "none" else self.raw["PRETRAIN_CHECKPOINT_PATH"],
+            output_path=self.raw["OUTPUT_BASEPATH"],
+            tensor_model_parallel_size=tp,
+            pipeline_model_parallel_size=pp,
+            sequence_parallel=self.sequence_parallel(tp),
+            use_distributed_optimizer=self.boolean("DO"),
+            precision=self.choice("PR", PRECISIONS),
+            recompute=self.choice("AC", RECOMPUTATIONS),
+            use_flash_attn=self.boolean("FL"),
+            micro_batch_size=micro,
+            global_batch_size=self.global_batch_size(micro, data_parallel, options.gradient_accumulation_steps),
+            **self.rates(),
+            **self.data(tp, model.vocab_size + extra, options, source),
+            **self.duration(),
+            options=options,
+        )
+        config = self.within_positions(config)
+        self.output_path()
+        # Recorded as what it comes to, so that a run that goes on is compared by that.
+        config = replace(config, options=replace(options, template=config.template))
+        if not self.findings.found:
+            config = with_fingerprints(config)
+        return Reading(config, processes, self.raw["MEGATRON_PATH"], tuple(self.notes))
+
+    def patch_path(self) -> None:
+        if problem := checkout_problem(self.raw["MEGATRON_PATCH_PATH"]):
+            self.problem("MEGATRON_PATCH_PATH", problem)
+
+    def layout(self, model: LlamaConfig, extra: int) -> tuple[int, int]:
+        tp, pp = self.whole("TP"), self.whole("PP")
+        for count, what in ((model.num_attention_heads, "attention heads"), (model.num_query_groups, "KV groups")):
+            if count % tp:
+                self.problem("TP", f"it must divide the {count} {what}: write one of {_divisors(model)}.")
+                tp = 1
+        if finding := splitting_finding(model.vocab_size + extra, tp):
+            self.problem("TP", finding)
+            tp = 1
+        if model.num_layers % pp:
+            self.problem("PP", f"it must divide the {model.num_layers} layers: write one of {_list_divisors(model.num_layers)}.")
+            pp = 1
+        return tp, pp
+
+    def data_parallel_size(self, processes: Processes, tp: int, pp: int) -> int:
+        if processes.world_size % (tp * pp):
+            self.problem(
+                "TP",
+                f"TP × PP = {tp * pp} must divide the {processes.world_size} processes "
+                f"({processes.nodes} nodes of {processes.per_node}): write smaller ones, or use more GPUs.",
+            )
+        return max(1, processes.world_size // (tp * pp))
+
+    def sequence_parallel(self, tp: int) -> bool:
+        wanted = self.boolean("SP")
+        if wanted and tp == 1:
+            label = self.arguments["SP"].label
+            self.notes.append(f"{label} is true and TP is 1: sequence parallelism has nothing to split and is off.")
+        return wanted and tp > 1
+
+    def global_batch_size(self, micro: int, data_parallel: int, accumulated: int) -> int:
+        step = micro * data_parallel
+        if self.task == "finetune":
+            return step * max(1, accumulated)
+        size = self.whole("GLOBAL_BATCH_SIZE")
+        if size % step:
+            self.problem(
+                "GLOBAL_BATCH_SIZE",
+                f"it must be a multiple of BATCH_SIZE × data-parallel size = {micro} × {data_parallel}: "
+                f"write {max(step, size - size % step)}.",
+            )
+        return size
+
+    def rates(self) -> dict[str, float]:
+        known = len(self.findings.found)
+        lr = self.findings.number(self.arguments["LR"], self.raw["LR"])
+        min_lr = self.findings.number(self.arguments["MIN_LR"], self.raw["MIN_LR"], example="1e-6")
+        if len(self.findings.found) == known and min_lr > lr:
+            self.problem("MIN_LR", f"it must not be above LR = {self.raw['LR']}: write a smaller one.")
+        return {"lr": lr, "min_lr": min_lr}
+
+    def data(self, tp: int, vocabulary: int, options: Options, source: CheckpointLocation | None) -> dict[str, object]:
+        train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
+        train = self.raw[train_name]
+        json_data = self.task == "finetune" or is_json(train)
+        seq, pad = self.whole("SEQ_LEN"), self.whole("PAD_LEN", 2 if json_data else 1)
+        if json_data and pad > seq:
+            self.problem("PAD_LEN", f"it must not be above SEQ_LEN = {seq}: write {seq} or less.")
+        rows = ("PAD_LEN", pad) if json_data and not options.packing else ("SEQ_LEN", seq)
+        if self.raw["SP"] == "true" and rows[1] % tp:
+            self.problem(rows[0], f"with SP true it must be a multiple of TP = {tp}: write {max(tp, rows[1] - rows[1] % tp)}.")
+        valid = self.raw.get("VALID_DATASET_PATH")
+        for name, path in ((train_name, train), ("VALID_DATASET_PATH", valid)):
+            if path is not None:
+                for sentence in data_findings(path, json_data) or self.index_findings(path, json_data, vocabulary):
+                    self.problem(name, sentence)
+        if json_data:
+            self.tokenizer(options, source)
+        elif options.packing:
+            self.findings.add_flag("--packing", "true", "it is for JSON data; indexed data is packed as it is: remove the flag.")
+        paths = {"train_data_path": train, "valid_data_path": valid, "train_data_bytes": data_bytes(train, json_data)}
+        return {"seq_length": seq, "pad_length": pad, **paths}
+
+    def index_findings(self, text: str, json_data: bool, vocabulary: int) -> list[str]:
+        """What a look into the indexed files finds: sizes, format, and whether sampled tokens fit the vocabulary."""
+        found = []
+        for _, prefix in [] if json_data else parse_data_path(text):
+            try:
+                check_indexed_dataset(prefix, vocabulary)
+            except ValueError as error:
+                found.append(str(error))
+        return found
+
+    def duration(self) -> dict[str, int]:
+        if self.task == "finetune":
+            return {"epochs": self.whole("EPOCH")}
+        tokens, warmup = self.whole("TRAIN_TOKENS"), self.whole("WARMUP_TOKENS", 0)
+        sizes = [self.raw[name] for name in ("GLOBAL_BATCH_SIZE", "SEQ_LEN")]
+        batch = max(1, math.prod(whole_number(size) or 1 for size in sizes))
+        iterations, warmup_iterations = tokens // batch, warmup // batch
+        if iterations < 1:
+            self.problem("TRAIN_TOKENS", f"one iteration is GLOBAL_BATCH_SIZE × SEQ_LEN = {batch} tokens: write {batch} or more.")
+        elif warmup_iterations >= iterations:
+            self.problem("WARMUP_TOKENS", f"it must be below TRAIN_TOKENS = {tokens}: write {tokens // 100}, for example.")
+        return {
+            "train_iters": iterations,
+            "warmup_iters": warmup_iterations,
+            "save_interval": self.whole("SAVE_INTERVAL"),
+        }
+
+    def output_path(self) -> None:
+        path = self.raw["OUTPUT_BASEPATH"]
+        problem = unwritable(path) if path else "it takes a folder, which is made where it does not exist: write its path."
+        if problem:
+            self.problem("OUTPUT_BASEPATH", problem)
+
+
+def _list_divisors(number: int, limit: int = 64) -> str:
+    return ", ".join(str(n) for n in range(1, min(number, limit) + 1) if number % n == 0)
+
+
+def _divisors(model: LlamaConfig) -> str:
+    counts = (model.num_attention_heads, model.num_query_groups)
+    return ", ".join(str(n) for n in range(1, model.num_query_groups + 1) if not any(count % n for count in counts))

@@ -1,0 +1,151 @@
+"""The folder of a training run's checkpoints, apart from what is in one: its name, what stands beside it, what goes.
+
+Only one run at a time may write into such a folder: a save in the making of another would be taken for one left by a kill.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_patch.config import TrainConfig
+from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.folders.layout import (
+    COMPANIONS,
+    TOKENIZER_FILES,
+    copy_companions,
+    flush,
+    read_tracker,
+    resolve_checkpoint,
+    write_text,
+)
+from megatron_patch.folders.names import checkpoint_root, holds_tokenizer
+from megatron_patch.llama.model_config import to_hf_config
+from megatron_patch.llama.position_limit import raised_limit
+
+# Ends the name of whatever is no checkpoint: one in the making, one that is being removed.
+_PARTIAL = ".partial"
+
+
+def partial_folder(final: Path) -> Path:
+    """Where the checkpoint `final` is written before it gets its name."""
+    return final.with_name(final.name + _PARTIAL)
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Give `partial` its final name. A checkpoint that has it, of a course that was left by going back, is discarded."""
+    if os.path.lexists(final):
+        _discard(final)
+    os.replace(partial, final)
+    flush(final.parent)
+
+
+def discard_old(root: Path, keep: int) -> None:
+    """Discard each iteration's folder of which `keep` others have higher numbers and were written after it.
+
+    Numbers above the tracker's neither count nor go: the run went back behind them, and whether they are still wanted only
+    the user knows. Once the run has passed them they count as what they are, older than what was written since.
+
+    Args:
+        keep: how many stay, the tracker's own included; 0 keeps all.
+
+    Raises:
+        ValueError: `keep` is negative.
+    """
+    if keep < 0:
+        raise ValueError(f"{keep} training checkpoints cannot be kept; give their number, or 0 to keep all.")
+    tracker = read_tracker(root)
+    if keep == 0 or tracker is None or not tracker.isdecimal():
+        return
+    # (number, when it was written, folder)
+    found = [
+        (int(folder.name[5:]), folder.stat().st_mtime_ns, folder)
+        for folder in root.glob("iter_*")
+        if folder.name[5:].isdecimal() and folder.is_dir()
+    ]
+    found = [one for one in found if one[0] <= int(tracker)]
+    for number, written, folder in found:
+        if sum(other[0] > number and other[1] >= written for other in found) >= keep:
+            _discard(folder)
+
+
+def remove_left_over(root: Path) -> None:
+    """Remove what was discarded, and what a kill left in the middle of a save; tens of GB for LLaMA-2 7B."""
+    for folder in root.glob(f"iter_*{_PARTIAL}"):
+        try:
+            if folder.is_symlink():  # a checkpoint that was moved to another disk; what the link names is the user's
+                folder.unlink()
+            elif folder.is_dir():
+                shutil.rmtree(folder)
+        except OSError as error:
+            _warn(f"{folder} is left over and could not be removed ({error}); remove it yourself.")
+
+
+def _discard(folder: Path) -> None:
+    """Rename a checkpoint to what `remove_left_over` removes, so that a kill amid the removal leaves nothing that looks whole."""
+    os.replace(folder, folder.with_name(f"{folder.name}.old{_PARTIAL}"))
+
+
+def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
+    """config.json and the tokenizer beside the iterations, so that any of them converts to Hugging Face form.
+
+    What is there stays as it is, but for a position limit that the run has raised. A checkpoint is whole without these files,
+    so one that cannot be copied does not stop the run: it is told on stderr, and tried again at the next save.
+    """
+    tokenizer = config.options.tokenizer_path
+    # Two tokenizers' files beside each other would make a third one.
+    names = tuple(name for name in COMPANIONS if not tokenizer or name not in TOKENIZER_FILES)
+    if tokenizer:
+        with _told(root, TOKENIZER_FILES):
+            copy_companions(_existing(tokenizer), root, TOKENIZER_FILES)
+    if config.resumed_from and Path(config.resumed_from).parent.is_dir():
+        with _told(root, names):
+            copy_companions(Path(config.resumed_from).parent, root, names)
+    if config.load:
+        with _told(root, names):
+            copy_companions(_source_root(config.load), root, names)
+    with _told(root, ("config.json",)):
+        if not (root / "config.json").exists():
+            made = to_hf_config(config.model, dtype=dtype)
+            if holds_tokenizer(root):  # what answers were taught to end in
+                made["eos_token_id"] = load_tokenizer(root, rows=config.vocab_size).eos
+            write_text(root / "config.json", json.dumps(made, indent=2) + "\n")
+        raised = raised_limit(root / "config.json", config.model)
+        if raised is not None:  # --allow-longer-sequences
+            write_text(root / "config.json", raised)
+
+
+def _existing(folder: str) -> Path:
+    if not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder} any more")
+    return Path(folder)
+
+
+def _source_root(load: str) -> Path:
+    """The root that PRETRAIN_CHECKPOINT_PATH lies in; its iteration itself may have gone since it was loaded."""
+    return checkpoint_root(Path(os.path.realpath(load))) or resolve_checkpoint(_existing(load)).root
+
+
+@contextlib.contextmanager
+def _told(root: Path, names: tuple[str, ...]) -> Iterator[None]:
+    """A failure to copy `names` becomes a warning, or nothing where `root` already has what a conversion needs."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if (root / "config.json").is_file() and holds_tokenizer(root):
+            return
+        lacking = ", ".join(name for name in names if not (root / name).exists())
+        _warn(
+            f"of {lacking} none could be copied to {root} ({str(error).rstrip('.')}). "
+            "The checkpoint is whole; copy the tokenizer there before you convert it."
+        )
+
+
+def _warn(sentence: str) -> None:
+    print(f"warning: {sentence}", file=sys.stderr, flush=True)

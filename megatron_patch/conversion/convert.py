@@ -1,0 +1,190 @@
+"""A whole conversion: open, check, stream, verify, put in place, sum up."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_patch.arguments.conversion import Conversion, model_findings
+from megatron_patch.conversion.verify import verify
+from megatron_patch.conversion.write_hugging_face import write_hf, write_json
+from megatron_patch.conversion.write_native import write_native
+from megatron_patch.errors import UserError
+from megatron_patch.folders.atomic_folder import new_folder
+from megatron_patch.folders.hugging_face_folder import meta_companions
+from megatron_patch.folders.layout import (
+    COMPANIONS,
+    RELEASE,
+    ModelDescription,
+    copy_companions,
+    flush,
+    iteration_folder,
+    write_model_description,
+    write_tracker,
+)
+from megatron_patch.formats.lazy import nbytes
+from megatron_patch.formats.placeholders import refuse_placeholders
+from megatron_patch.formats.progress import Progress, peak_memory
+from megatron_patch.formats.vocabulary_2023 import claimed_rows
+from megatron_patch.llama.model_config import LLAMA_SIZES, to_hf_config
+from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import (
+    Source,
+    check_shapes,
+    with_dtype,
+    with_extra_vocabulary,
+    with_vocabulary_rows,
+)
+from megatron_patch.weights.table import BY_KEY, EMBEDDING, Place, places
+
+_MARGIN = 64 << 20  # what the headers and the small files may take
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a conversion did."""
+
+    target: Path
+    tensors: int
+    files: int
+    bytes: int
+    seconds: float
+    peak_bytes: int  # largest resident memory of the process so far
+    verified: int | None  # tensors compared, None: not asked for
+    notes: tuple[str, ...]
+
+
+def convert(job: Conversion, engine: str | None = None) -> Summary:
+    """Run `job`; the target is there only if everything went well.
+
+    Args:
+        job: what to convert.
+        engine: a Megatron-LM source tree whose megatron.core `--verify-logits` uses instead of the installed one.
+
+    Raises:
+        ValueError: the source or the arguments are wrong; the message names file and tensor.
+        OSError: the disk is full or fails.
+    """
+    start = time.monotonic()
+    source = prepared(job)
+    total = sum(nbytes(source.megatron(place)) for place in places(source.config))
+    _check_space(job.target, total)
+    with new_folder(job.target, job.overwrite) as folder:
+        with Progress("writing", total) as progress:
+            if job.to_hf:
+                written = write_hf(folder, source, job.max_file_bytes, progress.add)
+            else:
+                written = write_release(folder, source, job, progress)
+        verified = verify(source, folder, total) if job.verify else None
+        notes = (*source.notes, *_logits_note(job, source, folder, engine))
+    return Summary(
+        target=job.target,
+        tensors=len(written),
+        files=len({one.file for one in written}),
+        bytes=total,
+        seconds=time.monotonic() - start,
+        peak_bytes=peak_memory(),
+        verified=verified,
+        notes=notes,
+    )
+
+
+def _logits_note(job: Conversion, source: Source, folder: Path, engine: str | None) -> tuple[str, ...]:
+    if not job.verify_logits:
+        return ()
+    from megatron_patch.conversion.verify_logits import verify_logits
+
+    rounded = _opened(job).dtype != source.dtype
+    agreed = verify_logits(
+        source, job.source, folder, to_hf=job.to_hf, rounded=rounded, engine=engine, gqa_layout=job.gqa_layout
+    )
+    return (agreed,)
+
+
+def _opened(job: Conversion) -> Source:
+    return open_source(job.source, LLAMA_SIZES.get(job.model_name), job.gqa_layout)
+
+
+def prepared(job: Conversion) -> Source:
+    """The source with the rows and the dtype that the target is to have, every shape checked."""
+    source = _opened(job)
+    if source.kind == "meta" and job.verify_logits:
+        raise UserError(f"--verify-logits needs a folder that transformers loads; {job.source} holds Meta's files: leave it out.")
+    if (source.kind in ("hf", "meta")) == job.to_hf:
+        wanted = "a Megatron checkpoint" if job.to_hf else "a Hugging Face folder"
+        raise ValueError(f"{job.source} is not {wanted}, which mg2hf = {str(job.to_hf).lower()} converts from.")
+    refuse_placeholders(source.root / name for name in COMPANIONS)  # before a byte is written
+    for name, got, problem in model_findings(job, source.config):
+        raise ValueError(f"{name}: got '{got}'; {problem}")
+    if job.to_hf:
+        source = with_vocabulary_rows(_with_recorded_rows(source, job.extra_vocab_size))
+    else:
+        source = with_extra_vocabulary(source, job.extra_vocab_size)
+    if job.dtype is not None:
+        source = with_dtype(source, job.dtype)
+    check_shapes(source)
+    return source
+
+
+def _with_recorded_rows(source: Source, extra: int) -> Source:
+    """`source` with the extra rows that it records, or with `extra` where it records none.
+
+    Raises:
+        ValueError: `extra` contradicts what is recorded.
+    """
+    recorded = source.extra_vocab_size
+    if recorded == extra:
+        return source
+    if source.kind == "megatron_2023" and recorded == 0:
+        rows = source.megatron(Place(BY_KEY[EMBEDDING], None)).shape[0]
+        where = f"EXTRA_VOCAB_SIZE is {extra}, and {source.root}"
+        return replace(source, extra_vocab_size=claimed_rows(0, rows, source.config.vocab_size, extra, where))
+    if extra == 0:
+        note = f"EXTRA_VOCAB_SIZE 0: the {recorded} rows added when the checkpoint was made are kept."
+        return replace(source, notes=(*source.notes, note))
+    raise ValueError(
+        f"EXTRA_VOCAB_SIZE is {extra}, and the checkpoint was made with {recorded}; write {recorded}, or 0, which keeps them."
+    )
+
+
+def write_release(folder: Path, source: Source, job: Conversion, progress: Progress) -> list:
+    """The root of a native checkpoint with `source` as its release."""
+    release = iteration_folder(folder, None)
+    release.mkdir()
+    written = write_native(release, source, job.max_file_bytes, progress.add)
+    description = ModelDescription(
+        model=source.config,
+        extra_vocab_size=source.extra_vocab_size,
+        dtype=source.dtype,
+        tensor_model_parallel_size=job.tensor_model_parallel_size,
+        pipeline_model_parallel_size=job.pipeline_model_parallel_size,
+    )
+    write_model_description(release, description)
+    copy_companions(source.root, folder)
+    if source.kind == "meta":
+        _complete_metas(folder, source)
+    flush(release)
+    write_tracker(folder, RELEASE)
+    return written
+
+
+def _complete_metas(folder: Path, source: Source) -> None:
+    """The tokenizer from where Meta puts it, and the config.json that Meta does not write."""
+    for path in meta_companions(source.root):
+        copy_companions(path.parent, folder, (path.name,))
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", to_hf_config(source.config, dtype=source.dtype))
+
+
+def _check_space(target: Path, total: int) -> None:
+    """Fail before a byte is written where the disk cannot hold the target."""
+    folder = target.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < total + _MARGIN:
+        raise ValueError(
+            f"{target} needs {total / 1e9:.2f} GB, and the disk of {folder} has {free / 1e9:.2f} GB free; make room there."
+        )

@@ -1,0 +1,214 @@
+"""Where a checkpoint's files stand, and the small text files that describe it. Imports no torch.
+
+    ROOT/latest_checkpointed_iteration.txt    `release` after conversion, a number after training
+    ROOT/config.json, tokenizer files         as in the Hugging Face folder
+    ROOT/release/ or ROOT/iter_0000100/       megatron-core's torch_dist files, and model.json
+    ROOT/release/mp_rank_00[_000]/…           instead, in the layout of 2023 (read only)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from megatron_patch import __version__
+from megatron_patch.errors import UserError
+from megatron_patch.folders.engine import installed_version
+from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
+from megatron_patch.folders.names import TRACKER
+from megatron_patch.formats.json_files import json_object, shown, whole_in
+from megatron_patch.formats.placeholders import refuse_placeholder
+from megatron_patch.llama.model_config import LlamaConfig
+
+DESCRIPTION = "model.json"
+# What stands beside the weights so that tokenizers and transformers open them.
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+CORE_METADATA = "metadata.json"
+RELEASE = "release"
+DTYPES = ("bfloat16", "float16", "float32")
+_FORMAT = 1
+_MOST_DIGITS = 12  # of an iteration's number
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What model.json says about one iteration's folder."""
+
+    model: LlamaConfig
+    extra_vocab_size: int
+    dtype: str  # bfloat16, float16 or float32
+    tensor_model_parallel_size: int  # as asked for; the data does not depend on it
+    pipeline_model_parallel_size: int
+
+
+@dataclass(frozen=True)
+class CheckpointLocation:
+    """One iteration of a checkpoint: `folder` is `root`/release or `root`/iter_NNNNNNN."""
+
+    root: Path
+    folder: Path
+    iteration: int | None  # None: release
+    kind: str  # "native" (torch_dist) or "megatron_2023"
+
+
+def iteration_folder(root: str | Path, iteration: int | None) -> Path:
+    """`root`/iter_0000100, or `root`/release for None."""
+    return Path(root) / (RELEASE if iteration is None else f"iter_{iteration:07d}")
+
+
+def read_tracker(root: str | Path) -> str | None:
+    """What the tracker file says, `release` or digits; None where there is no tracker file.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    path = Path(root) / TRACKER
+    if not path.is_file():
+        return None
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        text = stream.read(4096).strip()
+    if text != RELEASE and not re.fullmatch(f"[0-9]{{1,{_MOST_DIGITS}}}", text):
+        raise UserError(f"{path} says {text[:40]!r}; it holds 'release' or an iteration's number: write that there.")
+    return text
+
+
+def write_tracker(root: str | Path, value: str) -> None:
+    """Replace the tracker file atomically: readers see the old value or the new one, also after a power cut."""
+    write_text(Path(root) / TRACKER, value)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `path` beside, flush, rename; then flush the folder's entry."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with open(partial, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, path)
+    flush(path.parent)
+
+
+def flush(path: str | Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def resolve_checkpoint(path: str | Path) -> CheckpointLocation:
+    """The iteration that `path` means: the tracker's where `path` is a root, else `path` itself.
+
+    Raises:
+        ValueError: nothing there, nothing finished there, or a Hugging Face folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"There is no folder {path}; give a checkpoint's root, or one iteration's folder in it.")
+    if _kind(path):
+        return _location(path.resolve().parent, path)
+    tracker = read_tracker(path)
+    if tracker is None:
+        raise ValueError(_no_checkpoint(path))
+    folder = iteration_folder(path, None if tracker == RELEASE else int(tracker))
+    if not _kind(folder):
+        there = "holds no finished checkpoint" if folder.is_dir() else "does not exist"
+        raise ValueError(f"{path / TRACKER} says {tracker}, but {folder} {there}; convert or copy the checkpoint again.")
+    return _location(path, folder)
+
+
+def _location(root: Path, folder: Path) -> CheckpointLocation:
+    digits = folder.resolve().name.removeprefix("iter_")
+    number = int(digits) if re.fullmatch("[0-9]+", digits) else None
+    return CheckpointLocation(root, folder, number, _kind(folder))
+
+
+def _kind(folder: Path) -> str:
+    """`native`, `megatron_2023`, or nothing where `folder` is no iteration's folder."""
+    if (folder / CORE_METADATA).is_file() and (folder / ".metadata").is_file():
+        return "native"
+    return "megatron_2023" if any(folder.glob("mp_rank_[0-9][0-9]*/model*rng.pt")) else ""
+
+
+def _no_checkpoint(path: Path) -> str:
+    if is_meta_folder(path) or ((path / "config.json").is_file() and is_hf_folder(path)):
+        kind = "a folder as Meta publishes it" if is_meta_folder(path) else "a Hugging Face folder"
+        return f"{path} is {kind}, no Megatron checkpoint; convert it first, with model_convertor.sh."
+    return (
+        f"{path} holds no Megatron checkpoint: no {TRACKER}, no {CORE_METADATA}, no mp_rank_ folders; "
+        "give a checkpoint's root, or one iteration's folder in it."
+    )
+
+
+def copy_companions(source: str | Path, target: str | Path, names: tuple[str, ...] = COMPANIONS) -> list[str]:
+    """Copy those of `names` that `source` has and `target` lacks, each whole or not at all; returns their names.
+
+    Raises:
+        UserError: one of them is a Git LFS pointer, or empty.
+    """
+    copied = [name for name in names if (Path(source) / name).is_file() and not (Path(target) / name).exists()]
+    for name in copied:
+        refuse_placeholder(Path(source) / name)
+    for name in copied:
+        partial = Path(target) / f"{name}.{os.getpid()}.partial"
+        shutil.copyfile(Path(source) / name, partial)
+        flush(partial)
+        os.replace(partial, Path(target) / name)
+    return copied
+
+
+def write_model_description(folder: str | Path, description: ModelDescription) -> None:
+    """Write model.json, with the versions that wrote it."""
+    content = {"format": _FORMAT, **asdict(description)}
+    content |= {"megatron_core": installed_version(), "megatron_patch": __version__}
+    write_text(Path(folder) / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+
+
+def read_model_description(location: CheckpointLocation | str | Path) -> ModelDescription | None:
+    """model.json of an iteration's folder; None where there is none (a foreign or 2023 checkpoint).
+
+    Raises:
+        ValueError: it is no JSON, of a newer format, or lacks a field.
+    """
+    folder = location.folder if isinstance(location, CheckpointLocation) else Path(location)
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return None
+    content = json_object(path)
+    if content.get("format") != _FORMAT or content["format"] is True:
+        got = shown(content.get("format"))
+        raise UserError(f"{path} has format {got}; this version reads format {_FORMAT}: use the version that wrote it.")
+    return _description(path, content)
+
+
+def _description(path: Path, content: dict[str, Any]) -> ModelDescription:
+    names = [field.name for field in fields(ModelDescription)]
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; convert the checkpoint again.")
+    try:
+        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+            whole_in(content, name, 1, 1 << 20)
+        whole_in(content, "extra_vocab_size", 0, 1 << 28)
+        model = LlamaConfig(**content["model"])
+    except TypeError as error:
+        raise UserError(f"{path}: `model` does not describe a LLaMA ({error}); convert the checkpoint again.") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {str(error).rstrip('.')}; convert the checkpoint again.") from None
+    if content["dtype"] not in DTYPES:
+        raise UserError(f"{path}: dtype is {shown(content['dtype'])}; allowed are {', '.join(DTYPES)}.")
+    return ModelDescription(**{name: content[name] for name in names if name != "model"}, model=model)

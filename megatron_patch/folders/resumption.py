@@ -1,0 +1,207 @@
+"""What a run starts from: its own last checkpoint, another run's with everything in it, weights alone, or nothing.
+
+Imports no torch: the launcher says what was decided before a process starts, and each process decides the same again.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_patch.config import TrainConfig
+from megatron_patch.errors import UserError
+from megatron_patch.folders.layout import CheckpointLocation, iteration_folder, read_tracker, resolve_checkpoint
+from megatron_patch.folders.names import checkpoint_root
+from megatron_patch.folders.recorded_run import Comparison, compare, read_run_config
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+        folder: one iteration's folder, of which everything is taken: weights, optimizer, schedule, progress. None: `config.load`
+            gives the weights, or they are random.
+        config: the run's configuration; one that goes on keeps naming the model that it began with.
+        lines: what the user should know about it.
+    """
+
+    folder: Path | None
+    config: TrainConfig
+    lines: tuple[str, ...] = ()
+
+
+def find_start(config: TrainConfig) -> Start:
+    """What the run `config` starts from.
+
+    Its own last checkpoint comes first, so that a command that is run again goes on. Without one, `--resume-from` and a
+    PRETRAIN_CHECKPOINT_PATH that names a run of this output folder lead to that run's checkpoint.
+
+    Raises:
+        ValueError: a folder holds something else than the arguments ask for; each difference is named.
+    """
+    own = own_checkpoint(config)
+    if own is not None:
+        return _from_own(config, own)
+    if config.options.resume_from:
+        return _from_other(config, resume_location(config.options.resume_from))
+    return _from_load(config)
+
+
+def own_checkpoint(config: TrainConfig) -> Path | None:
+    """The run's own last finished checkpoint, which it goes on from; None at its first start.
+
+    Raises:
+        ValueError: the tracker names a folder that is not there, or the folder belongs to a run that learns something else.
+    """
+    root = Path(config.checkpoint_folder)
+    tracker = read_tracker(root)
+    if tracker is None:
+        return None
+    if not tracker.isdecimal():
+        raise UserError(
+            f"{root}/latest_checkpointed_iteration.txt says {tracker!r}, which no training run writes there; "
+            "write another OUTPUT_BASEPATH, or remove what is in that folder."
+        )
+    folder = iteration_folder(root, int(tracker))
+    if not folder.is_dir():
+        raise UserError(
+            f"{root}/latest_checkpointed_iteration.txt says {tracker}, and there is no {folder.name}; "
+            "remove that file to start anew."
+        )
+    recorded = read_run_config(folder)
+    if recorded is not None:
+        found = compare(config, recorded, root)
+        if found.hindering or found.longer:
+            raise UserError(
+                f"{root} holds a run of the same name with other arguments: {'; '.join(found.hindering + found.longer)}. "
+                "Write another OUTPUT_BASEPATH, or the arguments of that run to go on with it."
+            )
+    return folder
+
+
+def resume_location(path: str) -> CheckpointLocation:
+    """The iteration that `--resume-from` means.
+
+    Raises:
+        UserError: there is no training checkpoint of this project.
+    """
+    try:
+        location = resolve_checkpoint(path)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from None
+    if location.kind != "native" or read_run_config(location.folder) is None:
+        raise UserError(
+            f"{location.folder} is no training checkpoint of this project (run_config.json is not there): write a folder of "
+            "OUTPUT_BASEPATH/checkpoint or one iteration's folder in it; PRETRAIN_CHECKPOINT_PATH takes the weights of others."
+        )
+    return location
+
+
+def root_of(location: CheckpointLocation) -> Path:
+    """The run's folder, links resolved, also where the iteration's is a link to another disk."""
+    return Path(os.path.realpath(checkpoint_root(location.folder) or location.root))
+
+
+def _from_own(config: TrainConfig, folder: Path) -> Start:
+    recorded = read_run_config(folder) or {}
+    root = Path(os.path.realpath(folder.parent))
+    start = _going_on(config, folder, recorded.get("resumed_from"))
+    lines = []
+    for flag, path in (("--resume-from", config.options.resume_from), ("PRETRAIN_CHECKPOINT_PATH", config.load)):
+        named = _location(path)
+        if named is not None and root_of(named) == root and named.folder.name != folder.name:
+            lines.append(
+                f"{flag} names an earlier checkpoint of this run, which goes on from its last one, {folder.name}. To go back, "
+                f"write {named.iteration} into {root}/latest_checkpointed_iteration.txt."
+            )
+        elif named is not None and flag == "--resume-from":
+            _check_began_there(root, root_of(named), recorded.get("resumed_from"))
+    return replace(start, lines=tuple(lines))
+
+
+def _location(path: str | None) -> CheckpointLocation | None:
+    """What a path means; None where it is gone, which the reader of the arguments has said."""
+    try:
+        return resolve_checkpoint(path) if path else None
+    except (OSError, ValueError):
+        return None
+
+
+def _check_began_there(own: Path, wanted: Path, began: str | None) -> None:
+    """A run that has checkpoints must not be taken for one that will begin from another folder."""
+    began_in = Path(began).parent if began else None
+    # The other run's folder may have moved since.
+    if wanted == own or (began_in is not None and (wanted == began_in or not began_in.is_dir())):
+        return
+    raise UserError(
+        f"--resume-from names {wanted}, and {own} already holds a run that did not begin there. Remove or rename that folder "
+        "to go on from the one you named, or leave the flag out to go on with what it holds."
+    )
+
+
+def _from_other(config: TrainConfig, location: CheckpointLocation) -> Start:
+    found = _compared(config, location)
+    if found.hindering:
+        raise UserError(
+            f"--resume-from names {location.folder}, whose run learns something else: {'; '.join(found.hindering)}. "
+            "Write that run's arguments; or name the folder as PRETRAIN_CHECKPOINT_PATH, without the flag, for its weights alone."
+        )
+    changed = f" with other settings ({'; '.join(found.harmless)})" if found.harmless else ""
+    line = f"The run goes on from {location.folder}{changed}, and saves below {config.checkpoint_folder}."
+    began = str(root_of(location) / location.folder.name)
+    return _going_on(config, location.folder, began, line, *_longer_lines(config, found))
+
+
+def _longer_lines(config: TrainConfig, found: Comparison) -> list[str]:
+    """What becomes of schedule and data where a run is made longer."""
+    if not found.longer:
+        return []
+    curve = "cosine" if config.task == "finetune" else "linear"
+    order = ""
+    if config.task == "pretrain":
+        order = " Indexed data comes in the same order only as long as both lengths are within one pass over it."
+    return [
+        f"It becomes longer ({'; '.join(found.longer)}): from here on the learning rate follows a {curve} decay to MIN_LR over "
+        f"the new length, above that of the old one.{order}"
+    ]
+
+
+def _from_load(config: TrainConfig) -> Start:
+    """PRETRAIN_CHECKPOINT_PATH: a run of this output folder goes on; any other training checkpoint gives its weights."""
+    location = _location(config.load)
+    if location is None or location.iteration is None:
+        return Start(None, config)
+    weights = f"PRETRAIN_CHECKPOINT_PATH {config.load} is a training checkpoint"
+    alone = "its weights alone are taken, and training begins at its first iteration"
+    if read_run_config(location.folder) is None:
+        return Start(None, config, (f"{weights} without run_config.json: {alone}.",))
+    found = _compared(config, location)
+    is_ours = root_of(location).parent == Path(os.path.realpath(config.checkpoint_folder)).parent
+    if is_ours and not found.hindering and not found.longer:
+        return _from_other(config, location)
+    differences = f" ({'; '.join(found.hindering + found.longer)})" if found.hindering or found.longer else ""
+    whose = "of another run" if is_ours else "of another output folder"
+    flag = f" To go on with its optimizer, schedule and data position, add --resume-from {shlex.quote(str(config.load))}."
+    flag = "" if found.hindering else flag
+    return Start(None, config, (f"{weights} {whose}{differences}: {alone}.{flag}",))
+
+
+def _compared(config: TrainConfig, location: CheckpointLocation) -> Comparison:
+    recorded = read_run_config(location.folder)
+    assert recorded is not None
+    return compare(config, recorded, root_of(location))
+
+
+def _going_on(config: TrainConfig, folder: Path, resumed_from: str | None, *lines: str) -> Start:
+    """The start of a run that goes on: what it began with stays on record, whatever it is started with now."""
+    recorded = read_run_config(folder) or {}
+    config, began = replace(config, resumed_from=resumed_from), recorded.get("load")
+    same = config.load is not None and config.load_fingerprint and config.load_fingerprint == recorded.get("load_fingerprint")
+    if began is not None and not same:
+        config = replace(config, load=began, load_fingerprint=str(recorded.get("load_fingerprint") or ""))
+    elif began is None and recorded:
+        config = replace(config, load=None, load_fingerprint="")
+    return Start(folder, config, lines)

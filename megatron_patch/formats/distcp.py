@@ -1,0 +1,188 @@
+"""torch_dist's `.distcp` items: each a torch.save archive of one tensor, one after the other in a file.
+
+An archive is an uncompressed zip of `data.pkl` (how to rebuild the tensor), `data/0` (its bytes) and two small records.
+torch.save wants the tensor in memory; here the same archive is written while the bytes stream by, and read as a place in
+the file. Its CRC-32 is in the zip, as in torch's.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from megatron_patch.errors import UserError
+from megatron_patch.formats.lazy import FileTensor, LazyTensor, nbytes, pieces, read_bytes
+from megatron_patch.formats.torch_archive import StoredTensor, Window, read_archive, stored_tensor
+
+_ALIGNMENT = 64
+_STORAGES = {
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.float16: torch.HalfStorage,
+    torch.float32: torch.FloatStorage,
+}
+_REBUILD = torch._utils._rebuild_tensor_v2
+_DTYPES = {
+    "BFloat16Storage": torch.bfloat16,
+    "HalfStorage": torch.float16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "ByteStorage": torch.uint8,
+    "CharStorage": torch.int8,
+    "ShortStorage": torch.int16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "BoolStorage": torch.bool,
+}
+
+
+class _Storage:
+    """Stands for the bytes of `data/0` while data.pkl is written."""
+
+
+class _Tensor:
+    """Stands for the tensor."""
+
+
+class _Pickler(pickle.Pickler):
+    """Writes data.pkl of a contiguous tensor as torch.save does."""
+
+    def __init__(self, stream: BinaryIO, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__(stream, protocol=2)
+        self.tensor_shape, self.tensor_dtype = shape, dtype
+
+    def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, _Storage):
+            return ("storage", _STORAGES[self.tensor_dtype], "0", "cpu", prod(self.tensor_shape))
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, _Tensor):
+            return NotImplemented
+        stride = _contiguous_stride(self.tensor_shape)
+        return _REBUILD, (_Storage(), 0, self.tensor_shape, stride, False, OrderedDict())
+
+
+def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+class _Forward:
+    """A sink that zipfile takes for a pipe: it only writes on, and counts what this archive has."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.count = stream, 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.count += self.stream.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def write_item(stream: BinaryIO, tensor: LazyTensor, shape: tuple[int, ...], buffer: torch.Tensor) -> int:
+    """Append `tensor`, to be rebuilt with `shape` of as many elements, to `stream`; the number of bytes written."""
+    sink = _Forward(stream)
+    description = io.BytesIO()
+    _Pickler(description, shape, tensor.dtype).dump(_Tensor())
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[arg-type]
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), description.getvalue())
+        archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
+        record = zipfile.ZipInfo("archive/data/0")
+        record.file_size = nbytes(tensor)
+        record.extra = _padding(sink.count + 30 + len(record.filename), record.file_size)
+        with archive.open(record, "w") as data:
+            for _, _, piece in pieces(tensor, buffer):
+                data.write(memoryview(piece.view(-1).view(torch.uint8).numpy()))
+        archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
+    return sink.count
+
+
+def _padding(header_end: int, size: int) -> bytes:
+    """A zip extra field that moves the data after it to a multiple of 64, marked as torch marks its own ("FB")."""
+    zip64 = 20 if size * 1.05 > zipfile.ZIP64_LIMIT else 0  # zipfile puts its own field in front
+    length = -(header_end + zip64 + 4) % _ALIGNMENT
+    return struct.pack("<2sH", b"FB", length) + b"Z" * length
+
+
+@dataclass(frozen=True)
+class ItemTensor:
+    """The tensor of an item: where its first element lies in the file, and how the others follow."""
+
+    offset: int
+    dtype: torch.dtype
+    stored: StoredTensor
+
+
+def read_item(stream: BinaryIO, path: Path, name: str, offset: int, length: int, shape: tuple[int, ...]) -> ItemTensor:
+    """What the item at `offset` of the open file `path` holds; none of the tensor's bytes is read.
+
+    Raises:
+        UserError: the item is damaged, or holds anything but one tensor of `shape` inside its own bytes.
+    """
+    size = stream.seek(0, io.SEEK_END)
+    if size < offset + length:
+        raise UserError(
+            f"{path} is truncated: it has {size} bytes, and tensor {name} ends at byte {offset + length}; "
+            "copy the checkpoint again."
+        )
+    try:
+        archive = read_archive(Window(stream, offset, length))
+        stored = stored_tensor(archive, archive.value)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, NotImplementedError, ValueError) as error:
+        raise UserError(f"{path}: the item of tensor {name} is damaged ({error}); copy the checkpoint again.") from None
+    if stored.shape != tuple(shape) or stored.storage not in _DTYPES:
+        found = f"{list(stored.shape)} of {stored.storage}"
+        raise UserError(f"{path}: tensor {name} is stored as {found}; expected {list(shape)}: copy the checkpoint again.")
+    dtype = _DTYPES[stored.storage]
+    start, _ = archive.storages[stored.key]
+    return ItemTensor(offset + start + stored.start * dtype.itemsize, dtype, stored)
+
+
+def locate_item(path: Path, name: str, offset: int, length: int, shape: tuple[int, ...]) -> FileTensor:
+    """Where the bytes of the tensor in an item lie.
+
+    Raises:
+        UserError: the item is damaged, or holds anything but one contiguous tensor of `shape` in a dtype of weights.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing, and tensor {name} lies in it; copy the checkpoint again.")
+    with open(path, "rb") as stream:
+        item = read_item(stream, path, name, offset, length, shape)
+    if item.dtype not in _STORAGES or not item.stored.is_contiguous():
+        raise UserError(
+            f"{path}: tensor {name} is stored as {item.dtype} with strides {list(item.stored.stride)}; "
+            f"expected is a contiguous {list(shape)} of {', '.join(map(str, _STORAGES))}."
+        )
+    return FileTensor(path, name, item.offset, item.stored.shape, item.dtype)
+
+
+def read_part(stream: BinaryIO, path: Path, name: str, item: ItemTensor, part: tuple[slice, ...]) -> torch.Tensor:
+    """The elements `part` (a slice an axis) of an item's tensor, in memory; of row-major ones no more is read than whole rows.
+
+    Raises:
+        UserError: the file ends before.
+    """
+    shape, itemsize = item.stored.shape, item.dtype.itemsize
+    if not item.stored.is_contiguous():
+        span = torch.empty(item.stored.span(), dtype=item.dtype)
+        read_bytes(stream.fileno(), span, item.offset, path, name)
+        return span.as_strided(shape, item.stored.stride)[part]
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), len(shape))
+    if axis == len(shape):
+        rows, first, rest = torch.empty(shape, dtype=item.dtype), 0, part
+    else:
+        first, last, _ = part[axis].indices(shape[axis])
+        rows = torch.empty((*shape[:axis], last - first, *shape[axis + 1 :]), dtype=item.dtype)
+        rest = (*part[:axis], slice(None), *part[axis + 1 :])
+    read_bytes(stream.fileno(), rows, item.offset + first * prod(shape[axis + 1 :]) * itemsize, path, name)
+    return rows[rest]

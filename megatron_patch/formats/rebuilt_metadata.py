@@ -1,0 +1,236 @@
+"""torch_dist's metadata, built anew from plain values, so that what was checked is what torch and megatron-core are given.
+
+Every object is made here from checked numbers and text: of torch's own classes, with torch's own constructors, and with nothing
+that the file has beyond the fields listed here.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_patch.errors import UserError
+from megatron_patch.formats.unpickling import Built, Name
+
+_METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
+_SIZE, _LAYOUT, _MEMORY_FORMAT = Name("torch", "Size"), Name("torch.serialization", "_get_layout"), "_MEM_FORMAT_ENCODING"
+_DTYPES = {
+    Name("torch", name): getattr(torch, name)
+    for name in ("bfloat16", "float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
+}
+_PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path", "PurePath")
+_PLANS = ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData")
+_CLASSES = (
+    "Metadata",
+    "MetadataIndex",
+    "TensorStorageMetadata",
+    "BytesStorageMetadata",
+    "ChunkStorageMetadata",
+    "TensorProperties",
+    "StorageMeta",
+    _MEMORY_FORMAT,
+)
+# What a .metadata may name. Paths (torch's note of where the checkpoint was written; Python 3.13 calls the module
+# pathlib._local) and plans (which megatron-core keeps there when it caches them) are read over.
+ALLOWED = {
+    *((_METADATA, name) for name in _CLASSES),
+    *(("torch.distributed.checkpoint.planner", name) for name in _PLANS),
+    *((module, name) for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    *((name.module, name.name) for name in _DTYPES),
+    (_FILES, "_StorageInfo"),
+    (_SIZE.module, _SIZE.name),
+    (_LAYOUT.module, _LAYOUT.name),
+    ("torch", "strided"),
+    ("builtins", "getattr"),  # Python 3.11.0 to 3.11.3 pickle members of enumerations as getattr(class, name)
+}
+_READ_OVER = ("planner_data", "storage_meta", "mcore_data", "all_local_plans")
+_MAX_AXES = 8
+_MAX_TEXT = 2000
+
+
+def rebuild_metadata(found: Any, find: Callable[[str], Path]) -> Metadata:
+    """torch's Metadata with the fields of `found`, which `read_pickle` gave.
+
+    Args:
+        found: what the pickle describes.
+        find: a file by its path in the checkpoint; raises UserError where it lies outside or is missing.
+
+    Raises:
+        pickle.UnpicklingError: a field is missing, unknown, of another type or out of bounds, or a tensor's chunks do not make
+            up the tensor.
+        UserError: a file is missing, ends too early, or lies outside the checkpoint.
+    """
+    state = _fields(found, Name(_METADATA, "Metadata"), ("state_dict_metadata", "storage_data"), (*_READ_OVER, "version"))
+    places = _places(state["storage_data"], find)
+    entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    used: dict[MetadataIndex, _StorageInfo] = {}
+    for key, entry in _exactly(state["state_dict_metadata"], dict, "state_dict_metadata").items():
+        _text(key, "a key")
+        entries[key] = _entry(key, entry, places, used)
+    version = state.get("version")
+    return Metadata(
+        state_dict_metadata=entries,
+        storage_data=used,
+        storage_meta=StorageMeta(),
+        version=None if version is None else _text(version, "version"),
+    )
+
+
+def _places(found: Any, find: Callable[[str], Path]) -> dict[MetadataIndex, _StorageInfo]:
+    """Where each chunk and object lies, inside the files of the checkpoint."""
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    files: dict[str, tuple[Path, int]] = {}
+    for index, info in _exactly(found, dict, "storage_data").items():
+        at = _index(index)
+        if at in places:
+            raise pickle.UnpicklingError(f"it says twice where {_named(at)} lies")
+        places[at] = _info(info, at)
+        name = places[at].relative_path
+        if name not in files:
+            files[name] = find(name), find(name).stat().st_size
+        (path, size), end = files[name], places[at].offset + places[at].length
+        if end > size:
+            raise UserError(
+                f"{path} is truncated: tensor or object {_named(at)} ends at byte {end}, the file at {size}; copy it again."
+            )
+    return places
+
+
+def _index(found: Any) -> MetadataIndex:
+    state = _fields(found, Name(_METADATA, "MetadataIndex"), ("fqn",), ("offset", "index"))
+    offset = state.get("offset")
+    return MetadataIndex(_text(state["fqn"], "fqn"), None if offset is None else _size(offset))
+
+
+def _info(found: Any, at: MetadataIndex) -> _StorageInfo:
+    names = ("relative_path", "offset", "length")
+    state = _fields(found, Name(_FILES, "_StorageInfo"), names, ("transform_descriptors",))
+    if state.get("transform_descriptors"):
+        raise pickle.UnpicklingError(
+            f"{_named(at)} is stored through a transform, a compression say, which is not read here: save the checkpoint without"
+        )
+    return _StorageInfo(_text(state["relative_path"], "relative_path"), _count(state["offset"]), _count(state["length"]))
+
+
+def _entry(
+    key: str, found: Any, places: dict[MetadataIndex, _StorageInfo], used: dict[MetadataIndex, _StorageInfo]
+) -> TensorStorageMetadata | BytesStorageMetadata:
+    """One tensor or object; its places go from `places` to `used`."""
+    if type(found) is Built and found.callee == Name(_METADATA, "BytesStorageMetadata"):
+        _fields(found, found.callee, (), ())
+        _use(MetadataIndex(key), places, used)
+        return BytesStorageMetadata()
+    state = _fields(found, Name(_METADATA, "TensorStorageMetadata"), ("properties", "size", "chunks"), ())
+    size = _size(state["size"])
+    chunks = []
+    for part in _exactly(state["chunks"], list, "chunks"):
+        fields = _fields(part, Name(_METADATA, "ChunkStorageMetadata"), ("offsets", "sizes"), ())
+        chunk = ChunkStorageMetadata(_size(fields["offsets"]), _size(fields["sizes"]))
+        _use(MetadataIndex(key, chunk.offsets), places, used)
+        chunks.append(chunk)
+    _check_tiling(key, size, chunks)
+    return TensorStorageMetadata(TensorProperties(dtype=_dtype(state["properties"])), size, chunks)
+
+
+def _use(at: MetadataIndex, places: dict[MetadataIndex, _StorageInfo], used: dict[MetadataIndex, _StorageInfo]) -> None:
+    if at not in places:
+        twice = "has it twice" if at in used else "does not say where it lies"
+        raise pickle.UnpicklingError(f"of {_named(at)}, it {twice}")
+    used[at] = places.pop(at)
+
+
+def _check_tiling(key: str, size: torch.Size, chunks: list[ChunkStorageMetadata]) -> None:
+    """The chunks cover the tensor, each element once.
+
+    Boxes inside a box cover it once each if their volumes sum to its own, and if every corner of theirs is that of an even
+    number of them, the big one counted in: what is covered an odd number of times is then exactly the big box.
+    """
+    corners: Counter[tuple[int, ...]] = Counter(_corners((0,) * len(size), size))
+    for chunk in chunks:
+        if len(chunk.offsets) != len(size) or len(chunk.sizes) != len(size):
+            raise pickle.UnpicklingError(f"a chunk of {key[:100]} has not the {len(size)} axes of the tensor")
+        ends = tuple(start + length for start, length in zip(chunk.offsets, chunk.sizes))
+        if any(end > axis for end, axis in zip(ends, size)):
+            raise pickle.UnpicklingError(f"a chunk of {key[:100]}, to {list(ends)}, leads out of its size {list(size)}")
+        corners.update(_corners(chunk.offsets, ends))
+    if sum(prod(chunk.sizes) for chunk in chunks) != prod(size) or any(count % 2 for count in corners.values()):
+        raise pickle.UnpicklingError(f"the chunks of {key[:100]} leave a gap or overlap")
+
+
+def _corners(starts: tuple[int, ...], ends: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return list(product(*zip(starts, ends)))
+
+
+def _dtype(found: Any) -> torch.dtype:
+    """The dtype of TensorProperties; the layout must be the plain one, and what else it holds is of no use."""
+    expected = Name(_METADATA, "TensorProperties")
+    if type(found) is not Built or found.callee != expected or found.arguments or type(found.state) is not tuple:
+        raise pickle.UnpicklingError("properties are no TensorProperties")
+    dtype, layout, *_ = found.state or (None, None)
+    is_strided = layout == Name("torch", "strided") or (
+        type(layout) is Built and (layout.callee, layout.arguments) == (_LAYOUT, ("torch.strided",))
+    )
+    if type(dtype) is not Name or dtype not in _DTYPES or not is_strided:
+        name = dtype if type(dtype) is Name else type(dtype).__name__
+        raise pickle.UnpicklingError(f"a tensor has the dtype {name}, or another layout than strided")
+    return _DTYPES[dtype]
+
+
+def _fields(found: Any, callee: Name, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Any]:
+    """The state of an object of the class `callee`, which has these fields and no other."""
+    if type(found) is not Built or found.callee != callee:
+        what = found.callee.name if type(found) is Built else type(found).__name__
+        raise pickle.UnpicklingError(f"it has a {what} where a {callee.name} belongs")
+    state = {} if found.state is None else _exactly(found.state, dict, callee.name)
+    if found.arguments or not set(required) <= set(state) <= {*required, *optional}:
+        names = ", ".join(str(name)[:40] for name in list(state)[:20] if type(name) is str)
+        raise pickle.UnpicklingError(f"a {callee.name} has the fields {names or 'none'}; it takes {', '.join(required)}")
+    return state
+
+
+def _exactly(found: Any, kind: type, what: str) -> Any:
+    if type(found) is not kind:
+        name = found.callee.name if type(found) is Built else type(found).__name__
+        raise pickle.UnpicklingError(f"{what} is a {name} where a {kind.__name__} belongs")
+    return found
+
+
+def _text(found: Any, what: str) -> str:
+    if len(_exactly(found, str, what)) > _MAX_TEXT or not found.isprintable():
+        raise pickle.UnpicklingError(f"{what} is longer than {_MAX_TEXT} characters, or holds some that cannot be shown")
+    return found
+
+
+def _count(found: Any) -> int:
+    if type(found) is not int or found < 0 or found >= 1 << 63:
+        raise pickle.UnpicklingError(f"it has {found if type(found) is int else type(found).__name__} for an offset or a size")
+    return found
+
+
+def _size(found: Any) -> torch.Size:
+    if type(found) is Built and found.callee == _SIZE and len(found.arguments) == 1 and found.state is None:
+        (found,) = found.arguments
+    if type(found) is not tuple or len(found) > _MAX_AXES:
+        raise pickle.UnpicklingError(f"it has no shape of up to {_MAX_AXES} axes where one belongs")
+    return torch.Size([_count(one) for one in found])
+
+
+def _named(at: MetadataIndex) -> str:
+    return f"{at.fqn[:100]}" + ("" if at.offset is None else f" at {list(at.offset)}")

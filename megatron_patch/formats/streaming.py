@@ -1,0 +1,162 @@
+"""Writing files of tensors that are never in memory: two at a time, flushed, with progress, and stopped by the first error."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_patch.formats.distcp import write_item
+from megatron_patch.formats.lazy import PIECE_BYTES, LazyTensor, nbytes, pieces
+from megatron_patch.formats.safetensors_files import safetensors_header
+
+WORKERS = 2
+_WRITE_BACK = 64 << 20
+_SMALL = 128 << 20
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tensor of a file; `shape` is how it is to be rebuilt, of as many elements."""
+
+    name: str
+    tensor: LazyTensor
+    shape: tuple[int, ...]
+    offset: tuple[int, ...] = ()  # torch_dist: where this chunk starts in the whole tensor
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where an item came to lie."""
+
+    item: Item
+    file: str
+    offset: int
+    length: int
+
+
+class Cancelled(RuntimeError):
+    """Another file failed; that error is the one to report."""
+
+
+class Sink:
+    """A new file, written once from start to end and flushed at its close.
+
+    Dirty pages are handed to the disk as they come, so that the closing flush is short and the page cache stays free.
+    """
+
+    def __init__(self, path: Path, on_bytes: Callable[[int], None], cancelled: threading.Event) -> None:
+        self.path, self._on_bytes, self._cancelled = path, on_bytes, cancelled
+        self.position = self._handed_over = 0
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def write(self, data: bytes | memoryview) -> int:
+        if self._cancelled.is_set():
+            raise Cancelled(str(self.path))
+        view = memoryview(data).cast("B")
+        while len(view):
+            count = os.write(self._descriptor, view)
+            view = view[count:]
+            self.position += count
+            self._on_bytes(count)
+        if self.position - self._handed_over >= _WRITE_BACK:
+            os.posix_fadvise(
+                self._descriptor, self._handed_over, self.position - self._handed_over, os.POSIX_FADV_DONTNEED
+            )
+            self._handed_over = self.position
+        return len(data)
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+
+
+def partition(items: Sequence[Item], max_bytes: int) -> list[list[Item]]:
+    """`items` in order, cut into as few files of at most `max_bytes` as can be, even in size and number.
+
+    A single item larger than `max_bytes` has a file of its own. Small models get one file.
+    """
+    total = sum(nbytes(item.tensor) for item in items)
+    count = -(-total // max_bytes)
+    if total > _SMALL:
+        count = -(-count // WORKERS) * WORKERS
+    target = max(1, min(max_bytes, -(-total // max(1, count))))
+    files: list[list[Item]] = [[]]
+    size = 0
+    for item in items:
+        more = nbytes(item.tensor)
+        # Past the target by less than half an item is nearer to it than one item less, if the limit allows it.
+        if files[-1] and (size + more > max_bytes or size + more / 2 > target):
+            files.append([])
+            size = 0
+        files[-1].append(item)
+        size += more
+    return files
+
+
+def write_distcp(sink: Sink, items: Sequence[Item]) -> list[Written]:
+    """`items` as a `.distcp` file."""
+    buffer = torch.empty(PIECE_BYTES, dtype=torch.uint8)
+    written = []
+    for item in items:
+        start = sink.position
+        length = write_item(sink, item.tensor, item.shape, buffer)
+        written.append(Written(item, sink.path.name, start, length))
+    return written
+
+
+def write_safetensors(sink: Sink, items: Sequence[Item]) -> list[Written]:
+    """`items` as a safetensors file."""
+    buffer = torch.empty(PIECE_BYTES, dtype=torch.uint8)
+    sink.write(safetensors_header([(item.name, item.tensor) for item in items]))
+    written = []
+    for item in items:
+        start = sink.position
+        for _, _, piece in pieces(item.tensor, buffer):
+            sink.write(memoryview(piece.view(-1).view(torch.uint8).numpy()))
+        written.append(Written(item, sink.path.name, start, sink.position - start))
+    return written
+
+
+def write_files(
+    folder: Path,
+    files: Sequence[tuple[str, Sequence[Item]]],
+    write: Callable[[Sink, Sequence[Item]], list[Written]],
+    on_bytes: Callable[[int], None],
+) -> list[Written]:
+    """Write `files` (name, items) into `folder`, two at a time.
+
+    Raises:
+        ValueError, OSError: the first error of any file; the others stop at once.
+    """
+    cancelled = threading.Event()
+
+    def write_one(name: str, items: Sequence[Item]) -> list[Written]:
+        try:
+            with Sink(folder / name, on_bytes, cancelled) as sink:
+                return write(sink, items)
+        except BaseException:
+            cancelled.set()
+            raise
+
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="write") as pool:
+        futures = [pool.submit(write_one, name, items) for name, items in files]
+        try:
+            errors = [future.exception() for future in futures]
+        except BaseException:  # an interrupt while waiting: stop the writers before leaving
+            cancelled.set()
+            raise
+    for error in sorted(filter(None, errors), key=lambda error: isinstance(error, Cancelled)):
+        raise error
+    return [written for future in futures for written in future.result()]

@@ -1,0 +1,155 @@
+"""What the files of a 2023 checkpoint say about its vocabulary, without torch and without a tensor's bytes.
+
+The launcher needs the number of rows before any process starts. `torch.save` writes a zip archive with the structure as a
+pickle, `NAME/data.pkl`, of protocol 2; here it becomes plain values: dictionaries, numbers, shapes. Nothing that it names is
+looked up or called. The processes load the file through torch all the same and compare.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_patch.formats.names_2023 import PART, layer_and_name
+from megatron_patch.formats.rank_folders import rank_files
+from megatron_patch.formats.vocabulary_2023 import VocabularyRows
+
+_LARGEST = 64 << 20  # bytes of a data.pkl; those of LLaMA-2 70B have less than one MB
+_BYTES = {"HalfStorage": 2, "BFloat16Storage": 2, "FloatStorage": 4, "DoubleStorage": 8}
+_NAMESPACES = {("argparse", "Namespace"), ("types", "SimpleNamespace")}
+_TENSORS = {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor")}
+# What protocol 2 lacks, or torch.save never writes.
+_REFUSED = (
+    pickle.BYTEARRAY8,
+    pickle.NEXT_BUFFER,
+    pickle.READONLY_BUFFER,
+    pickle.INST,
+    pickle.OBJ,
+    pickle.NEWOBJ_EX,
+    pickle.EXT1,
+    pickle.EXT2,
+    pickle.EXT4,
+)
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A class or function by its name; never looked up."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    rows: int
+    item_bytes: int
+
+
+@dataclass
+class _Namespace:
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["values"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class _Opaque:
+    """An object of any other class: takes what it is given and keeps nothing."""
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def append(self, value: object) -> None:
+        pass
+
+    def extend(self, values: object) -> None:
+        pass
+
+
+class _StructureReader(pickle._Unpickler):
+    """The pure Python unpickler, in which a call is a name and its arguments, and a memo's number costs no memory."""
+
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _REFUSED}
+
+    def find_class(self, module: str, name: str) -> _Global:
+        return _Global(module, name)
+
+    def persistent_load(self, reference: Any) -> Any:
+        """('storage', class, key, device, number of elements) → bytes of one element."""
+        return _BYTES.get(reference[1].name, 0)
+
+    def _call(self) -> None:
+        arguments = self.stack.pop()
+        called = self.stack.pop()
+        self.stack.append(_made(called, arguments))
+
+    def _build(self) -> None:
+        state = self.stack.pop()
+        made = self.stack[-1]
+        if isinstance(made, _Namespace) and isinstance(state, dict):
+            made.values.update(state)
+
+    dispatch[pickle.REDUCE[0]] = _call
+    dispatch[pickle.NEWOBJ[0]] = _call
+    dispatch[pickle.BUILD[0]] = _build
+
+
+def _made(called: Any, arguments: Any) -> Any:
+    name = (called.module, called.name)
+    if name in _NAMESPACES:
+        return _Namespace()
+    if name == ("collections", "OrderedDict"):
+        return {}
+    if name in _TENSORS:  # (storage, offset, size, stride, …)
+        return _Tensor(arguments[2][0] if arguments[2] else 0, arguments[0])
+    if name == ("torch._utils", "_rebuild_parameter"):
+        return arguments[0]
+    if name == ("torch._tensor", "_rebuild_from_type_v2"):  # a tensor with attributes: (function, type, arguments, attributes)
+        return _made(arguments[0], arguments[2])
+    return _Opaque()
+
+
+def read_vocabulary_rows(folder: Path) -> VocabularyRows | None:
+    """What the first stage's files below `folder` say; None where they cannot be read, which the processes then explain."""
+    rows, arguments, is_wider = 0, None, False
+    files = rank_files(folder)[0]
+    for path in files:
+        try:
+            content = _structure(path)
+            embedding, norm = _embedding_and_norm(content["model"])
+            rows += embedding.rows
+            arguments = arguments or content.get("args")
+            is_wider = embedding.item_bytes > norm.item_bytes
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, StopIteration):
+            return None
+        except (OSError, EOFError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError):
+            return None
+    return VocabularyRows(rows, len(files), is_wider, arguments)
+
+
+def _structure(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        entry = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > min(_LARGEST, path.stat().st_size):
+            raise ValueError(f"{path}: data.pkl is compressed or too long.")
+        return _StructureReader(io.BytesIO(archive.read(entry))).load()
+
+
+def _embedding_and_norm(model: Any) -> tuple[_Tensor, _Tensor]:
+    if "language_model" in model:
+        encoder = model["language_model"].get("encoder") or model["language_model"]["transformer"]
+        embedding = model["language_model"]["embedding"]["word_embeddings"]["weight"]
+    else:
+        encoder = {name.removeprefix("decoder."): tensor for name, tensor in model.items()}
+        embedding = model["embedding.word_embeddings.weight"]
+    norm = next(tensor for name, tensor in encoder.items() if PART.get(layer_and_name(name)[1]) == "attention_norm")
+    return embedding, norm

@@ -1,0 +1,113 @@
+"""What is in a checkpoint, told from its small files: no weights are loaded, and nothing that is read can run code."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
+from megatron_patch.formats.distcp_metadata import read_backends, read_dcp_metadata
+from megatron_patch.formats.json_files import json_object, one_line
+
+
+def describe_checkpoint(path: Path) -> list[str]:
+    """Lines about a checkpoint root, or one iteration's folder: place, versions, model, tensors, files."""
+    location = resolve_checkpoint(path)
+    out = [
+        f"checkpoint {location.root}, {location.folder.name} ("
+        + {"native": "torch_dist", "megatron_2023": "the 2023 layout"}[location.kind] + ")",
+        "states: " + ", ".join(sorted(p.name for p in location.root.iterdir() if p.is_dir() and _is_state(p.name))),
+    ]  # fmt: skip
+    out += _model_lines(location)
+    out += _native_lines(location.folder) if location.kind == "native" else _legacy_lines(location.folder)
+    size = sum(f.stat().st_size for f in location.folder.rglob("*") if f.is_file())
+    return [*out, f"{size / 1e6:.1f} MB in {location.folder}"]
+
+
+def _is_state(name: str) -> bool:
+    return name == "release" or name.startswith("iter_")
+
+
+def _model_lines(location: CheckpointLocation) -> list[str]:
+    out = []
+    description = read_model_description(location)
+    if description:
+        m = description.model
+        out.append(
+            f"model: {m.num_layers} layers, hidden {m.hidden_size}, ffn {m.ffn_hidden_size}, "
+            f"{m.num_attention_heads} heads, {m.num_query_groups} KV groups, "
+            f"vocabulary {m.vocab_size} + {description.extra_vocab_size}, {description.dtype}; "
+            f"made for TP {description.tensor_model_parallel_size}, PP {description.pipeline_model_parallel_size}"
+        )
+        versions = json_object(location.folder / "model.json")
+        own, core = (one_line(versions.get(name)) for name in ("megatron_patch", "megatron_core"))
+        out.append(f"written by megatron_patch {own}, megatron-core {core}")
+    config = location.root / "config.json"
+    if config.is_file():
+        hf = json_object(config)
+        wanted = (
+            "model_type",
+            "num_hidden_layers",
+            "hidden_size",
+            "vocab_size",
+            "torch_dtype",
+            "transformers_version",
+        )
+        out.append("config.json: " + ", ".join(f"{k} {one_line(hf[k])}" for k in wanted if k in hf))
+    names = [n for n in ("tokenizer.model", "tokenizer.json") if (location.root / n).is_file()]
+    return [*out, f"tokenizer: {' and '.join(names)}" if names else "tokenizer: none in this folder"]
+
+
+def _native_lines(folder: Path) -> list[str]:
+    versions = read_backends(folder)
+    tensors, others = {}, 0
+    for name, entry in read_dcp_metadata(folder).state_dict_metadata.items():
+        if hasattr(entry, "size"):
+            tensors[name] = entry
+        else:
+            others += 1
+    model = {n: t for n, t in tensors.items() if not n.startswith("optimizer")}
+    out = [f"format: {one_line(', '.join(f'{k} {v}' for k, v in versions.items()))}"]
+    out.append(
+        f"{len(model)} model tensors, {sum(math.prod(t.size) for t in model.values())} numbers; "
+        f"{len(tensors) - len(model)} optimizer tensors; {others} other objects"
+    )
+    kinds = Counter(str(t.properties.dtype) for t in tensors.values())
+    out.append("types: " + ", ".join(f"{kind} ({n})" for kind, n in kinds.items()))
+    return out + [
+        f"  {n}  {tuple(t.size)}  {t.properties.dtype}  {len(t.chunks)} chunks"
+        for n, t in sorted(model.items())
+    ]
+
+
+def _legacy_lines(folder: Path) -> list[str]:
+    from megatron_patch.formats.torch_files import read_torch_file
+
+    files = sorted(folder.glob("mp_rank_*/model*rng.pt"))
+    content = read_torch_file(files[0], only="model")
+    if not isinstance(content, dict) or "model" not in content:
+        raise ValueError(f"{files[0]} is no checkpoint of a language model of 2023: model is not in it.")
+    args = vars(content["args"]) if content.get("args") is not None else {}
+    out = [f"{len(files)} files, checkpoint version {content.get('checkpoint_version')}"]
+    out.append(
+        "recorded arguments: "
+        + ", ".join(f"{k} {v}" for k, v in sorted(args.items()) if isinstance(v, (int, str)))
+    )
+    out.append(f"{files[0].parent.name}:")
+    return out + [
+        f"  {n}  {tuple(t.shape)}  {t.dtype}"
+        for n, t in _flat(content["model"])
+        if "layers." not in n or "layers.0." in n
+    ]
+
+
+def _flat(tree: Any, name: str = "") -> list[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        return [
+            pair
+            for key, value in tree.items()
+            for pair in _flat(value, f"{name}.{key}" if name else str(key))
+        ]
+    return [(name, tree)] if hasattr(tree, "shape") else []

@@ -1,0 +1,125 @@
+"""Raw WuDao → fine-tuning samples: `wudao_train.json` and `wudao_valid.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron_patch.preparation.pair import check_bad_fraction, require_apart
+from megatron_patch.preparation.wudao import CLEANERS
+from megatron_patch.records.documents import REPORT_BYTES, START, Chunk, Skipped, read_chunks, report_lines, texts_of
+from megatron_patch.records.json_records import MAX_DOCUMENT_MB, MEGABYTE, find_files, require_unicode
+
+TRAIN, VALID, REPORT = "wudao_train.json", "wudao_valid.json", "wudao_skipped.jsonl"
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Samples in the two files, and records that gave none (`bad` as in preprocess.Counts)."""
+
+    train: int
+    valid: int
+    bad: int
+    empty: int
+
+
+def split_wudao(
+    inputs: Iterable[str | Path],
+    folder: str | Path,
+    *,
+    keys: tuple[str, ...] = ("content", "text"),
+    clean: str = "none",
+    valid_fraction: float = 0.01,
+    max_bad_fraction: float = 0.001,
+    overwrite: bool = False,
+    max_document_mb: int = MAX_DOCUMENT_MB,
+) -> SplitCounts:
+    """Write both files into `folder`, each a JSON list of `instruction`, `input` and `content`.
+
+    `instruction` is the record's `title` (empty without one), `input` is empty, `content` its text: the
+    original's samples, whose instruction was always empty, with the title put to use. Whether a record is
+    validation is a matter of its text alone, so that it does not move when files are added, and equal texts
+    never stand on both sides. The files appear when both are whole. Raises ValueError as `preprocess` does, and
+    as `require_free`.
+    """
+    if not 0 <= valid_fraction < 1:
+        raise ValueError(f"the validation fraction is {valid_fraction}; it must be at least 0 and below 1.")
+    files, folder = find_files(list(inputs)), Path(folder)
+    require_free(files, folder, overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = {name: folder / f"{name}.partial" for name in (TRAIN, VALID, REPORT)}
+    try:
+        with ExitStack() as stack:
+            outputs = {name: stack.enter_context(open(path, "wb")) for name, path in partial.items()}
+            chunks = read_chunks(files, START, max_document_mb * MEGABYTE)
+            counts = _write_samples(files, chunks, outputs, keys, clean, valid_fraction)
+        os.replace(partial[REPORT], folder / REPORT)
+        check_bad_fraction(counts.bad, counts.train + counts.valid, max_bad_fraction, folder / REPORT)
+        # An old validation part beside the new training part could hold the same texts.
+        (folder / VALID).unlink(missing_ok=True)
+        for name in (TRAIN, VALID):
+            os.replace(partial[name], folder / name)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+    return counts
+
+
+def require_free(files: Iterable[Path], folder: Path, overwrite: bool) -> None:
+    """ValueError where `folder` holds a split already, unless `overwrite`, or where a file of it is an input."""
+    require_apart(files, [folder / name for name in (TRAIN, VALID, REPORT)])
+    there = [str(folder / name) for name in (TRAIN, VALID) if (folder / name).exists()]
+    if there and not overwrite:
+        raise ValueError(f"{' and '.join(there)} exist; choose another folder, remove them, or add --overwrite to replace them.")
+
+
+def _write_samples(
+    files: list[Path], chunks: Iterable[Chunk], outputs: dict[str, BinaryIO], keys: tuple[str, ...], clean: str,
+    valid_fraction: float,
+) -> SplitCounts:  # fmt: skip
+    """Every record into the training or the validation list, or into the report."""
+    written, bad, empty = {TRAIN: 0, VALID: 0}, 0, 0
+    for chunk in chunks:
+        samples, skipped = _samples(chunk, keys, clean)
+        if outputs[REPORT].tell() < REPORT_BYTES:
+            outputs[REPORT].write(report_lines(files[chunk.file], chunk.kind, skipped))
+        bad += sum(s.records for s in skipped if not s.empty)
+        empty += sum(s.records for s in skipped if s.empty)
+        for sample in samples:
+            name = VALID if zlib.crc32(sample["content"].encode()) < valid_fraction * 2**32 else TRAIN
+            outputs[name].write((",\n" if written[name] else "[\n").encode() + _dump(sample))
+            written[name] += 1
+    for name, count in written.items():
+        outputs[name].write(b"\n]\n" if count else b"[]\n")
+    return SplitCounts(written[TRAIN], written[VALID], bad, empty)
+
+
+def _samples(chunk: Chunk, keys: tuple[str, ...], clean: str) -> tuple[list[dict[str, str]], list[Skipped]]:
+    """The samples of a chunk's records, and the records that gave none."""
+    texts, skipped = texts_of(chunk, keys, CLEANERS[clean])
+    samples = []
+    for number, text in texts:
+        try:
+            title = _title(chunk.records[number - chunk.first])
+        except ValueError as error:
+            skipped.append(Skipped(number, f"its 'title': {error}"))
+            continue
+        samples.append({"instruction": title, "input": "", "content": text})
+    return samples, sorted(skipped, key=lambda s: s.number)
+
+
+def _title(record: Any) -> str:
+    """Empty where there is none; ValueError, one phrase, for one that is not Unicode."""
+    record = json.loads(record) if isinstance(record, bytes) else record
+    title = record.get("title")
+    return require_unicode(title) if isinstance(title, str) else ""
+
+
+def _dump(sample: dict[str, str]) -> bytes:
+    return json.dumps(sample, ensure_ascii=False).encode()

@@ -1,0 +1,95 @@
+"""Rows of an enlarged vocabulary in the original's checkpoints: kept, told from padding, compared with EXTRA_VOCAB_SIZE."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from megatron_patch.arguments.conversion import Conversion
+from megatron_patch.conversion.convert import convert
+from megatron_patch.formats.structure_2023 import read_vocabulary_rows
+from megatron_patch.formats.vocabulary_2023 import extra_rows
+from tests.launching import GOLDEN
+from tests.weights.models import assert_same, read_hf
+from tests.weights.original import STYLES, Written, write_original
+
+HF = GOLDEN / "hf_mha"
+# What records extra rows in its own way: not at all, in padded_vocab_size, in padded_vocab_size and extra_vocab_size.
+RECORDED = ["2023-09", "2023-11-10", "transformer engine", "trained"]
+
+
+def more(count):
+    return torch.randn(count, 64, generator=torch.Generator().manual_seed(3))
+
+
+def wanted(count):
+    """The folder of truth with the rows in its own dtype; the original gives embedding and output layer the same ones."""
+    weights = read_hf(HF)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name] = torch.cat([weights[name], more(count).half()])
+    return weights
+
+
+@pytest.mark.parametrize("count, tp, pp", [(8, 1, 1), (8, 4, 2), (3, 2, 1), (96, 1, 1)])
+@pytest.mark.parametrize("style", RECORDED)
+def test_extra_rows_are_kept(style, count, tp, pp, tmp_path):
+    """896 rows look as if they were padded to a multiple of 128."""
+    folder = write_original(tmp_path / "source", HF, read_hf(HF), Written(style, tp, pp, extra=more(count)))
+    found = read_vocabulary_rows(folder / STYLES[style].folder)
+    assert extra_rows(found, 800) == count, "the launcher, without torch"
+    for asked in (0, count):
+        target = tmp_path / f"hf{asked}"
+        summary = convert(Conversion(folder, target, to_hf=True, extra_vocab_size=asked, verify=True))
+        assert_same(read_hf(target), wanted(count))
+        assert json.loads((target / "config.json").read_text())["vocab_size"] == 800 + count
+        assert any(f"the {count} rows" in note for note in summary.notes) == (asked == 0)
+    with pytest.raises(ValueError, match=f"EXTRA_VOCAB_SIZE is {count + 1}, .* write {count}, or 0, which keeps them"):
+        convert(Conversion(folder, tmp_path / "no", to_hf=True, extra_vocab_size=count + 1))
+
+
+def test_rows_that_are_not_there_cannot_be_claimed(tmp_path):
+    folder = write_original(tmp_path / "source", HF, read_hf(HF), Written("2023-11-10"))
+    with pytest.raises(ValueError, match="EXTRA_VOCAB_SIZE is 8, .* has 800 rows for a vocabulary of 800, .* write 0"):
+        convert(Conversion(folder, tmp_path / "no", to_hf=True, extra_vocab_size=8))
+
+
+def test_padding_of_megatron_lm_is_left_out(tmp_path):
+    """NVIDIA's padded_vocab_size is a multiple of make_vocab_size_divisible_by × TP, and counts no extra rows."""
+    arguments = dict(padded_vocab_size=1024, extra_vocab_size=None)
+    written = Written("trained", tp=4, extra=more(224), arguments=arguments)
+    folder = write_original(tmp_path / "source", HF, read_hf(HF), written)
+    assert extra_rows(read_vocabulary_rows(folder / "iter_0000007"), 800) == 0
+    summary = convert(Conversion(folder, tmp_path / "hf", to_hf=True))
+    assert_same(read_hf(tmp_path / "hf"), read_hf(HF))
+    assert "224 rows of vocabulary padding beyond 800 are left out" in summary.notes[0]
+
+
+def test_rows_that_nothing_explains_are_kept(tmp_path):
+    written = Written("trained", extra=more(8), arguments=dict(padded_vocab_size=None, extra_vocab_size=None))
+    folder = write_original(tmp_path / "source", HF, read_hf(HF), written)
+    convert(Conversion(folder, tmp_path / "hf", to_hf=True))
+    assert_same(read_hf(tmp_path / "hf"), wanted(8))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02r\xff\xff\xff\x7f."], ids=["empty", "cut", "memo"])
+def test_the_launcher_leaves_damaged_files_to_the_processes(content, tmp_path):
+    (tmp_path / "mp_rank_00").mkdir()
+    (tmp_path / "mp_rank_00/model_rng.pt").write_bytes(content)
+    assert read_vocabulary_rows(tmp_path) is None
+
+
+def test_the_launcher_runs_nothing(tmp_path):
+    """Whatever a file names is a name there: neither looked up nor called."""
+
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "made"), "w"))
+
+    folder = write_original(tmp_path / "source", HF, read_hf(HF), Written("2023-11-10", extra=more(8)))
+    path = folder / "release/mp_rank_00/model_rng.pt"
+    content = torch.load(path, weights_only=False)
+    torch.save(content | {"rng_state": [Payload()]}, path)
+    assert extra_rows(read_vocabulary_rows(folder / "release"), 800) == 8
+    assert not (tmp_path / "made").exists()
