@@ -11,11 +11,11 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 
+from megatron_patch.core.recomputation import recomputed
 from megatron_patch.kernels.attention import attention
 from megatron_patch.kernels.rope import rope_qkv
 
@@ -74,5 +74,5 @@ class LlamaSelfAttention(SelfAttention):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: torch.Tensor | None
     ) -> torch.Tensor:
         if self.checkpoint_core_attention and self.training:
-            return checkpoint(lambda q, k, v: self.core_attention(q, k, v, segments), False, query, key, value)
+            return recomputed(lambda q, k, v: self.core_attention(q, k, v, segments), query, key, value)
         return self.core_attention(query, key, value, segments)

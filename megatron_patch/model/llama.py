@@ -15,6 +15,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megatron_patch.core.recomputation import recomputed
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.rope import rope_tables
 from megatron_patch.model.attention import LlamaSelfAttention, with_backend
@@ -39,9 +40,11 @@ class LlamaLayer(TransformerLayer):
 
     Attributes:
         leaves_sum: whether a layer follows that adds; `LlamaModel` decides.
+        is_recomputed: whether only the layer's input is kept for the backward pass (AC full); likewise.
     """
 
     leaves_sum = False
+    is_recomputed = False
 
     def forward(
         self,
@@ -53,6 +56,17 @@ class LlamaLayer(TransformerLayer):
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[S, B, H], and what is to be added to it or None → the same of this layer."""
+        if self.is_recomputed and self.training:
+            return recomputed(self._compute, hidden_states, attention_mask, context, rotary_pos_emb)
+        return self._compute(hidden_states, attention_mask, context, rotary_pos_emb)
+
+    def _compute(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        context: torch.Tensor | None,
+        rotary_pos_emb: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if context is None:
             normed, residual = self.input_layernorm.with_residual(hidden_states)
         else:
@@ -92,7 +106,14 @@ def llama_block_spec(config: TransformerConfig, attention_backend: str) -> Trans
 class LlamaModel(GPTModel):
     """One pipeline stage of LLaMA-2: RMSNorm, rotary positions, SwiGLU, grouped queries, untied embeddings, no biases."""
 
-    def __init__(self, config: TransformerConfig, llama: LlamaConfig, vocab_size: int, attention_backend: str) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        llama: LlamaConfig,
+        vocab_size: int,
+        attention_backend: str,
+        recompute_layers: bool = False,
+    ) -> None:
         super().__init__(
             config=config,
             transformer_layer_spec=llama_block_spec(config, attention_backend),
@@ -104,10 +125,10 @@ class LlamaModel(GPTModel):
             share_embeddings_and_output_weights=False,
             position_embedding_type="none",  # rotary tables are made below
         )
-        # Full recomputation keeps what goes into each layer, of which there would be two tensors.
-        if config.recompute_granularity != "full":
-            for layer in self.decoder.layers[:-1]:
-                layer.leaves_sum = True
+        for layer in self.decoder.layers:
+            # Recomputation keeps what goes into each layer, of which there would be two tensors.
+            layer.is_recomputed = recompute_layers
+            layer.leaves_sum = not recompute_layers and layer is not self.decoder.layers[-1]
         self.rotary_base = llama.rotary_base
         self._rotary_table: torch.Tensor | None = None
 

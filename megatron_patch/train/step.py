@@ -5,6 +5,7 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from megatron.core.utils import get_model_config
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
+from megatron_patch.core.transformer_config import DTYPES
 from megatron_patch.data.loading import Batch, to_device
 from megatron_patch.kernels import prefer
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
+from megatron_patch.train.pipeline import PipelinePasses, StageWork
 
 
 @dataclass
@@ -42,7 +45,7 @@ class TrainState:
     skipped_iterations: int = 0
     nan_iterations: int = 0
     tokens: torch.Tensor | None = None  # unmasked tokens of the current global batch
-    graphs: MicroBatchGraphs | None = None
+    graphs: MicroBatchGraphs | PipelinePasses | None = None
     steps_here: int = 0  # iterations that this process has done
 
     @property
@@ -113,9 +116,50 @@ def prepare_model(state: TrainState) -> str:
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
     obstacle = why_no_graphs(state.config, state.layout)
     if not obstacle:
-        several = state.layout.world_size > 1
-        state.graphs = MicroBatchGraphs(lambda batch, closes: _forward_backward(state, batch, closes), reduces=several)
+        pipeline = state.config.pipeline_model_parallel_size > 1
+        state.graphs = _pipeline_passes(state) if pipeline else _whole_model_passes(state)
     return obstacle
+
+
+def _whole_model_passes(state: TrainState) -> MicroBatchGraphs:
+    several = state.layout.world_size > 1
+    return MicroBatchGraphs(lambda batch, closes: _forward_backward(state, batch, closes), reduces=several)
+
+
+def _pipeline_passes(state: TrainState) -> PipelinePasses:
+    config, layout = state.config, state.layout
+    length = config.sample_length // (config.tensor_model_parallel_size if config.sequence_parallel else 1)
+    return PipelinePasses(
+        StageWork(functools.partial(_stage_forward, state), functools.partial(_stage_backward, state)),
+        layout,
+        shape=(length, config.micro_batch_size, config.model.hidden_size),
+        dtype=DTYPES[config.precision],
+        micro_batches=_micro_batches(state),
+        reduces=config.tensor_model_parallel_size * layout.data_parallel_size > 1,
+    )
+
+
+def _micro_batches(state: TrainState) -> int:
+    """Of a step, for each replica."""
+    return state.config.global_batch_size // (state.config.micro_batch_size * state.layout.data_parallel_size)
+
+
+def _stage_forward(state: TrainState, batch: Batch, received: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`StageWork.forward`: this stage's share of the model."""
+    state.model.module.set_input_tensor([received])
+    output, summed = forward_step(state.layout.device)(iter([batch]), state.model)
+    if not state.layout.is_last_stage:
+        return output, torch.zeros(2, dtype=torch.float64, device=state.layout.device)
+    total, _, kept = summed(output)
+    return get_model_config(state.model).grad_scale_func(total), kept
+
+
+def _stage_backward(state: TrainState, output: torch.Tensor, gradient: torch.Tensor | None, closes: bool, keep: bool) -> None:
+    """`StageWork.backward`."""
+    with contextlib.nullcontext() if closes else state.model.no_sync():
+        torch.autograd.backward(output, gradient, retain_graph=keep)
+    if closes:
+        finalize_model_grads([state.model], None)
 
 
 def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Tensor:
@@ -136,11 +180,15 @@ def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Te
 def _finalize(state: TrainState, models: list[Any], tokens: torch.Tensor, **kwargs: Any) -> None:
     """core's reductions, but the division by tokens is left to Adam's pass: here only their number is found."""
     finalize_model_grads(models, None, **kwargs)
-    count = tokens.detach().clone().float()
+    state.tokens = _over_replicas(_of_last_stage(tokens.detach().clone().float()))
+
+
+def _of_last_stage(numbers: torch.Tensor) -> torch.Tensor:
+    """What they are there, in place."""
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
-        torch.distributed.broadcast(count, last, group=parallel_state.get_pipeline_model_parallel_group())
-    state.tokens = _over_replicas(count)
+        torch.distributed.broadcast(numbers, last, group=parallel_state.get_pipeline_model_parallel_group())
+    return numbers
 
 
 def _over_replicas(numbers: torch.Tensor) -> torch.Tensor:
@@ -174,13 +222,18 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)
 
 
-def _run_passes(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Batch]) -> torch.Tensor:
-    """`run_schedule` without a pipeline: a step's kernels are launched once, and recorded the next time."""
-    count = state.config.global_batch_size // (state.config.micro_batch_size * state.layout.data_parallel_size)
-    if not graphs.launched and state.config.options.pair_micro_batches and count % 2 == 0:
+def _run_passes(state: TrainState, graphs: MicroBatchGraphs | PipelinePasses, batches: Iterator[Batch]) -> torch.Tensor:
+    """`run_schedule` in passes of our own: a step's kernels are launched once, and recorded the next time."""
+    count = _micro_batches(state)
+    if not graphs.launched and isinstance(graphs, PipelinePasses):
+        first = next(batches)
+        graphs.rehearse(first)
+        optim.begin_step(state.optimizer, state.model, state.fused)
+        batches = itertools.chain([first], batches)
+    elif not graphs.launched and state.config.options.pair_micro_batches and count % 2 == 0:
         batches = _rehearse(state, graphs, batches)
     sums = _over_replicas(graphs.run(batches, count))
-    state.tokens = sums[1].float()
+    state.tokens = _of_last_stage(sums[1].float())
     return sums
 
 

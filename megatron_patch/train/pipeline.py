@@ -1,0 +1,180 @@
+"""One pipeline stage's share of a step, one forward pass then one backward pass (1F1B: Narayanan et al., arXiv:2104.04473,
+section 2.2), with passes that may be CUDA graphs.
+
+The order of passes and of transfers is that of core's schedule without interleaving. What differs is the memory: activations
+come into and gradients go out of places that stay, one for each micro-batch that may be in flight on the stage, so that a
+pass can be recorded once for each place. Transfers stay outside the graphs, and nothing waits for the device.
+
+A forward pass leaves to its backward pass what autograd has saved. A recorded backward pass must not give that memory back,
+or other graphs would be recorded into it; so it keeps autograd's graph (`keep`), and the stage holds that graph's output.
+The last stage, where a micro-batch's backward pass follows its forward pass at once, has one graph for both.
+"""
+
+from __future__ import annotations
+
+import megatron_patch.core.device as device
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from megatron_patch.core import parallel
+from megatron_patch.data.loading import Batch, to_device
+from megatron_patch.train.graphs import record
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What a stage computes.
+
+    Attributes:
+        forward: (batch, activations of the stage before or None) → (activations for the next stage or the scaled loss,
+            losses and tokens summed: fp64 [2], zeros but on the last stage).
+        backward: (what `forward` returned first, its gradient or None for a loss, closes, keep). With `closes` gradients are
+            reduced over ranks, and with `keep` another backward pass can follow over the same saved tensors.
+    """
+
+    forward: Callable[[Batch, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+    backward: Callable[[torch.Tensor, torch.Tensor | None, bool, bool], None]
+
+
+class _Slot:
+    """Places of a micro-batch in flight: its batch, what came from the stage before, what the forward pass made of it."""
+
+    def __init__(self, received: torch.Tensor | None) -> None:
+        self.batch: Batch = {}
+        self.received = received
+        self.output: torch.Tensor | None = None
+
+    def fill(self, batch: Batch) -> None:
+        """Copy into the tensors of the first batch, which recorded kernels read; `.data`, as in `StageTransfers.exchange`."""
+        if not self.batch:
+            self.batch = batch
+        for key, place in self.batch.items():
+            if place is not batch[key]:
+                place.data.copy_(batch[key], non_blocking=True)
+
+
+class PipelinePasses:
+    """The passes of one stage, launched in a process's first step and recorded in its second.
+
+    Args:
+        shape, dtype: of the activations between two stages, [S (/ TP), B, H].
+        micro_batches: of a step, for each replica.
+        reduces: whether the pass that closes a step differs from the others, since it reduces gradients over ranks.
+    """
+
+    together = 1  # micro-batches in a pass: with two the pipeline would be half as full
+    decision = ""
+
+    def __init__(
+        self, work: StageWork, layout: parallel.Layout, shape: tuple[int, ...], dtype: torch.dtype, micro_batches: int,
+        reduces: bool,
+    ) -> None:  # fmt: skip
+        self.work, self.layout, self.reduces, self.micro_batches = work, layout, reduces, micro_batches
+        self.launched = False  # a whole step, after which products' algorithms are chosen
+        self.recorded: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, object]] = {}
+        self.transfers = parallel.StageTransfers()
+        stages, stage = self.transfers.stages, self.transfers.stage
+        self.ahead = min(stages - stage - 1, micro_batches)  # forward passes before the first backward pass
+        where = {"dtype": dtype, "device": layout.device}
+        self.gradient = None if layout.is_last_stage else torch.empty(shape, **where)  # of what went to the next stage
+        self.slots = [
+            _Slot(None if layout.is_first_stage else torch.empty(shape, **where, requires_grad=True))
+            for _ in range(min(stages - stage, micro_batches))
+        ]
+
+    def rehearse(self, batch: Batch) -> None:
+        """Forward and backward of numbers out of nowhere, as large as activations are, on all stages at once: products are
+        measured here, and not by one stage after the other while the rest wait. Gradients are spoilt; nothing is sent."""
+        generator = torch.Generator(self.layout.device).manual_seed(1)
+        slot = self.slots[0]
+        slot.fill(to_device(batch, self.layout.device))
+        for place in (slot.received, self.gradient):
+            if place is not None:
+                place.data.normal_(generator=generator)
+        output, _ = self.work.forward(slot.batch, slot.received)
+        self.work.backward(output, self.gradient, False, False)
+        if slot.received is not None:
+            slot.received.grad = None
+
+    def run(self, batches: Iterator[Batch], count: int) -> torch.Tensor:
+        """The `count` micro-batches of a step, the first of which overwrite gradients: fp64 [2], losses and tokens summed,
+        zeros on every stage but the last."""
+        assert count == self.micro_batches
+        sums = torch.zeros(2, dtype=torch.float64, device=self.layout.device)
+        steady = count - self.ahead
+        for number in range(self.ahead):
+            self.transfers.exchange(recv_prev=self._slot(number).received)
+            sums += self._forward(number, next(batches))
+            self.transfers.exchange(send_next=self._slot(number).output)
+        if steady:
+            self.transfers.exchange(recv_prev=self._slot(self.ahead).received)
+        for number in range(steady):
+            newest = number + self.ahead
+            if self.layout.is_last_stage:
+                kept, back = self._forward_backward(number, next(batches))
+                sums += kept
+            else:
+                sums += self._forward(newest, next(batches))
+                self.transfers.exchange(send_next=self._slot(newest).output, recv_next=self.gradient)
+                back = self._backward(number)
+            following = self._slot(newest + 1).received if number + 1 < steady else None
+            self.transfers.exchange(send_prev=back, recv_prev=following)
+        for number in range(steady, count):
+            self.transfers.exchange(recv_next=self.gradient)
+            self.transfers.exchange(send_prev=self._backward(number))
+        self.launched = True
+        return sums
+
+    def close(self) -> None:
+        """Let go of the graphs, before NCCL's communicators, which they use, are taken down."""
+        self.recorded.clear()
+        self.slots.clear()
+
+    def _slot(self, number: int) -> _Slot:
+        return self.slots[number % len(self.slots)]
+
+    def _forward(self, number: int, batch: Batch) -> torch.Tensor:
+        """Micro-batch `number` through the stage: its losses and tokens."""
+        slot = self._slot(number)
+        slot.fill(to_device(batch, self.layout.device))
+        slot.output, kept = self._perform(("forward", slot), lambda: self.work.forward(slot.batch, slot.received))
+        return kept
+
+    def _backward(self, number: int) -> torch.Tensor | None:
+        """The gradient of what micro-batch `number` brought from the stage before."""
+        slot, opens, closes = self._slot(number), number == 0, self._closes(number)
+        return self._perform((slot, opens, closes), lambda: self._back(slot, slot.output, closes, keep=self.launched))
+
+    def _forward_backward(self, number: int, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Both at once, on the last stage: losses and tokens, and that gradient."""
+        slot, opens, closes = self._slot(number), number == 0, self._closes(number)
+        slot.fill(to_device(batch, self.layout.device))
+
+        def work() -> tuple[torch.Tensor, torch.Tensor | None]:
+            loss, kept = self.work.forward(slot.batch, slot.received)
+            return kept, self._back(slot, loss, closes, keep=False)
+
+        return self._perform((slot, opens, closes), work)
+
+    def _closes(self, number: int) -> bool:
+        return self.reduces and number + 1 == self.micro_batches
+
+    def _back(self, slot: _Slot, output: torch.Tensor, closes: bool, keep: bool) -> torch.Tensor | None:
+        if slot.received is not None:
+            slot.received.grad = None
+        self.work.backward(output, self.gradient, closes, keep)
+        return None if slot.received is None else slot.received.grad
+
+    def _perform(self, key: tuple[object, ...], work: Callable[[], tuple]) -> tuple:
+        """`work` launched, or its graph replayed, which is recorded the first time; either way what it returns."""
+        if not self.launched:
+            return work()
+        if key not in self.recorded:
+            pool = next((graph.pool() for graph, _ in self.recorded.values()), None)
+            self.recorded[key] = record(work, pool)
+        graph, result = self.recorded[key]
+        graph.replay()
+        return result
