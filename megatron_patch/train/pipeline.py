@@ -12,8 +12,6 @@ The last stage, where a micro-batch's backward pass follows its forward pass at 
 
 from __future__ import annotations
 
-import megatron_patch.core.device as device
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

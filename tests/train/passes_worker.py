@@ -1,4 +1,4 @@
-"""Steps whose passes are launched as graphs would be, beside steps through core's schedule; alone, or one of several processes."""
+"""Steps whose passes are launched as graphs would be, beside steps through core's schedule; one process, or several."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ SP, AC = dict(sequence_parallel=True), dict(recompute="full")
 )
 def test_passes_of_several_processes_equal_core_s_schedule(processes, layout):
     """Single micro-batches there, pairs here where no pipeline is to be filled, and gradients are reduced in the last pass."""
-    options = [f"--nproc-per-node={processes}", f"--master-port={free_port()}", "-m", "tests.train.passes_worker", json.dumps(layout)]
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options]
+    options = [f"--nproc-per-node={processes}", f"--master-port={free_port()}", "-m", "tests.train.passes_worker"]
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options, json.dumps(layout)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
 
