@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .softmax import causal_mask, causal_softmax
+from .unfused import causal_attention
 
 # What a CUDA backend of PyTorch is called here. 'sdpa', PyTorch's own choice, is for CPUs.
 PYTORCH_BACKENDS = {
@@ -93,13 +94,15 @@ def attention(
     causal: bool = True,
     backend: str,
     segment_ids: torch.Tensor | None = None,
+    recompute: bool = False,
     implementation: str | None = None,
 ) -> torch.Tensor:
     """q [Sq, B, N, D], k and v [Sk, B, G, D], of any strides with a contiguous last dimension → [Sq, B, N·D].
 
     segment_ids [B, S] integer: for packed samples, a query sees the keys of its own segment only (Sq = Sk =
     S). Equal ids must adjoin: an id that comes back is another segment to 'flash_attn' and 'varlen', the same
-    one to a mask. implementation: of the softmax in 'unfused'. ValueError for an unknown backend, heads that
+    one to a mask. recompute: 'unfused' keeps no probabilities for its backward pass, where it has a kernel for that (see
+    `recomputes_itself`). implementation: of the softmax in 'unfused'. ValueError for an unknown backend, heads that
     are not a multiple of groups, more queries than keys under causal, or segment_ids of another shape.
     """
     _check(q, k, causal, backend, segment_ids)
@@ -117,8 +120,13 @@ def attention(
             "backend 'varlen' is for packed samples and needs segment_ids; choose another without them."
         )
     if backend == "unfused":
-        return _unfused(q, k, v, scale, causal, segment_ids, implementation)
+        return _unfused(q, k, v, scale, causal, segment_ids, recompute, implementation)
     return _sdpa(q, k, v, scale, causal, backend, segment_ids)
+
+
+def recomputes_itself(backend: str, segment_ids: torch.Tensor | None) -> bool:
+    """Whether `attention` of rows as long as their keys takes its argument `recompute`; else autograd must recompute it whole."""
+    return backend == "unfused" and segment_ids is None
 
 
 def _check(q, k, causal, backend, segment_ids) -> None:
@@ -173,10 +181,12 @@ def _sdpa(q, k, v, scale, causal, backend, segment_ids):
     return out.permute(2, 0, 1, 3).flatten(2)
 
 
-def _unfused(q, k, v, scale, causal, segment_ids, implementation):
+def _unfused(q, k, v, scale, causal, segment_ids, recompute, implementation):
     (queries, batch, heads, head_dim), keys = q.shape, k.shape[0]
     if heads != k.shape[2]:
         k, v = (t.repeat_interleave(heads // t.shape[2], dim=2) for t in (k, v))
+    if causal and queries == keys and segment_ids is None:
+        return causal_attention(q, k, v, scale, recompute=recompute, implementation=implementation)
     q, k, v = (t.reshape(t.shape[0], batch * heads, head_dim).transpose(0, 1) for t in (q, k, v))
     # The scale goes into the product, before its rounding: unscaled scores could overflow float16.
     scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0.0, alpha=scale)

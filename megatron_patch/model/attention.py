@@ -16,7 +16,7 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 
 from megatron_patch.core.recomputation import recomputed
-from megatron_patch.kernels.attention import attention
+from megatron_patch.kernels.attention import attention, recomputes_itself
 from megatron_patch.kernels.rope import rope_qkv
 
 
@@ -38,10 +38,11 @@ class CoreAttention(torch.nn.Module):
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: None = None,
         packed_seq_params: None = None,
+        recompute: bool = False,
     ) -> torch.Tensor:
         assert attention_bias is None and packed_seq_params is None, "LLaMA has neither"
         return attention(
-            query, key, value, scale=self.scale, causal=True, backend=self.backend, segment_ids=attention_mask
+            query, key, value, scale=self.scale, causal=True, backend=self.backend, segment_ids=attention_mask, recompute=recompute
         )
 
 
@@ -74,5 +75,7 @@ class LlamaSelfAttention(SelfAttention):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: torch.Tensor | None
     ) -> torch.Tensor:
         if self.checkpoint_core_attention and self.training:
+            if recomputes_itself(self.core_attention.backend, segments):
+                return self.core_attention(query, key, value, segments, recompute=True)
             return recomputed(lambda q, k, v: self.core_attention(q, k, v, segments), query, key, value)
         return self.core_attention(query, key, value, segments)
