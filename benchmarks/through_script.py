@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,21 +104,26 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
 
 def kill_tree(pid: int) -> None:
     """torchrun and its workers, which have sessions of their own; afterwards their GPU memory is free."""
-    root = psutil.Process(pid)
-    processes = [root, *root.children(recursive=True)]
+    try:
+        root = psutil.Process(pid)
+        processes = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, timeout=60)
 
 
-def measure(shape: dict, folder: Path, iterations: int, echo: bool) -> dict:
+def measure(shape: dict, folder: Path, iterations: int, echo: bool, timeout: float) -> dict:
     """Tokens per second and GPU of the lines after the first ones, and the memory line, of one run that is then ended."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[: shape["gpus"]]), "PYTHON": sys.executable}
     with tempfile.TemporaryDirectory(dir=folder) as output:
         command = command_of(shape, folder, Path(output))
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        overdue = threading.Timer(timeout, kill_tree, [process.pid])
+        overdue.start()
         rates, tail, memory, first, graphs = [], [], None, None, "?"
         for line in process.stdout:
             tail = [*tail[-60:], line]
@@ -130,6 +136,7 @@ def measure(shape: dict, folder: Path, iterations: int, echo: bool) -> dict:
             rates += [float(found[1])] if found else []
             if len(rates) >= iterations:
                 break
+        overdue.cancel()
         kill_tree(process.pid)
         process.wait()
     if len(rates) < iterations:
@@ -166,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="+", choices=SHAPES)
     parser.add_argument("--iterations", type=int, default=WARM_UP + 5, help="console lines to wait for")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds after which a run that prints too little is ended")
     parser.add_argument("--echo", action="store_true", help="show the scripts' output")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -179,7 +187,7 @@ def main() -> None:
         write_json(folder / "sft.json")
         print(f"{'shape':16} {'tokens/s':>9} {'of one':>9} {'of 8192³':>9} {'peak GiB':>8} {'first s':>8} graphs", flush=True)
         for shape in arguments.shapes:
-            results[shape] = measure(SHAPES[shape], folder, arguments.iterations, arguments.echo)
+            results[shape] = measure(SHAPES[shape], folder, arguments.iterations, arguments.echo, arguments.timeout)
             print(row_of(shape, results), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))

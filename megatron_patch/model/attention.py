@@ -41,9 +41,8 @@ class CoreAttention(torch.nn.Module):
         recompute: bool = False,
     ) -> torch.Tensor:
         assert attention_bias is None and packed_seq_params is None, "LLaMA has neither"
-        return attention(
-            query, key, value, scale=self.scale, causal=True, backend=self.backend, segment_ids=attention_mask, recompute=recompute
-        )
+        options = {"causal": True, "segment_ids": attention_mask, "recompute": recompute}
+        return attention(query, key, value, scale=self.scale, backend=self.backend, **options)
 
 
 def with_backend(backend: str) -> type[CoreAttention]:
