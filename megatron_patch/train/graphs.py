@@ -112,8 +112,8 @@ class MicroBatchGraphs:
 def record(work: Callable[[], Result], pool: tuple[int, int] | None) -> tuple[torch.cuda.CUDAGraph, Result]:
     """The kernels that `work` launches, as a graph with memory from `pool` (None: a new one), and what `work` returned.
 
-    Nothing is computed yet, though Python has marked gradients as it will be. Tensors that are still referred to keep their
-    memory from graph to graph; all other memory of the pool is any graph's for as long as it runs.
+    Nothing is computed yet, though Python has marked gradients as it will be. What the graph leaves is there until another graph
+    of the pool runs: that one may have been recorded when its memory was still free.
     """
     torch.cuda.empty_cache()
     graph = torch.cuda.CUDAGraph()

@@ -5,9 +5,11 @@ The order of passes and of transfers is that of core's schedule without interlea
 come into and gradients go out of places that stay, one for each micro-batch that may be in flight on the stage, so that a
 pass can be recorded once for each place. Transfers stay outside the graphs, and nothing waits for the device.
 
-A forward pass leaves to its backward pass what autograd has saved. A recorded backward pass must not give that memory back,
-or other graphs would be recorded into it; so it keeps autograd's graph (`keep`), and the stage holds that graph's output.
-The last stage, where a micro-batch's backward pass follows its forward pass at once, has one graph for both.
+A forward pass leaves to its backward pass what autograd has saved, while other passes run in between. So that memory must not
+be any other graph's. A recorded backward pass does not give it back, since it keeps autograd's graph (`keep`), whose output the
+stage holds; and each place's forward pass has a memory pool of its own, for what one graph leaves could lie where a graph that
+was recorded before it works. Backward passes leave only a gradient, which is sent at once, and share a pool. The last stage,
+where a micro-batch's backward pass follows its forward pass at once, has one graph for both.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ class PipelinePasses:
         self.work, self.layout, self.reduces, self.micro_batches = work, layout, reduces, micro_batches
         self.launched = False  # a whole step, after which products' algorithms are chosen
         self.recorded: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, object]] = {}
+        self.shared_pool: tuple[int, int] | None = None
         self.transfers = parallel.StageTransfers()
         stages, stage = self.transfers.stages, self.transfers.stage
         self.ahead = min(stages - stage - 1, micro_batches)  # forward passes before the first backward pass
@@ -171,8 +174,11 @@ class PipelinePasses:
         if not self.launched:
             return work()
         if key not in self.recorded:
-            pool = next((graph.pool() for graph, _ in self.recorded.values()), None)
+            leaves_nothing = key[0] != "forward"
+            pool = self.shared_pool if leaves_nothing else None
             self.recorded[key] = record(work, pool)
+            if leaves_nothing:
+                self.shared_pool = self.recorded[key][0].pool()
         graph, result = self.recorded[key]
         graph.replay()
         return result

@@ -139,8 +139,9 @@ def test_two_gpus_go_on_with_the_same_bits(tmp_path, gpus, layout):
 
 
 @four_gpus
-@pytest.mark.parametrize("layout", FOUR.values(), ids=FOUR)
-def test_four_gpus_go_on_with_the_same_bits(tmp_path, gpus, layout):
+@pytest.mark.parametrize("name", [name for name in FOUR if "TP4" not in name])  # which the tiny model's two groups do not take
+def test_four_gpus_go_on_with_the_same_bits(tmp_path, gpus, name):
+    layout = FOUR[name]
     go_on_with_the_same_bits(4, tmp_path, gpus, layout)
 
 
