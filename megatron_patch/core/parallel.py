@@ -200,6 +200,13 @@ def any_rank(here: bool) -> bool:
     return bool(flag.item())
 
 
+def from_all_ranks(here: object) -> list:
+    """What each rank hands in, in the order of ranks; pickled, between processes of one run alone."""
+    gathered: list = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, here, group=_host_group)
+    return gathered
+
+
 def is_first_rank_of_node() -> bool:
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 

@@ -21,6 +21,7 @@ from megatron.core.utils import get_model_config
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.transformer_config import DTYPES
+from megatron_patch.core.weight_gathers import WeightGathers
 from megatron_patch.data.loading import Batch, to_device
 from megatron_patch.kernels import prefer
 from megatron_patch.kernels.products import first_guess
@@ -46,6 +47,7 @@ class TrainState:
     nan_iterations: int = 0
     tokens: torch.Tensor | None = None  # unmasked tokens of the current global batch
     graphs: MicroBatchGraphs | PipelinePasses | None = None
+    gathers: WeightGathers | None = None
     steps_here: int = 0  # iterations that this process has done
 
     @property
@@ -114,6 +116,7 @@ def prepare_model(state: TrainState) -> str:
     config.grad_scale_func = lambda loss: loss * (state.loss_scale / divisor)
     config.no_sync_func = state.model.no_sync
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
+    state.gathers = optim.weight_gathers(state.optimizer, state.model)
     obstacle = why_no_graphs(state.config, state.layout)
     if not obstacle:
         pipeline = state.config.pipeline_model_parallel_size > 1
@@ -216,7 +219,9 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     factor = gradient_divisor(config) / (state.loss_scale * state.tokens.clamp(min=1))
     measured = optim.measure_gradients(state.optimizer, factor)
     read = device.read_later(torch.stack([*sums, measured.norm.double(), measured.found_inf.double(), state.loss_scale.double()]))
-    optim.update_weights(state.optimizer, state.model, measured, factor, config.options.clip_grad)
+    optim.update_weights(state.optimizer, measured, factor, config.options.clip_grad)
+    if state.gathers is not None:
+        state.gathers.start()
     total, count, norm, found_inf, scale_used = read()
     optim.settle(state.optimizer, bool(found_inf))
     return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)
@@ -251,7 +256,8 @@ def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Bat
     # What communicates after a step's passes, so that NCCL has taken all its memory before what is left is counted.
     sums = _over_replicas(torch.ones(2, dtype=torch.float64, device=state.layout.device))
     optim.measure_gradients(state.optimizer, sums[1].float())
-    optim.gather_weights(state.optimizer, state.model)
+    if state.gathers is not None:
+        state.gathers.start()
     graphs.pair_if_it_fits(training, evaluation)
     optim.begin_step(state.optimizer, state.model, state.fused)
     return itertools.chain([first], batches)

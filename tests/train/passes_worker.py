@@ -15,6 +15,7 @@ import torch
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.core.weight_gathers import WeightGathers
 from megatron_patch.data.loading import Batch
 from megatron_patch.model import build
 from megatron_patch.train import step as steps
@@ -96,6 +97,8 @@ def assert_passes(state: steps.TrainState, layout: parallel.Layout) -> None:
         assert state.graphs.passes == [(1, True), *([(2, False)] * (pairs - 1) + [(2, True)]) * 2], state.graphs.passes
     elif pipeline == 2 and layout.data_parallel_size == 2:
         assert state.graphs.passes == (_FIRST_STAGE if layout.is_first_stage else _LAST_STAGE) * 2, state.graphs.passes
+    if layout.data_parallel_size > 1 and state.config.use_distributed_optimizer:
+        assert len(state.gathers.pending) == len(state.model.bucket_groups), "gathered before a forward pass waits for it"
     if layout.data_parallel_size > 1:
         assert not any(group.is_first_batch for group in state.model.bucket_groups), "reduced only after the backward pass"
 
@@ -108,6 +111,7 @@ def main(changed: str) -> None:
     layout = parallel.start(config)
     wanted, _ = two_steps(config, layout)
     device.memory_left = lambda: (1 << 30, 1 << 30)
+    WeightGathers.lazy = True
     steps.why_no_graphs, steps.MicroBatchGraphs, steps.PipelinePasses = lambda *_: "", Launched, LaunchedStage
     got, state = two_steps(config, layout)
     assert_passes(state, layout)

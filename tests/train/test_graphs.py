@@ -80,7 +80,7 @@ def test_the_rehearsal_counts_memory_when_all_that_stays_is_there(alone, monkeyp
     adam, done = steps.optim.single(state.optimizer).optimizer, []
     monkeypatch.setattr(steps, "_over_replicas", lambda numbers: done.append("sums") or numbers)
     monkeypatch.setattr(steps.optim, "measure_gradients", lambda *_: done.append("norm"))
-    monkeypatch.setattr(state.model, "start_param_sync", lambda: done.append("weights"))
+    state.gathers = SimpleNamespace(start=lambda: done.append("weights"))
 
     def work(batch, closes):
         assert closes and not done
