@@ -2,7 +2,8 @@
 
 core can overlap this too, but by handles that Python waits for, which a CUDA graph cannot do. Here the gathers run on a stream
 of their own, in the order in which a forward pass needs them, and each leaves an event; modules wait for the events of their
-weights. In a graph that is a wait for whatever the event was recorded for last (an external event, in CUDA's terms).
+weights. In a graph that is a wait for whatever the event was recorded for last (an external event, in CUDA's terms). The gathers
+themselves, some hundred launches, become one graph as well: the next forward pass is launched after them.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketG
 class WeightGathers:
     """Of one model, whose DDP buffers hold the weights in buckets.
 
+    Args:
+        records: whether the gathers are launched as a CUDA graph, from the second time on.
+
     Attributes:
         lazy: on CPUs, whether a gather is left until someone waits for it, as far as possible what GPUs do; tests do so.
     """
 
     lazy = False
 
-    def __init__(self, model: DistributedDataParallel) -> None:
+    def __init__(self, model: DistributedDataParallel, records: bool) -> None:
+        self.records, self.started, self.graph = records, 0, None
         self.groups = list(reversed(model.bucket_groups))  # DDP's order is that of the backward pass
         self.pending: set[BucketGroup] = set()  # on CPUs
         if device.HAS_CUDA:
@@ -47,9 +52,24 @@ class WeightGathers:
             return
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            for group in self.groups:
-                group.start_param_sync()
-                self.events[group].record()
+            if self.records and self.started == 1:
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+                    self._launch()
+            if self.graph is None:
+                self._launch()
+            else:
+                self.graph.replay()
+        self.started += 1
+
+    def _launch(self) -> None:
+        for group in self.groups:
+            group.start_param_sync()
+            self.events[group].record()
+
+    def close(self) -> None:
+        """Let go of the graph, before NCCL's communicator, which it uses, is taken down."""
+        self.graph = None
 
     def finish(self) -> None:
         """From here on all weights may be read, outside the modules too."""

@@ -140,11 +140,11 @@ def update_weights(optimizer: ChainedOptimizer, measured: GradientNorm, factor: 
     inner.optimizer.step(grad_scale=scale, found_inf=measured.found_inf)
 
 
-def weight_gathers(optimizer: ChainedOptimizer, model: DistributedDataParallel) -> WeightGathers | None:
+def weight_gathers(optimizer: ChainedOptimizer, model: DistributedDataParallel, records: bool) -> WeightGathers | None:
     """Through which every rank gets the parts that the others have updated; None where each rank updates all of its weights."""
     inner = single(optimizer)
     shared = isinstance(inner, DistributedOptimizer) and inner.data_parallel_group.size() > 1
-    return WeightGathers(model) if shared else None
+    return WeightGathers(model, records) if shared else None
 
 
 def _attach_gradients(optimizer: MegatronOptimizer) -> None:

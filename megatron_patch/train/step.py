@@ -116,8 +116,8 @@ def prepare_model(state: TrainState) -> str:
     config.grad_scale_func = lambda loss: loss * (state.loss_scale / divisor)
     config.no_sync_func = state.model.no_sync
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
-    state.gathers = optim.weight_gathers(state.optimizer, state.model)
     obstacle = why_no_graphs(state.config, state.layout)
+    state.gathers = optim.weight_gathers(state.optimizer, state.model, records=not obstacle)
     if not obstacle:
         pipeline = state.config.pipeline_model_parallel_size > 1
         state.graphs = _pipeline_passes(state) if pipeline else _whole_model_passes(state)
