@@ -19,6 +19,7 @@ import json
 import os
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -115,31 +116,35 @@ def kill_tree(pid: int) -> None:
     psutil.wait_procs(processes, timeout=60)
 
 
-def measure(shape: dict, folder: Path, iterations: int, echo: bool, timeout: float) -> dict:
+def measure(shape: dict, folder: Path, options: argparse.Namespace) -> dict:
     """Tokens per second and GPU of the lines after the first ones, and the memory line, of one run that is then ended."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[: shape["gpus"]]), "PYTHON": sys.executable}
     with tempfile.TemporaryDirectory(dir=folder) as output:
         command = command_of(shape, folder, Path(output))
+        if options.products and options.products.is_dir():
+            shutil.copytree(options.products, Path(output) / "products")
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        overdue = threading.Timer(timeout, kill_tree, [process.pid])
+        overdue = threading.Timer(options.timeout, kill_tree, [process.pid])
         overdue.start()
         rates, tail, memory, first, graphs = [], [], None, None, "?"
         for line in process.stdout:
             tail = [*tail[-60:], line]
-            if echo:
+            if options.echo:
                 print(line, end="", flush=True)
             memory = re.search(r"max allocated: ([\d.]+)", line) or memory
             graphs = (re.search(r"CUDA graphs: (.+)", line) or [None, graphs])[1]
             first = first or re.search(r"iteration +1/.*elapsed time per iteration \(ms\): ([\d.]+)", line)
             found = re.search(r"tokens per second per GPU: (\d+)", line)
             rates += [float(found[1])] if found else []
-            if len(rates) >= iterations:
+            if len(rates) >= options.iterations:
                 break
         overdue.cancel()
         kill_tree(process.pid)
         process.wait()
-    if len(rates) < iterations:
+        if options.products and (Path(output) / "products").is_dir():
+            shutil.copytree(Path(output) / "products", options.products, dirs_exist_ok=True)
+    if len(rates) < options.iterations:
         raise SystemExit(f"{' '.join(command)} ended early:\n{''.join(tail)}")
     return {
         "tokens_per_second": statistics.median(rates[WARM_UP:]),
@@ -174,11 +179,14 @@ def main() -> None:
     parser.add_argument("shapes", nargs="+", choices=SHAPES)
     parser.add_argument("--iterations", type=int, default=WARM_UP + 5, help="console lines to wait for")
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which a run that prints too little is ended")
+    parser.add_argument("--products", type=Path, help="folder in which measured products are kept from run to run")
+    parser.add_argument("--no-rates", action="store_true", help="do not measure how fast this GPU multiplies")
     parser.add_argument("--echo", action="store_true", help="show the scripts' output")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rates = alone(product_rates)
-    print(describe(rates), flush=True)
+    rates = None if arguments.no_rates else alone(product_rates)
+    if not arguments.no_rates:
+        print(describe(rates), flush=True)
     results: dict[str, dict] = {"products": rates}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -187,7 +195,7 @@ def main() -> None:
         write_json(folder / "sft.json")
         print(f"{'shape':16} {'tokens/s':>9} {'of one':>9} {'of 8192³':>9} {'peak GiB':>8} {'first s':>8} graphs", flush=True)
         for shape in arguments.shapes:
-            results[shape] = measure(SHAPES[shape], folder, arguments.iterations, arguments.echo, arguments.timeout)
+            results[shape] = measure(SHAPES[shape], folder, arguments)
             print(row_of(shape, results), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -21,16 +21,18 @@ class _Linear(torch.autograd.Function):
 
     With a `group` of tensor-parallel ranks, whose weights are parts of the output: where `split`, x is this rank's part of the
     sequence, [S / TP, B, in], and is gathered, once more on the way back; otherwise x is whole and the same on all ranks. The
-    input's gradients are summed over the group while the weight's is computed.
+    input's gradients are summed over the group while the weight's is computed. `arriving` is what an earlier `gather` of x
+    gave. `counts`: whether autograd's own gradient of the weight, which nobody reads, is given, so that DDP counts this use.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, group: ProcessGroup | None, split: bool
-    ) -> torch.Tensor:
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, group: ProcessGroup | None, split: bool,
+        arriving: Arriving | None = None, counts: bool = True,
+    ) -> torch.Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight)
-        ctx.main_grad, ctx.group, ctx.split = main_grad, group, split
-        whole = _gather(x, group)[0] if split else x
+        ctx.main_grad, ctx.group, ctx.split, ctx.counts = main_grad, group, split, counts
+        whole = (arriving or gather(x, group)).get() if split else x
         y = whole.new_empty(*whole.shape[:-1], weight.size(0))
         matmul(_flat(whole), weight.t(), _flat(y))
         return y
@@ -38,38 +40,51 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        whole, gathering = _gather(x, ctx.group, wait=False) if ctx.split else (x, None)
-        dy, dx = dy.contiguous(), torch.empty_like(whole)
+        whole = gather(x, ctx.group) if ctx.split else Arriving(x)
+        dy, dx = dy.contiguous(), torch.empty_like(whole.tensor)
         matmul(_flat(dy), weight, _flat(dx))
-        if gathering is not None:
-            gathering.wait()
-        dx, summing = (dx, None) if ctx.group is None else _sum(dx, x, ctx.group, ctx.split)
-        wgrad_gemm_accum_fp32(_flat(whole), _flat(dy), ctx.main_grad)
+        flat = _flat(whole.get())
+        sums = Arriving(dx) if ctx.group is None else _sum(dx, x, ctx.group, ctx.split)
+        wgrad_gemm_accum_fp32(flat, _flat(dy), ctx.main_grad)
         weight.grad_added_to_main_grad = True
-        if summing is not None:
-            summing.wait()
         # DDP's hook, which counts the gradients that are ready, runs only where autograd is given one.
-        return dx, torch.empty_like(weight), None, None, None
+        return sums.get(), torch.empty_like(weight) if ctx.counts else None, None, None, None, None, None
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1, tensor.size(-1))
 
 
-def _gather(part: torch.Tensor, group: ProcessGroup, wait: bool = True) -> tuple[torch.Tensor, distributed.Work | None]:
-    """The sequence of which each rank has a part, and what to wait for before it is read."""
+class Arriving(NamedTuple):
+    """A tensor that a collective still writes."""
+
+    tensor: torch.Tensor
+    work: distributed.Work | None = None
+
+    def get(self) -> torch.Tensor:
+        """The tensor; whatever is launched from here on comes after it was written."""
+        if self.work is not None:
+            self.work.wait()
+        return self.tensor
+
+
+def gather(part: torch.Tensor, group: ProcessGroup) -> Arriving:
+    """The sequence [S, B, H] of which each rank has a part."""
     whole = part.new_empty(part.size(0) * group.size(), *part.shape[1:])
-    return whole, distributed.all_gather_into_tensor(whole, part, group=group, async_op=not wait)
+    return Arriving(whole, distributed.all_gather_into_tensor(whole, part, group=group, async_op=True))
 
 
-def _sum(
-    whole: torch.Tensor, part: torch.Tensor, group: ProcessGroup, split: bool
-) -> tuple[torch.Tensor, distributed.Work]:
-    """Sums over the ranks, of which each gets its part where the sequence is `split`, and what to wait for before."""
-    if not split:
-        return whole, distributed.all_reduce(whole, group=group, async_op=True)
-    mine = torch.empty_like(part)
-    return mine, distributed.reduce_scatter_tensor(mine, whole, group=group, async_op=True)
+def scatter_sums(whole: torch.Tensor, group: ProcessGroup) -> Arriving:
+    """This rank's part of the ranks' sum, [S / TP, B, H]."""
+    mine = whole.new_empty(whole.size(0) // group.size(), *whole.shape[1:])
+    return Arriving(mine, distributed.reduce_scatter_tensor(mine, whole, group=group, async_op=True))
+
+
+def _sum(whole: torch.Tensor, part: torch.Tensor, group: ProcessGroup, split: bool) -> Arriving:
+    """Sums over the ranks, of which each gets its part where the sequence is `split`."""
+    if split:
+        return scatter_sums(whole, group)
+    return Arriving(whole, distributed.all_reduce(whole, group=group, async_op=True))
 
 
 def _linear(core: Callable[..., torch.Tensor], input: torch.Tensor, weight: torch.Tensor, kwargs: Any) -> torch.Tensor:
@@ -87,12 +102,20 @@ def _linear(core: Callable[..., torch.Tensor], input: torch.Tensor, weight: torc
 class ColumnLinear(ColumnParallelLinear):
     """Split over TP by output."""
 
+    def of_arriving(self, x: torch.Tensor, arriving: Arriving, counts: bool) -> torch.Tensor:
+        """Under sequence parallelism, the product of x [S / TP, B, in], whose `gather` was begun earlier: [S, B, out / TP]."""
+        return _Linear.apply(x, self.weight, self.weight.main_grad, self.tp_group, True, arriving, counts)
+
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return _linear(super()._forward_impl, input, weight, kwargs)
 
 
 class RowLinear(RowParallelLinear):
     """Split over TP by input."""
+
+    def partial(self, x: torch.Tensor, counts: bool) -> torch.Tensor:
+        """Of x [S, B, in / TP] this rank's share of the product, [S, B, out], before it is summed over ranks."""
+        return _Linear.apply(x.contiguous(), self.weight, self.weight.main_grad, None, False, None, counts)
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return _linear(super()._forward_impl, input, weight, kwargs)
