@@ -172,9 +172,9 @@ class StageTransfers:
         recv_prev: torch.Tensor | None = None,
         send_next: torch.Tensor | None = None,
         recv_next: torch.Tensor | None = None,
-    ) -> None:
-        """Send and receive these together, as core's schedules do, but without waiting for the device: what is launched
-        afterwards comes after the transfers. Where there is no neighbour nothing happens."""
+    ) -> list[torch.distributed.Work]:
+        """Send and receive these together, as core's schedules do, but without waiting for the device. What is launched after
+        a `wait` for each of what is returned comes after the transfers. Where there is no neighbour nothing happens."""
         first, last = self.stage == 0, self.stage == self.stages - 1
         wanted = [
             (torch.distributed.isend, None if first else send_prev, self._previous),
@@ -188,9 +188,7 @@ class StageTransfers:
             for operation, tensor, peer in wanted
             if tensor is not None
         ]
-        if transfers:
-            for work in torch.distributed.batch_isend_irecv(transfers):
-                work.wait()
+        return torch.distributed.batch_isend_irecv(transfers) if transfers else []
 
 
 def any_rank(here: bool) -> bool:

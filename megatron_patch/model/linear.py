@@ -12,7 +12,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from torch import distributed
 from torch.distributed import ProcessGroup
 
-from megatron_patch.core.weight_gradients import wgrad_gemm_accum_fp32
+from megatron_patch.core.weight_gradients import add_weight_gradient
 from megatron_patch.kernels.products import matmul
 
 
@@ -22,7 +22,7 @@ class _Linear(torch.autograd.Function):
     With a `group` of tensor-parallel ranks, whose weights are parts of the output: where `split`, x is this rank's part of the
     sequence, [S / TP, B, in], and is gathered, once more on the way back; otherwise x is whole and the same on all ranks. The
     input's gradients are summed over the group while the weight's is computed. `arriving` is what an earlier `gather` of x
-    gave. `counts`: whether autograd's own gradient of the weight, which nobody reads, is given, so that DDP counts this use.
+    gave. `counts`: whether DDP counts this use of the weight; of several uses in a pass, one.
     """
 
     @staticmethod
@@ -45,10 +45,8 @@ class _Linear(torch.autograd.Function):
         matmul(_flat(dy), weight, _flat(dx))
         flat = _flat(whole.get())
         sums = Arriving(dx) if ctx.group is None else _sum(dx, x, ctx.group, ctx.split)
-        wgrad_gemm_accum_fp32(flat, _flat(dy), ctx.main_grad)
-        weight.grad_added_to_main_grad = True
-        # DDP's hook, which counts the gradients that are ready, runs only where autograd is given one.
-        return sums.get(), torch.empty_like(weight) if ctx.counts else None, None, None, None, None, None
+        counted = add_weight_gradient(weight, flat, _flat(dy), ctx.main_grad)
+        return sums.get(), counted if ctx.counts else None, None, None, None, None, None
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:

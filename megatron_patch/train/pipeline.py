@@ -3,7 +3,9 @@ section 2.2), with passes that may be CUDA graphs.
 
 The order of passes and of transfers is that of core's schedule without interleaving. What differs is the memory: activations
 come into and gradients go out of places that stay, one for each micro-batch that may be in flight on the stage, so that a
-pass can be recorded once for each place. Transfers stay outside the graphs, and nothing waits for the device.
+pass can be recorded once for each place. Transfers stay outside the graphs, and nothing waits for the device. A stage computes
+the gradients of its weights only when it has sent its input's gradient (the half of what Qi et al., arXiv:2401.10241, do that
+needs no more memory): at a step's end the stages before wait less, a third of the pipeline's bubble.
 
 A forward pass leaves to its backward pass what autograd has saved, while other passes run in between. So that memory must not
 be any other graph's. A recorded backward pass does not give it back, since it keeps autograd's graph (`keep`), whose output the
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_patch.core import parallel
+from megatron_patch.core.weight_gradients import Postponed
 from megatron_patch.data.loading import Batch, to_device
 from megatron_patch.train.graphs import record
 
@@ -31,12 +34,14 @@ class StageWork:
     Attributes:
         forward: (batch, activations of the stage before or None) → (activations for the next stage or the scaled loss,
             losses and tokens summed: fp64 [2], zeros but on the last stage).
-        backward: (what `forward` returned first, its gradient or None for a loss, closes, keep). With `closes` gradients are
-            reduced over ranks, and with `keep` another backward pass can follow over the same saved tensors.
+        backward: (what `forward` returned first, its gradient or None for a loss, closes, keep) → weights' gradients that are
+            left for `weights`, None where all is done. With `keep` another one can follow over the same saved tensors.
+        weights: (what `backward` left, closes). The last of the two reduces gradients over ranks with `closes`.
     """
 
     forward: Callable[[Batch, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
-    backward: Callable[[torch.Tensor, torch.Tensor | None, bool, bool], None]
+    backward: Callable[[torch.Tensor, torch.Tensor | None, bool, bool], Postponed | None]
+    weights: Callable[[Postponed, bool], None]
 
 
 class _Slot:
@@ -54,6 +59,10 @@ class _Slot:
         for key, place in self.batch.items():
             if place is not batch[key]:
                 place.data.copy_(batch[key], non_blocking=True)
+
+
+# A pass: what it gives at once, and what it leaves for later.
+Pass = Callable[[], tuple[tuple, Postponed | None]]
 
 
 class PipelinePasses:
@@ -74,7 +83,7 @@ class PipelinePasses:
     ) -> None:  # fmt: skip
         self.work, self.layout, self.reduces, self.micro_batches = work, layout, reduces, micro_batches
         self.launched = False  # a whole step, after which products' algorithms are chosen
-        self.recorded: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, object]] = {}
+        self.recorded: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph | None, tuple]] = {}
         self.shared_pool: tuple[int, int] | None = None
         self.transfers = parallel.StageTransfers()
         stages, stage = self.transfers.stages, self.transfers.stage
@@ -96,7 +105,7 @@ class PipelinePasses:
             if place is not None:
                 place.data.normal_(generator=generator)
         output, _ = self.work.forward(slot.batch, slot.received)
-        self.work.backward(output, self.gradient, False, False)
+        self._later(self.work.backward(output, self.gradient, False, False), closes=False)
         if slot.received is not None:
             slot.received.grad = None
 
@@ -107,25 +116,23 @@ class PipelinePasses:
         sums = torch.zeros(2, dtype=torch.float64, device=self.layout.device)
         steady = count - self.ahead
         for number in range(self.ahead):
-            self.transfers.exchange(recv_prev=self._slot(number).received)
+            self._exchange(recv_prev=self._slot(number).received)
             sums += self._forward(number, next(batches))
-            self.transfers.exchange(send_next=self._slot(number).output)
+            self._exchange(send_next=self._slot(number).output)
         if steady:
-            self.transfers.exchange(recv_prev=self._slot(self.ahead).received)
+            self._exchange(recv_prev=self._slot(self.ahead).received)
         for number in range(steady):
             newest = number + self.ahead
+            following = self._slot(newest + 1).received if number + 1 < steady else None
             if self.layout.is_last_stage:
-                kept, back = self._forward_backward(number, next(batches))
-                sums += kept
+                sums += self._backward(number, following, next(batches))
             else:
                 sums += self._forward(newest, next(batches))
-                self.transfers.exchange(send_next=self._slot(newest).output, recv_next=self.gradient)
-                back = self._backward(number)
-            following = self._slot(newest + 1).received if number + 1 < steady else None
-            self.transfers.exchange(send_prev=back, recv_prev=following)
+                self._exchange(send_next=self._slot(newest).output, recv_next=self.gradient)
+                self._backward(number, following)
         for number in range(steady, count):
-            self.transfers.exchange(recv_next=self.gradient)
-            self.transfers.exchange(send_prev=self._backward(number))
+            self._exchange(recv_next=self.gradient)
+            self._backward(number)
         self.launched = True
         return sums
 
@@ -134,6 +141,10 @@ class PipelinePasses:
         self.recorded.clear()
         self.slots.clear()
 
+    def _exchange(self, **tensors: torch.Tensor | None) -> None:
+        for transfer in self.transfers.exchange(**tensors):
+            transfer.wait()
+
     def _slot(self, number: int) -> _Slot:
         return self.slots[number % len(self.slots)]
 
@@ -141,44 +152,59 @@ class PipelinePasses:
         """Micro-batch `number` through the stage: its losses and tokens."""
         slot = self._slot(number)
         slot.fill(to_device(batch, self.layout.device))
-        slot.output, kept = self._perform(("forward", slot), lambda: self.work.forward(slot.batch, slot.received))
+        work = lambda: (self.work.forward(slot.batch, slot.received), None)  # noqa: E731
+        (slot.output, kept), _ = self._perform(("forward", slot), work, closes=False)
         return kept
 
-    def _backward(self, number: int) -> torch.Tensor | None:
-        """The gradient of what micro-batch `number` brought from the stage before."""
-        slot, opens, closes = self._slot(number), number == 0, self._closes(number)
-        return self._perform((slot, opens, closes), lambda: self._back(slot, slot.output, closes, keep=self.launched))
+    def _backward(self, number: int, following: torch.Tensor | None = None, batch: Batch | None = None) -> torch.Tensor | int:
+        """The backward pass of micro-batch `number`, on the last stage with its forward pass over `batch`: losses and tokens.
 
-    def _forward_backward(self, number: int, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Both at once, on the last stage: losses and tokens, and that gradient."""
-        slot, opens, closes = self._slot(number), number == 0, self._closes(number)
-        slot.fill(to_device(batch, self.layout.device))
+        The stage before gets its gradient, and sends what is to come to `following`, while the weights' gradients are computed.
+        """
+        slot, opens, closes = self._slot(number), number == 0, self.reduces and number + 1 == self.micro_batches
+        if batch is not None:
+            slot.fill(to_device(batch, self.layout.device))
 
-        def work() -> tuple[torch.Tensor, torch.Tensor | None]:
-            loss, kept = self.work.forward(slot.batch, slot.received)
-            return kept, self._back(slot, loss, closes, keep=False)
+        def work() -> tuple[tuple, Postponed | None]:
+            output, kept, keep = slot.output, 0, self.launched
+            if batch is not None:
+                (output, kept), keep = self.work.forward(slot.batch, slot.received), False
+            if slot.received is not None:
+                slot.received.grad = None
+            later = self.work.backward(output, self.gradient, closes, keep)
+            return (kept, None if slot.received is None else slot.received.grad), later
 
-        return self._perform((slot, opens, closes), work)
+        (kept, back), weights = self._perform((slot, opens, closes), work, closes)
+        transfers = self.transfers.exchange(send_prev=back, recv_prev=following)
+        weights()
+        for transfer in transfers:
+            transfer.wait()
+        return kept
 
-    def _closes(self, number: int) -> bool:
-        return self.reduces and number + 1 == self.micro_batches
+    def _later(self, postponed: Postponed | None, closes: bool) -> None:
+        if postponed is not None:
+            self.work.weights(postponed, closes)
 
-    def _back(self, slot: _Slot, output: torch.Tensor, closes: bool, keep: bool) -> torch.Tensor | None:
-        if slot.received is not None:
-            slot.received.grad = None
-        self.work.backward(output, self.gradient, closes, keep)
-        return None if slot.received is None else slot.received.grad
-
-    def _perform(self, key: tuple[object, ...], work: Callable[[], tuple]) -> tuple:
-        """`work` launched, or its graph replayed, which is recorded the first time; either way what it returns."""
+    def _perform(self, key: tuple[object, ...], work: Pass, closes: bool) -> tuple[tuple, Callable[[], None]]:
+        """`work` launched, or its graph replayed, which is recorded the first time: what it gives, and a function that does
+        what it has left for later."""
         if not self.launched:
-            return work()
+            result, later = work()
+            return result, lambda: self._later(later, closes)
         if key not in self.recorded:
-            leaves_nothing = key[0] != "forward"
-            pool = self.shared_pool if leaves_nothing else None
-            self.recorded[key] = record(work, pool)
-            if leaves_nothing:
-                self.shared_pool = self.recorded[key][0].pool()
-        graph, result = self.recorded[key]
+            self.recorded[key] = self._record(work, closes, leaves_activations=key[0] == "forward")
+        graph, weights, result = self.recorded[key]
         graph.replay()
-        return result
+        return result, lambda: None if weights is None else weights.replay()
+
+    def _record(
+        self, work: Pass, closes: bool, leaves_activations: bool
+    ) -> tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph | None, tuple]:
+        """A pass as a graph, and as another what it leaves for later, if it does."""
+        graph, (result, later) = record(work, None if leaves_activations else self.shared_pool)
+        if leaves_activations:
+            return graph, None, result
+        self.shared_pool = graph.pool()
+        if later is None:
+            return graph, None, result
+        return graph, record(lambda: self.work.weights(later, closes), self.shared_pool)[0], result

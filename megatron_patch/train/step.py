@@ -5,7 +5,6 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from megatron_patch.kernels import prefer
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
-from megatron_patch.train.pipeline import PipelinePasses, StageWork
+from megatron_patch.train.pipeline import PipelinePasses
+from megatron_patch.train.stage_work import stage_work
 
 
 @dataclass
@@ -133,7 +133,7 @@ def _pipeline_passes(state: TrainState) -> PipelinePasses:
     config, layout = state.config, state.layout
     length = config.sample_length // (config.tensor_model_parallel_size if config.sequence_parallel else 1)
     return PipelinePasses(
-        StageWork(functools.partial(_stage_forward, state), functools.partial(_stage_backward, state)),
+        stage_work(state.model, layout, forward_step(layout.device)),
         layout,
         shape=(length, config.micro_batch_size, config.model.hidden_size),
         dtype=DTYPES[config.precision],
@@ -145,24 +145,6 @@ def _pipeline_passes(state: TrainState) -> PipelinePasses:
 def _micro_batches(state: TrainState) -> int:
     """Of a step, for each replica."""
     return state.config.global_batch_size // (state.config.micro_batch_size * state.layout.data_parallel_size)
-
-
-def _stage_forward(state: TrainState, batch: Batch, received: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """`StageWork.forward`: this stage's share of the model."""
-    state.model.module.set_input_tensor([received])
-    output, summed = forward_step(state.layout.device)(iter([batch]), state.model)
-    if not state.layout.is_last_stage:
-        return output, torch.zeros(2, dtype=torch.float64, device=state.layout.device)
-    total, _, kept = summed(output)
-    return get_model_config(state.model).grad_scale_func(total), kept
-
-
-def _stage_backward(state: TrainState, output: torch.Tensor, gradient: torch.Tensor | None, closes: bool, keep: bool) -> None:
-    """`StageWork.backward`."""
-    with contextlib.nullcontext() if closes else state.model.no_sync():
-        torch.autograd.backward(output, gradient, retain_graph=keep)
-    if closes:
-        finalize_model_grads([state.model], None)
 
 
 def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Tensor:

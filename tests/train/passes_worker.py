@@ -59,9 +59,10 @@ class LaunchedStage(PipelinePasses):
         super().__init__(*args, **options)
         self.passes: list[tuple[object, ...]] = []
 
-    def _perform(self, key: tuple[object, ...], work: Any) -> Any:
+    def _perform(self, key: tuple[object, ...], work: Any, closes: bool) -> Any:
         self.passes.append(tuple(self.slots.index(part) if part in self.slots else part for part in key))
-        return work()
+        result, later = work()
+        return result, lambda: self._later(later, closes)
 
 
 def rows(seed: int, samples: int) -> Iterator[dict[str, Any]]:
