@@ -63,17 +63,12 @@ class LlamaSelfAttention(SelfAttention):
     ) -> tuple[torch.Tensor, None]:
         """[S, B, H] → ([S, B, H], no bias)."""
         qkv, _ = self.linear_qkv(hidden_states)
-        return self.linear_proj(self.attend(qkv, attention_mask, rotary_pos_emb))
-
-    def attend(
-        self, qkv: torch.Tensor, attention_mask: torch.Tensor | None, rotary_pos_emb: torch.Tensor
-    ) -> torch.Tensor:
-        """Attention of packed queries, keys and values: [S, B, (N + 2 G) / TP · D] → [S, B, N / TP · D]."""
         cos, sin = rotary_pos_emb.chunk(2, dim=-1)
         query, key, value = rope_qkv(
             qkv, cos, sin, self.num_attention_heads_per_partition, self.num_query_groups_per_partition
         )
-        return self._attend(query, key, value, attention_mask)
+        context = self._attend(query, key, value, attention_mask)
+        return self.linear_proj(context)
 
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: torch.Tensor | None

@@ -21,18 +21,16 @@ class _Linear(torch.autograd.Function):
 
     With a `group` of tensor-parallel ranks, whose weights are parts of the output: where `split`, x is this rank's part of the
     sequence, [S / TP, B, in], and is gathered, once more on the way back; otherwise x is whole and the same on all ranks. The
-    input's gradients are summed over the group while the weight's is computed. `arriving` is what an earlier `gather` of x
-    gave. `counts`: whether DDP counts this use of the weight; of several uses in a pass, one.
+    input's gradients are summed over the group while the weight's is computed.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, group: ProcessGroup | None, split: bool,
-        arriving: Arriving | None = None, counts: bool = True,
-    ) -> torch.Tensor:  # fmt: skip
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, group: ProcessGroup | None, split: bool
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.main_grad, ctx.group, ctx.split, ctx.counts = main_grad, group, split, counts
-        whole = (arriving or gather(x, group)).get() if split else x
+        ctx.main_grad, ctx.group, ctx.split = main_grad, group, split
+        whole = _gather(x, group, beside=False).tensor if split else x
         y = whole.new_empty(*whole.shape[:-1], weight.size(0))
         matmul(_flat(whole), weight.t(), _flat(y))
         return y
@@ -40,20 +38,20 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        whole = gather(x, ctx.group) if ctx.split else Arriving(x)
+        whole = _gather(x, ctx.group, beside=True) if ctx.split else _Arriving(x)
         dy, dx = dy.contiguous(), torch.empty_like(whole.tensor)
         matmul(_flat(dy), weight, _flat(dx))
         flat = _flat(whole.get())
-        sums = Arriving(dx) if ctx.group is None else _sum(dx, x, ctx.group, ctx.split)
+        sums = _Arriving(dx) if ctx.group is None else _sum(dx, x, ctx.group, ctx.split)
         counted = add_weight_gradient(weight, flat, _flat(dy), ctx.main_grad)
-        return sums.get(), counted if ctx.counts else None, None, None, None, None, None
+        return sums.get(), counted, None, None, None
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1, tensor.size(-1))
 
 
-class Arriving(NamedTuple):
+class _Arriving(NamedTuple):
     """A tensor that a collective still writes."""
 
     tensor: torch.Tensor
@@ -66,23 +64,18 @@ class Arriving(NamedTuple):
         return self.tensor
 
 
-def gather(part: torch.Tensor, group: ProcessGroup) -> Arriving:
-    """The sequence [S, B, H] of which each rank has a part."""
+def _gather(part: torch.Tensor, group: ProcessGroup, beside: bool) -> _Arriving:
+    """The sequence [S, B, H] of which each rank has a part; with `beside`, beside what is launched next."""
     whole = part.new_empty(part.size(0) * group.size(), *part.shape[1:])
-    return Arriving(whole, distributed.all_gather_into_tensor(whole, part, group=group, async_op=True))
+    return _Arriving(whole, distributed.all_gather_into_tensor(whole, part, group=group, async_op=beside))
 
 
-def scatter_sums(whole: torch.Tensor, group: ProcessGroup) -> Arriving:
-    """This rank's part of the ranks' sum, [S / TP, B, H]."""
-    mine = whole.new_empty(whole.size(0) // group.size(), *whole.shape[1:])
-    return Arriving(mine, distributed.reduce_scatter_tensor(mine, whole, group=group, async_op=True))
-
-
-def _sum(whole: torch.Tensor, part: torch.Tensor, group: ProcessGroup, split: bool) -> Arriving:
+def _sum(whole: torch.Tensor, part: torch.Tensor, group: ProcessGroup, split: bool) -> _Arriving:
     """Sums over the ranks, of which each gets its part where the sequence is `split`."""
-    if split:
-        return scatter_sums(whole, group)
-    return Arriving(whole, distributed.all_reduce(whole, group=group, async_op=True))
+    if not split:
+        return _Arriving(whole, distributed.all_reduce(whole, group=group, async_op=True))
+    mine = torch.empty_like(part)
+    return _Arriving(mine, distributed.reduce_scatter_tensor(mine, whole, group=group, async_op=True))
 
 
 def _linear(core: Callable[..., torch.Tensor], input: torch.Tensor, weight: torch.Tensor, kwargs: Any) -> torch.Tensor:
@@ -100,20 +93,12 @@ def _linear(core: Callable[..., torch.Tensor], input: torch.Tensor, weight: torc
 class ColumnLinear(ColumnParallelLinear):
     """Split over TP by output."""
 
-    def of_arriving(self, x: torch.Tensor, arriving: Arriving, counts: bool) -> torch.Tensor:
-        """Under sequence parallelism, the product of x [S / TP, B, in], whose `gather` was begun earlier: [S, B, out / TP]."""
-        return _Linear.apply(x, self.weight, self.weight.main_grad, self.tp_group, True, arriving, counts)
-
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return _linear(super()._forward_impl, input, weight, kwargs)
 
 
 class RowLinear(RowParallelLinear):
     """Split over TP by input."""
-
-    def partial(self, x: torch.Tensor, counts: bool) -> torch.Tensor:
-        """Of x [S, B, in / TP] this rank's share of the product, [S, B, out], before it is summed over ranks."""
-        return _Linear.apply(x.contiguous(), self.weight, self.weight.main_grad, None, False, None, counts)
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return _linear(super()._forward_impl, input, weight, kwargs)

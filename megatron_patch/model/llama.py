@@ -20,7 +20,6 @@ from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.rope import rope_tables
 from megatron_patch.model.attention import LlamaSelfAttention, with_backend
 from megatron_patch.model.embedding import embed
-from megatron_patch.model.halves import Halves, halves_pay, layer_by_halves
 from megatron_patch.model.linear import ColumnLinear, RowLinear
 from megatron_patch.model.mlp import LlamaMLP
 from megatron_patch.model.norm import RMSNorm
@@ -42,12 +41,10 @@ class LlamaLayer(TransformerLayer):
     Attributes:
         leaves_sum: whether a layer follows that adds; `LlamaModel` decides.
         is_recomputed: whether only the layer's input is kept for the backward pass (AC full); likewise.
-        by_halves: whether a batch may go through in halves, beside each other's communication; likewise.
     """
 
     leaves_sum = False
     is_recomputed = False
-    by_halves = False
 
     def forward(
         self,
@@ -58,9 +55,7 @@ class LlamaLayer(TransformerLayer):
         rotary_pos_emb: torch.Tensor,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[S, B, H], and what is to be added to it or None → the same of this layer. Or by halves: see halves.py."""
-        if isinstance(context, Halves) or (self.by_halves and context is None and halves_pay(hidden_states, attention_mask)):
-            return layer_by_halves(self, hidden_states, context, rotary_pos_emb)
+        """[S, B, H], and what is to be added to it or None → the same of this layer."""
         if self.is_recomputed and self.training:
             return recomputed(self._compute, hidden_states, attention_mask, context, rotary_pos_emb)
         return self._compute(hidden_states, attention_mask, context, rotary_pos_emb)
@@ -134,7 +129,6 @@ class LlamaModel(GPTModel):
             # Recomputation keeps what goes into each layer, of which there would be two tensors.
             layer.is_recomputed = recompute_layers
             layer.leaves_sum = not recompute_layers and layer is not self.decoder.layers[-1]
-            layer.by_halves = config.sequence_parallel and not recompute_layers
         self.rotary_base = llama.rotary_base
         self._rotary_table: torch.Tensor | None = None
 

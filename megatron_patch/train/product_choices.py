@@ -31,7 +31,7 @@ def read_choices(config: TrainConfig) -> str:
     if path is None or not path.is_file():
         return ""
     try:
-        known = dict(_entry(row) for row in json.loads(path.read_text(encoding="utf-8")))
+        known = _read(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{path} cannot be used ({type(error).__name__}: {error}); products are measured again"
     products.remember(known)
@@ -58,6 +58,10 @@ def _path(config: TrainConfig) -> Path | None:
         return None
     gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name())
     return Path(config.output_path) / "products" / f"{gpu}_torch-{torch.__version__}_cublaslt-{version()}.json"
+
+
+def _read(path: Path) -> dict[Shape, products.Choice]:
+    return dict(_entry(row) for row in json.loads(path.read_text(encoding="utf-8")))
 
 
 def _plain(shape: Shape) -> dict[str, Any]:
