@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,24 +45,21 @@ def stage_work(model: DistributedDataParallel, layout: Layout, forward_step: For
             torch.autograd.backward(output, gradient, retain_graph=keep)
         return later
 
-    @torch.no_grad()
-    def weights(later: Postponed, closes: bool) -> None:
-        """Where it closes a step, gradients are reduced as soon as they are there, as DDP's hooks do it."""
-        register = _register(model) if closes and model.ddp_config.overlap_grad_reduce else None
-        if register is not None:
-            left = {weight for weight, _ in later}
-            for parameter in model.module.parameters():
-                if parameter not in left:
-                    register(parameter)
-        for weight, work in later:
-            work()
-            if register is not None:
-                register(weight)
-        if closes:
-            finalize_model_grads([model], None)
-
+    weights = functools.partial(_weights, model)
     return StageWork(forward, at_once if layout.is_first_stage else backward, weights)
 
 
-def _register(model: DistributedDataParallel) -> Callable[[torch.nn.Parameter], None]:
-    return lambda parameter: model.param_to_bucket_group[parameter].register_grad_ready(parameter)
+@torch.no_grad()
+def _weights(model: DistributedDataParallel, later: Postponed, closes: bool) -> None:
+    """`StageWork.weights`. Where it closes a step, gradients are reduced as soon as they are there, as DDP's hooks do it."""
+    overlaps = closes and model.ddp_config.overlap_grad_reduce
+    left = {weight for weight, _ in later}
+    ready = [parameter for parameter in model.module.parameters() if parameter not in left] if overlaps else []
+    for parameter in ready:
+        model.param_to_bucket_group[parameter].register_grad_ready(parameter)
+    for weight, work in later:
+        work()
+        if overlaps:
+            model.param_to_bucket_group[weight].register_grad_ready(weight)
+    if closes:
+        finalize_model_grads([model], None)
