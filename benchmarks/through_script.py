@@ -2,11 +2,13 @@
 
     python benchmarks/through_script.py bf16 fp16 seed-example mbs2 seq4096 finetune
     python benchmarks/through_script.py bf16 dp2 tp2 pp2    # two GPUs
+    python benchmarks/through_script.py bf16 dp4 tp4 tp2-dp2 pp2-dp2 pp4 tp2-pp2    # four
 
 Makes indexed data and a JSON file of random words, starts each script as a user would, reads tokens per second from its
 console lines and ends it after --iterations of them, before it writes a checkpoint. Prints the median without the first
-three lines, which hold compilation, measurements of products and the capture of graphs; and before it, since GPUs of one
-kind differ, how fast this one multiplies.
+three lines, which hold compilation, measurements of products and the capture of graphs; its ratio to one GPU, where `bf16` is
+among the shapes, and to what this GPU multiplies for long; how long the first iteration took; and whether graphs were used.
+Before all this, since GPUs of one kind differ, how fast this one multiplies. CUDA_VISIBLE_DEVICES may name the GPUs.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ import json
 import os
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +45,7 @@ WARM_UP = 3
 
 _PRETRAIN = dict(size="7B", mbs=1, gbs=8, seq=2048, pr="bf16", fl="true", tp=1, pp=1, gpus=1, flags=())
 _TWO = {**_PRETRAIN, "gpus": 2, "gbs": 16}
+_FOUR = {**_PRETRAIN, "gpus": 4, "gbs": 32}
 SHAPES = {
     "bf16": _PRETRAIN,
     "bf16-single": {**_PRETRAIN, "flags": ("--pair-micro-batches", "false")},
@@ -52,6 +57,14 @@ SHAPES = {
     "dp2": _TWO,
     "tp2": {**_TWO, "tp": 2},
     "pp2": {**_TWO, "pp": 2},
+    "dp4": _FOUR,
+    "tp4": {**_FOUR, "tp": 4},
+    "tp2-dp2": {**_FOUR, "tp": 2},
+    "pp2-dp2": {**_FOUR, "pp": 2},
+    "pp4": {**_FOUR, "pp": 4},
+    "tp2-pp2": {**_FOUR, "tp": 2, "pp": 2},
+    "seed-example-dp4": {**_FOUR, "pr": "fp16", "fl": "false"},
+    "13b-dp4": {**_FOUR, "size": "13B"},
     "tiny": {**_PRETRAIN, "size": "tiny", "seq": 128},
     "tiny-finetune": {**_PRETRAIN, "size": "tiny", "seq": 128, "finetune": True},
 }
@@ -92,59 +105,98 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
 
 def kill_tree(pid: int) -> None:
     """torchrun and its workers, which have sessions of their own; afterwards their GPU memory is free."""
-    root = psutil.Process(pid)
-    processes = [root, *root.children(recursive=True)]
+    try:
+        root = psutil.Process(pid)
+        processes = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, timeout=60)
 
 
-def measure(shape: dict, folder: Path, iterations: int, echo: bool) -> dict:
+def measure(shape: dict, folder: Path, options: argparse.Namespace) -> dict:
     """Tokens per second and GPU of the lines after the first ones, and the memory line, of one run that is then ended."""
-    gpus = ",".join(map(str, range(shape["gpus"])))
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus, "PYTHON": sys.executable}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[: shape["gpus"]]), "PYTHON": sys.executable}
     with tempfile.TemporaryDirectory(dir=folder) as output:
         command = command_of(shape, folder, Path(output))
+        if options.products and options.products.is_dir():
+            shutil.copytree(options.products, Path(output) / "products")
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        rates, tail, memory = [], [], None
+        overdue = threading.Timer(options.timeout, kill_tree, [process.pid])
+        overdue.start()
+        rates, tail, memory, first, graphs = [], [], None, None, "?"
         for line in process.stdout:
             tail = [*tail[-60:], line]
-            if echo:
+            if options.echo:
                 print(line, end="", flush=True)
             memory = re.search(r"max allocated: ([\d.]+)", line) or memory
+            graphs = (re.search(r"CUDA graphs: (.+)", line) or [None, graphs])[1]
+            first = first or re.search(r"iteration +1/.*elapsed time per iteration \(ms\): ([\d.]+)", line)
             found = re.search(r"tokens per second per GPU: (\d+)", line)
             rates += [float(found[1])] if found else []
-            if len(rates) >= iterations:
+            if len(rates) >= options.iterations:
                 break
+        overdue.cancel()
         kill_tree(process.pid)
         process.wait()
-    if len(rates) < iterations:
+        if options.products and (Path(output) / "products").is_dir():
+            shutil.copytree(Path(output) / "products", options.products, dirs_exist_ok=True)
+    if len(rates) < options.iterations:
         raise SystemExit(f"{' '.join(command)} ended early:\n{''.join(tail)}")
-    allocated = float(memory[1]) if memory else None
-    return {"tokens_per_second": statistics.median(rates[WARM_UP:]), "lines": rates, "max_allocated_mb": allocated}
+    return {
+        "tokens_per_second": statistics.median(rates[WARM_UP:]),
+        "lines": rates,
+        "max_allocated_mb": float(memory[1]) if memory else None,
+        "first_iteration_ms": float(first[1]) if first else None,
+        "graphs": graphs,
+    }
+
+
+def row_of(name: str, results: dict[str, dict]) -> str:
+    """One line of the table; the ratio to the products' rate is that of floating-point operations."""
+    result, shape = results[name], SHAPES[name]
+    model = LLAMA_SIZES[TRAINING_SIZES[shape["size"]]]
+    rate, one = result["tokens_per_second"], results.get("bf16")
+    products = results["products"]
+    of_products = rate * model.flops_per_token(shape["seq"]) / 1e12 / products["kept_up"] if products else None
+    memory, first = result["max_allocated_mb"], result["first_iteration_ms"]
+    cells = [
+        f"{name:16} {rate:9.0f}",
+        f"{rate / one['tokens_per_second']:9.1%}" if one and shape["size"] == "7B" else f"{'-':>9}",
+        f"{of_products:9.1%}" if of_products else f"{'-':>9}",
+        f"{memory / 1024:8.1f}" if memory else f"{'-':>8}",
+        f"{first / 1000:8.1f}" if first else f"{'-':>8}",
+        result["graphs"],
+    ]
+    return " ".join(cells)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="+", choices=SHAPES)
     parser.add_argument("--iterations", type=int, default=WARM_UP + 5, help="console lines to wait for")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds after which a run that prints too little is ended")
+    parser.add_argument("--products", type=Path, help="folder in which measured products are kept from run to run")
+    parser.add_argument("--no-rates", action="store_true", help="do not measure how fast this GPU multiplies")
     parser.add_argument("--echo", action="store_true", help="show the scripts' output")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rates = alone(product_rates)
-    print(describe(rates), flush=True)
-    results: dict[str, dict | None] = {"products": rates}
+    rates = None if arguments.no_rates else alone(product_rates)
+    if not arguments.no_rates:
+        print(describe(rates), flush=True)
+    results: dict[str, dict] = {"products": rates}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sizes = [LLAMA_SIZES[TRAINING_SIZES[SHAPES[shape]["size"]]] for shape in arguments.shapes]
         write_indexed(folder / "corpus", min(size.vocab_size for size in sizes))
         write_json(folder / "sft.json")
-        print(f"{'shape':14} {'tokens/s':>9} {'max allocated GiB':>18}", flush=True)
+        print(f"{'shape':16} {'tokens/s':>9} {'of one':>9} {'of 8192³':>9} {'peak GiB':>8} {'first s':>8} graphs", flush=True)
         for shape in arguments.shapes:
-            result = results[shape] = measure(SHAPES[shape], folder, arguments.iterations, arguments.echo)
-            memory = result["max_allocated_mb"]
-            print(f"{shape:14} {result['tokens_per_second']:9.0f} {f'{memory / 1024:.1f}' if memory else '-':>18}", flush=True)
+            results[shape] = measure(SHAPES[shape], folder, arguments)
+            print(row_of(shape, results), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
 

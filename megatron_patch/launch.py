@@ -55,6 +55,9 @@ def worker_environment(engine: str | None, inherited: list[str], tensor_parallel
         environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     # Registering the buffers of recorded collectives does not go together with expandable segments.
     environment.setdefault("NCCL_GRAPH_REGISTER", "0")
+    # Collectives of several communicators (tensor and data parallel) run in the order of their launch, so that no two ranks
+    # can wait for each other's; NCCL knows it from 2.26 on.
+    environment.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

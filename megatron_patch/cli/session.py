@@ -52,8 +52,9 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         sys.exit(1)
     finally:
         log.close()
-        if state is not None and state.graphs is not None:
-            state.graphs.close()
+        for recorded in () if state is None else (state.graphs, state.gathers):
+            if recorded is not None:
+                recorded.close()
     parallel.stop()
 
 

@@ -151,11 +151,58 @@ def _as_tuple(value: object) -> object:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
+class StageTransfers:
+    """What a pipeline stage exchanges with its neighbours.
+
+    Attributes:
+        stage, stages: this one's number, from 0, and how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.stage = parallel_state.get_pipeline_model_parallel_rank()
+        self.stages = parallel_state.get_pipeline_model_parallel_world_size()
+        self._group = parallel_state.get_pipeline_model_parallel_group()
+        self._previous = parallel_state.get_pipeline_model_parallel_prev_rank()
+        self._next = parallel_state.get_pipeline_model_parallel_next_rank()
+
+    def exchange(
+        self,
+        *,
+        send_prev: torch.Tensor | None = None,
+        recv_prev: torch.Tensor | None = None,
+        send_next: torch.Tensor | None = None,
+        recv_next: torch.Tensor | None = None,
+    ) -> list[torch.distributed.Work]:
+        """Send and receive these together, as core's schedules do, but without waiting for the device. What is launched after
+        a `wait` for each of what is returned comes after the transfers. Where there is no neighbour nothing happens."""
+        first, last = self.stage == 0, self.stage == self.stages - 1
+        wanted = [
+            (torch.distributed.isend, None if first else send_prev, self._previous),
+            (torch.distributed.irecv, None if first else recv_prev, self._previous),
+            (torch.distributed.isend, None if last else send_next, self._next),
+            (torch.distributed.irecv, None if last else recv_next, self._next),
+        ]
+        transfers = [
+            # `.data`: autograd's count of changes stays as it is, since a recorded backward pass outlives what came before.
+            torch.distributed.P2POp(operation, tensor.data, peer, self._group)
+            for operation, tensor, peer in wanted
+            if tensor is not None
+        ]
+        return torch.distributed.batch_isend_irecv(transfers) if transfers else []
+
+
 def any_rank(here: bool) -> bool:
     """Whether this is so on any rank: the same answer on all, without a word from their devices."""
     flag = torch.tensor([int(here)], dtype=torch.int32)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=_host_group)
     return bool(flag.item())
+
+
+def from_all_ranks(here: object) -> list:
+    """What each rank hands in, in the order of ranks; pickled, between processes of one run alone."""
+    gathered: list = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, here, group=_host_group)
+    return gathered
 
 
 def is_first_rank_of_node() -> bool:

@@ -60,9 +60,8 @@ def transformer_config(config: TrainConfig) -> TransformerConfig:
 
 
 def _recomputation(config: TrainConfig) -> dict[str, object]:
-    """AC: `full` recomputes every layer; `sel` the unfused attention only, for a fused one recomputes itself."""
-    if config.recompute == "full":
-        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    """AC `sel` recomputes the unfused attention only, for a fused one recomputes itself; `full` is the layers' own
+    business (model/llama.py), since core's way through them reads random states."""
     if config.recompute == "sel" and not config.use_flash_attn:
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     return {}

@@ -6,9 +6,17 @@ and saves one pass of zeros over all gradients and one of reading them.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
 import torch
 
 from megatron_patch.kernels.grad_accumulation import accumulate_weight_grad
+
+# Of weights whose gradients a backward pass leaves for later, in its order: what computes each.
+Postponed = list[tuple[torch.nn.Parameter, Callable[[], None]]]
+_postponed: Postponed | None = None
 
 
 def mark_stale(main_grad: torch.Tensor) -> None:
@@ -37,3 +45,29 @@ def direct_main_grad(weight: torch.nn.Parameter) -> torch.Tensor | None:
         return None
     weight.grad_added_to_main_grad = True
     return main_grad
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[Postponed]:
+    """Meanwhile `add_weight_gradient` computes nothing, and what it would have is collected: a pipeline stage first sends its
+    input's gradient to the stage before, which waits for it."""
+    global _postponed
+    _postponed = []
+    try:
+        yield _postponed
+    finally:
+        _postponed = None
+
+
+def add_weight_gradient(
+    weight: torch.nn.Parameter, total_input: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.Tensor
+) -> torch.Tensor:
+    """`wgrad_gemm_accum_fp32`, now or later. Returns what a backward pass gives autograd for the weight's gradient: something
+    that nobody reads, since DDP's hook, which counts the gradients that are ready, wants one."""
+    work = functools.partial(wgrad_gemm_accum_fp32, total_input, grad_output, main_grad)
+    weight.grad_added_to_main_grad = True
+    if _postponed is None:
+        work()
+    else:
+        _postponed.append((weight, work))
+    return torch.empty_like(weight)

@@ -60,6 +60,15 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def version() -> int:
+    """cuBLASLt's own number; 0 without it."""
+    found = library()
+    if found is None:
+        return 0
+    found.cublasLtGetVersion.restype = ctypes.c_size_t
+    return found.cublasLtGetVersion()
+
+
 def _call(name: str, *arguments: object) -> None:
     status = getattr(library(), name)(*arguments)
     if status:

@@ -15,6 +15,7 @@ from .attention_backends import FLASH_ATTN_2, FLASH_ATTN_3
 from .attention_backends import choose_attention_backend as choose_attention_backend
 from .attention_backends import is_installed as is_installed
 from .softmax import causal_mask, causal_softmax
+from .unfused import causal_attention
 
 # The modules of flash-attn 2 and 3, which have the same two functions.
 _FLASH_ATTN = {library.backend: library.module for library in (FLASH_ATTN_2, FLASH_ATTN_3)}
@@ -39,13 +40,15 @@ def attention(
     causal: bool = True,
     backend: str,
     segment_ids: torch.Tensor | None = None,
+    recompute: bool = False,
     implementation: str | None = None,
 ) -> torch.Tensor:
     """q [Sq, B, N, D], k and v [Sk, B, G, D], of any strides with a contiguous last dimension → [Sq, B, N·D].
 
     segment_ids [B, S] integer: for packed samples, a query sees the keys of its own segment only (Sq = Sk =
     S). Equal ids must adjoin: an id that comes back is another segment to 'flash_attn', 'flash_attn_3' and 'varlen', the same
-    one to a mask. implementation: of the softmax in 'unfused'. ValueError for an unknown backend, heads that
+    one to a mask. recompute: 'unfused' keeps no probabilities for its backward pass, where it has a kernel for that (see
+    `recomputes_itself`). implementation: of the softmax in 'unfused'. ValueError for an unknown backend, heads that
     are not a multiple of groups, more queries than keys under causal, or segment_ids of another shape.
     """
     _check(q, k, causal, backend, segment_ids)
@@ -64,8 +67,13 @@ def attention(
             "backend 'varlen' is for packed samples and needs segment_ids; choose another without them."
         )
     if backend == "unfused":
-        return _unfused(q, k, v, scale, causal, segment_ids, implementation)
+        return _unfused(q, k, v, scale, causal, segment_ids, recompute, implementation)
     return _sdpa(q, k, v, scale, causal, backend, segment_ids)
+
+
+def recomputes_itself(backend: str, segment_ids: torch.Tensor | None) -> bool:
+    """Whether `attention` of rows as long as their keys takes its argument `recompute`; else autograd must recompute it whole."""
+    return backend == "unfused" and segment_ids is None
 
 
 def _check(q, k, causal, backend, segment_ids) -> None:
@@ -120,10 +128,12 @@ def _sdpa(q, k, v, scale, causal, backend, segment_ids):
     return out.permute(2, 0, 1, 3).flatten(2)
 
 
-def _unfused(q, k, v, scale, causal, segment_ids, implementation):
+def _unfused(q, k, v, scale, causal, segment_ids, recompute, implementation):
     (queries, batch, heads, head_dim), keys = q.shape, k.shape[0]
     if heads != k.shape[2]:
         k, v = (t.repeat_interleave(heads // t.shape[2], dim=2) for t in (k, v))
+    if causal and queries == keys and segment_ids is None:
+        return causal_attention(q, k, v, scale, recompute=recompute, implementation=implementation)
     q, k, v = (t.reshape(t.shape[0], batch * heads, head_dim).transpose(0, 1) for t in (q, k, v))
     # The scale goes into the product, before its rounding: unscaled scores could overflow float16.
     scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0.0, alpha=scale)

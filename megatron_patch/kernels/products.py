@@ -17,7 +17,8 @@ import contextlib
 import ctypes
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -34,7 +35,30 @@ _SETTLE, _LONG = 100.0, 60.0  # milliseconds of each: until the clock is the alg
 _LAST, _SURE = 3, 1.02  # of the finalists these are measured again: one measurement scatters by some per cent
 
 _chosen: dict[tuple[Shape, torch.device], tuple[Product, ctypes.Array] | None] = {}
+_remembered: dict[Shape, Choice] = {}
 _guessing = False
+
+
+class Choice(NamedTuple):
+    """Of a shape's candidates, in cuBLASLt's order: which one, and of how many."""
+
+    place: int
+    candidates: int
+
+
+def choices() -> dict[Shape, Choice]:
+    """What this process has measured or been told, for processes on GPUs of the same kind with the same libraries."""
+    made = {}
+    for (shape, _), chosen in _chosen.items():
+        if chosen is not None:
+            product, algorithm = chosen
+            made[shape] = Choice(product.algorithms.index(algorithm), len(product.algorithms))
+    return _remembered | made
+
+
+def remember(known: Mapping[Shape, Choice]) -> None:
+    """Products of these shapes are not measured, as long as cuBLASLt offers as many candidates as it did."""
+    _remembered.update(known)
 
 
 @contextlib.contextmanager
@@ -101,12 +125,24 @@ def shape_of(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Shape:
 def _choice(a, b, out, add) -> tuple[Product, ctypes.Array] | None:
     key = shape_of(a, b, out), out.device
     if key not in _chosen:
-        if _guessing or torch.cuda.is_current_stream_capturing():
+        measures = not _guessing and not torch.cuda.is_current_stream_capturing()
+        if not measures and key[0] not in _remembered:
             return None
         product = Product(*key)
-        algorithm = _fastest(product, a, b, torch.empty_like(out) if add else out)
+        algorithm = _known(product, key[0])
+        if algorithm is None and not measures:
+            return None
+        if algorithm is None:
+            algorithm = _fastest(product, a, b, torch.empty_like(out) if add else out)
         _chosen[key] = (product, algorithm) if algorithm is not None else None
     return _chosen[key]
+
+
+def _known(product: Product, shape: Shape) -> ctypes.Array | None:
+    choice = _remembered.get(shape)
+    if choice is None or choice.candidates != len(product.algorithms) or not 0 <= choice.place < choice.candidates:
+        return None
+    return product.algorithms[choice.place]
 
 
 def _fastest(product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.Tensor) -> ctypes.Array | None:

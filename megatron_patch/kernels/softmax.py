@@ -50,6 +50,25 @@ def causal_softmax_backward_reference(
     return (scale * p * (dp - (dp * p).sum(-1, keepdim=True))).to(probabilities.dtype)
 
 
+def causal_softmax_(scores: torch.Tensor, chunk: int, *, triton: bool) -> torch.Tensor:
+    """The softmax of square scores [..., S, S] written over them, each row as far as its chunk of `chunk` rows sees.
+
+    What lies further to the right is neither read nor written. Outside autograd.
+    """
+    if triton:
+        _launch(_causal_softmax_kernel, scores, (scores, scores), 1.0, chunk)
+        return scores
+    return scores.copy_(causal_softmax_reference(scores, 1.0))
+
+
+def causal_softmax_backward_(dp: torch.Tensor, probabilities: torch.Tensor, chunk: int, *, triton: bool) -> torch.Tensor:
+    """The gradient of the scores written over `dp`, the probabilities' [..., S, S], in the manner of `causal_softmax_`."""
+    if triton:
+        _launch(_causal_softmax_backward_kernel, probabilities, (dp, probabilities, dp), 1.0, chunk)
+        return dp
+    return dp.copy_(causal_softmax_backward_reference(dp, probabilities, 1.0))
+
+
 class _CausalSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores, scale, triton):
@@ -79,18 +98,19 @@ def _backward(dp, probabilities, scale):
     return dscores
 
 
-def _launch(kernel_, shaped, tensors, scale):
+def _launch(kernel_, shaped, tensors, scale, chunk=MAX_KEYS):
     queries, keys = shaped.shape[-2:]
     rows = shaped.numel() // keys if keys else 0
     if rows:
         block = next_power_of_two(keys)
-        kernel_[(rows,)](*tensors, queries, keys, scale, block, num_warps=min(16, max(1, block // 512)))
+        kernel_[(rows,)](*tensors, queries, keys, scale, chunk, block, num_warps=min(16, max(1, block // 512)))
 
 
 @kernel
-def _causal_softmax_kernel(scores_ptr, probabilities_ptr, queries, keys, scale, BLOCK: tl.constexpr):
+def _causal_softmax_kernel(scores_ptr, probabilities_ptr, queries, keys, scale, chunk, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     visible = row % queries + keys - queries + 1
+    written = tl.minimum((visible + chunk - 1) // chunk * chunk, keys)
     columns = tl.arange(0, BLOCK)
     offsets = row.to(tl.int64) * keys + columns
     # Whole vectors of eight, so that loads are 16 bytes wide; what lies behind the diagonal is then left out
@@ -100,14 +120,15 @@ def _causal_softmax_kernel(scores_ptr, probabilities_ptr, queries, keys, scale, 
     exponentials = tl.exp(scores - tl.max(scores, axis=0))
     probabilities = exponentials / tl.sum(exponentials, axis=0)
     tl.store(
-        probabilities_ptr + offsets, probabilities.to(probabilities_ptr.dtype.element_ty), mask=columns < keys
+        probabilities_ptr + offsets, probabilities.to(probabilities_ptr.dtype.element_ty), mask=columns < written
     )
 
 
 @kernel
-def _causal_softmax_backward_kernel(dp_ptr, probabilities_ptr, dscores_ptr, queries, keys, scale, BLOCK: tl.constexpr):
+def _causal_softmax_backward_kernel(dp_ptr, probabilities_ptr, dscores_ptr, queries, keys, scale, chunk, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     visible = row % queries + keys - queries + 1
+    written = tl.minimum((visible + chunk - 1) // chunk * chunk, keys)
     columns = tl.arange(0, BLOCK)
     offsets = row.to(tl.int64) * keys + columns
     # Whole vectors of eight, so that loads are 16 bytes wide; what lies behind the diagonal is then left out
@@ -116,4 +137,4 @@ def _causal_softmax_backward_kernel(dp_ptr, probabilities_ptr, dscores_ptr, quer
     p = tl.load(probabilities_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     dp = tl.where(columns < visible, dp, 0.0)
     dscores = scale * p * (dp - tl.sum(dp * p, axis=0))
-    tl.store(dscores_ptr + offsets, dscores.to(dscores_ptr.dtype.element_ty), mask=columns < keys)
+    tl.store(dscores_ptr + offsets, dscores.to(dscores_ptr.dtype.element_ty), mask=columns < written)

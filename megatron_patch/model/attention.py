@@ -11,12 +11,12 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 
-from megatron_patch.kernels.attention import attention
+from megatron_patch.core.recomputation import recomputed
+from megatron_patch.kernels.attention import attention, recomputes_itself
 from megatron_patch.kernels.rope import rope_qkv
 
 
@@ -38,11 +38,11 @@ class CoreAttention(torch.nn.Module):
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: None = None,
         packed_seq_params: None = None,
+        recompute: bool = False,
     ) -> torch.Tensor:
         assert attention_bias is None and packed_seq_params is None, "LLaMA has neither"
-        return attention(
-            query, key, value, scale=self.scale, causal=True, backend=self.backend, segment_ids=attention_mask
-        )
+        options = {"causal": True, "segment_ids": attention_mask, "recompute": recompute}
+        return attention(query, key, value, scale=self.scale, backend=self.backend, **options)
 
 
 def with_backend(backend: str) -> type[CoreAttention]:
@@ -74,5 +74,7 @@ class LlamaSelfAttention(SelfAttention):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: torch.Tensor | None
     ) -> torch.Tensor:
         if self.checkpoint_core_attention and self.training:
-            return checkpoint(lambda q, k, v: self.core_attention(q, k, v, segments), False, query, key, value)
+            if recomputes_itself(self.core_attention.backend, segments):
+                return self.core_attention(query, key, value, segments, recompute=True)
+            return recomputed(lambda q, k, v: self.core_attention(q, k, v, segments), query, key, value)
         return self.core_attention(query, key, value, segments)

@@ -25,5 +25,6 @@ def choose_backend(config: TrainConfig, layout: Layout) -> tuple[str, str]:
 def build_model(config: TrainConfig, layout: Layout, backend: str) -> DistributedDataParallel:
     """This stage and tensor-parallel share of `config.model`, with its gradient buffer."""
     core = transformer_config(config)
-    model = LlamaModel(core, config.model, config.vocab_size, backend).to(layout.device)
+    recompute_layers = config.recompute == "full"
+    model = LlamaModel(core, config.model, config.vocab_size, backend, recompute_layers).to(layout.device)
     return DistributedDataParallel(core, ddp_config(config, layout.data_parallel_size), model)

@@ -5,46 +5,89 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from torch import distributed
+from torch.distributed import ProcessGroup
 
-from megatron_patch.core.weight_gradients import wgrad_gemm_accum_fp32
+from megatron_patch.core.weight_gradients import add_weight_gradient
 from megatron_patch.kernels.products import matmul
 
 
 class _Linear(torch.autograd.Function):
-    """x [..., in], weight [out, in] → [..., out]; the weight's gradient goes into its fp32 `main_grad`."""
+    """x [..., in], weight [out, in] → [..., out]; the weight's gradient goes into its fp32 `main_grad`.
+
+    With a `group` of tensor-parallel ranks, whose weights are parts of the output: where `split`, x is this rank's part of the
+    sequence, [S / TP, B, in], and is gathered, once more on the way back; otherwise x is whole and the same on all ranks. The
+    input's gradients are summed over the group while the weight's is computed.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, group: ProcessGroup | None, split: bool
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.main_grad = main_grad
-        y = x.new_empty(*x.shape[:-1], weight.size(0))
-        matmul(x.view(-1, x.size(-1)), weight.t(), y.view(-1, y.size(-1)))
+        ctx.main_grad, ctx.group, ctx.split = main_grad, group, split
+        whole = _gather(x, group, beside=False).tensor if split else x
+        y = whole.new_empty(*whole.shape[:-1], weight.size(0))
+        matmul(_flat(whole), weight.t(), _flat(y))
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dy, dx = dy.contiguous().view(-1, dy.size(-1)), torch.empty_like(x)
-        flat = x.view(-1, x.size(-1))
-        matmul(dy, weight, dx.view_as(flat))
-        wgrad_gemm_accum_fp32(flat, dy, ctx.main_grad)
-        weight.grad_added_to_main_grad = True
-        # DDP's hook, which counts the gradients that are ready, runs only where autograd is given one.
-        return dx, torch.empty_like(weight), None
+        whole = _gather(x, ctx.group, beside=True) if ctx.split else _Arriving(x)
+        dy, dx = dy.contiguous(), torch.empty_like(whole.tensor)
+        matmul(_flat(dy), weight, _flat(dx))
+        flat = _flat(whole.get())
+        sums = _Arriving(dx) if ctx.group is None else _sum(dx, x, ctx.group, ctx.split)
+        counted = add_weight_gradient(weight, flat, _flat(dy), ctx.main_grad)
+        return sums.get(), counted, None, None, None
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(-1, tensor.size(-1))
+
+
+class _Arriving(NamedTuple):
+    """A tensor that a collective still writes."""
+
+    tensor: torch.Tensor
+    work: distributed.Work | None = None
+
+    def get(self) -> torch.Tensor:
+        """The tensor; whatever is launched from here on comes after it was written."""
+        if self.work is not None:
+            self.work.wait()
+        return self.tensor
+
+
+def _gather(part: torch.Tensor, group: ProcessGroup, beside: bool) -> _Arriving:
+    """The sequence [S, B, H] of which each rank has a part; with `beside`, beside what is launched next."""
+    whole = part.new_empty(part.size(0) * group.size(), *part.shape[1:])
+    return _Arriving(whole, distributed.all_gather_into_tensor(whole, part, group=group, async_op=beside))
+
+
+def _sum(whole: torch.Tensor, part: torch.Tensor, group: ProcessGroup, split: bool) -> _Arriving:
+    """Sums over the ranks, of which each gets its part where the sequence is `split`."""
+    if not split:
+        return _Arriving(whole, distributed.all_reduce(whole, group=group, async_op=True))
+    mine = torch.empty_like(part)
+    return _Arriving(mine, distributed.reduce_scatter_tensor(mine, whole, group=group, async_op=True))
 
 
 def _linear(core: Callable[..., torch.Tensor], input: torch.Tensor, weight: torch.Tensor, kwargs: Any) -> torch.Tensor:
-    """`_Linear` where no communication is to overlap with the products and gradients go to fp32; else core's own."""
-    communicates = kwargs["allreduce_dgrad"] or kwargs["sequence_parallel"] or kwargs["grad_output_buffer"] is not None
+    """`_Linear` where gradients go to fp32 inside the product; else core's own."""
     main_grad = getattr(weight, "main_grad", None)
     fp32 = main_grad is not None and main_grad.dtype == torch.float32
-    if communicates or not fp32 or not weight.requires_grad or not torch.is_grad_enabled() or kwargs["bias"] is not None:
+    deferred = kwargs["grad_output_buffer"] is not None
+    if deferred or not fp32 or not weight.requires_grad or not torch.is_grad_enabled() or kwargs["bias"] is not None:
         return core(input, weight, **kwargs)
-    return _Linear.apply(input.contiguous(), weight, main_grad)
+    communicates = kwargs["allreduce_dgrad"] or kwargs["sequence_parallel"]
+    group = kwargs["tp_group"] if communicates else None
+    return _Linear.apply(input.contiguous(), weight, main_grad, group, kwargs["sequence_parallel"])
 
 
 class ColumnLinear(ColumnParallelLinear):

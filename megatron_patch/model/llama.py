@@ -16,6 +16,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megatron_patch.core.recomputation import recomputed
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.rope import dynamic_ntk_base, rope_tables
 from megatron_patch.llama.model_config import LlamaConfig
@@ -43,9 +44,11 @@ class LlamaLayer(TransformerLayer):
 
     Attributes:
         leaves_sum: whether a layer follows that adds; `LlamaModel` decides.
+        is_recomputed: whether only the layer's input is kept for the backward pass (AC full); likewise.
     """
 
     leaves_sum = False
+    is_recomputed = False
 
     def forward(
         self,
@@ -57,6 +60,17 @@ class LlamaLayer(TransformerLayer):
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[S, B, H], and what is to be added to it or None → the same of this layer."""
+        if self.is_recomputed and self.training:
+            return recomputed(self._compute, hidden_states, attention_mask, context, rotary_pos_emb)
+        return self._compute(hidden_states, attention_mask, context, rotary_pos_emb)
+
+    def _compute(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        context: torch.Tensor | None,
+        rotary_pos_emb: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if context is None:
             normed, residual = self.input_layernorm.with_residual(hidden_states)
         else:
@@ -101,7 +115,14 @@ class LlamaModel(GPTModel):
         first_row, valid_rows: this tensor-parallel rank's first row, and how many of its rows are vocabulary.
     """
 
-    def __init__(self, config: TransformerConfig, llama: LlamaConfig, vocab_size: int, attention_backend: str) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        llama: LlamaConfig,
+        vocab_size: int,
+        attention_backend: str,
+        recompute_layers: bool = False,
+    ) -> None:
         tp, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
         padded = padded_rows(vocab_size, tp)
         super().__init__(
@@ -115,10 +136,10 @@ class LlamaModel(GPTModel):
             share_embeddings_and_output_weights=False,
             position_embedding_type="none",  # rotary tables are made below
         )
-        # Full recomputation keeps what goes into each layer, of which there would be two tensors.
-        if config.recompute_granularity != "full":
-            for layer in self.decoder.layers[:-1]:
-                layer.leaves_sum = True
+        for layer in self.decoder.layers:
+            # Recomputation keeps what goes into each layer, of which there would be two tensors.
+            layer.is_recomputed = recompute_layers
+            layer.leaves_sum = not recompute_layers and layer is not self.decoder.layers[-1]
         self.vocab_rows = vocab_size
         self.first_row, self.valid_rows = rows_of_rank(vocab_size, tp, rank)
         for _, weight in self._padded_weights():

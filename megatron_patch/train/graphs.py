@@ -3,8 +3,8 @@
 A 7B model's forward pass at micro-batch 1 is shorter on the GPU than Python takes to launch it, and split over two GPUs
 much shorter. A graph is captured for the micro-batches that open a step, whose products overwrite the gradient buffer, one
 for those that add to it, and on several GPUs one for the last, during which gradients are reduced; all draw on one memory
-pool, and NCCL's kernels are recorded with the others. Where memory allows, two micro-batches go through at once. Not with
-pipeline stages, whose schedule is core's; `why_no_graphs` has the other obstacles.
+pool, and NCCL's kernels are recorded with the others. Where memory allows, two micro-batches go through at once. Pipeline
+stages have passes of their own, in pipeline.py; `why_no_graphs` says what cannot be recorded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
@@ -22,6 +23,7 @@ from megatron_patch.data.batches import Batch
 
 # Forward and backward of a batch, and if told so that it closes the step, the reductions: losses and tokens summed, fp64 [2].
 Work = Callable[[Batch, bool], torch.Tensor]
+Result = TypeVar("Result")
 
 # Of a GPU's memory, what stays free beside two micro-batches: fragments, and what libraries load later.
 _SPARE = 0.0125
@@ -32,11 +34,7 @@ def why_no_graphs(config: TrainConfig, layout: Layout) -> str:
     obstacles = {
         "there is no GPU": not device.HAS_CUDA,
         "--cuda-graphs false": not config.options.cuda_graphs,
-        "PP is not 1": config.pipeline_model_parallel_size > 1,
-        # NCCL warns of graphs of several communicators that are launched by one thread; these two are not tried yet.
-        "tensor and data parallel at once": config.tensor_model_parallel_size > 1 and layout.data_parallel_size > 1,
         "several nodes": not layout.is_one_node,
-        "layers are recomputed": config.recompute == "full" or (config.recompute == "sel" and not config.use_flash_attn),
         "--packing": config.options.packing,
     }
     return ", ".join(obstacle for obstacle, there in obstacles.items() if there)
@@ -105,16 +103,25 @@ class MicroBatchGraphs:
         return sums
 
     def _capture(self, group: list[Batch], closes: bool) -> tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]:
-        """Record the kernels; nothing is computed yet, though Python has marked gradients as it will be."""
         static = _joined(group)
         pool = next((graph.pool() for graph, _, _ in self.captured.values()), None)
-        torch.cuda.empty_cache()
-        graph = torch.cuda.CUDAGraph()
-        # From here on an error of `work` may come as the context of one of the recording, which it leaves unfinished.
-        recording = torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local")
-        with parallel.without_random_streams(), recording:
-            sums = self.work(static, closes)
+        graph, sums = record(lambda: self.work(static, closes), pool)
         return graph, static, sums
+
+
+def record(work: Callable[[], Result], pool: tuple[int, int] | None) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """The kernels that `work` launches, as a graph with memory from `pool` (None: a new one), and what `work` returned.
+
+    Nothing is computed yet, though Python has marked gradients as it will be. What the graph leaves is there until another graph
+    of the pool runs: that one may have been recorded when its memory was still free.
+    """
+    torch.cuda.empty_cache()
+    graph = torch.cuda.CUDAGraph()
+    # From here on an error of `work` may come as the context of one of the recording, which it leaves unfinished.
+    recording = torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local")
+    with parallel.without_random_streams(), recording:
+        result = work()
+    return graph, result
 
 
 def _joined(group: list[Batch]) -> Batch:

@@ -18,6 +18,7 @@ from megatron_patch.data.samplers import MicroBatchSampler
 from megatron_patch.folders.resumption import find_start
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.log import RunLog, perplexity, training_line, validation_lines
+from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.profiling import profiler
 from megatron_patch.train.step import StepResult, TrainState, evaluate, train_step
 
@@ -44,6 +45,8 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 window = _Window(follows=known)
             if state.steps_here == 1 and state.graphs is not None and state.graphs.decision:
                 log.line(f"  {state.graphs.decision}")
+            if state.steps_here == 1:
+                write_choices(state.config)
             if state.steps_here == _SETTLED:
                 _log_memory(state, log)
             evaluating = _due(state.iteration, data.eval_every, data.train_iters)
@@ -197,6 +200,8 @@ def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | Non
 def save(state: TrainState, log: RunLog) -> None:
     """Write a checkpoint and say where it lies."""
     started = time.perf_counter()
+    if state.gathers is not None:
+        state.gathers.finish()
     progress = checkpoints.Progress(
         state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations
     )

@@ -20,6 +20,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.transformer_config import optimizer_config
+from megatron_patch.core.weight_gathers import WeightGathers
 from megatron_patch.core.weight_gradients import mark_stale
 from megatron_patch.kernels.adamw import grad_norm_squared
 
@@ -139,20 +140,18 @@ def measure_gradients(optimizer: ChainedOptimizer, factor: torch.Tensor, tokens:
 
 
 @torch.no_grad()
-def update_weights(
-    optimizer: ChainedOptimizer, model: DistributedDataParallel, measured: GradientNorm, factor: torch.Tensor, clip: float
-) -> None:
-    """Clip and update, all on the device; `clip` is the largest allowed norm, 0 for none."""
+def update_weights(optimizer: ChainedOptimizer, measured: GradientNorm, factor: torch.Tensor, clip: float) -> None:
+    """Clip and update, all on the device; `clip` is the largest allowed norm, 0 for none. With ZeRO each rank updates a part."""
     inner = single(optimizer)
     scale = factor * (clip / (measured.norm + 1e-6)).clamp(max=1.0) if clip > 0 else factor
     inner.optimizer.step(grad_scale=scale, found_inf=measured.unchanged)
-    gather_weights(optimizer, model)
 
 
-def gather_weights(optimizer: ChainedOptimizer, model: DistributedDataParallel) -> None:
-    """With ZeRO every rank gets the shards that the others have updated."""
-    if isinstance(single(optimizer), DistributedOptimizer):
-        model.start_param_sync()
+def weight_gathers(optimizer: ChainedOptimizer, model: DistributedDataParallel, records: bool) -> WeightGathers | None:
+    """Through which every rank gets the parts that the others have updated; None where each rank updates all of its weights."""
+    inner = single(optimizer)
+    shared = isinstance(inner, DistributedOptimizer) and inner.data_parallel_group.size() > 1
+    return WeightGathers(model, records) if shared else None
 
 
 def _attach_gradients(optimizer: MegatronOptimizer) -> None:

@@ -12,6 +12,7 @@ from megatron_patch.core.patches import apply_patches
 from megatron_patch.model.build import build_model, choose_backend
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.optimizer import build_optimizer, fused_weights
+from megatron_patch.train.product_choices import read_choices
 from megatron_patch.train.schedule import lr_scheduler
 from megatron_patch.train.step import TrainState, prepare_model
 
@@ -35,6 +36,9 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
         fused=fused_weights(model),
         loss_scale=torch.ones((), device=layout.device),
     )
+    remembered = read_choices(config)
+    if remembered:
+        log.line(f"  {remembered}")
     obstacle = prepare_model(state)
     log.line(f"  CUDA graphs: {'no (' + obstacle + ')' if obstacle else 'yes'}")
     log.line(

@@ -19,11 +19,15 @@ from megatron.core.utils import get_model_config
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
+from megatron_patch.core.transformer_config import DTYPES
+from megatron_patch.core.weight_gathers import WeightGathers
 from megatron_patch.data.batches import Batch, to_device
 from megatron_patch.kernels import prefer
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
+from megatron_patch.train.pipeline import PipelinePasses
+from megatron_patch.train.stage_work import stage_work
 
 
 @dataclass
@@ -42,7 +46,8 @@ class TrainState:
     skipped_iterations: int = 0
     nan_iterations: int = 0
     tokens: torch.Tensor | None = None  # unmasked tokens of the current global batch
-    graphs: MicroBatchGraphs | None = None
+    graphs: MicroBatchGraphs | PipelinePasses | None = None
+    gathers: WeightGathers | None = None
     steps_here: int = 0  # iterations that this process has done
 
     @property
@@ -113,10 +118,34 @@ def prepare_model(state: TrainState) -> str:
     config.no_sync_func = state.model.no_sync
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
     obstacle = why_no_graphs(state.config, state.layout)
+    state.gathers = optim.weight_gathers(state.optimizer, state.model, records=not obstacle)
     if not obstacle:
-        several = state.layout.world_size > 1
-        state.graphs = MicroBatchGraphs(lambda batch, closes: _forward_backward(state, batch, closes), reduces=several)
+        pipeline = state.config.pipeline_model_parallel_size > 1
+        state.graphs = _pipeline_passes(state) if pipeline else _whole_model_passes(state)
     return obstacle
+
+
+def _whole_model_passes(state: TrainState) -> MicroBatchGraphs:
+    several = state.layout.world_size > 1
+    return MicroBatchGraphs(lambda batch, closes: _forward_backward(state, batch, closes), reduces=several)
+
+
+def _pipeline_passes(state: TrainState) -> PipelinePasses:
+    config, layout = state.config, state.layout
+    length = config.sample_length // (config.tensor_model_parallel_size if config.sequence_parallel else 1)
+    return PipelinePasses(
+        stage_work(state.model, layout, forward_step(layout.device)),
+        layout,
+        shape=(length, config.micro_batch_size, config.model.hidden_size),
+        dtype=DTYPES[config.precision],
+        micro_batches=_micro_batches(state),
+        reduces=config.tensor_model_parallel_size * layout.data_parallel_size > 1,
+    )
+
+
+def _micro_batches(state: TrainState) -> int:
+    """Of a step, for each replica."""
+    return state.config.global_batch_size // (state.config.micro_batch_size * state.layout.data_parallel_size)
 
 
 def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Tensor:
@@ -137,11 +166,15 @@ def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Te
 def _finalize(state: TrainState, models: list[Any], tokens: torch.Tensor, **kwargs: Any) -> None:
     """core's reductions, but the division by tokens is left to Adam's pass: here only their number is found."""
     finalize_model_grads(models, None, **kwargs)
-    count = tokens.detach().clone().float()
+    state.tokens = _over_replicas(_of_last_stage(tokens.detach().clone().float()))
+
+
+def _of_last_stage(numbers: torch.Tensor) -> torch.Tensor:
+    """What they are there, in place."""
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
-        torch.distributed.broadcast(count, last, group=parallel_state.get_pipeline_model_parallel_group())
-    state.tokens = _over_replicas(count)
+        torch.distributed.broadcast(numbers, last, group=parallel_state.get_pipeline_model_parallel_group())
+    return numbers
 
 
 def _over_replicas(numbers: torch.Tensor) -> torch.Tensor:
@@ -170,19 +203,26 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     measured = optim.measure_gradients(state.optimizer, factor, state.tokens)
     numbers = (sums[0], state.tokens, measured.norm, measured.found_inf, state.loss_scale)
     read = device.read_later(torch.stack([number.double() for number in numbers]))
-    optim.update_weights(state.optimizer, state.model, measured, factor, config.options.clip_grad)
+    optim.update_weights(state.optimizer, measured, factor, config.options.clip_grad)
+    if state.gathers is not None:
+        state.gathers.start()
     total, count, norm, found_inf, scale_used = read()
     optim.settle(state.optimizer, bool(found_inf), int(count))
     return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)
 
 
-def _run_passes(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Batch]) -> torch.Tensor:
-    """`run_schedule` without a pipeline: a step's kernels are launched once, and recorded the next time."""
-    count = state.config.global_batch_size // (state.config.micro_batch_size * state.layout.data_parallel_size)
-    if not graphs.launched and state.config.options.pair_micro_batches and count % 2 == 0:
+def _run_passes(state: TrainState, graphs: MicroBatchGraphs | PipelinePasses, batches: Iterator[Batch]) -> torch.Tensor:
+    """`run_schedule` in passes of our own: a step's kernels are launched once, and recorded the next time."""
+    count = _micro_batches(state)
+    if not graphs.launched and isinstance(graphs, PipelinePasses):
+        first = next(batches)
+        graphs.rehearse(first)
+        optim.begin_step(state.optimizer, state.model, state.fused)
+        batches = itertools.chain([first], batches)
+    elif not graphs.launched and state.config.options.pair_micro_batches and count % 2 == 0:
         batches = _rehearse(state, graphs, batches)
     sums = _over_replicas(graphs.run(batches, count))
-    state.tokens = sums[1].float()
+    state.tokens = _of_last_stage(sums[1].float())
     return sums
 
 
@@ -200,7 +240,8 @@ def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Bat
     # What communicates after a step's passes, so that NCCL has taken all its memory before what is left is counted.
     sums = _over_replicas(torch.ones(2, dtype=torch.float64, device=state.layout.device))
     optim.measure_gradients(state.optimizer, sums[1].float(), sums[1])
-    optim.gather_weights(state.optimizer, state.model)
+    if state.gathers is not None:
+        state.gathers.start()
     graphs.pair_if_it_fits(training, evaluation)
     optim.begin_step(state.optimizer, state.model, state.fused)
     return itertools.chain([first], batches)

@@ -1,4 +1,4 @@
-"""AC: how often a step computes attention, counted."""
+"""AC: how often a step computes attention's probabilities, counted."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ LAYERS, MICRO_BATCHES = 4, 2  # of tests/tiny.py's model and global batch
 
 
 def counts() -> dict[str, int]:
-    """Attentions of one training step, by AC and FL."""
+    """Of one training step, by AC and FL: fused attentions, or softmaxes of unfused ones."""
     import megatron_patch.core.device  # noqa: F401
 
     import torch
 
     from megatron_patch.core import parallel
-    from megatron_patch.model import attention
+    from megatron_patch.kernels import attention, unfused
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
     from megatron_patch.train.step import train_step
 
     be_alone()
     computed, found, layout = [], {}, parallel.start(tiny_config())
-    compute = attention.attention
-    attention.attention = lambda *tensors, **options: (computed.append(options["backend"]), compute(*tensors, **options))[1]
+    for module, name in ((attention, "_sdpa"), (unfused, "causal_softmax_")):
+        compute = getattr(module, name)
+        counted = lambda *given, compute=compute, **options: (computed.append(1), compute(*given, **options))[1]  # noqa: E731
+        setattr(module, name, counted)
     row = torch.ones(1, 16, dtype=torch.long, device=layout.device)
     batch = {"tokens": row, "labels": row, "loss_mask": torch.ones(1, 16, device=layout.device)}
     for recompute in ("none", "sel", "full"):

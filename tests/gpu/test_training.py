@@ -90,26 +90,63 @@ def weights(tmp_path_factory):
     return convert(GOLDEN / "hf_mha", tmp_path_factory.mktemp("megatron") / "mha")
 
 
+four_gpus = pytest.mark.skipif(torch.cuda.device_count() < 4, reason="needs four GPUs")
+FOUR = {
+    "TP2 DP2 with SP": dict(TP=2, SP="true"),
+    "TP4 with SP": dict(TP=4, SP="true"),
+    "PP2 DP2": dict(PP=2),
+    "PP4": dict(PP=4),
+    "TP2 PP2 with SP": dict(TP=2, PP=2, SP="true"),
+}
+
+
 @two_gpus
 @pytest.mark.parametrize("pairs", ["true", "false"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_two_gpus_learn_what_one_learns(tmp_path, gpus, weights, layout, pairs):
-    """In graphs but for PP2, NCCL's kernels among them."""
+    """In graphs, NCCL's kernels among them."""
+    learn_what_one_learns(2, tmp_path, gpus, weights, layout, "--pair-micro-batches", pairs)
+
+
+@four_gpus
+@pytest.mark.parametrize("layout", FOUR.values(), ids=FOUR)
+def test_four_gpus_learn_what_one_learns(tmp_path, gpus, weights, layout):
+    learn_what_one_learns(4, tmp_path, gpus, weights, layout)
+
+
+@two_gpus
+@pytest.mark.parametrize("recompute", ["full", "sel"])
+def test_recomputation_in_graphs_learns_what_one_learns(tmp_path, gpus, weights, recompute):
+    learn_what_one_learns(2, tmp_path, gpus, weights, dict(PP=2, AC=recompute))
+
+
+def learn_what_one_learns(number, tmp_path, gpus, weights, layout, *flags):
     common = dict(PR="fp32", FL="false", AC="none", MODEL_SIZE="auto", PRETRAIN_CHECKPOINT_PATH=weights)
-    common |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)  # three pairs for each of two replicas
+    common |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)  # three pairs for each of two replicas; four stages in flight
     one = tiny(tmp_path / "one", "--cuda-graphs", "false", **common)
-    gpus(2)
-    two = tiny(tmp_path / "two", "--pair-micro-batches", pairs, **common, **layout)
-    assert f"CUDA graphs: {'no (PP is not 1)' if 'PP' in layout else 'yes'}\n" in console(tmp_path / "two")
-    assert [step.loss for step in two] == pytest.approx([step.loss for step in one], rel=1e-5)
-    assert [step.grad_norm for step in two] == pytest.approx([step.grad_norm for step in one], rel=1e-4)
+    gpus(number)
+    several = tiny(tmp_path / "several", *flags, **{**common, **layout})
+    assert "CUDA graphs: yes\n" in console(tmp_path / "several")
+    assert [step.loss for step in several] == pytest.approx([step.loss for step in one], rel=1e-5)
+    assert [step.grad_norm for step in several] == pytest.approx([step.grad_norm for step in one], rel=1e-4)
 
 
 @two_gpus
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_two_gpus_go_on_with_the_same_bits(tmp_path, gpus, layout):
     """With evaluations between the steps, whose passes are launched."""
-    gpus(2)
+    go_on_with_the_same_bits(2, tmp_path, gpus, layout)
+
+
+@four_gpus
+@pytest.mark.parametrize("name", [name for name in FOUR if "TP4" not in name])  # which the tiny model's two groups do not take
+def test_four_gpus_go_on_with_the_same_bits(tmp_path, gpus, name):
+    layout = FOUR[name]
+    go_on_with_the_same_bits(4, tmp_path, gpus, layout)
+
+
+def go_on_with_the_same_bits(number, tmp_path, gpus, layout):
+    gpus(number)
     unfused, evaluating = dict(FL="false", AC="none", **layout), ("--eval-interval", 3, "--eval-iters", 1)
     whole = tiny(tmp_path / "whole", *evaluating, **unfused)
     first = tiny(tmp_path / "parts", *evaluating, "--exit-interval", 5, **unfused)

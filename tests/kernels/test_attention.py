@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from megatron_patch.kernels import unfused
 from megatron_patch.kernels.attention import (
     _last_bounds,
     attention,
@@ -62,6 +63,25 @@ def test_causal(draw, agree, truth_of, dtype, backend, heads, groups, head_dim):
     # Probabilities, and in the backward their gradient, are rounded on the way to the second product.
     agree(out, truth, roundings=3)
     agree(grad, truth_grad, roundings=4)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize("length", [8, 13, 16])
+def test_unfused_attention_in_chunks_of_queries(draw, agree, truth_of, monkeypatch, implementation, length, recompute):
+    """One chunk, some with an incomplete last one, some that fill it; what no chunk reaches is left as it was, here NaN."""
+    monkeypatch.setattr(unfused, "CHUNK", 8)
+    made = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: made(*args, **kwargs).fill_(torch.nan))
+    q, k, v = (draw(torch.float16, length, 2, 3, 16) for _ in range(3))
+    dout = draw(torch.float16, length, 2, 48, requires_grad=False)
+    q64, k64, v64, dout64 = truth_of(q, k, v, dout)
+    out = unfused.causal_attention(q, k, v, 0.25, recompute=recompute, implementation=implementation)
+    out.backward(dout)
+    truth = truth_attention(q64, k64, v64, 0.25)
+    truth.backward(dout64)
+    agree(out, truth, roundings=3)
+    for ours, theirs in ((q, q64), (k, k64), (v, v64)):
+        agree(ours.grad, theirs.grad, roundings=4)
 
 
 @pytest.mark.parametrize("backend", [*FUSED, "unfused", *(["varlen"] if CUDA else [])])

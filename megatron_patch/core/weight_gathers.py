@@ -1,0 +1,106 @@
+"""ZeRO's gathering of updated weights beside the next forward pass, which waits for a layer's weights when it comes to them.
+
+core can overlap this too, but by handles that Python waits for, which a CUDA graph cannot do. Here the gathers run on a stream
+of their own, in the order in which a forward pass needs them, and each leaves an event; modules wait for the events of their
+weights. In a graph that is a wait for whatever the event was recorded for last (an external event, in CUDA's terms). The gathers
+themselves, some hundred launches, become one graph as well: the next forward pass is launched after them.
+"""
+
+from __future__ import annotations
+
+import megatron_patch.core.device as device
+
+from collections.abc import Callable, Iterable
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as BucketGroup
+
+
+class WeightGathers:
+    """Of one model, whose DDP buffers hold the weights in buckets.
+
+    Args:
+        records: whether the gathers are launched as a CUDA graph, from the second time on.
+
+    Attributes:
+        lazy: on CPUs, whether a gather is left until someone waits for it, as far as possible what GPUs do; tests do so.
+    """
+
+    lazy = False
+
+    def __init__(self, model: DistributedDataParallel, records: bool) -> None:
+        self.records, self.started, self.graph = records, 0, None
+        self.groups = list(reversed(model.bucket_groups))  # DDP's order is that of the backward pass
+        self.pending: set[BucketGroup] = set()  # on CPUs
+        if device.HAS_CUDA:
+            self.stream = torch.cuda.Stream()
+            self.events = {group: torch.cuda.Event(external=True) for group in self.groups}
+        waiting: set[torch.nn.Parameter] = set()
+        for module in _units(model):
+            parameters = set(module.parameters()) - waiting
+            waiting |= parameters
+            module.register_forward_pre_hook(self._waiter({model.param_to_bucket_group[p] for p in parameters}))
+        assert waiting == set(model.module.parameters())
+
+    def start(self) -> None:
+        """Begin to gather what this rank and the others have updated, after all that was launched."""
+        if not device.HAS_CUDA:
+            self.pending = set(self.groups)
+            if not self.lazy:
+                self.finish()
+            return
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            if self.records and self.started == 1:
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+                    self._launch()
+            if self.graph is None:
+                self._launch()
+            else:
+                self.graph.replay()
+        self.started += 1
+
+    def _launch(self) -> None:
+        for group in self.groups:
+            group.start_param_sync()
+            self.events[group].record()
+
+    def close(self) -> None:
+        """Let go of the graph, before NCCL's communicator, which it uses, is taken down."""
+        self.graph = None
+
+    def finish(self) -> None:
+        """From here on all weights may be read, outside the modules too."""
+        self._wait(self.groups)
+
+    def _waiter(self, groups: Iterable[BucketGroup]) -> Callable[..., None]:
+        ordered = [group for group in self.groups if group in groups]
+
+        def wait(*_: object) -> None:
+            self._wait(ordered)
+
+        return wait
+
+    def _wait(self, groups: list[BucketGroup]) -> None:
+        if not device.HAS_CUDA:
+            for group in groups:
+                if group in self.pending:
+                    self.pending.remove(group)
+                    group.start_param_sync()
+            return
+        for group in groups:
+            self.events[group].wait()
+
+
+def _units(model: DistributedDataParallel) -> Iterable[torch.nn.Module]:
+    """Modules that are called as such, and among them have every weight: layers, what follows them, and the model itself, whose
+    forward pass begins with the embedding."""
+    decoder = model.module.decoder
+    yield from decoder.layers
+    if decoder.final_layernorm is not None:
+        yield decoder.final_layernorm
+    if model.module.post_process:
+        yield model.module.output_layer
+    yield model.module

@@ -1,0 +1,79 @@
+"""Which algorithms this run's matrix products were measured to be fastest with, kept below OUTPUT_BASEPATH for the next start.
+
+Measuring takes some twenty seconds of a process's first iteration (kernels/products.py says why). A file is for one kind of GPU
+and one version of torch and of cuBLASLt, by its name. It holds places in cuBLASLt's list of candidates and nothing that runs.
+"""
+
+from __future__ import annotations
+
+import megatron_patch.core.device as device
+
+import json
+import os
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_patch.config import TrainConfig
+from megatron_patch.core import parallel
+from megatron_patch.kernels import products
+from megatron_patch.kernels._cublaslt import Shape, version
+
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+
+
+def read_choices(config: TrainConfig) -> str:
+    """Use what an earlier start has measured. Returns a phrase for the log; empty where there is nothing to read."""
+    path = _path(config)
+    if path is None or not path.is_file():
+        return ""
+    try:
+        known = _read(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{path} cannot be used ({type(error).__name__}: {error}); products are measured again"
+    products.remember(known)
+    return f"algorithms of {len(known)} matrix products are those of {path}"
+
+
+def write_choices(config: TrainConfig) -> None:
+    """After a first iteration: what all ranks have measured, in one file. Every rank calls this."""
+    path = _path(config)
+    if path is None:
+        return
+    known = {shape: choice for choices in parallel.from_all_ranks(products.choices()) for shape, choice in choices.items()}
+    if not known or torch.distributed.get_rank() != 0:
+        return
+    rows = [{**_plain(shape), **choice._asdict()} for shape, choice in known.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _path(config: TrainConfig) -> Path | None:
+    if not device.HAS_CUDA:
+        return None
+    gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name())
+    return Path(config.output_path) / "products" / f"{gpu}_torch-{torch.__version__}_cublaslt-{version()}.json"
+
+
+def _read(path: Path) -> dict[Shape, products.Choice]:
+    return dict(_entry(row) for row in json.loads(path.read_text(encoding="utf-8")))
+
+
+def _plain(shape: Shape) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, torch.dtype) else value for key, value in asdict(shape).items()}
+
+
+def _entry(row: dict[str, Any]) -> tuple[Shape, products.Choice]:
+    """A row of the file, of which every value must be what it should."""
+    values = {field.name: row[field.name] for field in fields(Shape)}
+    for name in ("dtype", "out_dtype"):
+        values[name] = _DTYPES[values[name]]
+    numbers = [*(values[name] for name in ("m", "n", "k")), row["place"], row["candidates"]]
+    if not all(type(number) is int for number in numbers) or not all(type(values[f"transpose_{x}"]) is bool for x in "ab"):
+        raise TypeError(f"{row} is not a product's choice")
+    return Shape(**values), products.Choice(row["place"], row["candidates"])

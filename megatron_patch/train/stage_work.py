@@ -1,0 +1,65 @@
+"""What a pipeline stage computes in a pass, for pipeline.py: core's model parts and DDP, without core's schedule."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.utils import get_model_config
+
+from megatron_patch.core.parallel import Layout
+from megatron_patch.core.weight_gradients import Postponed, postponed
+from megatron_patch.data.batches import Batch
+from megatron_patch.train.pipeline import StageWork
+
+# core's `forward_step_func`, as step.py makes it.
+ForwardStep = Callable[[Iterator[Batch], Any], tuple[torch.Tensor, Callable]]
+
+
+def stage_work(model: DistributedDataParallel, layout: Layout, forward_step: ForwardStep) -> StageWork:
+    """Of this rank's stage. The first one computes its weights' gradients at once: no one waits for its input's."""
+
+    def forward(batch: Batch, received: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        model.module.set_input_tensor([received])
+        output, summed = forward_step(iter([batch]), model)
+        if not layout.is_last_stage:
+            return output, torch.zeros(2, dtype=torch.float64, device=layout.device)
+        total, _, kept = summed(output)
+        return get_model_config(model).grad_scale_func(total), kept
+
+    def at_once(output: torch.Tensor, gradient: torch.Tensor | None, closes: bool, keep: bool) -> None:
+        if not closes:
+            with model.no_sync():
+                torch.autograd.backward(output, gradient, retain_graph=keep)
+            return
+        torch.autograd.backward(output, gradient, retain_graph=keep)
+        finalize_model_grads([model], None)
+
+    def backward(output: torch.Tensor, gradient: torch.Tensor | None, closes: bool, keep: bool) -> Postponed:
+        with model.no_sync(), postponed() as later:
+            torch.autograd.backward(output, gradient, retain_graph=keep)
+        return later
+
+    weights = functools.partial(_weights, model)
+    return StageWork(forward, at_once if layout.is_first_stage else backward, weights)
+
+
+@torch.no_grad()
+def _weights(model: DistributedDataParallel, later: Postponed, closes: bool) -> None:
+    """`StageWork.weights`. Where it closes a step, gradients are reduced as soon as they are there, as DDP's hooks do it."""
+    overlaps = closes and model.ddp_config.overlap_grad_reduce
+    left = {weight for weight, _ in later}
+    ready = [parameter for parameter in model.module.parameters() if parameter not in left] if overlaps else []
+    for parameter in ready:
+        model.param_to_bucket_group[parameter].register_grad_ready(parameter)
+    for weight, work in later:
+        work()
+        if overlaps:
+            model.param_to_bucket_group[weight].register_grad_ready(weight)
+    if closes:
+        finalize_model_grads([model], None)
