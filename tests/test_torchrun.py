@@ -20,7 +20,8 @@ def test_what_a_user_can_mend_is_a_sentence_on_several_processes(tmp_path):
     values = {**FINETUNE_ARGUMENTS, "MODEL_SIZE": "tiny", **paths}
     result = run(FINETUNE, *values.values(), "--tokenizer-path", GOLDEN / "hf_mha", processes=2)
     assert result.returncode == 2
-    assert "data.json, sample 1: it has neither 'output' nor 'content'" in result.stdout
+    assert "data.json: 4 of 4 records cannot be used" in result.stdout
+    assert "item 1: it has neither 'output' nor 'content'" in result.stdout
     assert "rank 0 was the first of this node to end early, with status 2" in result.stdout
     assert "Traceback" not in result.stdout
 
