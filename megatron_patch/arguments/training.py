@@ -6,6 +6,7 @@ Imports no torch: the launcher calls `read` before any process starts, and each 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -110,7 +111,8 @@ def _without_bad_paths(arguments: dict[str, Argument], raw: dict[str, str], find
     good = dict(raw)
     for name in (*_PATHS, *_DATA_PATHS):
         # A blend of several prefixes may be longer than any of them.
-        if name in raw and not (name in _DATA_PATHS and " " in raw[name]) and not findings.path(arguments[name], raw[name]):
+        blend = name in _DATA_PATHS and re.search("[ ,]", raw.get(name, ""))
+        if name in raw and not blend and not findings.path(arguments[name], raw[name]):
             good[name] = "none" if name == "PRETRAIN_CHECKPOINT_PATH" else str(ROOT)
     return good
 

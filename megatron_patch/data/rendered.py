@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_patch.data.chat_template import compile_chat_template
+from megatron_patch.data.conversation import teaches
 from megatron_patch.data.tokenizer import Tokenizer
 
 # render(turns, add_generation_prompt, tools) → text
@@ -38,8 +39,7 @@ def chat_renderer(tokenizer: Tokenizer) -> Render:
 def encode_rendered(
     turns: list[dict[str, Any]], render: Render, tokenizer: Tokenizer, tools: list[Any] | None = None
 ) -> tuple[list[int], list[bool]]:
-    """What the template makes of the conversation, tokenized once; learnt is what each assistant turn adds to it, but for those
-    of `weight` 0.
+    """What the template makes of the conversation, tokenized once; learnt is what each assistant turn that `teaches` adds to it.
 
     An end token that the template writes after an answer is part of what the turn adds. A template that
     rewrites earlier turns when a later one is added is refused, since its answers have no one place; so is a part of the
@@ -51,7 +51,7 @@ def encode_rendered(
         raise ValueError("it has no tokens; choose another --template, of which it makes a text")
     learnt = [False] * len(ids)
     for i, turn in enumerate(turns):
-        if turn["role"] != "assistant" or turn.get("weight") == 0:
+        if turn["role"] != "assistant" or not teaches(turn):
             continue
         before, after = render(turns[:i], True, tools), render(turns[: i + 1], False, tools)
         if not after.startswith(before) or not whole.startswith(after):

@@ -209,6 +209,7 @@ def test_a_checkpoint_that_is_not_whole_is_found_before_training(tmp_path):
     assert "config.json: config.json lacks hidden_size; a LLaMA config.json has all of" in refused(PRETRAIN, *values)
 
 
-def test_a_blend_may_be_longer_than_a_path(tmp_path):
-    blend = " ".join(f"0.5 {tmp_path}/{'long' * 10}{number}" for number in range(80))
+@pytest.mark.parametrize("between", [" ", ","], ids=["spaces", "commas"])
+def test_a_blend_may_be_longer_than_a_path(between, tmp_path):
+    blend = between.join(f"0.5{between}{tmp_path}/{'long' * 10}{number}" for number in range(80))
     assert refused(PRETRAIN, *pretrain_values(tmp_path, DATASET_PATH=blend)).count("there is no") == 80

@@ -118,3 +118,4 @@ def test_a_script_ends_with_status_2_where_nothing_would_be_learnt(tmp_path):
     assert result.returncode == 2, result.stdout[-3000:]
     assert "none of its 11 samples has an answer within 4 tokens, so there is nothing to learn" in result.stdout
     assert "Traceback" not in result.stdout and " iteration " not in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("rank 0 was the first") and "elastic" not in result.stdout
