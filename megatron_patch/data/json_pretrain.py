@@ -75,4 +75,4 @@ def _validation(config: TrainConfig, part: SFTDataset, learnt: range, held_out: 
         say(f"{said}; {nothing_to_learn(part.report)} Evaluation is skipped.")
         return None
     say(f"{said}: evaluated on every {every} iterations." if every else f"{said}; --eval-interval 0, no evaluation.")
-    return part if every else None
+    return part.teaching() if every else None  # an evaluation takes a few batches, and they must not be all without a token

@@ -124,11 +124,15 @@ class SFTDataset:
         out = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
         return out | {"segment_ids": segment_ids} if self.packing else out
 
-
     def part(self, samples: Sequence[int]) -> SFTDataset:
         """The data set of these samples of the table alone, packed anew."""
         groups = _groups(self.table, samples, self.length, self.packing)
         return replace(self, groups=groups, report=_report(self.report, self.table, samples, groups))
+
+    def teaching(self) -> SFTDataset:
+        """Without the samples of which nothing is learnt. The loss is per token, so that it is the same without them."""
+        learnt = self.table.learnt_counts(self.length)
+        return self.part(sorted(i for group in self.groups for i in group if learnt[i]))
 
 
 def build_sft_dataset(

@@ -64,6 +64,14 @@ def test_pre_training_learns_and_evaluates_two_parts_of_the_file(configured, alo
     assert data.eval_batches == data.valid_plan.batches_per_pass == -(-len(data.valid) // 2)
 
 
+def test_every_batch_of_an_evaluation_has_something_learnt(configured, alone):
+    """Of 30 samples held out two teach something; the first batches of a shuffled pass could be without them, a loss of 0."""
+    records = [*SAMPLES[:3], *[LONG] * 15, SAMPLES[0], *[EMPTY] * 13, SAMPLES[1]]
+    data = pretrain_run_data(configured("pretrain", records, split="10,90,0", eval_iters=1), alone, lambda _: None)
+    assert [i for group in data.valid.groups for i in group] == [18, 32] and data.eval_batches == 1
+    assert all(row["loss_mask"].any() for row in data.valid)
+
+
 def test_a_template_can_be_chosen_for_pre_training_too(configured, alone):
     chosen = pretrain_run_data(configured("pretrain", SAMPLES, template="alpaca"), alone, lambda _: None).train
     tuned = finetune_run_data(configured("finetune", SAMPLES), alone, lambda _: None).train
