@@ -11,6 +11,10 @@ from megatron_patch.data.tokenizer import Tokenizer
 
 # render(turns, add_generation_prompt, tools) → text
 Render = Callable[..., str]
+# A conversation is rendered and tokenized up to each of its turns, so that the work grows with their square: at these bounds
+# it takes about 2 s. One of up to four turns may be as long as a record.
+_MOST_TURNS = 512
+_MOST_CHARACTERS = 1 << 25  # turns times characters
 _MARK = "\u2042 a mark that no text holds \u2042"
 
 
@@ -46,6 +50,11 @@ def encode_rendered(
     conversation that the template passes over.
     """
     whole = render(turns, False, tools)
+    if len(turns) > _MOST_TURNS or (len(turns) > 4 and len(turns) * len(whole) > _MOST_CHARACTERS):
+        raise ValueError(
+            f"it has {len(turns)} turns and {len(whole)} characters, too many for a chat template, which is run up to each turn; "
+            "split the conversation, or choose --template llama2-chat"
+        )
     ids = tokenizer.tokenize_marked(whole)
     if not ids:
         raise ValueError("it has no tokens; choose another --template, of which it makes a text")
