@@ -137,7 +137,7 @@ def _parsed(record: Any) -> dict[str, Any]:
     try:
         value = json.loads(record) if isinstance(record, bytes) else record
     except json.JSONDecodeError as error:  # its own message counts lines within this one
-        raise ValueError(f"{error.msg} at character {error.pos + 1}; it is no JSON") from None
+        raise ValueError(f"{error.msg} at character {error.pos + 1}, so it is no JSON") from None
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
     if not isinstance(value, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +77,18 @@ def test_a_template_can_be_chosen_for_pre_training_too(configured, alone):
     chosen = pretrain_run_data(configured("pretrain", SAMPLES, template="alpaca"), alone, lambda _: None).train
     tuned = finetune_run_data(configured("finetune", SAMPLES), alone, lambda _: None).train
     assert all((chosen[i]["tokens"] == tuned[i]["tokens"]).all() for i in range(len(chosen)))
+
+
+@pytest.mark.parametrize("task", ["finetune", "pretrain"])
+def test_what_answers_end_in_is_said_once(configured, alone, task, tmp_path):
+    for name in ("tokenizer.model", "tokenizer_config.json", "config.json"):
+        shutil.copy(GOLDEN / "hf_mha" / name, tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
+    config, said = configured(task, SAMPLES), []
+    config = replace(config, options=replace(config.options, tokenizer_path=str(tmp_path)))
+    data = (finetune_run_data if task == "finetune" else pretrain_run_data)(config, alone, said.append)
+    assert sum("name different end tokens" in line for line in said) == 1
+    assert data.train[0]["labels"][data.train[0]["loss_mask"] == 1][-1] == 5
 
 
 @pytest.mark.parametrize("task", ["finetune", "pretrain"])
