@@ -45,7 +45,7 @@ def parse_data_path(text: str) -> list[tuple[float, str]]:
     if pairs is None:
         return [(1.0, text)]
     if any(weight <= 0 or not math.isfinite(weight) for weight, _ in pairs):
-        raise UserError("every weight of a blend must be above 0.")
+        raise UserError("every weight of a blend must be above 0, and no larger than a double holds.")
     return pairs
 
 
@@ -105,11 +105,22 @@ def data_findings(text: str, json_data: bool) -> list[str]:
         return [str(error)]
     sentences = []
     for _, prefix in pairs:
+        if os.path.isfile(prefix) and not os.path.exists(f"{prefix}.idx"):
+            sentences.append(f"{prefix} {_wrong_file(prefix)}")
+            continue
         missing = [suffix for suffix in (".idx", ".bin") if not os.path.isfile(prefix + suffix)]
         if missing:
             files = " and ".join(prefix + suffix for suffix in missing)
             sentences.append(f"there is no {files}: write the path of a .bin/.idx pair without its ending, or a .json file.")
     return sentences
+
+
+def _wrong_file(path: str) -> str:
+    """What to write instead of a file that is neither JSON nor the prefix of a pair."""
+    prefix, ending = os.path.splitext(path)
+    if ending in (".bin", ".idx"):
+        return f"is one file of a pair: write it without its ending, {prefix}."
+    return "is a file whose content is no JSON: write a JSON list or JSON Lines file, or a .bin/.idx pair without its ending."
 
 
 def data_bytes(text: str, json_data: bool) -> int:

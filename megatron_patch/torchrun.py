@@ -7,6 +7,7 @@ SIGKILL and has no setting for it, and a checkpoint of a large model takes minut
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,7 @@ def patient(close: Callable[..., None]) -> Callable[..., None]:
 def main(argv: list[str]) -> int:
     """The status to leave with: that of this node's rank that failed first, 128 and more for a signal, as shells have it."""
     PContext.close = patient(PContext.close)
+    logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)  # it tells a rank's end as well, with process ids
     try:
         run.main(argv)
     except ChildFailedError as error:

@@ -71,6 +71,20 @@ def test_what_is_no_blend_is_said(folder, text, words):
     assert words in sentence
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("A.bin", b"", "A.bin is one file of a pair: write it without its ending, A."),
+        ("list.csv", b"instruction,output", "list.csv is a file whose content is no JSON"),
+        ("x.txt", b"", "x.txt is a file whose content is no JSON"),
+    ],
+)
+def test_a_file_that_is_neither_is_not_said_to_be_missing(folder, name, content, words):
+    (folder / name).write_bytes(content)
+    assert [words in sentence for sentence in data_findings(name, json_data=False)] == [True]
+    assert data_findings(f"0.5,{name},0.5,B", json_data=False) == data_findings(name, json_data=False)
+
+
 def test_the_longest_argument_is_read_at_once(folder):
     """Words and existing files are looked at a bounded number of times each."""
     assert len(parse_data_path(",".join(["1,A"] * 10_000))) == 10_000

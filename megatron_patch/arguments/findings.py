@@ -51,6 +51,10 @@ class Findings:
         """`problem` says what is allowed and what to write instead."""
         self.found.append((argument.number, f"{argument.label}: got '{one_line(got)}'; {problem}"))
 
+    def is_about(self, argument: Argument) -> bool:
+        """Whether there is a finding about this argument. Where one could not be read, the value in its place is nobody's."""
+        return any(number == argument.number for number, _ in self.found)
+
     def add_flag(self, flag: str, got: object, problem: str) -> None:
         """The same of a flag, which has no place among the documented arguments and comes after them."""
         self.found.append((sys.maxsize, f"{flag}: got '{one_line(got)}'; {problem}"))

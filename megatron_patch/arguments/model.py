@@ -44,6 +44,10 @@ class ModelReader:
     def boolean(self, name: str) -> bool:
         return self.findings.boolean(self.arguments[name], self.raw[name])
 
+    def refused(self, *names: str) -> bool:
+        """Whether one of these has been found wrong already: then nothing more is said of the value that stands in its place."""
+        return any(self.findings.is_about(self.arguments[name]) for name in names)
+
     def problem(self, name: str, sentence: str) -> None:
         self.findings.add(self.arguments[name], self.raw[name], sentence)
 

@@ -6,6 +6,7 @@ Imports no torch: the launcher calls `read` before any process starts, and each 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -110,7 +111,8 @@ def _without_bad_paths(arguments: dict[str, Argument], raw: dict[str, str], find
     good = dict(raw)
     for name in (*_PATHS, *_DATA_PATHS):
         # A blend of several prefixes may be longer than any of them.
-        if name in raw and not (name in _DATA_PATHS and " " in raw[name]) and not findings.path(arguments[name], raw[name]):
+        blend = name in _DATA_PATHS and re.search("[ ,]", raw.get(name, ""))
+        if name in raw and not blend and not findings.path(arguments[name], raw[name]):
             good[name] = "none" if name == "PRETRAIN_CHECKPOINT_PATH" else str(ROOT)
     return good
 
@@ -212,7 +214,7 @@ class _Reader(ModelReader):
         if self.task == "finetune":
             return step * max(1, accumulated)
         size = self.whole("GLOBAL_BATCH_SIZE")
-        if size % step:
+        if size % step and not self.refused("GLOBAL_BATCH_SIZE"):
             self.problem(
                 "GLOBAL_BATCH_SIZE",
                 f"it must be a multiple of BATCH_SIZE × data-parallel size = {micro} × {data_parallel}: "
@@ -233,14 +235,14 @@ class _Reader(ModelReader):
         train = self.raw[train_name]
         json_data = self.task == "finetune" or is_json(train)
         seq, pad = self.whole("SEQ_LEN"), self.whole("PAD_LEN", 2 if json_data else 1)
-        if json_data and pad > seq:
+        if json_data and pad > seq and not self.refused("SEQ_LEN", "PAD_LEN"):
             self.problem("PAD_LEN", f"it must not be above SEQ_LEN = {seq}: write {seq} or less.")
         rows = ("PAD_LEN", pad) if json_data and not options.packing else ("SEQ_LEN", seq)
-        if self.raw["SP"] == "true" and rows[1] % tp:
+        if self.raw["SP"] == "true" and rows[1] % tp and not self.refused(rows[0]):
             self.problem(rows[0], f"with SP true it must be a multiple of TP = {tp}: write {max(tp, rows[1] - rows[1] % tp)}.")
         valid = self.raw.get("VALID_DATASET_PATH")
         for name, path in ((train_name, train), ("VALID_DATASET_PATH", valid)):
-            if path is not None:
+            if path is not None and not self.refused(name):
                 for sentence in data_findings(path, json_data) or self.index_findings(path, json_data, vocabulary):
                     self.problem(name, sentence)
         if json_data:
@@ -267,7 +269,9 @@ class _Reader(ModelReader):
         sizes = [self.raw[name] for name in ("GLOBAL_BATCH_SIZE", "SEQ_LEN")]
         batch = max(1, math.prod(whole_number(size) or 1 for size in sizes))
         iterations, warmup_iterations = tokens // batch, warmup // batch
-        if iterations < 1:
+        if self.refused("TRAIN_TOKENS", "WARMUP_TOKENS", "GLOBAL_BATCH_SIZE", "SEQ_LEN"):
+            pass
+        elif iterations < 1:
             self.problem("TRAIN_TOKENS", f"one iteration is GLOBAL_BATCH_SIZE × SEQ_LEN = {batch} tokens: write {batch} or more.")
         elif warmup_iterations >= iterations:
             self.problem("WARMUP_TOKENS", f"it must be below TRAIN_TOKENS = {tokens}: write {tokens // 100}, for example.")

@@ -5,8 +5,8 @@ Three forms are read: `instruction`, `input`, `output` or `content` (Alpaca), wi
 null, NaN, an empty text or an empty list counts as absent, since merged data sets have every column in every record.
 
 A turn is a dict of `role` (system, user, assistant, tool) and `content`, as chat templates take it; an assistant's may have
-`tool_calls`, and `weight` 0 where it is not to be learnt. Every function raises ValueError, one phrase without file and number,
-for a record that it cannot take.
+`tool_calls`, and `weight` 0 where it is not to be learnt. An answer without text is not learnt either (`teaches`). Every function
+raises ValueError, one phrase without file and number, for a record that it cannot take.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def alpaca_parts(record: dict[str, Any]) -> tuple[str, str, str]:
     key = answer_key(record)
     for needed, what in (("instruction", "no 'instruction'"), (key, "neither 'output' nor 'content'")):
         if is_null(record.get(needed)):
-            has = f"; it has {', '.join(map(repr, list(record)[:8]))}" if record else ""
+            filled = [name for name, value in record.items() if not is_null(value)]
+            has = f"; it has {', '.join(map(repr, filled[:8]))}" if filled else ""
             raise ValueError(f"it has {what}; a record holds 'instruction', optionally 'input', and 'output' or 'content'{has}")
     return text(record, "instruction"), text(record, "input"), text(record, key)
 
@@ -124,10 +125,21 @@ def history(record: dict[str, Any]) -> list[Turn]:
     return turns
 
 
-def answers_without_text(record: dict[str, Any]) -> bool:
-    """Whether an answer that is to be learnt is empty: all that it teaches is to end at once."""
-    answers = [turn for turn in chat_turns(record) if turn["role"] == "assistant" and turn.get("weight") != 0]
-    return any(not turn["content"].strip() and not turn.get("tool_calls") for turn in answers)
+def teaches(turn: Turn) -> bool:
+    """Whether an assistant's turn is learnt, its end token with it: not where its `weight` is 0, and not where it is empty or
+    blank and calls no tool, since all that it could teach is to end at once.
+    """
+    return turn.get("weight") != 0 and not is_empty_answer(turn)
+
+
+def is_empty_answer(turn: Turn) -> bool:
+    """Whether an assistant's turn says nothing and calls nothing."""
+    return not turn["content"].strip() and not turn.get("tool_calls")
+
+
+def answers(record: dict[str, Any]) -> list[Turn]:
+    """The assistant's turns that are not of `weight` 0."""
+    return [turn for turn in chat_turns(record) if turn["role"] == "assistant" and turn.get("weight") != 0]
 
 
 def unused_keys(record: dict[str, Any]) -> Iterator[str]:
@@ -148,7 +160,7 @@ def _of_tool_turn(turn: dict[str, Any], key: str) -> bool:
 
 def _last_pair(record: dict[str, Any]) -> list[Turn]:
     instruction, context, answer = alpaca_parts(record)
-    asked = instruction + ("\n\n" + context if context else "")
+    asked = "\n\n".join(part for part in (instruction, context) if part)
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
 
@@ -190,7 +202,7 @@ def _read_turn(turn: Any, number: int, field: str) -> Turn:
     if not isinstance(role, str) or role not in _ROLES:
         raise ValueError(f"{place} must be an object with {who!r} (one of {', '.join(_ROLES)}) and a text {said!r}")
     out: Turn = {"role": _ROLES[role]}
-    contents = [turn[key] for key in ("content", "value") if turn.get(key) is not None]
+    contents = [turn[key] for key in ("content", "value") if not is_null(turn.get(key))]
     if len(contents) == 2 and contents[0] != contents[1]:
         raise ValueError(f"{place} has 'content' and 'value', which differ; leave one of them")
     content = contents[0] if contents else None
@@ -220,7 +232,7 @@ def _content(content: Any, place: str, said: str) -> str:
 
 def _is_learnt(turn: dict[str, Any], role: str, place: str) -> bool:
     """False where the turn says that it is not to be learnt; only an assistant's can be."""
-    weights = {key: turn[key] for key in _WEIGHTS if turn.get(key) is not None}
+    weights = {key: turn[key] for key in _WEIGHTS if not is_null(turn.get(key))}
     for key, value in weights.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             raise ValueError(f"{place} has {key!r} {value!r}; it must be 0 or 1")

@@ -11,18 +11,26 @@ from megatron_patch.core.parallel import Layout
 from megatron_patch.data.run_tokenizer import run_tokenizer
 from megatron_patch.data.samplers import BatchPlan
 from megatron_patch.data.sft import SFTDataset, SFTReport, build_sft_dataset
+from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
 
 Say = Callable[[str], None]
 
 
-def json_dataset(config: TrainConfig, path: str, say: Say) -> SFTDataset:
+def json_tokenizer(config: TrainConfig, say: Say) -> Tokenizer:
+    """The tokenizer for a run's JSON data; a line says where the folder's files name different end tokens."""
+    tokenizer = run_tokenizer(config, text=True)
+    if tokenizer.end_note:
+        say(f"  {tokenizer.end_note}")
+    return tokenizer
+
+
+def json_dataset(config: TrainConfig, tokenizer: Tokenizer, path: str, say: Say) -> SFTDataset:
     """The samples of a file, tokenized by each node's first rank, then read by all; what was cut, left out, not used is said.
 
     Raises:
         UserError: too much of the file cannot be used.
     """
-    tokenizer = run_tokenizer(config, text=True)
 
     def build() -> SFTDataset:
         return build_sft_dataset(
@@ -41,8 +49,6 @@ def json_dataset(config: TrainConfig, path: str, say: Say) -> SFTDataset:
     dataset = dataset or build()
     for line in dataset.report.lines():
         say(f"  {path}: {line}")
-    if tokenizer.end_note:
-        say(f"  {tokenizer.end_note}")
     return dataset
 
 

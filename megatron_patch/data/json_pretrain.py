@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
-from megatron_patch.data.json_data import Say, dealt_out, json_dataset, nothing_to_learn, require_something_to_learn
+from megatron_patch.data.json_data import (
+    Say,
+    dealt_out,
+    json_dataset,
+    json_tokenizer,
+    nothing_to_learn,
+    require_something_to_learn,
+)
 from megatron_patch.data.run_data import RunData
 from megatron_patch.data.sft import SFTDataset
 
@@ -19,7 +26,7 @@ def json_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
     Raises:
         UserError: the file cannot be used, or nothing of it would be learnt.
     """
-    whole = json_dataset(config, config.train_data_path, say)
+    whole = json_dataset(config, json_tokenizer(config, say), config.train_data_path, say)
     require_something_to_learn(whole.report)
     learnt, held_out = json_split(whole.report.samples, config.options.split)
     train = whole.part(learnt)
@@ -68,4 +75,4 @@ def _validation(config: TrainConfig, part: SFTDataset, learnt: range, held_out: 
         say(f"{said}; {nothing_to_learn(part.report)} Evaluation is skipped.")
         return None
     say(f"{said}: evaluated on every {every} iterations." if every else f"{said}; --eval-interval 0, no evaluation.")
-    return part if every else None
+    return part.teaching() if every else None  # an evaluation takes a few batches, and they must not be all without a token

@@ -10,7 +10,8 @@ which its template would lose a part: that part's key is named.
 - `llama2-chat`: Meta's, for all but tools.
 - `tokenizer`: the folder's own Jinja template; what it passes over is refused.
 
-Answers of `history` are learnt like the record's own (so does LLaMA-Factory), unless a turn's `weight` is 0.
+Answers of `history` are learnt like the record's own (so does LLaMA-Factory), unless a turn's `weight` is 0. Of an answer without
+text nothing is learnt, its end token neither.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from megatron_patch.data.conversation import Turn, alpaca_parts, chat_turns, history, list_key, present, text, tools
+from megatron_patch.data.conversation import Turn, alpaca_parts, chat_turns, history, list_key, present, teaches, text, tools
 from megatron_patch.data.rendered import chat_renderer, encode_rendered
 from megatron_patch.data.tokenizer import Tokenizer
 
 Encoded = tuple[list[int], list[bool]]
 
 # Part of a token cache's key: raised with every change in what these functions make of a record.
-VERSION = 2
+VERSION = 3
 TEMPLATES = ("alpaca", "pretrain", "llama2-chat", "tokenizer")
 
 _PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -85,7 +86,7 @@ def encode_llama2_chat(turns: list[Turn], tokenizer: Tokenizer) -> Encoded:
     turns.
 
     <s> and </s> stand here by their ids; literals of them in a text stay text. Learnt: every answer with its
-    end token, but for turns of `weight` 0. An empty answer is its end token alone.
+    end token, if it `teaches`. An empty answer is its end token alone.
     """
     ids: list[int] = []
     learnt: list[bool] = []
@@ -97,7 +98,7 @@ def encode_llama2_chat(turns: list[Turn], tokenizer: Tokenizer) -> Encoded:
         answer, end, marked = "", [], False
         if i + 1 < len(spoken):
             said = spoken[i + 1]["content"].strip()
-            answer, end, marked = f" {said} " if said else "", [tokenizer.answer_end], spoken[i + 1].get("weight") != 0
+            answer, end, marked = f" {said} " if said else "", [tokenizer.answer_end], teaches(spoken[i + 1])
         piece = [tokenizer.bos, *tokenizer.tokenize(prompt + answer), *end]
         ids += piece
         learnt += [marked and k >= begin for k in range(len(piece))]
@@ -127,7 +128,7 @@ def _encode_pairs(pairs: Any, tokenizer: Tokenizer) -> Encoded:
         encode = tokenizer.tokenize_marked if number == 0 else tokenizer.tokenize_after_end
         begin, piece = len(encode(before)), [*encode(before + turn["content"]), tokenizer.answer_end]
         ids += piece
-        learnt += [turn.get("weight") != 0 and k >= begin for k in range(len(piece))]
+        learnt += [teaches(turn) and k >= begin for k in range(len(piece))]
     return ids, learnt
 
 

@@ -6,10 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_patch.data.chat_template import compile_chat_template
+from megatron_patch.data.conversation import teaches
 from megatron_patch.data.tokenizer import Tokenizer
 
 # render(turns, add_generation_prompt, tools) → text
 Render = Callable[..., str]
+# A conversation is rendered and tokenized up to each of its turns, so that the work grows with their square: at these bounds
+# it takes about 2 s. One of up to four turns may be as long as a record.
+_MOST_TURNS = 512
+_MOST_CHARACTERS = 1 << 25  # turns times characters
 _MARK = "\u2042 a mark that no text holds \u2042"
 
 
@@ -38,20 +43,24 @@ def chat_renderer(tokenizer: Tokenizer) -> Render:
 def encode_rendered(
     turns: list[dict[str, Any]], render: Render, tokenizer: Tokenizer, tools: list[Any] | None = None
 ) -> tuple[list[int], list[bool]]:
-    """What the template makes of the conversation, tokenized once; learnt is what each assistant turn adds to it, but for those
-    of `weight` 0.
+    """What the template makes of the conversation, tokenized once; learnt is what each assistant turn that `teaches` adds to it.
 
     An end token that the template writes after an answer is part of what the turn adds. A template that
     rewrites earlier turns when a later one is added is refused, since its answers have no one place; so is a part of the
     conversation that the template passes over.
     """
     whole = render(turns, False, tools)
+    if len(turns) > _MOST_TURNS or (len(turns) > 4 and len(turns) * len(whole) > _MOST_CHARACTERS):
+        raise ValueError(
+            f"it has {len(turns)} turns and {len(whole)} characters, too many for a chat template, which is run up to each turn; "
+            "split the conversation, or choose --template llama2-chat"
+        )
     ids = tokenizer.tokenize_marked(whole)
     if not ids:
         raise ValueError("it has no tokens; choose another --template, of which it makes a text")
     learnt = [False] * len(ids)
     for i, turn in enumerate(turns):
-        if turn["role"] != "assistant" or turn.get("weight") == 0:
+        if turn["role"] != "assistant" or not teaches(turn):
             continue
         before, after = render(turns[:i], True, tools), render(turns[: i + 1], False, tools)
         if not after.startswith(before) or not whole.startswith(after):

@@ -7,9 +7,9 @@ token is learnt: what the original computes from `input_ids[:, :-1]`, `input_ids
 read off an id.
 
 Where the original differs: its `[PAD]` lies outside the vocabulary (800 of 800); it renders a null input as
-"None"; a literal `[PAD]` became padding and could start the mask early. Alike: a sample longer than PAD_LEN
-is cut without an end token, one whose prompt fills PAD_LEN teaches nothing, and of an empty answer the end token is
-learnt; here they are counted, and `report` says so.
+"None"; a literal `[PAD]` became padding and could start the mask early; of an empty answer it learns the end token, and
+here nothing is learnt. Alike: a sample longer than PAD_LEN is cut without an end token, and one whose prompt fills PAD_LEN
+teaches nothing; here they are counted, and `report` says so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from megatron_patch.data.packing import pack
 from megatron_patch.data.prompts import VERSION
-from megatron_patch.data.sft_records import Account, Tally, encode_file, judge
+from megatron_patch.data.sft_records import Account, Tally, counted, encode_file, judge
 from megatron_patch.data.token_cache import TokenTable, cached_at, make_table, table_path
 from megatron_patch.data.tokenizer import Tokenizer
 
@@ -39,18 +39,16 @@ class SFTReport:
     rows: int  # sequences that training sees; fewer than samples with packing
     length: int  # L
     cut: int  # samples longer than L, their rest and end token lost
-    without_answer: int  # samples of which nothing is learnt
+    without_answer: int  # samples that have something to learn, and nothing of it within L
     tokens: int
     learnt: int  # tokens with loss
-    answers: int  # those of them that are not the end token
     advised: int  # the PAD_LEN (SEQ_LEN with packing) that keeps 95 % of the samples whole
     account: Account = Account()
     left_out: str = ""  # a sentence about records that cannot be used
 
     @property
     def teaches_nothing(self) -> bool:
-        """Nothing is learnt, or nothing but to end at once."""
-        return self.answers == 0
+        return self.learnt == 0
 
     def lines(self) -> list[str]:
         """Sentences for the console."""
@@ -67,15 +65,19 @@ class SFTReport:
                 f"cut; their answers have no end token. A PAD_LEN of {self.advised} (SEQ_LEN with packing) keeps 95 % of them "
                 "whole."
             )
+        elif self.cut == 1:
+            out.append(
+                f"1 of {self.samples} samples is longer than {self.length} tokens and was cut; its answer has no end token. "
+                "A larger PAD_LEN (SEQ_LEN with packing) keeps it whole."
+            )
         elif self.cut:
             out.append(
                 f"{self.cut} of {self.samples} samples are longer than {self.length} tokens and were cut; their "
                 "answers have no end token. A larger PAD_LEN (SEQ_LEN with packing) keeps them whole."
             )
         if self.without_answer:
-            out.append(
-                f"{self.without_answer} samples have no answer within {self.length} tokens and teach nothing."
-            )
+            has, teach = ("has", "teaches") if self.without_answer == 1 else ("have", "teach")
+            out.append(f"{counted(self.without_answer)} {has} no answer within {self.length} tokens and {teach} nothing.")
         return out + self.account.lines()
 
 
@@ -91,7 +93,6 @@ class SFTDataset:
     length: int  # L
     packing: bool
     fill: int
-    end: int  # the token that ends an answer
     report: SFTReport
 
     def __len__(self) -> int:
@@ -123,11 +124,15 @@ class SFTDataset:
         out = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
         return out | {"segment_ids": segment_ids} if self.packing else out
 
-
     def part(self, samples: Sequence[int]) -> SFTDataset:
         """The data set of these samples of the table alone, packed anew."""
         groups = _groups(self.table, samples, self.length, self.packing)
-        return replace(self, groups=groups, report=_report(self.report, self.table, samples, groups, self.end))
+        return replace(self, groups=groups, report=_report(self.report, self.table, samples, groups))
+
+    def teaching(self) -> SFTDataset:
+        """Without the samples of which nothing is learnt. The loss is per token, so that it is the same without them."""
+        learnt = self.table.learnt_counts(self.length)
+        return self.part(sorted(i for group in self.groups for i in group if learnt[i]))
 
 
 def build_sft_dataset(
@@ -152,13 +157,12 @@ def build_sft_dataset(
         raise ValueError(f"PAD_LEN is {pad_len}; it must be more than 1 and at most SEQ_LEN, {seq_len}.")
     path = Path(path)
     table, skipped = _table(path, tokenizer, template, cache_dir)
-    account = Account(**table.account)
+    account = Account.read(table.account)
     left_out = judge(path, account, len(table), max_bad_fraction, skipped)
     length, samples = seq_len if packing else pad_len, range(len(table))
     groups = _groups(table, samples, length, packing)
-    of_the_file = SFTReport(str(path), 0, 0, length, 0, 0, 0, 0, 0, 0, account, left_out)
-    report = _report(of_the_file, table, samples, groups, tokenizer.answer_end)
-    return SFTDataset(table, groups, length, packing, tokenizer.fill, tokenizer.answer_end, report)
+    of_the_file = SFTReport(str(path), 0, 0, length, 0, 0, 0, 0, 0, account, left_out)
+    return SFTDataset(table, groups, length, packing, tokenizer.fill, _report(of_the_file, table, samples, groups))
 
 
 def _table(path: Path, tokenizer: Tokenizer, template: str, cache_dir: str | Path | None) -> tuple[TokenTable, Path | None]:
@@ -180,7 +184,7 @@ def _table(path: Path, tokenizer: Tokenizer, template: str, cache_dir: str | Pat
     }
     place = table_path(cache_dir, path, settings)
     report = place.with_name(f"{place.stem}_skipped.jsonl")
-    return cached_at(place, lambda: build(report)), report
+    return cached_at(place, lambda: build(report), Account.read), report
 
 
 def _groups(table: TokenTable, samples: Sequence[int], length: int, packing: bool) -> list[list[int]]:
@@ -190,19 +194,19 @@ def _groups(table: TokenTable, samples: Sequence[int], length: int, packing: boo
     return [[samples[i] for i in group] for group in pack(sizes, length)]
 
 
-def _report(common: SFTReport, table: TokenTable, samples: Sequence[int], groups: list[list[int]], end: int) -> SFTReport:
+def _report(common: SFTReport, table: TokenTable, samples: Sequence[int], groups: list[list[int]]) -> SFTReport:
     """The numbers of `samples` of the table, with what `common` says of the file."""
     chosen = np.asarray(samples, dtype=np.int64)
     sizes, learnt = np.diff(table.offsets)[chosen], table.learnt_counts(common.length)[chosen]
+    to_learn = table.learnt_counts(int(sizes.max()))[chosen] if len(sizes) else learnt
     whole = np.sort(sizes)[math.ceil(_WHOLE * len(sizes)) - 1] if len(sizes) else 0
     return replace(
         common,
         samples=len(samples),
         rows=len(groups),
         cut=int((sizes > common.length).sum()),
-        without_answer=int((learnt == 0).sum()),
+        without_answer=int(((learnt == 0) & (to_learn > 0)).sum()),
         tokens=int(np.minimum(sizes, common.length).sum()),
         learnt=int(learnt.sum()),
-        answers=int(table.learnt_counts(common.length, but=end)[chosen].sum()),
         advised=int(whole),
     )

@@ -10,14 +10,15 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megatron_patch.data.conversation import METADATA, answers_without_text, unused_keys
+from megatron_patch.data.conversation import METADATA, answers, is_empty_answer, unused_keys
 from megatron_patch.data.prompts import Encoded, encoder
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
+from megatron_patch.formats.json_files import one_line, whole_in
 from megatron_patch.records.documents import REPORT_BYTES, Skipped, read_chunks, report_lines
 
 _SHOWN = 3  # bad records that an error quotes
@@ -30,21 +31,42 @@ class Account:
 
     bad: int = 0  # records left out; an estimate where a JSON list breaks off
     first_bad: list[str] = field(default_factory=list)
-    empty_answers: int = 0  # samples with an answer of which only the end token is learnt
+    empty_answers: int = 0  # samples with an answer without text, of which nothing is learnt
+    unanswered: int = 0  # samples in which nothing is to be learnt: they have no answer, or only such of weight 0
     endless: int = 0  # samples whose answers hold no end token: the folder's chat template writes none
     unused: dict[str, int] = field(default_factory=dict)  # key → records that have it with content
+
+    @classmethod
+    def read(cls, plain: dict[str, Any]) -> Account:
+        """The account that `dataclasses.asdict` made these values of. UserError where it did not."""
+        account = cls()
+        if set(plain) != set(asdict(account)):
+            raise UserError(f"its account has the fields {one_line(', '.join(plain))}")
+        for name in ("bad", "empty_answers", "unanswered", "endless"):
+            whole_in(plain, name, 0, 1 << 62)
+        if not isinstance(plain["first_bad"], list) or not all(isinstance(text, str) for text in plain["first_bad"]):
+            raise UserError("first_bad is no list of texts")
+        if not isinstance(plain["unused"], dict):
+            raise UserError("unused is no object")
+        for name in plain["unused"]:
+            whole_in(plain["unused"], name, 1, 1 << 62)
+        return cls(**plain)
 
     def lines(self) -> list[str]:
         """Sentences for the console, but for the bad records."""
         out = []
         if self.empty_answers:
-            out.append(f"{self.empty_answers} samples have an empty answer: they teach nothing but to end at once.")
+            has = "has" if self.empty_answers == 1 else "have"
+            out.append(f"{counted(self.empty_answers)} {has} an empty answer, which teaches nothing, not even to end.")
+        if self.unanswered:
+            has, teach = ("has", "teaches") if self.unanswered == 1 else ("have", "teach")
+            out.append(f"{counted(self.unanswered)} {has} no answer, or answers of weight 0 alone, and {teach} nothing.")
         if self.endless:
             out.append(
-                f"WARNING: the answers of {self.endless} samples hold no end token that the folder's model waits for, since its "
+                f"WARNING: the answers of {counted(self.endless)} hold no end token that the folder's model waits for, since its "
                 "chat template writes none; choose another --template, or mend that one or the folder's eos_token_id."
             )
-        said = {name: f"{name!r} ({count} records)" for name, count in list(self.unused.items())[:_SHOWN_KEYS]}
+        said = {name: f"{name!r} ({counted(count, 'record')})" for name, count in list(self.unused.items())[:_SHOWN_KEYS]}
         others = [text for name, text in said.items() if name not in METADATA]
         metadata = [text for name, text in said.items() if name in METADATA]
         more = f", and {len(self.unused) - len(said)} more" if len(self.unused) > len(said) else ""
@@ -55,13 +77,18 @@ class Account:
         return out
 
 
+def counted(number: int, what: str = "sample") -> str:
+    """`1 sample`, `2 samples`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 class Tally:
     """Counts what is met while a file is encoded, and writes the report of bad records."""
 
     def __init__(self, path: Path, report: Path | None) -> None:
         self.path, self.report = path, report
         self.file: BinaryIO | None = None
-        self.bad, self.empty_answers, self.endless, self.written = 0, 0, 0, 0
+        self.bad, self.empty_answers, self.unanswered, self.endless, self.written = 0, 0, 0, 0, 0
         self.first_bad: list[str] = []
         self.unused: Counter[str] = Counter()
 
@@ -82,7 +109,8 @@ class Tally:
             self.file.close()
         elif self.report is not None:
             self.report.unlink(missing_ok=True)
-        return Account(self.bad, self.first_bad, self.empty_answers, self.endless, dict(self.unused.most_common()))
+        unused = dict(self.unused.most_common())
+        return Account(self.bad, self.first_bad, self.empty_answers, self.unanswered, self.endless, unused)
 
 
 def read_records(path: Path) -> Iterator[tuple[str, int, dict[str, Any] | Skipped]]:
@@ -106,7 +134,12 @@ def read_records(path: Path) -> Iterator[tuple[str, int, dict[str, Any] | Skippe
 
 def _parsed(record: Any) -> dict[str, Any]:
     """A line, or an item of a list, as an object. ValueError, one phrase, where it is none."""
-    value = json.loads(record) if isinstance(record, bytes) else record
+    try:
+        value = json.loads(record) if isinstance(record, bytes) else record
+    except json.JSONDecodeError as error:  # its own message counts lines within this one
+        raise ValueError(f"{error.msg} at character {error.pos + 1}, so it is no JSON") from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}, it must be an object")
     return value
@@ -124,12 +157,13 @@ def encode_file(path: Path, tokenizer: Tokenizer, template: str, tally: Tally) -
             continue
         try:
             encoded = encode(record)
-            unused, empty = list(unused_keys(record)), answers_without_text(record)
+            unused, said = list(unused_keys(record)), answers(record)
         except (ValueError, RecursionError) as error:
             tally.skip(kind, Skipped(number, str(error)))
             continue
         tally.unused.update(unused)
-        tally.empty_answers += empty
+        tally.empty_answers += any(map(is_empty_answer, said))
+        tally.unanswered += not said
         tally.endless += _is_endless(encoded, tokenizer.answer_end)
         yield encoded
 
@@ -149,7 +183,8 @@ def judge(path: Path, account: Account, samples: int, allowed: float, report: Pa
             raise UserError(f"{path} holds no samples; give a JSON list or JSON Lines file with at least one.")
         return ""
     total = account.bad + samples
-    where = f"; {report} lists them" if report is not None and report.is_file() else ""
+    listed = report is not None and report.is_file()
+    where = f"; {report} lists {'it' if account.bad == 1 else 'them'}" if listed else ""
     if not samples or account.bad > allowed * total:
         first = "; ".join(account.first_bad)
         flag = f", or allow more with --max-bad-fraction {min(1.0, 1.01 * account.bad / total):.2g}" if samples else ""
@@ -157,4 +192,5 @@ def judge(path: Path, account: Account, samples: int, allowed: float, report: Pa
             f"{path}: {account.bad} of {total} records cannot be used, more than the allowed fraction {allowed:g}{where}. "
             f"The first: {first}. Mend them{flag}."
         )
-    return f"{account.bad} of {total} records cannot be used and are left out{where}."
+    where = where or f"; the first: {'; '.join(account.first_bad)}"
+    return f"{account.bad} of {total} records cannot be used and {'is' if account.bad == 1 else 'are'} left out{where}."

@@ -32,6 +32,7 @@ from megatron_patch.formats.json_files import one_line, whole_in
 FORMAT = "megatron_patch tokens 2"
 _HEADER = 4096
 _LEARNT = np.int32(1 << 30)
+Check = Callable[[dict[str, Any]], object]
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,15 @@ class TokenTable:
         values = np.asarray(self.flat[begin : min(self.offsets[i + 1], begin + limit)])
         return (values & ~_LEARNT).astype(np.int64), (values & _LEARNT) != 0
 
-    def learnt_counts(self, limit: int, block: int = 4096, but: int = -1) -> np.ndarray:
-        """int64 [n]: how many tokens after the first of each sample, cut to `limit`, are learnt, not counting the id `but`.
-        In blocks of samples.
+    def learnt_counts(self, limit: int, block: int = 4096) -> np.ndarray:
+        """int64 [n]: how many tokens after the first of each sample, cut to `limit`, are learnt. In blocks of
+        samples.
         """
         counts = np.zeros(len(self), dtype=np.int64)
         for first in range(0, len(self), block):
             edges = self.offsets[first : first + block + 1]
             values = self.flat[edges[0] : edges[-1]]
-            marks = ((values & _LEARNT) != 0) & ((values & ~_LEARNT) != but)
-            sums = np.concatenate([[0], np.cumsum(marks)])
+            sums = np.concatenate([[0], np.cumsum((values & _LEARNT) != 0)])
             begins, ends = edges[:-1] - edges[0], np.minimum(edges[1:], edges[:-1] + limit) - edges[0]
             counts[first : first + block] = (
                 sums[np.maximum(ends, begins)] - sums[np.minimum(begins + 1, ends)]
@@ -99,14 +99,16 @@ def table_path(folder: str | Path, data: Path, settings: dict[str, str]) -> Path
     return Path(folder) / f"tokens-{_key(data, settings)}.bin"
 
 
-def cached_at(path: Path, build: Callable[[], TokenTable]) -> TokenTable:
-    """`cached_table` at a place that `table_path` gave."""
+def cached_at(path: Path, build: Callable[[], TokenTable], check: Check = lambda account: None) -> TokenTable:
+    """`cached_table` at a place that `table_path` gave. `check` raises ValueError for an account that its maker cannot have
+    written: then the file is damaged, whatever its checksum.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path.with_suffix(".lock")):
-        table = _load(path)
+        table = _load(path, check)
         if table is None:
             _save(path, build())
-            table = _load(path)
+            table = _load(path, check)
     if table is None:
         raise ValueError(
             f"{path} cannot be read back after writing; check the disk, or choose another cache folder."
@@ -123,12 +125,14 @@ def _key(data: Path, settings: dict[str, str]) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 
-def _load(path: Path) -> TokenTable | None:
+def _load(path: Path, check: Check) -> TokenTable | None:
     """The table, or None where there is no such file, or (with a sentence) a damaged one."""
     if not path.exists():
         return None
     try:
-        return _read_table(path)
+        table = _read_table(path)
+        check(table.account)
+        return table
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         print(f"the token cache {path} is damaged ({one_line(error)}); it is made again.", file=sys.stderr)
         return None

@@ -157,6 +157,8 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
     try:
         whole = SentencePieceProcessor(model_file=str(path))
         inner = SentencePieceProcessor(model_proto=whole.serialized_model_proto() + _WITHOUT_DUMMY_PREFIX)
+        for i in range(whole.vocab_size()):
+            whole.id_to_piece(i)  # UnicodeDecodeError, a ValueError, for one that is no UTF-8: no text could hold it
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(
             f"{path} is not a SentencePiece model ({one_line(error)}); copy the model's own file there."

@@ -31,14 +31,19 @@ def as_calls(turn: dict[str, Any], role: str, content: Any, place: str) -> list[
     """
     if role == "function_call":
         calls = _parsed(content, place)
-    elif turn.get("tool_calls") not in (None, [], ""):
+    elif _is_there(turn, "tool_calls"):
         calls = _parsed(turn["tool_calls"], f"'tool_calls' of {place}")
-    elif turn.get("function_call") not in (None, {}, ""):
+    elif _is_there(turn, "function_call"):
         calls = _parsed(turn["function_call"], f"'function_call' of {place}")
     else:
         return []
     calls = calls if isinstance(calls, list) else [calls]
     return [_call(call, place) for call in calls]
+
+
+def _is_there(turn: dict[str, Any], key: str) -> bool:
+    value = turn.get(key)
+    return value not in (None, [], {}, "") and value == value  # NaN is what merging data sets makes of nothing
 
 
 def _call(call: Any, place: str) -> dict[str, Any]:

@@ -89,11 +89,12 @@ def _legacy_lines(folder: Path) -> list[str]:
     content = read_torch_file(files[0], only="model")
     if not isinstance(content, dict) or "model" not in content:
         raise ValueError(f"{files[0]} is no checkpoint of a language model of 2023: model is not in it.")
-    args = vars(content["args"]) if content.get("args") is not None else {}
+    recorded = vars(content["args"]) if content.get("args") is not None else {}
+    args = {name: value for name, value in recorded.items() if isinstance(name, str) and isinstance(value, (int, str))}
     out = [f"{len(files)} files, checkpoint version {content.get('checkpoint_version')}"]
     out.append(
         "recorded arguments: "
-        + ", ".join(f"{k} {v}" for k, v in sorted(args.items()) if isinstance(v, (int, str)))
+        + ", ".join(f"{one_line(name, 60)} {one_line(args[name])}" for name in sorted(args))
     )
     out.append(f"{files[0].parent.name}:")
     return out + [

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_patch.data.sft import build_sft_dataset
-from megatron_patch.data.sft_records import read_records
+from megatron_patch.data.sft_records import counted, read_records
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.preparation.pair import read_record, record_path
@@ -98,9 +98,9 @@ def describe_sft(
     out = [
         f"fine-tuning file {path}",
         f"{len(sizes)} samples; fields: " + ", ".join(f"{k} ({n})" for k, n in fields.items()),
-        *([f"{bad} records are no JSON objects"] if bad else []),
     ]
     if tokenizer is None:
+        out += [f"{counted(bad, 'record')} cannot be read as JSON objects"] if bad else []
         out += histogram(np.array(sizes), "characters of JSON")
         return [*out, *first, "add --tokenizer-folder to see tokens, what is learnt and what is cut"]
     dataset = build_sft_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, template=template, max_bad_fraction=1.0)

@@ -175,7 +175,9 @@ def test_what_a_template_cannot_express_is_refused_by_name(template, record, wor
         ({"messages": TURNS[1:3], "tools": [{"name": "\ud83d"}]}, False),
         ({"messages": [TURNS[1], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 1}}]}]}, True),
         ({"messages": [TURNS[1], {"role": "assistant", "tool_calls": [{"function": ["f"]}], "content": ""}]}, False),
-        ({"conversations": [{"from": "human", "value": "a", "weight": float("nan")}, SHAREGPT[2]]}, False),
+        ({"conversations": [{"from": "human", "value": "a", "weight": float("nan")}, SHAREGPT[2]]}, True),
+        ({"messages": [{**TURNS[1], "value": float("nan")}, {**TURNS[2], "tool_calls": float("nan"), "weight": None}]}, True),
+        ({"messages": [TURNS[1], {**TURNS[2], "weight": 0.5}]}, False),
     ],
 )
 def test_odd_records_are_used_or_listed(record, used, tokenizer, tmp_path):
@@ -207,9 +209,9 @@ def test_unknown_keys_are_counted_and_named_also_from_the_cache(tokenizer, tmp_p
     for _ in "made", "read":
         lines = build_sft_dataset(tmp_path / "data.json", tokenizer, pad_len=256, seq_len=256, cache_dir=tmp_path).report.lines()
         assert lines[1:] == [
-            "1 samples have an empty answer: they teach nothing but to end at once.",
+            "1 sample has an empty answer, which teaches nothing, not even to end.",
             "keys with content that are not used: "
-            "'images' (3 records), 'history[].mood' (1 records), 'history[].name' (1 records).",
+            "'images' (3 records), 'history[].mood' (1 record), 'history[].name' (1 record).",
             "keys that only describe a record, not used: 'id' (3 records), 'source' (3 records).",
         ]
 

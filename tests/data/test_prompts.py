@@ -127,6 +127,16 @@ def test_a_template_from_the_folder_is_used_and_cannot_reach_out(golden, tmp_pat
         encoder("tokenizer", tokenizer)
 
 
+def test_a_conversation_of_a_thousand_turns_does_not_take_their_square(tokenizer):
+    own = replace(tokenizer, chat_template=CHATML)
+    render, pair = chat_renderer(own), [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert sum(encode_rendered(pair * 60, render, own)[1]) == 60 * sum(encode_rendered(pair, render, own)[1])
+    for long in (pair * 500, [{"role": "user", "content": "a" * 500_000}, pair[1]] * 20):
+        with pytest.raises(ValueError, match="turns and [0-9]+ characters, too many for a chat template"):
+            encode_rendered(long, render, own)
+    assert len(encode_llama2_chat(pair * 500, tokenizer)[0]) > 500 * 6
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
     own = replace(tokenizer, chat_template="{{ messages[-1].content }}")
     with pytest.raises(ValueError, match="rewrites earlier turns"):

@@ -11,7 +11,7 @@ from sentencepiece import SentencePieceProcessor
 from megatron_patch.data.sft import build_sft_dataset
 
 PAD = 800  # the original's padding id, outside the vocabulary of 800
-ORIGINAL_IS_RIGHT = (0, 1, 2, 3, 4, 6, 7, 8)
+ALIKE = (0, 1, 2, 3, 4, 7, 8)  # sample 6 has an empty answer, of which the original learns the end token: see below
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def learnt_text(tokenizer, row):
     return "".join("</s>" if i == 2 else tokenizer.detokenize([i]) for i in ids)
 
 
-@pytest.mark.parametrize("i", ORIGINAL_IS_RIGHT)
+@pytest.mark.parametrize("i", ALIKE)
 def test_tokens_labels_and_mask_are_the_original_s(build, samples, original, i):
     row = build(samples)[i]
     ids, mask = original["input_ids"][i], original["loss_mask"][i]
@@ -57,7 +57,7 @@ def pretraining(golden):
     return np.load(golden / "sft" / "pretrain_pad80.npz")
 
 
-@pytest.mark.parametrize("i", [*ORIGINAL_IS_RIGHT, 5])
+@pytest.mark.parametrize("i", [*ALIKE, 5])
 def test_pre_training_s_prompt_is_the_original_s(build, samples, pretraining, i):
     """Sample 5 with a null input, which the original spells out, and we do not: see below."""
     spelt = [{**sample, "input": "None"} if n == 5 else sample for n, sample in enumerate(samples)]
@@ -84,6 +84,31 @@ def test_pre_training_s_prompt_where_the_original_is_wrong(build, samples, pretr
         assert rows[i]["tokens"][: count + 1].tolist() == [1, *ids]
         assert rows[i]["labels"][:count].tolist() == ids
         assert np.flatnonzero(rows[i]["loss_mask"]).tolist() == list(range(begin, count))
+
+
+@pytest.mark.parametrize(("template", "golden_arrays"), [("alpaca", "original"), ("pretrain", "pretraining")])
+def test_an_empty_answer_teaches_nothing_where_the_original_learns_its_end(build, samples, template, golden_arrays, request):
+    arrays, dataset = request.getfixturevalue(golden_arrays), build(samples, template=template)
+    ids, mask = arrays["input_ids"][6], arrays["loss_mask"][6]
+    kept = ids != PAD
+    assert samples[6]["output"] == "" and ids[mask == 1].tolist() == [2], "what the original does"
+    assert (dataset[6]["tokens"][kept] == ids[kept]).all() and not dataset[6]["loss_mask"].any()
+    assert "1 sample has an empty answer, which teaches nothing, not even to end." in dataset.report.lines()
+    assert build([samples[6]], template=template).report.teaches_nothing
+
+
+def test_why_a_sample_teaches_nothing_is_said_once(build):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    silent = [turns[:1], [turns[0], {**turns[1], "weight": 0}], [turns[0], {"role": "assistant", "content": " "}]]
+    long = [{"role": "user", "content": "a " * 200}, turns[1]]
+    report = build([{"messages": one} for one in (*silent, long, turns, turns, turns)], template="llama2-chat").report
+    assert report.lines()[1:] == [
+        "1 of 7 samples is longer than 80 tokens and was cut; its answer has no end token. A larger PAD_LEN (SEQ_LEN with "
+        "packing) keeps it whole.",
+        "1 sample has no answer within 80 tokens and teaches nothing.",
+        "1 sample has an empty answer, which teaches nothing, not even to end.",
+        "2 samples have no answer, or answers of weight 0 alone, and teach nothing.",
+    ]
 
 
 def test_every_id_lies_inside_the_vocabulary(build, samples, original):
@@ -119,7 +144,7 @@ def test_cut_samples_are_counted_and_said(build, samples):
     assert (report.samples, report.cut, report.without_answer) == (11, 2, 1)
     assert report.learnt == sum(int(row["loss_mask"].sum()) for row in build(samples))
     lines = " ".join(report.lines())
-    assert "2 of 11 samples are longer than 80 tokens and were cut" in lines and "1 samples have no answer" in lines
+    assert "2 of 11 samples are longer than 80 tokens and were cut" in lines and "1 sample has no answer within 80" in lines
     assert build(samples)[3]["tokens"][-1] != 2, "a cut answer has no end token"
     assert len(build([samples[0]]).report.lines()) == 1
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,3 +128,21 @@ def test_a_killed_builder_holds_nobody_up(tmp_path, data):
     killed.communicate()
     assert not list(tmp_path.glob("tokens-*.bin"))
     assert json.loads(start(tmp_path, 0).communicate(timeout=20)[0]) == [1, 5, 6, 2]
+
+
+@pytest.mark.parametrize(
+    ("was", "now"), [(b'"empty_answers": 0', b'"empty_anrwers": 0'), (b'"bad": 0', b'"bad":-1'), (b"[]", b"{}"), (b"{}}", b"[]}")]
+)
+def test_an_account_that_nobody_wrote_is_damage_too(tokenizer, tmp_path, capsys, was, now):
+    """Its checksum is right: a file of another version, or one that was changed."""
+    (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
+    options = dict(pad_len=80, seq_len=80, cache_dir=tmp_path)
+    build_sft_dataset(tmp_path / "data.json", tokenizer, **options)
+    (path,) = tmp_path.glob("tokens-*.bin")
+    good = path.read_bytes()
+    body = good[4096:].replace(was, now)
+    assert body != good[4096:]
+    header = json.loads(good[:4096]) | {"crc": zlib.crc32(body)}
+    path.write_bytes(json.dumps(header).encode().ljust(4095) + b"\n" + body)
+    assert len(build_sft_dataset(tmp_path / "data.json", tokenizer, **options)) == 1
+    assert "is damaged" in capsys.readouterr().err and path.read_bytes() == good

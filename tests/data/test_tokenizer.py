@@ -230,3 +230,13 @@ def test_loading_imports_neither_torch_nor_transformers(golden):
     )
     root = golden.parents[1]
     subprocess.run([sys.executable, "-c", code, str(golden / "hf_mha")], cwd=root, check=True)
+
+
+@pytest.mark.parametrize(("piece", "broken"), [(b"<unk>", b"<u\xeek>"), ("\u2581the".encode(), b"\xe2\x96\x81t\xffe")])
+def test_a_piece_that_is_no_utf_8_is_found_at_once(golden, tmp_path, piece, broken):
+    """SentencePiece reads it, and raises where that piece is first asked for, in the middle of a run."""
+    model = (golden / "hf_mha" / "tokenizer.model").read_bytes()
+    assert piece in model and len(piece) == len(broken)
+    (tmp_path / "tokenizer.model").write_bytes(model.replace(piece, broken, 1))
+    with pytest.raises(ValueError, match=r"tokenizer.model is not a SentencePiece model \('utf-8' codec"):
+        load_tokenizer(tmp_path)

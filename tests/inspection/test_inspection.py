@@ -122,6 +122,16 @@ def test_a_torch_dist_checkpoint(capsys, tmp_path):
     assert "embedding.weight  (800, 64)  torch.bfloat16  2 chunks" in out
 
 
+def test_recorded_arguments_under_odd_names(capsys, of_2023):
+    root, add = of_2023
+    add(args=types.SimpleNamespace(**{"num_layers": 4, "hidden\nsize": "6\n4"}))
+    vars_with_a_number = types.SimpleNamespace(num_layers=4)
+    vars(vars_with_a_number)[7] = 1
+    assert "recorded arguments: hidden\\nsize 6\\n4, num_layers 4\n" in shown(capsys, root)
+    add(args=vars_with_a_number)
+    assert "recorded arguments: num_layers 4\n" in shown(capsys, root)
+
+
 def test_a_checkpoint_s_metadata_cannot_run_code(capsys, tmp_path):
     _Attack.target = tmp_path / "pwned"
     state = native(tmp_path, {"state_dict_metadata": _Attack()})

@@ -102,6 +102,24 @@ def test_all_findings_come_at_once_in_the_script_s_order(tmp_path):
     assert numbers == sorted(numbers)
 
 
+def test_what_stands_in_for_a_value_that_cannot_be_read_is_not_judged(tmp_path):
+    """One finding each: none about the 1 that stands for SEQ_LEN, or a folder that stands for a path."""
+    long = "a" * 300
+    values = {
+        **FINETUNE_ARGUMENTS, "MODEL_SIZE": "tiny", "SEQ_LEN": "9" * 4300, "PAD_LEN": "80", "TRAIN_DATASET_PATH": long,
+        "VALID_DATASET_PATH": long, "OUTPUT_BASEPATH": tmp_path / "out", "SP": "true", "TP": 2,
+    }  # fmt: skip
+    output = refused(FINETUNE, *values.values(), "--tokenizer-path", GOLDEN / "hf_mha")
+    assert found(output) == ["SEQ_LEN:", "TRAIN_DATASET_PATH:", "VALID_DATASET_PATH:"]
+    output = refused(PRETRAIN, *pretrain_values(tmp_path, TRAIN_TOKENS="٣", SEQ_LEN="x", DATASET_PATH=long, BATCH_SIZE=2))
+    assert found(output) == ["SEQ_LEN:", "DATASET_PATH:", "TRAIN_TOKENS:"]
+
+
+def found(output):
+    """The names of the arguments that findings are about."""
+    return [line.split()[1] for line in output.splitlines() if line.startswith("  $")]
+
+
 def test_padding_beyond_the_sequence_is_refused(tmp_path):
     values = {
         **FINETUNE_ARGUMENTS, "MODEL_SIZE": "tiny", "PAD_LEN": 200, "TRAIN_DATASET_PATH": SFT,
@@ -209,6 +227,7 @@ def test_a_checkpoint_that_is_not_whole_is_found_before_training(tmp_path):
     assert "config.json: config.json lacks hidden_size; a LLaMA config.json has all of" in refused(PRETRAIN, *values)
 
 
-def test_a_blend_may_be_longer_than_a_path(tmp_path):
-    blend = " ".join(f"0.5 {tmp_path}/{'long' * 10}{number}" for number in range(80))
+@pytest.mark.parametrize("between", [" ", ","], ids=["spaces", "commas"])
+def test_a_blend_may_be_longer_than_a_path(between, tmp_path):
+    blend = between.join(f"0.5{between}{tmp_path}/{'long' * 10}{number}" for number in range(80))
     assert refused(PRETRAIN, *pretrain_values(tmp_path, DATASET_PATH=blend)).count("there is no") == 80

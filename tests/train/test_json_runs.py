@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -64,10 +65,30 @@ def test_pre_training_learns_and_evaluates_two_parts_of_the_file(configured, alo
     assert data.eval_batches == data.valid_plan.batches_per_pass == -(-len(data.valid) // 2)
 
 
+def test_every_batch_of_an_evaluation_has_something_learnt(configured, alone):
+    """Of 30 samples held out two teach something; the first batches of a shuffled pass could be without them, a loss of 0."""
+    records = [*SAMPLES[:3], *[LONG] * 15, SAMPLES[0], *[EMPTY] * 13, SAMPLES[1]]
+    data = pretrain_run_data(configured("pretrain", records, split="10,90,0", eval_iters=1), alone, lambda _: None)
+    assert [i for group in data.valid.groups for i in group] == [18, 32] and data.eval_batches == 1
+    assert all(row["loss_mask"].any() for row in data.valid)
+
+
 def test_a_template_can_be_chosen_for_pre_training_too(configured, alone):
     chosen = pretrain_run_data(configured("pretrain", SAMPLES, template="alpaca"), alone, lambda _: None).train
     tuned = finetune_run_data(configured("finetune", SAMPLES), alone, lambda _: None).train
     assert all((chosen[i]["tokens"] == tuned[i]["tokens"]).all() for i in range(len(chosen)))
+
+
+@pytest.mark.parametrize("task", ["finetune", "pretrain"])
+def test_what_answers_end_in_is_said_once(configured, alone, task, tmp_path):
+    for name in ("tokenizer.model", "tokenizer_config.json", "config.json"):
+        shutil.copy(GOLDEN / "hf_mha" / name, tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
+    config, said = configured(task, SAMPLES), []
+    config = replace(config, options=replace(config.options, tokenizer_path=str(tmp_path)))
+    data = (finetune_run_data if task == "finetune" else pretrain_run_data)(config, alone, said.append)
+    assert sum("name different end tokens" in line for line in said) == 1
+    assert data.train[0]["labels"][data.train[0]["loss_mask"] == 1][-1] == 5
 
 
 @pytest.mark.parametrize("task", ["finetune", "pretrain"])
@@ -118,3 +139,4 @@ def test_a_script_ends_with_status_2_where_nothing_would_be_learnt(tmp_path):
     assert result.returncode == 2, result.stdout[-3000:]
     assert "none of its 11 samples has an answer within 4 tokens, so there is nothing to learn" in result.stdout
     assert "Traceback" not in result.stdout and " iteration " not in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("rank 0 was the first") and "elastic" not in result.stdout
