@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_patch.arguments.processes import Processes
 from megatron_patch.arguments.training import SCRIPTS, read
+from megatron_patch.errors import UserError, sentence
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.other_runs import offers
@@ -67,8 +68,8 @@ def main(argv: list[str]) -> None:
     task, flags = argv[0], argv[1:]
     try:
         _start(task, flags)
-    except (ValueError, OSError) as error:
-        print(f"{SCRIPTS[task]}: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"{SCRIPTS[task]}: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -76,7 +77,7 @@ def _start(task: str, flags: list[str]) -> None:
     """Everything up to torchrun, which takes this process's place.
 
     Raises:
-        ValueError, OSError: what the arguments name cannot be used.
+        UserError, OSError: what the arguments name cannot be used.
     """
     reading = read(task, flags)
     engine, line = choose_engine(reading.megatron_path)

@@ -88,7 +88,7 @@ class Tally:
 def read_records(path: Path) -> Iterator[tuple[str, int, dict[str, Any] | Skipped]]:
     """(`line` or `item`, number from 1, record, or why there is none) of a JSON list or JSON Lines; blank lines are passed over.
 
-    Raises UserError for a file that does not exist, and ValueError for a damaged archive.
+    Raises UserError for a file that does not exist, and for a damaged archive.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a JSON list or JSON Lines file.")
@@ -98,17 +98,20 @@ def read_records(path: Path) -> Iterator[tuple[str, int, dict[str, Any] | Skippe
                 continue
             try:
                 yield chunk.kind, number, _parsed(record)
-            except (ValueError, RecursionError) as error:
+            except UserError as error:
                 yield chunk.kind, number, Skipped(number, str(error))
         if chunk.lost is not None:
             yield chunk.kind, chunk.lost.number, chunk.lost
 
 
 def _parsed(record: Any) -> dict[str, Any]:
-    """A line, or an item of a list, as an object. ValueError, one phrase, where it is none."""
-    value = json.loads(record) if isinstance(record, bytes) else record
+    """A line, or an item of a list, as an object. UserError, one phrase, where it is none."""
+    try:
+        value = json.loads(record) if isinstance(record, bytes) else record
+    except (ValueError, RecursionError) as error:
+        raise UserError(str(error)) from None
     if not isinstance(value, dict):
-        raise ValueError(f"it is a {type(value).__name__}, it must be an object")
+        raise UserError(f"it is a {type(value).__name__}, it must be an object")
     return value
 
 
@@ -125,7 +128,7 @@ def encode_file(path: Path, tokenizer: Tokenizer, template: str, tally: Tally) -
         try:
             encoded = encode(record)
             unused, empty = list(unused_keys(record)), answers_without_text(record)
-        except (ValueError, RecursionError) as error:
+        except (UserError, RecursionError) as error:
             tally.skip(kind, Skipped(number, str(error)))
             continue
         tally.unused.update(unused)
