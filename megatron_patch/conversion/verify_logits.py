@@ -70,8 +70,9 @@ def _logits(side: str, folder: Path, exchange: Path, engine: str | None, gqa_lay
             raise UserError("--verify-logits needs transformers; run: pip install 'transformers>=5,<6', or leave it out.")
         last = (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[-1]
         ours = f"{UserError.__module__}.{UserError.__name__}: "
+        # Of transformers' errors none is a class of its own for what a user can mend; of this project's every other is a bug.
         if side == "megatron" and "Traceback" in result.stderr and not last.startswith(ours):
-            raise RuntimeError(f"--verify-logits: {folder}: {result.stderr}")  # a bug; transformers has no class for users' errors
+            raise RuntimeError(f"--verify-logits: {folder}:\n{result.stderr}")
         raise UserError(f"--verify-logits: {folder} does not load ({last.removeprefix(ours).rstrip('.')}).")
     return torch.load(output, weights_only=True)
 

@@ -136,7 +136,7 @@ def _load(path: Path) -> TokenTable | None:
 
 
 def _read_table(path: Path) -> TokenTable:
-    """The table in a cache file. ValueError (UserError among it), KeyError, TypeError or RecursionError where it is damaged, whatever its checksum."""
+    """The table in a cache file. ValueError, KeyError, TypeError or RecursionError where it is damaged, whatever its checksum."""
     with open(path, "rb") as file:
         header = json.loads(file.read(_HEADER))
     samples, tokens, noted = (whole_in(header, name, 0, 1 << 40) for name in ("samples", "tokens", "account"))
