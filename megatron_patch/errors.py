@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # writing fails with them, and names no file
 
@@ -28,3 +30,12 @@ def sentence(error: UserError | OSError) -> str:
     if error.filename is None and error.errno not in _OF_THE_DISK:
         raise error
     return f"{error}."
+
+
+def print_any_text() -> None:
+    """Let standard output write what its encoding lacks as escapes, as standard error does; at first it raises a ValueError.
+
+    A path may hold bytes that are no text, and a JSON file halves of characters.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

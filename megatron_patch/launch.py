@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_patch.arguments.processes import Processes
 from megatron_patch.arguments.training import SCRIPTS, read
-from megatron_patch.errors import UserError, sentence
+from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.other_runs import offers
@@ -66,6 +66,7 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] not in SCRIPTS:
         sys.exit(f"usage: python -m megatron_patch.launch {{{','.join(SCRIPTS)}}} --flags")
     task, flags = argv[0], argv[1:]
+    print_any_text()
     try:
         _start(task, flags)
     except (UserError, OSError) as error:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_patch.arguments.conversion import SCRIPT, Conversion, read
-from megatron_patch.errors import UserError, sentence
+from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.engine import choose_engine
 
 
 def main(argv: list[str]) -> int:
     """Read, convert, sum up. The status to leave with: 0, 2 for what a user can mend, 1 for the disk."""
+    print_any_text()
     try:
         job = read(argv)
     except (UserError, OSError) as error:

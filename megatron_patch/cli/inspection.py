@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_patch.arguments.findings import Parser
 from megatron_patch.data.prompts import TEMPLATES
 from megatron_patch.data.tokenizer import load_tokenizer
-from megatron_patch.errors import UserError, sentence
+from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.typed import path_problem
 from megatron_patch.inspection.data import describe_indexed, describe_sft
@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     p.add_argument(
         "--max-padding-length", type=int, help="PAD_LEN of a fine-tuning file (default: --seq-length)"
     )
+    print_any_text()
     args = p.parse_args(argv)
     try:
         print("\n".join(describe(args)))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from megatron_patch.arguments.findings import Parser
 from megatron_patch.data.tokenizer import load_tokenizer
-from megatron_patch.errors import UserError, sentence
+from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import checkout_problem
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.typed import path_problem, unwritable
@@ -186,6 +186,7 @@ def _problem(function: Callable[..., object], *arguments: object) -> str | None:
 
 def main(argv: list[str]) -> int:
     """Check, make what is asked for, say what was made. The exit status."""
+    print_any_text()
     args = parser().parse_args(argv)
     try:
         found = findings(args) or conflicts(args)

@@ -17,7 +17,7 @@ from megatron_patch.arguments.training import SCRIPTS, read
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.data.run_data import RunData
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, print_any_text
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run, start_state
 from megatron_patch.train.setup import build_state
@@ -31,6 +31,7 @@ def read_config(task: str, argv: list[str]) -> TrainConfig:
     Raises:
         SystemExit: status 2, with what is wrong with them.
     """
+    print_any_text()
     try:
         return read(task, argv).config
     except UserError as error:

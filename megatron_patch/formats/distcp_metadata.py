@@ -60,7 +60,7 @@ def read_backends(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CORE_METADATA
     try:
         content = json.loads(_read_small(path, _MAX_JSON).decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, or a number of more digits than Python converts
         raise UserError(f"{path} is no JSON ({str(error)[:100]}); copy the checkpoint again.") from None
     allowed = {"sharded_backend": str, "sharded_backend_version": int, "common_backend": str, "common_backend_version": int}
     if type(content) is not dict or any(type(value) is not allowed.get(key) for key, value in content.items()):
