@@ -39,7 +39,7 @@ def parse_data_path(text: str) -> list[tuple[float, str]]:
     and commas itself: an argument whose `.idx` exists as it stands is one prefix, whatever it looks like.
 
     Raises:
-        ValueError: a blend without a weight before each prefix, or with a weight that is not above 0.
+        UserError: a blend without a weight before each prefix, or with a weight that is not above 0.
     """
     pairs = _blend(text)
     if pairs is None:
@@ -50,7 +50,7 @@ def parse_data_path(text: str) -> list[tuple[float, str]]:
 
 
 def _blend(text: str) -> list[tuple[float, str]] | None:
-    """The pairs of a blend; None for one prefix. ValueError for words that are neither."""
+    """The pairs of a blend; None for one prefix. UserError for words that are neither."""
     words, parts = text.split(), [part.strip() for part in text.split(",")]
     # os.path answers where a blend is too long for a path; pathlib raises.
     if os.path.exists(f"{text}.idx") or len(words) < 2 and len(parts) < 2:
@@ -101,7 +101,7 @@ def data_findings(text: str, json_data: bool) -> list[str]:
         return [] if os.path.isfile(text) else ["there is no such file: write the path of a JSON list or JSON Lines file."]
     try:
         pairs = parse_data_path(text)
-    except ValueError as error:
+    except UserError as error:
         return [str(error)]
     sentences = []
     for _, prefix in pairs:

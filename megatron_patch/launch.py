@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_patch.arguments.processes import Processes
 from megatron_patch.arguments.training import SCRIPTS, read
+from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.other_runs import offers
@@ -68,10 +69,11 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] not in SCRIPTS:
         sys.exit(f"usage: python -m megatron_patch.launch {{{','.join(SCRIPTS)}}} --flags")
     task, flags = argv[0], argv[1:]
+    print_any_text()
     try:
         _start(task, flags)
-    except (ValueError, OSError) as error:
-        print(f"{SCRIPTS[task]}: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"{SCRIPTS[task]}: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -79,7 +81,7 @@ def _start(task: str, flags: list[str]) -> None:
     """Everything up to torchrun, which takes this process's place.
 
     Raises:
-        ValueError, OSError: what the arguments name cannot be used.
+        UserError, OSError: what the arguments name cannot be used.
     """
     reading = read(task, flags)
     engine, line = choose_engine(reading.megatron_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_patch.arguments.findings import Findings, UsageParser, numbered
 from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
+from megatron_patch.errors import UserError
 from megatron_patch.folders.atomic_folder import target_finding
 from megatron_patch.folders.hugging_face_folder import (
     find_weights,
@@ -169,20 +170,20 @@ def _source_config(job: Conversion, findings: Findings) -> LlamaConfig | None:
                 f"the checkpoint was made with {description.extra_vocab_size}: write that, or 0, which keeps its rows.",
             )
         return description.model
-    except ValueError as error:
+    except UserError as error:
         findings.add(ARGUMENTS["SOURCE_CKPT_PATH"], job.source, str(error))
         return None
 
 
 def _hf_config(folder: Path) -> LlamaConfig | None:
     if not folder.is_dir():
-        raise ValueError("there is no such folder: write the Hugging Face folder with config.json and the weights.")
+        raise UserError("there is no such folder: write the Hugging Face folder with config.json and the weights.")
     if is_meta_folder(folder):
         refuse_placeholders(meta_companions(folder))
         return None  # params.json leaves out what the tensors tell
     if not is_hf_folder(folder):
         finding = snapshot_finding(folder) or "with mg2hf = false it takes a Hugging Face folder, and this is none: write one"
-        raise ValueError(finding if finding.endswith(".") else f"{finding}, or mg2hf = true.")
+        raise UserError(finding if finding.endswith(".") else f"{finding}, or mg2hf = true.")
     find_weights(folder)
     refuse_placeholders(folder / name for name in COMPANIONS)
     return read_hf_config(folder)

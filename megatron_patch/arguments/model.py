@@ -66,7 +66,7 @@ class ModelReader:
             return source, named
         try:
             model = read_hf_config(root)
-        except ValueError as error:
+        except UserError as error:
             self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
             return source, named
         differences = shape_differences(named, model) if size != "auto" else []
@@ -82,7 +82,7 @@ class ModelReader:
             return None
         try:
             return resolve_checkpoint(Path(text))
-        except ValueError as error:
+        except UserError as error:
             if self.own_root() is None:
                 self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error} It takes the folder that model_convertor.sh made, or none.")
             else:
@@ -115,7 +115,7 @@ class ModelReader:
             return self._extra_of_2023(source, model, extra)
         try:
             described = read_model_description(source) if source else None
-        except ValueError as error:
+        except UserError as error:
             self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
             described = None
         if source is None and extra == 0 and self.own_root() is not None:  # its own checkpoints have kept what it began with
@@ -128,7 +128,7 @@ class ModelReader:
     def _extra_of_2023(self, source: CheckpointLocation, model: LlamaConfig, extra: int) -> int:
         try:
             found = read_vocabulary_rows(source.folder)
-        except ValueError as error:
+        except UserError as error:
             self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
             return extra
         if found is None:  # the processes read it again, and say what is wrong with it
@@ -140,7 +140,7 @@ class ModelReader:
         there = extra_rows(found, model.vocab_size)
         try:
             taken = claimed_rows(there, found.rows, model.vocab_size, extra, source.folder)
-        except ValueError as error:
+        except UserError as error:
             self.problem("EXTRA_VOCAB_SIZE", f"{error}")
             return extra
         if taken != extra:
@@ -151,7 +151,7 @@ class ModelReader:
         """The extra rows of the run's own last checkpoint, where what it began with has gone."""
         try:
             described = read_model_description(resolve_checkpoint(self.own_root()))
-        except ValueError:  # said where the run looks for its own checkpoint
+        except UserError:  # said where the run looks for its own checkpoint
             return 0
         return described.extra_vocab_size if described is not None else 0
 

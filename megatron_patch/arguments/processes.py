@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.typed import whole_number
 
@@ -115,4 +116,4 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise ValueError("None of 100 TCP ports between 12000 and 32000 is free; set MASTER_PORT to one that is.")
+    raise UserError("None of 100 TCP ports between 12000 and 32000 is free; set MASTER_PORT to one that is.")

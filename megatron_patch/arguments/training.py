@@ -18,6 +18,7 @@ from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.arguments.ranges import option_findings
 from megatron_patch.config import PRECISIONS, RECOMPUTATIONS, Options, TrainConfig
 from megatron_patch.data_paths import data_bytes, data_findings, is_json, parse_data_path
+from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import ROOT, checkout_problem
 from megatron_patch.folders.fingerprint import with_fingerprints
 from megatron_patch.folders.layout import CheckpointLocation
@@ -258,7 +259,7 @@ class _Reader(ModelReader):
         for _, prefix in [] if json_data else parse_data_path(text):
             try:
                 check_indexed_dataset(prefix, vocabulary)
-            except ValueError as error:
+            except UserError as error:
                 found.append(str(error))
         return found
 

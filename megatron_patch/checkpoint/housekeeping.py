@@ -16,6 +16,7 @@ from pathlib import Path
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import (
     COMPANIONS,
     TOKENIZER_FILES,
@@ -56,10 +57,10 @@ def discard_old(root: Path, keep: int) -> None:
         keep: how many stay, the tracker's own included; 0 keeps all.
 
     Raises:
-        ValueError: `keep` is negative.
+        UserError: `keep` is negative.
     """
     if keep < 0:
-        raise ValueError(f"{keep} training checkpoints cannot be kept; give their number, or 0 to keep all.")
+        raise UserError(f"{keep} training checkpoints cannot be kept; give their number, or 0 to keep all.")
     tracker = read_tracker(root)
     if keep == 0 or tracker is None or not tracker.isdecimal():
         return
@@ -123,7 +124,7 @@ def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
 
 def _existing(folder: str) -> Path:
     if not Path(folder).is_dir():
-        raise ValueError(f"there is no folder {folder} any more")
+        raise UserError(f"there is no folder {folder} any more")
     return Path(folder)
 
 
@@ -137,7 +138,7 @@ def _told(root: Path, names: tuple[str, ...]) -> Iterator[None]:
     """A failure to copy `names` becomes a warning, or nothing where `root` already has what a conversion needs."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         if (root / "config.json").is_file() and holds_tokenizer(root):
             return
         lacking = ", ".join(name for name in names if not (root / name).exists())

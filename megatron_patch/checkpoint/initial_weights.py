@@ -41,7 +41,7 @@ def load_from_source(
         What the user should know, one sentence each.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or does not have this model's shapes.
+        UserError: the checkpoint cannot be read, or does not have this model's shapes.
     """
     source = open_source(path, fallback, gqa_layout)
     rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
@@ -95,7 +95,7 @@ def _copy(path: str | Path, place: Place, tensor: LazyTensor, parameter: torch.T
     if parameter.dim() == 2:
         columns = slice(column_rank * parameter.shape[1], (column_rank + 1) * parameter.shape[1])
     if tensor.shape[0] != parameter.shape[0] or tensor.shape[1:] and tensor.shape[1] % parameter.shape[1]:
-        raise ValueError(f"{path}: {place} has shape {list(tensor.shape)}, of which {list(parameter.shape)} is no share.")
+        raise UserError(f"{path}: {place} has shape {list(tensor.shape)}, of which {list(parameter.shape)} is no share.")
     with torch.no_grad():
         parameter = parameter.detach()
         for first, last, piece in pieces(tensor):

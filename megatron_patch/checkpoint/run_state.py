@@ -170,7 +170,7 @@ def load_weights(
         What the user should know, one sentence each.
 
     Raises:
-        ValueError: there is no complete checkpoint at `path`.
+        UserError: there is no complete checkpoint at `path`.
     """
     location = resolve_checkpoint(path)
     if location.kind == "native":

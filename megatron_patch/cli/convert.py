@@ -9,26 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_patch.arguments.conversion import SCRIPT, Conversion, read
+from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.engine import choose_engine
 
 
 def main(argv: list[str]) -> int:
     """Read, convert, sum up. The status to leave with: 0, 2 for what a user can mend, 1 for the disk."""
+    print_any_text()
     try:
         job = read(argv)
-    except OSError as error:
-        print(f"{SCRIPT}: {error}.", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"{SCRIPT}: {sentence(error)}", file=sys.stderr)
         return 2
     before = _identity(job.target)
     try:
         engine, line = choose_engine(job.megatron_path)
         print(line, flush=True)
         _run(job, engine)
-    except ValueError as error:
+    except UserError as error:
         print(f"{SCRIPT}: {error}\n{_what_is_there(job.target, before)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{SCRIPT}: {error}. {_what_is_there(job.target, before)}", file=sys.stderr)
+        print(f"{SCRIPT}: {sentence(error)} {_what_is_there(job.target, before)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{SCRIPT}: interrupted. {_what_is_there(job.target, before)}", file=sys.stderr)

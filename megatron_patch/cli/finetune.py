@@ -7,11 +7,10 @@ import sys
 
 def main(argv: list[str]) -> None:
     """Read, build, run, close. Heavy imports stand here: core starts a process that imports this module again."""
-    from megatron_patch.arguments.training import read
-    from megatron_patch.cli.session import training_session
+    from megatron_patch.cli.session import read_config, training_session
     from megatron_patch.data.finetune import finetune_run_data
 
-    training_session(read("finetune", argv).config, finetune_run_data)
+    training_session(read_config("finetune", argv), finetune_run_data)
 
 
 if __name__ == "__main__":

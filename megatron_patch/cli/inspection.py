@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_patch.arguments.findings import Parser
 from megatron_patch.data.prompts import TEMPLATES
 from megatron_patch.data.tokenizer import load_tokenizer
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.typed import path_problem
 from megatron_patch.inspection.data import describe_indexed, describe_sft
@@ -29,20 +29,18 @@ def main(argv: list[str]) -> int:
     p.add_argument(
         "--max-padding-length", type=int, help="PAD_LEN of a fine-tuning file (default: --seq-length)"
     )
+    print_any_text()
     args = p.parse_args(argv)
     try:
         print("\n".join(describe(args)))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {one_line(error)}.", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
     return 0
 
 
 def describe(args: argparse.Namespace) -> list[str]:
-    """The lines for what `args.path` is. ValueError where it is nothing that is known, or damaged."""
+    """The lines for what `args.path` is. UserError where it is nothing that is known, or damaged."""
     for given in (args.path, args.tokenizer_folder):
         if given is not None and (problem := path_problem(given) or ("" if given else "it takes a path: write one.")):
             raise UserError(f"got '{one_line(given)}'; {problem}")
@@ -65,7 +63,7 @@ def describe(args: argparse.Namespace) -> list[str]:
         from megatron_patch.inspection.checkpoint import describe_checkpoint
 
         return describe_checkpoint(path)
-    raise ValueError(
+    raise UserError(
         f"{path} does not exist; give a .bin/.idx pair, a fine-tuning JSON file or a checkpoint's folder."
     )
 

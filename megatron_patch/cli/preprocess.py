@@ -19,6 +19,7 @@ from pathlib import Path
 
 from megatron_patch.arguments.findings import Parser
 from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import checkout_problem
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.typed import path_problem, unwritable
@@ -178,18 +179,19 @@ def _processors() -> int:
 def _problem(function: Callable[..., object], *arguments: object) -> str | None:
     try:
         function(*arguments)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     return None
 
 
 def main(argv: list[str]) -> int:
     """Check, make what is asked for, say what was made. The exit status."""
+    print_any_text()
     args = parser().parse_args(argv)
     try:
         found = findings(args) or conflicts(args)
     except OSError as error:
-        found = [f"{one_line(error)}."]
+        found = [sentence(error)]
     if found:
         print(
             f"{len(found)} argument error{'s' if len(found) > 1 else ''}; nothing was started.",
@@ -202,8 +204,8 @@ def main(argv: list[str]) -> int:
             _make_indexed(args, prefix)
         if args.sft_output_dir:
             _make_split(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 
+from megatron_patch.arguments.training import SCRIPTS, read
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.data.run_data import RunData
+from megatron_patch.errors import UserError, print_any_text
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run, start_state
 from megatron_patch.train.setup import build_state
 
 DataBuilder = Callable[[TrainConfig, parallel.Layout, Callable[[str], None]], RunData]
+
+
+def read_config(task: str, argv: list[str]) -> TrainConfig:
+    """What the arguments ask for.
+
+    Raises:
+        SystemExit: status 2, with what is wrong with them.
+    """
+    print_any_text()
+    try:
+        return read(task, argv).config
+    except UserError as error:
+        _leave(f"{SCRIPTS[task]}: {error}")
 
 
 def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
@@ -29,7 +46,7 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     """
     # Ctrl-C ends a rank at once, also one that waits for the others inside NCCL, where Python's own handler never runs.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    layout = parallel.start(config)
+    layout = _start(config)
     log = RunLog(config, active=layout.is_logger)
     state = None
     try:
@@ -37,17 +54,16 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         state = build_state(config, layout, log, data.train_iters)
         start_state(state, log)
         run(state, data, log)
-    except ValueError as error:
-        _say(layout, _sentence(error))
-        sys.exit(2)
+    except UserError as error:
+        _leave(_sentence(error))
     except RuntimeError as error:
         if (full := _memory_error(error)) is not None:
-            _say(layout, _out_of_memory(full, config, paired=state is not None and state.runs_pairs))
+            _say(_out_of_memory(full, config, paired=state is not None and state.runs_pairs))
             sys.exit(1)
         # gloo's word for a rank that has ended; that one says why, and this one's calls tell nothing.
         if "Connection closed by peer" not in str(error) and "Connection reset by peer" not in str(error):
             raise
-        _say(layout, f"another rank has ended ({str(error).strip().splitlines()[0]}).")
+        _say(f"another rank has ended ({str(error).strip().splitlines()[0]}).")
         time.sleep(1)  # so that torchrun finds that one first
         sys.exit(1)
     finally:
@@ -58,8 +74,20 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     parallel.stop()
 
 
-def _say(layout: parallel.Layout, sentence: str) -> None:
-    print(f"rank {layout.rank}: {sentence}", file=sys.stderr, flush=True)
+def _start(config: TrainConfig) -> parallel.Layout:
+    try:
+        return parallel.start(config)
+    except UserError as error:
+        _leave(str(error))
+
+
+def _leave(sentence: str) -> NoReturn:
+    _say(sentence)
+    sys.exit(2)
+
+
+def _say(sentence: str) -> None:
+    print(f"rank {os.environ.get('RANK', '0')}: {sentence}", file=sys.stderr, flush=True)
 
 
 def _memory_error(error: BaseException | None) -> torch.OutOfMemoryError | None:
@@ -83,7 +111,9 @@ def _out_of_memory(error: torch.OutOfMemoryError, config: TrainConfig, paired: b
     return f"{asked} What takes less: {'; '.join(choice for choice, possible in choices.items() if possible)}."
 
 
-def _sentence(error: ValueError) -> str:
+def _sentence(error: UserError) -> str:
     """What the error says; torch wraps one of a loader process in its traceback, whose last line it is."""
-    text = str(error)
-    return text.strip().rpartition("ValueError: ")[2] if text.startswith("Caught ValueError in DataLoader worker") else text
+    text, name = str(error), UserError.__name__
+    if not text.startswith(f"Caught {name} in DataLoader worker"):
+        return text
+    return text.strip().rpartition(f"{UserError.__module__}.{name}: ")[2]

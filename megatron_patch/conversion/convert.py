@@ -64,7 +64,7 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
         engine: a Megatron-LM source tree whose megatron.core `--verify-logits` uses instead of the installed one.
 
     Raises:
-        ValueError: the source or the arguments are wrong; the message names file and tensor.
+        UserError: the source or the arguments are wrong; the message names file and tensor.
         OSError: the disk is full or fails.
     """
     start = time.monotonic()
@@ -114,10 +114,10 @@ def prepared(job: Conversion) -> Source:
         raise UserError(f"--verify-logits needs a folder that transformers loads; {job.source} holds Meta's files: leave it out.")
     if (source.kind in ("hf", "meta")) == job.to_hf:
         wanted = "a Megatron checkpoint" if job.to_hf else "a Hugging Face folder"
-        raise ValueError(f"{job.source} is not {wanted}, which mg2hf = {str(job.to_hf).lower()} converts from.")
+        raise UserError(f"{job.source} is not {wanted}, which mg2hf = {str(job.to_hf).lower()} converts from.")
     refuse_placeholders(source.root / name for name in COMPANIONS)  # before a byte is written
     for name, got, problem in model_findings(job, source.config):
-        raise ValueError(f"{name}: got '{got}'; {problem}")
+        raise UserError(f"{name}: got '{got}'; {problem}")
     if job.to_hf:
         source = with_vocabulary_rows(_with_recorded_rows(source, job.extra_vocab_size))
     else:
@@ -132,7 +132,7 @@ def _with_recorded_rows(source: Source, extra: int) -> Source:
     """`source` with the extra rows that it records, or with `extra` where it records none.
 
     Raises:
-        ValueError: `extra` contradicts what is recorded.
+        UserError: `extra` contradicts what is recorded.
     """
     recorded = source.extra_vocab_size
     if recorded == extra:
@@ -144,7 +144,7 @@ def _with_recorded_rows(source: Source, extra: int) -> Source:
     if extra == 0:
         note = f"EXTRA_VOCAB_SIZE 0: the {recorded} rows added when the checkpoint was made are kept."
         return replace(source, notes=(*source.notes, note))
-    raise ValueError(
+    raise UserError(
         f"EXTRA_VOCAB_SIZE is {extra}, and the checkpoint was made with {recorded}; write {recorded}, or 0, which keeps them."
     )
 
@@ -185,6 +185,6 @@ def _check_space(target: Path, total: int) -> None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < total + _MARGIN:
-        raise ValueError(
+        raise UserError(
             f"{target} needs {total / 1e9:.2f} GB, and the disk of {folder} has {free / 1e9:.2f} GB free; make room there."
         )

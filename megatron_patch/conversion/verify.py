@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import LazyTensor, nbytes, pieces
 from megatron_patch.formats.progress import Progress
 from megatron_patch.weights.opening import open_source
@@ -20,7 +21,7 @@ def verify(source: Source, folder: Path, total: int) -> int:
         The number of tensors compared.
 
     Raises:
-        ValueError: a tensor differs, or holds a NaN or an infinity; named with its file or folder.
+        UserError: a tensor differs, or holds a NaN or an infinity; named with its file or folder.
     """
     written = open_source(folder)
     count = 0
@@ -36,15 +37,15 @@ def verify(source: Source, folder: Path, total: int) -> int:
 
 def _compare(source: Source, folder: Path, name: str, expected: LazyTensor, got: LazyTensor) -> None:
     if tuple(expected.shape) != tuple(got.shape) or expected.dtype != got.dtype:
-        raise ValueError(
+        raise UserError(
             f"{folder}: {name} is {got.dtype} {list(got.shape)}; it must be {expected.dtype} {list(expected.shape)}."
         )
     for (first, _, want), (_, _, have) in zip(pieces(expected), pieces(got)):
         if not bool(torch.isfinite(want).all()):
             row = first + int((~torch.isfinite(want)).flatten(1).any(1).nonzero()[0]) if want.dim() > 1 else first
-            raise ValueError(f"{_where(expected, source)}: tensor {name} holds a NaN or an infinity, in row {row} first.")
+            raise UserError(f"{_where(expected, source)}: tensor {name} holds a NaN or an infinity, in row {row} first.")
         if not torch.equal(want.view(-1).view(torch.uint8), have.view(-1).view(torch.uint8)):
-            raise ValueError(f"{folder}: tensor {name} differs from the source's from row {first} on; convert again.")
+            raise UserError(f"{folder}: tensor {name} differs from the source's from row {first} on; convert again.")
 
 
 def _where(tensor: LazyTensor, source: Source) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from megatron_patch.config import PER_KV_HEAD, TrainConfig
+from megatron_patch.errors import UserError
 from megatron_patch.weights.source import Source
 
 _SHAPE = (2, 48)  # B, S
@@ -30,7 +31,7 @@ def verify_logits(
     Needs memory for the model in fp32, 4 bytes a weight.
 
     Raises:
-        ValueError: transformers is not installed, a side does not load, or the logits differ.
+        UserError: transformers is not installed, a side does not load, or the logits differ.
     """
     hf, megatron = (target, source_folder) if to_hf else (source_folder, target)
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +44,7 @@ def verify_logits(
     largest, difference = float(wanted.abs().max()), float((wanted - got).abs().max())
     limit = (_ROUNDED_TOLERANCE if rounded else _TOLERANCE) * largest
     if not difference <= limit:  # a NaN is not
-        raise ValueError(
+        raise UserError(
             f"--verify-logits: logits differ by up to {difference:.3g} at a largest of {largest:.3g}; allowed is {limit:.2g}. "
             "Either config.json does not belong to the weights, or this is a fault of the converter: please report it."
         )
@@ -66,9 +67,13 @@ def _logits(side: str, folder: Path, exchange: Path, engine: str | None, gqa_lay
     result = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if result.returncode:
         if "No module named 'transformers'" in result.stderr:
-            raise ValueError("--verify-logits needs transformers; run: pip install 'transformers>=5,<6', or leave it out.")
+            raise UserError("--verify-logits needs transformers; run: pip install 'transformers>=5,<6', or leave it out.")
         last = (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[-1]
-        raise ValueError(f"--verify-logits: {folder} does not load ({last}).")
+        ours = f"{UserError.__module__}.{UserError.__name__}: "
+        # Of transformers' errors none is a class of its own for what a user can mend; of this project's every other is a bug.
+        if side == "megatron" and "Traceback" in result.stderr and not last.startswith(ours):
+            raise RuntimeError(f"--verify-logits: {folder}:\n{result.stderr}")
+        raise UserError(f"--verify-logits: {folder} does not load ({last.removeprefix(ours).rstrip('.')}).")
     return torch.load(output, weights_only=True)
 
 

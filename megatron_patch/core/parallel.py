@@ -16,6 +16,7 @@ import torch
 from megatron.core import parallel_state, tensor_parallel
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.errors import UserError
 
 _host_group: torch.distributed.ProcessGroup | None = None  # gloo; `start` makes it
 
@@ -45,7 +46,7 @@ def start(config: TrainConfig) -> Layout:
     """Join the process group that torchrun's environment names and build megatron-core's groups.
 
     Raises:
-        ValueError: the number of processes is no multiple of TP × PP.
+        UserError: the number of processes is no multiple of TP × PP.
     """
     global _host_group
     local = device.local_device()
@@ -62,7 +63,7 @@ def start(config: TrainConfig) -> Layout:
     world = torch.distributed.get_world_size()
     model_parallel = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
     if world % model_parallel:
-        raise ValueError(
+        raise UserError(
             f"{world} processes were started for TP × PP = {model_parallel}; their number must be a multiple of it."
         )
     # What ranks agree on between two steps must not wait for what their GPUs still do.

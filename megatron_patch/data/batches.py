@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_patch.data.samplers import ABSENT, MicroBatchSampler
+from megatron_patch.errors import UserError
 
 Batch = dict[str, torch.Tensor]
 
@@ -59,7 +60,7 @@ class _Checked:
             found = rows[keys.index(key)].numpy()
             low, high = int(found.min()), int(found.max())
             if low < 0 or high >= self.vocab_size:
-                raise ValueError(
+                raise UserError(
                     f"The data holds {key} from {low} to {high}, and the model has {self.vocab_size} rows (0 to "
                     f"{self.vocab_size - 1}); it was tokenized for another vocabulary: prepare it with this model's tokenizer."
                 )
@@ -72,7 +73,7 @@ def micro_batches(
     """An iterator over the host batches that `sampler` names, loaded ahead by `num_workers` processes.
 
     Raises:
-        ValueError: while iterating, for a batch with a token outside [0, vocab_size).
+        UserError: while iterating, for a batch with a token outside [0, vocab_size).
     """
     loader = DataLoader(
         _WithAbsent(dataset),

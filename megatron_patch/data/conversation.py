@@ -6,7 +6,7 @@ null, NaN, an empty text or an empty list counts as absent, since merged data se
 
 A turn is a dict of `role` (system, user, assistant, tool) and `content`, as chat templates take it; an assistant's may have
 `tool_calls`, and `weight` 0 where it is not to be learnt. An answer without text is not learnt either (`teaches`). Every function
-raises ValueError, one phrase without file and number, for a record that it cannot take.
+raises UserError, one phrase without file and number, for a record that it cannot take.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_patch.data.tool_turns import as_calls, definitions
+from megatron_patch.errors import UserError
 from megatron_patch.records.json_records import require_unicode
 
 Turn = dict[str, Any]
@@ -69,10 +70,10 @@ def list_key(record: dict[str, Any]) -> str | None:
     others = [key for key in ("instruction", "input", "output", "history") if present(record, key)]
     if len(lists) > 1 or (lists and others):
         names = " and ".join(map(repr, lists + others))
-        raise ValueError(f"it has {names}, which are two forms of a conversation; leave one of them")
+        raise UserError(f"it has {names}, which are two forms of a conversation; leave one of them")
     empty = next((key for key in _LISTS if key in record), None)
     if not lists and empty and is_null(record.get("instruction")):
-        raise ValueError(f"its {empty!r} must be a list with at least one turn")
+        raise UserError(f"its {empty!r} must be a list with at least one turn")
     return lists[0] if lists else None
 
 
@@ -93,7 +94,7 @@ def text(record: dict[str, Any], key: str) -> str:
     if is_null(value):
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"its {key!r} is {type(value).__name__}, it must be a text")
+        raise UserError(f"its {key!r} is {type(value).__name__}, it must be a text")
     return require_unicode(value)
 
 
@@ -104,7 +105,7 @@ def alpaca_parts(record: dict[str, Any]) -> tuple[str, str, str]:
         if is_null(record.get(needed)):
             filled = [name for name, value in record.items() if not is_null(value)]
             has = f"; it has {', '.join(map(repr, filled[:8]))}" if filled else ""
-            raise ValueError(f"it has {what}; a record holds 'instruction', optionally 'input', and 'output' or 'content'{has}")
+            raise UserError(f"it has {what}; a record holds 'instruction', optionally 'input', and 'output' or 'content'{has}")
     return text(record, "instruction"), text(record, "input"), text(record, key)
 
 
@@ -114,13 +115,13 @@ def history(record: dict[str, Any]) -> list[Turn]:
         return []
     items = record["history"]
     if not isinstance(items, list):
-        raise ValueError(f"its 'history' is {type(items).__name__}, it must be a list of [question, answer] pairs")
+        raise UserError(f"its 'history' is {type(items).__name__}, it must be a list of [question, answer] pairs")
     if all(isinstance(item, dict) for item in items):
         return _read_turns(items, "history")
     turns = []
     for number, pair in enumerate(items, start=1):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(said, str) for said in pair):
-            raise ValueError(f"item {number} of 'history' must be a [question, answer] pair of texts")
+            raise UserError(f"item {number} of 'history' must be a [question, answer] pair of texts")
         turns += [{"role": role, "content": require_unicode(said)} for role, said in zip(("user", "assistant"), pair)]
     return turns
 
@@ -169,19 +170,19 @@ def _with_system(turns: list[Turn], system: str) -> list[Turn]:
     if turns[0]["role"] != "system":
         return [{"role": "system", "content": system}, *turns]
     if turns[0]["content"] != system:
-        raise ValueError("its 'system' and its first turn are two system messages that differ; leave one of them")
+        raise UserError("its 'system' and its first turn are two system messages that differ; leave one of them")
     return turns
 
 
 def _require_order(turns: list[Turn]) -> None:
     spoken = turns[1:] if turns[0]["role"] == "system" else turns
     if not spoken:
-        raise ValueError("it has a system message and nothing after it; a conversation needs a user's turn, or remove it")
+        raise UserError("it has a system message and nothing after it; a conversation needs a user's turn, or remove it")
     before = None
     for number, turn in enumerate(spoken, start=1 + len(turns) - len(spoken)):
         role = turn["role"]
         if before not in _FOLLOWS.get(role, ()):
-            raise ValueError(
+            raise UserError(
                 f"turn {number} is {role}'s, but the turns must be "
                 "user, assistant, user, … after at most one system message; reorder or join them"
             )
@@ -190,7 +191,7 @@ def _require_order(turns: list[Turn]) -> None:
 
 def _read_turns(turns: Any, field: str) -> list[Turn]:
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"its {field!r} must be a list with at least one turn")
+        raise UserError(f"its {field!r} must be a list with at least one turn")
     return [_read_turn(turn, number, field) for number, turn in enumerate(turns, start=1)]
 
 
@@ -200,16 +201,16 @@ def _read_turn(turn: Any, number: int, field: str) -> Turn:
     named = turn if isinstance(turn, dict) else {}
     role = next((named[key] for key in (who, "role", "from") if present(named, key)), None)
     if not isinstance(role, str) or role not in _ROLES:
-        raise ValueError(f"{place} must be an object with {who!r} (one of {', '.join(_ROLES)}) and a text {said!r}")
+        raise UserError(f"{place} must be an object with {who!r} (one of {', '.join(_ROLES)}) and a text {said!r}")
     out: Turn = {"role": _ROLES[role]}
     contents = [turn[key] for key in ("content", "value") if not is_null(turn.get(key))]
     if len(contents) == 2 and contents[0] != contents[1]:
-        raise ValueError(f"{place} has 'content' and 'value', which differ; leave one of them")
+        raise UserError(f"{place} has 'content' and 'value', which differ; leave one of them")
     content = contents[0] if contents else None
     calls = as_calls(turn, role, content, place)
     if calls:
         if out["role"] != "assistant":
-            raise ValueError(f"{place} is {role}'s and calls a tool; only an assistant's turn can")
+            raise UserError(f"{place} is {role}'s and calls a tool; only an assistant's turn can")
         out["tool_calls"] = calls
         content = "" if role == "function_call" or content is None else content
     out["content"] = _content(content, place, said)
@@ -222,11 +223,11 @@ def _content(content: Any, place: str, said: str) -> str:
     if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
         kinds = {str(part.get("type")) for part in content} - {"text"}
         if kinds:
-            raise ValueError(f"{place} holds a part of type {', '.join(sorted(kinds))}; only texts can be learnt")
+            raise UserError(f"{place} holds a part of type {', '.join(sorted(kinds))}; only texts can be learnt")
         texts = [part.get("text") for part in content]
         content = "".join(texts) if all(isinstance(part, str) for part in texts) else None
     if not isinstance(content, str):
-        raise ValueError(f"{place} must have a text {said!r}; it has {type(content).__name__}")
+        raise UserError(f"{place} must have a text {said!r}; it has {type(content).__name__}")
     return require_unicode(content)
 
 
@@ -235,7 +236,7 @@ def _is_learnt(turn: dict[str, Any], role: str, place: str) -> bool:
     weights = {key: turn[key] for key in _WEIGHTS if not is_null(turn.get(key))}
     for key, value in weights.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
-            raise ValueError(f"{place} has {key!r} {value!r}; it must be 0 or 1")
+            raise UserError(f"{place} has {key!r} {value!r}; it must be 0 or 1")
         if value == 1 and key != "weight" and role != "assistant":
-            raise ValueError(f"{place} is {role}'s and has {key!r} {value!r}; only an assistant's turns are learnt")
+            raise UserError(f"{place} is {role}'s and has {key!r} {value!r}; only an assistant's turns are learnt")
     return role != "assistant" or all(weights.values())

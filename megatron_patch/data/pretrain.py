@@ -22,6 +22,7 @@ from megatron_patch.data.run_tokenizer import run_tokenizer
 from megatron_patch.data.samplers import BatchPlan
 from megatron_patch.data.splits import repetitions, usable_split
 from megatron_patch.data_paths import is_json, parse_data_path
+from megatron_patch.errors import UserError
 from megatron_patch.records.indexed import lengths_fingerprint
 
 
@@ -69,7 +70,7 @@ def _gpt_datasets(config: TrainConfig, split: str, tokenizer: Any) -> tuple[Any,
     """Training and validation samples of SEQ_LEN tokens, as many as the run takes; None where the split leaves none.
 
     Raises:
-        ValueError: the split leaves no training data; a pair or a file of indices is damaged.
+        UserError: the split leaves no training data; a pair or a file of indices is damaged.
     """
     pairs = parse_data_path(config.train_data_path)
     prefixes, weights = [prefix for _, prefix in pairs], [weight for weight, _ in pairs]
@@ -90,7 +91,7 @@ def _gpt_datasets(config: TrainConfig, split: str, tokenizer: Any) -> tuple[Any,
     with _damage_named(folder):
         train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, _sample_counts(config), lambda: True, gpt).build()
     if train is None:
-        raise ValueError(f"The split {split} leaves no training data in {config.train_data_path}.")
+        raise UserError(f"The split {split} leaves no training data in {config.train_data_path}.")
     return train, valid
 
 
@@ -109,7 +110,7 @@ def _same_on_all_ranks(prefixes: list[str]) -> str:
 
 @contextmanager
 def _damage_named(folder: Path) -> Iterator[None]:
-    """Turn a failure into a ValueError that names the damaged file, where there is one; core's own errors name none.
+    """Turn a failure into a UserError that names the damaged file, where there is one; core's own errors name none.
 
     core writes indices in place, so a run that was killed, or a full disk, leaves one cut short, which the next start takes.
     """
@@ -119,7 +120,7 @@ def _damage_named(folder: Path) -> Iterator[None]:
         damaged = next(filter(None, map(_damage, sorted(folder.glob("*.npy")))), None)
         if damaged is None:
             raise
-        raise ValueError(
+        raise UserError(
             f"The samples' indices in {folder} cannot be used: {damaged}, as a killed run or a full disk leaves it; "
             "delete that folder and start again, the same indices are made anew."
         ) from error

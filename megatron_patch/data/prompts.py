@@ -1,7 +1,7 @@
 """A fine-tuning record → ids and which of them are learnt, in one of four templates.
 
 An `Encoded` is (ids, learnt): two lists of one length, `learnt[i]` true where the model is to predict `ids[i]`. Nothing is cut or
-padded here. Every function raises ValueError, one sentence without file and item number, for a record that it cannot take, or of
+padded here. Every function raises UserError, one sentence without file and item number, for a record that it cannot take, or of
 which its template would lose a part: that part's key is named.
 
 - `alpaca`: the original's prompt for fine-tuning. A `system` stands in the place of the prompt's first sentences, and `history`
@@ -22,6 +22,7 @@ from typing import Any
 from megatron_patch.data.conversation import Turn, alpaca_parts, chat_turns, history, list_key, present, teaches, text, tools
 from megatron_patch.data.rendered import chat_renderer, encode_rendered
 from megatron_patch.data.tokenizer import Tokenizer
+from megatron_patch.errors import UserError
 
 Encoded = tuple[list[int], list[bool]]
 
@@ -47,7 +48,7 @@ def encoder(template: str, tokenizer: Tokenizer) -> Callable[[dict[str, Any]], E
     if template == "tokenizer":
         render = chat_renderer(tokenizer)
         return lambda record: encode_rendered(chat_turns(record), render, tokenizer, tools(record))
-    raise ValueError(f"template {template!r} is not known; it is one of {', '.join(TEMPLATES)}.")
+    raise UserError(f"template {template!r} is not known; it is one of {', '.join(TEMPLATES)}.")
 
 
 def encode_alpaca(record: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
@@ -108,7 +109,7 @@ def encode_llama2_chat(turns: list[Turn], tokenizer: Tokenizer) -> Encoded:
 def _one_instruction(record: dict[str, Any]) -> tuple[str, str, str]:
     """(instruction, input, answer) for a template that is made for them."""
     if list_key(record):
-        raise ValueError("it is a conversation; pass --template llama2-chat, or --template tokenizer")
+        raise UserError("it is a conversation; pass --template llama2-chat, or --template tokenizer")
     return alpaca_parts(record)
 
 
@@ -139,7 +140,7 @@ def _without_tools(record: dict[str, Any]) -> list[Turn]:
 
 
 def _refuse_tools(turns: list[Turn], record: dict[str, Any], template: str) -> None:
-    """ValueError that names the key or the turn by which tools come in."""
+    """UserError that names the key or the turn by which tools come in."""
     found = [repr(key) for key in ("tools", "functions") if tools(record) and present(record, key)]
     found += ["a call of a tool" for turn in turns if turn.get("tool_calls")][:1]
     found += ["a tool's turn" for turn in turns if turn["role"] == "tool"][:1]
@@ -148,4 +149,4 @@ def _refuse_tools(turns: list[Turn], record: dict[str, Any], template: str) -> N
 
 def _refuse(found: list[str], template: str, instead: str) -> None:
     if found:
-        raise ValueError(f"it has {' and '.join(found)}, for which --template {template} has no place; {instead}, or remove it")
+        raise UserError(f"it has {' and '.join(found)}, for which --template {template} has no place; {instead}, or remove it")

@@ -8,6 +8,7 @@ from typing import Any
 from megatron_patch.data.chat_template import compile_chat_template
 from megatron_patch.data.conversation import teaches
 from megatron_patch.data.tokenizer import Tokenizer
+from megatron_patch.errors import UserError
 
 # render(turns, add_generation_prompt, tools) → text
 Render = Callable[..., str]
@@ -22,10 +23,10 @@ def chat_renderer(tokenizer: Tokenizer) -> Render:
     """render(turns, add_generation_prompt, tools=[]) by the folder's own Jinja chat template, in Jinja's immutable
     sandbox and within bounds.
 
-    Raises ValueError where the folder has no template.
+    Raises UserError where the folder has no template.
     """
     if not tokenizer.chat_template:
-        raise ValueError(
+        raise UserError(
             "the tokenizer's folder has no chat template (chat_template in tokenizer_config.json); "
             "choose --template llama2-chat"
         )
@@ -51,20 +52,20 @@ def encode_rendered(
     """
     whole = render(turns, False, tools)
     if len(turns) > _MOST_TURNS or (len(turns) > 4 and len(turns) * len(whole) > _MOST_CHARACTERS):
-        raise ValueError(
+        raise UserError(
             f"it has {len(turns)} turns and {len(whole)} characters, too many for a chat template, which is run up to each turn; "
             "split the conversation, or choose --template llama2-chat"
         )
     ids = tokenizer.tokenize_marked(whole)
     if not ids:
-        raise ValueError("it has no tokens; choose another --template, of which it makes a text")
+        raise UserError("it has no tokens; choose another --template, of which it makes a text")
     learnt = [False] * len(ids)
     for i, turn in enumerate(turns):
         if turn["role"] != "assistant" or not teaches(turn):
             continue
         before, after = render(turns[:i], True, tools), render(turns[: i + 1], False, tools)
         if not after.startswith(before) or not whole.startswith(after):
-            raise ValueError(
+            raise UserError(
                 "the folder's chat template rewrites earlier turns; choose --template llama2-chat"
             )
         begin, end = len(tokenizer.tokenize_marked(before)), len(tokenizer.tokenize_marked(after))
@@ -74,7 +75,7 @@ def encode_rendered(
 
 
 def _require_all(turns: list[dict[str, Any]], render: Render, tools: list[Any] | None, whole: str) -> None:
-    """ValueError where what is neither asked nor answered leaves no trace in `whole`: it is rendered otherwise and compared."""
+    """UserError where what is neither asked nor answered leaves no trace in `whole`: it is rendered otherwise and compared."""
 
     def passed_over(number: int, turn: dict[str, Any]) -> bool:
         return render([*turns[:number], turn, *turns[number + 1 :]], False, tools) == whole
@@ -88,4 +89,4 @@ def _require_all(turns: list[dict[str, Any]], render: Render, tools: list[Any] |
             lost.append("a call of a tool")
     if lost:
         found = " and ".join(dict.fromkeys(lost))
-        raise ValueError(f"it has {found}, which the folder's chat template passes over; remove it, or choose another --template")
+        raise UserError(f"it has {found}, which the folder's chat template passes over; remove it, or choose another --template")

@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.errors import UserError
 from megatron_patch.folders.names import checkpoint_root, holds_tokenizer
 
 
@@ -51,19 +52,19 @@ def run_tokenizer(config: TrainConfig, *, text: bool) -> Any:
         text: the data is text, so a real tokenizer is needed; indexed data already holds tokens.
 
     Raises:
-        ValueError: text without a tokenizer, or a tokenizer with more tokens than the model has rows.
+        UserError: text without a tokenizer, or a tokenizer with more tokens than the model has rows.
     """
     folder = tokenizer_folder(config)
     if folder is None:
         if text:
-            raise ValueError(
+            raise UserError(
                 "JSON data needs a tokenizer, and the checkpoint's folder has neither tokenizer.model nor tokenizer.json: "
                 "copy one there, or add --tokenizer-path FOLDER after the last argument."
             )
         return VocabularyOnly(config.model.vocab_size)
     tokenizer = load_tokenizer(folder, rows=config.vocab_size, model_folder=_model_folder(config))
     if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens and the model {config.vocab_size} rows; "
             f"convert with EXTRA_VOCAB_SIZE {tokenizer.vocab_size - config.model.vocab_size} or more, or use its own tokenizer."
         )

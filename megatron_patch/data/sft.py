@@ -26,6 +26,7 @@ from megatron_patch.data.prompts import VERSION
 from megatron_patch.data.sft_records import Account, Tally, counted, encode_file, judge
 from megatron_patch.data.token_cache import TokenTable, cached_at, make_table, table_path
 from megatron_patch.data.tokenizer import Tokenizer
+from megatron_patch.errors import UserError
 
 _WHOLE = 0.95  # of the samples: what a longer PAD_LEN that is advised keeps whole
 
@@ -151,10 +152,10 @@ def build_sft_dataset(
 
     `template`: one of `prompts.TEMPLATES`. `cache_dir`: where the tokenized samples are kept, and a report of records that
     cannot be used; see `token_cache`. Raises UserError, naming the file, where it has no samples or more than
-    `max_bad_fraction` of its records cannot be used; ValueError for lengths and a template that cannot be.
+    `max_bad_fraction` of its records cannot be used; UserError for lengths and a template that cannot be.
     """
     if not 1 < pad_len <= seq_len:
-        raise ValueError(f"PAD_LEN is {pad_len}; it must be more than 1 and at most SEQ_LEN, {seq_len}.")
+        raise UserError(f"PAD_LEN is {pad_len}; it must be more than 1 and at most SEQ_LEN, {seq_len}.")
     path = Path(path)
     table, skipped = _table(path, tokenizer, template, cache_dir)
     account = Account.read(table.account)

@@ -116,7 +116,7 @@ class Tally:
 def read_records(path: Path) -> Iterator[tuple[str, int, dict[str, Any] | Skipped]]:
     """(`line` or `item`, number from 1, record, or why there is none) of a JSON list or JSON Lines; blank lines are passed over.
 
-    Raises UserError for a file that does not exist, and ValueError for a damaged archive.
+    Raises UserError for a file that does not exist, and for a damaged archive.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a JSON list or JSON Lines file.")
@@ -126,22 +126,24 @@ def read_records(path: Path) -> Iterator[tuple[str, int, dict[str, Any] | Skippe
                 continue
             try:
                 yield chunk.kind, number, _parsed(record)
-            except (ValueError, RecursionError) as error:
+            except UserError as error:
                 yield chunk.kind, number, Skipped(number, str(error))
         if chunk.lost is not None:
             yield chunk.kind, chunk.lost.number, chunk.lost
 
 
 def _parsed(record: Any) -> dict[str, Any]:
-    """A line, or an item of a list, as an object. ValueError, one phrase, where it is none."""
+    """A line, or an item of a list, as an object. UserError, one phrase, where it is none."""
     try:
         value = json.loads(record) if isinstance(record, bytes) else record
     except json.JSONDecodeError as error:  # its own message counts lines within this one
-        raise ValueError(f"{error.msg} at character {error.pos + 1}, so it is no JSON") from None
+        raise UserError(f"{error.msg} at character {error.pos + 1}, so it is no JSON") from None
     except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8") from None
+        raise UserError("it is not UTF-8") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"it is no JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"it is a {type(value).__name__}, it must be an object")
+        raise UserError(f"it is a {type(value).__name__}, it must be an object")
     return value
 
 
@@ -158,7 +160,7 @@ def encode_file(path: Path, tokenizer: Tokenizer, template: str, tally: Tally) -
         try:
             encoded = encode(record)
             unused, said = list(unused_keys(record)), answers(record)
-        except (ValueError, RecursionError) as error:
+        except (UserError, RecursionError) as error:
             tally.skip(kind, Skipped(number, str(error)))
             continue
         tally.unused.update(unused)

@@ -45,8 +45,7 @@ def usable_split(
     """`split` with 0 for each share that gives some pair no token. `samples`: of each part, as many as the run takes.
 
     Raises:
-        UserError: a pair has nothing for training.
-        ValueError: a pair cannot be read.
+        UserError: a pair has nothing for training, or cannot be read.
     """
     shares = [float(share) for share in split.split(",")]
     shares += [0.0] * (3 - len(shares))

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from megatron_patch.data.prompts import Encoded
+from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import one_line, whole_in
 
 FORMAT = "megatron_patch tokens 2"
@@ -110,7 +111,7 @@ def cached_at(path: Path, build: Callable[[], TokenTable], check: Check = lambda
             _save(path, build())
             table = _load(path, check)
     if table is None:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read back after writing; check the disk, or choose another cache folder."
         )
     return table
@@ -145,17 +146,17 @@ def _read_table(path: Path) -> TokenTable:
     samples, tokens, noted = (whole_in(header, name, 0, 1 << 40) for name in ("samples", "tokens", "account"))
     begin, end = 8 * (samples + 1), 8 * (samples + 1) + 4 * tokens
     if header["format"] != FORMAT or path.stat().st_size != _HEADER + end + noted:
-        raise ValueError("its size or format is wrong")
+        raise UserError("its size or format is wrong")
     body = np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER)
     if zlib.crc32(body) != header["crc"]:
-        raise ValueError("its checksum is wrong")
+        raise UserError("its checksum is wrong")
     account = json.loads(body[end:].tobytes())
     if not isinstance(account, dict):
-        raise ValueError("its account is no object")
+        raise UserError("its account is no object")
     table = TokenTable(body[:begin].view(np.int64), body[begin:end].view(np.int32), account)
     offsets = table.offsets
     if offsets[0] != 0 or offsets[-1] != tokens or (np.diff(offsets) < 1).any():
-        raise ValueError("its samples do not lie end to end")
+        raise UserError("its samples do not lie end to end")
     return table
 
 

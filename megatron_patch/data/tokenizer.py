@@ -100,11 +100,11 @@ class Tokenizer:
         return [self.encode_plain(text) for text in texts]
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of ids; BOS and EOS give nothing. ValueError for an id outside the vocabulary."""
+        """The text of ids; BOS and EOS give nothing. UserError for an id outside the vocabulary."""
         ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.vocab_size:
-                raise ValueError(
+                raise UserError(
                     f"token {i} lies outside the tokenizer's vocabulary of {self.vocab_size} tokens."
                 )
         return self.decode(ids)
@@ -121,11 +121,11 @@ def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: st
     number 32000 beside 32000 rows, and nothing here pads with a token.
     model_folder: where that model's config.json and generation_config.json stand, if not beside the tokenizer.
 
-    Raises ValueError where the folder has no tokenizer, or one that cannot be read or lacks an end token.
+    Raises UserError where the folder has no tokenizer, or one that cannot be read or lacks an end token.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(
+        raise UserError(
             f"tokenizer folder {folder} does not exist; give the folder that holds tokenizer.model."
         )
     digest = hashlib.sha256()
@@ -143,7 +143,7 @@ def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: st
     elif (folder / "tokenizer.json").is_file():
         tokenizer = _from_tokenizers(folder / "tokenizer.json", names, rows, common)
     else:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there."
         )
     literals = {i: literal for literal, i in tokenizer.special_tokens.items()}
@@ -160,12 +160,12 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
         for i in range(whole.vocab_size()):
             whole.id_to_piece(i)  # UnicodeDecodeError, a ValueError, for one that is no UTF-8: no text could hold it
     except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a SentencePiece model ({one_line(error)}); copy the model's own file there."
         ) from error
     bos, eod, unk = whole.bos_id(), whole.eos_id(), whole.unk_id()
     if min(bos, eod) < 0:
-        raise ValueError(
+        raise UserError(
             f"{path} lacks the start token <s> or the end token </s>; use a tokenizer of the LLaMA kind."
         )
     size = whole.vocab_size()
@@ -226,7 +226,7 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
     special = {t.content: i for i, t in decoder.items() if t.special and t.content in kept and t.content}
     ids = [vocabulary.get(_name(path, names, key) or usual) for key, usual in _USUAL_NAMES.items()]
     if ids[0] is None or ids[1] is None:
-        raise ValueError(
+        raise UserError(
             f"{path} lacks the start or end token that tokenizer_config.json names; they must be in it."
         )
     size = max(i for literal, i in vocabulary.items() if literal not in added or literal in kept) + 1

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from megatron_patch.errors import UserError
+
 
 def definitions(found: dict[str, Any]) -> list[Any]:
     """The tools of `tools` or `functions`, each as {"type": "function", "function": {…}} or as it stands.
 
-    Raises ValueError where they are no list of objects.
+    Raises UserError where they are no list of objects.
     """
     out: list[Any] = []
     for key, value in found.items():
         items = _parsed(value, f"its {key!r}")
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise ValueError(f"its {key!r} must be a list of objects, or a text that holds one in JSON")
+            raise UserError(f"its {key!r} must be a list of objects, or a text that holds one in JSON")
         out += [{"type": "function", "function": item} if key == "functions" else item for item in items]
     return out
 
@@ -27,7 +29,7 @@ def definitions(found: dict[str, Any]) -> list[Any]:
 def as_calls(turn: dict[str, Any], role: str, content: Any, place: str) -> list[Any]:
     """The calls of an assistant's turn; none in most. `role` as the record spells it.
 
-    Raises ValueError where a call is no object with a name, or another's turn has calls.
+    Raises UserError where a call is no object with a name, or another's turn has calls.
     """
     if role == "function_call":
         calls = _parsed(content, place)
@@ -49,7 +51,7 @@ def _is_there(turn: dict[str, Any], key: str) -> bool:
 def _call(call: Any, place: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise ValueError(f"{place} has a call that is no object with a text 'name'")
+        raise UserError(f"{place} has a call that is no object with a text 'name'")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str) and arguments.lstrip()[:1] == "{":
         arguments = _parsed(arguments, f"'arguments' of {place}")
@@ -63,4 +65,4 @@ def _parsed(value: Any, place: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is a text that is no JSON ({error})") from error
+        raise UserError(f"{place} is a text that is no JSON ({error})") from error

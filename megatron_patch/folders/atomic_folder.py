@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import TRACKER, flush
 
 _PARTIAL, _OLD = ".partial-", ".old-"
@@ -41,13 +42,13 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     Two containers of one host name must therefore not write one target at the same time.
 
     Raises:
-        ValueError: `target` is there already, now or at the end, or is a mount point.
+        UserError: `target` is there already, now or at the end, or is a mount point.
     """
     # Through links: beside a link is another disk than beside what it names, and a link cannot be replaced by a folder.
     target = Path(os.path.realpath(target))
     finding = target_finding(target, overwrite)
     if finding:
-        raise ValueError(f"{target} cannot be written; {finding}")
+        raise UserError(f"{target} cannot be written; {finding}")
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_over(target)
     partial = _beside(target, _PARTIAL)
@@ -91,7 +92,7 @@ def _flush_tree(folder: Path) -> None:
 def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
     finding = target_finding(target, overwrite)
     if finding:
-        raise ValueError(f"{target} came to be while this ran; {finding}")
+        raise UserError(f"{target} came to be while this ran; {finding}")
     old = _beside(target, _OLD) if target.exists() else None
     try:
         if old is not None:

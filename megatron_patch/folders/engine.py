@@ -9,6 +9,8 @@ import importlib.metadata
 import re
 from pathlib import Path
 
+from megatron_patch.errors import UserError
+
 # Tried: 0.16.1. The upper bound is where core/patches.py must be looked at again.
 SUPPORTED = ((0, 16), (0, 17))
 
@@ -35,12 +37,12 @@ def installed_version() -> str:
     """Version of pip's megatron-core.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     try:
         return importlib.metadata.version("megatron-core")
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError("megatron-core is not installed; run: pip install 'megatron-core>=0.16.1,<0.17'.") from None
+        raise UserError("megatron-core is not installed; run: pip install 'megatron-core>=0.16.1,<0.17'.") from None
 
 
 def choose_engine(megatron_path: str) -> tuple[str | None, str]:

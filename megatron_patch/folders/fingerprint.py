@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.data_paths import data_findings, is_json, parse_data_path
+from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import resolve_checkpoint
 
 _PIECE, _PIECES = 1 << 16, 16
@@ -63,6 +64,6 @@ def _of_checkpoint(path: str | None) -> str:
     try:
         folder = resolve_checkpoint(path).folder
         files = sorted(file for file in folder.rglob("*") if file.is_file())
-    except (OSError, ValueError):  # gone; the reader of the arguments has said so
+    except (OSError, UserError):  # gone; the reader of the arguments has said so
         return ""
     return fingerprint((str(file.relative_to(folder)), file) for file in files)

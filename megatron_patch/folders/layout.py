@@ -73,7 +73,7 @@ def read_tracker(root: str | Path) -> str | None:
     """What the tracker file says, `release` or digits; None where there is no tracker file.
 
     Raises:
-        ValueError: it says something else.
+        UserError: it says something else.
     """
     path = Path(root) / TRACKER
     if not path.is_file():
@@ -114,20 +114,20 @@ def resolve_checkpoint(path: str | Path) -> CheckpointLocation:
     """The iteration that `path` means: the tracker's where `path` is a root, else `path` itself.
 
     Raises:
-        ValueError: nothing there, nothing finished there, or a Hugging Face folder.
+        UserError: nothing there, nothing finished there, or a Hugging Face folder.
     """
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"There is no folder {path}; give a checkpoint's root, or one iteration's folder in it.")
+        raise UserError(f"There is no folder {path}; give a checkpoint's root, or one iteration's folder in it.")
     if _kind(path):
         return _location(path.resolve().parent, path)
     tracker = read_tracker(path)
     if tracker is None:
-        raise ValueError(_no_checkpoint(path))
+        raise UserError(_no_checkpoint(path))
     folder = iteration_folder(path, None if tracker == RELEASE else int(tracker))
     if not _kind(folder):
         there = "holds no finished checkpoint" if folder.is_dir() else "does not exist"
-        raise ValueError(f"{path / TRACKER} says {tracker}, but {folder} {there}; convert or copy the checkpoint again.")
+        raise UserError(f"{path / TRACKER} says {tracker}, but {folder} {there}; convert or copy the checkpoint again.")
     return _location(path, folder)
 
 
@@ -182,7 +182,7 @@ def read_model_description(location: CheckpointLocation | str | Path) -> ModelDe
     """model.json of an iteration's folder; None where there is none (a foreign or 2023 checkpoint).
 
     Raises:
-        ValueError: it is no JSON, of a newer format, or lacks a field.
+        UserError: it is no JSON, of a newer format, or lacks a field.
     """
     folder = location.folder if isinstance(location, CheckpointLocation) else Path(location)
     path = folder / DESCRIPTION
@@ -199,7 +199,7 @@ def _description(path: Path, content: dict[str, Any]) -> ModelDescription:
     names = [field.name for field in fields(ModelDescription)]
     missing = [name for name in names if name not in content]
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; convert the checkpoint again.")
+        raise UserError(f"{path} lacks {', '.join(missing)}; convert the checkpoint again.")
     try:
         for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
             whole_in(content, name, 1, 1 << 20)
@@ -207,7 +207,7 @@ def _description(path: Path, content: dict[str, Any]) -> ModelDescription:
         model = LlamaConfig(**content["model"])
     except TypeError as error:
         raise UserError(f"{path}: `model` does not describe a LLaMA ({error}); convert the checkpoint again.") from None
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}: {str(error).rstrip('.')}; convert the checkpoint again.") from None
     if content["dtype"] not in DTYPES:
         raise UserError(f"{path}: dtype is {shown(content['dtype'])}; allowed are {', '.join(DTYPES)}.")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import read_tracker, resolve_checkpoint
 from megatron_patch.folders.recorded_run import Comparison, compare, read_run_config
 
@@ -34,7 +35,7 @@ def offers(config: TrainConfig) -> list[str]:
             continue
         try:
             run = _candidate(config, root)
-        except (OSError, ValueError) as error:
+        except (OSError, UserError) as error:
             lines.append(f"Whether this run could go on from {root} is not known: {error}")
         else:
             runs += [run] if run else []

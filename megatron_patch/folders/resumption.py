@@ -40,7 +40,7 @@ def find_start(config: TrainConfig) -> Start:
     PRETRAIN_CHECKPOINT_PATH that names a run of this output folder lead to that run's checkpoint.
 
     Raises:
-        ValueError: a folder holds something else than the arguments ask for; each difference is named.
+        UserError: a folder holds something else than the arguments ask for; each difference is named.
     """
     own = own_checkpoint(config)
     if own is not None:
@@ -54,7 +54,7 @@ def own_checkpoint(config: TrainConfig) -> Path | None:
     """The run's own last finished checkpoint, which it goes on from; None at its first start.
 
     Raises:
-        ValueError: the tracker names a folder that is not there, or the folder belongs to a run that learns something else.
+        UserError: the tracker names a folder that is not there, or the folder belongs to a run that learns something else.
     """
     root = Path(config.checkpoint_folder)
     tracker = read_tracker(root)
@@ -90,7 +90,7 @@ def resume_location(path: str) -> CheckpointLocation:
     """
     try:
         location = resolve_checkpoint(path)
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         raise UserError(str(error)) from None
     if location.kind != "native" or read_run_config(location.folder) is None:
         raise UserError(
@@ -126,7 +126,7 @@ def _location(path: str | None) -> CheckpointLocation | None:
     """What a path means; None where it is gone, which the reader of the arguments has said."""
     try:
         return resolve_checkpoint(path) if path else None
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return None
 
 

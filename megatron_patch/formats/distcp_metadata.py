@@ -58,9 +58,10 @@ def read_backends(folder: str | Path) -> dict[str, Any]:
         UserError: it is missing, or says anything but what megatron-core writes for torch_dist.
     """
     path = Path(folder) / CORE_METADATA
+    data = _read_small(path, _MAX_JSON)
     try:
-        content = json.loads(_read_small(path, _MAX_JSON).decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, or a number of more digits than Python converts
         raise UserError(f"{path} is no JSON ({str(error)[:100]}); copy the checkpoint again.") from None
     allowed = {"sharded_backend": str, "sharded_backend_version": int, "common_backend": str, "common_backend_version": int}
     if type(content) is not dict or any(type(value) is not allowed.get(key) for key, value in content.items()):

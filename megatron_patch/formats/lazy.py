@@ -35,7 +35,7 @@ class LazyTensor(Protocol):
         """Copy rows `first` to `last` into `out` [last − first, …], contiguous and of this dtype.
 
         Raises:
-            ValueError: the file cannot give them; the message names file and tensor.
+            UserError: the file cannot give them; the message names file and tensor.
         """
 
 
@@ -174,7 +174,7 @@ class Cast:
         self.base.read(first, last, original)
         out.copy_(original)
         if self.dtype == torch.float16 and bool((out.isinf() & ~original.isinf()).any()):
-            raise ValueError(f"{self.name} holds values above 65504, which float16 cannot hold; use --dtype bfloat16.")
+            raise UserError(f"{self.name} holds values above 65504, which float16 cannot hold; use --dtype bfloat16.")
 
 
 @dataclass(frozen=True)

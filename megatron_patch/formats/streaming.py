@@ -138,7 +138,7 @@ def write_files(
     """Write `files` (name, items) into `folder`, two at a time.
 
     Raises:
-        ValueError, OSError: the first error of any file; the others stop at once.
+        UserError, OSError: the first error of any file; the others stop at once.
     """
     cancelled = threading.Event()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_patch.errors import UserError
 from megatron_patch.formats.names_2023 import PART, layer_and_name
 from megatron_patch.formats.rank_folders import rank_files
 from megatron_patch.formats.vocabulary_2023 import VocabularyRows
@@ -140,7 +141,7 @@ def _structure(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         entry = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > min(_LARGEST, path.stat().st_size):
-            raise ValueError(f"{path}: data.pkl is compressed or too long.")
+            raise UserError(f"{path}: data.pkl is compressed or too long.")
         return _StructureReader(io.BytesIO(archive.read(entry))).load()
 
 

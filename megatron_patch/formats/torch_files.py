@@ -103,12 +103,12 @@ def read_torch_file(
         only: the key of a dictionary's entry that alone is treated so; what stands beside it may lie in any way.
 
     Raises:
-        ValueError: it is missing, damaged, of torch's format from before 1.6, or names a class that is not allowed.
+        UserError: it is missing, damaged, of torch's format from before 1.6, or names a class that is not allowed.
     """
     with torch.serialization.safe_globals(_safe_globals()):
         try:
             content = load_mapped(path)
-        except ValueError as error:
+        except UserError as error:
             if "PytorchStreamReader" in str(error):
                 raise UserError(_cut(path)) from None
             if "mmap can only be used" not in str(error):
@@ -129,10 +129,10 @@ def _mappings(path: Path) -> list[_Mapping]:
     """Where this process has mapped `path`.
 
     Raises:
-        ValueError: the system does not tell, as only Linux does.
+        UserError: the system does not tell, as only Linux does.
     """
     if not os.path.exists("/proc/self/maps"):
-        raise ValueError(f"{path}: torch's files are converted on Linux only; save the model as safetensors.")
+        raise UserError(f"{path}: torch's files are converted on Linux only; save the model as safetensors.")
     inode = os.stat(path).st_ino
     found = []
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as stream:
@@ -163,12 +163,12 @@ def _locate(tensor: torch.Tensor, path: Path, name: str, mappings: list[_Mapping
             offset = mapping.offset + pointer - mapping.start
             break
     else:
-        raise ValueError(f"{path}: tensor {name} does not lie in the file; load it with torch and save it again.")
+        raise UserError(f"{path}: tensor {name} does not lie in the file; load it with torch and save it again.")
     shape = tuple(tensor.shape)
     if tensor.is_contiguous():
         return FileTensor(path, name, offset, shape, tensor.dtype)
     if tensor.dim() != 2 or tensor.stride(1) != 1:
-        raise ValueError(
+        raise UserError(
             f"{path}: tensor {name} is stored with strides {tensor.stride()}; rows must be contiguous: save it again."
         )
     span = (shape[0] - 1) * tensor.stride(0) + shape[1]

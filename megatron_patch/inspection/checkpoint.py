@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
 from megatron_patch.formats.distcp_metadata import read_backends, read_dcp_metadata
 from megatron_patch.formats.json_files import json_object, one_line
@@ -88,7 +89,7 @@ def _legacy_lines(folder: Path) -> list[str]:
     files = sorted(folder.glob("mp_rank_*/model*rng.pt"))
     content = read_torch_file(files[0], only="model")
     if not isinstance(content, dict) or "model" not in content:
-        raise ValueError(f"{files[0]} is no checkpoint of a language model of 2023: model is not in it.")
+        raise UserError(f"{files[0]} is no checkpoint of a language model of 2023: model is not in it.")
     recorded = vars(content["args"]) if content.get("args") is not None else {}
     args = {name: value for name, value in recorded.items() if isinstance(name, str) and isinstance(value, (int, str))}
     out = [f"{len(files)} files, checkpoint version {content.get('checkpoint_version')}"]

@@ -36,7 +36,7 @@ def histogram(lengths: np.ndarray, unit: str, width: int = 40) -> list[str]:
 
 
 def describe_indexed(prefix: str, tokenizer: Tokenizer | None, samples: int) -> list[str]:
-    """Counts, lengths, range of ids, first documents (decoded with a tokenizer). ValueError for a pair that
+    """Counts, lengths, range of ids, first documents (decoded with a tokenizer). UserError for a pair that
     is damaged.
     """
     data = read_index(prefix)
@@ -80,7 +80,7 @@ def _id_range(prefix: str, dtype: np.dtype, tokens: int) -> tuple[int, int, bool
 def describe_sft(
     path: Path, tokenizer: Tokenizer | None, samples: int, *, template: str, pad_len: int, seq_len: int
 ) -> list[str]:
-    """Counts, fields, lengths, and the first samples with what is learnt between ⟦ and ⟧. ValueError for bad
+    """Counts, fields, lengths, and the first samples with what is learnt between ⟦ and ⟧. UserError for bad
     data.
     """
     fields: Counter[str] = Counter()

@@ -93,7 +93,7 @@ class LlamaConfig:
         if self.kv_channels % 2:
             raise UserError(f"The size of an attention head is {self.kv_channels}; rotary embeddings need an even one.")
         if self.num_attention_heads % self.num_query_groups:
-            raise ValueError(
+            raise UserError(
                 f"num_key_value_heads is {self.num_query_groups}, which does not divide the "
                 f"{self.num_attention_heads} attention heads; it must."
             )
@@ -186,15 +186,15 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
     """A `LlamaConfig` from the contents of a Hugging Face config.json.
 
     Raises:
-        ValueError: a feature that this model lacks, or a key without which the shape is unknown.
+        UserError: a feature that this model lacks, or a key without which the shape is unknown.
     """
     refused = refused_features(hf_config)
     if refused:
-        raise ValueError("config.json asks for what this LLaMA does not compute: " + "; ".join(refused) + ".")
+        raise UserError("config.json asks for what this LLaMA does not compute: " + "; ".join(refused) + ".")
     needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     missing = [key for key in needed if hf_config.get(key) is None]
     if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}; a LLaMA config.json has all of {', '.join(needed)}.")
+        raise UserError(f"config.json lacks {', '.join(missing)}; a LLaMA config.json has all of {', '.join(needed)}.")
     heads, rope = hf_config["num_attention_heads"], read_rope(hf_config)
     groups, head_size = hf_config.get("num_key_value_heads"), hf_config.get("head_dim")
     numbers = {
@@ -249,7 +249,7 @@ def read_hf_config(folder: str | Path) -> LlamaConfig:
     """The `LlamaConfig` of the config.json in `folder`.
 
     Raises:
-        ValueError: the file is missing, is no JSON object, or asks for what this model lacks.
+        UserError: the file is missing, is no JSON object, or asks for what this model lacks.
     """
     path = Path(folder) / "config.json"
     if path.is_file():
@@ -260,7 +260,7 @@ def read_hf_config(folder: str | Path) -> LlamaConfig:
         raise UserError(f"There is no config.json in {folder}; copy the model's own there.") from None
     try:
         return from_hf_config(content)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 

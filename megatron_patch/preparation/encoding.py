@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_patch.errors import UserError
 from megatron_patch.preparation.wudao import CLEANERS
 from megatron_patch.records.documents import Chunk, Skipped, texts_of
 from megatron_patch.records.indexed import token_dtype
@@ -84,7 +85,7 @@ def encode_chunks(
             done, future = waiting.popleft()
             yield done, future.result()
     except BrokenProcessPool as error:
-        raise ValueError(
+        raise UserError(
             "a worker process was killed, for lack of memory most likely; run the command again with "
             "fewer --workers, it goes on where it stopped."
         ) from error

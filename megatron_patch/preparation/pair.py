@@ -74,7 +74,7 @@ def preprocess(
 ) -> Counts:
     """Make the pair at `prefix`, or finish one that was begun, or find that it is there already.
 
-    Raises ValueError for input, tokenizer or folder that cannot be used, for an output that is an input, for a
+    Raises UserError for input, tokenizer or folder that cannot be used, for an output that is an input, for a
     `prefix` that holds another pair (`overwrite` allows it), and where more than `max_bad_fraction` of the records
     are bad; then the report is written and no pair, and an old pair stays.
     """
@@ -109,12 +109,12 @@ def output_paths(prefix: str) -> list[Path]:
 
 
 def require_apart(files: Iterable[Path], outputs: Iterable[Path]) -> None:
-    """ValueError where an output is one of the input's files, by whatever name."""
+    """UserError where an output is one of the input's files, by whatever name."""
     there = [path for path in outputs if path.exists()]
     for file in files:
         for path in there:
             if os.path.samefile(file, path):
-                raise ValueError(f"{path} is read as input and would be written over; choose another output, or move that file.")
+                raise UserError(f"{path} is read as input and would be written over; choose another output, or move that file.")
 
 
 def _made_from(files: list[Path], settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _finished(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts
     # A run of this input that was killed as it named its files leaves one of them, or both and its record.
     naming = begun and (len(there) == 1 or own)
     if there and not naming and not overwrite:
-        raise ValueError(
+        raise UserError(
             f"{' and '.join(there)} exist, made from other input; remove them, or add --overwrite."
         )
     return None
@@ -292,7 +292,7 @@ def _finish(
         os.remove(prefix + "_skipped.jsonl")
     check_bad_fraction(counts.bad, counts.documents, max_bad_fraction, Path(prefix + "_skipped.jsonl"))
     if not counts.documents:
-        raise ValueError("the input holds no document; nothing is written. Check the files and --json-key.")
+        raise UserError("the input holds no document; nothing is written. Check the files and --json-key.")
     with open(partial / "index", "wb") as file:
         write_index(
             file, np.memmap(partial / "lengths", dtype=np.int32, mode="r", shape=(counts.documents,)), dtype
@@ -309,10 +309,10 @@ def _finish(
 
 
 def check_bad_fraction(bad: int, good: int, allowed: float, report: Path) -> None:
-    """ValueError where `bad` is more than the `allowed` fraction of all records, empty ones left out."""
+    """UserError where `bad` is more than the `allowed` fraction of all records, empty ones left out."""
     fraction = bad / max(1, bad + good)
     if fraction > allowed:
-        raise ValueError(
+        raise UserError(
             f"{bad} of {bad + good} records are bad, more than the allowed fraction {allowed:g}; "
             f"{report} lists them. Mend them, or run again with --max-bad-fraction {fraction * 1.01:.2g}."
         )
@@ -334,7 +334,7 @@ def _only_run(partial: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(
+            raise UserError(
                 f"another run is writing {partial} now; wait for it, or choose another output."
             ) from error
         yield

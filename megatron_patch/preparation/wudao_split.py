@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from megatron_patch.errors import UserError
 from megatron_patch.preparation.pair import check_bad_fraction, require_apart
 from megatron_patch.preparation.wudao import CLEANERS
 from megatron_patch.records.documents import REPORT_BYTES, START, Chunk, Skipped, read_chunks, report_lines, texts_of
@@ -45,11 +46,11 @@ def split_wudao(
     `instruction` is the record's `title` (empty without one), `input` is empty, `content` its text: the
     original's samples, whose instruction was always empty, with the title put to use. Whether a record is
     validation is a matter of its text alone, so that it does not move when files are added, and equal texts
-    never stand on both sides. The files appear when both are whole. Raises ValueError as `preprocess` does, and
+    never stand on both sides. The files appear when both are whole. Raises UserError as `preprocess` does, and
     as `require_free`.
     """
     if not 0 <= valid_fraction < 1:
-        raise ValueError(f"the validation fraction is {valid_fraction}; it must be at least 0 and below 1.")
+        raise UserError(f"the validation fraction is {valid_fraction}; it must be at least 0 and below 1.")
     files, folder = find_files(list(inputs)), Path(folder)
     require_free(files, folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,11 +73,11 @@ def split_wudao(
 
 
 def require_free(files: Iterable[Path], folder: Path, overwrite: bool) -> None:
-    """ValueError where `folder` holds a split already, unless `overwrite`, or where a file of it is an input."""
+    """UserError where `folder` holds a split already, unless `overwrite`, or where a file of it is an input."""
     require_apart(files, [folder / name for name in (TRAIN, VALID, REPORT)])
     there = [str(folder / name) for name in (TRAIN, VALID) if (folder / name).exists()]
     if there and not overwrite:
-        raise ValueError(f"{' and '.join(there)} exist; choose another folder, remove them, or add --overwrite to replace them.")
+        raise UserError(f"{' and '.join(there)} exist; choose another folder, remove them, or add --overwrite to replace them.")
 
 
 def _write_samples(
@@ -107,7 +108,7 @@ def _samples(chunk: Chunk, keys: tuple[str, ...], clean: str) -> tuple[list[dict
     for number, text in texts:
         try:
             title = _title(chunk.records[number - chunk.first])
-        except ValueError as error:
+        except UserError as error:
             skipped.append(Skipped(number, f"its 'title': {error}"))
             continue
         samples.append({"instruction": title, "input": "", "content": text})
@@ -115,7 +116,7 @@ def _samples(chunk: Chunk, keys: tuple[str, ...], clean: str) -> tuple[list[dict
 
 
 def _title(record: Any) -> str:
-    """Empty where there is none; ValueError, one phrase, for one that is not Unicode."""
+    """Empty where there is none; UserError, one phrase, for one that is not Unicode."""
     record = json.loads(record) if isinstance(record, bytes) else record
     title = record.get("title")
     return require_unicode(title) if isinstance(title, str) else ""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_patch.errors import UserError
 from megatron_patch.records.json_records import (
     DAMAGED,
     MAX_DOCUMENT_MB,
@@ -76,7 +77,7 @@ def read_chunks(
     files: Sequence[Path], start: Place = START, longest: int = MAX_DOCUMENT_MB * MEGABYTE
 ) -> Iterator[Chunk]:
     """Chunks of about CHUNK_BYTES in order, from `start` on; records of more than `longest` bytes are not held. Raises
-    ValueError for a damaged archive.
+    UserError for a damaged archive.
     """
     for index in range(start.file, len(files)):
         begin = start if index == start.file else Place(index)
@@ -85,7 +86,7 @@ def read_chunks(
                 chunks = _list_chunks if begins_list(stream) else _line_chunks
                 yield from chunks(stream, begin, longest)
         except DAMAGED as error:
-            raise ValueError(
+            raise UserError(
                 f"{files[index]} cannot be read to its end ({error}); fetch or pack it again."
             ) from error
 
@@ -155,7 +156,7 @@ def texts_of(
         try:
             text = _text_of(record, keys)
             text = clean(text) if clean else text
-        except (ValueError, RecursionError) as error:
+        except (UserError, RecursionError) as error:
             skipped.append(Skipped(number, str(error)))
             continue
         if text:
@@ -166,7 +167,7 @@ def texts_of(
 
 
 def _text_of(record: Any, keys: Sequence[str]) -> str:
-    """The text; empty for a blank line. ValueError, one phrase, where there is none or one that is not
+    """The text; empty for a blank line. UserError, one phrase, where there is none or one that is not
     Unicode.
     """
     if isinstance(record, bytes):
@@ -176,18 +177,18 @@ def _text_of(record: Any, keys: Sequence[str]) -> str:
         try:
             record = json.loads(record)
         except UnicodeDecodeError:
-            raise ValueError("it is not UTF-8") from None
+            raise UserError("it is not UTF-8") from None
         except ValueError as error:
-            raise ValueError(f"it is no JSON: {error}") from None
+            raise UserError(f"it is no JSON: {error}") from None
     if not isinstance(record, dict):
-        raise ValueError(f"it is a {type(record).__name__}, not an object")
+        raise UserError(f"it is a {type(record).__name__}, not an object")
     for key in keys:
         if key in record:
             text = record[key]
             if not isinstance(text, str):
-                raise ValueError(f"its {key!r} is {type(text).__name__}, not a text")
+                raise UserError(f"its {key!r} is {type(text).__name__}, not a text")
             return require_unicode(text)
-    raise ValueError(f"it lacks the key {' or '.join(map(repr, keys))}")
+    raise UserError(f"it lacks the key {' or '.join(map(repr, keys))}")
 
 
 def report_lines(file: Path, kind: str, skipped: list[Skipped]) -> bytes:

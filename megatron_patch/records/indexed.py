@@ -77,30 +77,30 @@ def write_index(file: BinaryIO, lengths: np.ndarray, dtype: np.dtype) -> None:
 def read_index(prefix: str | Path) -> IndexedData:
     """The pair at `prefix`, its form, sizes and places checked, its tokens not read. A second for 100 million documents.
 
-    Raises ValueError: a missing file, another format, an `.idx` cut short or damaged, a `.bin` that is not as long as
+    Raises UserError: a missing file, another format, an `.idx` cut short or damaged, a `.bin` that is not as long as
     the `.idx` says.
     """
     prefix = str(prefix)
     missing = [prefix + end for end in (".bin", ".idx") if not Path(prefix + end).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"there is no {' and no '.join(missing)}; give the path of a .bin/.idx pair without its ending."
         )
     idx = Path(prefix + ".idx")
     with open(idx, "rb") as file:
         head = file.read(_HEADER.size)
     if head[:6] in (b"TNTIDX", b"\x80\x04\x95"):
-        raise ValueError(f"{idx} is of an older format (lazy or cached); prepare the data again, as mmap.")
+        raise UserError(f"{idx} is of an older format (lazy or cached); prepare the data again, as mmap.")
     if len(head) < _HEADER.size or head[:9] != _MAGIC:
-        raise ValueError(f"{idx} is no Megatron index (it begins with {head[:9]!r}); prepare the data again.")
+        raise UserError(f"{idx} is no Megatron index (it begins with {head[:9]!r}); prepare the data again.")
     _, version, code, n, boundaries = _HEADER.unpack(head)
     if version != 1 or code not in _CODES:
-        raise ValueError(
+        raise UserError(
             f"{idx} has version {version} and type code {code}; read are version 1, codes {list(_CODES)}."
         )
     size, wanted = idx.stat().st_size, _HEADER.size + 12 * n + 8 * boundaries
     if size not in (wanted, wanted + n):  # multimodal indices end with one byte a sequence
-        raise ValueError(
+        raise UserError(
             f"{idx} has {size} bytes, its header promises {wanted}; copy it again, it was cut short or mixed up."
         )
     lengths = (
@@ -153,7 +153,7 @@ def lengths_fingerprint(prefixes: Iterable[str | Path]) -> str:
     """32 hex digits for the documents' lengths of these pairs, in this order.
 
     Where samples begin and end depends on them and on nothing else in a pair: neither on its tokens nor on when or where it
-    was written. Reads 4 bytes a document, 2 GB/s. Raises ValueError as `read_index`.
+    was written. Reads 4 bytes a document, 2 GB/s. Raises UserError as `read_index`.
     """
     digest = hashlib.sha256()
     for prefix in prefixes:
@@ -168,12 +168,12 @@ def _check_sizes(data: IndexedData) -> None:
     has, wants = Path(data.prefix + ".bin").stat().st_size, data.tokens * data.dtype.itemsize
     if has != wants:
         how = "shorter" if has < wants else "longer"
-        raise ValueError(
+        raise UserError(
             f"{data.prefix}.bin has {has} bytes, {how} than the {wants} bytes ({data.tokens} tokens) of its .idx; "
             "copy the pair again, or prepare the data again."
         )
     if not data.tokens:
-        raise ValueError(
+        raise UserError(
             f"{data.prefix}.idx lists no tokens; prepare the data again from an input that holds text."
         )
 
@@ -182,7 +182,7 @@ def check_indexed_dataset(prefix: str | Path, vocab_size: int) -> IndexedData:
     """`read_index`, and the ids of some documents against the vocabulary: up to 64 from first to last, 4096
     ids of each.
 
-    Milliseconds, and those of `read_index`. Raises ValueError naming document and token for an id outside [0,
+    Milliseconds, and those of `read_index`. Raises UserError naming document and token for an id outside [0,
     vocab_size).
     """
     data = read_index(prefix)
@@ -191,7 +191,7 @@ def check_indexed_dataset(prefix: str | Path, vocab_size: int) -> IndexedData:
         ids = data.document(int(i), _SAMPLED_TOKENS)
         wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
         if wrong.size:
-            raise ValueError(
+            raise UserError(
                 f"{data.prefix}.bin: document {i}, token {wrong[0]} has id {ids[wrong[0]]}, outside the vocabulary of "
                 f"{vocab_size}; the data was made with another tokenizer: prepare it again with this model's."
             )

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from megatron_patch.errors import UserError
 from megatron_patch.records.archives import open_archive
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.zst", ".jsonl.gz", ".json.zst", ".json.gz")
@@ -40,7 +41,7 @@ class Unread:
     size: int
 
 
-class BrokenListError(ValueError):
+class BrokenListError(UserError):
     """A JSON list that stops being JSON at item `number` (from 1); `lost` characters from there on cannot be
     read.
     """
@@ -54,7 +55,7 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     """The data files that `inputs` name, folders replaced by their own data files in the order of their
     names.
 
-    Raises ValueError for a path that does not exist, a folder without data files, and a file with another
+    Raises UserError for a path that does not exist, a folder without data files, and a file with another
     suffix whose content is no JSON either.
     """
     files: list[Path] = []
@@ -62,14 +63,14 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and p.is_file())
             if not inside:
-                raise ValueError(f"{path} holds no data files; put {', '.join(SUFFIXES[:4])} files there.")
+                raise UserError(f"{path} holds no data files; put {', '.join(SUFFIXES[:4])} files there.")
             files += inside
         elif not path.is_file():
-            raise ValueError(
+            raise UserError(
                 f"{path} does not exist; give a data file, or a folder of {', '.join(SUFFIXES[:4])} files."
             )
         elif not path.name.endswith(SUFFIXES) and not holds_json(path):
-            raise ValueError(
+            raise UserError(
                 f"{path} has no suffix that is read, and does not begin as JSON does; "
                 f"name it {', '.join(SUFFIXES[:4])} after its form."
             )
@@ -137,11 +138,11 @@ def list_items(stream: BinaryIO, longest: int) -> Iterator[tuple[int, Any, int]]
             if separator == "]":
                 break
             if separator != ",":
-                raise ValueError(
+                raise UserError(
                     f"',' or ']' should follow it, not {separator!r}" if separator else "the file ends early"
                 )
             text.position += 1
-        except ValueError as error:
+        except UserError as error:
             raise BrokenListError(number, str(error), text.rest()) from error
     text.position += 1
     if text.next():
@@ -149,17 +150,17 @@ def list_items(stream: BinaryIO, longest: int) -> Iterator[tuple[int, Any, int]]
 
 
 def require_unicode(text: str) -> str:
-    """`text`, which JSON's escapes can give half of a surrogate pair. ValueError, one phrase, where they did."""
+    """`text`, which JSON's escapes can give half of a surrogate pair. UserError, one phrase, where they did."""
     if not text.isascii():
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError("it holds half of a surrogate pair, which is no character") from None
+            raise UserError("it holds half of a surrogate pair, which is no character") from None
     return text
 
 
-class _TooLongError(ValueError):
-    """An item has more bytes than may be held."""
+class _UnreadableError(UserError):
+    """An item that cannot be held, or that Python cannot convert."""
 
 
 class _Text:
@@ -174,10 +175,10 @@ class _Text:
         """Read on, about as much as is waiting (so that a long value is parsed a logarithmic number of times), and not much
         more than may be held.
 
-        Text before bytes that are not UTF-8 is still given; the call after that raises ValueError.
+        Text before bytes that are not UTF-8 is still given; the call after that raises UserError.
         """
         if self.undecoded:
-            raise ValueError("bytes that are not UTF-8")
+            raise UserError("bytes that are not UTF-8")
         waiting = len(self.buffer) - self.position
         data = self.stream.read(max(_READ, min(waiting, self.longest - waiting)))
         try:
@@ -199,15 +200,15 @@ class _Text:
                 return ""
 
     def item(self) -> tuple[Any, int]:
-        """One JSON value and its characters; an Unread for one that cannot be held. ValueError where there is none."""
+        """One JSON value and its characters; an Unread for one that cannot be held. UserError where there is none."""
         self.next()
         try:
             return self._value()
         except json.JSONDecodeError as error:
-            raise ValueError(error.msg) from error
+            raise UserError(error.msg) from error
         except RecursionError:
             reason = "it is nested too deeply"
-        except ValueError as error:  # too long, or an integer of more digits than Python converts
+        except UserError as error:
             reason = str(error)
         size = self._skip()
         return Unread(reason, size), size
@@ -219,23 +220,25 @@ class _Text:
             except json.JSONDecodeError as error:
                 unfinished = error.msg.startswith("Unterminated") or error.pos > len(self.buffer) - 32
                 if unfinished and len(self.buffer) - self.position > self.longest:
-                    raise _TooLongError(too_long(self.longest)) from None
+                    raise _UnreadableError(too_long(self.longest)) from None
                 if not unfinished or not self.more():
                     raise
                 continue
+            except ValueError as error:  # an integer of more digits than Python converts
+                raise _UnreadableError(str(error)) from None
             size = end - self.position
             # A number at the window's end may go on behind it: 12 of 123, 1 of 1e5. (`more` begins the window at the value.)
             if isinstance(value, (int, float)) and end > len(self.buffer) - 3 and self.more():
                 continue
             if 4 * size > self.longest and len(self.buffer[self.position : self.position + size].encode()) > self.longest:
-                raise _TooLongError(too_long(self.longest))
+                raise _UnreadableError(too_long(self.longest))
             self.position += size
             return value, size
 
     def _skip(self) -> int:
         """Pass over a JSON value by its quotes and brackets alone, in windows; how many characters it had.
 
-        ValueError where the text ends within it.
+        UserError where the text ends within it.
         """
         if self.buffer[self.position] not in '"[{':  # a number
             end = _SCALAR.match(self.buffer, self.position).end()
@@ -248,7 +251,7 @@ class _Text:
                 window = window[:-1]  # what this backslash escapes is the next window's
             if not window:
                 if not self.more():
-                    raise ValueError("the file ends early")
+                    raise UserError("the file ends early")
                 continue
             depths, insides = _structure(window, depth, inside)
             ends = np.flatnonzero((depths <= 0) & (insides == 0))

@@ -27,7 +27,7 @@ class RunLog:
         base = Path(config.output_path)
         self.folder = base / "log" / f"{config.name}_{stamp}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.folder / "train.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115  close() ends it
+        self.file = open(self.folder / "train.log", "a", 1, "utf-8", "backslashreplace")  # noqa: SIM115  close() ends it
         self.writer = SummaryWriter(str(base / "tensorboard" / f"{config.name}_{stamp}"), max_queue=100, flush_secs=30)
 
     def line(self, text: str) -> None:

@@ -27,7 +27,7 @@ def open_hf(folder: Path) -> Source:
     """Find every tensor of a Hugging Face folder.
 
     Raises:
-        ValueError: config.json, a shard or a tensor is missing, damaged, unknown, or has another shape; named each time.
+        UserError: config.json, a shard or a tensor is missing, damaged, unknown, or has another shape; named each time.
     """
     config = _config(folder)
     weights = find_weights(folder)
@@ -164,6 +164,6 @@ def _check_shapes(config: LlamaConfig, tensors: dict[str, LazyTensor]) -> None:
             got = tuple(tensors[name].shape)
             if got != shape:
                 hint = " (as many elements in another order)" if prod(got) == prod(shape) else ""
-                raise ValueError(
+                raise UserError(
                     f"{_path(tensors[name])}: tensor {name} has shape {list(got)}{hint}, and config.json makes it {list(shape)}."
                 )

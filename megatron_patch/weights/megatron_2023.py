@@ -66,7 +66,7 @@ def open_2023(
         gqa_layout: the order of QKV rows where no file tells it, `per-kv-head` or `all-q-first`.
 
     Raises:
-        ValueError: a rank's file is missing, damaged or names a class that is not allowed; an unknown or missing tensor, or
+        UserError: a rank's file is missing, damaged or names a class that is not allowed; an unknown or missing tensor, or
             one of another shape; what cannot be right; or nothing tells the configuration.
     """
     ranks = read_ranks(location.folder)

@@ -35,14 +35,14 @@ def open_native(location: CheckpointLocation) -> Source:
     """Find every weight of a torch_dist folder.
 
     Raises:
-        ValueError: a file or tensor is missing, truncated or of another shape; named each time.
+        UserError: a file or tensor is missing, truncated or of another shape; named each time.
     """
     metadata = read_dcp_metadata(location.folder)
     description = read_model_description(location)
     config = description.model if description else read_hf_config(location.root)
     missing = sorted(key for key in BY_KEY if not isinstance(metadata.state_dict_metadata.get(key), TensorStorageMetadata))
     if missing:
-        raise ValueError(f"{location.folder} lacks the weights {listed(missing)}; it is no checkpoint of a LLaMA.")
+        raise UserError(f"{location.folder} lacks the weights {listed(missing)}; it is no checkpoint of a LLaMA.")
     extra = description.extra_vocab_size if description else 0
     stored = _storage(metadata)
     tensors = {place: _tensor(location.folder, metadata, stored, config, place) for place in places(config)}
@@ -82,7 +82,7 @@ def _tensor(
     if len(entry.size) != axes:
         raise UserError(f"{folder}: {key} has shape {list(entry.size)}; a LLaMA's has {axes} axes.")
     if place.layer is not None and entry.size[0] != config.num_layers:
-        raise ValueError(f"{folder}: {key} has {entry.size[0]} layers, and the configuration {config.num_layers}.")
+        raise UserError(f"{folder}: {key} has {entry.size[0]} layers, and the configuration {config.num_layers}.")
     chunks = []
     for chunk in entry.chunks:
         starts, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
@@ -90,7 +90,7 @@ def _tensor(
             continue
         info = stored.get((key, starts))
         if info is None:
-            raise ValueError(f"{folder}/.metadata does not say where {place} lies; the checkpoint is damaged.")
+            raise UserError(f"{folder}/.metadata does not say where {place} lies; the checkpoint is damaged.")
         path = inside(folder, info.relative_path)
         found = locate_item(path, str(place), info.offset, info.length, sizes)
         if found.dtype != entry.properties.dtype:
@@ -119,7 +119,7 @@ def _assembled(folder: Path, place: Place, chunks: list[_Chunk]) -> LazyTensor:
             widths.append(widths[-1] + (block.tensor.shape[1] if len(block.tensor.shape) > 1 else 0))
         columns = [block.starts[1] if len(block.starts) > 1 else 0 for block in blocks]
         if start != height or columns != widths[:-1] or len({block.tensor.shape[0] for block in blocks}) > 1:
-            raise ValueError(f"{folder}: the chunks of {place} leave a gap or overlap; the checkpoint is damaged.")
+            raise UserError(f"{folder}: the chunks of {place} leave a gap or overlap; the checkpoint is damaged.")
         bands.append(beside([block.tensor for block in blocks]))
         height += bands[-1].shape[0]
     return stack(bands)
@@ -131,7 +131,7 @@ def _check_shape(folder: Path, config: LlamaConfig, extra: int, place: Place, go
     vocabulary = place.entry.key in (EMBEDDING, OUTPUT_LAYER)
     if got == expected or (vocabulary and got[0] >= expected[0] and got[1:] == expected[1:]):
         return
-    raise ValueError(f"{folder}: {place} has shape {list(got)}, and the configuration makes it {list(expected)}.")
+    raise UserError(f"{folder}: {place} has shape {list(got)}, and the configuration makes it {list(expected)}.")
 
 
 def _dtype_name(folder: Path, metadata: Metadata) -> str:
@@ -139,4 +139,4 @@ def _dtype_name(folder: Path, metadata: Metadata) -> str:
     for name, torch_dtype in TORCH_DTYPES.items():
         if torch_dtype == dtype:
             return name
-    raise ValueError(f"{folder}: weights are {dtype}; allowed are {', '.join(TORCH_DTYPES)}.")
+    raise UserError(f"{folder}: weights are {dtype}; allowed are {', '.join(TORCH_DTYPES)}.")

@@ -25,7 +25,7 @@ def open_source(path: str | Path, fallback: LlamaConfig | None = None, gqa_layou
         gqa_layout: the order of QKV rows in a checkpoint of 2023 that does not tell it, `per-kv-head` or `all-q-first`.
 
     Raises:
-        ValueError: nothing readable there, or a file is missing, truncated or holds what it should not.
+        UserError: nothing readable there, or a file is missing, truncated or holds what it should not.
     """
     path = Path(path)
     if is_meta_folder(path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import Cast, LazyTensor, MeanRow, Rows, load, stack
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, join, megatron_shape, places, split
@@ -42,7 +43,8 @@ class Source:
         """The whole Megatron tensor `key` (of `layer`, counted over the model), in memory.
 
         Raises:
-            ValueError: no such key, or the file cannot give it.
+            ValueError: no such key.
+            UserError: the file cannot give it.
         """
         if key not in BY_KEY or BY_KEY[key].per_layer != (layer is not None):
             raise ValueError(f"There is no weight {key!r} with layer {layer}; known are {', '.join(BY_KEY)}.")
@@ -52,7 +54,8 @@ class Source:
         """The whole Hugging Face tensor `name`, in memory.
 
         Raises:
-            ValueError: no such name, or the file cannot give it.
+            ValueError: no such name.
+            UserError: the file cannot give it.
         """
         for place in places(self.config):
             if name in place.hf_names:
@@ -106,18 +109,18 @@ def check_shapes(source: Source) -> None:
     """Look each tensor up once and compare its shape and dtype with what config.json makes them.
 
     Raises:
-        ValueError: the first that differs, with its name and file.
+        UserError: the first that differs, with its name and file.
     """
     wanted = TORCH_DTYPES[source.dtype]
     for place in places(source.config):
         tensor = source.megatron(place)
         expected = megatron_shape(source.config, place.entry.key, source.extra_vocab_size)
         if tuple(tensor.shape) != expected:
-            raise ValueError(
+            raise UserError(
                 f"{source.root}: {place} has shape {list(tensor.shape)}, "
                 f"and config.json or the recorded arguments make it {list(expected)}."
             )
         if tensor.dtype != wanted:
-            raise ValueError(
+            raise UserError(
                 f"{source.root}: {place} is {tensor.dtype}, and the others are {wanted}; give --dtype to make them one."
             )

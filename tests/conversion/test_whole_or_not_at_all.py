@@ -22,7 +22,7 @@ from tests.weights.models import SMALL, assert_same, random_weights, read_hf, wr
 
 # Large enough to be caught in the middle: every item waits before it is written.
 _SLOW = (
-    "import sys, time; from megatron_patch.checkpoint import distcp; write = distcp.pieces;"
+    "import sys, time; from megatron_patch.formats import distcp; write = distcp.pieces;"
     "distcp.pieces = lambda *a: (time.sleep(0.1), write(*a))[1];"
     "from megatron_patch.cli.convert import main; sys.exit(main(sys.argv[1:]))"
 )

@@ -169,6 +169,7 @@ def test_a_pickle_that_is_cut(folder, cut):
         (b"{", "is no JSON"),
         (b"[" * 100_000, "is no JSON"),
         (b"\xff\xfe", "is no JSON"),
+        (b'{"sharded_backend_version": ' + b"9" * 5000 + b"}", "metadata.json is no JSON .Exceeds the limit"),
         (b"[]", "holds something else"),
         (b'{"sharded_backend": "zarr"}', "says sharded_backend 'zarr'"),
         (b'{"sharded_backend": ["torch_dist"]}', "holds something else"),
@@ -178,4 +179,10 @@ def test_a_pickle_that_is_cut(folder, cut):
 def test_backends(folder, content, said):
     (folder / "metadata.json").write_bytes(content)
     with pytest.raises(UserError, match=said):
+        read_backends(folder)
+
+
+def test_backends_of_a_folder_without_them(folder):
+    (folder / "metadata.json").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="^[^(]*metadata.json is missing"):
         read_backends(folder)

@@ -1,7 +1,7 @@
 """One input and what becomes of it: a result or a sentence is right, everything else is a failure with a place.
 
-A sentence is a ValueError that this project's own `raise` makes, or exit status 2 with something on standard error. A ValueError
-of int(), numpy or json that passes through unchanged is none: it names no file and no remedy. `Limits` holds 5 s and 500 MB.
+A sentence is a UserError, or exit status 2 with something on standard error. Any other ValueError is none: it is a bug's, or one
+of int(), numpy or json that passes through unchanged and names no file and no remedy. `limits` holds 5 s and 500 MB.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from megatron_patch.errors import UserError
+
 SECONDS = 5.0
 MEGABYTES = 500
+_MOST_CHARACTERS = 20000  # of a sentence
 _PACKAGE = str(Path(__file__).resolve().parents[2] / "megatron_patch")
 
 
@@ -49,8 +52,8 @@ def outcome(read: Callable[[], object]) -> Failure | None:
             status = end.code
             if status not in (0, None) and not (status == 2 and err.getvalue().strip()):
                 failure = Failure(f"SystemExit {status} without a sentence: {_place(end.__traceback__)}", err.getvalue()[-500:])
-        except ValueError as error:
-            if not _is_sentence(error):
+        except UserError as error:
+            if len(str(error)) >= _MOST_CHARACTERS:
                 failure = _of(error)
         except BaseException as error:  # noqa: B036  whatever it is, it is what this looks for
             if isinstance(error, KeyboardInterrupt):
@@ -82,11 +85,6 @@ def _place(trace: TracebackType | None) -> str:
         return "outside the project"
     name, line = own[-1]
     return f"{name[len(_PACKAGE) + 1 :]}:{line}: {linecache.getline(name, line).strip()}"
-
-
-def _is_sentence(error: ValueError) -> bool:
-    name, line = list(_frames(error.__traceback__))[-1]
-    return name.startswith(_PACKAGE) and linecache.getline(name, line).strip().startswith("raise") and len(str(error)) < 20000
 
 
 def resident() -> int:

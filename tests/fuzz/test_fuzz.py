@@ -63,7 +63,8 @@ def test_what_is_valid_is_started(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["[][0]", "int('x')", "1 / 0", "exit(1)", "bytearray(10**10)", "(lambda: (yield))().throw(KeyError)"]
+    "wrong",
+    ["[][0]", "int('x')", "exec('a, b = [1]')", "1 / 0", "exit(1)", "bytearray(10**10)", "(lambda: (yield))().throw(KeyError)"],
 )
 def test_the_harness_itself_finds_what_is_no_sentence(wrong):
     with limits():

@@ -153,17 +153,18 @@ def test_the_rest_of_a_broken_list_counts_as_bad(settings, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from megatron_patch.data import documents, encode, preprocess
-documents.CHUNK_BYTES, preprocess._STATE_BYTES = 900, 2000
-chunks, real = 0, encode.encode_chunk
+from megatron_patch.preparation import encoding, pair
+from megatron_patch.records import documents
+documents.CHUNK_BYTES, pair._STATE_BYTES = 900, 2000
+chunks, real = 0, encoding.encode_chunk
 def encode_chunk(*args):
     global chunks
     chunks += 1
     if chunks == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
-encode.encode_chunk = encode_chunk
-preprocess.preprocess([sys.argv[1]], sys.argv[2], encode.Settings(sys.argv[3]))
+encoding.encode_chunk = encode_chunk
+pair.preprocess([sys.argv[1]], sys.argv[2], encoding.Settings(sys.argv[3]))
 print(chunks)
 """
 
