@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+import re
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run, start_state
 from megatron_patch.train.setup import build_state
 
+_OF_A_LOADER = re.compile(r"Caught (\w+) in DataLoader worker")
 DataBuilder = Callable[[TrainConfig, parallel.Layout, Callable[[str], None]], RunData]
 
 
@@ -85,4 +87,6 @@ def _out_of_memory(error: torch.OutOfMemoryError, config: TrainConfig, paired: b
 def _sentence(error: ValueError) -> str:
     """What the error says; torch wraps one of a loader process in its traceback, whose last line it is."""
     text = str(error)
-    return text.strip().rpartition("ValueError: ")[2] if text.startswith("Caught ValueError in DataLoader worker") else text
+    wrapped = _OF_A_LOADER.match(text)
+    # A traceback names a class of Python's without its module, and another with it.
+    return text.strip().rpartition(f"{wrapped[1]}: ")[2] if wrapped else text

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
-from megatron_patch.data.json_data import Say, dealt_out, json_dataset, nothing_to_learn, require_something_to_learn
+from megatron_patch.data.json_data import (
+    Say,
+    dealt_out,
+    json_dataset,
+    nothing_to_learn,
+    require_something_to_learn,
+    said_once,
+)
 from megatron_patch.data.run_data import RunData
 
 
@@ -15,6 +22,7 @@ def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
         UserError: a file that cannot be used, or of which nothing would be learnt.
     """
     assert config.valid_data_path is not None
+    say = said_once(say)
     train = json_dataset(config, config.train_data_path, say)
     require_something_to_learn(train.report)
     valid = json_dataset(config, config.valid_data_path, say)

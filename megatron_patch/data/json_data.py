@@ -16,6 +16,18 @@ from megatron_patch.errors import UserError
 Say = Callable[[str], None]
 
 
+def said_once(say: Say) -> Say:
+    """`say` without what it has said: two data sets may be one file, and have one tokenizer."""
+    said: set[str] = set()
+
+    def say_new(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return say_new
+
+
 def json_dataset(config: TrainConfig, path: str, say: Say) -> SFTDataset:
     """The samples of a file, tokenized by each node's first rank, then read by all; what was cut, left out, not used is said.
 
