@@ -134,8 +134,7 @@ class ModelReader:
         if found is None:  # the processes read it again, and say what is wrong with it
             return extra
         if found.rows < model.vocab_size:
-            sentence = f"its embedding has {found.rows} rows, and config.json's vocabulary {model.vocab_size}: put its own there."
-            self.problem("PRETRAIN_CHECKPOINT_PATH", sentence)
+            self._too_few_rows(source, found.rows, model.vocab_size)
             return extra
         there = extra_rows(found, model.vocab_size)
         try:
@@ -146,6 +145,16 @@ class ModelReader:
         if taken != extra:
             self.notes.append(f"EXTRA_VOCAB_SIZE 0: the {taken} rows that {source.folder} has beyond its vocabulary are kept.")
         return taken
+
+    def _too_few_rows(self, source: CheckpointLocation, rows: int, vocabulary: int) -> None:
+        """An embedding smaller than the vocabulary, which config.json says, or MODEL_SIZE in its place."""
+        size = self.raw["MODEL_SIZE"]
+        if (source.root / "config.json").is_file():
+            sentence = f"its embedding has {rows} rows, and config.json's vocabulary {vocabulary}: put its own there."
+            self.problem("PRETRAIN_CHECKPOINT_PATH", sentence)
+        elif size != "auto":  # a missing config.json has been said
+            sentence = f"its vocabulary is {vocabulary}, and the checkpoint's embedding has {rows} rows: write another size."
+            self.problem("MODEL_SIZE", sentence)
 
     def _own_extra_vocabulary(self) -> int:
         """The extra rows of the run's own last checkpoint, where what it began with has gone."""

@@ -11,6 +11,7 @@ from megatron_patch.data.json_data import (
     json_tokenizer,
     nothing_to_learn,
     require_something_to_learn,
+    said_once,
 )
 from megatron_patch.data.run_data import RunData
 
@@ -22,6 +23,7 @@ def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
         UserError: a file that cannot be used, or of which nothing would be learnt.
     """
     assert config.valid_data_path is not None
+    say = said_once(say)
     tokenizer = json_tokenizer(config, say)
     train = json_dataset(config, tokenizer, config.train_data_path, say)
     require_something_to_learn(train.report)

@@ -17,6 +17,18 @@ from megatron_patch.errors import UserError
 Say = Callable[[str], None]
 
 
+def said_once(say: Say) -> Say:
+    """`say` without what it has said: two data sets may be one file, and have one tokenizer."""
+    said: set[str] = set()
+
+    def say_new(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return say_new
+
+
 def json_tokenizer(config: TrainConfig, say: Say) -> Tokenizer:
     """The tokenizer for a run's JSON data; a line says where the folder's files name different end tokens."""
     tokenizer = run_tokenizer(config, text=True)

@@ -204,7 +204,8 @@ def _no_weights(folder: Path) -> str:
         return f"{folder} holds {other}."
     others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth"))
     named = ", ".join(f"{stem}{ending}" for stem, ending in _KINDS)
-    hint = f" {', '.join(others[:4])} {'has' if len(others) == 1 else 'have'} another name: rename." if others else ""
+    verb, what = ("has", "it") if len(others) == 1 else ("have", "them")
+    hint = f" {', '.join(others[:4])} {verb} another name: rename {what}." if others else ""
     return f"{folder} holds no weights: {named}, or shards of these with their index must be there.{hint}"
 
 

@@ -82,6 +82,8 @@ def read_run_config(folder: Path) -> dict[str, Any] | None:
 def compare(config: TrainConfig, recorded: dict[str, Any], root: Path) -> Comparison:
     """`config` against what the checkpoints below `root` recorded. What was not recorded then is taken to be its default."""
     now, found = json.loads(json.dumps(config.as_dict())), Comparison()
+    if recorded.get("task", config.task) != config.task:  # of which every other difference follows
+        return Comparison(hindering=[_was("task", recorded["task"], config.task)])
     for name in now.keys() - _IDENTITIES - _DURATION.keys() - {"model", "options"}:
         if name not in recorded or recorded[name] == now[name] or (name == "pad_length" and not _is_text(config)):
             continue

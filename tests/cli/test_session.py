@@ -12,6 +12,7 @@ from megatron_patch.cli.session import _sentence
 from megatron_patch.core import parallel
 from megatron_patch.data.batches import micro_batches
 from megatron_patch.data.samplers import BatchPlan, MicroBatchSampler
+from megatron_patch.errors import UserError
 from tests.tiny import be_alone, tiny_config
 
 
@@ -30,6 +31,23 @@ def test_a_loader_s_error_is_one_sentence(workers):
     with pytest.raises(ValueError) as error:
         next(batches)
     assert _sentence(error.value).startswith("The data holds tokens from 9 to 9, and the model has 9 rows")
+
+
+class Broken(torch.utils.data.Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise self.error("train.bin ends: too early; copy it again.")
+
+
+def test_what_a_data_set_says_in_a_loader_process_is_one_sentence():
+    with pytest.raises(UserError) as caught:
+        next(iter(torch.utils.data.DataLoader(Broken(UserError), num_workers=1)))
+    assert _sentence(caught.value) == "train.bin ends: too early; copy it again."
 
 
 TORCH_SAYS = (

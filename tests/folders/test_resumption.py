@@ -154,6 +154,16 @@ def test_ones_own_folder_as_pretrain_checkpoint_path(config, model):
     assert find_start(new).folder == own and find_start(asked(new, load=str(model))).folder == own
 
 
+def test_of_another_task_nothing_else_is_compared(config, tmp_path):
+    """Its epochs, batches and data differ because the task does."""
+    folder = written(replace(config, task="finetune", name="tuned", epochs=3, train_iters=0, seq_length=64))
+    start = find_start(asked(config, name="pretraining", output_path=str(tmp_path / "other"), load=str(folder)))
+    assert start.folder is None
+    assert "of another output folder (task was 'finetune' and is 'pretrain'): its weights alone are taken" in start.lines[0]
+    with pytest.raises(UserError, match="learns something else: task was 'finetune' and is 'pretrain'. Write"):
+        find_start(asked(config, folder, name="pretraining"))
+
+
 def test_another_output_s_training_checkpoint_gives_its_weights(config, tmp_path):
     folder = written(config)
     start = find_start(asked(config, output_path=str(tmp_path / "other"), load=str(folder)))

@@ -108,6 +108,12 @@ def test_validation_without_anything_learnt_is_said_and_skipped(configured, alon
     assert data.valid is None and "Evaluation is skipped." in said[-1] and len(data.train) == 11
 
 
+def test_one_file_for_both_parts_is_reported_once(configured, alone):
+    said, config = [], configured("finetune", SAMPLES)
+    finetune_run_data(replace(config, valid_data_path=config.train_data_path), alone, said.append)
+    assert "11 samples in 11 sequences" in said[0] and len(said) == len(set(said))
+
+
 def test_a_run_evaluates_on_what_it_held_out(tmp_path):
     """With LR 0 the validation loss is transformers' on the original's own ids and mask of the last record."""
     from transformers import AutoModelForCausalLM

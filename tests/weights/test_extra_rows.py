@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from megatron_patch.arguments.conversion import Conversion
+from megatron_patch.arguments.training import ARGUMENTS, read
 from megatron_patch.conversion.convert import convert
 from megatron_patch.formats.structure_2023 import read_vocabulary_rows
 from megatron_patch.formats.vocabulary_2023 import extra_rows
-from tests.launching import GOLDEN
+from tests.launching import GOLDEN, PRETRAIN_ARGUMENTS
 from tests.weights.models import assert_same, read_hf
 from tests.weights.original import STYLES, Written, write_original
 
@@ -71,6 +72,28 @@ def test_rows_that_nothing_explains_are_kept(tmp_path):
     folder = write_original(tmp_path / "source", HF, read_hf(HF), written)
     convert(Conversion(folder, tmp_path / "hf", to_hf=True))
     assert_same(read_hf(tmp_path / "hf"), wanted(8))
+
+
+@pytest.mark.parametrize(
+    "size, with_config, said",
+    [
+        ("7B", False, r"$4 MODEL_SIZE: got '7B'; its vocabulary is 32000, and the checkpoint's embedding has 808 rows: write"),
+        ("auto", False, "There is no config.json in "),
+        ("auto", True, "its embedding has 808 rows, and config.json's vocabulary 900: put its own there."),
+    ],
+)
+def test_an_embedding_below_the_vocabulary_is_said_once_and_by_what_says_so(size, with_config, said, tmp_path, capsys):
+    written = Written("trained", extra=more(8), with_config=with_config)
+    folder = write_original(tmp_path / "source", HF, read_hf(HF), written)
+    if with_config:
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(content | {"vocab_size": 900}))
+    values = {**PRETRAIN_ARGUMENTS, "MODEL_SIZE": size, "PRETRAIN_CHECKPOINT_PATH": folder, "OUTPUT_BASEPATH": tmp_path}
+    values |= {"DATASET_PATH": GOLDEN / "data/corpus_text_document"}
+    with pytest.raises(SystemExit):
+        read("pretrain", [f"{ARGUMENTS['pretrain'][name].flag}={value}" for name, value in values.items()])
+    output = capsys.readouterr().err
+    assert "1 argument error;" in output and said in output, output
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02r\xff\xff\xff\x7f."], ids=["empty", "cut", "memo"])
