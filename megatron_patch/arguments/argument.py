@@ -7,7 +7,7 @@ A list is the one source of the checks and their sentences (`findings.py`), of t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 WHOLE_MOST = (1 << 31) - 1  # of a whole number that goes into C or onto a GPU as 32 bits
 TRUE_FALSE = ("true", "false")
@@ -90,3 +90,13 @@ class Script:
 def numbered(*arguments: Argument) -> tuple[Argument, ...]:
     """`arguments` in the script's order, with their places."""
     return tuple(replace(argument, number=place) for place, argument in enumerate(arguments, start=1))
+
+
+def documented(name: str, flag: str, kind: Kind, zh: str, en: str, **more: Any) -> Argument:
+    """An argument that the script always gives; `numbered` gives it its place."""
+    return Argument(name, flag, kind, zh, en, required=True, **more)
+
+
+def flagged(flag: str, kind: Kind, zh: str, en: str, **more: Any) -> Argument:
+    """A flag that may follow the documented arguments."""
+    return Argument(flag, flag, kind, zh, en, **more)

@@ -56,8 +56,8 @@ class Conversion:
 
 # Fields that are an argument's value as it is, under the flag's name.
 _UNCHANGED = (
-    "tensor_model_parallel_size", "pipeline_model_parallel_size", "model_name", "extra_vocab_size", "dtype", "overwrite", "verify",
-    "verify_logits", "megatron_path", "gqa_layout",
+    "tensor_model_parallel_size", "pipeline_model_parallel_size", "model_name", "extra_vocab_size", "dtype", "overwrite",
+    "verify", "verify_logits", "megatron_path", "gqa_layout",
 )  # fmt: skip
 
 

@@ -32,7 +32,8 @@ def takes(argument: Argument, language: Language = "en") -> str:
     """What the argument takes: its kind and range."""
     words = _TAKES[language]
     if argument.kind in ("whole", "number"):
-        return f"{words[argument.kind]} {_bounds(argument, language)}"
+        kind, bounds = words[argument.kind], _bounds(argument, language)
+        return f"{kind} {bounds}" if language == "en" else f"{bounds} 的{kind}"
     kind = "only" if argument.kind == "text" and argument.choices else argument.kind
     return words[kind].format(", ".join(argument.choices))
 
@@ -41,7 +42,7 @@ def _bounds(argument: Argument, language: Language) -> str:
     one = argument.range
     if language == "zh":
         low = f"{'大于' if one.above else '不小于'} {_short(one.least)}"
-        return low if one.most is None else f"{low}，{'小于' if one.below else '不大于'} {_short(one.most)}"
+        return low if one.most is None else f"{low}且{'小于' if one.below else '不大于'} {_short(one.most)}"
     if one.most is None:
         return f"above {_short(one.least)}" if one.above else f"of at least {_short(one.least)}"
     return f"from {'above ' if one.above else ''}{_short(one.least)} to {'below ' if one.below else ''}{_short(one.most)}"
@@ -60,6 +61,8 @@ def default_text(argument: Argument) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return " ".join(value)
+    if argument.kind == "size" and isinstance(value, int) and value % 10**9 == 0:
+        return f"{value // 10**9}GB"
     return _short(value) if isinstance(value, (int, float)) else str(value)
 
 

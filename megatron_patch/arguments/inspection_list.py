@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_patch.arguments.argument import WHOLE_MOST, Argument, Range, Script
+from megatron_patch.arguments.argument import WHOLE_MOST, Argument, Range, Script, flagged
 
 INSPECT = Script(
     name="megatron_patch.cli.inspection",
@@ -15,15 +15,15 @@ INSPECT = Script(
                  en="A .bin/.idx pair, with or without the ending, a fine-tuning JSON file, or a checkpoint's folder."),
     ),
     flags=(
-        Argument("--tokenizer-folder", "--tokenizer-folder", "path", "解码样本，并统计微调文件的 token", filled=True,
-                 en="Decodes samples, and counts a fine-tuning file's tokens."),
-        Argument("--samples", "--samples", "whole", "显示多少个样本", range=Range(0, WHOLE_MOST), default=3,
-                 en="How many samples are shown."),
-        Argument("--template", "--template", "choice", "微调文件：提示模板", default="alpaca",
-                 choices=("alpaca", "pretrain", "llama2-chat", "tokenizer"), en="For a fine-tuning file: its prompt template."),
-        Argument("--seq-length", "--seq-length", "whole", "微调文件：SEQ_LEN", range=Range(1, WHOLE_MOST), default=2048,
-                 en="SEQ_LEN of a fine-tuning file."),
-        Argument("--max-padding-length", "--max-padding-length", "whole", "微调文件：PAD_LEN；不写则与 --seq-length 相同",
-                 range=Range(1, WHOLE_MOST), en="PAD_LEN of a fine-tuning file; without it, --seq-length."),
+        flagged("--tokenizer-folder", "path", "解码样本，并统计微调文件的 token", filled=True,
+                en="Decodes samples, and counts a fine-tuning file's tokens."),
+        flagged("--samples", "whole", "显示多少个样本", range=Range(0, WHOLE_MOST), default=3,
+                en="How many samples are shown."),
+        flagged("--template", "choice", "微调文件：提示模板", default="alpaca",
+                choices=("alpaca", "pretrain", "llama2-chat", "tokenizer"), en="For a fine-tuning file: its prompt template."),
+        flagged("--seq-length", "whole", "微调文件：SEQ_LEN", range=Range(1, WHOLE_MOST), default=2048,
+                en="SEQ_LEN of a fine-tuning file."),
+        flagged("--max-padding-length", "whole", "微调文件：PAD_LEN；不写则与 --seq-length 相同",
+                range=Range(1, WHOLE_MOST), en="PAD_LEN of a fine-tuning file; without it, --seq-length."),
     ),
 )  # fmt: skip
