@@ -17,7 +17,7 @@ from megatron_patch.formats.typed import line_end
 Texts = dict[str, Any]  # `dest` of each argument that was given → its text, or the list of its texts
 
 
-def texts_of(script: Script, argv: Sequence[str]) -> Texts:
+def given_texts(script: Script, argv: Sequence[str]) -> Texts:
     """What was typed, as it was typed, for every argument that was given.
 
     Raises:

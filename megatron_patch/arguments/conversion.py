@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_patch.arguments.command_line import Texts, texts_of
+from megatron_patch.arguments.command_line import Texts, given_texts
 from megatron_patch.arguments.conversion_list import CONVERT, DEFAULT_FILE_BYTES
 from megatron_patch.arguments.divisibility import layout_findings
 from megatron_patch.arguments.findings import Findings
@@ -68,7 +68,7 @@ def read(argv: Sequence[str]) -> Conversion:
         SystemExit: status 2, after every finding was printed.
     """
     findings = Findings()
-    texts = findings.refuse_line_ends(CONVERT, texts_of(CONVERT, argv))
+    texts = findings.refuse_line_ends(CONVERT, given_texts(CONVERT, argv))
     job = _job(texts, findings)
     findings.exit_if_any(SCRIPT)
     return job

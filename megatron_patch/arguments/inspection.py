@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_patch.arguments.command_line import texts_of
+from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.inspection_list import INSPECT
 
@@ -29,7 +29,7 @@ def read(argv: Sequence[str]) -> Inspection:
         SystemExit: status 2, after every finding was printed.
     """
     findings = Findings()
-    texts = findings.refuse_line_ends(INSPECT, texts_of(INSPECT, argv))
+    texts = findings.refuse_line_ends(INSPECT, given_texts(INSPECT, argv))
     job = Inspection(**findings.values(INSPECT.all, texts))
     findings.exit_if_any(INSPECT.name)
     return job

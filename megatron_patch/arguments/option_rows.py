@@ -23,8 +23,9 @@ def _docstrings(cls: type) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     found = {}
     for one, behind in zip(tree.body, tree.body[1:]):
-        is_text = isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant)
-        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and is_text:
+        if not (isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)):
+            continue
+        if isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant):
             found[one.target.id] = " ".join(str(behind.value.value).split())
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_patch.arguments.command_line import texts_of
+from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.preparation_list import PREPARE
 from megatron_patch.folders.checkout import checkout_problem
@@ -71,7 +71,7 @@ def read(argv: Sequence[str]) -> Checked:
     Raises:
         SystemExit: status 2, where `argv` has unknown flags or lacks the input.
     """
-    texts = texts_of(PREPARE, argv)
+    texts = given_texts(PREPARE, argv)
     # Only the script gives MEGATRON_PATCH_PATH.
     findings = Findings(by_flag="megatron_patch_path" not in texts)
     texts = findings.refuse_line_ends(PREPARE, texts)

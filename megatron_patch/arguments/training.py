@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from megatron_patch.arguments.argument import Argument
-from megatron_patch.arguments.command_line import texts_of
+from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.divisibility import layout_findings
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.model import ModelReader
@@ -48,7 +48,7 @@ def read(task: str, argv: Sequence[str]) -> Reading:
         SystemExit: status 2, after every finding was printed.
     """
     script, findings = LISTS[task], Findings()
-    texts = findings.refuse_line_ends(script, texts_of(script, argv))
+    texts = findings.refuse_line_ends(script, given_texts(script, argv))
     options = Options(**findings.values((*script.flags, *script.others), texts))
     raw = {argument.name: texts[argument.dest] for argument in script.documented}
     reader = _Reader(task, script.by_name, _without_bad_paths(script.documented, raw, findings), findings, [])

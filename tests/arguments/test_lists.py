@@ -11,7 +11,7 @@ import pytest
 
 from megatron_patch.arguments import conversion, training
 from megatron_patch.arguments.argument import Argument, Script
-from megatron_patch.arguments.command_line import texts_of
+from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.tables import SCRIPTS
 from megatron_patch.arguments.tables import main as print_tables
@@ -105,7 +105,7 @@ def test_a_value_of_the_wrong_kind_is_found_under_the_argument_s_name(script: Sc
         given = {one.dest: "1" for one in script.all if one.required} | {argument.dest: text}
         flags = {one.dest: f"{one.flag}=" if one.flag else "" for one in script.all}
         findings = Findings()
-        texts = findings.refuse_line_ends(script, texts_of(script, [flags[name] + value for name, value in given.items()]))
+        texts = findings.refuse_line_ends(script, given_texts(script, [flags[name] + value for name, value in given.items()]))
         findings.value(argument, texts[argument.dest])
         assert findings.sentences[0].startswith(f"{argument.label}: got '") and findings.sentences[0].endswith(".")
 
