@@ -74,7 +74,8 @@ class Findings:
     def path(self, argument: Argument, text: str) -> bool:
         """Whether a path can be looked at; a finding where it cannot."""
         # A blend of several prefixes may be longer than any of them.
-        problem = None if argument.kind == "data" and " " in text else path_problem(text)
+        blend = argument.kind == "data" and re.search("[ ,]", text)
+        problem = None if blend else path_problem(text)
         if not problem and argument.filled and not text:
             problem = "it takes a path: write one."
         if problem:
