@@ -49,17 +49,15 @@ def test_every_script_with_documented_lines_has_a_list():
 @pytest.mark.parametrize("script", SHELL, ids=lambda script: script.name)
 def test_help_shows_the_whole_list_and_no_other_script_s_flags(script: Script):
     said = run(ROOT / script.path, "--help").stdout
+    entries = re.split(r"^  (?=\S)", said, flags=re.MULTILINE)
+    shown = {entry.split("  ")[0]: entry for entry in entries}
     for one in script.documented:
-        assert re.search(rf"^  \${one.number} {one.name} {one.flag}  \S.*\n +\S.*(\n.*)*?\n +{re.escape(one.zh)}$", said, re.M), (
-            one
-        )
-    shown = re.findall(r"^  (--[a-z0-9-]+)\b", said, re.MULTILINE)
-    assert shown == [one.flag for one in script.flags] + ["--help"]
-    assert not [
-        one
-        for one in script.flags
-        if one.default not in (None, "") and not re.search(rf"^  {one.flag}  .*; default ", said, re.M)
-    ]
+        assert one.zh in shown[f"${one.number} {one.name} {one.flag}"]
+    assert [name for name in shown if name.startswith("--")] == [*(one.flag for one in script.flags), "--help\n"]
+    for one in script.flags:
+        first, *meaning = shown[one.flag].splitlines()
+        assert ("; default " in first) == (one.default not in (None, ""))
+        assert meaning[0].strip() and one.en.startswith(meaning[0].strip()) and one.zh == meaning[-1].strip()
 
 
 def test_ranges_and_defaults_are_in_the_help_and_in_both_tables(capsys):
