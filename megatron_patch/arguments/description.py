@@ -42,7 +42,7 @@ def _bounds(argument: Argument, language: Language) -> str:
     one = argument.range
     if language == "zh":
         low = f"{'大于' if one.above else '不小于'} {_short(one.least)}"
-        return low if one.most is None else f"{low}且{'小于' if one.below else '不大于'} {_short(one.most)}"
+        return low if one.most is None else f"{low} 且{'小于' if one.below else '不大于'} {_short(one.most)}"
     if one.most is None:
         return f"above {_short(one.least)}" if one.above else f"of at least {_short(one.least)}"
     return f"from {'above ' if one.above else ''}{_short(one.least)} to {'below ' if one.below else ''}{_short(one.most)}"
