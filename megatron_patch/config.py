@@ -1,6 +1,6 @@
 """The one frozen configuration of a training run, in megatron-core's names. Imports no torch.
 
-`train_arguments.py` fills it from the scripts' documented arguments and flags, and checks it; nothing below cli/ sees argv,
+`arguments/training.py` fills it from the scripts' documented arguments and flags, and checks it; nothing below cli/ sees argv,
 the environment or a global. It is saved as JSON beside each checkpoint.
 """
 
@@ -27,15 +27,21 @@ def run_root(output_path: str, name: str) -> Path:
 @dataclass(frozen=True)
 class Options:
     """Flags that may follow a training script's documented arguments. Where a default is not the original recipe's, the README's
-    table of differences has it and the reason."""
+    table of differences has it and the reason.
+
+    `arguments/training_list.py` takes names, kinds, defaults and the texts below the fields from here.
+    """
 
     seed: int = 1234
     """Seed of random weights and of the data's order."""
     weight_decay: float = 0.1
     """Decoupled weight decay; norms are exempt."""
     adam_beta1: float = 0.9
+    """Decay rate of Adam's first moment."""
     adam_beta2: float = 0.95
+    """Decay rate of Adam's second moment."""
     adam_eps: float = 1e-8
+    """What Adam adds to the denominator."""
     clip_grad: float = 1.0
     """Gradients are scaled down to this global L2 norm; 0 turns clipping off."""
     init_method_std: float = 0.02
@@ -45,7 +51,7 @@ class Options:
     loss_scale_window: int = 1000
     """fp16: steps without an overflow after which the loss scale doubles."""
     split: str = "98,2,0"
-    """Shares of indexed data for training, validation and test."""
+    """Shares of the data for training, validation and test."""
     eval_interval: int = 100
     """Pre-training: iterations between two evaluations; 0 turns them off."""
     eval_iters: int = 10
@@ -74,7 +80,7 @@ class Options:
     gradient_accumulation_steps: int = 1
     """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has GLOBAL_BATCH_SIZE)."""
     packing: bool = False
-    """Fine-tuning: several samples in one sequence of SEQ_LEN, with attention kept apart."""
+    """JSON data: several samples in one sequence of SEQ_LEN, with attention kept apart."""
     allow_longer_sequences: bool = False
     """Train on sequences beyond the model's max_position_embeddings, and write the new limit into config.json."""
     kernels: Literal["auto", "torch"] = "auto"

@@ -73,7 +73,7 @@ python_entry() {
 # Exits with status 2 where this interpreter lacks a library, as a system's own does beside the virtual environment in use.
 check_installed() {
     missing=$("$1" -c 'import importlib.util
-names = ("torch", "megatron", "numpy", "psutil", "safetensors", "sentencepiece", "simple_parsing", "tqdm", "zstandard")
+names = ("torch", "megatron", "numpy", "psutil", "safetensors", "sentencepiece", "tqdm", "zstandard")
 print(*(name for name in names if importlib.util.find_spec(name) is None))') || exit 2
     [ -n "$missing" ] || return 0
     printf '%s: %s has no %s; activate the environment that this project is installed in, set PYTHON to its python,\n' \

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_patch.arguments.findings import Findings, UsageParser, numbered
+from megatron_patch.arguments.command_line import Texts, given_texts
+from megatron_patch.arguments.conversion_list import CONVERT, DEFAULT_FILE_BYTES
+from megatron_patch.arguments.divisibility import layout_findings
+from megatron_patch.arguments.findings import Findings
 from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
 from megatron_patch.errors import UserError
 from megatron_patch.folders.atomic_folder import target_finding
@@ -22,30 +23,16 @@ from megatron_patch.folders.hugging_face_folder import (
 )
 from megatron_patch.folders.layout import (
     COMPANIONS,
-    DTYPES,
     CheckpointLocation,
     read_model_description,
     resolve_checkpoint,
 )
-from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.placeholders import refuse_placeholders
-from megatron_patch.formats.typed import unwritable
+from megatron_patch.formats.typed import path_problem, unwritable
 from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig, read_hf_config, shape_differences
-from megatron_patch.llama.vocabulary import splitting_finding
 
-SCRIPT = "model_convertor.sh"
-ARGUMENTS = numbered(
-    ("MEGATRON_PATH", "--megatron-path"),
-    ("SOURCE_CKPT_PATH", "--source"),
-    ("TARGET_CKPT_PATH", "--target"),
-    ("TP", "--tensor-model-parallel-size"),
-    ("PP", "--pipeline-model-parallel-size"),
-    ("MN", "--model-name"),
-    ("EXTRA_VOCAB_SIZE", "--extra-vocab-size"),
-    ("mg2hf", "--mg2hf"),
-)
-DEFAULT_FILE_BYTES = 5 * 10**9
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+SCRIPT = CONVERT.name
+ARGUMENTS = CONVERT.by_name
 
 
 @dataclass(frozen=True)
@@ -68,69 +55,40 @@ class Conversion:
     gqa_layout: str = PER_KV_HEAD  # of QKV rows in a checkpoint of 2023 that does not tell it
 
 
+# Fields that are an argument's value as it is, under the flag's name.
+_UNCHANGED = (
+    "tensor_model_parallel_size", "pipeline_model_parallel_size", "model_name", "extra_vocab_size", "dtype", "overwrite",
+    "verify", "verify_logits", "megatron_path", "gqa_layout",
+)  # fmt: skip
+
+
 def read(argv: Sequence[str]) -> Conversion:
     """`argv` as the script writes it, checked.
 
     Raises:
         SystemExit: status 2, after every finding was printed.
     """
-    parser = UsageParser(ARGUMENTS, prog=SCRIPT)
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the written weights; without it, the source's")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model that is in the target folder")
-    parser.add_argument("--verify", action="store_true", help="read both sides again and compare every tensor")
-    parser.add_argument(
-        "--verify-logits", action="store_true", help="compare a forward pass with transformers', in fp32 on the CPU"
-    )
-    parser.add_argument(
-        "--max-shard-size", type=file_bytes, default=DEFAULT_FILE_BYTES, help="of one file; 5GB, 500MB"
-    )
-    parser.add_argument(
-        "--gqa-layout",
-        choices=(PER_KV_HEAD, ALL_Q_FIRST),
-        default=PER_KV_HEAD,
-        help="order of QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it; all-q-first: what the "
-        "original converted from 2023-10-18 to 2023-11-09",
-    )
-    parsed = parser.parse_args(list(argv))
     findings = Findings()
-    job = _job(parsed, findings)
+    texts = findings.refuse_line_ends(CONVERT, given_texts(CONVERT, argv))
+    job = _job(texts, findings)
     findings.exit_if_any(SCRIPT)
     return job
 
 
-def file_bytes(text: str) -> int:
-    """Bytes of `5GB`, `500MB`, `2GiB` or a plain number."""
-    match = re.fullmatch(r"([0-9]{1,18}) *([A-Za-z]*)", text)
-    if not match or match[2].upper() not in _UNITS or int(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"got '{one_line(text)}'; it takes a size such as 5GB or 500MB")
-    return int(match[1]) * _UNITS[match[2].upper()]
-
-
-def _job(parsed: argparse.Namespace, findings: Findings) -> Conversion:
-    raw = findings.refuse_line_ends(ARGUMENTS, {name: getattr(parsed, one.dest) for name, one in ARGUMENTS.items()})
-    vars(parsed).update({ARGUMENTS[name].dest: text for name, text in raw.items()})
-    usable = [findings.path(ARGUMENTS[name], raw[name]) for name in ("MEGATRON_PATH", "SOURCE_CKPT_PATH", "TARGET_CKPT_PATH")]
-    to_hf = findings.boolean(ARGUMENTS["mg2hf"], parsed.mg2hf)
+def _job(texts: Texts, findings: Findings) -> Conversion:
+    value = findings.values(CONVERT.all, texts)
     job = Conversion(
-        source=Path(parsed.source),
-        target=Path(parsed.target),
-        to_hf=to_hf,
-        tensor_model_parallel_size=findings.whole(ARGUMENTS["TP"], parsed.tensor_model_parallel_size),
-        pipeline_model_parallel_size=findings.whole(ARGUMENTS["PP"], parsed.pipeline_model_parallel_size),
-        model_name=findings.choice(ARGUMENTS["MN"], parsed.model_name, (*LLAMA_SIZES, "auto")),
-        extra_vocab_size=findings.whole(ARGUMENTS["EXTRA_VOCAB_SIZE"], parsed.extra_vocab_size, 0),
-        dtype=parsed.dtype,
-        overwrite=parsed.overwrite,
-        verify=parsed.verify,
-        verify_logits=parsed.verify_logits,
-        max_file_bytes=parsed.max_shard_size,
-        megatron_path=parsed.megatron_path,
-        gqa_layout=parsed.gqa_layout,
+        source=Path(value["source"]),
+        target=Path(value["target"]),
+        to_hf=value["mg2hf"],
+        max_file_bytes=value["max_shard_size"],
+        **{name: value[name] for name in _UNCHANGED},
     )
+    usable = [argument.kind != "path" or not path_problem(texts[argument.dest]) for argument in CONVERT.documented]
     if not all(usable):
         return job
-    _check_target(job, parsed.target, findings)
-    if job.gqa_layout == ALL_Q_FIRST and not to_hf:
+    _check_target(job, value["target"], findings)
+    if job.gqa_layout == ALL_Q_FIRST and not job.to_hf:
         findings.add_flag("--gqa-layout", ALL_Q_FIRST, "it is for checkpoints of 2023, with mg2hf = true: remove the flag.")
     config = _source_config(job, findings)
     if config is not None:
@@ -201,22 +159,7 @@ def model_findings(job: Conversion, config: LlamaConfig) -> list[tuple[str, obje
         if differences:
             right = [name for name, size in LLAMA_SIZES.items() if not shape_differences(size, config)]
             found.append(("MN", job.model_name, f"{'; '.join(differences)}: write {' or '.join([*right, 'auto'])}."))
-    tp, pp = job.tensor_model_parallel_size, job.pipeline_model_parallel_size
-    counts = (
-        (config.num_attention_heads, "attention heads"),
-        (config.num_query_groups, "KV groups"),
-        (config.ffn_hidden_size, "rows of the feed-forward layer"),
-    )
-    for count, what in counts:
-        if count % tp:
-            allowed = ", ".join(
-                str(n) for n in range(1, config.num_query_groups + 1) if not any(number % n for number, _ in counts)
-            )
-            found.append(("TP", tp, f"it must divide the {count} {what}: write one of {allowed}."))
-            break
-    if not job.to_hf and (finding := splitting_finding(config.vocab_size + job.extra_vocab_size, tp)):
-        found.append(("TP", tp, finding))
-    if config.num_layers % pp:
-        allowed = ", ".join(str(n) for n in range(1, config.num_layers + 1) if config.num_layers % n == 0)
-        found.append(("PP", pp, f"it must divide the {config.num_layers} layers: write one of {allowed}."))
+    sizes = {"TP": job.tensor_model_parallel_size, "PP": job.pipeline_model_parallel_size}
+    rows = None if job.to_hf else config.vocab_size + job.extra_vocab_size
+    found += [(name, sizes[name], problem) for name, problem in layout_findings(config, sizes["TP"], sizes["PP"], rows)]
     return found

@@ -6,11 +6,11 @@ Imports no torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_patch.arguments.findings import Argument, Findings
+from megatron_patch.arguments.argument import Argument, Range
+from megatron_patch.arguments.findings import Findings
 from megatron_patch.config import ALL_Q_FIRST, Options, TrainConfig, run_root
 from megatron_patch.data_paths import is_json
 from megatron_patch.errors import UserError
@@ -35,11 +35,17 @@ class ModelReader:
     notes: list[str]
     resume_root: Path | None = None  # of the run that `--resume-from` names
 
-    def whole(self, name: str, minimum: int = 1) -> int:
-        return self.findings.whole(self.arguments[name], self.raw[name], minimum)
+    def whole(self, name: str, least: int | None = None) -> int:
+        """`least`: the range's, where other arguments raise it."""
+        argument = self.arguments[name]
+        argument = argument if least is None else replace(argument, range=Range(least))
+        return self.findings.whole(argument, self.raw[name])
 
-    def choice(self, name: str, allowed: Sequence[str]) -> str:
-        return self.findings.choice(self.arguments[name], self.raw[name], allowed)
+    def number(self, name: str) -> float:
+        return self.findings.number(self.arguments[name], self.raw[name])
+
+    def choice(self, name: str) -> str:
+        return self.findings.choice(self.arguments[name], self.raw[name])
 
     def boolean(self, name: str) -> bool:
         return self.findings.boolean(self.arguments[name], self.raw[name])
@@ -53,7 +59,7 @@ class ModelReader:
 
     def source_and_model(self) -> tuple[CheckpointLocation | None, LlamaConfig]:
         """The checkpoint to start from, None without one, and the model as its config.json or MODEL_SIZE has it."""
-        size = self.choice("MODEL_SIZE", (*TRAINING_SIZES, "auto"))
+        size = self.choice("MODEL_SIZE")
         named = LLAMA_SIZES.get(TRAINING_SIZES.get(size, ""), LLAMA_SIZES["tiny"])
         source = self.source()
         root = source.root if source else self.own_root()
@@ -110,7 +116,7 @@ class ModelReader:
 
     def extra_vocabulary(self, source: CheckpointLocation | None, model: LlamaConfig) -> int:
         """Rows beyond config.json's vocabulary: EXTRA_VOCAB_SIZE, compared with what the checkpoint has."""
-        extra = self.whole("EXTRA_VOCAB_SIZE", 0)
+        extra = self.whole("EXTRA_VOCAB_SIZE")
         if source is not None and source.kind == "megatron_2023":
             return self._extra_of_2023(source, model, extra)
         try:

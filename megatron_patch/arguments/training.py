@@ -6,17 +6,18 @@ Imports no torch: the launcher calls `read` before any process starts, and each 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from simple_parsing import ArgumentParser, DashVariant
-
-from megatron_patch.arguments.findings import Argument, Findings, UsageParser, numbered
+from megatron_patch.arguments.argument import Argument
+from megatron_patch.arguments.command_line import given_texts
+from megatron_patch.arguments.divisibility import layout_findings
+from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.model import ModelReader
 from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.arguments.ranges import option_findings
-from megatron_patch.config import PRECISIONS, RECOMPUTATIONS, Options, TrainConfig
+from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
+from megatron_patch.config import Options, TrainConfig
 from megatron_patch.data_paths import data_bytes, data_findings, is_json, parse_data_path
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import ROOT, checkout_problem
@@ -24,57 +25,11 @@ from megatron_patch.folders.fingerprint import with_fingerprints
 from megatron_patch.folders.layout import CheckpointLocation
 from megatron_patch.formats.typed import unwritable, whole_number
 from megatron_patch.llama.model_config import LlamaConfig
-from megatron_patch.llama.vocabulary import splitting_finding
 from megatron_patch.records.indexed import check_indexed_dataset
 
-_HEAD = (("ENV", "--env"), ("MEGATRON_PATH", "--megatron-path"), ("MEGATRON_PATCH_PATH", "--megatron-patch-path"))
-_SWITCHES = (
-    ("PR", "--precision"),
-    ("TP", "--tensor-model-parallel-size"),
-    ("PP", "--pipeline-model-parallel-size"),
-    ("AC", "--activation-checkpoint"),
-    ("DO", "--use-distributed-optimizer"),
-    ("FL", "--use-flash-attn"),
-    ("SP", "--sequence-parallel"),
-)
-_LENGTHS = (
-    ("LR", "--lr"),
-    ("MIN_LR", "--min-lr"),
-    ("SEQ_LEN", "--seq-length"),
-    ("PAD_LEN", "--max-padding-length"),
-    ("EXTRA_VOCAB_SIZE", "--extra-vocab-size"),
-)
-
-ARGUMENTS: dict[str, dict[str, Argument]] = {
-    "pretrain": numbered(
-        *_HEAD,
-        ("MODEL_SIZE", "--model-size"),
-        ("BATCH_SIZE", "--micro-batch-size"),
-        ("GLOBAL_BATCH_SIZE", "--global-batch-size"),
-        *_LENGTHS,
-        *_SWITCHES,
-        ("SAVE_INTERVAL", "--save-interval"),
-        ("DATASET_PATH", "--data-path"),
-        ("PRETRAIN_CHECKPOINT_PATH", "--load"),
-        ("TRAIN_TOKENS", "--train-tokens"),
-        ("WARMUP_TOKENS", "--warmup-tokens"),
-        ("OUTPUT_BASEPATH", "--output-path"),
-    ),
-    "finetune": numbered(
-        *_HEAD,
-        ("MODEL_SIZE", "--model-size"),
-        ("BATCH_SIZE", "--micro-batch-size"),
-        *_LENGTHS,
-        *_SWITCHES,
-        ("TRAIN_DATASET_PATH", "--train-data-path"),
-        ("VALID_DATASET_PATH", "--valid-data-path"),
-        ("PRETRAIN_CHECKPOINT_PATH", "--load"),
-        ("EPOCH", "--epochs"),
-        ("OUTPUT_BASEPATH", "--output-path"),
-    ),
-}
-
-SCRIPTS = {"pretrain": "run_pretrain_megatron_llama.sh", "finetune": "run_finetune_megatron_llama.sh"}
+LISTS = {"pretrain": PRETRAIN, "finetune": FINETUNE}
+ARGUMENTS = {task: script.by_name for task, script in LISTS.items()}
+SCRIPTS = {task: script.name for task, script in LISTS.items()}
 
 
 @dataclass(frozen=True)
@@ -93,47 +48,33 @@ def read(task: str, argv: Sequence[str]) -> Reading:
     Raises:
         SystemExit: status 2, after every finding was printed.
     """
-    arguments = ARGUMENTS[task]
-    raw, options = _parse(task, arguments, argv)
-    findings = Findings()
-    raw = findings.refuse_line_ends(arguments, raw)
-    reader = _Reader(task, arguments, _without_bad_paths(arguments, raw, findings), findings, [])
+    script, findings = LISTS[task], Findings()
+    texts = findings.refuse_line_ends(script, given_texts(script, argv))
+    options = Options(**findings.values((*script.flags, *script.others), texts))
+    raw = {argument.name: texts[argument.dest] for argument in script.documented}
+    reader = _Reader(task, script.by_name, _without_bad_paths(script.documented, raw, findings), findings, [])
+    if task == "finetune":
+        given = [one.flag for one in script.others if one.dest in texts]
+        reader.notes += [f"{flag} is for pre-training, and changes nothing here." for flag in given]
     reading = reader.reading(options)
-    reader.findings.exit_if_any(SCRIPTS[task])
+    reader.findings.exit_if_any(script.name)
     return reading
 
 
-_PATHS = ("MEGATRON_PATH", "MEGATRON_PATCH_PATH", "PRETRAIN_CHECKPOINT_PATH", "OUTPUT_BASEPATH")
-_DATA_PATHS = ("DATASET_PATH", "TRAIN_DATASET_PATH", "VALID_DATASET_PATH")
-
-
-def _without_bad_paths(arguments: dict[str, Argument], raw: dict[str, str], findings: Findings) -> dict[str, str]:
+def _without_bad_paths(documented: Iterable[Argument], raw: dict[str, str], findings: Findings) -> dict[str, str]:
     """A finding for each path that no file can have; what stands in their place lets the other checks go on."""
     good = dict(raw)
-    for name in (*_PATHS, *_DATA_PATHS):
-        # A blend of several prefixes may be longer than any of them.
-        blend = name in _DATA_PATHS and re.search("[ ,]", raw.get(name, ""))
-        if name in raw and not blend and not findings.path(arguments[name], raw[name]):
-            good[name] = "none" if name == "PRETRAIN_CHECKPOINT_PATH" else str(ROOT)
+    for argument in documented:
+        if argument.kind in ("path", "data") and not findings.path(argument, raw[argument.name]):
+            good[argument.name] = "none" if argument.name == "PRETRAIN_CHECKPOINT_PATH" else str(ROOT)
     return good
-
-
-class _Parser(UsageParser, ArgumentParser):
-    """Documented arguments as plain strings, `Options` through simple_parsing."""
-
-
-def _parse(task: str, arguments: dict[str, Argument], argv: Sequence[str]) -> tuple[dict[str, str], Options]:
-    parser = _Parser(arguments, prog=SCRIPTS[task], add_option_string_dash_variants=DashVariant.DASH)
-    parser.add_arguments(Options, dest="options")
-    parsed = parser.parse_args(list(argv))
-    return {name: getattr(parsed, argument.dest) for name, argument in arguments.items()}, parsed.options
 
 
 class _Reader(ModelReader):
     """The rest of the arguments, one group a method."""
 
     def reading(self, options: Options) -> Reading:
-        env = self.choice("ENV", ("dsw", "dlc"))
+        env = self.choice("ENV")
         self.patch_path()
         self.resume(options.resume_from)
         source, model = self.source_and_model()
@@ -158,8 +99,8 @@ class _Reader(ModelReader):
             pipeline_model_parallel_size=pp,
             sequence_parallel=self.sequence_parallel(tp),
             use_distributed_optimizer=self.boolean("DO"),
-            precision=self.choice("PR", PRECISIONS),
-            recompute=self.choice("AC", RECOMPUTATIONS),
+            precision=self.choice("PR"),
+            recompute=self.choice("AC"),
             use_flash_attn=self.boolean("FL"),
             micro_batch_size=micro,
             global_batch_size=self.global_batch_size(micro, data_parallel, options.gradient_accumulation_steps),
@@ -182,17 +123,11 @@ class _Reader(ModelReader):
 
     def layout(self, model: LlamaConfig, extra: int) -> tuple[int, int]:
         tp, pp = self.whole("TP"), self.whole("PP")
-        for count, what in ((model.num_attention_heads, "attention heads"), (model.num_query_groups, "KV groups")):
-            if count % tp:
-                self.problem("TP", f"it must divide the {count} {what}: write one of {_divisors(model)}.")
-                tp = 1
-        if finding := splitting_finding(model.vocab_size + extra, tp):
-            self.problem("TP", finding)
-            tp = 1
-        if model.num_layers % pp:
-            self.problem("PP", f"it must divide the {model.num_layers} layers: write one of {_list_divisors(model.num_layers)}.")
-            pp = 1
-        return tp, pp
+        found = layout_findings(model, tp, pp, model.vocab_size + extra)
+        for name, sentence in found:
+            self.problem(name, sentence)
+        wrong = {name for name, _ in found}
+        return 1 if "TP" in wrong else tp, 1 if "PP" in wrong else pp
 
     def data_parallel_size(self, processes: Processes, tp: int, pp: int) -> int:
         if processes.world_size % (tp * pp):
@@ -225,8 +160,7 @@ class _Reader(ModelReader):
 
     def rates(self) -> dict[str, float]:
         known = len(self.findings.found)
-        lr = self.findings.number(self.arguments["LR"], self.raw["LR"])
-        min_lr = self.findings.number(self.arguments["MIN_LR"], self.raw["MIN_LR"], example="1e-6")
+        lr, min_lr = self.number("LR"), self.number("MIN_LR")
         if len(self.findings.found) == known and min_lr > lr:
             self.problem("MIN_LR", f"it must not be above LR = {self.raw['LR']}: write a smaller one.")
         return {"lr": lr, "min_lr": min_lr}
@@ -235,7 +169,7 @@ class _Reader(ModelReader):
         train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
         train = self.raw[train_name]
         json_data = self.task == "finetune" or is_json(train)
-        seq, pad = self.whole("SEQ_LEN"), self.whole("PAD_LEN", 2 if json_data else 1)
+        seq, pad = self.whole("SEQ_LEN"), self.whole("PAD_LEN", 2 if json_data else None)
         if json_data and pad > seq and not self.refused("SEQ_LEN", "PAD_LEN"):
             self.problem("PAD_LEN", f"it must not be above SEQ_LEN = {seq}: write {seq} or less.")
         rows = ("PAD_LEN", pad) if json_data and not options.packing else ("SEQ_LEN", seq)
@@ -266,7 +200,7 @@ class _Reader(ModelReader):
     def duration(self) -> dict[str, int]:
         if self.task == "finetune":
             return {"epochs": self.whole("EPOCH")}
-        tokens, warmup = self.whole("TRAIN_TOKENS"), self.whole("WARMUP_TOKENS", 0)
+        tokens, warmup = self.whole("TRAIN_TOKENS"), self.whole("WARMUP_TOKENS")
         sizes = [self.raw[name] for name in ("GLOBAL_BATCH_SIZE", "SEQ_LEN")]
         batch = max(1, math.prod(whole_number(size) or 1 for size in sizes))
         iterations, warmup_iterations = tokens // batch, warmup // batch
@@ -287,12 +221,3 @@ class _Reader(ModelReader):
         problem = unwritable(path) if path else "it takes a folder, which is made where it does not exist: write its path."
         if problem:
             self.problem("OUTPUT_BASEPATH", problem)
-
-
-def _list_divisors(number: int, limit: int = 64) -> str:
-    return ", ".join(str(n) for n in range(1, min(number, limit) + 1) if number % n == 0)
-
-
-def _divisors(model: LlamaConfig) -> str:
-    counts = (model.num_attention_heads, model.num_query_groups)
-    return ", ".join(str(n) for n in range(1, model.num_query_groups + 1) if not any(count % n for count in counts))

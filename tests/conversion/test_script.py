@@ -63,7 +63,7 @@ def test_what_does_not_go_with_the_model(tmp_path, tp, pp, name, extra, said):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--dtype", "fp8"], "invalid choice: 'fp8'"),
+        (["--dtype", "fp8"], "--dtype: got 'fp8'; it takes one of bfloat16, float16, float32"),
         (["--max-shard-size", "big"], "it takes a size such as 5GB or 500MB"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
     ],

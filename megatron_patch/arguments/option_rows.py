@@ -1,0 +1,88 @@
+"""Flags behind a training script's documented arguments, from the fields of `config.Options`. Imports no torch.
+
+Name, kind, default and English meaning of a flag are those of its field; the rows here add range and Chinese.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from dataclasses import MISSING, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from megatron_patch.arguments.argument import WHOLE_MOST, Argument, Kind, Range, flagged
+from megatron_patch.config import Options
+
+_KINDS: dict[type, Kind] = {int: "whole", float: "number", bool: "boolean", str: "text"}
+
+
+def _docstrings(cls: type) -> dict[str, str]:
+    """The texts that stand below the fields of a class, by field; Python keeps none of them at run time."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for one, behind in zip(tree.body, tree.body[1:]):
+        if not (isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)):
+            continue
+        if isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant):
+            found[one.target.id] = " ".join(str(behind.value.value).split())
+    return found
+
+
+_FIELDS = {one.name: one for one in fields(Options)}
+_HINTS = get_type_hints(Options)
+_ENGLISH = _docstrings(Options)
+
+
+def _option(name: str, zh: str, kind: Kind | None = None, **bounds: Any) -> Argument:
+    """The flag of a field of Options; `bounds` are a Range's. Whole numbers end at 31 bits unless they say otherwise."""
+    flag, hint, default = "--" + name.replace("_", "-"), _HINTS[name], _FIELDS[name].default
+    assert default is not MISSING
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    found: Kind = kind or ("choice" if choices else _KINDS[hint])
+    if found == "whole":
+        bounds.setdefault("most", WHOLE_MOST)
+    return flagged(flag, found, zh, _ENGLISH[name], range=Range(**bounds), choices=choices, default=default)
+
+
+# In the order of Options' fields, apart from those of one script below.
+SHARED = (
+    _option("seed", "随机初始权重和数据顺序的种子"),
+    _option("weight_decay", "解耦的权重衰减；norm 不衰减"),
+    _option("adam_beta1", "Adam 一阶矩的衰减率", most=1, below=True),
+    _option("adam_beta2", "Adam 二阶矩的衰减率", most=1, below=True),
+    _option("adam_eps", "Adam 分母中的加数", above=True),
+    _option("clip_grad", "梯度的全局 L2 范数上限；0 不裁剪"),
+    _option("init_method_std", "随机初始权重的标准差（检查点为 none 时）", above=True),
+    _option("initial_loss_scale", "fp16 的初始 loss scale", least=1),
+    _option("loss_scale_window", "fp16：连续多少步没有溢出后 loss scale 加倍", least=1),
+    _option("log_interval", "两行日志之间的迭代数", least=1),
+    _option("num_workers", "每个 rank 读取数据的进程数；0 表示在训练进程中读取", most=512),
+    _option("resume_from", "从另一个 NAME 的训练检查点继续：OUTPUT_BASEPATH/checkpoint 中某次运行或其中某次迭代的文件夹", "path"),
+    _option("keep_last", "保留的训练检查点个数；0 全部保留"),
+    _option("exit_interval", "本次运行迭代这么多次后保存并停止；0 不停止"),
+    _option("exit_duration_in_mins", "运行这么多分钟后保存并停止；0 不停止"),
+    _option("tokenizer_path", "分词器文件夹；空：检查点的文件夹", "path"),
+    _option("gqa_layout", "2023 年的分组查询检查点中 QKV 行的顺序（文件本身无法判断时）；"
+            "all-q-first：原项目 2023-10-18 至 2023-11-09 的转换结果"),
+    _option("template", "JSON 数据：提示模板；auto 同原项目，微调为 alpaca，预训练为 pretrain"),
+    _option("max_bad_fraction", "JSON 数据：允许不可用记录的比例；它们列入报告并略过", most=1),
+    _option("packing", "JSON 数据：把多个样本放进一条 SEQ_LEN 长的序列，注意力互不可见"),
+    _option("allow_longer_sequences", "允许比模型 max_position_embeddings 更长的序列，并把新上限写入 config.json"),
+    _option("kernels", "auto：GPU 上用 Triton 内核；torch：用 PyTorch 参考实现"),
+    _option("cuda_graphs", "条件允许时把 micro-batch 录成 CUDA graph 重放；不行时日志说明原因"),
+    _option("pair_micro_batches", "使用 CUDA graph 时，若一步的 micro-batch 为偶数且显存足够，一次跑两个"),
+    _option("profile", "为 TensorBoard 记录若干迭代的 PyTorch profiler 轨迹"),
+    _option("profile_step_start", "本次运行中第一个被记录的迭代", least=1),
+    _option("profile_step_end", "记录到此迭代为止，它本身不记录", least=2),
+    _option("timeout_minutes", "集合通信等待其他进程的最长分钟数", least=1, most=1_000_000),
+)  # fmt: skip
+PRETRAIN_ONLY = (
+    _option("split", "索引数据或 JSON 数据中训练、验证、测试的份额"),
+    _option("eval_interval", "两次评估之间的迭代数；0 不评估"),
+    _option("eval_iters", "一次评估的全局 batch 数", least=1),
+)
+FINETUNE_ONLY = (
+    _option("gradient_accumulation_steps", "每个数据并行 rank 在一次迭代中累积的 micro-batch 数", least=1, most=1_000_000),
+)

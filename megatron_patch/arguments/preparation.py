@@ -1,0 +1,109 @@
+"""Data preparation's arguments, checked as far as no tokenizer and no reader of texts is needed. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_patch.arguments.command_line import given_texts
+from megatron_patch.arguments.findings import Findings
+from megatron_patch.arguments.preparation_list import PREPARE
+from megatron_patch.errors import UserError
+from megatron_patch.folders.checkout import checkout_problem
+from megatron_patch.formats.typed import unwritable
+from megatron_patch.records.json_records import find_files
+
+_BY_FLAG = {argument.flag: argument for argument in PREPARE.all}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """One preparation, a field for each argument of the list, under its flag's name. None: not given."""
+
+    input: tuple[str, ...]
+    tokenizer: str
+    output_dir: str | None
+    output_prefix: str | None
+    tokenizer_folder: str | None
+    sft_output_dir: str | None
+    valid_fraction: float
+    json_key: tuple[str, ...]
+    clean: str
+    workers: int
+    max_bad_fraction: float
+    max_document_mb: int
+    no_append_eod: bool
+    overwrite: bool
+    megatron_path: str | None
+    megatron_patch_path: str | None
+
+    @property
+    def prefix(self) -> str | None:
+        """Of the pair; None where none is asked for."""
+        if self.output_prefix or not self.output_dir:
+            return self.output_prefix
+        return os.path.join(self.output_dir, f"wudao_{self.tokenizer}_text_document")
+
+    @property
+    def prefix_flag(self) -> str:
+        """The flag that says where the pair goes."""
+        return "--output-dir" if self.output_dir and not self.output_prefix else "--output-prefix"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was read, and what was found wrong so far; `usable` is False where a path cannot be looked at."""
+
+    job: Preparation
+    findings: Findings
+    usable: bool
+
+    def add(self, flag: str, got: object, problem: str | None) -> None:
+        """A finding about a flag, under the name that its user knows, where there is a problem."""
+        if problem:
+            self.findings.add(_BY_FLAG[flag], got, problem)
+
+
+def read(argv: Sequence[str]) -> Checked:
+    """`argv` as the script writes it or as typed behind the command beneath it. The caller goes on checking, and ends it.
+
+    Raises:
+        SystemExit: status 2, where `argv` has unknown flags or lacks the input.
+    """
+    texts = given_texts(PREPARE, argv)
+    # Only the script gives MEGATRON_PATCH_PATH.
+    findings = Findings(by_flag="megatron_patch_path" not in texts)
+    texts = findings.refuse_line_ends(PREPARE, texts)
+    paths = [one for one in PREPARE.all if one.kind in ("path", "paths")]
+    known = len(findings.found)
+    value = findings.values(paths, texts)
+    usable = len(findings.found) == known
+    value |= findings.values([one for one in PREPARE.all if one not in paths], texts)
+    value["workers"] = value["workers"] or _processors()
+    checked = Checked(Preparation(**value), findings, usable)
+    if usable:
+        _check_folders(checked)
+    return checked
+
+
+def _check_folders(checked: Checked) -> None:
+    job = checked.job
+    if job.megatron_patch_path is not None:
+        checked.add("--megatron-patch-path", job.megatron_patch_path, checkout_problem(job.megatron_patch_path))
+    try:
+        find_files(job.input)
+    except UserError as error:
+        checked.add("--input", " ".join(job.input), str(error))
+    for flag, folder in (("--output-dir", job.output_dir), ("--sft-output-dir", job.sft_output_dir)):
+        checked.add(flag, folder, None if folder is None else unwritable(folder))
+    if job.output_prefix:
+        checked.add("--output-prefix", job.output_prefix, unwritable(Path(job.output_prefix).parent))
+    elif not job.output_dir and not job.sft_output_dir:
+        checked.add("--output-prefix", "", "one of --output-prefix, --output-dir and --sft-output-dir must be given.")
+
+
+def _processors() -> int:
+    """Those that this process may use; macOS tells only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

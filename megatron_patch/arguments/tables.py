@@ -1,0 +1,34 @@
+"""All scripts' lists, and their tables in Markdown: `python -m megatron_patch.arguments.tables [en|zh]` prints them.
+
+A new script is a module with its list, and a name here. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import get_args
+
+from megatron_patch.arguments.argument import Script
+from megatron_patch.arguments.conversion_list import CONVERT
+from megatron_patch.arguments.description import Language, markdown
+from megatron_patch.arguments.inspection_list import INSPECT
+from megatron_patch.arguments.preparation_list import PREPARE
+from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
+
+SCRIPTS: tuple[Script, ...] = (CONVERT, PREPARE, PRETRAIN, FINETUNE, INSPECT)
+
+
+def main(argv: list[str]) -> int:
+    """Print the tables in one language, or in both. Exit status 2 where another is asked for."""
+    known: tuple[Language, ...] = get_args(Language)
+    if len(argv) > 1 or not set(argv) <= set(known):
+        print(f"usage: python -m megatron_patch.arguments.tables [{'|'.join(known)}]", file=sys.stderr)
+        return 2
+    for language in known:
+        if not argv or language in argv:
+            print("\n".join(markdown(script, language) for script in SCRIPTS))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,39 @@
+"""The lists of the two training scripts. Imports no torch."""
+
+from __future__ import annotations
+
+from megatron_patch.arguments.argument import Script, numbered
+from megatron_patch.arguments.documented_rows import rows
+from megatron_patch.arguments.option_rows import FINETUNE_ONLY, PRETRAIN_ONLY, SHARED
+
+_HEAD = "ENV MEGATRON_PATH MEGATRON_PATCH_PATH MODEL_SIZE BATCH_SIZE"
+_MIDDLE = "LR MIN_LR SEQ_LEN PAD_LEN EXTRA_VOCAB_SIZE PR TP PP AC DO FL SP"
+
+PRETRAIN = Script(
+    name="run_pretrain_megatron_llama.sh",
+    path="examples/llama2/run_pretrain_megatron_llama.sh",
+    zh="继续预训练 LLaMA-2",
+    en="continued pre-training of LLaMA-2",
+    documented=numbered(
+        *rows(_HEAD),
+        *rows("GLOBAL_BATCH_SIZE"),
+        *rows(_MIDDLE),
+        *rows("SAVE_INTERVAL DATASET_PATH PRETRAIN_CHECKPOINT_PATH TRAIN_TOKENS WARMUP_TOKENS OUTPUT_BASEPATH"),
+    ),
+    flags=(*SHARED, *PRETRAIN_ONLY),
+    others=FINETUNE_ONLY,
+)
+
+FINETUNE = Script(
+    name="run_finetune_megatron_llama.sh",
+    path="examples/llama2/run_finetune_megatron_llama.sh",
+    zh="有监督微调 LLaMA-2",
+    en="supervised fine-tuning of LLaMA-2",
+    documented=numbered(
+        *rows(_HEAD),
+        *rows(_MIDDLE),
+        *rows("TRAIN_DATASET_PATH VALID_DATASET_PATH PRETRAIN_CHECKPOINT_PATH EPOCH OUTPUT_BASEPATH"),
+    ),
+    flags=(*SHARED, *FINETUNE_ONLY),
+    others=PRETRAIN_ONLY,
+)
