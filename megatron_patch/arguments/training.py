@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from simple_parsing import ArgumentParser, DashVariant
 
@@ -115,7 +116,8 @@ def _without_bad_paths(arguments: dict[str, Argument], raw: dict[str, str], find
     return good
 
 
-class _Parser(UsageParser, ArgumentParser):
+# argparse and simple_parsing name the parameters of `parse_known_args` differently; nobody passes them by name.
+class _Parser(UsageParser, ArgumentParser):  # type: ignore[misc]
     """Documented arguments as plain strings, `Options` through simple_parsing."""
 
 
@@ -220,7 +222,7 @@ class _Reader(ModelReader):
             )
         return size
 
-    def rates(self) -> dict[str, float]:
+    def rates(self) -> dict[str, Any]:
         known = len(self.findings.found)
         lr = self.findings.number(self.arguments["LR"], self.raw["LR"])
         min_lr = self.findings.number(self.arguments["MIN_LR"], self.raw["MIN_LR"], example="1e-6")
@@ -228,7 +230,7 @@ class _Reader(ModelReader):
             self.problem("MIN_LR", f"it must not be above LR = {self.raw['LR']}: write a smaller one.")
         return {"lr": lr, "min_lr": min_lr}
 
-    def data(self, tp: int, vocabulary: int, options: Options, source: CheckpointLocation | None) -> dict[str, object]:
+    def data(self, tp: int, vocabulary: int, options: Options, source: CheckpointLocation | None) -> dict[str, Any]:
         train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
         train = self.raw[train_name]
         json_data = self.task == "finetune" or is_json(train)
@@ -260,7 +262,7 @@ class _Reader(ModelReader):
                 found.append(str(error))
         return found
 
-    def duration(self) -> dict[str, int]:
+    def duration(self) -> dict[str, Any]:
         if self.task == "finetune":
             return {"epochs": self.whole("EPOCH")}
         tokens, warmup = self.whole("TRAIN_TOKENS"), self.whole("WARMUP_TOKENS", 0)

@@ -140,7 +140,7 @@ def findings(args: argparse.Namespace) -> list[str]:
 
 def _paths(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
     """Flags that take paths, with those that were given."""
-    one = ("--megatron-path", "--megatron-patch-path", "--tokenizer-folder")
+    one: tuple[str, ...] = ("--megatron-path", "--megatron-patch-path", "--tokenizer-folder")
     one += ("--output-prefix", "--output-dir", "--sft-output-dir")
     given = [(flag, getattr(args, flag[2:].replace("-", "_"))) for flag in one]
     return [("--input", args.input), *((flag, [path]) for flag, path in given if path is not None)]

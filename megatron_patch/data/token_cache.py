@@ -143,7 +143,7 @@ def _read_table(path: Path) -> TokenTable:
     if header["format"] != FORMAT or path.stat().st_size != _HEADER + end + noted:
         raise ValueError("its size or format is wrong")
     body = np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER)
-    if zlib.crc32(body) != header["crc"]:
+    if zlib.crc32(body.data) != header["crc"]:
         raise ValueError("its checksum is wrong")
     account = json.loads(body[end:].tobytes())
     if not isinstance(account, dict):
@@ -158,7 +158,7 @@ def _read_table(path: Path) -> TokenTable:
 def _save(path: Path, table: TokenTable) -> None:
     offsets, flat = np.ascontiguousarray(table.offsets), np.ascontiguousarray(table.flat)
     account = json.dumps(table.account).encode()
-    crc = zlib.crc32(account, zlib.crc32(flat, zlib.crc32(offsets)))
+    crc = zlib.crc32(account, zlib.crc32(flat.data, zlib.crc32(offsets.data)))
     numbers = {"samples": len(table), "tokens": int(flat.size), "account": len(account), "crc": crc}
     header = json.dumps({"format": FORMAT, **numbers})
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")

@@ -78,7 +78,7 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def open_stream(path: Path) -> BinaryIO:
+def open_stream(path: Path) -> io.BufferedReader:
     """The file's uncompressed bytes, without a byte-order mark. Reading a damaged archive raises one of
     DAMAGED.
     """
@@ -158,6 +158,13 @@ def require_unicode(text: str) -> str:
     return text
 
 
+def _end(pattern: re.Pattern[str], text: str, position: int) -> int:
+    """Where `pattern` ends that begins at `position`; it is one that also matches nothing."""
+    match = pattern.match(text, position)
+    assert match is not None
+    return match.end()
+
+
 class _TooLongError(ValueError):
     """An item has more bytes than may be held."""
 
@@ -192,7 +199,7 @@ class _Text:
     def next(self) -> str:
         """The next character that is no white space, not consumed; empty at the end."""
         while True:
-            self.position = _SPACE.match(self.buffer, self.position).end()
+            self.position = _end(_SPACE, self.buffer, self.position)
             if self.position < len(self.buffer):
                 return self.buffer[self.position]
             if not self.more():
@@ -238,7 +245,7 @@ class _Text:
         ValueError where the text ends within it.
         """
         if self.buffer[self.position] not in '"[{':  # a number
-            end = _SCALAR.match(self.buffer, self.position).end()
+            end = _end(_SCALAR, self.buffer, self.position)
             size, self.position = end - self.position, end
             return size
         depth, inside, size = 0, 0, 0
