@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+import logging
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run, start_state
 from megatron_patch.train.setup import build_state
 
+_LOGGER = logging.getLogger(__name__)
 DataBuilder = Callable[[TrainConfig, parallel.Layout, Callable[[str], None]], RunData]
 
 
@@ -58,7 +60,7 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
 
 
 def _say(layout: parallel.Layout, sentence: str) -> None:
-    print(f"rank {layout.rank}: {sentence}", file=sys.stderr, flush=True)
+    _LOGGER.error(f"rank {layout.rank}: {sentence}")
 
 
 def _memory_error(error: BaseException | None) -> torch.OutOfMemoryError | None:

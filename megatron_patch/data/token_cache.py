@@ -14,9 +14,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import socket
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +28,8 @@ import numpy as np
 
 from megatron_patch.data.prompts import Encoded
 from megatron_patch.formats.json_files import one_line, whole_in
+
+_LOGGER = logging.getLogger(__name__)
 
 FORMAT = "megatron_patch tokens 2"
 _HEADER = 4096
@@ -130,7 +132,7 @@ def _load(path: Path) -> TokenTable | None:
     try:
         return _read_table(path)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        print(f"the token cache {path} is damaged ({one_line(error)}); it is made again.", file=sys.stderr)
+        _LOGGER.warning(f"the token cache {path} is damaged ({one_line(error)}); it is made again.")
         return None
 
 
@@ -184,8 +186,5 @@ def _lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            print(
-                f"{path.parent} has no file locks ({error}); several processes may tokenize the same file.",
-                file=sys.stderr,
-            )
+            _LOGGER.warning(f"{path.parent} has no file locks ({error}); several processes may tokenize the same file.")
         yield

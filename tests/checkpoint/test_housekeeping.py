@@ -78,15 +78,14 @@ def test_a_kill_amid_a_removal_leaves_nothing_that_looks_whole(tmp_path, monkeyp
     assert left(tmp_path) == ["100"]
 
 
-def test_what_cannot_be_removed_is_said_and_stops_nothing(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_removed_is_said_and_stops_nothing(tmp_path, monkeypatch, caplog):
     def fail(folder):
         raise OSError(39, "Directory not empty")
 
     (tmp_path / "iter_0000050.partial").mkdir()
     monkeypatch.setattr(shutil, "rmtree", fail)
     housekeeping.remove_left_over(tmp_path)
-    said = capsys.readouterr().err
-    assert "iter_0000050.partial is left over and could not be removed ([Errno 39] Directory not empty)" in said
+    assert "iter_0000050.partial is left over and could not be removed ([Errno 39] Directory not empty)" in caplog.text
 
 
 def test_of_a_linked_checkpoint_the_link_goes(tmp_path):

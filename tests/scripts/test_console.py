@@ -28,5 +28,5 @@ def test_no_warning_of_a_library_reaches_the_console(tmp_path):
     begun = console(PRETRAIN, pretraining, 2, "--exit-interval", 1)
     resumed = console(PRETRAIN, pretraining, 2)
     tuned = console(FINETUNE, tuning, 1)
-    assert "saved checkpoint of iteration 1 " in begun and "going on" in resumed and "saved checkpoint" in tuned
+    assert "saved checkpoint of iteration 1 " in begun and "going on from iteration 1" in resumed and "saved checkpoint" in tuned
     assert not WARNING.findall(begun + resumed + tuned)
