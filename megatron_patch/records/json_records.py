@@ -83,7 +83,8 @@ def open_stream(path: Path) -> io.BufferedReader:
     DAMAGED.
     """
     packed = path.name.endswith((".gz", ".zst"))
-    stream = io.BufferedReader(open_archive(path) if packed else open(path, "rb", buffering=0), _READ)  # noqa: SIM115
+    raw = open_archive(path) if packed else open(path, "rb", buffering=0)  # noqa: SIM115
+    stream: io.BufferedReader = io.BufferedReader(raw, _READ)
     if stream.peek(3)[:3] == b"\xef\xbb\xbf":
         stream.read(3)
     return stream
