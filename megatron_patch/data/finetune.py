@@ -6,7 +6,6 @@ from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.json_data import Say, dealt_out, json_dataset, nothing_to_learn, require_something_to_learn
 from megatron_patch.data.run_data import RunData
-from megatron_patch.data.sft import SFTDataset
 
 
 def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
@@ -18,10 +17,10 @@ def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
     assert config.valid_data_path is not None
     train = json_dataset(config, config.train_data_path, say)
     require_something_to_learn(train.report)
-    valid: SFTDataset | None = json_dataset(config, config.valid_data_path, say)
-    if valid.report.teaches_nothing:
-        say(f"  {config.valid_data_path}: {nothing_to_learn(valid.report)} Evaluation is skipped.")
-        valid = None
+    held_out = json_dataset(config, config.valid_data_path, say)
+    valid = None if held_out.report.teaches_nothing else held_out
+    if valid is None:
+        say(f"  {config.valid_data_path}: {nothing_to_learn(held_out.report)} Evaluation is skipped.")
     plan = dealt_out(config, layout, len(train), config.epochs)
     valid_plan = dealt_out(config, layout, len(valid), 1) if valid else None
     return RunData(
