@@ -6,14 +6,17 @@ PIP_ARGS ?=
 VENV := .venv
 RUN := . $(VENV)/bin/activate &&
 
-.PHONY: demo test fuzz gpu lint clean
+.PHONY: demo test check fuzz gpu lint clean
 
 demo: $(VENV)/.demo-ready
 	@$(RUN) python examples/demo.py
 
-test: $(VENV)/.test-ready
+test: check
 	@$(RUN) python -m pytest --durations=15
-	@$(RUN) ruff check .
+
+# What a minute finds, before the tests begin.
+check: $(VENV)/.test-ready
+	@$(RUN) ruff check . && ruff format --check . && mypy
 
 # A million changed inputs over every reader and every argument; make fuzz FUZZ_INPUTS=10000 FUZZ_SEED=2 FUZZ_JOBS=4 tries others.
 fuzz: $(VENV)/.test-ready
@@ -23,8 +26,8 @@ fuzz: $(VENV)/.test-ready
 gpu:
 	$(PYTHON) -m pytest tests/kernels tests/gpu -m "gpu or not gpu"
 
-lint: $(VENV)/.test-ready
-	@$(RUN) ruff check . && shellcheck -x $$(git ls-files '*.sh') .ci/run
+lint: check
+	@$(RUN) shellcheck -x $$(git ls-files '*.sh') .ci/run
 
 # torch first and by itself, so that nothing else decides which build of it comes.
 $(VENV)/.torch-ready:
@@ -45,4 +48,4 @@ $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .demo .hypothesis
+	rm -rf $(VENV) .demo .hypothesis .mypy_cache .ruff_cache

@@ -15,6 +15,7 @@ from megatron_patch.llama.model_config import LlamaConfig
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 RECOMPUTATIONS = ("sel", "full", "none")
+Template = Literal["auto", "alpaca", "pretrain", "llama2-chat", "tokenizer"]
 # The order of fused QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it.
 PER_KV_HEAD, ALL_Q_FIRST = "per-kv-head", "all-q-first"
 
@@ -73,7 +74,7 @@ class Options:
     gqa_layout: Literal["per-kv-head", "all-q-first"] = "per-kv-head"
     """Order of QKV rows in a grouped-query PRETRAIN_CHECKPOINT_PATH of 2023 whose files do not tell it; `all-q-first`: what
     the original converted from 2023-10-18 to 2023-11-09."""
-    template: Literal["auto", "alpaca", "pretrain", "llama2-chat", "tokenizer"] = "auto"
+    template: Template = "auto"
     """JSON data: prompt template; `auto` is the original's, `alpaca` for fine-tuning and `pretrain` for pre-training."""
     max_bad_fraction: float = 0.01
     """JSON data: of its records, the share that may be unusable; they are listed in a report and left out."""
@@ -146,7 +147,7 @@ class TrainConfig:
         return self.pad_length if text and not self.options.packing else self.seq_length
 
     @property
-    def template(self) -> str:
+    def template(self) -> Template:
         """The prompt template of JSON data: the original's for this task, unless `--template` names another."""
         if self.options.template != "auto":
             return self.options.template

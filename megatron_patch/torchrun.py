@@ -32,7 +32,7 @@ def patient(close: Callable[..., None]) -> Callable[..., None]:
 
 def main(argv: list[str]) -> int:
     """The status to leave with: that of this node's rank that failed first, 128 and more for a signal, as shells have it."""
-    PContext.close = patient(PContext.close)
+    PContext.close = patient(PContext.close)  # type: ignore[method-assign]  # there is no setting to use instead
     logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)  # it tells a rank's end as well, with process ids
     try:
         run.main(argv)

@@ -124,8 +124,9 @@ class ModelReader:
         except UserError as error:
             self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
             described = None
-        if source is None and extra == 0 and self.own_root() is not None:  # its own checkpoints have kept what it began with
-            return self._own_extra_vocabulary()
+        own = self.own_root()
+        if source is None and extra == 0 and own is not None:  # its own checkpoints have kept what it began with
+            return self._own_extra_vocabulary(own)
         if described is not None and described.extra_vocab_size != extra:
             recorded = described.extra_vocab_size
             self.problem("EXTRA_VOCAB_SIZE", f"the checkpoint was converted with {recorded}: write {recorded}.")
@@ -162,10 +163,10 @@ class ModelReader:
             sentence = f"its vocabulary is {vocabulary}, and the checkpoint's embedding has {rows} rows: write another size."
             self.problem("MODEL_SIZE", sentence)
 
-    def _own_extra_vocabulary(self) -> int:
+    def _own_extra_vocabulary(self, own: Path) -> int:
         """The extra rows of the run's own last checkpoint, where what it began with has gone."""
         try:
-            described = read_model_description(resolve_checkpoint(self.own_root()))
+            described = read_model_description(resolve_checkpoint(own))
         except UserError:  # said where the run looks for its own checkpoint
             return 0
         return described.extra_vocab_size if described is not None else 0

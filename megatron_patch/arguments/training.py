@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from megatron_patch.arguments.argument import Argument
 from megatron_patch.arguments.command_line import given_texts
@@ -158,14 +159,14 @@ class _Reader(ModelReader):
             )
         return size
 
-    def rates(self) -> dict[str, float]:
+    def rates(self) -> dict[str, Any]:
         known = len(self.findings.found)
         lr, min_lr = self.number("LR"), self.number("MIN_LR")
         if len(self.findings.found) == known and min_lr > lr:
             self.problem("MIN_LR", f"it must not be above LR = {self.raw['LR']}: write a smaller one.")
         return {"lr": lr, "min_lr": min_lr}
 
-    def data(self, tp: int, vocabulary: int, options: Options, source: CheckpointLocation | None) -> dict[str, object]:
+    def data(self, tp: int, vocabulary: int, options: Options, source: CheckpointLocation | None) -> dict[str, Any]:
         train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
         train = self.raw[train_name]
         json_data = self.task == "finetune" or is_json(train)
@@ -197,7 +198,7 @@ class _Reader(ModelReader):
                 found.append(str(error))
         return found
 
-    def duration(self) -> dict[str, int]:
+    def duration(self) -> dict[str, Any]:
         if self.task == "finetune":
             return {"epochs": self.whole("EPOCH")}
         tokens, warmup = self.whole("TRAIN_TOKENS"), self.whole("WARMUP_TOKENS")

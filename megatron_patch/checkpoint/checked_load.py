@@ -86,7 +86,7 @@ def _check_asked(folder: Path, metadata: Metadata, state: dict[str, Any]) -> Non
             continue  # core lists what is missing, all of it
         if is_tensor != isinstance(found, TensorStorageMetadata):
             raise UserError(f"{folder}: {key} is a {type(found).__name__} there; it is no checkpoint of this model.")
-        if not is_tensor:
+        if not isinstance(found, TensorStorageMetadata):
             continue
         skipped = 1 if entry.allow_shape_mismatch else 0
         wanted = tuple(entry.global_shape)
@@ -172,7 +172,7 @@ class _Reader(dcp.FileSystemReader):
             for chunk in entry.chunks
         }
 
-    def read_metadata(self) -> Metadata:  # type: ignore[override]
+    def read_metadata(self) -> Metadata:
         return self._metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from megatron_patch.folders.layout import (
 from megatron_patch.folders.names import checkpoint_root, holds_tokenizer
 from megatron_patch.llama.model_config import to_hf_config
 from megatron_patch.llama.position_limit import raised_limit
+
+_LOGGER = logging.getLogger(__name__)
 
 # Ends the name of whatever is no checkpoint: one in the making, one that is being removed.
 _PARTIAL = ".partial"
@@ -149,4 +151,4 @@ def _told(root: Path, names: tuple[str, ...]) -> Iterator[None]:
 
 
 def _warn(sentence: str) -> None:
-    print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    _LOGGER.warning(f"warning: {sentence}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run, start_state
 from megatron_patch.train.setup import build_state
 
+_LOGGER = logging.getLogger(__name__)
 DataBuilder = Callable[[TrainConfig, parallel.Layout, Callable[[str], None]], RunData]
 
 
@@ -87,7 +89,7 @@ def _leave(sentence: str) -> NoReturn:
 
 
 def _say(sentence: str) -> None:
-    print(f"rank {os.environ.get('RANK', '0')}: {sentence}", file=sys.stderr, flush=True)
+    _LOGGER.error(f"rank {os.environ.get('RANK', '0')}: {sentence}")
 
 
 def _memory_error(error: BaseException | None) -> torch.OutOfMemoryError | None:

@@ -67,10 +67,12 @@ class Adam(torch.optim.Optimizer):
     def values_were_set(self) -> None:
         """Take the split parameters' new values from where `value_in_gradient` puts them."""
         for parameter, remainder in self.remainders.items():
+            assert parameter.grad is not None, "the gradient's place must have been attached"
             split_float32(parameter.grad, self.model_copies[parameter], remainder)
 
+    # torch's Optimizer knows neither of the two numbers, and the closure that it allows would need a second pass.
     @torch.no_grad()
-    def step(
+    def step(  # type: ignore[override]
         self,
         closure: None = None,
         *,

@@ -70,6 +70,10 @@ def _set_rng_state(new_state: torch.Tensor, *_: Any, **__: Any) -> None:
     torch.set_rng_state(new_state)
 
 
+def _manual_seed(seed: int) -> None:
+    torch.manual_seed(seed)
+
+
 def _redirect_torch() -> None:
     # `with torch.device("meta")`, in which transformers builds models, knows factories by identity and lists them at
     # its first use; the redirected ones below call the originals, so those must be the ones in its list.
@@ -77,14 +81,15 @@ def _redirect_torch() -> None:
     for name in ("tensor", "zeros", "ones", "empty", "full", "empty_like", "zeros_like", "arange", "eye"):
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.compile = _identity_compile
-    torch.Tensor.type = _tensor_type(torch.Tensor.type)
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    torch.cuda.current_device = lambda: _CPU
+    # Methods are replaced on purpose; and core hands what `current_device` gives to factories alone, which take a device as well.
+    torch.Tensor.type = _tensor_type(torch.Tensor.type)  # type: ignore[method-assign]
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
     torch.cuda.synchronize = lambda *args, **kwargs: None
     # The CUDA generator is the CPU's default one, so core's forks of it mean something.
     torch.cuda.get_rng_state = _get_rng_state
     torch.cuda.set_rng_state = _set_rng_state
-    torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)
+    torch.cuda.manual_seed = _manual_seed
 
 
 def _redirect_core() -> None:

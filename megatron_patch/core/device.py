@@ -7,18 +7,17 @@ Importing this module prepares megatron-core for the machine; every module of th
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 
 import torch
 
 from megatron_patch.core.cpu_redirection import redirect_cuda_to_cpu
+from megatron_patch.core.known_warnings import silence_known_warnings
 
 HAS_CUDA = torch.cuda.is_available()
 BACKEND = "nccl" if HAS_CUDA else "gloo"
 
-# core warns at import that Apex and Transformer Engine are absent; that they are not needed is this project's point.
-warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex|flash-attn|nvidia-modelopt).*")
+silence_known_warnings()
 
 if not HAS_CUDA:
     redirect_cuda_to_cpu()

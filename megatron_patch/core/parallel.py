@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +84,7 @@ def _communicators_at_first_use() -> Iterator[None]:
     """core makes more than twenty groups, most of which a layout never uses. With a device bound to the group of all, each
     would get an NCCL communicator at once, which takes hundreds of megabytes of a GPU."""
     world = torch.distributed.group.WORLD
+    assert world is not None, "init_process_group has made it"
     bound, world.bound_device_id = world.bound_device_id, None
     try:
         yield
@@ -128,7 +130,9 @@ def without_random_streams() -> Iterator[None]:
 
 def rng_state() -> dict[str, object]:
     """Everything random of this process, for a checkpoint: tensors, tuples and numbers only."""
-    algorithm, keys, position, has_gauss, cached = np.random.get_state()
+    numpy_state = np.random.get_state()
+    assert isinstance(numpy_state, tuple), "a dictionary comes where legacy=False asks for it"
+    algorithm, keys, position, has_gauss, cached = numpy_state
     return {
         "python": random.getstate(),
         "numpy": (algorithm, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
@@ -148,7 +152,7 @@ def set_rng_state(state: dict) -> None:
     tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])
 
 
-def _as_tuple(value: object) -> object:
+def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 

@@ -55,6 +55,7 @@ def transformer_config(config: TrainConfig) -> TransformerConfig:
         bias_dropout_fusion=False,
         deallocate_pipeline_outputs=True,
         batch_p2p_comm=device.HAS_CUDA,
+        cuda_graph_scope=[],  # what core makes of its own default, with a warning; this project records its graphs itself
         **_recomputation(config),
     )
 

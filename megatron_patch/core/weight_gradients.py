@@ -21,7 +21,7 @@ _postponed: Postponed | None = None
 
 def mark_stale(main_grad: torch.Tensor) -> None:
     """The next product overwrites `main_grad` instead of adding to what a previous step left there."""
-    main_grad.is_stale = True
+    main_grad.is_stale = True  # type: ignore[attr-defined]  # a mark of this module's own
 
 
 def is_stale(main_grad: torch.Tensor) -> bool:
@@ -31,7 +31,7 @@ def is_stale(main_grad: torch.Tensor) -> bool:
 def wgrad_gemm_accum_fp32(total_input: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.Tensor) -> None:
     """`main_grad` [out, in] fp32 (+)= `grad_output` [tokens, out] transposed times `total_input` [tokens, in]."""
     overwrite = is_stale(main_grad)
-    main_grad.is_stale = False
+    main_grad.is_stale = False  # type: ignore[attr-defined]  # as above
     accumulate_weight_grad(main_grad, total_input, grad_output, overwrite=overwrite)
 
 
@@ -43,7 +43,7 @@ def direct_main_grad(weight: torch.nn.Parameter) -> torch.Tensor | None:
     main_grad = getattr(weight, "main_grad", None)
     if main_grad is None or not torch.is_grad_enabled():
         return None
-    weight.grad_added_to_main_grad = True
+    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]  # core's mark
     return main_grad
 
 

@@ -203,7 +203,7 @@ class _Counted(NodeTransformer):
     """Sends what loops go over through one of these filters, and joined texts through the other."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
-        node = self.generic_visit(node)
+        self.generic_visit(node)  # changes it in place
         node.iter = nodes.Filter(node.iter, _STEPS, [], [], None, None, lineno=node.lineno)
         return node
 

@@ -27,10 +27,10 @@ def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
     tokenizer = json_tokenizer(config, say)
     train = json_dataset(config, tokenizer, config.train_data_path, say)
     require_something_to_learn(train.report)
-    valid = json_dataset(config, tokenizer, config.valid_data_path, say)
-    if valid.report.teaches_nothing:
-        say(f"  {config.valid_data_path}: {nothing_to_learn(valid.report)} Evaluation is skipped.")
-        valid = None
+    held_out = json_dataset(config, tokenizer, config.valid_data_path, say)
+    valid = None if held_out.report.teaches_nothing else held_out
+    if valid is None:
+        say(f"  {config.valid_data_path}: {nothing_to_learn(held_out.report)} Evaluation is skipped.")
     plan = dealt_out(config, layout, len(train), config.epochs)
     valid_plan = dealt_out(config, layout, len(valid), 1) if valid else None
     return RunData(

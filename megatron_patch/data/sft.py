@@ -122,7 +122,7 @@ class SFTDataset:
             position_ids[begin:end] = np.arange(len(ids))
             segment_ids[begin:end] = segment
             begin = end
-        out = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
+        out: dict[str, np.ndarray] = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
         return out | {"segment_ids": segment_ids} if self.packing else out
 
     def part(self, samples: Sequence[int]) -> SFTDataset:

@@ -74,7 +74,7 @@ def _unusable(
     split: str, pairs: list[tuple[float, str]], sequence_length: int, samples: Sequence[int]
 ) -> dict[int, tuple[str, _Part]]:
     """Places in the split of what some pair has nothing for, with that pair's prefix."""
-    found = {}
+    found: dict[int, tuple[str, _Part]] = {}
     for _, prefix in pairs:
         for place, part in enumerate(_parts(prefix, split)):
             if part is not None and not part.is_usable(sequence_length, samples[place]):

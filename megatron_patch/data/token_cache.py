@@ -14,9 +14,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import socket
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +29,8 @@ import numpy as np
 from megatron_patch.data.prompts import Encoded
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import one_line, whole_in
+
+_LOGGER = logging.getLogger(__name__)
 
 FORMAT = "megatron_patch tokens 2"
 _HEADER = 4096
@@ -135,7 +137,7 @@ def _load(path: Path, check: Check) -> TokenTable | None:
         check(table.account)
         return table
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        print(f"the token cache {path} is damaged ({one_line(error)}); it is made again.", file=sys.stderr)
+        _LOGGER.warning(f"the token cache {path} is damaged ({one_line(error)}); it is made again.")
         return None
 
 
@@ -148,7 +150,7 @@ def _read_table(path: Path) -> TokenTable:
     if header["format"] != FORMAT or path.stat().st_size != _HEADER + end + noted:
         raise UserError("its size or format is wrong")
     body = np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER)
-    if zlib.crc32(body) != header["crc"]:
+    if zlib.crc32(body.data) != header["crc"]:
         raise UserError("its checksum is wrong")
     account = json.loads(body[end:].tobytes())
     if not isinstance(account, dict):
@@ -163,7 +165,7 @@ def _read_table(path: Path) -> TokenTable:
 def _save(path: Path, table: TokenTable) -> None:
     offsets, flat = np.ascontiguousarray(table.offsets), np.ascontiguousarray(table.flat)
     account = json.dumps(table.account).encode()
-    crc = zlib.crc32(account, zlib.crc32(flat, zlib.crc32(offsets)))
+    crc = zlib.crc32(account, zlib.crc32(flat.data, zlib.crc32(offsets.data)))
     numbers = {"samples": len(table), "tokens": int(flat.size), "account": len(account), "crc": crc}
     header = json.dumps({"format": FORMAT, **numbers})
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -189,8 +191,5 @@ def _lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            print(
-                f"{path.parent} has no file locks ({error}); several processes may tokenize the same file.",
-                file=sys.stderr,
-            )
+            _LOGGER.warning(f"{path.parent} has no file locks ({error}); several processes may tokenize the same file.")
         yield

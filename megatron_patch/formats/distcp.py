@@ -15,7 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 
@@ -75,10 +75,16 @@ def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
+class Writer(Protocol):
+    """What takes bytes one after the other: a file, a `streaming.Sink`."""
+
+    def write(self, data: bytes | memoryview, /) -> int: ...
+
+
 class _Forward:
     """A sink that zipfile takes for a pipe: it only writes on, and counts what this archive has."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Writer) -> None:
         self.stream, self.count = stream, 0
 
     def write(self, data: bytes | memoryview) -> int:
@@ -89,12 +95,13 @@ class _Forward:
         """Nothing is held back."""
 
 
-def write_item(stream: BinaryIO, tensor: LazyTensor, shape: tuple[int, ...], buffer: torch.Tensor) -> int:
+def write_item(stream: Writer, tensor: LazyTensor, shape: tuple[int, ...], buffer: torch.Tensor) -> int:
     """Append `tensor`, to be rebuilt with `shape` of as many elements, to `stream`; the number of bytes written."""
     sink = _Forward(stream)
     description = io.BytesIO()
     _Pickler(description, shape, tensor.dtype).dump(_Tensor())
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[arg-type]
+    # typeshed wants `close` of a sink, which zipfile calls for files alone that it has opened itself.
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), description.getvalue())
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
         record = zipfile.ZipInfo("archive/data/0")
@@ -102,7 +109,7 @@ def write_item(stream: BinaryIO, tensor: LazyTensor, shape: tuple[int, ...], buf
         record.extra = _padding(sink.count + 30 + len(record.filename), record.file_size)
         with archive.open(record, "w") as data:
             for _, _, piece in pieces(tensor, buffer):
-                data.write(memoryview(piece.view(-1).view(torch.uint8).numpy()))
+                data.write(piece.view(-1).view(torch.uint8).numpy().data)
         archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
     return sink.count
 

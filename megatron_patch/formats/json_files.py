@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from megatron_patch.errors import UserError
 
@@ -50,7 +50,7 @@ def one_line(value: object, most: int = 200) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def is_whole_number(value: object) -> bool:
+def is_whole_number(value: object) -> TypeGuard[int]:
     """An int that is no bool; JSON's true is not 1."""
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -82,7 +82,7 @@ def finite_in(content: Mapping[str, Any], key: str, least: float, most: float) -
 
 def shown(value: object) -> str:
     """A value of a file in a sentence: JSON's spelling where it is short, else only what it is."""
-    if is_whole_number(value) and abs(value) >= 10**30:  # type: ignore[arg-type, operator]
+    if is_whole_number(value) and abs(value) >= 10**30:
         return "a number of more than 30 digits"
     if isinstance(value, (dict, list)):
         return f"a {type(value).__name__}"

@@ -64,7 +64,7 @@ def read_bytes(descriptor: int, out: torch.Tensor, position: int, path: Path, na
     Raises:
         UserError: the file ends before; the message names it as `path`, and the tensor as `name`.
     """
-    view = memoryview(out.view(-1).view(torch.uint8).numpy())
+    view = out.view(-1).view(torch.uint8).numpy().data
     while len(view):
         count = os.preadv(descriptor, [view], position)
         if count == 0:

@@ -124,7 +124,7 @@ def write_safetensors(sink: Sink, items: Sequence[Item]) -> list[Written]:
     for item in items:
         start = sink.position
         for _, _, piece in pieces(item.tensor, buffer):
-            sink.write(memoryview(piece.view(-1).view(torch.uint8).numpy()))
+            sink.write(piece.view(-1).view(torch.uint8).numpy().data)
         written.append(Written(item, sink.path.name, start, sink.position - start))
     return written
 

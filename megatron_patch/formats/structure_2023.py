@@ -11,9 +11,10 @@ import io
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_patch.errors import UserError
 from megatron_patch.formats.names_2023 import PART, layer_and_name
@@ -79,7 +80,10 @@ class _Opaque:
 class _StructureReader(pickle._Unpickler):
     """The pure Python unpickler, in which a call is a name and its arguments, and a memo's number costs no memory."""
 
-    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _REFUSED}
+    stack: list[Any]  # `load` sets it; typeshed knows of no `stack`
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _REFUSED
+    }
 
     def find_class(self, module: str, name: str) -> _Global:
         return _Global(module, name)

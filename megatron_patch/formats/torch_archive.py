@@ -154,7 +154,7 @@ def _records(window: Window) -> dict[str, tuple[int, int]]:
     torch reads zips by other rules: names without regard to case, the folder of the record that is listed first. So there may
     be no two of either.
     """
-    with zipfile.ZipFile(window) as archive:  # type: ignore[type-var]
+    with zipfile.ZipFile(window) as archive:
         infos, directory = sorted(archive.infolist(), key=lambda info: info.header_offset), archive.start_dir
         if archive.comment or not infos or infos[0].header_offset != 0:
             raise zipfile.BadZipFile("it has something before, behind or instead of its records")

@@ -171,7 +171,8 @@ def _locate(tensor: torch.Tensor, path: Path, name: str, mappings: list[_Mapping
         raise UserError(
             f"{path}: tensor {name} is stored with strides {tensor.stride()}; rows must be contiguous: save it again."
         )
-    span = (shape[0] - 1) * tensor.stride(0) + shape[1]
-    return Strided(FileTensor(path, name, offset, (span,), tensor.dtype), shape, tensor.stride(0))
+    rows, columns = shape
+    span = (rows - 1) * tensor.stride(0) + columns
+    return Strided(FileTensor(path, name, offset, (span,), tensor.dtype), (rows, columns), tensor.stride(0))
 
 

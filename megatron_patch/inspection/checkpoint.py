@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
 from megatron_patch.formats.distcp_metadata import read_backends, read_dcp_metadata
@@ -63,9 +65,10 @@ def _model_lines(location: CheckpointLocation) -> list[str]:
 
 def _native_lines(folder: Path) -> list[str]:
     versions = read_backends(folder)
-    tensors, others = {}, 0
+    tensors: dict[str, TensorStorageMetadata] = {}
+    others = 0
     for name, entry in read_dcp_metadata(folder).state_dict_metadata.items():
-        if hasattr(entry, "size"):
+        if isinstance(entry, TensorStorageMetadata):
             tensors[name] = entry
         else:
             others += 1

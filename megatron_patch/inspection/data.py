@@ -84,7 +84,9 @@ def describe_sft(
     data.
     """
     fields: Counter[str] = Counter()
-    sizes, first, bad = [], [], 0
+    sizes: list[int] = []
+    first: list[str] = []
+    bad = 0
     for _, _, record in read_records(path):
         if isinstance(record, Skipped):
             bad += record.records
@@ -119,7 +121,8 @@ def marked_text(ids: np.ndarray, learnt: np.ndarray, tokenizer: Tokenizer) -> st
     out, begin = [], 0
     changes = [*(np.flatnonzero(np.diff(learnt)) + 1), len(ids)]
     for end in map(int, changes):
-        run, plain, text = ids[begin:end].tolist(), [], ""
+        run, text = ids[begin:end].tolist(), ""
+        plain: list[int] = []
         for i in [*run, None]:
             if i is None or i in literal:
                 text += (tokenizer.detokenize(plain) if plain else "") + (literal[i] if i is not None else "")

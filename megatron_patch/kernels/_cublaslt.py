@@ -112,20 +112,22 @@ class Product:
         for attribute in _LEAST_ALIGNMENT:
             set_(attribute, ctypes.c_uint32(ALIGNMENT))
         found, count = (_Candidate * _CANDIDATES)(), ctypes.c_int()
-        status = library().cublasLtMatmulAlgoGetHeuristic(
+        cublas_lt = library()
+        assert cublas_lt is not None, "_create has just called it"
+        status = cublas_lt.cublasLtMatmulAlgoGetHeuristic(
             self._handle, self._description, self._a, self._b, self._d, self._d, preference, _CANDIDATES, found,
             ctypes.byref(count),
         )  # fmt: skip
-        library().cublasLtMatmulPreferenceDestroy(preference)
+        cublas_lt.cublasLtMatmulPreferenceDestroy(preference)
         candidates = found[: count.value] if status == 0 else []
         return [c.algorithm for c in candidates if c.status == 0 and c.workspace == 0 and _split_k(c.algorithm) == 1]
 
     def launch(self, algorithm: ctypes.Array, a: int, b: int, d: int, beta: float, stream: int) -> None:
         """Enqueue one product; `a`, `b` and `d` are addresses on the device."""
-        d = ctypes.c_void_p(d)
+        out = ctypes.c_void_p(d)
         _call(
             "cublasLtMatmul", self._handle, self._description, ctypes.byref(ctypes.c_float(1.0)), ctypes.c_void_p(a), self._a,
-            ctypes.c_void_p(b), self._b, ctypes.byref(ctypes.c_float(beta)), d, self._d, d, self._d, ctypes.byref(algorithm),
+            ctypes.c_void_p(b), self._b, ctypes.byref(ctypes.c_float(beta)), out, self._d, out, self._d, ctypes.byref(algorithm),
             None, ctypes.c_size_t(0), ctypes.c_void_p(stream),
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 
@@ -60,14 +61,14 @@ def adamw_step_(
         step_size=lr / (1.0 - beta1**step),
         root_correction=math.sqrt(1.0 - beta2**step),
     )
-    tensors = (master, exp_avg, exp_avg_sq, grad, model_copy)
     if use_triton(implementation, master):
-        _launch(*tensors, grad_scale, found_inf, numbers)
+        _launch(master, exp_avg, exp_avg_sq, grad, model_copy, grad_scale, found_inf, numbers)
     elif found_inf is None or not found_inf.item():
         step_of = _split_reference_ if master.dtype == torch.int16 else adamw_reference_
-        flat = [None if t is None else t.view(-1).split(CHUNK) for t in tensors]
-        for i in range(len(flat[0])):
-            step_of(*(None if chunks is None else chunks[i] for chunks in flat), grad_scale, **numbers)
+        chunks = (t.view(-1).split(CHUNK) for t in (master, exp_avg, exp_avg_sq, grad))
+        copies = repeat(None) if model_copy is None else model_copy.view(-1).split(CHUNK)
+        for weights, mean, mean_of_squares, gradient, copy in zip(*chunks, copies):
+            step_of(weights, mean, mean_of_squares, gradient, copy, grad_scale, **numbers)
 
 
 @torch.no_grad()

@@ -181,8 +181,10 @@ def _varlen(q, k, v, scale, causal, bounds):
     length, batch, heads, _ = q.shape
     # Not every version of it knows groups.
     k, v = (t.repeat_interleave(heads // t.shape[2], dim=2) if t.shape[2] != heads else t for t in (k, v))
+    q, k, v = _flat(q, k, v)
     window = (-1, 0) if causal else (-1, -1)
-    out = varlen_attn(*_flat(q, k, v), bounds, bounds, length, length, scale=scale, window_size=window)
+    out = varlen_attn(q, k, v, bounds, bounds, length, length, scale=scale, window_size=window)
+    assert isinstance(out, torch.Tensor), "a tuple comes where more than the output is asked for"
     return out.unflatten(0, (batch, length)).transpose(0, 1).flatten(2)
 
 

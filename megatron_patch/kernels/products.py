@@ -211,6 +211,6 @@ def _torch_matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, add: bool
     if a.dtype == out.dtype:
         return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
     if out.is_cuda:
-        options = {"out_dtype": out.dtype, "out": out}
-        return torch.addmm(out, a, b, **options) if add else torch.mm(a, b, **options)
+        kind = out.dtype
+        return torch.addmm(out, a, b, out_dtype=kind, out=out) if add else torch.mm(a, b, out_dtype=kind, out=out)
     return torch.addmm(out, a.to(out.dtype), b.to(out.dtype), beta=1.0 if add else 0.0, out=out)

@@ -106,7 +106,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        dx, dweight = _backward(dy, None, *ctx.saved_tensors, ctx.weight_grad, ctx.triton)
+        dx, dweight = _backward(ctx, dy, None)
         return dx, dweight, None, None, None
 
 
@@ -123,7 +123,7 @@ class _RMSNormResidual(torch.autograd.Function):
     def backward(ctx, dy, dresidual):
         if dy is None:
             return dresidual, None, None, None, None
-        dx, dweight = _backward(dy, dresidual, *ctx.saved_tensors, ctx.weight_grad, ctx.triton)
+        dx, dweight = _backward(ctx, dy, dresidual)
         return dx, dweight, None, None, None
 
 
@@ -140,7 +140,7 @@ class _AddRMSNorm(torch.autograd.Function):
     def backward(ctx, dy, dtotal):
         if dy is None:
             return dtotal, dtotal, None, None, None, None
-        dx, dweight = _backward(dy, dtotal, *ctx.saved_tensors, ctx.weight_grad, ctx.triton)
+        dx, dweight = _backward(ctx, dy, dtotal)
         return dx, dx, dweight, None, None, None
 
 
@@ -179,10 +179,12 @@ def _forward(x, residual, weight, eps, triton):
     return y, total, rstd
 
 
-def _backward(dy, dresidual, x, weight, rstd, weight_grad, triton):
-    """(dx, dweight); with weight_grad, dweight is added to that and what is returned for it is unwritten."""
+def _backward(ctx, dy, dresidual):
+    """(dx, dweight); with ctx.weight_grad, dweight is added to that and what is returned for it is unwritten."""
+    x, weight, rstd = ctx.saved_tensors
+    weight_grad = ctx.weight_grad
     target = torch.zeros_like(weight, dtype=torch.float32) if weight_grad is None else weight_grad
-    if triton:
+    if ctx.triton:
         dx = _launch_backward(dy, dresidual, x, weight, rstd, target)
     else:
         dx, dweight = rms_norm_backward_reference(dy, dresidual, x, weight, rstd)

@@ -32,7 +32,7 @@ def causal_softmax(scores: torch.Tensor, scale: float, *, implementation: str | 
 
 
 def causal_softmax_reference(scores: torch.Tensor, scale: float) -> torch.Tensor:
-    visible = causal_mask(*scores.shape[-2:], scores.device)
+    visible = causal_mask(scores.size(-2), scores.size(-1), scores.device)
     return torch.softmax((scores.float() * scale).masked_fill(~visible, -torch.inf), dim=-1).to(scores.dtype)
 
 
@@ -45,7 +45,8 @@ def causal_softmax_backward_reference(
     dp: torch.Tensor, probabilities: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """dscores = scale · p · (dp − Σ_keys dp · p)"""
-    p, visible = probabilities.float(), causal_mask(*probabilities.shape[-2:], probabilities.device)
+    p = probabilities.float()
+    visible = causal_mask(p.size(-2), p.size(-1), p.device)
     dp = dp.float().masked_fill(~visible, 0.0)
     return (scale * p * (dp - (dp * p).sum(-1, keepdim=True))).to(probabilities.dtype)
 

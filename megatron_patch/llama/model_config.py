@@ -16,7 +16,7 @@ from megatron_patch.formats.placeholders import refuse_placeholder
 from megatron_patch.llama.rope_scaling import DEFAULT, DYNAMIC, SUPPORTED, Rope, read_rope, rope_keys
 
 # config.json keys whose other values would change the computation in a way this model does not have.
-_REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
+_REQUIRED_VALUES: dict[str, tuple[Any, ...] | None] = {
     "model_type": ("llama",),
     "hidden_act": ("silu",),
     "attention_bias": (False,),

@@ -175,8 +175,9 @@ class LlamaModel(GPTModel):
             return self._tables(position_ids.t(), base, device)
         table = self._rotary_table
         if table is None or table.size(0) < length or base != self._rotary_table_base:
-            self._rotary_table, self._rotary_table_base = self._tables(length, base, device), base
-        return self._rotary_table[:length]
+            table = self._tables(length, base, device)
+            self._rotary_table, self._rotary_table_base = table, base
+        return table[:length]
 
     def _tables(self, positions: int | torch.Tensor, base: float, device: torch.device) -> torch.Tensor:
         factor = self.llama.rope_factor if self.llama.rope_type == LINEAR else 1.0

@@ -23,7 +23,7 @@ class RMSNorm(torch.nn.Module):
         self.eps = eps
         device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
-        self.weight.sequence_parallel = config.sequence_parallel
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # core's mark
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return rms_norm(hidden, self.weight, self.eps, weight_grad=direct_main_grad(self.weight))

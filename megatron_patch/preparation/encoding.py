@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -65,7 +65,7 @@ def encode_chunk(chunk: Chunk, settings: Settings, tokenizer: Tokenizer) -> Chun
 
 def encode_chunks(
     chunks: Iterator[Chunk], settings: Settings, tokenizer: Tokenizer, workers: int
-) -> Iterator[tuple[Chunk, ChunkResult]]:
+) -> Generator[tuple[Chunk, ChunkResult], None, None]:
     """Each chunk with its result, in order; at most two chunks a worker are on the way, fewer of long documents.
 
     The workers end when this is exhausted or closed, and when this process is gone, however it went.

@@ -132,7 +132,7 @@ def _finished(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts
     there = [prefix + end for end in (".bin", ".idx") if os.path.exists(prefix + end)]
     record, state = _saved(record_path(prefix)), _saved(Path(prefix + ".partial", "state.json"))
     own, begun = (saved is not None and saved.made_from == made_from for saved in (record, state))
-    if len(there) == 2 and own and not begun:
+    if len(there) == 2 and record is not None and own and not begun:
         print(
             f"{prefix}.bin and .idx are there already, made from this very input; nothing is done.",
             file=sys.stderr,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ def require_free(files: Iterable[Path], folder: Path, overwrite: bool) -> None:
 
 
 def _write_samples(
-    files: list[Path], chunks: Iterable[Chunk], outputs: dict[str, BinaryIO], keys: tuple[str, ...], clean: str,
+    files: list[Path], chunks: Iterable[Chunk], outputs: Mapping[str, BinaryIO], keys: tuple[str, ...], clean: str,
     valid_fraction: float,
 ) -> SplitCounts:  # fmt: skip
     """Every record into the training or the validation list, or into the report."""

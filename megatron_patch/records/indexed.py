@@ -160,7 +160,7 @@ def lengths_fingerprint(prefixes: Iterable[str | Path]) -> str:
         lengths = read_index(prefix).lengths
         digest.update(struct.pack("<Q", len(lengths)))
         for i in range(0, len(lengths), _BLOCK):
-            digest.update(lengths[i : i + _BLOCK])
+            digest.update(lengths[i : i + _BLOCK].data)
     return digest.hexdigest()[:32]
 
 

@@ -79,12 +79,13 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def open_stream(path: Path) -> BinaryIO:
+def open_stream(path: Path) -> io.BufferedReader:
     """The file's uncompressed bytes, without a byte-order mark. Reading a damaged archive raises one of
     DAMAGED.
     """
     packed = path.name.endswith((".gz", ".zst"))
-    stream = io.BufferedReader(open_archive(path) if packed else open(path, "rb", buffering=0), _READ)  # noqa: SIM115
+    raw = open_archive(path) if packed else open(path, "rb", buffering=0)  # noqa: SIM115
+    stream: io.BufferedReader = io.BufferedReader(raw, _READ)
     if stream.peek(3)[:3] == b"\xef\xbb\xbf":
         stream.read(3)
     return stream
@@ -159,6 +160,13 @@ def require_unicode(text: str) -> str:
     return text
 
 
+def _end(pattern: re.Pattern[str], text: str, position: int) -> int:
+    """Where `pattern` ends that begins at `position`; it is one that also matches nothing."""
+    match = pattern.match(text, position)
+    assert match is not None
+    return match.end()
+
+
 class _UnreadableError(UserError):
     """An item that cannot be held, or that Python cannot convert."""
 
@@ -193,7 +201,7 @@ class _Text:
     def next(self) -> str:
         """The next character that is no white space, not consumed; empty at the end."""
         while True:
-            self.position = _SPACE.match(self.buffer, self.position).end()
+            self.position = _end(_SPACE, self.buffer, self.position)
             if self.position < len(self.buffer):
                 return self.buffer[self.position]
             if not self.more():
@@ -241,7 +249,7 @@ class _Text:
         UserError where the text ends within it.
         """
         if self.buffer[self.position] not in '"[{':  # a number
-            end = _SCALAR.match(self.buffer, self.position).end()
+            end = _end(_SCALAR, self.buffer, self.position)
             size, self.position = end - self.position, end
             return size
         depth, inside, size = 0, 0, 0

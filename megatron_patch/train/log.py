@@ -1,8 +1,14 @@
-"""What a run tells: Megatron's console line, the log file, TensorBoard's tags."""
+"""What a run tells: Megatron's console line, the log file, TensorBoard's tags.
+
+Lines and warnings go through Python's `logging`, below the name megatron_patch. The rank that writes the log has one handler for
+the console and one for the file. The others have none: their lines are dropped, and Python's handler of last resort
+writes their warnings and errors to stderr.
+"""
 
 from __future__ import annotations
 
 import datetime
+import logging
 import math
 import sys
 from pathlib import Path
@@ -11,13 +17,28 @@ from typing import Any
 from megatron_patch.config import TrainConfig
 from megatron_patch.train.step import StepResult
 
+_LOGGER = logging.getLogger("megatron_patch")
+
+
+class _Console(logging.Handler):
+    """Lines on stdout, warnings and errors on stderr, each flushed. What fails here is raised; logging's own would go on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
+
+
+class _File(logging.FileHandler):
+    """A full disk is raised, too, where logging's own would go on without the line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # what `emit` has just caught
+
 
 class RunLog:
     """Console, `log/NAME_DATE/`, `tensorboard/NAME_DATE/` of one rank; on the other ranks every call does nothing."""
 
     def __init__(self, config: TrainConfig, active: bool) -> None:
         self.active = active
-        self.file: Any = None
         self.writer: Any = None
         if not active:
             return
@@ -27,14 +48,17 @@ class RunLog:
         base = Path(config.output_path)
         self.folder = base / "log" / f"{config.name}_{stamp}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.folder / "train.log", "a", 1, "utf-8", "backslashreplace")  # noqa: SIM115  close() ends it
+        self.handlers = (_Console(), _File(self.folder / "train.log", encoding="utf-8", errors="backslashreplace"))
+        for handler in self.handlers:
+            _LOGGER.addHandler(handler)
+        _LOGGER.setLevel(logging.INFO)
+        _LOGGER.propagate = False  # a library that sets up the root logger would repeat every line
         self.writer = SummaryWriter(str(base / "tensorboard" / f"{config.name}_{stamp}"), max_queue=100, flush_secs=30)
 
     def line(self, text: str) -> None:
         """One line on the console and in the file."""
         if self.active:
-            print(text, flush=True)
-            self.file.write(text + "\n")
+            _LOGGER.info(text)
 
     def scalar(self, tag: str, value: float, iteration: int, samples: int | None = None) -> None:
         """A TensorBoard scalar, and where Megatron has it, the same over consumed samples."""
@@ -46,8 +70,11 @@ class RunLog:
     def close(self) -> None:
         if self.active:
             self.writer.close()
-            self.file.close()
-            sys.stdout.flush()
+            for handler in self.handlers:
+                _LOGGER.removeHandler(handler)
+                handler.close()
+            _LOGGER.setLevel(logging.NOTSET)
+            _LOGGER.propagate = True
 
 
 def training_line(

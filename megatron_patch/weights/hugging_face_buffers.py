@@ -86,7 +86,7 @@ def _frequencies(base: float, head_size: int) -> torch.Tensor:
 
 
 def _equal(got: torch.Tensor, wanted: torch.Tensor, close: Mapping[str, float]) -> bool:
-    return got.shape == wanted.shape and torch.allclose(got, wanted, **close)
+    return got.shape == wanted.shape and torch.allclose(got, wanted, rtol=close["rtol"], atol=close["atol"])
 
 
 def _base_of(got: torch.Tensor, head_size: int, close: Mapping[str, float]) -> str | None:

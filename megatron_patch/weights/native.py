@@ -78,6 +78,7 @@ def _tensor(
     """The tensor of `place`, put together from its chunks."""
     key = place.entry.key
     entry = metadata.state_dict_metadata[key]
+    assert isinstance(entry, TensorStorageMetadata), "open_native has looked"
     axes = len(megatron_shape(config, key, 0)) + (place.layer is not None)
     if len(entry.size) != axes:
         raise UserError(f"{folder}: {key} has shape {list(entry.size)}; a LLaMA's has {axes} axes.")
@@ -135,7 +136,9 @@ def _check_shape(folder: Path, config: LlamaConfig, extra: int, place: Place, go
 
 
 def _dtype_name(folder: Path, metadata: Metadata) -> str:
-    dtype = metadata.state_dict_metadata[EMBEDDING].properties.dtype
+    embedding = metadata.state_dict_metadata[EMBEDDING]
+    assert isinstance(embedding, TensorStorageMetadata), "open_native has looked"
+    dtype = embedding.properties.dtype
     for name, torch_dtype in TORCH_DTYPES.items():
         if torch_dtype == dtype:
             return name

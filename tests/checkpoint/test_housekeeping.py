@@ -78,15 +78,14 @@ def test_a_kill_amid_a_removal_leaves_nothing_that_looks_whole(tmp_path, monkeyp
     assert left(tmp_path) == ["100"]
 
 
-def test_what_cannot_be_removed_is_said_and_stops_nothing(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_removed_is_said_and_stops_nothing(tmp_path, monkeypatch, caplog):
     def fail(folder):
         raise OSError(39, "Directory not empty")
 
     (tmp_path / "iter_0000050.partial").mkdir()
     monkeypatch.setattr(shutil, "rmtree", fail)
     housekeeping.remove_left_over(tmp_path)
-    said = capsys.readouterr().err
-    assert "iter_0000050.partial is left over and could not be removed ([Errno 39] Directory not empty)" in said
+    assert "iter_0000050.partial is left over and could not be removed ([Errno 39] Directory not empty)" in caplog.text
 
 
 def test_of_a_linked_checkpoint_the_link_goes(tmp_path):
@@ -153,29 +152,29 @@ def test_a_save_after_going_back_keeps_what_the_tracker_names(save):
     assert left(root) == ["150", "200"] and read_tracker(root) == "150"
 
 
-def test_companions_are_copied_once(save, pretrained, capsys):
+def test_companions_are_copied_once(save, pretrained, caplog):
     root = save(50, pretrained)
     assert (root / "config.json").read_text() == "pretrained config.json" and (root / "tokenizer_config.json").exists()
     shutil.rmtree(pretrained)
     save(100, pretrained)
-    assert read_tracker(root) == "100" and capsys.readouterr().err == ""
+    assert read_tracker(root) == "100" and caplog.text == ""
 
 
-def test_a_checkpoint_to_copy_from_that_is_gone_costs_no_work(save, pretrained, capsys):
+def test_a_checkpoint_to_copy_from_that_is_gone_costs_no_work(save, pretrained, caplog):
     """The weights were read hours ago; config.json is made instead, and the rest follows when the folder is back."""
     os.replace(pretrained, pretrained.with_name("moved"))
     root = save(50, pretrained)
-    said = capsys.readouterr().err
+    said = caplog.text
     assert read_tracker(root) == "50" and '"hidden_size"' in (root / "config.json").read_text()
     assert said.count("warning:") == 1 and f"(there is no folder {pretrained} any more)" in said and "tokenizer.model" in said
     os.replace(pretrained.with_name("moved"), pretrained)
     save(100, pretrained)
-    assert (root / "tokenizer.model").read_text() == "pretrained tokenizer.model" and capsys.readouterr().err == ""
+    assert (root / "tokenizer.model").read_text() == "pretrained tokenizer.model" and caplog.text == said
 
 
-def test_companions_of_an_iteration_that_its_own_run_has_removed(save, pretrained, capsys):
+def test_companions_of_an_iteration_that_its_own_run_has_removed(save, pretrained, caplog):
     root = save(50, pretrained / "iter_0000010")
-    assert (root / "tokenizer.model").exists() and capsys.readouterr().err == ""
+    assert (root / "tokenizer.model").exists() and caplog.text == ""
 
 
 def test_two_tokenizers_are_not_mixed(save, pretrained, tmp_path):
@@ -186,9 +185,9 @@ def test_two_tokenizers_are_not_mixed(save, pretrained, tmp_path):
     assert (root / "config.json").read_text() == "pretrained config.json"
 
 
-def test_a_tokenizer_s_folder_that_is_gone_is_said(save, tmp_path, capsys):
+def test_a_tokenizer_s_folder_that_is_gone_is_said(save, tmp_path, caplog):
     root = save(50, tokenizer_path=str(tmp_path / "gone"))
-    assert read_tracker(root) == "50" and f"there is no folder {tmp_path / 'gone'}" in capsys.readouterr().err
+    assert read_tracker(root) == "50" and f"there is no folder {tmp_path / 'gone'}" in caplog.text
 
 
 def test_half_a_companion_is_not_taken_for_one(pretrained, tmp_path, monkeypatch):
