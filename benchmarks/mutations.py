@@ -37,7 +37,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rope_theta ignored", "megatron_patch/model/llama.py",
-        "self.rotary_base = llama.rotary_base", "self.rotary_base = 10000.0",
+        "return model.rotary_base\n", "return 10000.0\n",
         "tests/model/test_config_decides.py",
     ),
     Mutation(
