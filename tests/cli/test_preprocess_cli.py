@@ -99,7 +99,8 @@ def test_what_would_be_lost_is_said_before_anything_is_made(tmp_path):
 # The command, whose reading stops after the third chunk: by then two workers are there.
 HELD = """
 import runpy, time
-from megatron_patch.data import documents, preprocess, wudao_split
+from megatron_patch.preparation import pair, wudao_split
+from megatron_patch.records import documents
 
 def read_chunks(*arguments):
     for number, chunk in enumerate(documents.read_chunks(*arguments), start=1):
@@ -109,7 +110,7 @@ def read_chunks(*arguments):
             for _ in range(6000):  # a signal that comes just before one long sleep would wait for its end
                 time.sleep(0.1)
 
-preprocess.read_chunks = wudao_split.read_chunks = read_chunks
+pair.read_chunks = wudao_split.read_chunks = read_chunks
 runpy.run_module("megatron_patch.cli.preprocess", run_name="__main__")
 """
 
