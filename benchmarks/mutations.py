@@ -259,7 +259,8 @@ MUTATIONS = (
     ),
     Mutation(
         "consumed samples are not restored", "megatron_patch/train/loop.py",
-        "for name, value in vars(progress).items():\n            setattr(state, name, value)", "state.iteration = progress.iteration",
+        "for name, value in vars(progress).items():\n            setattr(state, name, value)",
+        "state.iteration = progress.iteration",
         "tests/train/test_run.py",
     ),
     Mutation(
@@ -275,7 +276,7 @@ MUTATIONS = (
     Mutation(
         "no checkpoint at the end", "megatron_patch/train/loop.py",
         "(every > 0 and iteration % every == 0) or iteration == last", "every > 0 and iteration % every == 0",
-        "tests/train/test_run.py",
+        "tests/train/test_evaluation.py",
     ),
     Mutation(
         "a line has the last loss alone", "megatron_patch/train/loop.py",

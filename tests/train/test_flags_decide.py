@@ -43,9 +43,7 @@ def micro_batches(step: int) -> Iterator[dict[str, Any]]:
         yield {"tokens": row[:, :-1], "labels": row[:, 1:].contiguous(), "loss_mask": torch.ones(1, 16)}
 
 
-def reference(
-    *, weight_decay: float, adam_beta1: float, adam_beta2: float, adam_eps: float, clip_grad: float
-) -> list[float]:
+def reference(*, weight_decay: float, adam_beta1: float, adam_beta2: float, adam_eps: float, clip_grad: float) -> list[float]:
     """The losses of transformers' model under torch's AdamW; norms are not decayed, and a clip of 0 is none."""
     model = AutoModelForCausalLM.from_pretrained(GOLDEN / "hf_gqa", dtype=torch.float32)
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -67,7 +65,14 @@ def reference(
 
 @pytest.mark.parametrize(
     "flag, value",
-    [("weight_decay", 3.0), ("adam_beta1", 0.2), ("adam_beta2", 0.3), ("adam_eps", 0.05), ("clip_grad", 0.05), ("clip_grad", 0.0)],
+    [
+        ("weight_decay", 3.0),
+        ("adam_beta1", 0.2),
+        ("adam_beta2", 0.3),
+        ("adam_eps", 0.05),
+        ("clip_grad", 0.05),
+        ("clip_grad", 0.0),
+    ],
 )
 def test_a_flag_of_the_optimizer_does_what_it_does_in_torch(alone, converted, flag, value):
     numbers = {**USUAL, flag: value}
