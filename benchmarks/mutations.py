@@ -37,7 +37,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rope_theta ignored", "megatron_patch/model/llama.py",
-        "self.rotary_base = llama.rotary_base", "self.rotary_base = 10000.0",
+        "return model.rotary_base\n", "return 10000.0\n",
         "tests/model/test_config_decides.py",
     ),
     Mutation(
@@ -87,9 +87,9 @@ MUTATIONS = (
         "tests/checkpoint/test_saved_state.py",
     ),
     Mutation(
-        "another seed goes on", "megatron_patch/folders/resumption.py",
-        '{"seed", "split"', '{"split"',
-        "tests/train/test_resume.py::test_a_run_of_the_same_name_with_other_arguments_is_refused",
+        "another seed goes on", "megatron_patch/folders/recorded_run.py",
+        '"seed", "split", "template"', '"split", "template"',
+        "tests/folders/test_resumption.py",
     ),
     Mutation(
         "minutes are hours", "megatron_patch/train/loop.py",
@@ -100,6 +100,225 @@ MUTATIONS = (
         "--kernels torch ignored", "megatron_patch/train/step.py",
         'prefer("torch" if state.config.options.kernels == "torch" else None)', "prefer(None)",
         "tests/train/test_kernels_option.py",
+    ),
+    # What flags and arguments say
+    Mutation(
+        "--weight-decay ignored", "megatron_patch/train/schedule.py",
+        "start_wd=config.options.weight_decay,\n        end_wd=config.options.weight_decay", "start_wd=0.1,\n        end_wd=0.1",
+        "tests/train/test_flags_decide.py",
+    ),
+    Mutation(
+        "--adam-beta2 ignored", "megatron_patch/core/transformer_config.py",
+        "adam_beta2=options.adam_beta2", "adam_beta2=0.95",
+        "tests/train/test_flags_decide.py",
+    ),
+    Mutation(
+        "--clip-grad ignored", "megatron_patch/train/step.py",
+        "factor, config.options.clip_grad)", "factor, 1.0)",
+        "tests/train/test_flags_decide.py",
+    ),
+    Mutation(
+        "--init-method-std ignored", "megatron_patch/core/transformer_config.py",
+        "init_method_std=config.options.init_method_std", "init_method_std=0.02",
+        "tests/train/test_flags_decide.py",
+    ),
+    Mutation(
+        "--exit-interval is one late", "megatron_patch/train/loop.py",
+        "self.iterations >= options.exit_interval", "self.iterations > options.exit_interval",
+        "tests/train/test_stopping.py",
+    ),
+    Mutation(
+        "--keep-last ignored", "megatron_patch/checkpoint/run_state.py",
+        "discard_old(root, config.options.keep_last)", "discard_old(root, 0)",
+        "tests/checkpoint/test_housekeeping.py",
+    ),
+    Mutation(
+        "--profile-step-start is one late", "megatron_patch/train/profiling.py",
+        "max(options.profile_step_start - 2, 0)", "max(options.profile_step_start - 1, 0)",
+        "tests/train/test_profiling.py",
+    ),
+    Mutation(
+        "another weight decay goes on", "megatron_patch/folders/recorded_run.py",
+        '"template", "weight_decay")', '"template")',
+        "tests/folders/test_resumption.py",
+    ),
+    Mutation(
+        "an iteration more than TRAIN_TOKENS", "megatron_patch/arguments/training.py",
+        "tokens // batch, warmup // batch", "-(-tokens // batch), warmup // batch",
+        "tests/arguments/test_training.py",
+    ),
+    Mutation(
+        "a GB is a GiB", "megatron_patch/arguments/conversion.py",
+        '"GB": 10**9', '"GB": 2**30',
+        "tests/arguments/test_conversion.py",
+    ),
+    Mutation(
+        "MEGATRON_PATH's tree is left out", "megatron_patch/launch.py",
+        "(engine, str(ROOT), *inherited)", "(str(ROOT), *inherited)",
+        "tests/test_launch.py",
+    ),
+    Mutation(
+        "--no-append-eod ignored", "megatron_patch/cli/preprocess.py",
+        "args.clean, not args.no_append_eod", "args.clean, True",
+        "tests/cli/test_preprocess_flags.py",
+    ),
+    Mutation(
+        "--valid-fraction ignored", "megatron_patch/cli/preprocess.py",
+        "valid_fraction=args.valid_fraction", "valid_fraction=0.01",
+        "tests/cli/test_preprocess_flags.py",
+    ),
+    # Data
+    Mutation(
+        "no end token after a document", "megatron_patch/preparation/encoding.py",
+        "ids += document + end", "ids += document",
+        "tests/preparation/test_pair.py",
+    ),
+    Mutation(
+        "a replica takes another's samples", "megatron_patch/data/samplers.py",
+        "range(self.rank * plan.micro_batch_size,", "range(0,",
+        "tests/data/test_samplers.py",
+    ),
+    Mutation(
+        "every pass in the same order", "megatron_patch/data/samplers.py",
+        "self.shuffle_seed + epoch", "self.shuffle_seed",
+        "tests/data/test_samplers.py",
+    ),
+    Mutation(
+        "learnt tokens shifted by one", "megatron_patch/data/sft.py",
+        "loss_mask[begin : end - 1] = learnt[1:]", "loss_mask[begin : end - 1] = learnt[:-1]",
+        "tests/data/test_sft.py",
+    ),
+    Mutation(
+        "a split rounded down", "megatron_patch/data/splits.py",
+        "begin, end = (round(share * float(len(lengths))) for share in ends)",
+        "begin, end = (int(share * float(len(lengths))) for share in ends)",
+        "tests/data/test_splits.py",
+    ),
+    Mutation(
+        "an index's second block begins at 0", "megatron_patch/records/indexed.py",
+        "file.write(np.concatenate([[offset], ends[:-1]])", "file.write(np.concatenate([[0], ends[:-1]])",
+        "tests/records/test_indexed.py",
+    ),
+    # Weights
+    Mutation(
+        "gate and up swapped", "megatron_patch/weights/table.py",
+        '(_MLP + "gate_proj.weight", _MLP + "up_proj.weight")', '(_MLP + "up_proj.weight", _MLP + "gate_proj.weight")',
+        "tests/weights/test_megatron_2023.py",
+    ),
+    Mutation(
+        "ranks' gate rows beside their up rows", "megatron_patch/weights/rules_2023.py",
+        "for start in (0, half) for shard in shards", "for shard in shards for start in (0, half)",
+        "tests/weights/test_megatron_2023.py",
+    ),
+    Mutation(
+        "Meta's o_proj split by rows", "megatron_patch/weights/meta.py",
+        '"layers.{}.attention.wo.weight", COLUMNS', '"layers.{}.attention.wo.weight", ROWS',
+        "tests/weights/test_meta.py",
+    ),
+    Mutation(
+        "new rows are the sum of the old", "megatron_patch/formats/lazy.py",
+        "(total / self.base.shape[0]).to(self.dtype)", "total.to(self.dtype)",
+        "tests/conversion/test_round_trip.py",
+    ),
+    Mutation(
+        "a strided view's second row", "megatron_patch/formats/lazy.py",
+        "start, columns = first * self.row_stride, self.shape[1]", "start, columns = first * self.shape[1], self.shape[1]",
+        "tests/formats/test_lazy.py",
+    ),
+    Mutation(
+        "--verify compares the target with itself", "megatron_patch/conversion/verify.py",
+        "source.hf(place), written.hf(place)", "written.hf(place), written.hf(place)",
+        "tests/weights/test_broken_sources.py::test_verify_compares_both_sides",
+    ),
+    # Kernels and model
+    Mutation(
+        "a query sees the next key", "megatron_patch/kernels/softmax.py",
+        "device=device).tril(keys - queries)", "device=device).tril(keys - queries + 1)",
+        "tests/kernels/test_softmax.py",
+    ),
+    Mutation(
+        "padding of the vocabulary counts", "megatron_patch/model/llama.py",
+        "            valid=self.valid_rows,\n", "            valid=None,\n",
+        "tests/train/test_vocabulary_padding.py",
+    ),
+    Mutation(
+        "a linear factor of positions ignored", "megatron_patch/model/llama.py",
+        'self.llama.rope_factor if self.llama.rope_type == LINEAR else 1.0', "1.0",
+        "tests/llama/test_rope_scaling.py",
+    ),
+    # Training
+    Mutation(
+        "warm-up counted in samples", "megatron_patch/train/schedule.py",
+        "lr_warmup_steps=config.warmup_iters", "lr_warmup_steps=config.warmup_iters * config.global_batch_size",
+        "tests/train/test_against_hugging_face.py -k one",
+    ),
+    Mutation(
+        "gradients of norms add up over steps", "megatron_patch/train/optimizer.py",
+        "torch._foreach_zero_(others)", "pass",
+        "tests/train/test_flags_decide.py",
+    ),
+    Mutation(
+        "consumed samples are not restored", "megatron_patch/train/loop.py",
+        "for name, value in vars(progress).items():\n            setattr(state, name, value)",
+        "state.iteration = progress.iteration",
+        "tests/train/test_run.py",
+    ),
+    Mutation(
+        "an incomplete batch counts as a whole one", "megatron_patch/train/loop.py",
+        "state.consumed_samples += in_batch", "state.consumed_samples += plan.global_batch_size",
+        "tests/train/test_run.py",
+    ),
+    Mutation(
+        "a tag of TensorBoard renamed", "megatron_patch/train/loop.py",
+        '"learning-rate": lr', '"learning rate": lr',
+        "tests/train/test_run.py",
+    ),
+    Mutation(
+        "no checkpoint at the end", "megatron_patch/train/loop.py",
+        "(every > 0 and iteration % every == 0) or iteration == last", "every > 0 and iteration % every == 0",
+        "tests/train/test_evaluation.py",
+    ),
+    Mutation(
+        "a line has the last loss alone", "megatron_patch/train/loop.py",
+        "sum(self.losses) / len(self.losses)", "self.losses[-1]",
+        "tests/train/test_loop.py",
+    ),
+    Mutation(
+        "the speed of all GPUs called one's", "megatron_patch/train/loop.py",
+        "/ seconds / layout.world_size", "/ seconds",
+        "tests/scripts/test_two_nodes.py",
+    ),
+    Mutation(
+        "the first rank writes the log", "megatron_patch/core/parallel.py",
+        "return self.rank == self.world_size - 1", "return self.rank == 0",
+        "tests/train/test_against_hugging_face.py -k PP2-hf_gqa",
+    ),
+    Mutation(
+        "stages begin as twins", "megatron_patch/core/parallel.py",
+        "seed + 100 * parallel_state", "seed + 0 * parallel_state",
+        "tests/core/test_parallel.py",
+    ),
+    # Checkpoints
+    Mutation(
+        "fp32 weights are saved as their bf16 ones", "megatron_patch/core/adam.py",
+        "return join_float32(self.model_copies[parameter], self.remainders[parameter], parameter.grad.detach())",
+        "return parameter.grad.detach().copy_(self.model_copies[parameter])",
+        "tests/core/test_adam.py tests/checkpoint/test_saved_state.py",
+    ),
+    Mutation(
+        "the schedule is not restored", "megatron_patch/checkpoint/run_state.py",
+        'scheduler.load_state_dict({**loaded["scheduler"], **lengths})', "pass",
+        "tests/train/test_run.py",
+    ),
+    Mutation(
+        "a rank's second row of optimizer state", "megatron_patch/checkpoint/optimizer_state.py",
+        "rows, columns = 1, min(width - column, last - first)", "rows, columns = 1, width - column",
+        "tests/checkpoint/test_optimizer_state.py",
+    ),
+    Mutation(
+        "sequences called documents", "megatron_patch/inspection/data.py",
+        "{data.boundaries - 1} documents", "{data.boundaries} documents",
+        "tests/inspection/test_inspection.py",
     ),
 )  # fmt: skip
 

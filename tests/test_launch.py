@@ -13,7 +13,7 @@ from megatron_patch.arguments.training import ARGUMENTS, read
 from megatron_patch.folders.layout import iteration_folder, write_tracker
 from megatron_patch.launch import main, worker_environment
 from megatron_patch.llama.model_config import to_hf_config
-from tests.launching import GOLDEN, PRETRAIN_ARGUMENTS
+from tests.launching import GOLDEN, PRETRAIN_ARGUMENTS, ROOT
 
 
 def test_what_nccl_and_cuda_need_is_set_unless_the_user_did(monkeypatch):
@@ -25,6 +25,12 @@ def test_what_nccl_and_cuda_need_is_set_unless_the_user_did(monkeypatch):
     assert worker_environment(None, [], tensor_parallel=True)["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
     monkeypatch.setenv("NCCL_GRAPH_REGISTER", "1")
     assert worker_environment(None, [], tensor_parallel=False)["NCCL_GRAPH_REGISTER"] == "1"
+
+
+def test_the_engine_comes_first_and_what_the_user_had_comes_last():
+    paths = worker_environment("/engine", ["/a", "/b"], tensor_parallel=False)["PYTHONPATH"].split(os.pathsep)
+    assert paths == ["/engine", str(ROOT), "/a", "/b"]
+    assert worker_environment(None, [], tensor_parallel=False)["PYTHONPATH"] == str(ROOT)
 
 
 def flags(output: Path, *more: str, **changed: object) -> list[str]:

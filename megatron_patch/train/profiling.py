@@ -30,7 +30,7 @@ def profiler(config: TrainConfig, layout: Layout) -> Iterator[Any]:
     folder = Path(config.output_path) / "tensorboard" / f"{config.name}_profile"
     schedule = torch.profiler.schedule(
         wait=max(options.profile_step_start - 2, 0),
-        warmup=1,
+        warmup=min(1, options.profile_step_start - 1),  # before the first iteration there is none to warm up in
         active=options.profile_step_end - options.profile_step_start,
         repeat=1,
     )

@@ -1,4 +1,4 @@
-"""How many processes, where: DSW's and DLC's environments."""
+"""How many processes, where: DSW's and DLC's environments. tests/scripts/test_two_nodes.py trains as a DLC job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 
 from megatron_patch.arguments import processes
 from megatron_patch.arguments.processes import plan_processes
-from tests.launching import GOLDEN, PRETRAIN, train
 
 
 @pytest.fixture(params=[0, 4], ids=["no GPU", "4 GPUs"])
@@ -46,12 +45,3 @@ def test_torchrun_s_processes_count_as_their_launcher_did(monkeypatch):
     }  # fmt: skip
     plan, findings = plan_processes("dlc", 2, environment)
     assert (plan.nodes, plan.node_rank, plan.per_node, plan.world_size) == (2, 1, 8, 16) and not findings
-
-
-def test_a_dlc_job_trains_as_dsw_does(tmp_path, monkeypatch):
-    corpus = GOLDEN / "data" / "corpus_text_document"
-    arguments = dict(MODEL_SIZE="tiny", DATASET_PATH=corpus, TRAIN_TOKENS=4 * 4 * 32, WARMUP_TOKENS=0)
-    wanted = train(PRETRAIN, tmp_path / "dsw", processes=2, **arguments)
-    job = {"WORLD_SIZE": 1, "RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": processes.free_port(), "NPROC_PER_NODE": 2}
-    got = train(PRETRAIN, tmp_path / "dlc", job=job, ENV="dlc", **arguments)
-    assert len(got) == 4 and got == wanted

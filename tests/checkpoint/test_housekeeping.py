@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import megatron_patch.core.device  # noqa: F401, I001
+
 import json
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from megatron_patch.checkpoint import housekeeping
-from megatron_patch.checkpoint import run_state as training
-from megatron_patch.config import Options, TrainConfig
+from megatron_patch.checkpoint.run_state import Progress, save_checkpoint
+from megatron_patch.config import Options
 from megatron_patch.core import parallel
 from megatron_patch.folders.layout import copy_companions, read_tracker, write_tracker
 from megatron_patch.folders.resumption import own_checkpoint
-from tests.tiny import tiny_config
+from megatron_patch.llama.model_config import LLAMA_SIZES
+from megatron_patch.train.log import RunLog
+from megatron_patch.train.setup import build_state
+from megatron_patch.train.step import train_step
+from tests.tiny import be_alone, tiny_config
 
 
 def folders(root: Path, *numbers: int) -> None:
@@ -109,30 +117,42 @@ def pretrained(tmp_path):
     return root
 
 
-@pytest.fixture
-def save(tmp_path, monkeypatch):
-    """`save_checkpoint` of this process alone, with one file for the state."""
-    monkeypatch.setattr(training.torch.distributed, "get_rank", lambda: 0)
-    monkeypatch.setattr(parallel, "barrier", lambda: None)
-    monkeypatch.setattr(training, "_state_dict", lambda *_, **__: {})
-    monkeypatch.setattr(training.dist_checkpointing, "save", lambda state, folder, *_, **__: Path(folder, "weights").touch())
+@pytest.fixture(scope="module")
+def trained():
+    """A model of one layer, alone in its group, after a step."""
+    be_alone()
+    config = tiny_config(model=replace(LLAMA_SIZES["tiny"], num_layers=1, vocab_size=64), global_batch_size=1)
+    state = build_state(config, parallel.start(config), RunLog(config, active=False), 4)
+    row = torch.ones(1, 16, dtype=torch.long)
+    train_step(state, iter([{"tokens": row, "labels": row, "loss_mask": torch.ones(1, 16)}]))
+    yield state
+    parallel.stop()
 
-    def saved(iteration: int, load: Path | None = None, **options: object) -> Path:
-        config = tiny_config(output_path=str(tmp_path / "out"), load=load and str(load))
-        config: TrainConfig = replace(config, options=Options(**options))
-        return training.save_checkpoint(config, None, None, None, training.Progress(iteration, 0, 0, 0)).parent
+
+@pytest.fixture
+def save(tmp_path, trained):
+    """Save what was trained as an iteration's checkpoint; returns the run's folder."""
+
+    def saved(iteration: int, load: Path | None = None, scheduler: object = None, **options: object) -> Path:
+        config = replace(trained.config, output_path=str(tmp_path / "out"), load=load and str(load), options=Options(**options))
+        progress = Progress(iteration, 0, 0, 0)
+        return save_checkpoint(config, trained.model, trained.optimizer, scheduler or trained.scheduler, progress).parent
 
     return saved
 
 
-def test_a_save_removes_what_killed_saves_left(save, tmp_path, monkeypatch):
+def test_a_save_removes_what_killed_saves_left(save, trained, tmp_path):
     root = save(50)
     for name in ("iter_0000060.partial", "iter_0000070.partial", "mine.partial"):
         (root / name).mkdir()
         (root / name / "weights").touch()
     there = []
-    monkeypatch.setattr(training, "_state_dict", lambda *_, **__: there.extend(left(root)))
-    save(60)
+
+    def asked():
+        there.extend(left(root))
+        return trained.scheduler.state_dict()
+
+    save(60, scheduler=SimpleNamespace(state_dict=asked))
     assert there == ["50", "60.partial"], "room is made before anything is written"
     assert left(root) == ["50", "60"] and (root / "mine.partial/weights").exists()
 

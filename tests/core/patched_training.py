@@ -1,22 +1,26 @@
-"""A whole small life of the distributed optimizer in one process: steps, a save, a resume, more steps."""
+"""A whole small life of the distributed optimizer, with all rows of the patch table and without each, in one process."""
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
 from pathlib import Path
+from typing import Any
 
 
-def train_save_and_resume(folder: str) -> None:
-    """Raises where the resumed losses differ from the uninterrupted ones, or anything on the way fails."""
+def train_save_and_resume(folder: str, layout: Any) -> None:
+    """Two steps, a save, a fresh start from it and two more.
+
+    Raises where the resumed losses differ from the uninterrupted ones, or anything on the way fails.
+    """
     from megatron_patch.checkpoint.run_state import Progress, resume, save_checkpoint
-    from megatron_patch.core import parallel
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
     from megatron_patch.train.step import train_step
-    from tests.tiny import be_alone, tiny_batches, tiny_config
+    from tests.tiny import tiny_batches, tiny_config
 
-    be_alone()
     config = tiny_config(output_path=folder)
-    layout = parallel.start(config)
 
     def fresh():
         return build_state(config, layout, RunLog(config, active=False), 4)
@@ -34,5 +38,38 @@ def train_save_and_resume(folder: str) -> None:
         loss = train_step(again, tiny_batches(step, 2)).loss
         again.scheduler.step(increment=1)
         if loss != losses[step]:
-            raise RuntimeError(f"Error: the loss of step {step} is {loss} after resuming, {losses[step]} without a stop")
+            raise RuntimeError(f"the loss of step {step} is {loss} after resuming, {losses[step]} without a stop")
+
+
+def outcomes(folder: Path) -> dict[str, str]:
+    """The error of a life without a row, by the row's name; empty where there was none. `all`: with every row."""
+    import megatron_patch.core.device  # noqa: F401
+
+    from megatron_patch.core import parallel, patches
+    from tests.tiny import be_alone, tiny_config
+
+    be_alone()
+    layout, found = parallel.start(tiny_config()), {}
+    rows, additions = patches.PATCHES, patches.ADDITIONS
+    core = [(row, importlib.import_module(row.module)) for row in rows + additions]
+    own = [(row, module, getattr(module, row.attribute)) for row, module in core if hasattr(module, row.attribute)]
+    names = [f"{row.module}.{row.attribute}" for row, _ in core]
+    for number, name in enumerate(["all", *names, "all again"]):
+        for row, module in core:
+            vars(module).pop(row.attribute, None)
+        for row, module, value in own:
+            setattr(module, row.attribute, value)
+        patches.PATCHES, patches.ADDITIONS = (
+            tuple(row for row in part if f"{row.module}.{row.attribute}" != name) for part in (rows, additions)
+        )
+        try:
+            train_save_and_resume(str(folder / str(number)), layout)
+            found[name] = ""
+        except Exception as error:  # whatever it is, it is told
+            found[name] = f"{type(error).__name__}: {error}"
     parallel.stop()
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(outcomes(Path(sys.argv[1]))))

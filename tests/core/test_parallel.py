@@ -1,7 +1,16 @@
+"""What processes share and what each has of its own."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001
+
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from megatron.core import parallel_state
 
 from megatron_patch.core import parallel
 
@@ -25,3 +34,16 @@ def test_random_streams_are_left_alone_for_a_while():
         pass
     with pytest.raises(Exception, match="is not added"), tracker.fork("no such stream"):
         pass
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_each_pipeline_stage_draws_numbers_of_its_own(monkeypatch, stage):
+    """Megatron's rule: the seed plus 100 a stage. With one stream for all, layers of two stages would begin as twins."""
+    monkeypatch.setattr(parallel_state, "get_pipeline_model_parallel_rank", lambda: stage)
+    monkeypatch.setattr(parallel.tensor_parallel, "model_parallel_cuda_manual_seed", lambda seed: seeds.append(seed))
+    seeds: list[int] = []
+    parallel.seed_everything(7)
+    got = torch.rand(3).tolist(), float(np.random.rand()), random.random()
+    seed = 7 + 100 * stage
+    wanted = torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
+    assert got == (wanted, float(np.random.RandomState(seed).rand()), random.Random(seed).random()) and seeds == [seed]

@@ -42,6 +42,11 @@ def test_a_part_whose_epochs_would_fill_the_memory_is_none(tmp_path):
         usable_split("1,10,0", [(1.0, write_pair(tmp_path / "other", [1] + [0] * 99_999 + [50] * 1_000_000))], **asked)
 
 
+def test_shares_are_rounded_as_core_rounds_them(tmp_path):
+    """Half of three documents are two, so that validation has the empty one alone."""
+    assert usable_split("50,50,0", [(1.0, write_pair(tmp_path / "pair", [50, 50, 0]))]) == "50,0,0"
+
+
 def test_in_a_blend_each_part_needs_tokens(tmp_path):
     whole, empty = write_pair(tmp_path / "whole", [50] * 100), write_pair(tmp_path / "empty", [50] * 98 + [0, 0])
     assert usable_split("98,2,0", [(0.5, whole), (0.5, empty)]) == "98,0,0"

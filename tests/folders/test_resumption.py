@@ -81,6 +81,13 @@ DECISIVE = {
     "train_iters (TRAIN_TOKENS) was 4 and is 3": dict(train_iters=3),
     "seed was 1234 and is 5": dict(options=Options(seed=5)),
     "split was '98,2,0' and is '90,10,0'": dict(options=Options(split="90,10,0")),
+    "weight_decay was 0.1 and is 0.2": dict(options=Options(weight_decay=0.2)),
+    "adam_beta1 was 0.9 and is 0.8": dict(options=Options(adam_beta1=0.8)),
+    "adam_beta2 was 0.95 and is 0.9": dict(options=Options(adam_beta2=0.9)),
+    "adam_eps was 1e-08 and is 1e-06": dict(options=Options(adam_eps=1e-6)),
+    "clip_grad was 1.0 and is 0.0": dict(options=Options(clip_grad=0.0)),
+    "packing was false and is true": dict(options=Options(packing=True)),
+    "template was 'auto' and is 'alpaca'": dict(options=Options(template="alpaca")),
 }
 
 

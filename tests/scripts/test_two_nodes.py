@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+
+import pytest
 
 from megatron_patch.arguments.processes import free_port
 from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, environment, steps, train
@@ -42,3 +45,5 @@ def test_two_nodes_train_as_two_processes_of_one(tmp_path):
     assert list(steps(tmp_path / "two")) == wanted and len(wanted) == 4
     assert all(f"PYTHONPATH names {other}, which holds another Megatron; it is left out." in text for text in said)
     assert sum("iteration        4/       4" in text for text in said) == 1, "one rank of the whole job writes the log"
+    spent, speed = re.search(r"4/       4 .*\(ms\): ([\d.]+) .*tokens per second per GPU: (\d+)", "".join(said)).groups()
+    assert int(speed) * float(spent) / 1000 * 2 == pytest.approx(4 * 32, rel=0.02), "of each of two, not of both together"

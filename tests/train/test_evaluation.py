@@ -50,3 +50,5 @@ def test_each_evaluation_goes_on_in_the_validation_data(tmp_path):
     got = scalars(tmp_path / "out", "lm loss validation")
     assert list(got) == [EVERY * place for place in range(1, EVALUATIONS + 1)]
     assert list(got.values()) == pytest.approx(wanted, rel=1e-5)
+    (run,) = (tmp_path / "out/checkpoint").iterdir()
+    assert (run / f"iter_{STEPS:07d}").is_dir(), "at the end a checkpoint, however long SAVE_INTERVAL is"

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_patch.arguments.processes import free_port
 from megatron_patch.config import Options
@@ -73,28 +74,40 @@ def test_passes_of_several_processes_equal_core_s_schedule(processes, layout):
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+class Collectives(TorchDispatchMode):
+    """Notes which collectives ran, and over which group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[str, str]] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            group = next(argument for argument in args if isinstance(argument, torch.ScriptObject))
+            self.seen.add((str(function), torch.distributed.ProcessGroup.unbox(group).group_name))
+        return function(*args, **(kwargs or {}))
+
+
 def test_the_rehearsal_counts_memory_when_all_that_stays_is_there(alone, monkeypatch):
-    """Adam's state, and communicators; and no time is spent on products of a size that may not come again."""
+    """Adam's state, and every communicator of a step; and no time is spent on products of a size that may not come again."""
+    monkeypatch.setattr(steps, "why_no_graphs", lambda *_: "")
+    monkeypatch.setattr(steps, "MicroBatchGraphs", Launched)
+    monkeypatch.setattr(parallel, "any_rank", lambda here: here)
+    monkeypatch.setattr(products, "is_tunable", lambda *_: True)  # whoever tries algorithms here fails: there are none
     config = tiny_config(global_batch_size=4)
     state = build_state(config, alone, RunLog(config, active=False), 4)
-    adam, done = steps.optim.single(state.optimizer).optimizer, []
-    monkeypatch.setattr(steps, "_over_replicas", lambda numbers: done.append("sums") or numbers)
-    monkeypatch.setattr(steps.optim, "measure_gradients", lambda *_: done.append("norm"))
-    state.gathers = SimpleNamespace(start=lambda: done.append("weights"))
+    adam, by_then = steps.optim.single(state.optimizer).optimizer, set()
 
-    def work(batch, closes):
-        assert closes and not done
+    def memory_left():
+        monkeypatch.setattr(products, "is_tunable", lambda *_: False)
         assert all(adam.state[parameter] for group in adam.param_groups for parameter in group["params"])
-        assert products._guessing
-        return torch.zeros(2)
+        by_then.update(collectives.seen)
+        return 1 << 30, 1 << 30
 
-    taken = iter([500, 40])  # by a pass forward and backward, and by one forward
-    monkeypatch.setattr(device, "bytes_taken", lambda work: (work(), next(taken))[1])
-    graphs, asked = MicroBatchGraphs(work, reduces=True), []
-    monkeypatch.setattr(graphs, "pair_if_it_fits", lambda *needs: asked.append((*needs, *done)))
-    first, *others = rows(0, 4)
-    assert list(steps._rehearse(state, graphs, iter([first, *others]))) == [first, *others]
-    assert asked == [(500, 40, "sums", "norm", "weights")]
+    monkeypatch.setattr(device, "memory_left", memory_left)
+    with Collectives() as collectives:
+        steps.train_step(state, rows(0, 4))
+    assert state.runs_pairs and by_then == collectives.seen and len(by_then) > 2, collectives.seen
 
 
 @pytest.mark.parametrize("left, together, says", [(2612, 2, "two micro-batches go"), (2611, 1, "one micro-batch goes")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_patch.train import loop
+from megatron_patch.train.step import StepResult
 from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run, succeed
 
 PASSES, UPDATE = 10.0, 2.0  # seconds of an iteration: until its numbers are known, and what comes then
@@ -43,6 +44,13 @@ def test_every_line_counts_as_many_updates_as_iterations(monkeypatch, interval):
     known = [machine.iterate(window) for _ in range(interval)][-1]
     lines.append(window.seconds_per_iteration(known))
     assert lines == [PASSES + UPDATE] * 4
+
+
+def test_a_line_s_loss_is_the_mean_of_the_iterations_that_learnt():
+    window = loop._Window()
+    for loss, tokens, found_inf in ((1.0, 8, False), (9.0, 8, True), (4.0, 8, False), (0.0, 0, False)):
+        window.add(StepResult(loss, tokens, grad_norm=1.0, found_inf=found_inf, loss_scale=1.0))
+    assert (window.loss, window.skipped, window.iterations) == (2.5, 1, 4)
 
 
 def test_a_save_between_two_lines_loses_no_count(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import threading
 import psutil
 import pytest
 
+from megatron_patch.arguments.training import ARGUMENTS
+from megatron_patch.launch import main
 from tests.launching import (
     FINETUNE,
     FINETUNE_ARGUMENTS,
@@ -103,7 +106,24 @@ def test_a_run_of_the_same_name_with_other_arguments_is_refused(tmp_path):
     assert "seed was 1234 and is 5" in other.stdout
 
 
-def test_a_run_goes_on_only_from_its_own_model_and_data(tmp_path):
+def decided(monkeypatch, capsys, values: dict[str, object]) -> tuple[int, str]:
+    """What the launcher makes of a fine-tuning that is started again, up to torchrun: its status, and what it says."""
+    flags = [f"{ARGUMENTS['finetune'][name].flag}={value}" for name, value in values.items()]
+    status = 0
+    with monkeypatch.context() as here:
+        here.setattr(os, "execve", lambda *_: None)
+        for name, value in environment(1).items():
+            here.setenv(name, value)
+        try:
+            main(["finetune", *flags])
+        except SystemExit as left:
+            status = left.code
+    said = capsys.readouterr()
+    return status, said.out + said.err
+
+
+def test_a_run_goes_on_only_from_its_own_model_and_data(tmp_path, monkeypatch, capsys):
+    """Two runs; what else could be named is left to the launcher, which decides as every process does."""
     models = [convert(GOLDEN / "hf_mha", tmp_path / "a"), tmp_path / "b"]
     shutil.copytree(*models)
     largest = max(models[1].rglob("*.distcp"), key=lambda file: file.stat().st_size)
@@ -120,12 +140,13 @@ def test_a_run_goes_on_only_from_its_own_model_and_data(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(models[0])
     for name in (f"{models[0]}/", link, "none", models[0]):
-        succeed(run(FINETUNE, *{**first, "PRETRAIN_CHECKPOINT_PATH": name}.values(), processes=1))
+        status, said = decided(monkeypatch, capsys, {**first, "PRETRAIN_CHECKPOINT_PATH": name})
+        assert status == 0 and "begins anew" not in said, said
     moved = models[0].rename(tmp_path / "elsewhere")
-    assert "the run goes on from its own checkpoint" in succeed(run(FINETUNE, *first.values(), processes=1))
+    assert "the run goes on from its own checkpoint" in decided(monkeypatch, capsys, first)[1]
     moved.rename(models[0])
-    other = run(FINETUNE, *{**first, "PRETRAIN_CHECKPOINT_PATH": models[1]}.values(), processes=1)
-    assert other.returncode == 2 and f"load was '{models[0]}' and is '{models[1]}'" in other.stdout
+    status, said = decided(monkeypatch, capsys, {**first, "PRETRAIN_CHECKPOINT_PATH": models[1]})
+    assert status == 2 and f"load was '{models[0]}' and is '{models[1]}'" in said
     data.write_text(json.dumps(samples * 2))
-    other = run(FINETUNE, *first.values(), processes=1)
-    assert other.returncode == 2 and "train_data_bytes was" in other.stdout
+    status, said = decided(monkeypatch, capsys, first)
+    assert status == 2 and "train_data_bytes was" in said

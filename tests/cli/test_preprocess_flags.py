@@ -1,0 +1,52 @@
+"""Flags of data preparation reach what they are for; in this process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from megatron_patch.cli.preprocess import main
+from megatron_patch.records.indexed import read_index
+
+TEXTS = ["One two three.", "Four five six seven.", "Eight."]
+
+
+def prepared(golden, folder, records, *flags) -> list[list[int]]:
+    """The documents of a pair that the command makes of `records`."""
+    (folder / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    command = ["--input", folder / "in.jsonl", "--output-prefix", folder / "out", "--tokenizer-folder", golden / "hf_mha"]
+    assert main([str(word) for word in (*command, "--workers", 1, *flags)]) == 0
+    data = read_index(folder / "out")
+    return [data.document(i).tolist() for i in range(len(data.lengths))]
+
+
+@pytest.mark.parametrize("flags, end", [((), [2]), (("--no-append-eod",), [])])
+def test_documents_end_in_a_token_unless_they_are_not_to(golden, tmp_path, tokenizer, flags, end):
+    got = prepared(golden, tmp_path, [{"text": text} for text in TEXTS], *flags)
+    assert got == [tokenizer.tokenize(text) + end for text in TEXTS]
+
+
+@pytest.mark.parametrize("flags, key", [((), "text"), (("--json-key", "body", "title"), "body")])
+def test_a_record_s_text_is_under_the_first_key_that_it_has(golden, tmp_path, tokenizer, flags, key):
+    records = [{"title": "no", "content": "no", "text": TEXTS[0], "body": TEXTS[1]}]
+    assert prepared(golden, tmp_path, records, *flags) == [[*tokenizer.tokenize(records[0][key]), 2]]
+
+
+def test_unusable_records_are_as_many_as_are_allowed(golden, tmp_path, tokenizer, capsys):
+    records = [{"text": TEXTS[0]}, {"no text": ""}]
+    assert prepared(golden, tmp_path, records, "--max-bad-fraction", 0.5) == [[*tokenizer.tokenize(TEXTS[0]), 2]]
+    with pytest.raises(AssertionError):
+        prepared(golden, tmp_path, records, "--max-bad-fraction", 0.4, "--overwrite", "--json-key", "text")
+    assert "1 of 2 records are bad, more than the allowed fraction 0.4" in capsys.readouterr().err
+
+
+def test_so_many_records_are_held_out(tmp_path):
+    """Of 400 texts, whose checksums decide, a quarter; with none a list of none."""
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"content": f"Text {i}."}) + "\n" for i in range(400)))
+    for fraction, least, most in ((0.25, 70, 130), (0, 0, 0)):
+        output = tmp_path / str(fraction)
+        command = ["--input", tmp_path / "in.jsonl", "--sft-output-dir", output, "--valid-fraction", fraction]
+        assert main([str(word) for word in command]) == 0
+        train, valid = (json.loads((output / f"wudao_{side}.json").read_text()) for side in ("train", "valid"))
+        assert len(train) + len(valid) == 400 and least <= len(valid) <= most

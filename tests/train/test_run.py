@@ -1,0 +1,92 @@
+"""A whole run in this process: what it logs under which names, what it counts, and what a second start takes up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_patch.config import Options, TrainConfig
+from megatron_patch.data.finetune import finetune_run_data
+from megatron_patch.llama.model_config import read_hf_config
+from megatron_patch.train.log import RunLog
+from megatron_patch.train.loop import run, start_state
+from megatron_patch.train.setup import build_state
+from tests.launching import GOLDEN
+from tests.tiny import tiny_config
+
+LENGTH, BATCH, SAMPLES, EPOCHS, LR, MIN_LR = 64, 2, 3, 2, 1e-3, 1e-4
+STEPS = EPOCHS * -(-SAMPLES // BATCH)
+CONSUMED = [2, 3, 5, 6]  # the second batch of each pass lacks a sample
+
+
+@dataclass(frozen=True)
+class Finished:
+    config: TrainConfig
+    folder: Path
+
+    def scalars(self) -> dict[str, dict[int, float]]:
+        """Every tag of TensorBoard: step → value."""
+        (folder,) = (self.folder / "tensorboard").iterdir()
+        events = EventAccumulator(str(folder)).Reload()
+        return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+@pytest.fixture(scope="module")
+def finished(alone, tmp_path_factory) -> Finished:
+    """Two passes over three samples, two of them a batch."""
+    folder = tmp_path_factory.mktemp("run")
+    data = folder / "data.jsonl"
+    data.write_text("".join(f'{{"instruction": "Count {n}.", "output": "One, two."}}\n' for n in range(SAMPLES)))
+    config = tiny_config(
+        task="finetune", output_path=str(folder), model=read_hf_config(GOLDEN / "hf_mha"), train_data_path=str(data),
+        valid_data_path=str(data), seq_length=LENGTH, pad_length=LENGTH, precision="fp32", lr=LR, min_lr=MIN_LR,
+        options=Options(tokenizer_path=str(GOLDEN / "hf_mha"), num_workers=0),
+    )  # fmt: skip
+    config, log = replace(config, epochs=EPOCHS), RunLog(config, active=True)
+    data = finetune_run_data(config, alone, log.line)
+    state = build_state(config, alone, log, data.train_iters)
+    start_state(state, log)
+    run(state, data, log)
+    log.close()
+    return Finished(config, folder)
+
+
+def test_tensorboard_has_megatron_s_tags_at_iterations_and_at_samples(finished):
+    found, iterations = finished.scalars(), list(range(1, STEPS + 1))
+    for tag in ("lm loss", "learning-rate", "batch-size", "loss-scale", "grad-norm", "iteration-time"):
+        assert list(found.pop(tag)) == iterations and list(found.pop(f"{tag} vs samples")) == CONSUMED, tag
+    for tag in ("lm loss validation", "lm loss validation ppl"):
+        assert list(found.pop(tag)) == [2, 4] and list(found.pop(f"{tag} vs samples")) == [3, 6], tag
+    others = ("throughput", "mem-max-allocated-bytes")  # of iterations alone
+    assert {tag: list(values) for tag, values in found.items()} == dict.fromkeys(others, iterations)
+
+
+def test_logged_numbers_are_those_of_the_step(finished):
+    found = finished.scalars()
+    cosine = [MIN_LR + (LR - MIN_LR) * (1 + math.cos(math.pi * step / STEPS)) / 2 for step in range(STEPS)]
+    assert list(found["learning-rate"].values()) == pytest.approx(cosine, rel=1e-6)
+    assert set(found["batch-size"].values()) == {BATCH}
+    flops = BATCH * LENGTH * finished.config.model.flops_per_token(LENGTH)
+    for iteration, seconds in found["iteration-time"].items():
+        assert found["throughput"][iteration] == pytest.approx(flops / seconds / 1e12, rel=1e-5)
+    losses, perplexities = found["lm loss validation"], found["lm loss validation ppl"]
+    assert list(perplexities.values()) == pytest.approx([math.exp(loss) for loss in losses.values()], rel=1e-5)
+
+
+def test_a_second_start_knows_how_far_the_first_has_come(finished, alone):
+    """All of the progress, and the schedule, which is at its end."""
+    log = RunLog(finished.config, active=False)
+    state = build_state(finished.config, alone, log, STEPS)
+    start_state(state, log)
+    assert (state.iteration, state.consumed_samples) == (STEPS, CONSUMED[-1])
+    state.scheduler.step(increment=0)  # the rate of this place; the optimizer's own state holds the last one anyway
+    assert state.optimizer.param_groups[0]["lr"] == pytest.approx(MIN_LR, rel=1e-12)
+
+
+def test_every_pass_leaves_a_checkpoint(finished):
+    root = Path(finished.config.checkpoint_folder)
+    assert sorted(path.name for path in root.glob("iter_*")) == ["iter_0000002", "iter_0000004"]
