@@ -63,17 +63,15 @@ class Kernel:
     two forms stand side by side, so that a test of a kernel changes nothing for the tests around it.
     """
 
-    def __init__(self, function: Callable, tune: Callable | None = None) -> None:
+    def __init__(self, function: Callable) -> None:
         self._function = function
-        self._tune = tune
 
     def __getitem__(self, grid) -> Callable:
         return functools.partial(self._launch, grid)
 
     @functools.cached_property
     def compiled(self):
-        compiled = triton.jit(self._function)
-        return self._tune(compiled) if self._tune else compiled
+        return triton.jit(self._function)
 
     @functools.cached_property
     def _interpreted(self):

@@ -93,20 +93,6 @@ def join_float32(rounded: torch.Tensor, remainder: torch.Tensor, out: torch.Tens
     return out
 
 
-def adamw_step_list_(
-    masters: Sequence[torch.Tensor],
-    exp_avgs: Sequence[torch.Tensor],
-    exp_avg_sqs: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    model_copies: Sequence[torch.Tensor | None],
-    **options,
-) -> None:
-    """`adamw_step_` for each of several shards that share step, rates and scale. ValueError if the lists
-    differ in length."""
-    for tensors in zip(masters, exp_avgs, exp_avg_sqs, grads, model_copies, strict=True):
-        adamw_step_(*tensors, **options)
-
-
 def grad_norm_squared(
     tensors: Sequence[torch.Tensor],
     scale: torch.Tensor | float | None = None,

@@ -73,15 +73,6 @@ def rope_qkv(
     return _RopeQKV.apply(qkv, cos, sin, num_heads, num_groups, head_dim, use_triton(implementation, qkv))
 
 
-def rope(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, implementation: str | None = None
-) -> torch.Tensor:
-    """Rotates x [S, B, N, D] into a new tensor; cos and sin float32 [S, D/2] or [S, B, D/2]. ValueError as
-    for shapes."""
-    _check_tables(cos, sin, x.shape[0], x.shape[1], x.shape[3])
-    return _Rope.apply(x, cos, sin, use_triton(implementation, x))
-
-
 def rope_reference(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """x [S, B, N, D], rotated by the angles of the tables; pass −sin to rotate back."""
     cos, sin = (t.unsqueeze(-2) if t.dim() == 3 else t[:, None, None] for t in (cos, sin))
@@ -137,24 +128,6 @@ class _RopeQKV(torch.autograd.Function):
         return dqkv, None, None, None, None, None, None
 
 
-class _Rope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, cos, sin, triton):
-        ctx.save_for_backward(cos, sin)
-        ctx.triton = triton
-        return _rotate(x, cos, sin, 1.0) if triton else rope_reference(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx, dy):
-        cos, sin = ctx.saved_tensors
-        return (
-            (_rotate(dy, cos, sin, -1.0) if ctx.triton else rope_reference(dy, cos, -sin)),
-            None,
-            None,
-            None,
-        )
-
-
 def _views(packed, num_heads, num_groups, head_dim):
     """Views of a packed tensor: q [S, B, G, N/G, D], k and v [S, B, G, D]."""
     length, batch, _ = packed.shape
@@ -168,9 +141,7 @@ def _split_and_rotate(qkv, cos, sin, num_heads, num_groups, head_dim):
     in_place = num_heads == num_groups and qkv.is_contiguous()
     source = overwrite(qkv) if in_place else qkv.contiguous()
     target = source if in_place else torch.empty_like(source).view(-1)
-    _launch_rotation(
-        source, target, cos, sin, num_groups, num_heads // num_groups, head_dim, 2, in_place, 1.0
-    )
+    _launch_rotation(source, target, cos, sin, num_groups, num_heads // num_groups, head_dim, in_place)
     if in_place:
         q, k, v = _views(target, num_heads, num_groups, head_dim)
         return q[:, :, :, 0], k, v
@@ -179,22 +150,15 @@ def _split_and_rotate(qkv, cos, sin, num_heads, num_groups, head_dim):
     return tuple(part.view(length, batch, -1, head_dim) for part in (q, k, v))
 
 
-def _rotate(x, cos, sin, direction):
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    _launch_rotation(x, y, cos, sin, x.shape[2], 1, x.shape[3], 0, False, direction)
-    return y
-
-
-def _launch_rotation(source, target, cos, sin, groups, queries, head_dim, extra, in_place, direction):
+def _launch_rotation(source, target, cos, sin, groups, queries, head_dim, in_place):
     length, batch = source.shape[:2]
-    slots = groups * (queries + extra)
+    slots = groups * (queries + 2)
     if source.numel():
         grid, half, heads_block, half_block = _grid(length * batch, slots, head_dim)
         cos, sin, stride_s, stride_b = _table_strides(cos, sin)
         _rotation_kernel[grid](
-            source, target, cos, sin, batch, groups, stride_s, stride_b, direction, queries, extra, half,
-            in_place, heads_block, half_block,
+            source, target, cos, sin, batch, groups, stride_s, stride_b, queries, half, in_place,
+            heads_block, half_block,
         )  # fmt: skip
 
 
@@ -231,15 +195,14 @@ def _table_strides(cos, sin):
 
 @kernel
 def _rotation_kernel(
-    source_ptr, target_ptr, cos_ptr, sin_ptr, batch, groups, stride_s, stride_b, direction,
-    QUERIES: tl.constexpr, EXTRA: tl.constexpr, HALF: tl.constexpr, IN_PLACE: tl.constexpr,
-    HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+    source_ptr, target_ptr, cos_ptr, sin_ptr, batch, groups, stride_s, stride_b,
+    QUERIES: tl.constexpr, HALF: tl.constexpr, IN_PLACE: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
     slot = tl.program_id(1) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK)
-    group, place = slot // (QUERIES + EXTRA), slot % (QUERIES + EXTRA)
+    group, place = slot // (QUERIES + 2), slot % (QUERIES + 2)
     column = tl.arange(0, HALF_BLOCK)
-    slots = groups * (QUERIES + EXTRA)
+    slots = groups * (QUERIES + 2)
     is_value = place == QUERIES + 1
     wanted = slot < slots
     if IN_PLACE:
@@ -247,7 +210,7 @@ def _rotation_kernel(
     mask = wanted[:, None] & (column < HALF)[None, :]
     angle = (token // batch) * stride_s + (token % batch) * stride_b + column
     cos = tl.load(cos_ptr + angle, mask=column < HALF, other=0.0)[None, :]
-    sin = tl.load(sin_ptr + angle, mask=column < HALF, other=0.0)[None, :] * direction
+    sin = tl.load(sin_ptr + angle, mask=column < HALF, other=0.0)[None, :]
     source = (token.to(tl.int64) * slots + slot)[:, None] * (2 * HALF) + column[None, :]
     a = tl.load(source_ptr + source, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(source_ptr + source + HALF, mask=mask, other=0.0).to(tl.float32)

@@ -178,7 +178,7 @@ def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | Non
     if data.valid is None or data.valid_plan is None or data.eval_batches == 0:
         return None
     first = 0
-    if not data.fresh_validation and data.eval_every:
+    if data.valid_plan.passes is None:
         done = -(-state.iteration // data.eval_every) - 1
         first = done * data.eval_batches % data.valid_plan.batches_per_pass
     sampler = MicroBatchSampler(
