@@ -27,18 +27,22 @@ _WITH_ZERO, _WITHOUT_ZERO = "optimizer.state.param.", "optimizer.state.fp32_para
 
 
 def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
-    """core's sharded state dict of `optimizer`; `weights` is that of the model, made from the same parameters. core itself
-    loads what is saved from it.
+    """A sharded state dict of `optimizer`, in the form that core itself saves and loads.
 
-    Loading fills the optimizer's own tensors; `load_optimizer_state` takes the rest. fp32 weights that are kept in halves
-    stand in the gradients' place meanwhile, so this is for between two steps.
+    Loading fills the tensors in it, and `load_optimizer_state` takes the rest. Call it between two steps only: freed fp32 weights
+    are rebuilt in the gradient buffers, and are saved from there or loaded into there.
+
+    Args:
+        optimizer: core's, of this rank.
+        weights: the model's sharded state dict, made from the same parameters.
+        is_loading: whether the dict is for loading; the moments are allocated then, if no step has done it.
     """
     (inner,) = optimizer.chained_optimizers
     if not isinstance(inner, DistributedOptimizer):
         return optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(SHARDING))
     if is_loading:
         inner.optimizer.make_state()
-    inner._copy_model_grads_to_main_grads()  # copies nothing: says where the gradients are
+    inner._copy_model_grads_to_main_grads()  # no copy, despite its name: it attaches `.grad`, into which weights are rebuilt
     shards = {"param_state": list(_shards(inner, weights)), "param_state_sharding_type": SHARDING["distrib_optim_sharding_type"]}
     return {**inner.state_dict(), **shards}
 
@@ -48,7 +52,9 @@ def load_optimizer_state(optimizer: ChainedOptimizer, loaded: dict[str, Any]) ->
     (inner,) = optimizer.chained_optimizers
     if isinstance(inner, DistributedOptimizer):
         inner.optimizer.values_were_set()
-        for chunk in inner.model_chunks:  # who wrote the file may have rounded ties otherwise than this rank just did
+        # Splitting fp32 values rewrites this rank's bf16 weights, and it rounds ties away from zero. The program that wrote the
+        # file may have rounded them to even, so the other ranks take the weights from here.
+        for chunk in inner.model_chunks:
             chunk.start_param_sync()
         loaded = {key: value for key, value in loaded.items() if not key.startswith("param_state")}
     optimizer.load_state_dict(_in_own_form(loaded, nested=not isinstance(inner, FP32Optimizer)))
@@ -93,6 +99,7 @@ def _shards(optimizer: DistributedOptimizer, weights: dict[str, Any]) -> Iterato
             for bucket in buckets:
                 for parameter, where in bucket["param_map"].items():
                     flat = optimizer._get_main_param_and_optimizer_states(parameter)
+                    # The fp32 weight's own storage was freed; its value is rebuilt in the gradient buffer, and saved from there.
                     flat["param"] = optimizer.optimizer.value_in_gradient(flat["param"])
                     for name, shard in flat.items():
                         entry = by_parameter[id(parameter)]

@@ -156,9 +156,8 @@ def _check(master, exp_avg, exp_avg_sq, grad, model_copy, step) -> None:
             continue
         if tensor.shape != master.shape or not tensor.is_contiguous():
             raise ValueError(
-                f"{name} is {list(tensor.shape)}, strides {list(tensor.stride())}; it must be"
-                " contiguous and, like"
-                f" master, {list(master.shape)}."
+                f"{name} is {list(tensor.shape)}, strides {list(tensor.stride())}; "
+                f"it must be contiguous and, like master, {list(master.shape)}."
             )
         if tensor.dtype != torch.float32 and name not in ("grad", "model_copy") and not (name == "master" and split):
             allowed = ", or torch.int16 beside a bfloat16 model_copy" if name == "master" else ""

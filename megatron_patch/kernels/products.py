@@ -39,8 +39,10 @@ _guessing = False
 
 @contextlib.contextmanager
 def first_guess() -> Iterator[None]:
-    """Products of shapes that were not met before run as torch has them, and nothing is tried: for a pass that is not the
-    one to be repeated."""
+    """Inside, products of shapes that are not tuned yet run through torch, untuned.
+
+    For passes that run once: a rehearsal, an evaluation.
+    """
     global _guessing
     before, _guessing = _guessing, True
     try:

@@ -68,9 +68,8 @@ def add_rms_norm(
     _check(x, weight, weight_grad)
     if x.shape != residual.shape or x.dtype != residual.dtype:
         raise ValueError(
-            f"residual is {residual.dtype} {list(residual.shape)} but x is {x.dtype} {list(x.shape)};"
-            " they are added"
-            " and must be alike."
+            f"residual is {residual.dtype} {list(residual.shape)} but x is {x.dtype} {list(x.shape)}; "
+            "they are added and must be alike."
         )
     return _AddRMSNorm.apply(x, residual, weight, eps, weight_grad, use_triton(implementation, x))
 
@@ -147,9 +146,8 @@ class _AddRMSNorm(torch.autograd.Function):
 def _check(x: torch.Tensor, weight: torch.Tensor, weight_grad: torch.Tensor | None) -> None:
     if weight.shape != x.shape[-1:]:
         raise ValueError(
-            f"weight is {list(weight.shape)}; for x {list(x.shape)} it must be [{x.shape[-1]}], one"
-            " number for each"
-            " element of the last dimension."
+            f"weight is {list(weight.shape)}; for x {list(x.shape)} it must be [{x.shape[-1]}], "
+            "one number for each element of the last dimension."
         )
     if weight_grad is not None and (weight_grad.shape != weight.shape or weight_grad.dtype != torch.float32):
         raise ValueError(
