@@ -26,9 +26,12 @@ def embedding(
 ) -> torch.Tensor:
     """Rows of weight [V, H] for tokens [...] integer → [..., H]; zeros for a token outside [vocab_start, vocab_start + V).
 
-    weight_grad: a float32 tensor [V, H] that the backward adds the gradient to; autograd is then given a tensor whose
-    content means nothing, because hooks on the gradient (data parallelism's) must run all the same. ValueError if it is
-    of another shape or dtype.
+    Args:
+        weight_grad: a float32 tensor [V, H] that the backward adds the gradient to. autograd is then given a tensor whose content
+            means nothing, because hooks on the gradient (data parallelism's) run only where it is given one.
+
+    Raises:
+        ValueError: `weight_grad` is of another shape or dtype.
     """
     if weight_grad is not None and (weight_grad.shape != weight.shape or weight_grad.dtype != torch.float32):
         raise ValueError(

@@ -95,7 +95,7 @@ def _stream(tensor: torch.Tensor) -> int:
 
 
 def shape_of(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Shape:
-    """A contiguous tensor is its own transpose to column-major eyes."""
+    """The product as column-major cuBLAS sees it: a contiguous row-major matrix is its own transpose there."""
     rows, columns = out.shape
     return Shape(columns, rows, a.shape[1], not b.is_contiguous(), not a.is_contiguous(), a.dtype, out.dtype)
 

@@ -1,8 +1,7 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in LLaMA's rotate-half convention.
 
-Element i of a head's first half is paired with element i of its second half (Megatron's
-`rotary_interleaved=False`, Hugging Face's `rotate_half`): (a, b) → (a·cos − b·sin, b·cos + a·sin). Computed
-in float32.
+Element i of a head's first half is paired with element i of its second half (Megatron's `rotary_interleaved=False`, Hugging
+Face's `rotate_half`): (a, b) → (a·cos − b·sin, b·cos + a·sin). Computed in float32.
 """
 
 from __future__ import annotations
@@ -22,10 +21,16 @@ def rope_tables(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of position · base^(−2i/D) / interpolation_factor, float32, i = 0 … D/2 − 1.
 
-    The frequency is divided, not the position: so transformers rounds.
+    Args:
+        positions: a length S (positions 0 … S−1), or a tensor [S] or, with positions per sample, [S, B].
+        interpolation_factor: the factor of linear scaling. It divides the frequency and not the position, as in transformers,
+            because the two round differently.
 
-    positions: a length S (positions 0 … S−1) or a tensor [S] or, with positions per sample, [S, B].
-    Returns two tables [S, D/2] or [S, B, D/2]. ValueError if head_dim is odd.
+    Returns:
+        Two tables [S, D/2] or [S, B, D/2].
+
+    Raises:
+        ValueError: head_dim is odd.
     """
     if head_dim % 2:
         raise ValueError(
@@ -58,16 +63,22 @@ def rope_qkv(
     *,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Splits Megatron's packed projection and rotates q and k in one pass.
+    """Split Megatron's packed projection and rotate q and k in one pass.
 
-    qkv [S, B, G·(N/G+2)·D], for each of the G groups its N/G queries, then key, then value; cos and sin
-    float32 [S, D/2] or [S, B, D/2]. Returns q [S, B, N, D], k [S, B, G, D], v [S, B, G, D].
+    **qkv is consumed** by the Triton kernel where N = G: q and k are rotated in its own memory, and q, k, v are strided views of
+    it. The linear layer that made it does not need it again. If anything else saved it for a backward, autograd raises its
+    in-place error. With N > G the kernel writes three contiguous tensors (slices of one buffer). The backward writes the packed
+    gradient in one kernel.
 
-    **qkv is consumed** by the Triton kernel where N = G: q and k are rotated in its own memory, and q, k, v
-    are strided views of it. The linear layer that made it does not need it again; if anything else saved it
-    for a backward, autograd raises its in-place error. With N > G the kernel writes three contiguous tensors
-    (slices of one buffer). The backward writes the packed gradient in one kernel. ValueError if shapes do not
-    agree.
+    Args:
+        qkv: [S, B, G·(N/G+2)·D]; for each of the G groups its N/G queries, then key, then value.
+        cos, sin: float32 [S, D/2] or [S, B, D/2].
+
+    Returns:
+        q [S, B, N, D], k [S, B, G, D], v [S, B, G, D].
+
+    Raises:
+        ValueError: shapes do not agree.
     """
     head_dim = _check_qkv(qkv, cos, sin, num_heads, num_groups)
     return _RopeQKV.apply(qkv, cos, sin, num_heads, num_groups, head_dim, use_triton(implementation, qkv))
@@ -175,8 +186,7 @@ def _join_and_rotate_back(dq, dk, dv, cos, sin, dqkv, queries):
 
 
 def _grid(tokens, slots, head_dim):
-    """A program takes one token and up to 32 of its heads: 4096 elements at D = 128, 32 for each thread of
-    four warps."""
+    """A program takes one token and up to 32 of its heads: 4096 elements at D = 128, 32 for each thread of four warps."""
     heads_block = min(32, next_power_of_two(slots))
     return (
         (tokens, ceil_div(slots, heads_block)),
@@ -205,7 +215,7 @@ def _rotation_kernel(
     slots = groups * (QUERIES + 2)
     is_value = place == QUERIES + 1
     wanted = slot < slots
-    if IN_PLACE:
+    if IN_PLACE:  # values stay where they are: neither read nor written
         wanted = wanted & (place <= QUERIES)
     mask = wanted[:, None] & (column < HALF)[None, :]
     angle = (token // batch) * stride_s + (token % batch) * stride_b + column

@@ -33,7 +33,8 @@ class _Linear(torch.autograd.Function):
         matmul(dy, weight, dx.view_as(flat))
         wgrad_gemm_accum_fp32(flat, dy, ctx.main_grad)
         weight.grad_added_to_main_grad = True
-        # DDP's hook, which counts the gradients that are ready, runs only where autograd is given one.
+        # The gradient is in `main_grad` already. DDP's hook counts the gradients that are ready, and it runs only where autograd
+        # is given a tensor; so it gets one, whose content nobody reads.
         return dx, torch.empty_like(weight), None
 
 

@@ -105,7 +105,7 @@ class MicroBatchGraphs:
         return sums
 
     def _capture(self, group: list[Batch], closes: bool) -> tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]:
-        """Record the kernels; nothing is computed yet, though Python has marked gradients as it will be."""
+        """Record the kernels of one pass. Nothing is computed yet, but Python has already marked which gradients are written."""
         static = _joined(group)
         pool = next((graph.pool() for graph, _, _ in self.captured.values()), None)
         torch.cuda.empty_cache()
