@@ -1,7 +1,8 @@
-"""Loading a torch_dist checkpoint through megatron-core, none of whose own readers sees a file.
+"""Loading a torch_dist checkpoint through megatron-core, without letting core or torch read a file.
 
-core and torch unpickle `.metadata`, common.pt and the objects beside the tensors without restriction. They are given what
-`formats.distcp_metadata` has read instead: through core's slots for strategies, and torch's for a storage reader and a planner.
+Their readers unpickle `.metadata`, common.pt and the objects beside the tensors without restriction, so a file could run code.
+Here `formats.distcp_metadata` reads and checks these files. core and torch get the results, through core's slots for strategies
+and torch's for a storage reader and a planner.
 """
 
 from __future__ import annotations

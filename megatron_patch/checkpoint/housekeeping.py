@@ -1,7 +1,7 @@
-"""The folder of a training run's checkpoints, apart from what is in one: its name, what stands beside it, what goes.
+"""The folder of a training run's checkpoints: partial names, config.json and tokenizer beside them, removal of old ones.
 
-Only one run at a time may write into such a folder: a save in the making of another would be taken for one left by a kill.
-Imports no torch.
+Only one run at a time may write into such a folder. Another run would take its unfinished save for one that a kill has left, and
+remove it. Imports no torch.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Optimizer state in a checkpoint: under ZeRO-1 each rank's part as it lies in memory, without gathering or copying it.
 
-core's own way to the same files (`fully_reshardable`) first gathers the whole state on every rank: for LLaMA-2 7B 216 GB of
-host memory and 54 GB on a GPU that is full already. What it stores is one fp32 tensor for each parameter and kind, of the
-parameter's global shape. A rank's range of a flattened parameter is the end of a row, whole rows, and the beginning of one:
-rectangles of such a tensor, which torch's checkpoints read and write at any place.
+core's own way to the same files (`fully_reshardable`) first gathers the whole state on every rank. For LLaMA-2 7B that takes
+216 GB of host memory, and 54 GB on a GPU that is full already. The files hold one fp32 tensor for each parameter and kind, of the
+parameter's global shape. A rank holds a range of each flattened parameter: the end of a row, whole rows, and the beginning of a
+row. These are rectangles of the tensor in the file, and torch's checkpoints read and write rectangles at any place.
 """
 
 from __future__ import annotations
@@ -109,9 +109,10 @@ def _shards(optimizer: DistributedOptimizer, weights: dict[str, Any]) -> Iterato
 def _rectangles_of(
     parameter: torch.Tensor, entry: ShardedTensor | ShardedTensorFactory, name: str, shard: torch.Tensor, start: int
 ) -> Iterator[ShardedTensor]:
-    """`shard` [n] is elements start … start + n of the flattened parameter, which `entry` describes.
+    """The rectangles of the global tensor that `shard` [n] covers: elements start … start + n of the flattened parameter.
 
-    A factory is what core makes of gate and up, which lie one after the other on a rank and apart in the whole.
+    `entry` is core's description of the parameter. It is a factory for gate and up: a rank has its rows of both one after the
+    other, and in the file all of gate comes before all of up.
     """
     parts = nested_values(entry.build()) if isinstance(entry, ShardedTensorFactory) else [entry]
     for part in parts:
