@@ -116,7 +116,7 @@ class _Tensors(TorchDistLoadShardedStrategy):
         self._folder, self._metadata = folder, metadata
 
     def load(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> dict[str, Any]:
-        """As core's, which has no slot for a reader or a planner."""
+        """core's `load` with our reader and planner; core has no slot for them, so its steps are repeated here."""
         entries, structure, renamed = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
         tensors = [entry for entry in nested_values(sharded_state_dict) if isinstance(entry, ShardedTensor)]
         planner = _Planner(

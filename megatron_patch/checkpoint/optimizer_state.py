@@ -48,7 +48,7 @@ def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any]
 
 
 def load_optimizer_state(optimizer: ChainedOptimizer, loaded: dict[str, Any]) -> None:
-    """What remains after the tensors have been filled in place: learning rates, steps, the loss scale."""
+    """Load what is no tensor: learning rates, steps, the loss scale. The tensors have been filled in place."""
     (inner,) = optimizer.chained_optimizers
     if isinstance(inner, DistributedOptimizer):
         inner.optimizer.values_were_set()

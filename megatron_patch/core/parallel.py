@@ -130,7 +130,7 @@ def rng_state() -> dict[str, object]:
 
 
 def set_rng_state(state: dict) -> None:
-    """What `rng_state` gave, back in place."""
+    """Restore the random state that `rng_state` returned."""
     random.setstate(_as_tuple(state["python"]))
     algorithm, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((algorithm, keys.numpy().astype(np.uint32), position, has_gauss, cached))

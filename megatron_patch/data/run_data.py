@@ -1,4 +1,4 @@
-"""What a run trains on and how long: the shape that both kinds of data come to."""
+"""A run's data and length, in one form for indexed data and JSON."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Tokenizer:
 
     @property
     def unique_identifiers(self) -> OrderedDict[str, Any]:
-        """What megatron-core's index cache is keyed by: the contents of the files, not their place."""
+        """megatron-core takes these into the key of its index cache: the contents of the files, not their place."""
         return OrderedDict(kind="llama", vocab_size=self.vocab_size, sha256=self.fingerprint)
 
     @property

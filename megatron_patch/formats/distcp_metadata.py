@@ -52,7 +52,7 @@ def read_dcp_metadata(folder: str | Path) -> Metadata:
 
 
 def read_backends(folder: str | Path) -> dict[str, Any]:
-    """What metadata.json says about formats and their versions.
+    """Read metadata.json: formats and their versions.
 
     Raises:
         UserError: it is missing, or says anything but what megatron-core writes for torch_dist.
@@ -106,7 +106,7 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def read_common(folder: Path) -> dict[str, Any]:
-    """What common.pt holds: numbers, text and small tensors beside the sharded ones.
+    """Read common.pt: numbers, text and small tensors beside the sharded ones.
 
     Raises:
         UserError: it is missing or damaged, names a class that no checkpoint needs, or holds something else than a dictionary.
@@ -131,7 +131,7 @@ def load_object(path: Path, data: bytes, what: str) -> Any:
 
 
 def load_mapped(path: Path) -> tuple[Any, Archive]:
-    """As `load_object`, of a whole file that is mapped into memory and not read; and what its archive describes.
+    """`load_object` for a whole file, which is mapped into memory and not read; and the archive's description of it.
 
     Raises:
         UserError: as there; or it is missing, or no zip, as before torch 1.6.

@@ -1,4 +1,4 @@
-"""What torch.save wrote (`pytorch_model.bin`, `model_rng.pt`): the structure, with tensors as places in the file.
+"""Reads files of torch.save (`pytorch_model.bin`, `model_rng.pt`): the structure, with tensors as places in the file.
 
 torch's `weights_only` loader maps the file into memory and touches no tensor's bytes. Where these lie is known from the zip's
 directory (`torch_archive`), so tensors are streamed from the file instead of being paged in.
@@ -75,7 +75,7 @@ def _cut(path: Path) -> str:
 
 
 def _not_zip(path: Path) -> str:
-    """What a file is that torch does not take for its zip format."""
+    """A sentence about a file that is not in torch's zip format: what it is, and what to do."""
     with open(path, "rb") as stream:
         head = stream.read(512)
     if head.startswith(_PICKLE) or head[257:262] == _TAR:

@@ -91,7 +91,7 @@ def split_float32(values: torch.Tensor, rounded: torch.Tensor, remainder: torch.
 
 @torch.no_grad()
 def join_float32(rounded: torch.Tensor, remainder: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """What `split_float32` was given, bit for bit but for NaNs, written to `out`, float32; returns it."""
+    """Undo `split_float32`: write the float32 values to `out` and return it. Bit for bit, except that all NaNs are one."""
     for high, low, part in zip(*(t.view(-1).split(CHUNK) for t in (rounded, remainder, out)), strict=True):
         bits = part.view(torch.int32)
         bits.copy_(high.view(torch.int16)).bitwise_left_shift_(16).add_(low)
