@@ -1,10 +1,9 @@
 """What data preparation and loading cost on this machine.
 
-    python benchmarks/preprocess.py [--megabytes 60] [--rounds 5]     1 and 2 workers, and
-    `tokenizers.encode_batch` alone python benchmarks/preprocess.py --memory-megabytes 1000           one run
-    over a file of that size, its peak memory python benchmarks/preprocess.py --loader
-    waiting for batches of 2048 tokens in 0.1 s steps python benchmarks/preprocess.py --index 10000000
-    megatron-core's sample index for that many documents
+    python benchmarks/preprocess.py [--megabytes 60] [--rounds 5]   1 and 2 workers, and `tokenizers.encode_batch` alone
+    python benchmarks/preprocess.py --memory-megabytes 1000         one run over a file of that size, its peak memory
+    python benchmarks/preprocess.py --loader                        waiting for batches of 2048 tokens in 0.1 s steps
+    python benchmarks/preprocess.py --index 10000000                megatron-core's sample index for that many documents
 
 The text is Python's own: the sources of its standard library, cut into documents, repeated to the wanted
 size. The tokenizer is a SentencePiece BPE of 8000 pieces with byte fallback, trained on it. Runs that are

@@ -1,7 +1,7 @@
 """The one frozen configuration of a training run, in megatron-core's names. Imports no torch.
 
-`arguments/training.py` fills it from the scripts' documented arguments and flags, and checks it; nothing below cli/ sees argv,
-the environment or a global. It is saved as JSON beside each checkpoint.
+`arguments/training.py` reads the scripts' documented arguments and flags, checks them and fills it. No module below cli/ and
+arguments/ looks at argv. It is saved as JSON beside each checkpoint.
 """
 
 from __future__ import annotations

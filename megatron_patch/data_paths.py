@@ -96,7 +96,7 @@ def _may_end(parts: list[str], end: int) -> bool:
 
 
 def data_findings(text: str, json_data: bool) -> list[str]:
-    """What keeps a dataset argument from being read, one sentence each."""
+    """The reasons why a dataset argument cannot be read, one sentence each."""
     if json_data:
         return [] if os.path.isfile(text) else ["there is no such file: write the path of a JSON list or JSON Lines file."]
     try:

@@ -1,7 +1,8 @@
-"""torchrun, but for its manners at the end: a stop is waited for, and told in one line with the status that it stands for.
+"""torchrun with two changes at shutdown.
 
-The ranks have said what happened by then, each in its own words. torch before 2.12 gives processes 30 s from SIGTERM to
-SIGKILL and has no setting for it, and a checkpoint of a large model takes minutes.
+After a signal it waits up to an hour for the ranks' checkpoints. torch before 2.12 kills processes 30 s after SIGTERM and has no
+setting for it, and a checkpoint of a large model takes minutes. And it ends with one line and the failed rank's status instead of
+a traceback of its own: the ranks have already said what happened.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _PATIENCE = 3600  # seconds from a signal to SIGKILL; what a scheduler grants ma
 
 
 def patient(close: Callable[..., None]) -> Callable[..., None]:
-    """`PContext.close` that waits where the user sent the signal; after a failure it waits as long as ever."""
+    """`PContext.close` with a longer wait after a signal from the user; after a failure it waits as long as torch does."""
 
     @functools.wraps(close)
     def wait(self: Any, death_sig: Any = None, timeout: int = 30) -> None:

@@ -1,7 +1,8 @@
-"""Loading a torch_dist checkpoint through megatron-core, none of whose own readers sees a file.
+"""Loading a torch_dist checkpoint through megatron-core, without letting core or torch read a file.
 
-core and torch unpickle `.metadata`, common.pt and the objects beside the tensors without restriction. They are given what
-`formats.distcp_metadata` has read instead: through core's slots for strategies, and torch's for a storage reader and a planner.
+Their readers unpickle `.metadata`, common.pt and the objects beside the tensors without restriction, so a file could run code.
+Here `formats.distcp_metadata` reads and checks these files. core and torch get the results, through core's slots for strategies
+and torch's for a storage reader and a planner.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class _Tensors(TorchDistLoadShardedStrategy):
         self._folder, self._metadata = folder, metadata
 
     def load(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> dict[str, Any]:
-        """As core's, which has no slot for a reader or a planner."""
+        """core's `load` with our reader and planner; core has no slot for them, so its steps are repeated here."""
         entries, structure, renamed = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
         tensors = [entry for entry in nested_values(sharded_state_dict) if isinstance(entry, ShardedTensor)]
         planner = _Planner(

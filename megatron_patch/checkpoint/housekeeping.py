@@ -1,7 +1,7 @@
-"""The folder of a training run's checkpoints, apart from what is in one: its name, what stands beside it, what goes.
+"""The folder of a training run's checkpoints: partial names, config.json and tokenizer beside them, removal of old ones.
 
-Only one run at a time may write into such a folder: a save in the making of another would be taken for one left by a kill.
-Imports no torch.
+Only one run at a time may write into such a folder. Another run would take its unfinished save for one that a kill has left, and
+remove it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def partial_folder(final: Path) -> Path:
 
 
 def put_in_place(partial: Path, final: Path) -> None:
-    """Give `partial` its final name. A checkpoint that has it, of a course that was left by going back, is discarded."""
+    """Give `partial` its final name.
+
+    If `final` exists (the user had set the tracker back to an earlier iteration), it is discarded first.
+    """
     if os.path.lexists(final):
         _discard(final)
     os.replace(partial, final)
@@ -52,8 +55,8 @@ def put_in_place(partial: Path, final: Path) -> None:
 def discard_old(root: Path, keep: int) -> None:
     """Discard each iteration's folder of which `keep` others have higher numbers and were written after it.
 
-    Numbers above the tracker's neither count nor go: the run went back behind them, and whether they are still wanted only
-    the user knows. Once the run has passed them they count as what they are, older than what was written since.
+    Folders numbered above the tracker are neither counted nor removed: the user went back behind them and may want them. Once
+    the run has passed those numbers, they count as what they are: older than what was written since.
 
     Args:
         keep: how many stay, the tracker's own included; 0 keeps all.

@@ -1,9 +1,9 @@
 """Optimizer state in a checkpoint: under ZeRO-1 each rank's part as it lies in memory, without gathering or copying it.
 
-core's own way to the same files (`fully_reshardable`) first gathers the whole state on every rank: for LLaMA-2 7B 216 GB of
-host memory and 54 GB on a GPU that is full already. What it stores is one fp32 tensor for each parameter and kind, of the
-parameter's global shape. A rank's range of a flattened parameter is the end of a row, whole rows, and the beginning of one:
-rectangles of such a tensor, which torch's checkpoints read and write at any place.
+core's own way to the same files (`fully_reshardable`) first gathers the whole state on every rank. For LLaMA-2 7B that takes
+216 GB of host memory, and 54 GB on a GPU that is full already. The files hold one fp32 tensor for each parameter and kind, of the
+parameter's global shape. A rank holds a range of each flattened parameter: the end of a row, whole rows, and the beginning of a
+row. These are rectangles of the tensor in the file, and torch's checkpoints read and write rectangles at any place.
 """
 
 from __future__ import annotations
@@ -27,28 +27,34 @@ _WITH_ZERO, _WITHOUT_ZERO = "optimizer.state.param.", "optimizer.state.fp32_para
 
 
 def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
-    """core's sharded state dict of `optimizer`; `weights` is that of the model, made from the same parameters. core itself
-    loads what is saved from it.
+    """A sharded state dict of `optimizer`, in the form that core itself saves and loads.
 
-    Loading fills the optimizer's own tensors; `load_optimizer_state` takes the rest. fp32 weights that are kept in halves
-    stand in the gradients' place meanwhile, so this is for between two steps.
+    Loading fills the tensors in it, and `load_optimizer_state` takes the rest. Call it between two steps only: freed fp32 weights
+    are rebuilt in the gradient buffers, and are saved from there or loaded into there.
+
+    Args:
+        optimizer: core's, of this rank.
+        weights: the model's sharded state dict, made from the same parameters.
+        is_loading: whether the dict is for loading; the moments are allocated then, if no step has done it.
     """
     (inner,) = optimizer.chained_optimizers
     if not isinstance(inner, DistributedOptimizer):
         return optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(SHARDING))
     if is_loading:
         inner.optimizer.make_state()
-    inner._copy_model_grads_to_main_grads()  # copies nothing: says where the gradients are
+    inner._copy_model_grads_to_main_grads()  # no copy, despite its name: it attaches `.grad`, into which weights are rebuilt
     shards = {"param_state": list(_shards(inner, weights)), "param_state_sharding_type": SHARDING["distrib_optim_sharding_type"]}
     return {**inner.state_dict(), **shards}
 
 
 def load_optimizer_state(optimizer: ChainedOptimizer, loaded: dict[str, Any]) -> None:
-    """What remains after the tensors have been filled in place: learning rates, steps, the loss scale."""
+    """Load what is no tensor: learning rates, steps, the loss scale. The tensors have been filled in place."""
     (inner,) = optimizer.chained_optimizers
     if isinstance(inner, DistributedOptimizer):
         inner.optimizer.values_were_set()
-        for chunk in inner.model_chunks:  # who wrote the file may have rounded ties otherwise than this rank just did
+        # Splitting fp32 values rewrites this rank's bf16 weights, and it rounds ties away from zero. The program that wrote the
+        # file may have rounded them to even, so the other ranks take the weights from here.
+        for chunk in inner.model_chunks:
             chunk.start_param_sync()
         loaded = {key: value for key, value in loaded.items() if not key.startswith("param_state")}
     optimizer.load_state_dict(_in_own_form(loaded, nested=not isinstance(inner, FP32Optimizer)))
@@ -93,6 +99,7 @@ def _shards(optimizer: DistributedOptimizer, weights: dict[str, Any]) -> Iterato
             for bucket in buckets:
                 for parameter, where in bucket["param_map"].items():
                     flat = optimizer._get_main_param_and_optimizer_states(parameter)
+                    # The fp32 weight's own storage was freed; its value is rebuilt in the gradient buffer, and saved from there.
                     flat["param"] = optimizer.optimizer.value_in_gradient(flat["param"])
                     for name, shard in flat.items():
                         entry = by_parameter[id(parameter)]
@@ -102,9 +109,10 @@ def _shards(optimizer: DistributedOptimizer, weights: dict[str, Any]) -> Iterato
 def _rectangles_of(
     parameter: torch.Tensor, entry: ShardedTensor | ShardedTensorFactory, name: str, shard: torch.Tensor, start: int
 ) -> Iterator[ShardedTensor]:
-    """`shard` [n] is elements start … start + n of the flattened parameter, which `entry` describes.
+    """The rectangles of the global tensor that `shard` [n] covers: elements start … start + n of the flattened parameter.
 
-    A factory is what core makes of gate and up, which lie one after the other on a rank and apart in the whole.
+    `entry` is core's description of the parameter. It is a factory for gate and up: a rank has its rows of both one after the
+    other, and in the file all of gate comes before all of up.
     """
     parts = nested_values(entry.build()) if isinstance(entry, ShardedTensorFactory) else [entry]
     for part in parts:

@@ -76,7 +76,8 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     parallel.barrier()
     state = _state_dict(model, optimizer, scheduler, progress, is_loading=False)
-    # The last update and fp32 weights on their way to the gradients' place: the writer's threads read on streams of their own.
+    # The writer's threads read on streams of their own. So the last update, and the fp32 weights that `_state_dict` rebuilds in
+    # the gradient buffers, must be finished first.
     device.synchronize()
     dist_checkpointing.save(state, str(partial), StreamingSave(), content_metadata=dict(SHARDING))
     parallel.barrier()

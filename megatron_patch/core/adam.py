@@ -1,8 +1,8 @@
 """Adam with decoupled weight decay in the manner of Apex's FusedAdam, over this project's one-pass kernel.
 
-Two things differ from `torch.optim.AdamW`: the step is counted in the parameter group, which is where
-megatron-core's distributed optimizer looks for it when it saves and loads, and `step` takes the gradient's factor, so
-that unscaling, averaging over tokens and clipping cost no pass of their own.
+Two things differ from `torch.optim.AdamW`. The step is counted in the parameter group, because megatron-core's distributed
+optimizer looks for it there when it saves and loads. And `step` takes a factor for the gradients, so unscaling, averaging over
+tokens and clipping cost no pass of their own.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ class Adam(torch.optim.Optimizer):
     """AdamW on fp32 parameters (Loshchilov and Hutter, arXiv:1711.05101), with fp32 state.
 
     Attributes:
-        model_copies: from a parameter to the bf16 or fp16 tensor of the same size that its new value is written to.
-        remainders: from a parameter without memory of its own to the int16 tensor that makes its value of its bf16 copy.
+        model_copies: fp32 parameter → flat bf16 or fp16 tensor of the same size, the model's weight; `step` writes it too.
+        remainders: parameter whose fp32 storage was freed → int16 remainder [n]; its fp32 bits are
+            (bf16 bits << 16) + remainder.
     """
 
     def __init__(
@@ -39,25 +40,29 @@ class Adam(torch.optim.Optimizer):
         self.remainders: dict[torch.Tensor, torch.Tensor] = {}
 
     def split_parameters(self) -> None:
-        """Keep only what the bf16 copies lack of their parameters: 2 bytes each for 4, and not a digit less.
+        """Free the fp32 storage of every parameter that has a bf16 copy, and keep the 16 bits that the copy lacks.
 
-        A parameter stays what megatron-core tells apart, and keeps gradient and marks; its memory goes. Whoever reads it finds
-        NaN everywhere, and writing is an error. Its value is its copy's until the first step: call `copies_were_set`
-        whenever others have written those.
+        That is 2 bytes a parameter instead of 4, and no bit is lost. The tensor object stays: megatron-core looks parameters up
+        by it, and its gradient and marks hang on it. Until the first step the remainders are zero, so a parameter's value is
+        that of its copy. Call `copies_were_set` when others have written the copies.
         """
         for parameter, copy in self.model_copies.items():
             if copy.dtype == torch.bfloat16:
                 self.remainders[parameter] = torch.zeros_like(copy, dtype=torch.int16)
+                # One NaN, seen as the whole shape with stride 0: a read by mistake shows at once, and a write is an error.
                 parameter.data = torch.full((), math.nan, device=parameter.device).expand(parameter.shape)
 
     def copies_were_set(self) -> None:
-        """The bf16 copies are now the parameters' values."""
+        """Others have written the bf16 copies, so these are the parameters' values now and nothing remains beside them."""
         for remainder in self.remainders.values():
             remainder.zero_()
 
     @torch.no_grad()
     def value_in_gradient(self, parameter: torch.Tensor) -> torch.Tensor:
-        """`parameter` in fp32: itself, or where it is split, written over its gradient, which no one needs between two steps."""
+        """`parameter` in fp32, of its shape: itself, or if its storage was freed, rebuilt in its gradient buffer.
+
+        Call it between two steps only: there nobody needs the gradients, and no other 4 bytes a parameter are free.
+        """
         if parameter not in self.remainders:
             return parameter
         assert parameter.grad is not None, "the gradient's place must have been attached"
@@ -65,7 +70,7 @@ class Adam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def values_were_set(self) -> None:
-        """Take the split parameters' new values from where `value_in_gradient` puts them."""
+        """A checkpoint was read into the gradient buffers, where `value_in_gradient` had put the values: split them again."""
         for parameter, remainder in self.remainders.items():
             assert parameter.grad is not None, "the gradient's place must have been attached"
             split_float32(parameter.grad, self.model_copies[parameter], remainder)
@@ -83,8 +88,8 @@ class Adam(torch.optim.Optimizer):
 
         Args:
             grad_scale: 0-dimensional fp32 tensor on the parameters' device; gradients are multiplied by it.
-            found_inf: likewise; where it is not 0 nothing changes (an overflow, or a batch without a token to learn), though the
-                step is counted (see `uncount_step`).
+            found_inf: 0-dimensional fp32 tensor there. If it is not 0 (an overflow, or a batch without a token to learn), nothing
+                changes. The host does not know that yet, so the step is counted all the same; `uncount_step` takes it back.
         """
         assert closure is None
         for group in self.param_groups:
@@ -94,7 +99,7 @@ class Adam(torch.optim.Optimizer):
                     self._step_parameter(parameter, group, grad_scale, found_inf)
 
     def make_state(self) -> None:
-        """Allocate now what the first step would."""
+        """Allocate now the moments that the first step would allocate: to load into them, or to see what memory is left."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 self._state_of(parameter)

@@ -46,9 +46,11 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _identity_compile(model: Any = None, **_: Any) -> Any:
-    """`torch.compile` as a decorator, with or without arguments: core compiles small functions at import,
+    """Stands for `torch.compile`, as a decorator with or without arguments, and compiles nothing.
 
-    which costs seconds of every process's start and a C++ compiler, for nothing on a CPU."""
+    core compiles small functions at import. On a CPU that gains nothing, costs seconds of every process's start and needs a C++
+    compiler.
+    """
     return model if model is not None else lambda function: function
 
 

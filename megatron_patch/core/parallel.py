@@ -29,13 +29,9 @@ class Layout:
     rank: int
     world_size: int
     device: torch.device
-    tensor_parallel_rank: int
-    pipeline_parallel_rank: int
     data_parallel_rank: int
     data_parallel_size: int
     is_one_node: bool
-    is_first_stage: bool
-    is_last_stage: bool
 
     @property
     def is_logger(self) -> bool:
@@ -97,13 +93,9 @@ def _layout(local: torch.device) -> Layout:
         rank=torch.distributed.get_rank(),
         world_size=torch.distributed.get_world_size(),
         device=local,
-        tensor_parallel_rank=parallel_state.get_tensor_model_parallel_rank(),
-        pipeline_parallel_rank=parallel_state.get_pipeline_model_parallel_rank(),
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         is_one_node=torch.distributed.get_world_size() == int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        is_first_stage=parallel_state.is_pipeline_first_stage(),
-        is_last_stage=parallel_state.is_pipeline_last_stage(),
     )
 
 
@@ -143,7 +135,7 @@ def rng_state() -> dict[str, object]:
 
 
 def set_rng_state(state: dict) -> None:
-    """What `rng_state` gave, back in place."""
+    """Restore the random state that `rng_state` returned."""
     random.setstate(_as_tuple(state["python"]))
     algorithm, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((algorithm, keys.numpy().astype(np.uint32), position, has_gauss, cached))

@@ -1,4 +1,4 @@
-"""What megatron-core's linear layers call for their weights' gradients, in the place of Apex's CUDA extension.
+"""The weight-gradient product that megatron-core's linear layers call; it replaces Apex's CUDA extension.
 
 The first micro-batch of a step writes the fp32 buffer, every other adds to it: `mark_stale` says where a step begins,
 and saves one pass of zeros over all gradients and one of reading them.

@@ -48,9 +48,10 @@ def collate(samples: list[Mapping[str, Any]]) -> tuple[list[str], torch.Tensor]:
 
 @dataclass(frozen=True)
 class _Checked:
-    """`collate`, after which no token can index outside the model's embedding: on a GPU that would end in an assertion
+    """`collate`, and a check that no token lies outside the model's embedding.
 
-    that names nothing, long after the batch was loaded."""
+    On a GPU such a token would end in an assertion that names nothing, long after the batch was loaded.
+    """
 
     vocab_size: int
 

@@ -1,4 +1,4 @@
-"""What an answer ends in: the end token that the folder's model waits for.
+"""The token that ends an answer: the one at which the folder's model stops generating.
 
 Three files of a Hugging Face folder name it. Generation stops at generation_config.json's `eos_token_id`, one number or a
 list; where there is none, transformers takes config.json's; where neither has one, only the tokenizer's own `eos_token` is

@@ -42,5 +42,4 @@ def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
         eval_batches=valid_plan.batches_per_pass if valid_plan else 0,
         eval_every=plan.batches_per_pass,
         save_every=plan.batches_per_pass,
-        fresh_validation=True,
     )

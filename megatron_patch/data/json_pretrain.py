@@ -42,7 +42,6 @@ def json_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
         eval_batches=min(config.options.eval_iters, valid_plan.batches_per_pass) if valid_plan else 0,
         eval_every=config.options.eval_interval,
         save_every=config.save_interval,
-        fresh_validation=True,
     )
 
 

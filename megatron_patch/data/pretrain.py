@@ -51,7 +51,6 @@ def pretrain_run_data(config: TrainConfig, layout: Layout, say: Callable[[str], 
         eval_batches=options.eval_iters if options.eval_interval else 0,
         eval_every=options.eval_interval,
         save_every=config.save_interval,
-        fresh_validation=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run trains on and how long: the shape that both kinds of data come to."""
+"""A run's data and length, in one form for indexed data and JSON."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class RunData:
 
     Attributes:
         train, valid: data sets; `valid` None skips evaluation.
-        plan: how training samples are dealt out; valid_plan likewise.
+        plan: how training samples are dealt out.
+        valid_plan: the same for validation samples. With one pass (JSON data) each evaluation begins with the first batch, so
+            losses compare. Without an end (indexed data) an evaluation goes on where the last one stopped, as in Megatron.
         train_iters: global batches of the whole run.
         eval_batches: global batches of one evaluation.
         eval_every, save_every: iterations between evaluations and between checkpoints; 0 for the end only.
-        fresh_validation: whether every evaluation takes the same samples from the first on (fine-tuning) or goes on
-            where the last one stopped (pre-training, as in Megatron).
     """
 
     train: Any
@@ -30,4 +30,3 @@ class RunData:
     eval_batches: int
     eval_every: int
     save_every: int
-    fresh_validation: bool

@@ -15,7 +15,7 @@ from megatron_patch.folders.names import checkpoint_root, holds_tokenizer
 
 @dataclass(frozen=True)
 class VocabularyOnly:
-    """What indexed data needs of a tokenizer where a run from random weights has none: LLaMA's numbers."""
+    """Stands for a tokenizer in a run from random weights on indexed data: LLaMA's token numbers, and no text."""
 
     vocab_size: int
     eod: int = 2

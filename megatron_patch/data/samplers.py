@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Sampler
 
-# In the place of a sample that an incomplete batch lacks; `data.loading` makes a row without any loss of it.
+# The index for "no sample". It fills an incomplete last batch; `data.batches` gives it an all-zero loss mask.
 ABSENT = -1
 
 

@@ -33,7 +33,7 @@ _WHOLE = 0.95  # of the samples: what a longer PAD_LEN that is advised keeps who
 
 @dataclass(frozen=True)
 class SFTReport:
-    """What became of a file's samples. Token counts are after cutting."""
+    """Counts of a file's samples: used, cut, left out. Token counts are after cutting."""
 
     path: str
     samples: int

@@ -27,7 +27,7 @@ _SHOWN_KEYS = 20
 
 @dataclass(frozen=True)
 class Account:
-    """What of a file was not used; plain values, which are kept beside the tokens."""
+    """The records of a file that were not used. Plain values, because they are stored beside the tokens."""
 
     bad: int = 0  # records left out; an estimate where a JSON list breaks off
     first_bad: list[str] = field(default_factory=list)

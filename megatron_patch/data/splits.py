@@ -27,7 +27,7 @@ _LONGEST_INDEX = 100_000_000  # documents that core lists for a part of less tha
 
 @dataclass(frozen=True)
 class _Part:
-    """What a split gives to training, validation or test of one pair."""
+    """The part of one pair that a split gives to training, validation or test."""
 
     documents: int
     tokens: int

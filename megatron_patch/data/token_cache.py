@@ -85,26 +85,22 @@ def make_table(samples: Iterator[Encoded]) -> TokenTable:
     return TokenTable(np.cumsum(lengths, dtype=np.int64), flat)
 
 
-def cached_table(
-    folder: str | Path, data: Path, settings: dict[str, str], build: Callable[[], TokenTable]
-) -> TokenTable:
-    """The table of `data` under `settings`, from `folder` if it is there, else built, written and then read.
-
-    Of several processes that share the folder one builds while the others wait for its lock; the finished
-    file appears by one rename, so that processes without a common lock (another node, a file system without
-    locks) at worst build twice. A damaged file is rebuilt and standard error says so.
-    """
-    return cached_at(table_path(folder, data, settings), build)
-
-
 def table_path(folder: str | Path, data: Path, settings: dict[str, str]) -> Path:
     """Where in `folder` the table of `data` under `settings` belongs."""
     return Path(folder) / f"tokens-{_key(data, settings)}.bin"
 
 
 def cached_at(path: Path, build: Callable[[], TokenTable], check: Check = lambda account: None) -> TokenTable:
-    """`cached_table` at a place that `table_path` gave. `check` raises ValueError for an account that its maker cannot have
-    written: then the file is damaged, whatever its checksum.
+    """The table at `path`, a place that `table_path` gave: if it is not there, it is built, written and then read.
+
+    Of several processes that share the folder one builds while the others wait for its lock. The finished file appears by one
+    rename, so processes without a common lock (another node, a file system without locks) at worst build it twice. A damaged
+    file is rebuilt, and a line on standard error says so.
+
+    `check` raises UserError for an account that its maker cannot have written: then the file is damaged, whatever its checksum.
+
+    Raises:
+        UserError: the file cannot be read back after it was written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path.with_suffix(".lock")):

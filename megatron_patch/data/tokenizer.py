@@ -70,7 +70,7 @@ class Tokenizer:
 
     @property
     def unique_identifiers(self) -> OrderedDict[str, Any]:
-        """What megatron-core's index cache is keyed by: the contents of the files, not their place."""
+        """megatron-core takes these into the key of its index cache: the contents of the files, not their place."""
         return OrderedDict(kind="llama", vocab_size=self.vocab_size, sha256=self.fingerprint)
 
     @property
@@ -95,10 +95,6 @@ class Tokenizer:
         literal = next(iter(self.special_tokens), "")  # of any special token, since a text is read alike after each
         return self.encode_marked(literal + text)[1 if literal else 0 :]
 
-    def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`tokenize` of each text."""
-        return [self.encode_plain(text) for text in texts]
-
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ids; BOS and EOS give nothing. UserError for an id outside the vocabulary."""
         ids = [int(i) for i in ids]
@@ -108,10 +104,6 @@ class Tokenizer:
                     f"token {i} lies outside the tokenizer's vocabulary of {self.vocab_size} tokens."
                 )
         return self.decode(ids)
-
-    def token_id(self, literal: str) -> int | None:
-        """The id of a special token's literal, or None."""
-        return self.special_tokens.get(literal)
 
 
 def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: str | Path | None = None) -> Tokenizer:

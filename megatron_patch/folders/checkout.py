@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def checkout_problem(folder: str) -> str | None:
-    """What is wrong with a MEGATRON_PATCH_PATH, as a phrase that ends in what to write; None for the checkout that runs."""
+    """The fault of a MEGATRON_PATCH_PATH, as a phrase that ends in what to write; None for the checkout that runs."""
     package = os.path.join(folder, "megatron_patch")
     if not folder or not os.path.isfile(os.path.join(package, "launch.sh")):
         return f"it takes the folder that holds this project's megatron_patch/: write {ROOT}."

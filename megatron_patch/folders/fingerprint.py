@@ -46,7 +46,7 @@ def fingerprint(files: Iterable[tuple[str, str | Path]]) -> str:
 
 
 def _of_data(config: TrainConfig) -> str:
-    """Of a blend, also the weights."""
+    """The fingerprint of DATASET_PATH's files; for a blend the weights are part of it."""
     text, json_data = config.train_data_path, config.task == "finetune" or is_json(config.train_data_path)
     if data_findings(text, json_data):
         return ""
@@ -58,7 +58,7 @@ def _of_data(config: TrainConfig) -> str:
 
 
 def _of_checkpoint(path: str | None) -> str:
-    """Of the files of the iteration that PRETRAIN_CHECKPOINT_PATH means now; a training run's may be another one tomorrow."""
+    """The fingerprint of the iteration that PRETRAIN_CHECKPOINT_PATH means now; a run that goes on there may change it later."""
     if path is None:
         return ""
     try:

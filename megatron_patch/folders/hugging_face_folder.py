@@ -126,7 +126,7 @@ def _ending(one: _Candidate) -> str:
 
 
 def _candidates(folder: Path, stem: str, ending: str) -> Iterable[_Candidate]:
-    """What `folder` has of one kind of file: an index, the single file, or shards that no index names."""
+    """The sets of weights of one kind that `folder` has: an index, the single file, or shards that no index names."""
     single, index = folder / (stem + ending), folder / (stem + ending + _INDEX)
     indexed: set[str] = set()
     if index.is_file():
@@ -181,7 +181,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _missing(folder: Path, candidates: list[_Candidate]) -> str:
-    """What each incomplete set of files lacks."""
+    """A sentence that names the files that each incomplete set lacks."""
     said = []
     for one in candidates:
         names = ", ".join(one.missing[:6]) + (f" and {len(one.missing) - 6} more" if len(one.missing) > 6 else "")
@@ -194,7 +194,7 @@ def _them(names: tuple[str, ...]) -> str:
 
 
 def _no_weights(folder: Path) -> str:
-    """What a folder without readable weights is."""
+    """A sentence that says what a folder without readable weights is, and what to do."""
     if (folder / "adapter_config.json").is_file():
         return f"{folder} holds an adapter, no whole model: merge it into its base model first: {_merge(folder)}"
     if (folder / "consolidated.00.pth").is_file() or (folder / PARAMS).is_file():
@@ -210,7 +210,7 @@ def _no_weights(folder: Path) -> str:
 
 
 def _other_weights(folder: Path) -> str | None:
-    """What `folder` holds that is nothing to read here, and what to do."""
+    """Weights in `folder` of a kind that is not read here, and what to do; None if there are none."""
     for pattern, sentence in _OTHER_WEIGHTS:
         found = sorted(path.name for path in folder.glob(pattern) if path.is_file())
         if found:

@@ -158,8 +158,8 @@ def _data_differences(config: TrainConfig, recorded: dict[str, Any]) -> list[str
 def _model_differences(config: TrainConfig, recorded: dict[str, Any], root: Path) -> list[str]:
     """PRETRAIN_CHECKPOINT_PATH and, for text, the tokenizer.
 
-    A run that is started again may name the model that it began with, wherever that lies now; no model; or the run that it goes
-    on from.
+    Paths are compared with links resolved, and models by content where a fingerprint was recorded. A missing `load` or
+    `tokenizer_path` is accepted, since a resumed run uses its own checkpoint folder's; so is the run that this one goes on from.
     """
     sentences, load, old = [], config.load, recorded.get("load")
     own = [str(root)] + ([os.path.dirname(recorded["resumed_from"])] if recorded.get("resumed_from") else [])

@@ -34,7 +34,7 @@ class Start:
 
 
 def find_start(config: TrainConfig) -> Start:
-    """What the run `config` starts from.
+    """Decide what the run `config` starts from.
 
     Its own last checkpoint comes first, so that a command that is run again goes on. Without one, `--resume-from` and a
     PRETRAIN_CHECKPOINT_PATH that names a run of this output folder lead to that run's checkpoint.
@@ -156,7 +156,7 @@ def _from_other(config: TrainConfig, location: CheckpointLocation) -> Start:
 
 
 def _longer_lines(config: TrainConfig, found: Comparison) -> list[str]:
-    """What becomes of schedule and data where a run is made longer."""
+    """Sentences about schedule and data when a run is made longer."""
     if not found.longer:
         return []
     curve = "cosine" if config.task == "finetune" else "linear"

@@ -131,7 +131,7 @@ class ItemTensor:
 
 
 def read_item(stream: BinaryIO, path: Path, name: str, offset: int, length: int, shape: tuple[int, ...]) -> ItemTensor:
-    """What the item at `offset` of the open file `path` holds; none of the tensor's bytes is read.
+    """Describe the item at `offset` of the open file `path`, without reading the tensor's bytes.
 
     Raises:
         UserError: the item is damaged, or holds anything but one tensor of `shape` inside its own bytes.

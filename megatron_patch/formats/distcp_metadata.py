@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_patch.errors import UserError
 from megatron_patch.formats.rebuilt_metadata import ALLOWED, rebuild_metadata
-from megatron_patch.formats.torch_archive import Window, read_archive
+from megatron_patch.formats.torch_archive import Archive, Window, read_archive
 from megatron_patch.formats.unpickling import read_pickle
 
 METADATA = ".metadata"
@@ -52,7 +52,7 @@ def read_dcp_metadata(folder: str | Path) -> Metadata:
 
 
 def read_backends(folder: str | Path) -> dict[str, Any]:
-    """What metadata.json says about formats and their versions.
+    """Read metadata.json: formats and their versions.
 
     Raises:
         UserError: it is missing, or says anything but what megatron-core writes for torch_dist.
@@ -107,7 +107,7 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def read_common(folder: Path) -> dict[str, Any]:
-    """What common.pt holds: numbers, text and small tensors beside the sharded ones.
+    """Read common.pt: numbers, text and small tensors beside the sharded ones.
 
     Raises:
         UserError: it is missing or damaged, names a class that no checkpoint needs, or holds something else than a dictionary.
@@ -131,23 +131,26 @@ def load_object(path: Path, data: bytes, what: str) -> Any:
     return _load(path, io.BytesIO(data), what)
 
 
-def load_mapped(path: Path) -> Any:
-    """As `load_object`, of a whole file that is mapped into memory and not read.
+def load_mapped(path: Path) -> tuple[Any, Archive]:
+    """`load_object` for a whole file, which is mapped into memory and not read; and the archive's description of it.
 
     Raises:
         UserError: as there; or it is missing, or no zip, as before torch 1.6.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; the checkpoint is not whole: copy it again.")
+    archive = None
     with open(path, "rb") as stream:
         if stream.read(len(_ZIP)) == _ZIP:
-            _check_archive(path, stream, "the file")
-    return _load(path, path, "the file", mmap=True)
+            archive = _check_archive(path, stream, "the file")
+    content = _load(path, path, "the file", mmap=True)
+    assert archive is not None, "torch maps zip archives only"
+    return content, archive
 
 
-def _check_archive(path: Path, stream: BinaryIO, what: str) -> None:
+def _check_archive(path: Path, stream: BinaryIO, what: str) -> Archive:
     try:
-        read_archive(Window(stream, 0, stream.seek(0, io.SEEK_END)))
+        return read_archive(Window(stream, 0, stream.seek(0, io.SEEK_END)))
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: {what} was refused and not run: {error}.") from None
     except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OSError) as error:

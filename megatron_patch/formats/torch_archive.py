@@ -1,4 +1,4 @@
-"""torch.save's archives, looked at before torch loads them.
+"""torch.save's archives, checked before torch loads them.
 
 An archive is an uncompressed zip of `data.pkl` (the values, tensors as calls of `_rebuild_tensor_v2`), `data/0`, `data/1`, …
 (the bytes of storages) and a few small records. torch's `weights_only` loader runs no code, but believes every number: it

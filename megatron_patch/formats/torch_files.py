@@ -1,14 +1,13 @@
-"""What torch.save wrote (`pytorch_model.bin`, `model_rng.pt`): the structure, with tensors as places in the file.
+"""Reads files of torch.save (`pytorch_model.bin`, `model_rng.pt`): the structure, with tensors as places in the file.
 
-The file is mapped and loaded by torch's `weights_only` loader, which touches no tensor's bytes; where they lie is read
-from the process's own map of memory (Linux), so they can be streamed instead of being paged in.
+torch's `weights_only` loader maps the file into memory and touches no tensor's bytes. Where these lie is known from the zip's
+directory (`torch_archive`), so tensors are streamed from the file instead of being paged in.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
-import os
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,11 @@ import numpy
 import torch
 
 from megatron_patch.errors import UserError
+from megatron_patch.formats.archive_calls import REBUILD_TENSOR, TENSOR_WITH_ATTRIBUTES
 from megatron_patch.formats.distcp_metadata import load_mapped
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, Strided
+from megatron_patch.formats.torch_archive import Archive, StoredTensor, stored_tensor
+from megatron_patch.formats.unpickling import Built
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -73,7 +75,7 @@ def _cut(path: Path) -> str:
 
 
 def _not_zip(path: Path) -> str:
-    """What a file is that torch does not take for its zip format."""
+    """A sentence about a file that is not in torch's zip format: what it is, and what to do."""
     with open(path, "rb") as stream:
         head = stream.read(512)
     if head.startswith(_PICKLE) or head[257:262] == _TAR:
@@ -82,10 +84,12 @@ def _not_zip(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Mapping:
-    start: int
-    end: int
-    offset: int
+class _File:
+    """A torch file while its tensors are replaced by places in it."""
+
+    path: Path
+    archive: Archive
+    skipped: Callable[[str, int], bool]  # as `read_torch_file` takes it
 
 
 def _nothing_skipped(name: str, axes: int) -> bool:
@@ -107,7 +111,7 @@ def read_torch_file(
     """
     with torch.serialization.safe_globals(_safe_globals()):
         try:
-            content = load_mapped(path)
+            content, archive = load_mapped(path)
         except UserError as error:
             if "PytorchStreamReader" in str(error):
                 raise UserError(_cut(path)) from None
@@ -119,60 +123,52 @@ def read_torch_file(
                 raise
             # torch maps what it takes for a file's end, which lies outside of one that was cut.
             raise UserError(_cut(path)) from None
-    mappings = _mappings(path)
+    file, described = _File(path, archive, skipped), archive.value
     if only is None or not isinstance(content, dict):
-        return _lazy(content, path, "", mappings, skipped)
-    return {key: _lazy(value, path, only, mappings, skipped) if key == only else value for key, value in content.items()}
+        return _lazy(file, content, described, "")
+    inner = _entries(described)
+    return {key: _lazy(file, value, inner.get(only), only) if key == only else value for key, value in content.items()}
 
 
-def _mappings(path: Path) -> list[_Mapping]:
-    """Where this process has mapped `path`.
+def _lazy(file: _File, value: Any, described: Any, name: str) -> Any:
+    """`value`, as torch loaded it, with places for its tensors; `described` is the same value as the archive describes it.
 
-    Raises:
-        UserError: the system does not tell, as only Linux does.
+    It is None below a key that is an object, which no state dict has; tensors there stay as they are.
     """
-    if not os.path.exists("/proc/self/maps"):
-        raise UserError(f"{path}: torch's files are converted on Linux only; save the model as safetensors.")
-    inode = os.stat(path).st_ino
-    found = []
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            span, _, offset, _, number = line.split()[:5]
-            if int(number) == inode:
-                start, end = (int(part, 16) for part in span.split("-"))
-                found.append(_Mapping(start, end, int(offset, 16)))
-    return found
-
-
-def _lazy(value: Any, path: Path, name: str, mappings: list[_Mapping], skipped: Callable[[str, int], bool]) -> Any:
+    if described is None:
+        return value
     if isinstance(value, torch.Tensor):
-        return value if skipped(name, value.dim()) else _locate(value, path, name, mappings)
+        return value if file.skipped(name, value.dim()) else _locate(file, value, described, name)
     if isinstance(value, dict):
-        return {
-            key: _lazy(item, path, f"{name}.{key}" if name else str(key), mappings, skipped) for key, item in value.items()
-        }
+        inner = _entries(described)
+        return {key: _lazy(file, item, inner.get(key), f"{name}.{key}" if name else str(key)) for key, item in value.items()}
     return value
 
 
-def _locate(tensor: torch.Tensor, path: Path, name: str, mappings: list[_Mapping]) -> LazyTensor | torch.Tensor:
+def _entries(described: Any) -> dict[Any, Any]:
+    """The entries of a described dict or OrderedDict."""
+    return (described.items or {}) if isinstance(described, Built) else described
+
+
+def _stored(archive: Archive, described: Any) -> StoredTensor:
+    """The tensor that is described: itself, as a parameter, or with attributes of Python's."""
+    while described.callee != REBUILD_TENSOR:
+        is_wrapped = described.callee == TENSOR_WITH_ATTRIBUTES  # (function, type, its arguments, attributes)
+        described = Built(REBUILD_TENSOR, described.arguments[2]) if is_wrapped else described.arguments[0]
+    return stored_tensor(archive, described)
+
+
+def _locate(file: _File, tensor: torch.Tensor, described: Any, name: str) -> LazyTensor | torch.Tensor:
     if tensor.dtype not in DTYPES or tensor.dim() == 0 or tensor.numel() == 0:
         return tensor
-    pointer = tensor.data_ptr()
-    for mapping in mappings:
-        if mapping.start <= pointer < mapping.end:
-            offset = mapping.offset + pointer - mapping.start
-            break
-    else:
-        raise UserError(f"{path}: tensor {name} does not lie in the file; load it with torch and save it again.")
-    shape = tuple(tensor.shape)
-    if tensor.is_contiguous():
-        return FileTensor(path, name, offset, shape, tensor.dtype)
-    if tensor.dim() != 2 or tensor.stride(1) != 1:
+    stored = _stored(file.archive, described)
+    first_byte, _ = file.archive.storages[stored.key]
+    offset = first_byte + stored.start * tensor.dtype.itemsize
+    shape = stored.shape
+    if stored.is_contiguous():
+        return FileTensor(file.path, name, offset, shape, tensor.dtype)
+    if len(shape) != 2 or stored.stride[1] != 1:
         raise UserError(
-            f"{path}: tensor {name} is stored with strides {tensor.stride()}; rows must be contiguous: save it again."
+            f"{file.path}: tensor {name} is stored with strides {stored.stride}; rows must be contiguous: save it again."
         )
-    rows, columns = shape
-    span = (rows - 1) * tensor.stride(0) + columns
-    return Strided(FileTensor(path, name, offset, (span,), tensor.dtype), (rows, columns), tensor.stride(0))
-
-
+    return Strided(FileTensor(file.path, name, offset, (stored.span(),), tensor.dtype), shape, stored.stride[0])

@@ -34,7 +34,7 @@ class Name(NamedTuple):
 
 
 class Persistent(NamedTuple):
-    """What the pickle leaves to its reader to fill in: torch's storages."""
+    """An object that the pickle names and its reader must supply (persistent id): torch's storages."""
 
     identity: Any
 

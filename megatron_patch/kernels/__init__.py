@@ -1,5 +1,7 @@
-"""Fused kernels for LLaMA training: one file each, with a PyTorch reference, Triton kernels and an autograd
-function."""
+"""Fused kernels for LLaMA training, one file each: a PyTorch reference, Triton kernels, an autograd function, a public function.
+
+Three files are something else: `products` chooses cuBLASLt's algorithms, `attention_backends` and `attention` call libraries.
+"""
 
 from ._dispatch import prefer
 

@@ -28,8 +28,11 @@ _preferred: str | None = None
 
 
 def prefer(implementation: str | None) -> None:
-    """From now on this is what None means in this process; None again: Triton on CUDA devices. ValueError for
-    an unknown one."""
+    """Say what None means from now on in this process; None again: Triton on CUDA devices.
+
+    Raises:
+        ValueError: an unknown implementation.
+    """
     global _preferred
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation is {implementation!r}; pass one of {IMPLEMENTATIONS} or None.")
@@ -42,8 +45,11 @@ def prefers_torch() -> bool:
 
 
 def use_triton(implementation: str | None, tensor: torch.Tensor) -> bool:
-    """Whether Triton computes what starts from `tensor`. Raises ValueError for an unknown or absent
-    implementation."""
+    """Whether Triton computes what starts from `tensor`.
+
+    Raises:
+        ValueError: an unknown implementation, or Triton is asked for and not installed.
+    """
     implementation = implementation or _preferred
     if implementation is None:
         return tensor.is_cuda
@@ -63,17 +69,15 @@ class Kernel:
     two forms stand side by side, so that a test of a kernel changes nothing for the tests around it.
     """
 
-    def __init__(self, function: Callable, tune: Callable | None = None) -> None:
+    def __init__(self, function: Callable) -> None:
         self._function = function
-        self._tune = tune
 
     def __getitem__(self, grid) -> Callable:
         return functools.partial(self._launch, grid)
 
     @functools.cached_property
     def compiled(self):
-        compiled = triton.jit(self._function)
-        return self._tune(compiled) if self._tune else compiled
+        return triton.jit(self._function)
 
     @functools.cached_property
     def _interpreted(self):
@@ -99,8 +103,7 @@ def kernel(function: Callable) -> Kernel:
 
 @contextlib.contextmanager
 def _interpreted_standard_library() -> Iterator[None]:
-    """Let the interpreter call `tl.sum` and its kin, which are compiled functions unless TRITON_INTERPRET was
-    set."""
+    """Let the interpreter call `tl.sum` and its kin, which are compiled functions unless TRITON_INTERPRET was set."""
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
@@ -124,8 +127,7 @@ def ceil_div(a: int, b: int) -> int:
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many programs run side by side; on a CPU a small number, so that the interpreter's loops have
-    turns."""
+    """How many programs run side by side; on a CPU a small number, so that the interpreter's loops have turns."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 

@@ -5,8 +5,8 @@ added after the second moment's root is corrected. On GPUs the root and the quot
 at most two units in the last place: correctly rounded ones make the kernel 2.4 times as long, which memory hides
 from the clock but not from the power limit, at which large models train.
 
-A float32 master beside its bfloat16 copy says half of what it holds twice. `split_float32` keeps the copy and what it
-lacks, 16 bits: no digit is lost, 2 bytes a parameter are saved in memory and 2 of the 30 that a step moves.
+The upper half of a float32 master's bits is, but for rounding, its bfloat16 copy. So `split_float32` keeps the copy and the 16
+bits that it lacks. No bit is lost; 2 bytes a parameter are saved in memory, and a step moves 28 bytes instead of 30.
 """
 
 from __future__ import annotations
@@ -41,14 +41,19 @@ def adamw_step_(
     found_inf: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> None:
-    """One AdamW step in place on contiguous tensors of one shape; step counts from 1.
+    """One AdamW step in place on contiguous tensors of one shape. Offsets are 64 bits.
 
-    master, exp_avg, exp_avg_sq: float32; grad: any float dtype; model_copy: None or the tensor, of any float
-    dtype, that receives the rounded new master. With a bfloat16 model_copy, master may be int16, the remainder
-    that `split_float32` makes of it. grad_scale: None or one float32 number on the device that
-    grad is multiplied by (the clip factor times the inverse loss scale). found_inf: None or one number on the
-    device; if it is not 0, nothing changes. Offsets are 64 bits. ValueError for step < 1, other shapes or
-    dtypes, or strided tensors.
+    Args:
+        master: float32; or int16 beside a bfloat16 `model_copy`: the remainder that `split_float32` makes.
+        exp_avg, exp_avg_sq: float32.
+        grad: any float dtype.
+        model_copy: None, or a tensor of any float dtype that receives the rounded new master.
+        step: counts from 1.
+        grad_scale: None, or one float32 number on the device; `grad` is multiplied by it (clip factor times inverse loss scale).
+        found_inf: None, or one number on the device; if it is not 0, nothing changes.
+
+    Raises:
+        ValueError: step < 1, other shapes or dtypes, or strided tensors.
     """
     _check(master, exp_avg, exp_avg_sq, grad, model_copy, step)
     if not master.numel():
@@ -87,25 +92,11 @@ def split_float32(values: torch.Tensor, rounded: torch.Tensor, remainder: torch.
 
 @torch.no_grad()
 def join_float32(rounded: torch.Tensor, remainder: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """What `split_float32` was given, bit for bit but for NaNs, written to `out`, float32; returns it."""
+    """Undo `split_float32`: write the float32 values to `out` and return it. Bit for bit, except that all NaNs are one."""
     for high, low, part in zip(*(t.view(-1).split(CHUNK) for t in (rounded, remainder, out)), strict=True):
         bits = part.view(torch.int32)
         bits.copy_(high.view(torch.int16)).bitwise_left_shift_(16).add_(low)
     return out
-
-
-def adamw_step_list_(
-    masters: Sequence[torch.Tensor],
-    exp_avgs: Sequence[torch.Tensor],
-    exp_avg_sqs: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    model_copies: Sequence[torch.Tensor | None],
-    **options,
-) -> None:
-    """`adamw_step_` for each of several shards that share step, rates and scale. ValueError if the lists
-    differ in length."""
-    for tensors in zip(masters, exp_avgs, exp_avg_sqs, grads, model_copies, strict=True):
-        adamw_step_(*tensors, **options)
 
 
 def grad_norm_squared(
@@ -114,11 +105,13 @@ def grad_norm_squared(
     *,
     implementation: str | None = None,
 ) -> torch.Tensor:
-    """Σ (scale · g)² over all elements of all tensors: one float32 number on their device, without a
-    synchronization.
+    """Σ (scale · g)² over all elements of all tensors: one float32 number on their device, without a synchronization.
 
-    Elements are scaled before they are squared, so gradients that carry a loss scale do not overflow.
-    Non-finite gradients give a non-finite result. ValueError without tensors.
+    Elements are scaled before they are squared, so gradients that carry a loss scale do not overflow. Non-finite gradients give a
+    non-finite result.
+
+    Raises:
+        ValueError: there are no tensors.
     """
     if not tensors:
         raise ValueError(
@@ -171,9 +164,8 @@ def _check(master, exp_avg, exp_avg_sq, grad, model_copy, step) -> None:
             continue
         if tensor.shape != master.shape or not tensor.is_contiguous():
             raise ValueError(
-                f"{name} is {list(tensor.shape)}, strides {list(tensor.stride())}; it must be"
-                " contiguous and, like"
-                f" master, {list(master.shape)}."
+                f"{name} is {list(tensor.shape)}, strides {list(tensor.stride())}; "
+                f"it must be contiguous and, like master, {list(master.shape)}."
             )
         if tensor.dtype != torch.float32 and name not in ("grad", "model_copy") and not (name == "master" and split):
             allowed = ", or torch.int16 beside a bfloat16 model_copy" if name == "master" else ""
@@ -233,6 +225,7 @@ def _adamw_kernel(
     tl.store(exp_avg_ptr + offsets, exp_avg, mask=mask)
     tl.store(exp_avg_sq_ptr + offsets, exp_avg_sq, mask=mask)
     if SPLIT:
+        # Every NaN becomes one whose rounding is a NaN too; rounding one of all ones would carry over into zero.
         bits = tl.where(master == master, master.to(tl.int32, bitcast=True), NAN)
         tl.store(master_ptr + offsets, bits.to(tl.int16), mask=mask)
         tl.store(copy_ptr + offsets, ((bits + 0x8000) >> 16).to(tl.int16), mask=mask)

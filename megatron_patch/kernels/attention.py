@@ -91,15 +91,13 @@ def _check(q, k, causal, backend, segment_ids) -> None:
         tuple(segment_ids.shape) != (q.shape[1], q.shape[0]) or q.shape[0] != k.shape[0]
     ):
         raise ValueError(
-            f"segment_ids are {list(segment_ids.shape)}; for {q.shape[0]} queries, {k.shape[0]} keys"
-            " and batch"
-            f" {q.shape[1]} they must be [B, S], with as many queries as keys."
+            f"segment_ids are {list(segment_ids.shape)}; for {q.shape[0]} queries, {k.shape[0]} keys and batch {q.shape[1]} "
+            "they must be [B, S], with as many queries as keys."
         )
 
 
 def attention_mask(queries, keys, causal, segment_ids, device) -> torch.Tensor | None:
-    """True where a query sees a key: [Sq, Sk], or [B, 1, S, S] with segments; None where every key is
-    seen."""
+    """True where a query sees a key: [Sq, Sk], or [B, 1, S, S] with segments; None where every key is seen."""
     mask = causal_mask(queries, keys, device) if causal and queries > 1 else None
     if segment_ids is None:
         return mask

@@ -140,7 +140,7 @@ def library_fault(library: Library) -> str | None:
 
 @functools.cache
 def is_installed(distribution: str) -> bool:
-    """By the name in pip's list."""
+    """Whether pip has installed a distribution of this name."""
     try:
         importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

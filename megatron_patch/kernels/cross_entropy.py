@@ -25,13 +25,19 @@ def vocab_parallel_cross_entropy(
 ) -> torch.Tensor:
     """Loss of each token, in nats: logits [..., V/TP], labels [...] integer → loss [...] float32.
 
-    group: the tensor-parallel process group, None for a whole vocabulary; vocab_start: the id of the first
-    column here; valid: how many columns from the first on are vocabulary, None for all. The others are padding:
-    they take no part in the sum, and their gradient is 0. **The backward writes the gradient over the logits**,
-    so they must not be read afterwards; autograd raises its in-place error at a second backward. A label below 0
-    is ignored: loss 0, gradient 0. A label beyond the vocabulary is never used as an index; its loss is
-    log Σ exp(logits), finite, so that a mask outside can take it away. ValueError if the shapes do not agree, or
-    no column is valid.
+    **The backward writes the gradient over the logits**, because a second tensor of the size of a step's largest activation would
+    be needed otherwise. So they must not be read afterwards, and autograd raises its in-place error at a second backward. A label
+    below 0 is ignored: loss 0, gradient 0. A label beyond the vocabulary is never used as an index; its loss is log Σ
+    exp(logits), which is finite, so that a mask outside can take it away.
+
+    Args:
+        group: the tensor-parallel process group; None for a whole vocabulary.
+        vocab_start: the id of the first column here.
+        valid: how many columns, from the first on, are vocabulary; None for all. The others are padding: they take no part in the
+            sum, and their gradient is 0.
+
+    Raises:
+        ValueError: the shapes do not agree, or no column is valid.
     """
     valid = logits.shape[-1] if valid is None else valid
     if not 1 <= valid <= logits.shape[-1]:

@@ -26,9 +26,12 @@ def embedding(
 ) -> torch.Tensor:
     """Rows of weight [V, H] for tokens [...] integer → [..., H]; zeros for a token outside [vocab_start, vocab_start + V).
 
-    weight_grad: a float32 tensor [V, H] that the backward adds the gradient to; autograd is then given a tensor whose
-    content means nothing, because hooks on the gradient (data parallelism's) must run all the same. ValueError if it is
-    of another shape or dtype.
+    Args:
+        weight_grad: a float32 tensor [V, H] that the backward adds the gradient to. autograd is then given a tensor whose content
+            means nothing, because hooks on the gradient (data parallelism's) run only where it is given one.
+
+    Raises:
+        ValueError: `weight_grad` is of another shape or dtype.
     """
     if weight_grad is not None and (weight_grad.shape != weight.shape or weight_grad.dtype != torch.float32):
         raise ValueError(
@@ -81,9 +84,13 @@ def _add_rows(dy: torch.Tensor, ids: torch.Tensor, weight_grad: torch.Tensor) ->
 
 @kernel
 def _runs_kernel(dy_ptr, order_ptr, ids_ptr, grad_ptr, partial_ptr, tokens, h, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    """Runs inside a chunk are finished; of one that crosses its borders the part in here is left in `partial`:
+    """Add up the runs of equal ids in one chunk of CHUNK sorted tokens.
 
-    0 for a run that began before the chunk, 1 for one that begins here and goes on."""
+    A run that lies inside the chunk is added to the gradient. A run that crosses a border is not: another program has the rest of
+    it. Its sum in this chunk goes to `partial` [chunks, 2, H]: to row 0 if the run began before the chunk, to row 1 if it begins
+    here and goes on. `_long_runs_kernel` adds these up in a fixed order, so the result is the same every time; atomic additions
+    would come in any order.
+    """
     chunk = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     here = columns < h
@@ -111,7 +118,7 @@ def _runs_kernel(dy_ptr, order_ptr, ids_ptr, grad_ptr, partial_ptr, tokens, h, C
 
 @kernel
 def _long_runs_kernel(ids_ptr, ends_ptr, grad_ptr, partial_ptr, tokens, h, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    """Where a run leaves the chunk that it began in, its parts are added up, in their order."""
+    """If a run begins in this chunk and goes on behind it, add up its parts from chunk to chunk, in their order."""
     chunk = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     here = columns < h

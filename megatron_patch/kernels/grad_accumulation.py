@@ -1,5 +1,4 @@
-"""Weight gradients accumulated in float32: weight_grad (+)= dyᵀ x, what Apex's wgrad_gemm_accum_fp32
-computes.
+"""Weight gradients accumulated in float32: weight_grad (+)= dyᵀ x, what Apex's wgrad_gemm_accum_fp32 computes.
 
 cuBLAS with a measured algorithm is the fastest that was tried, also against the product in Triton that
 benchmarks/wgrad_gemm.py keeps for comparison, so there is no kernel here.
@@ -15,11 +14,12 @@ from .products import matmul
 def accumulate_weight_grad(
     weight_grad: torch.Tensor, x: torch.Tensor, dy: torch.Tensor, *, overwrite: bool = False
 ) -> None:
-    """weight_grad [out, in] float32 += dyᵀ x, or = with overwrite; x [tokens, in], dy [tokens, out] of one
-    dtype.
+    """weight_grad [out, in] float32 += dyᵀ x, or = with overwrite; x [tokens, in], dy [tokens, out] of one dtype.
 
-    Products and sums are float32 and never rounded to the inputs' dtype. ValueError if shapes or dtypes do
-    not agree.
+    Products and sums are float32 and never rounded to the inputs' dtype.
+
+    Raises:
+        ValueError: shapes or dtypes do not agree.
     """
     _check(weight_grad, x, dy)
     matmul(dy.t(), x, weight_grad, add=not overwrite)

@@ -63,8 +63,10 @@ def remember(known: Mapping[Shape, Choice]) -> None:
 
 @contextlib.contextmanager
 def first_guess() -> Iterator[None]:
-    """Products of shapes that were not met before run as torch has them, and nothing is tried: for a pass that is not the
-    one to be repeated."""
+    """Inside, products of shapes that are not tuned yet run through torch, untuned.
+
+    For passes that run once: a rehearsal, an evaluation.
+    """
     global _guessing
     before, _guessing = _guessing, True
     try:
@@ -117,7 +119,7 @@ def _stream(tensor: torch.Tensor) -> int:
 
 
 def shape_of(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Shape:
-    """A contiguous tensor is its own transpose to column-major eyes."""
+    """The product as column-major cuBLAS sees it: a contiguous row-major matrix is its own transpose there."""
     rows, columns = out.shape
     return Shape(columns, rows, a.shape[1], not b.is_contiguous(), not a.is_contiguous(), a.dtype, out.dtype)
 

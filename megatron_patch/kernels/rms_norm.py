@@ -28,8 +28,11 @@ def rms_norm(
     weight_grad: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> torch.Tensor:
-    """RMSNorm over the last dimension: x [..., H], weight [H] → y [..., H]. ValueError if weight is not
-    [H]."""
+    """RMSNorm over the last dimension: x [..., H], weight [H] → y [..., H].
+
+    Raises:
+        ValueError: weight is not [H], or `weight_grad` is not float32 [H].
+    """
     _check(x, weight, weight_grad)
     return _RMSNorm.apply(x, weight, eps, weight_grad, use_triton(implementation, x))
 
@@ -44,8 +47,10 @@ def rms_norm_residual(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(RMSNorm(x), x), where the backward adds the gradients of both outputs in the norm's own kernel.
 
-    x [..., H], weight [H] → y [..., H] and residual [..., H], which shares x's data and must not be written
-    in place. ValueError if weight is not [H].
+    x [..., H], weight [H] → y [..., H] and residual [..., H], which shares x's data and must not be written in place.
+
+    Raises:
+        ValueError: weight is not [H], or `weight_grad` is not float32 [H].
     """
     _check(x, weight, weight_grad)
     return _RMSNormResidual.apply(x, weight, eps, weight_grad, use_triton(implementation, x))
@@ -63,14 +68,15 @@ def add_rms_norm(
     """(RMSNorm(x + residual), x + residual); the sum is rounded to x's dtype before it is normalized.
 
     x and residual [..., H] of one dtype, weight [H]. The backward hands one tensor to both as their gradient.
-    ValueError if shapes or dtypes do not agree.
+
+    Raises:
+        ValueError: shapes or dtypes do not agree.
     """
     _check(x, weight, weight_grad)
     if x.shape != residual.shape or x.dtype != residual.dtype:
         raise ValueError(
-            f"residual is {residual.dtype} {list(residual.shape)} but x is {x.dtype} {list(x.shape)};"
-            " they are added"
-            " and must be alike."
+            f"residual is {residual.dtype} {list(residual.shape)} but x is {x.dtype} {list(x.shape)}; "
+            "they are added and must be alike."
         )
     return _AddRMSNorm.apply(x, residual, weight, eps, weight_grad, use_triton(implementation, x))
 
@@ -147,9 +153,8 @@ class _AddRMSNorm(torch.autograd.Function):
 def _check(x: torch.Tensor, weight: torch.Tensor, weight_grad: torch.Tensor | None) -> None:
     if weight.shape != x.shape[-1:]:
         raise ValueError(
-            f"weight is {list(weight.shape)}; for x {list(x.shape)} it must be [{x.shape[-1]}], one"
-            " number for each"
-            " element of the last dimension."
+            f"weight is {list(weight.shape)}; for x {list(x.shape)} it must be [{x.shape[-1]}], "
+            "one number for each element of the last dimension."
         )
     if weight_grad is not None and (weight_grad.shape != weight.shape or weight_grad.dtype != torch.float32):
         raise ValueError(
@@ -262,6 +267,8 @@ def _rms_norm_backward_kernel(
     columns = tl.arange(0, BLOCK)
     mask = columns < h
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
+    # A program takes ROWS_EACH rows and sums its part of dweight in registers. The parts are added up by another kernel in a
+    # fixed order, so the result is the same every time.
     dweight = tl.zeros([BLOCK], dtype=tl.float32)
     for i in tl.range(0, ROWS_EACH, num_stages=STAGES):
         row = program * ROWS_EACH + i

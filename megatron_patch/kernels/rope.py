@@ -1,8 +1,7 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in LLaMA's rotate-half convention.
 
-Element i of a head's first half is paired with element i of its second half (Megatron's
-`rotary_interleaved=False`, Hugging Face's `rotate_half`): (a, b) → (a·cos − b·sin, b·cos + a·sin). Computed
-in float32.
+Element i of a head's first half is paired with element i of its second half (Megatron's `rotary_interleaved=False`, Hugging
+Face's `rotate_half`): (a, b) → (a·cos − b·sin, b·cos + a·sin). Computed in float32.
 """
 
 from __future__ import annotations
@@ -22,10 +21,16 @@ def rope_tables(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of position · base^(−2i/D) / interpolation_factor, float32, i = 0 … D/2 − 1.
 
-    The frequency is divided, not the position: so transformers rounds.
+    Args:
+        positions: a length S (positions 0 … S−1), or a tensor [S] or, with positions per sample, [S, B].
+        interpolation_factor: the factor of linear scaling. It divides the frequency and not the position, as in transformers,
+            because the two round differently.
 
-    positions: a length S (positions 0 … S−1) or a tensor [S] or, with positions per sample, [S, B].
-    Returns two tables [S, D/2] or [S, B, D/2]. ValueError if head_dim is odd.
+    Returns:
+        Two tables [S, D/2] or [S, B, D/2].
+
+    Raises:
+        ValueError: head_dim is odd.
     """
     if head_dim % 2:
         raise ValueError(
@@ -58,28 +63,25 @@ def rope_qkv(
     *,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Splits Megatron's packed projection and rotates q and k in one pass.
+    """Split Megatron's packed projection and rotate q and k in one pass.
 
-    qkv [S, B, G·(N/G+2)·D], for each of the G groups its N/G queries, then key, then value; cos and sin
-    float32 [S, D/2] or [S, B, D/2]. Returns q [S, B, N, D], k [S, B, G, D], v [S, B, G, D].
+    **qkv is consumed** by the Triton kernel where N = G: q and k are rotated in its own memory, and q, k, v are strided views of
+    it. The linear layer that made it does not need it again. If anything else saved it for a backward, autograd raises its
+    in-place error. With N > G the kernel writes three contiguous tensors (slices of one buffer). The backward writes the packed
+    gradient in one kernel.
 
-    **qkv is consumed** by the Triton kernel where N = G: q and k are rotated in its own memory, and q, k, v
-    are strided views of it. The linear layer that made it does not need it again; if anything else saved it
-    for a backward, autograd raises its in-place error. With N > G the kernel writes three contiguous tensors
-    (slices of one buffer). The backward writes the packed gradient in one kernel. ValueError if shapes do not
-    agree.
+    Args:
+        qkv: [S, B, G·(N/G+2)·D]; for each of the G groups its N/G queries, then key, then value.
+        cos, sin: float32 [S, D/2] or [S, B, D/2].
+
+    Returns:
+        q [S, B, N, D], k [S, B, G, D], v [S, B, G, D].
+
+    Raises:
+        ValueError: shapes do not agree.
     """
     head_dim = _check_qkv(qkv, cos, sin, num_heads, num_groups)
     return _RopeQKV.apply(qkv, cos, sin, num_heads, num_groups, head_dim, use_triton(implementation, qkv))
-
-
-def rope(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, implementation: str | None = None
-) -> torch.Tensor:
-    """Rotates x [S, B, N, D] into a new tensor; cos and sin float32 [S, D/2] or [S, B, D/2]. ValueError as
-    for shapes."""
-    _check_tables(cos, sin, x.shape[0], x.shape[1], x.shape[3])
-    return _Rope.apply(x, cos, sin, use_triton(implementation, x))
 
 
 def rope_reference(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -137,24 +139,6 @@ class _RopeQKV(torch.autograd.Function):
         return dqkv, None, None, None, None, None, None
 
 
-class _Rope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, cos, sin, triton):
-        ctx.save_for_backward(cos, sin)
-        ctx.triton = triton
-        return _rotate(x, cos, sin, 1.0) if triton else rope_reference(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx, dy):
-        cos, sin = ctx.saved_tensors
-        return (
-            (_rotate(dy, cos, sin, -1.0) if ctx.triton else rope_reference(dy, cos, -sin)),
-            None,
-            None,
-            None,
-        )
-
-
 def _views(packed, num_heads, num_groups, head_dim):
     """Views of a packed tensor: q [S, B, G, N/G, D], k and v [S, B, G, D]."""
     length, batch, _ = packed.shape
@@ -168,9 +152,7 @@ def _split_and_rotate(qkv, cos, sin, num_heads, num_groups, head_dim):
     in_place = num_heads == num_groups and qkv.is_contiguous()
     source = overwrite(qkv) if in_place else qkv.contiguous()
     target = source if in_place else torch.empty_like(source).view(-1)
-    _launch_rotation(
-        source, target, cos, sin, num_groups, num_heads // num_groups, head_dim, 2, in_place, 1.0
-    )
+    _launch_rotation(source, target, cos, sin, num_groups, num_heads // num_groups, head_dim, in_place)
     if in_place:
         q, k, v = _views(target, num_heads, num_groups, head_dim)
         return q[:, :, :, 0], k, v
@@ -179,22 +161,15 @@ def _split_and_rotate(qkv, cos, sin, num_heads, num_groups, head_dim):
     return tuple(part.view(length, batch, -1, head_dim) for part in (q, k, v))
 
 
-def _rotate(x, cos, sin, direction):
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    _launch_rotation(x, y, cos, sin, x.shape[2], 1, x.shape[3], 0, False, direction)
-    return y
-
-
-def _launch_rotation(source, target, cos, sin, groups, queries, head_dim, extra, in_place, direction):
+def _launch_rotation(source, target, cos, sin, groups, queries, head_dim, in_place):
     length, batch = source.shape[:2]
-    slots = groups * (queries + extra)
+    slots = groups * (queries + 2)
     if source.numel():
         grid, half, heads_block, half_block = _grid(length * batch, slots, head_dim)
         cos, sin, stride_s, stride_b = _table_strides(cos, sin)
         _rotation_kernel[grid](
-            source, target, cos, sin, batch, groups, stride_s, stride_b, direction, queries, extra, half,
-            in_place, heads_block, half_block,
+            source, target, cos, sin, batch, groups, stride_s, stride_b, queries, half, in_place,
+            heads_block, half_block,
         )  # fmt: skip
 
 
@@ -211,8 +186,7 @@ def _join_and_rotate_back(dq, dk, dv, cos, sin, dqkv, queries):
 
 
 def _grid(tokens, slots, head_dim):
-    """A program takes one token and up to 32 of its heads: 4096 elements at D = 128, 32 for each thread of
-    four warps."""
+    """A program takes one token and up to 32 of its heads: 4096 elements at D = 128, 32 for each thread of four warps."""
     heads_block = min(32, next_power_of_two(slots))
     return (
         (tokens, ceil_div(slots, heads_block)),
@@ -231,23 +205,22 @@ def _table_strides(cos, sin):
 
 @kernel
 def _rotation_kernel(
-    source_ptr, target_ptr, cos_ptr, sin_ptr, batch, groups, stride_s, stride_b, direction,
-    QUERIES: tl.constexpr, EXTRA: tl.constexpr, HALF: tl.constexpr, IN_PLACE: tl.constexpr,
-    HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+    source_ptr, target_ptr, cos_ptr, sin_ptr, batch, groups, stride_s, stride_b,
+    QUERIES: tl.constexpr, HALF: tl.constexpr, IN_PLACE: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
     slot = tl.program_id(1) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK)
-    group, place = slot // (QUERIES + EXTRA), slot % (QUERIES + EXTRA)
+    group, place = slot // (QUERIES + 2), slot % (QUERIES + 2)
     column = tl.arange(0, HALF_BLOCK)
-    slots = groups * (QUERIES + EXTRA)
+    slots = groups * (QUERIES + 2)
     is_value = place == QUERIES + 1
     wanted = slot < slots
-    if IN_PLACE:
+    if IN_PLACE:  # values stay where they are: neither read nor written
         wanted = wanted & (place <= QUERIES)
     mask = wanted[:, None] & (column < HALF)[None, :]
     angle = (token // batch) * stride_s + (token % batch) * stride_b + column
     cos = tl.load(cos_ptr + angle, mask=column < HALF, other=0.0)[None, :]
-    sin = tl.load(sin_ptr + angle, mask=column < HALF, other=0.0)[None, :] * direction
+    sin = tl.load(sin_ptr + angle, mask=column < HALF, other=0.0)[None, :]
     source = (token.to(tl.int64) * slots + slot)[:, None] * (2 * HALF) + column[None, :]
     a = tl.load(source_ptr + source, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(source_ptr + source + HALF, mask=mask, other=0.0).to(tl.float32)

@@ -1,5 +1,4 @@
-"""Scaled causal softmax over attention scores, what Megatron's scaled_upper_triang_masked_softmax
-computes."""
+"""Scaled causal softmax over attention scores, what Megatron's scaled_upper_triang_masked_softmax computes."""
 
 from __future__ import annotations
 
@@ -11,13 +10,14 @@ MAX_KEYS = 65536
 
 
 def causal_softmax(scores: torch.Tensor, scale: float, *, implementation: str | None = None) -> torch.Tensor:
-    """softmax(scale · scores) over the keys that a query may see: scores [..., Sq, Sk] → probabilities [...,
-    Sq, Sk].
+    """softmax(scale · scores) over the keys that a query may see: [..., Sq, Sk] → probabilities [..., Sq, Sk].
 
-    Aligned at the bottom right: query i sees keys j ≤ i + Sk − Sq. Computed in float32, returned in the dtype
-    of scores; masked entries are exactly 0 and their scores, NaN and infinity included, have no influence.
-    Neither input is written over: both passes are bound by bandwidth, and writing in place would move as many
-    bytes. ValueError if Sq > Sk, or Sk > 65536.
+    Aligned at the bottom right: query i sees keys j ≤ i + Sk − Sq. Computed in float32, returned in the dtype of scores. Masked
+    entries are exactly 0, and their scores, NaN and infinity included, have no influence. Neither pass writes over its input:
+    both are bound by bandwidth, and writing in place would move as many bytes.
+
+    Raises:
+        ValueError: Sq > Sk, or Sk > 65536.
     """
     queries, keys = scores.shape[-2:]
     if queries > keys:

@@ -1,5 +1,4 @@
-"""SwiGLU (Shazeer 2020, arXiv:2002.05202): silu(gate) · up, on the packed output of one linear layer, gate
-first."""
+"""SwiGLU (Shazeer 2020, arXiv:2002.05202): silu(gate) · up, on the packed output of one linear layer, gate first."""
 
 from __future__ import annotations
 
@@ -10,10 +9,12 @@ from ._dispatch import ceil_div, kernel, next_power_of_two, tl, use_triton
 
 
 def swiglu(packed: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
-    """packed [..., 2F], gate then up → silu(gate) · up [..., F], computed in float32. ValueError if 2F is
-    odd.
+    """packed [..., 2F], gate then up → silu(gate) · up [..., F], computed in float32.
 
     Only packed is saved; the backward writes one new packed gradient.
+
+    Raises:
+        ValueError: the last dimension is odd.
     """
     if packed.shape[-1] % 2:
         raise ValueError(

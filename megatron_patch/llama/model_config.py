@@ -6,7 +6,7 @@ Shape letters: B batch, S sequence, H hidden, N heads, G KV groups, D head size,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -262,8 +262,3 @@ def read_hf_config(folder: str | Path) -> LlamaConfig:
         return from_hf_config(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def with_vocabulary(config: LlamaConfig, vocab_size: int) -> LlamaConfig:
-    """The same model over another vocabulary."""
-    return replace(config, vocab_size=vocab_size)

@@ -1,7 +1,8 @@
 """Self-attention of LLaMA: packed QKV, rotary positions, a core attention chosen by name.
 
-The rotary table travels as core's `rotary_pos_emb`, [S, D] or [S, B, D] fp32: cosines in the first half, sines in
-the second. Segment numbers of packed samples travel as core's `attention_mask`, [B, S]; None means plain causal.
+Two of core's slots carry other things than their names say; `LlamaModel.forward` fills them. `rotary_pos_emb` is the rotary
+table, fp32 [S, D] or [S, B, D]: cosines in the first half, sines in the second. `attention_mask` holds the segment numbers of
+packed samples, [B, S]; None means plain causal attention.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class CoreAttention(torch.nn.Module):
         packed_seq_params: None = None,
         recompute: bool = False,
     ) -> torch.Tensor:
+        """query [S, B, N, D], key and value [S, B, G, D], attention_mask: segment numbers [B, S] or None → [S, B, N·D]."""
         assert attention_bias is None and packed_seq_params is None, "LLaMA has neither"
         options = {"causal": True, "segment_ids": attention_mask, "recompute": recompute}
         return attention(query, key, value, scale=self.scale, backend=self.backend, **options)
@@ -61,9 +63,9 @@ class LlamaSelfAttention(SelfAttention):
         rotary_pos_emb: torch.Tensor,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """[S, B, H] → ([S, B, H], no bias)."""
+        """hidden_states [S, B, H] → ([S, B, H], None: there is no bias). attention_mask: segment numbers [B, S] or None."""
         qkv, _ = self.linear_qkv(hidden_states)
-        cos, sin = rotary_pos_emb.chunk(2, dim=-1)
+        cos, sin = rotary_pos_emb.chunk(2, dim=-1)  # `LlamaModel.rotary_table` joined them for core's one slot
         query, key, value = rope_qkv(
             qkv, cos, sin, self.num_attention_heads_per_partition, self.num_query_groups_per_partition
         )
@@ -73,6 +75,7 @@ class LlamaSelfAttention(SelfAttention):
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: torch.Tensor | None
     ) -> torch.Tensor:
+        # AC sel with unfused attention: its [B·N, S, S] probabilities are computed again in the backward pass, not kept.
         if self.checkpoint_core_attention and self.training:
             if recomputes_itself(self.core_attention.backend, segments):
                 return self.core_attention(query, key, value, segments, recompute=True)

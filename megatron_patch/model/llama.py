@@ -39,11 +39,18 @@ _NORM_KEYS = {
 class LlamaLayer(TransformerLayer):
     """norm, attention, norm, feed-forward; each residual sum is fused with the norm that follows it.
 
-    The norm that follows a layer is the next layer's, so a layer leaves its last sum to it. What is still to be added
-    travels as core's `context`, which core hands from layer to layer, for cross-attention in other models.
+    The kernel of the next layer's first norm also adds this layer's residual. So a layer returns its output and its residual
+    apart, and the residual is passed in core's `context` argument.
+
+    core's slots carry other things here than their names say:
+        attention_mask: segment numbers of packed samples, [B, S]. `LlamaModel.forward` fills it, `CoreAttention` reads it.
+        context: the previous layer's residual, [S, B, H]. The layer before fills it, this one reads it. core hands it from layer
+            to layer, since other models have cross-attention.
+        rotary_pos_emb: cosines and sines beside each other, [S, D]. `LlamaModel.rotary_table` joins them,
+            `LlamaSelfAttention.forward` parts them.
 
     Attributes:
-        leaves_sum: whether a layer follows that adds; `LlamaModel` decides.
+        leaves_sum: whether the next layer adds this one's residual; if not, this layer adds it. `LlamaModel` decides.
         is_recomputed: whether only the layer's input is kept for the backward pass (AC full); likewise.
     """
 
@@ -59,7 +66,17 @@ class LlamaLayer(TransformerLayer):
         rotary_pos_emb: torch.Tensor,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[S, B, H], and what is to be added to it or None → the same of this layer."""
+        """One layer. With sequence parallelism S is this rank's share of the sequence.
+
+        Args:
+            hidden_states: [S, B, H], the previous layer's output, or the embeddings.
+            attention_mask: not a mask but segment numbers, int [B, S]; None for plain causal attention.
+            context: not a context but the previous layer's residual, [S, B, H], not yet added to `hidden_states`; None: none.
+            rotary_pos_emb: fp32 [S, D] or [S, B, D], cosines and then sines of the whole sequence's positions.
+
+        Returns:
+            The output [S, B, H] and this layer's residual [S, B, H], not yet added; or their sum and None.
+        """
         if self.is_recomputed and self.training:
             return recomputed(self._compute, hidden_states, attention_mask, context, rotary_pos_emb)
         return self._compute(hidden_states, attention_mask, context, rotary_pos_emb)
@@ -136,8 +153,9 @@ class LlamaModel(GPTModel):
             share_embeddings_and_output_weights=False,
             position_embedding_type="none",  # rotary tables are made below
         )
+        # Recomputation keeps each layer's inputs. An output and a residual apart would be two tensors to keep, so with it
+        # every layer adds. The last layer adds in any case: the final norm takes one tensor.
         for layer in self.decoder.layers:
-            # Recomputation keeps what goes into each layer, of which there would be two tensors.
             layer.is_recomputed = recompute_layers
             layer.leaves_sum = not recompute_layers and layer is not self.decoder.layers[-1]
         self.vocab_rows = vocab_size
@@ -165,10 +183,11 @@ class LlamaModel(GPTModel):
         return entries
 
     def rotary_table(self, length: int, position_ids: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-        """[S, D] fp32, or [S, B, D] where `position_ids` [B, S] restart inside a row: cosines, then sines.
+        """Cosines, then sines, joined into one tensor, since core has one slot for both: fp32 [S, D].
 
-        Under dynamic scaling `length` decides the base, so every row of a batch has the same. transformers does so too, but
-        for one thing: after a longer sequence it keeps that one's base until a sequence is shorter than the model's limit.
+        It is [S, B, D] where `position_ids` [B, S] restart inside a row. Under dynamic scaling `length` decides the base, so
+        every row of a batch has the same. transformers does the same with one difference: after a longer sequence it keeps that
+        sequence's base until a sequence is shorter than the model's limit.
         """
         base = self._base(length)
         if position_ids is not None:
@@ -213,7 +232,7 @@ class LlamaModel(GPTModel):
         hidden = embed(self.embedding, tokens) if self.pre_process else None
         hidden = self.decoder(
             hidden_states=hidden,
-            attention_mask=segment_ids,
+            attention_mask=segment_ids,  # core's slot for a mask; CoreAttention reads segment numbers from it
             rotary_pos_emb=self.rotary_table(tokens.size(1), position_ids, tokens.device),
         )
         if not self.post_process:

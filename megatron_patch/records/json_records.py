@@ -110,16 +110,6 @@ def too_long(longest: int) -> str:
     return f"it is longer than the {longest / MEGABYTE:g} MB that --max-document-mb allows"
 
 
-def read_list(stream: BinaryIO, longest: int = MAX_DOCUMENT_MB * MEGABYTE) -> Iterator[tuple[int, Any]]:
-    """(item number from 1, value) of a JSON list. Raises BrokenListError where it stops being one, or where an item cannot be
-    held.
-    """
-    for number, value, _ in list_items(stream, longest):
-        if isinstance(value, Unread):
-            raise BrokenListError(number, value.reason, value.size)
-        yield number, value
-
-
 def list_items(stream: BinaryIO, longest: int) -> Iterator[tuple[int, Any, int]]:
     """(item number from 1, value, characters) of a JSON list. The value is an Unread for an item of more than `longest` bytes,
     nested too deeply, or with a number of thousands of digits. Raises BrokenListError where the list stops being one.

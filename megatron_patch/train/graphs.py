@@ -30,7 +30,7 @@ _SPARE = 0.0125
 
 
 def why_no_graphs(config: TrainConfig, layout: Layout) -> str:
-    """What keeps this run's micro-batches from being the same kernels every time; nothing, if they can be recorded."""
+    """The reasons why this run's micro-batches cannot be recorded as graphs; empty if they can."""
     obstacles = {
         "there is no GPU": not device.HAS_CUDA,
         "--cuda-graphs false": not config.options.cuda_graphs,

@@ -85,7 +85,7 @@ class _Window:
     """What happened since the last log line; its clock stands still for evaluations and saves.
 
     Args:
-        follows: when the numbers of the last line's iteration were known.
+        follows: when the host got the last loss of the window before; None after a pause, and for the first window.
     """
 
     def __init__(self, follows: float | None = None) -> None:
@@ -106,8 +106,13 @@ class _Window:
             self.losses.append(result.loss)
 
     def seconds_per_iteration(self, known: float) -> float:
-        """`known` is when the last iteration's numbers were, while its update of the weights began. In a window that follows
-        another one the first iteration waited for such an update; in one that began at rest, the last one's is waited for."""
+        """Mean seconds of an iteration.
+
+        Args:
+            known: when the host got the last loss. The device was still running that iteration's update then. A window that
+                follows another one begins with such an update and ends before one, so they cancel. After a pause the window
+                begins with an idle device, so the device is synchronized first, and the last update counts too.
+        """
         if self.began_at_rest:
             device.synchronize()
             known = time.perf_counter()
@@ -181,7 +186,7 @@ def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | Non
     if data.valid is None or data.valid_plan is None or data.eval_batches == 0:
         return None
     first = 0
-    if not data.fresh_validation and data.eval_every:
+    if data.valid_plan.passes is None:
         done = -(-state.iteration // data.eval_every) - 1
         first = done * data.eval_batches % data.valid_plan.batches_per_pass
     sampler = MicroBatchSampler(

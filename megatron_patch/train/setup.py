@@ -1,4 +1,4 @@
-"""From a configuration to a state that can be trained: patches, groups, model, optimizer, schedule."""
+"""From a configuration to a state that can be trained: patches, model, optimizer, schedule."""
 
 from __future__ import annotations
 

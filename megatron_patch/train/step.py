@@ -74,10 +74,10 @@ class StepResult:
 
 
 def gradient_divisor(config: TrainConfig) -> float:
-    """A constant near the tokens of a micro-batch, by which losses are divided before the backward pass.
+    """A constant near the number of tokens of a micro-batch. Losses are divided by it before the backward pass.
 
-    The division by the true number of tokens comes after it, once; without this one fp16 would have to carry a sum.
-    A power of two, so that it changes no digit.
+    Without it fp16 gradients would be those of a sum over thousands of tokens, and could overflow. The division by the true
+    number of tokens comes later, once, in Adam's pass. The constant is a power of two, so it changes no digit.
     """
     tokens = config.micro_batch_size * config.sample_length
     return float(1 << (tokens - 1).bit_length())
@@ -164,7 +164,7 @@ def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Te
 
 
 def _finalize(state: TrainState, models: list[Any], tokens: torch.Tensor, **kwargs: Any) -> None:
-    """core's reductions, but the division by tokens is left to Adam's pass: here only their number is found."""
+    """core's reductions of gradients, told of no tokens: the division by their number is left to Adam's pass."""
     finalize_model_grads(models, None, **kwargs)
     state.tokens = _over_replicas(_of_last_stage(tokens.detach().clone().float()))
 
@@ -227,7 +227,7 @@ def _run_passes(state: TrainState, graphs: MicroBatchGraphs | PipelinePasses, ba
 
 
 def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """See what memory the first micro-batch takes, so as to run two in a pass if that much is left; its gradients go.
+    """See what memory the first micro-batch takes, to run two in a pass if that much is left; its gradients are dropped.
 
     Products run by torch's guess, since those of two micro-batches may be the ones to be measured. Returns all `batches`.
     """

@@ -74,7 +74,7 @@ def _qkv_order(ranks: Ranks, config: LlamaConfig, wanted: str, separate: bool) -
 
 
 def _known_by(ranks: Ranks, separate: bool) -> str:
-    """What tells the order of a fused tensor with several KV heads, as a phrase; empty where nothing does."""
+    """The evidence for the order of a fused tensor with several KV heads, as a phrase; empty where nothing does."""
     kind = family(ranks.first.names)
     if separate:
         return "with query and key_value apart"

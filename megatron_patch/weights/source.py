@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from megatron_patch.errors import UserError
-from megatron_patch.formats.lazy import Cast, LazyTensor, MeanRow, Rows, load, stack
+from megatron_patch.formats.lazy import Cast, LazyTensor, MeanRow, Rows, stack
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, join, megatron_shape, places, split
 
@@ -38,29 +38,6 @@ class Source:
         """The Hugging Face tensors of `place`, in the table's order."""
         found = self.lookup(place)
         return found if self.is_hf else split(self.config, place.entry.rule, found[0])
-
-    def megatron_tensor(self, key: str, layer: int | None = None) -> torch.Tensor:
-        """The whole Megatron tensor `key` (of `layer`, counted over the model), in memory.
-
-        Raises:
-            ValueError: no such key.
-            UserError: the file cannot give it.
-        """
-        if key not in BY_KEY or BY_KEY[key].per_layer != (layer is not None):
-            raise ValueError(f"There is no weight {key!r} with layer {layer}; known are {', '.join(BY_KEY)}.")
-        return load(self.megatron(Place(BY_KEY[key], layer)))
-
-    def hf_tensor(self, name: str) -> torch.Tensor:
-        """The whole Hugging Face tensor `name`, in memory.
-
-        Raises:
-            ValueError: no such name.
-            UserError: the file cannot give it.
-        """
-        for place in places(self.config):
-            if name in place.hf_names:
-                return load(self.hf(place)[place.hf_names.index(name)])
-        raise ValueError(f"A LLaMA of {self.config.num_layers} layers has no tensor {name!r}.")
 
 
 def with_extra_vocabulary(source: Source, count: int) -> Source:

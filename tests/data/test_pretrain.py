@@ -16,7 +16,7 @@ from megatron_patch.data.pretrain import pretrain_run_data
 from megatron_patch.data.splits import usable_split
 from tests.tiny import tiny_config
 
-ALONE = Layout(0, 1, None, 0, 0, 0, 1, True, True, True)
+ALONE = Layout(0, 1, None, 0, 1, True)
 
 
 def write_pair(prefix, lengths, first=3):

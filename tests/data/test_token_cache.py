@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 
 from megatron_patch.data.sft import build_sft_dataset
-from megatron_patch.data.token_cache import cached_table, make_table
+from megatron_patch.data.token_cache import cached_at, make_table, table_path
 
 SAMPLES = [([1, 5, 6, 2], [False, False, True, True]), ([1, 7], [False, False])]
 BUILDER = """
 import sys, time
 from pathlib import Path
-from megatron_patch.data.token_cache import cached_table, make_table
+from megatron_patch.data.token_cache import cached_at, make_table, table_path
 folder, log = Path(sys.argv[1]), Path(sys.argv[2])
 def build():
     with open(log, "a") as file:
         file.write("built\\n")
     time.sleep(float(sys.argv[3]))
     return make_table(iter([([1, 5, 6, 2], [False, False, True, True])]))
-print(cached_table(folder, folder / "data.json", {}, build).sample(0, 9)[0].tolist())
+print(cached_at(table_path(folder, folder / "data.json", {}), build).sample(0, 9)[0].tolist())
 """
 
 
@@ -44,7 +44,7 @@ def counting(builds):
 
 
 def test_what_is_cached_is_what_was_built(tmp_path, data):
-    table = cached_table(tmp_path / "cache", data, {}, counting([]))
+    table = cached_at(table_path(tmp_path / "cache", data, {}), counting([]))
     ids, learnt = table.sample(0, 3)
     assert (ids.tolist(), learnt.tolist()) == ([1, 5, 6], [False, False, True])
     assert table.sample(1, 9)[0].tolist() == [1, 7]
@@ -57,13 +57,13 @@ def test_what_is_cached_is_what_was_built(tmp_path, data):
 def test_the_key_is_content_and_settings_and_not_the_place(tmp_path, data):
     builds, build = [], None
     build = counting(builds)
-    cached_table(tmp_path / "cache", data, {"template": "a"}, build)
+    cached_at(table_path(tmp_path / "cache", data, {"template": "a"}), build)
     moved = data.rename(tmp_path / "elsewhere.json")
-    cached_table(tmp_path / "cache", moved, {"template": "a"}, build)
+    cached_at(table_path(tmp_path / "cache", moved, {"template": "a"}), build)
     assert len(builds) == 1
-    cached_table(tmp_path / "cache", moved, {"template": "b"}, build)
+    cached_at(table_path(tmp_path / "cache", moved, {"template": "b"}), build)
     moved.write_text("other")
-    cached_table(tmp_path / "cache", moved, {"template": "a"}, build)
+    cached_at(table_path(tmp_path / "cache", moved, {"template": "a"}), build)
     assert len(builds) == 3
 
 
@@ -98,12 +98,12 @@ def test_a_cache_of_other_settings_is_not_used(golden, tokenizer, tmp_path, monk
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "header"])
 def test_a_damaged_cache_is_made_again_and_says_so(tmp_path, data, caplog, damage):
     builds = []
-    cached_table(tmp_path / "cache", data, {}, counting(builds))
+    cached_at(table_path(tmp_path / "cache", data, {}), counting(builds))
     (path,) = (tmp_path / "cache").glob("*.bin")
     good = path.read_bytes()
     flipped = good[:-3] + bytes([good[-3] ^ 1]) + good[-2:]
     path.write_bytes({"cut": good[:-4], "flipped": flipped, "empty": b"", "header": b"x" * len(good)}[damage])
-    table = cached_table(tmp_path / "cache", data, {}, counting(builds))
+    table = cached_at(table_path(tmp_path / "cache", data, {}), counting(builds))
     assert table.sample(0, 9)[0].tolist() == [1, 5, 6, 2] and len(builds) == 2
     assert "is damaged" in caplog.text
     assert path.read_bytes() == good

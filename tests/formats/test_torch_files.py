@@ -18,8 +18,10 @@ from tests.checkpoint.test_checked_load import OBJECTS, archive_of
 
 def test_what_real_files_hold(tmp_path):
     """State dicts of modules, parameters, arguments, random states, views and bytes, as torch reads them."""
-    base = torch.randn(6, 8)
+    base, marked = torch.randn(6, 8), torch.randn(4)
+    marked.partition_dim = 0  # as Megatron marks its parameters
     content = {
+        "marked": marked,
         "state": torch.nn.Linear(3, 5).state_dict(),
         "parameter": torch.nn.Parameter(torch.randn(2, 3)),
         "views": OrderedDict(rows=base[2:4], columns=base[:, :4]),
@@ -33,7 +35,7 @@ def test_what_real_files_hold(tmp_path):
     assert found.keys() == content.keys() and found["optimizer"] == content["optimizer"] and found["args"] == content["args"]
     assert found["rng"][0] == content["rng"][0] and found["rng"][3:] == content["rng"][3:]
     assert numpy.array_equal(found["rng"][1][1], content["rng"][1][1]) and torch.equal(found["rng"][2], content["rng"][2])
-    tensors = {"parameter": content["parameter"].detach()}
+    tensors = {"parameter": content["parameter"].detach(), "marked": marked}
     for group in ("state", "views"):
         for name, tensor in content[group].items():
             tensors[f"{group}.{name}"] = tensor

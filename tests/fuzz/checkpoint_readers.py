@@ -137,6 +137,7 @@ def _metadata(random: Random, data: bytes) -> bytes:
 
 def safetensors(folder: Path) -> Target:
     from megatron_patch.weights.opening import open_source
+    from tests.weights.models import hf_tensor
 
     valid.hf_folder(folder / "one"), valid.hf_folder(folder / "two", shards=True)
 
@@ -144,7 +145,7 @@ def safetensors(folder: Path) -> Target:
         for name in ("one", "two"):
             source = open_source(folder / name)
             if random.random() < 0.1:
-                source.hf_tensor("model.norm.weight")
+                hf_tensor(source, "model.norm.weight")
 
     return Target(
         folder,

@@ -31,7 +31,7 @@ def tokenizers(folder: Path, fast: bool = False) -> Target:
         assert all(isinstance(i, int) and 0 <= i < found.vocab_size for i in (*ids, found.bos, found.eod, found.fill)), (
             "ids outside"
         )
-        found.detokenize(ids), found.unique_identifiers, found.token_id("</s>")
+        found.detokenize(ids), found.unique_identifiers, found.special_tokens.get("</s>")
         for template in ("alpaca", "llama2-chat", "tokenizer"):
             encoder(template, found)({"instruction": "a", "output": "b"} if template == "alpaca" else turns)
 

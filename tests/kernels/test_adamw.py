@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megatron_patch.kernels.adamw import adamw_step_, adamw_step_list_, grad_norm_squared, join_float32, split_float32
+from megatron_patch.kernels.adamw import adamw_step_, grad_norm_squared, join_float32, split_float32
 
 OPTIONS = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.1)
 
@@ -110,9 +110,7 @@ def test_an_overflow_changes_nothing(draw, device, implementation, found, master
     copy = torch.zeros(70, dtype=torch.bfloat16, device=device)
     before = [t.clone() for t in (*tensors, copy)]
     found_inf = torch.tensor([found], device=device)
-    adamw_step_list_(
-        *([t] for t in tensors), [copy], step=1, found_inf=found_inf, implementation=implementation, **OPTIONS
-    )
+    adamw_step_(*tensors, copy, step=1, found_inf=found_inf, implementation=implementation, **OPTIONS)
     changed = [not torch.equal(a, b) for a, b in zip((*tensors, copy), before, strict=True)]
     assert changed == ([False] * 5 if found else [True, True, True, False, True])
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megatron_patch.kernels.rope import rope, rope_qkv, rope_tables
+from megatron_patch.kernels.rope import rope_qkv, rope_tables
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 S, B = 7, 2
@@ -53,21 +53,6 @@ def test_packed_projection(
     agree(qkv.grad, qkv64.grad)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_plain_tensor_and_its_gradient(draw, agree, truth_of, device, implementation, dtype):
-    x, dy = draw(dtype, S, B, 5, 16), draw(dtype, S, B, 5, 16, requires_grad=False)
-    x64, dy64 = truth_of(x, dy)
-    cos, sin = rope_tables(S, 16, device=device)
-    y, truth = (
-        rope(x, cos, sin, implementation=implementation),
-        rotate(x64, angles_of(torch.arange(S, device=device), 16)[:, None]),
-    )
-    y.backward(dy)
-    truth.backward(dy64)
-    agree(y, truth)
-    agree(x.grad, x64.grad)
-
-
 def test_a_consumed_projection_is_an_error_for_whoever_saved_it(draw, device):
     pytest.importorskip("triton")
     cos, sin = rope_tables(S, 16, device=device)
@@ -85,4 +70,4 @@ def test_interpolated_positions_and_errors(draw, device):
     with pytest.raises(ValueError, match=r"\[7, 2, 64\].*must be \[S, B, 9·D\]"):
         rope_qkv(torch.zeros(S, B, 64), cos, sin, 3, 3)
     with pytest.raises(ValueError, match=r"cos is \[7, 8\].*\[6, 8\]"):
-        rope(torch.zeros(6, B, 1, 16), cos, sin)
+        rope_qkv(torch.zeros(6, B, 3 * 16), cos, sin, 1, 1)

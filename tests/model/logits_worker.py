@@ -28,13 +28,13 @@ def main(checkpoint: str, tokens_file: str, target: str, tp: int, pp: int, fused
     model = build_model(config, layout, choose_backend(config, layout)[0])
     load_weights(checkpoint, model)
     logits = forward(model, config, tokens)
-    if layout.is_last_stage and layout.tensor_parallel_rank == 0:
+    if logits is not None:
         torch.save(logits, target)
     parallel.stop()
 
 
 def forward(model, config, tokens):
-    """The last stage's logits with all of the vocabulary; None on the others."""
+    """Logits with all of the vocabulary, on the first tensor-parallel rank of the last stage; None on the others."""
     import torch
     from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -56,7 +56,8 @@ def forward(model, config, tokens):
             forward_step_func=step, data_iterator=iter([None]), model=[model], num_microbatches=1,
             seq_length=config.seq_length, micro_batch_size=config.micro_batch_size, forward_only=True,
         )  # fmt: skip
-    return kept[0] if parallel_state.is_pipeline_last_stage() else None
+    is_first = parallel_state.get_tensor_model_parallel_rank() == 0
+    return kept[0] if parallel_state.is_pipeline_last_stage() and is_first else None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_patch.checkpoint.run_state import load_weights
 from megatron_patch.core import parallel
+from megatron_patch.core.patches import apply_patches
 from megatron_patch.llama.model_config import read_hf_config
 from megatron_patch.model.build import build_model, choose_backend
 from tests.launching import GOLDEN, convert
@@ -23,6 +24,7 @@ from tests.tiny import be_alone, tiny_config
 @pytest.fixture(scope="module")
 def alone():
     be_alone()
+    apply_patches()
     yield parallel.start(tiny_config())
     parallel.stop()
 

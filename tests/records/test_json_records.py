@@ -17,7 +17,6 @@ from megatron_patch.records.json_records import (
     find_files,
     list_items,
     open_stream,
-    read_list,
 )
 from megatron_patch.records.lines import Blank, read_lines
 from tests.launching import ROOT
@@ -77,7 +76,7 @@ def test_a_broken_list_gives_what_stands_before_and_names_the_item(tmp_path, mon
     got = []
     with open_stream(tmp_path / "data.json") as stream, pytest.raises(BrokenListError) as error:
         assert begins_list(stream)
-        for item in read_list(stream):
+        for item in list_items(stream, 1 << 20):
             got.append(item)
     assert (len(got), error.value.number) == (good, broken_at)
     assert error.value.lost > 0 or text.endswith(b"}")

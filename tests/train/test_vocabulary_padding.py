@@ -8,7 +8,7 @@ import torch
 from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank, splitting_finding
 from megatron_patch.weights.opening import open_source
 from tests.launching import GOLDEN, PRETRAIN, convert, train
-from tests.weights.models import read_hf
+from tests.weights.models import megatron_tensor, read_hf
 
 ITERATIONS = 10
 
@@ -58,13 +58,13 @@ def test_losses_and_weights_are_those_without_padding(arguments, whole, tmp_path
     assert [step.grad_norm for step in steps] == pytest.approx([step.grad_norm for step in wanted], rel=1e-5)
     (run,) = (tmp_path / "checkpoint").iterdir()
     for folder in run.glob("iter_*"):  # those of TP 2 among them: files hold the true rows
-        assert open_source(folder).megatron_tensor("output_layer.weight").shape == (801, 64)
+        assert megatron_tensor(open_source(folder), "output_layer.weight").shape == (801, 64)
     got = exported(tmp_path)
     assert got.keys() == weights.keys() and got["lm_head.weight"].shape == (801, 64)
     for name, tensor in weights.items():
         torch.testing.assert_close(got[name], tensor, rtol=0, atol=2e-5)
     # The added row learns, and what Adam keeps of it moved with it: a row that stood still differs by far more.
-    start = open_source(arguments["PRETRAIN_CHECKPOINT_PATH"]).megatron_tensor("output_layer.weight")[800].float()
+    start = megatron_tensor(open_source(arguments["PRETRAIN_CHECKPOINT_PATH"]), "output_layer.weight")[800].float()
     assert (got["lm_head.weight"][800] - start).abs().max() > 1e-3
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_patch.formats.lazy import load
 from megatron_patch.llama.model_config import LlamaConfig, to_hf_config
-from megatron_patch.weights.table import hf_shapes, places
+from megatron_patch.weights.source import Source
+from megatron_patch.weights.table import BY_KEY, Place, hf_shapes, places
 from tests.launching import GOLDEN
 
 SMALL = LlamaConfig(2, 16, 24, 4, 2, vocab_size=40, rotary_base=1e6, max_position_embeddings=16384)
@@ -24,6 +26,17 @@ def random_weights(config: LlamaConfig, dtype: torch.dtype = torch.bfloat16) -> 
         for place in places(config)
         for name, shape in zip(place.hf_names, hf_shapes(config, place))
     }
+
+
+def hf_tensor(source: Source, name: str) -> torch.Tensor:
+    """The whole Hugging Face tensor `name` of a checkpoint."""
+    (place,) = (place for place in places(source.config) if name in place.hf_names)
+    return load(source.hf(place)[place.hf_names.index(name)])
+
+
+def megatron_tensor(source: Source, key: str, layer: int | None = None) -> torch.Tensor:
+    """The whole Megatron tensor `key`, of `layer`."""
+    return load(source.megatron(Place(BY_KEY[key], layer)))
 
 
 def write_hf(folder: Path, config: LlamaConfig, weights: dict[str, torch.Tensor], shards: int = 1) -> Path:

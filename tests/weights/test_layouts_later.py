@@ -15,7 +15,7 @@ from megatron_patch.formats.structure_2023 import read_vocabulary_rows
 from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig
 from megatron_patch.weights.opening import open_source
 from tests.launching import GOLDEN
-from tests.weights.models import assert_same, read_hf
+from tests.weights.models import assert_same, hf_tensor, read_hf
 from tests.weights.original import STYLES, Written, write_original
 from tests.weights.test_megatron_2023 import change
 
@@ -42,7 +42,7 @@ def truth(later, name):
 def read(folder, **asked):
     """Every Hugging Face tensor of a checkpoint."""
     source = open_source(folder, **asked)
-    return {name: source.hf_tensor(name) for name in read_hf(GOLDEN / "hf_mha") if _has(source, name)}
+    return {name: hf_tensor(source, name) for name in read_hf(GOLDEN / "hf_mha") if _has(source, name)}
 
 
 def _has(source, name):

@@ -15,7 +15,7 @@ from megatron_patch.llama.model_config import LLAMA_SIZES, read_hf_config
 from megatron_patch.weights.opening import open_source
 from tests.launching import GOLDEN
 from tests.weights.metas_files import write_meta
-from tests.weights.models import assert_same, read_hf
+from tests.weights.models import assert_same, hf_tensor, read_hf
 
 
 def model(groups=8, layers=2):
@@ -56,7 +56,7 @@ def test_embedding_that_is_shared_by_rows(tmp_path):
     """As from LLaMA-3's code on; the tensors' own shapes tell."""
     original = model()
     convert(Conversion(write_meta(tmp_path / "meta", original, 4, rows_of_embedding=True), tmp_path / "mg", to_hf=False))
-    got = open_source(tmp_path / "mg").hf_tensor("model.embed_tokens.weight")
+    got = hf_tensor(open_source(tmp_path / "mg"), "model.embed_tokens.weight")
     assert torch.equal(got, original.model.embed_tokens.weight)
 
 
