@@ -64,9 +64,7 @@ def bench_rms_norm(table: Table, compiling: bool) -> None:
         versions["Liger"] = lambda x, w: (LigerRMSNormFunction.apply(x, w, EPS), x.view_as(x))
     grads = (draw(S, 1, H, requires_grad=False), draw(S, 1, H, requires_grad=False))
     versions = with_compiled(versions, formula, compiling)
-    compare(
-        table, "rms_norm_residual", versions, (draw(S, 1, H), weight), grads, (2 * row_bytes, 4 * row_bytes)
-    )
+    compare(table, "rms_norm_residual", versions, (draw(S, 1, H), weight), grads, (2 * row_bytes, 4 * row_bytes))
     added = {
         "F.rms_norm": lambda x, r, w: (F.rms_norm(x + r, (H,), w, EPS), x + r),
         "ours": lambda x, r, w: rms_norm.add_rms_norm(x, r, w, EPS),
@@ -102,9 +100,7 @@ def bench_swiglu(table: Table, compiling: bool) -> None:
     if importlib.util.find_spec("liger_kernel"):
         from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
-        versions["Liger"] = lambda packed: LigerSiLUMulFunction.apply(
-            *(t.contiguous() for t in packed.chunk(2, -1))
-        )
+        versions["Liger"] = lambda packed: LigerSiLUMulFunction.apply(*(t.contiguous() for t in packed.chunk(2, -1)))
     compare(
         table,
         "swiglu",
@@ -149,9 +145,7 @@ def bench_adamw(table: Table, compiling: bool) -> None:
     master, exp_avg, exp_avg_sq = (torch.rand(count, device=DEVICE) for _ in range(3))
     grad, copy = torch.randn(count, device=DEVICE), torch.empty(count, device=DEVICE, dtype=DTYPE)
     scale, found = torch.tensor(0.5, device=DEVICE), torch.zeros((), device=DEVICE)
-    options = dict(
-        lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=10, grad_scale=scale, found_inf=found
-    )
+    options = dict(lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=10, grad_scale=scale, found_inf=found)
     ours = milliseconds(lambda: adamw.adamw_step_(master, exp_avg, exp_avg_sq, grad, copy, **options), 200)
     table.add("adamw", "ours, with copy and scale", "step", ours, 30 * count, "GB/s")
     if copy.dtype == torch.bfloat16:
@@ -162,18 +156,14 @@ def bench_adamw(table: Table, compiling: bool) -> None:
     parameter = master.detach().requires_grad_()
     parameter.grad = grad
     optimizer = torch.optim.AdamW([parameter], lr=1e-4, weight_decay=0.1, fused=True, capturable=True)
-    table.add(
-        "adamw", "torch fused, nothing else", "step", milliseconds(optimizer.step, 200), 28 * count, "GB/s"
-    )
+    table.add("adamw", "torch fused, nothing else", "step", milliseconds(optimizer.step, 200), 28 * count, "GB/s")
 
     def with_copy():
         grad.mul_(scale)
         optimizer.step()
         copy.copy_(parameter.detach())
 
-    table.add(
-        "adamw", "torch fused, copy and scale", "step", milliseconds(with_copy, 200), 30 * count, "GB/s"
-    )
+    table.add("adamw", "torch fused, copy and scale", "step", milliseconds(with_copy, 200), 30 * count, "GB/s")
     pieces = [g.view(-1, 4096) for g in grad.split(1 << 24)]
     for version, implementation in (("ours", "triton"), ("torch._foreach_norm", "torch")):
         for tensors in ([grad], pieces):
@@ -190,10 +180,7 @@ def bench_adamw(table: Table, compiling: bool) -> None:
 
 def bench_attention(table: Table, compiling: bool) -> None:
     cos, sin = rope.rope_tables(S, D, device=DEVICE)
-    q, k, v = (
-        t.detach().requires_grad_()
-        for t in rope.rope_qkv(draw(S, 1, 3 * H, requires_grad=False), cos, sin, N, N)
-    )
+    q, k, v = (t.detach().requires_grad_() for t in rope.rope_qkv(draw(S, 1, 3 * H, requires_grad=False), cos, sin, N, N))
     segments = (torch.arange(S, device=DEVICE) // 512)[None]
     operations = 2 * N * S * S * D  # two products over the causal half
     versions = {}
@@ -222,13 +209,9 @@ BENCHES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES))
-    parser.add_argument(
-        "--no-compile", action="store_true", help="leave torch.compile out; it takes most of the time"
-    )
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out; it takes most of the time")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     table = Table(*measure_limits())

@@ -68,9 +68,7 @@ def huggingface_tokenizer(model: Path) -> object:
     splits = [(vocab[p], vocab[p[:k]], vocab[p[k:]], p[:k], p[k:])
               for p in vocab for k in range(1, len(p)) if p[:k] in vocab and p[k:] in vocab]  # fmt: skip
     merges = [(left, right) for *_, left, right in sorted(splits)]
-    engine = Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
+    engine = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     engine.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     return engine
 
@@ -120,8 +118,7 @@ def run_cli(corpus: Path, folder: Path, workers: int) -> tuple[float, int, int]:
 
 
 def measure_encode_batch(engine: object, corpus: Path) -> float:
-    """Seconds of `encode_batch` over the corpus' texts in batches of 256, one thread; reading is not counted.
-    """
+    """Seconds of `encode_batch` over the corpus' texts in batches of 256, one thread; reading is not counted."""
     with open(corpus, encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
     begin = time.perf_counter()
@@ -151,9 +148,7 @@ def compare(folder: Path, texts: list[str], megabytes: int, rounds: int) -> None
     for name, seconds in times.items():
         t = statistics.median(seconds)
         memory = f"  peak {peaks[name] / 2**20:.0f} MiB" if name in peaks else ""
-        print(
-            f"  {name:24s} {size / 1e6 / t:6.2f} MB/s {count / t:8.0f} documents/s {tokens / t:10.0f} tokens/s{memory}"
-        )
+        print(f"  {name:24s} {size / 1e6 / t:6.2f} MB/s {count / t:8.0f} documents/s {tokens / t:10.0f} tokens/s{memory}")
     ones, twos, alones = times.values()
     speedup = statistics.median(one / two for one, two in zip(ones, twos))
     against = statistics.median(alone / one for one, alone in zip(ones, alones))
@@ -210,10 +205,7 @@ def index(folder: Path, count: int) -> None:
     for what in ("built", "found in the cache"):
         begin = time.perf_counter()
         dataset = gpt_dataset(folder / "pair", folder / "cache", None)
-        print(
-            f"index of {count} documents, {len(dataset)} samples, "
-            f"{what} in {time.perf_counter() - begin:.1f} s"
-        )
+        print(f"index of {count} documents, {len(dataset)} samples, {what} in {time.perf_counter() - begin:.1f} s")
 
 
 def loader(folder: Path, steps: int = 100, step_seconds: float = 0.1) -> None:
@@ -246,9 +238,7 @@ def loader(folder: Path, steps: int = 100, step_seconds: float = 0.1) -> None:
 
 def main() -> None:
     """Parse and measure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory-megabytes", type=int)

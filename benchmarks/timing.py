@@ -29,20 +29,14 @@ class Table:
     def __init__(self, copy_rate: float, product_rate: float) -> None:
         self.rows: list[Row] = []
         self._limits = {"GB/s": copy_rate, "TFLOP/s": product_rate}
-        print(
-            f"copy {copy_rate:.0f} GB/s, bf16 product {product_rate:.0f} TFLOP/s on"
-            f" {torch.cuda.get_device_name()}"
-        )
+        print(f"copy {copy_rate:.0f} GB/s, bf16 product {product_rate:.0f} TFLOP/s on {torch.cuda.get_device_name()}")
         print(f"{'kernel':<18}{'version':<30}{'part':<10}{'µs':>10}{'rate':>9} {'unit':<8}{'share':>6}")
 
     def add(self, kernel: str, version: str, part: str, milliseconds: float, work: float, unit: str) -> None:
         rate = work / milliseconds / (1e6 if unit == "GB/s" else 1e9)
         row = Row(kernel, version, part, milliseconds * 1e3, rate, unit, rate / self._limits[unit])
         self.rows.append(row)
-        print(
-            f"{kernel:<18}{version:<30}{part:<10}{row.microseconds:>10.1f}{rate:>9.0f}"
-            f" {unit:<8}{row.share:>6.0%}"
-        )
+        print(f"{kernel:<18}{version:<30}{part:<10}{row.microseconds:>10.1f}{rate:>9.0f} {unit:<8}{row.share:>6.0%}")
         sys.stdout.flush()
 
 

@@ -81,9 +81,7 @@ def random_batches(config: TrainConfig, layout: parallel.Layout):
     """Endless micro-batches on the device."""
     generator = torch.Generator().manual_seed(0)
     while True:
-        tokens = torch.randint(
-            0, config.vocab_size, (config.micro_batch_size, config.seq_length + 1), generator=generator
-        )
+        tokens = torch.randint(0, config.vocab_size, (config.micro_batch_size, config.seq_length + 1), generator=generator)
         mask = torch.ones(config.micro_batch_size, config.seq_length)
         batch = {"tokens": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous(), "loss_mask": mask}
         yield {key: value.to(layout.device) for key, value in batch.items()}

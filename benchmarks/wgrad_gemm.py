@@ -62,9 +62,7 @@ def _check(weight_grad, pairs) -> None:
         if x.dtype not in (torch.bfloat16, torch.float16) or x.dtype != dy.dtype:
             raise ValueError(f"x is {x.dtype} and dy {dy.dtype}; both must be bfloat16 or both float16.")
         if x.shape[0] != pairs[0][0].shape[0] or dy.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"x is {list(x.shape)} and dy {list(dy.shape)}; all must have the same number of tokens."
-            )
+            raise ValueError(f"x is {list(x.shape)} and dy {list(dy.shape)}; all must have the same number of tokens.")
         if tuple(weight_grad.shape) != (dy.shape[1], x.shape[1]) or weight_grad.dtype != torch.float32:
             raise ValueError(
                 f"weight_grad is {weight_grad.dtype} {list(weight_grad.shape)}; it must be torch.float32"

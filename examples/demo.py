@@ -175,9 +175,7 @@ def continue_a_prompt(folder: Path) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     tokens = tokenizer(PROMPT, return_tensors="pt")
-    made = model.generate(
-        **tokens, min_new_tokens=24, max_new_tokens=40, do_sample=False, repetition_penalty=1.3, pad_token_id=2
-    )
+    made = model.generate(**tokens, min_new_tokens=24, max_new_tokens=40, do_sample=False, repetition_penalty=1.3, pad_token_id=2)
     return " ".join(tokenizer.decode(made[0], skip_special_tokens=True).split())
 
 

@@ -57,9 +57,7 @@ def _torch_has_cuda() -> bool:
     return any(line.startswith("cuda") and "None" not in line.split("=")[-1] for line in text.splitlines())
 
 
-def plan_processes(
-    env: str, model_parallel_size: int, environ: Mapping[str, str] | None = None
-) -> tuple[Processes, list[str]]:
+def plan_processes(env: str, model_parallel_size: int, environ: Mapping[str, str] | None = None) -> tuple[Processes, list[str]]:
     """The processes of a `dsw` or `dlc` run, and what is wrong with the environment that says so.
 
     dsw: one node, a process for each visible GPU; without a GPU GPUS_PER_NODE, else TP × PP (`model_parallel_size`).

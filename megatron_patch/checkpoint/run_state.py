@@ -61,9 +61,7 @@ class Progress:
     nan_iterations: int
 
 
-def save_checkpoint(
-    config: TrainConfig, model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: Progress
-) -> Path:
+def save_checkpoint(config: TrainConfig, model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: Progress) -> Path:
     """Write the state after `progress.iteration`; every rank calls it. Returns the finished folder.
 
     Only one run at a time may write into a checkpoint folder: what others have in the making there is removed.
@@ -91,9 +89,7 @@ def _finish(config: TrainConfig, partial: Path, final: Path, progress: Progress)
     """Describe, flush, rename, and only then say so in the tracker; older ones go if `--keep-last` asks for it."""
     root, description = final.parent, _description(config)
     write_model_description(partial, description)
-    (partial / RUN_CONFIG).write_text(
-        json.dumps(config.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (partial / RUN_CONFIG).write_text(json.dumps(config.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name in os.listdir(partial):
         flush(partial / name)
     flush(partial)
@@ -156,9 +152,7 @@ def _is_same_layout(folder: Path) -> bool:
     )
 
 
-def load_weights(
-    path: str, model: Any, gqa_layout: str = PER_KV_HEAD, fallback: LlamaConfig | None = None
-) -> tuple[str, ...]:
+def load_weights(path: str, model: Any, gqa_layout: str = PER_KV_HEAD, fallback: LlamaConfig | None = None) -> tuple[str, ...]:
     """The weights alone of a checkpoint of any layout, cast to the model's dtype; `path` is a root or one iteration.
 
     Args:
@@ -206,9 +200,7 @@ def _sharded_rng() -> ShardedObject:
         parallel_state.get_tensor_model_parallel_world_size(),
     )
     place = (parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_tensor_model_parallel_rank())
-    return ShardedObject(
-        "rng", parallel.rng_state(), shape, place, replica_id=parallel_state.get_data_parallel_rank()
-    )
+    return ShardedObject("rng", parallel.rng_state(), shape, place, replica_id=parallel_state.get_data_parallel_rank())
 
 
 def module(model: Any) -> Any:

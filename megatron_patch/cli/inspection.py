@@ -47,9 +47,7 @@ def describe(job: Inspection) -> list[str]:
         from megatron_patch.inspection.checkpoint import describe_checkpoint
 
         return describe_checkpoint(path)
-    raise UserError(
-        f"{path} does not exist; give a .bin/.idx pair, a fine-tuning JSON file or a checkpoint's folder."
-    )
+    raise UserError(f"{path} does not exist; give a .bin/.idx pair, a fine-tuning JSON file or a checkpoint's folder.")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def main(argv: list[str]) -> int:
 
 
 def _make_indexed(job: Preparation, prefix: str) -> None:
+    assert job.tokenizer_folder is not None, "a pair without a tokenizer has been refused"
     settings = Settings(job.tokenizer_folder, job.json_key, job.clean, not job.no_append_eod, job.max_document_mb)
     size = sum(path.stat().st_size for path in find_files(job.input))
     counts = preprocess(

@@ -97,9 +97,7 @@ def _logits_note(job: Conversion, source: Source, folder: Path, engine: str | No
     from megatron_patch.conversion.verify_logits import verify_logits
 
     rounded = _opened(job).dtype != source.dtype
-    agreed = verify_logits(
-        source, job.source, folder, to_hf=job.to_hf, rounded=rounded, engine=engine, gqa_layout=job.gqa_layout
-    )
+    agreed = verify_logits(source, job.source, folder, to_hf=job.to_hf, rounded=rounded, engine=engine, gqa_layout=job.gqa_layout)
     return (agreed,)
 
 

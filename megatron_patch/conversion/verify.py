@@ -34,12 +34,9 @@ def verify(source: Source, folder: Path, total: int) -> int:
     return count
 
 
-
 def _compare(source: Source, folder: Path, name: str, expected: LazyTensor, got: LazyTensor) -> None:
     if tuple(expected.shape) != tuple(got.shape) or expected.dtype != got.dtype:
-        raise UserError(
-            f"{folder}: {name} is {got.dtype} {list(got.shape)}; it must be {expected.dtype} {list(expected.shape)}."
-        )
+        raise UserError(f"{folder}: {name} is {got.dtype} {list(got.shape)}; it must be {expected.dtype} {list(expected.shape)}.")
     for (first, _, want), (_, _, have) in zip(pieces(expected), pieces(got)):
         if not bool(torch.isfinite(want).all()):
             row = first + int((~torch.isfinite(want)).flatten(1).any(1).nonzero()[0]) if want.dim() > 1 else first

@@ -39,9 +39,7 @@ _DCP_VERSION = "1.0.0"
 _OBJECTS_FILE = "__0_objects.distcp"
 # core's linear layers save an empty object a layer under these names, and ask for it when loading.
 _OBJECT_KEYS = tuple(
-    entry.key.removesuffix("weight") + "_extra_state"
-    for entry in TABLE
-    if entry.per_layer and entry.key.endswith(".weight")
+    entry.key.removesuffix("weight") + "_extra_state" for entry in TABLE if entry.per_layer and entry.key.endswith(".weight")
 )
 
 
@@ -114,10 +112,5 @@ def _entry(parts: Sequence[Written]) -> TensorStorageMetadata:
     return TensorStorageMetadata(
         properties=TensorProperties(dtype=parts[0].item.tensor.dtype),
         size=torch.Size([max(axis) for axis in zip(*ends)]),
-        chunks=[
-            ChunkStorageMetadata(offsets=torch.Size(part.item.offset), sizes=torch.Size(part.item.shape))
-            for part in parts
-        ],
+        chunks=[ChunkStorageMetadata(offsets=torch.Size(part.item.offset), sizes=torch.Size(part.item.shape)) for part in parts],
     )
-
-

@@ -32,6 +32,8 @@ class Layout:
     data_parallel_rank: int
     data_parallel_size: int
     is_one_node: bool
+    is_first_stage: bool  # of the pipeline: it has the embedding
+    is_last_stage: bool  # it has the head and the loss
 
     @property
     def is_logger(self) -> bool:
@@ -60,9 +62,7 @@ def start(config: TrainConfig) -> Layout:
     world = torch.distributed.get_world_size()
     model_parallel = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
     if world % model_parallel:
-        raise UserError(
-            f"{world} processes were started for TP × PP = {model_parallel}; their number must be a multiple of it."
-        )
+        raise UserError(f"{world} processes were started for TP × PP = {model_parallel}; their number must be a multiple of it.")
     # What ranks agree on between two steps must not wait for what their GPUs still do.
     _host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
     with _communicators_at_first_use():
@@ -96,6 +96,8 @@ def _layout(local: torch.device) -> Layout:
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         is_one_node=torch.distributed.get_world_size() == int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        is_first_stage=parallel_state.is_pipeline_first_stage(),
+        is_last_stage=parallel_state.is_pipeline_last_stage(),
     )
 
 

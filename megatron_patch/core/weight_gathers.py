@@ -30,7 +30,8 @@ class WeightGathers:
     lazy = False
 
     def __init__(self, model: DistributedDataParallel, records: bool) -> None:
-        self.records, self.started, self.graph = records, 0, None
+        self.records, self.started = records, 0
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.groups = list(reversed(model.bucket_groups))  # DDP's order is that of the backward pass
         self.pending: set[BucketGroup] = set()  # on CPUs
         if device.HAS_CUDA:
@@ -53,8 +54,8 @@ class WeightGathers:
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             if self.records and self.started == 1:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+                graph = self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                     self._launch()
             if self.graph is None:
                 self._launch()

@@ -65,7 +65,7 @@ def add_weight_gradient(
     """`wgrad_gemm_accum_fp32`, now or later. Returns what a backward pass gives autograd for the weight's gradient: something
     that nobody reads, since DDP's hook, which counts the gradients that are ready, wants one."""
     work = functools.partial(wgrad_gemm_accum_fp32, total_input, grad_output, main_grad)
-    weight.grad_added_to_main_grad = True
+    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]  # a mark that DDP reads
     if _postponed is None:
         work()
     else:

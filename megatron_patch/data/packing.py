@@ -14,9 +14,7 @@ def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     groups come in the order of their lowest sample, and so do the samples of a group. O(n · capacity / 64).
     """
     if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= capacity:
-        raise ValueError(
-            f"sample lengths are {lengths.min()} to {lengths.max()}; they must be 1 to {capacity}."
-        )
+        raise ValueError(f"sample lengths are {lengths.min()} to {lengths.max()}; they must be 1 to {capacity}.")
     groups: list[list[int]] = []
     with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # by remaining room
     rooms = 0  # bit r is set where with_room[r] holds a group

@@ -27,8 +27,7 @@ def chat_renderer(tokenizer: Tokenizer) -> Render:
     """
     if not tokenizer.chat_template:
         raise UserError(
-            "the tokenizer's folder has no chat template (chat_template in tokenizer_config.json); "
-            "choose --template llama2-chat"
+            "the tokenizer's folder has no chat template (chat_template in tokenizer_config.json); choose --template llama2-chat"
         )
     literal = {i: text for text, i in tokenizer.special_tokens.items()}
     fixed = {"bos_token": literal.get(tokenizer.bos, ""), "eos_token": literal.get(tokenizer.eos, "")}
@@ -65,9 +64,7 @@ def encode_rendered(
             continue
         before, after = render(turns[:i], True, tools), render(turns[: i + 1], False, tools)
         if not after.startswith(before) or not whole.startswith(after):
-            raise UserError(
-                "the folder's chat template rewrites earlier turns; choose --template llama2-chat"
-            )
+            raise UserError("the folder's chat template rewrites earlier turns; choose --template llama2-chat")
         begin, end = len(tokenizer.tokenize_marked(before)), len(tokenizer.tokenize_marked(after))
         learnt[begin:end] = [True] * (end - begin)
     _require_all(turns, render, tools, whole)

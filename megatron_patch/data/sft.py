@@ -108,9 +108,7 @@ class SFTDataset:
         tokens = np.full(self.length, self.fill, dtype=np.int64)
         labels = np.full(self.length, self.fill, dtype=np.int64)
         loss_mask = np.zeros(self.length, dtype=np.float32)
-        position_ids = (
-            np.zeros(self.length, dtype=np.int64) if self.packing else np.arange(self.length, dtype=np.int64)
-        )
+        position_ids = np.zeros(self.length, dtype=np.int64) if self.packing else np.arange(self.length, dtype=np.int64)
         segment_ids = np.zeros(self.length, dtype=np.int64)
         begin = 0
         for segment, i in enumerate(self.groups[index], start=1):

@@ -39,9 +39,7 @@ class _Part:
         return self.tokens > sequence_length or epochs * self.documents <= _LONGEST_INDEX
 
 
-def usable_split(
-    split: str, pairs: list[tuple[float, str]], sequence_length: int = 1, samples: Sequence[int] = (0, 0, 0)
-) -> str:
+def usable_split(split: str, pairs: list[tuple[float, str]], sequence_length: int = 1, samples: Sequence[int] = (0, 0, 0)) -> str:
     """`split` with 0 for each share that gives some pair no token. `samples`: of each part, as many as the run takes.
 
     Raises:

@@ -67,9 +67,7 @@ class TokenTable:
             values = self.flat[edges[0] : edges[-1]]
             sums = np.concatenate([[0], np.cumsum((values & _LEARNT) != 0)])
             begins, ends = edges[:-1] - edges[0], np.minimum(edges[1:], edges[:-1] + limit) - edges[0]
-            counts[first : first + block] = (
-                sums[np.maximum(ends, begins)] - sums[np.minimum(begins + 1, ends)]
-            )
+            counts[first : first + block] = sums[np.maximum(ends, begins)] - sums[np.minimum(begins + 1, ends)]
         return counts
 
 
@@ -77,9 +75,7 @@ def make_table(samples: Iterator[Encoded]) -> TokenTable:
     """Gather encoded samples."""
     lengths, parts = [0], []
     for ids, learnt in samples:
-        parts.append(
-            np.asarray(ids, dtype=np.int32) | np.where(learnt, _LEARNT, np.int32(0)).astype(np.int32)
-        )
+        parts.append(np.asarray(ids, dtype=np.int32) | np.where(learnt, _LEARNT, np.int32(0)).astype(np.int32))
         lengths.append(len(ids))
     flat = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
     return TokenTable(np.cumsum(lengths, dtype=np.int64), flat)
@@ -109,9 +105,7 @@ def cached_at(path: Path, build: Callable[[], TokenTable], check: Check = lambda
             _save(path, build())
             table = _load(path, check)
     if table is None:
-        raise UserError(
-            f"{path} cannot be read back after writing; check the disk, or choose another cache folder."
-        )
+        raise UserError(f"{path} cannot be read back after writing; check the disk, or choose another cache folder.")
     return table
 
 

@@ -100,9 +100,7 @@ class Tokenizer:
         ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.vocab_size:
-                raise UserError(
-                    f"token {i} lies outside the tokenizer's vocabulary of {self.vocab_size} tokens."
-                )
+                raise UserError(f"token {i} lies outside the tokenizer's vocabulary of {self.vocab_size} tokens.")
         return self.decode(ids)
 
 
@@ -117,9 +115,7 @@ def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: st
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(
-            f"tokenizer folder {folder} does not exist; give the folder that holds tokenizer.model."
-        )
+        raise UserError(f"tokenizer folder {folder} does not exist; give the folder that holds tokenizer.model.")
     digest = hashlib.sha256()
     for name in _FILES:
         if (folder / name).is_file():
@@ -135,9 +131,7 @@ def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: st
     elif (folder / "tokenizer.json").is_file():
         tokenizer = _from_tokenizers(folder / "tokenizer.json", names, rows, common)
     else:
-        raise UserError(
-            f"{folder} holds neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there."
-        )
+        raise UserError(f"{folder} holds neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there.")
     literals = {i: literal for literal, i in tokenizer.special_tokens.items()}
     end = end_token(Path(model_folder or folder), tokenizer.eos, literals, tokenizer.vocab_size)
     return replace(tokenizer, answer_end=end.id, end_note=end.note)
@@ -152,14 +146,10 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
         for i in range(whole.vocab_size()):
             whole.id_to_piece(i)  # UnicodeDecodeError, a ValueError, for one that is no UTF-8: no text could hold it
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a SentencePiece model ({one_line(error)}); copy the model's own file there."
-        ) from error
+        raise UserError(f"{path} is not a SentencePiece model ({one_line(error)}); copy the model's own file there.") from error
     bos, eod, unk = whole.bos_id(), whole.eos_id(), whole.unk_id()
     if min(bos, eod) < 0:
-        raise UserError(
-            f"{path} lacks the start token <s> or the end token </s>; use a tokenizer of the LLaMA kind."
-        )
+        raise UserError(f"{path} lacks the start token <s> or the end token </s>; use a tokenizer of the LLaMA kind.")
     size = whole.vocab_size()
     special = {whole.id_to_piece(i): i for i in (unk, bos, eod) if i >= 0} | added
     eos = special.get(eos_token, eod) if isinstance(eos_token, str) else eod
@@ -169,9 +159,7 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
 
     def decode(ids: list[int]) -> str:
         runs = groupby(ids, key=lambda i: beyond.get(i))
-        return "".join(
-            literal * len(list(run)) if literal else whole.decode(list(run)) for literal, run in runs
-        )
+        return "".join(literal * len(list(run)) if literal else whole.decode(list(run)) for literal, run in runs)
 
     return Tokenizer(
         vocab_size=max([size, *(i + 1 for i in beyond)]),
@@ -181,9 +169,7 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
     )  # fmt: skip
 
 
-def _marked_encoder(
-    start: Callable, rest: Callable, special: Mapping[str, int]
-) -> Callable[[str], list[int]]:
+def _marked_encoder(start: Callable, rest: Callable, special: Mapping[str, int]) -> Callable[[str], list[int]]:
     """Splits a text at special literals; the first piece gets SentencePiece's leading space, the later ones
     do not.
     """
@@ -218,9 +204,7 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
     special = {t.content: i for i, t in decoder.items() if t.special and t.content in kept and t.content}
     ids = [vocabulary.get(_name(path, names, key) or usual) for key, usual in _USUAL_NAMES.items()]
     if ids[0] is None or ids[1] is None:
-        raise UserError(
-            f"{path} lacks the start or end token that tokenizer_config.json names; they must be in it."
-        )
+        raise UserError(f"{path} lacks the start or end token that tokenizer_config.json names; they must be in it.")
     size = max(i for literal, i in vocabulary.items() if literal not in added or literal in kept) + 1
     if size > _MOST_TOKENS or max(ids[0], ids[1], ids[2] or 0) >= size:
         found = f"numbers tokens up to {size}, or its start and end token beyond them"

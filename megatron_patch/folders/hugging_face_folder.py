@@ -22,7 +22,7 @@ _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 _COPY = "copy the folder again"
 
 _MERGE = (
-    "python -c \"from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
+    'python -c "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; '
     "M.from_pretrained('{0}').merge_and_unload().save_pretrained('{0}-merged'); "
     "T.from_pretrained('{0}').save_pretrained('{0}-merged')\""
 )

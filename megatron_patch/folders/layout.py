@@ -1,9 +1,9 @@
 """Where a checkpoint's files stand, and the small text files that describe it. Imports no torch.
 
-    ROOT/latest_checkpointed_iteration.txt    `release` after conversion, a number after training
-    ROOT/config.json, tokenizer files         as in the Hugging Face folder
-    ROOT/release/ or ROOT/iter_0000100/       megatron-core's torch_dist files, and model.json
-    ROOT/release/mp_rank_00[_000]/…           instead, in the layout of 2023 (read only)
+ROOT/latest_checkpointed_iteration.txt    `release` after conversion, a number after training
+ROOT/config.json, tokenizer files         as in the Hugging Face folder
+ROOT/release/ or ROOT/iter_0000100/       megatron-core's torch_dist files, and model.json
+ROOT/release/mp_rank_00[_000]/…           instead, in the layout of 2023 (read only)
 """
 
 from __future__ import annotations

@@ -65,9 +65,7 @@ class Sink:
             self.position += count
             self._on_bytes(count)
         if self.position - self._handed_over >= _WRITE_BACK:
-            os.posix_fadvise(
-                self._descriptor, self._handed_over, self.position - self._handed_over, os.POSIX_FADV_DONTNEED
-            )
+            os.posix_fadvise(self._descriptor, self._handed_over, self.position - self._handed_over, os.POSIX_FADV_DONTNEED)
             self._handed_over = self.position
         return len(data)
 

@@ -96,9 +96,7 @@ def _nothing_skipped(name: str, axes: int) -> bool:
     return False
 
 
-def read_torch_file(
-    path: Path, skipped: Callable[[str, int], bool] = _nothing_skipped, only: str | None = None
-) -> Any:
+def read_torch_file(path: Path, skipped: Callable[[str, int], bool] = _nothing_skipped, only: str | None = None) -> Any:
     """The object in `path`, every floating-point tensor of two or fewer axes in it a `LazyTensor`.
 
     Args:

@@ -72,6 +72,4 @@ def claimed_rows(extra: int, rows: int, vocab_size: int, wanted: int, where: obj
     if extra == 0 and wanted <= beyond:
         return wanted
     right = f"{extra}, or 0, which keeps them" if extra else str(beyond)
-    raise UserError(
-        f"{where} has {rows} rows for a vocabulary of {vocab_size}, {beyond} of them beyond it: write {right}."
-    )
+    raise UserError(f"{where} has {rows} rows for a vocabulary of {vocab_size}, {beyond} of them beyond it: write {right}.")

@@ -80,10 +80,7 @@ def _native_lines(folder: Path) -> list[str]:
     )
     kinds = Counter(str(t.properties.dtype) for t in tensors.values())
     out.append("types: " + ", ".join(f"{kind} ({n})" for kind, n in kinds.items()))
-    return out + [
-        f"  {n}  {tuple(t.size)}  {t.properties.dtype}  {len(t.chunks)} chunks"
-        for n, t in sorted(model.items())
-    ]
+    return out + [f"  {n}  {tuple(t.size)}  {t.properties.dtype}  {len(t.chunks)} chunks" for n, t in sorted(model.items())]
 
 
 def _legacy_lines(folder: Path) -> list[str]:
@@ -96,23 +93,14 @@ def _legacy_lines(folder: Path) -> list[str]:
     recorded = vars(content["args"]) if content.get("args") is not None else {}
     args = {name: value for name, value in recorded.items() if isinstance(name, str) and isinstance(value, (int, str))}
     out = [f"{len(files)} files, checkpoint version {content.get('checkpoint_version')}"]
-    out.append(
-        "recorded arguments: "
-        + ", ".join(f"{one_line(name, 60)} {one_line(args[name])}" for name in sorted(args))
-    )
+    out.append("recorded arguments: " + ", ".join(f"{one_line(name, 60)} {one_line(args[name])}" for name in sorted(args)))
     out.append(f"{files[0].parent.name}:")
     return out + [
-        f"  {n}  {tuple(t.shape)}  {t.dtype}"
-        for n, t in _flat(content["model"])
-        if "layers." not in n or "layers.0." in n
+        f"  {n}  {tuple(t.shape)}  {t.dtype}" for n, t in _flat(content["model"]) if "layers." not in n or "layers.0." in n
     ]
 
 
 def _flat(tree: Any, name: str = "") -> list[tuple[str, Any]]:
     if isinstance(tree, dict):
-        return [
-            pair
-            for key, value in tree.items()
-            for pair in _flat(value, f"{name}.{key}" if name else str(key))
-        ]
+        return [pair for key, value in tree.items() for pair in _flat(value, f"{name}.{key}" if name else str(key))]
     return [(name, tree)] if hasattr(tree, "shape") else []

@@ -26,8 +26,7 @@ def histogram(lengths: np.ndarray, unit: str, width: int = 40) -> list[str]:
     counts = np.histogram(lengths, bins=edges)[0]
     used = np.flatnonzero(counts)
     out = [
-        f"lengths in {unit}: {lengths.min()} to {lengths.max()}, "
-        + f"mean {lengths.mean():.1f}, median {np.median(lengths):.0f}"
+        f"lengths in {unit}: {lengths.min()} to {lengths.max()}, " + f"mean {lengths.mean():.1f}, median {np.median(lengths):.0f}"
     ]
     for i in range(used[0], used[-1] + 1) if used.size else []:
         bar = "#" * -(-int(counts[i]) * width // int(counts.max()))
@@ -57,9 +56,7 @@ def describe_indexed(prefix: str, tokenizer: Tokenizer | None, samples: int) -> 
         fits = "within" if low >= 0 and high < tokenizer.vocab_size else "OUTSIDE"
         out.append(f"that is {fits} the tokenizer's vocabulary of {tokenizer.vocab_size}")
         ended = sum(data.document(i)[-1:].tolist() == [tokenizer.eod] for i in range(min(100, len(data.lengths))))
-        out.append(
-            f"{ended} of the first {min(100, len(data.lengths))} documents end with the end token {tokenizer.eod}"
-        )
+        out.append(f"{ended} of the first {min(100, len(data.lengths))} documents end with the end token {tokenizer.eod}")
     for i in range(min(samples, len(data.lengths))):
         ids = data.document(i, _SHOWN_TOKENS).tolist()
         known = tokenizer is not None and all(0 <= id < tokenizer.vocab_size for id in ids)

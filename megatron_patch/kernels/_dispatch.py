@@ -56,9 +56,7 @@ def use_triton(implementation: str | None, tensor: torch.Tensor) -> bool:
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation is {implementation!r}; pass one of {IMPLEMENTATIONS} or None.")
     if implementation == "triton" and triton is None:
-        raise ValueError(
-            "implementation is 'triton', which is not installed; run `pip install triton` or pass 'torch'."
-        )
+        raise ValueError("implementation is 'triton', which is not installed; run `pip install triton` or pass 'torch'.")
     return implementation == "triton"
 
 

@@ -114,9 +114,7 @@ def grad_norm_squared(
         ValueError: there are no tensors.
     """
     if not tensors:
-        raise ValueError(
-            "grad_norm_squared got no tensors; pass at least one, since the device of the result is theirs."
-        )
+        raise ValueError("grad_norm_squared got no tensors; pass at least one, since the device of the result is theirs.")
     if use_triton(implementation, tensors[0]):
         return _launch_norm(tensors, scale)
     norms = torch.stack(torch._foreach_norm(list(tensors), 2, dtype=torch.float32))

@@ -63,9 +63,7 @@ def attention(
     if backend == "flash_attn_4":
         raise ValueError("backend 'flash_attn_4' is not for packed samples here; choose 'varlen' with segment_ids.")
     if backend == "varlen":
-        raise ValueError(
-            "backend 'varlen' is for packed samples and needs segment_ids; choose another without them."
-        )
+        raise ValueError("backend 'varlen' is for packed samples and needs segment_ids; choose another without them.")
     if backend == "unfused":
         return _unfused(q, k, v, scale, causal, segment_ids, recompute, implementation)
     return _sdpa(q, k, v, scale, causal, backend, segment_ids)
@@ -80,16 +78,10 @@ def _check(q, k, causal, backend, segment_ids) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}.")
     if q.shape[2] % k.shape[2]:
-        raise ValueError(
-            f"q has {q.shape[2]} heads and k {k.shape[2]} groups; heads must be a multiple of groups."
-        )
+        raise ValueError(f"q has {q.shape[2]} heads and k {k.shape[2]} groups; heads must be a multiple of groups.")
     if causal and q.shape[0] > k.shape[0]:
-        raise ValueError(
-            f"{q.shape[0]} queries against {k.shape[0]} keys; causal attention needs at least as many keys."
-        )
-    if segment_ids is not None and (
-        tuple(segment_ids.shape) != (q.shape[1], q.shape[0]) or q.shape[0] != k.shape[0]
-    ):
+        raise ValueError(f"{q.shape[0]} queries against {k.shape[0]} keys; causal attention needs at least as many keys.")
+    if segment_ids is not None and (tuple(segment_ids.shape) != (q.shape[1], q.shape[0]) or q.shape[0] != k.shape[0]):
         raise ValueError(
             f"segment_ids are {list(segment_ids.shape)}; for {q.shape[0]} queries, {k.shape[0]} keys and batch {q.shape[1]} "
             "they must be [B, S], with as many queries as keys."
@@ -114,9 +106,7 @@ def _sdpa(q, k, v, scale, causal, backend, segment_ids):
         # The memory-efficient kernel knows no groups.
         k, v = (t.repeat_interleave(heads // groups, dim=2) for t in (k, v))
     q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
-    options = dict(
-        attn_mask=mask, is_causal=causal and plain, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    options = dict(attn_mask=mask, is_causal=causal and plain, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if backend == "sdpa":
         out = F.scaled_dot_product_attention(q, k, v, **options)
     else:

@@ -76,9 +76,7 @@ class _Wanted:
         return f"{self.dtype} with head size {self.head_dim} on compute capability {major}.{minor}"
 
 
-def choose_attention_backend(
-    device: torch.device | str, dtype: torch.dtype, head_dim: int, segment_ids: bool
-) -> tuple[str, str]:
+def choose_attention_backend(device: torch.device | str, dtype: torch.dtype, head_dim: int, segment_ids: bool) -> tuple[str, str]:
     """The fastest fused backend that is present, and why, as a phrase for the log, which also names each library that was passed
     over since it cannot be imported.
 

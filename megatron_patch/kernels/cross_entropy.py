@@ -44,8 +44,7 @@ def vocab_parallel_cross_entropy(
         raise ValueError(f"{valid} of {logits.shape[-1]} columns are said to be vocabulary; it must be 1 or more of them.")
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
-            f"labels are {list(labels.shape)}; for logits {list(logits.shape)} they must be"
-            f" {list(logits.shape[:-1])}."
+            f"labels are {list(labels.shape)}; for logits {list(logits.shape)} they must be {list(logits.shape[:-1])}."
         )
     if group is not None and dist.get_world_size(group) == 1:
         group = None
@@ -63,9 +62,7 @@ def statistics_reference(logits: torch.Tensor, targets: torch.Tensor, valid: int
     return maximum, total, at_target.where(inside, 0.0)
 
 
-def gradient_reference(
-    logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, scale: torch.Tensor, valid: int
-) -> None:
+def gradient_reference(logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, scale: torch.Tensor, valid: int) -> None:
     """logits [T, V] := (softmax − one-hot) · scale [T] in the first `valid` columns, 0 in the others"""
     logits[:, valid:] = 0
     logits = logits[:, :valid]
@@ -115,9 +112,7 @@ def _statistics(logits, targets, valid):
     out = torch.empty(3, tokens, dtype=torch.float32, device=logits.device)
     if tokens:
         block = min(8192, next_power_of_two(vocabulary))
-        _loss_statistics_kernel[(tokens,)](
-            logits, targets, *out, vocabulary, valid, block, num_warps=max(1, block // 1024)
-        )
+        _loss_statistics_kernel[(tokens,)](logits, targets, *out, vocabulary, valid, block, num_warps=max(1, block // 1024))
     return out.unbind()
 
 
@@ -126,9 +121,7 @@ def _gradient(logits, targets, lse, scale, valid):
     if tokens:
         block = min(BLOCK, next_power_of_two(vocabulary))
         grid = (tokens, ceil_div(vocabulary, block))
-        _loss_gradient_kernel[grid](
-            logits, targets, lse, scale, vocabulary, valid, block, num_warps=max(1, block // 1024)
-        )
+        _loss_gradient_kernel[grid](logits, targets, lse, scale, vocabulary, valid, block, num_warps=max(1, block // 1024))
 
 
 @kernel
@@ -152,9 +145,7 @@ def _loss_statistics_kernel(
     maximum = tl.full((), -1.0e38, dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for start in range(0, VALID, BLOCK):
-        x = tl.load(logits + start + columns, mask=start + columns < VALID, other=-float("inf")).to(
-            tl.float32
-        )
+        x = tl.load(logits + start + columns, mask=start + columns < VALID, other=-float("inf")).to(tl.float32)
         larger = tl.maximum(maximum, tl.max(x, axis=0))
         total = total * tl.exp(maximum - larger) + tl.exp(x - larger)
         maximum = larger

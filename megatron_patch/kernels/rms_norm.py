@@ -81,9 +81,7 @@ def add_rms_norm(
     return _AddRMSNorm.apply(x, residual, weight, eps, weight_grad, use_triton(implementation, x))
 
 
-def rms_norm_reference(
-    x: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """y [..., H] and 1 / rms [rows], float32 inside."""
     x_fp32 = x.float()
     rstd = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps)
@@ -178,9 +176,7 @@ def _forward(x, residual, weight, eps, triton):
     if rows:
         residual = x if residual is None else residual.contiguous()
         block = next_power_of_two(h)
-        _rms_norm_kernel[(rows,)](
-            x, residual, weight, y, total, rstd, h, eps, total is not x, block, num_warps=_warps(block)
-        )
+        _rms_norm_kernel[(rows,)](x, residual, weight, y, total, rstd, h, eps, total is not x, block, num_warps=_warps(block))
     return y, total, rstd
 
 
@@ -246,9 +242,7 @@ def _rms_norm_kernel(
     offsets = row.to(tl.int64) * h + columns
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     if ADD:
-        total = (x + tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)).to(
-            total_ptr.dtype.element_ty
-        )
+        total = (x + tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)).to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + offsets, total, mask=mask)
         # The sum as it is stored, because the backward starts from that
         x = total.to(tl.float32)

@@ -33,9 +33,7 @@ def rope_tables(
         ValueError: head_dim is odd.
     """
     if head_dim % 2:
-        raise ValueError(
-            f"head_dim is {head_dim}; rotary embedding pairs elements and needs an even head size."
-        )
+        raise ValueError(f"head_dim is {head_dim}; rotary embedding pairs elements and needs an even head size.")
     if not isinstance(positions, torch.Tensor):
         positions = torch.arange(positions, device=device)
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
@@ -97,8 +95,7 @@ def _check_qkv(qkv, cos, sin, num_heads, num_groups) -> int:
     slots = num_heads + 2 * num_groups
     if qkv.dim() != 3 or qkv.shape[-1] % (2 * slots):
         raise ValueError(
-            f"qkv is {list(qkv.shape)}; with {num_heads} heads and {num_groups} groups it must be [S,"
-            f" B, {slots}·D], D even."
+            f"qkv is {list(qkv.shape)}; with {num_heads} heads and {num_groups} groups it must be [S, B, {slots}·D], D even."
         )
     head_dim = qkv.shape[-1] // slots
     _check_tables(cos, sin, qkv.shape[0], qkv.shape[1], head_dim)

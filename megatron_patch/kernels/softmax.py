@@ -21,13 +21,9 @@ def causal_softmax(scores: torch.Tensor, scale: float, *, implementation: str | 
     """
     queries, keys = scores.shape[-2:]
     if queries > keys:
-        raise ValueError(
-            f"scores are {list(scores.shape)}; {queries} queries need at least as many keys, not {keys}."
-        )
+        raise ValueError(f"scores are {list(scores.shape)}; {queries} queries need at least as many keys, not {keys}.")
     if keys > MAX_KEYS:
-        raise ValueError(
-            f"scores have {keys} keys; a row may have {MAX_KEYS} at most: use fused attention (FL=true)."
-        )
+        raise ValueError(f"scores have {keys} keys; a row may have {MAX_KEYS} at most: use fused attention (FL=true).")
     return _CausalSoftmax.apply(scores, scale, use_triton(implementation, scores))
 
 
@@ -41,9 +37,7 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> torch.Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
-def causal_softmax_backward_reference(
-    dp: torch.Tensor, probabilities: torch.Tensor, scale: float
-) -> torch.Tensor:
+def causal_softmax_backward_reference(dp: torch.Tensor, probabilities: torch.Tensor, scale: float) -> torch.Tensor:
     """dscores = scale · p · (dp − Σ_keys dp · p)"""
     p = probabilities.float()
     visible = causal_mask(p.size(-2), p.size(-1), p.device)
@@ -120,9 +114,7 @@ def _causal_softmax_kernel(scores_ptr, probabilities_ptr, queries, keys, scale, 
     scores = tl.where(columns < visible, scores, -float("inf"))
     exponentials = tl.exp(scores - tl.max(scores, axis=0))
     probabilities = exponentials / tl.sum(exponentials, axis=0)
-    tl.store(
-        probabilities_ptr + offsets, probabilities.to(probabilities_ptr.dtype.element_ty), mask=columns < written
-    )
+    tl.store(probabilities_ptr + offsets, probabilities.to(probabilities_ptr.dtype.element_ty), mask=columns < written)
 
 
 @kernel

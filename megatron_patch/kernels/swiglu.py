@@ -17,10 +17,7 @@ def swiglu(packed: torch.Tensor, *, implementation: str | None = None) -> torch.
         ValueError: the last dimension is odd.
     """
     if packed.shape[-1] % 2:
-        raise ValueError(
-            f"packed is {list(packed.shape)}; its last dimension holds gate and up of equal size and"
-            " must be even."
-        )
+        raise ValueError(f"packed is {list(packed.shape)}; its last dimension holds gate and up of equal size and must be even.")
     return _SwiGLU.apply(packed, use_triton(implementation, packed))
 
 

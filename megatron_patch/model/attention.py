@@ -43,8 +43,17 @@ class CoreAttention(torch.nn.Module):
     ) -> torch.Tensor:
         """query [S, B, N, D], key and value [S, B, G, D], attention_mask: segment numbers [B, S] or None → [S, B, N·D]."""
         assert attention_bias is None and packed_seq_params is None, "LLaMA has neither"
-        options = {"causal": True, "segment_ids": attention_mask, "recompute": recompute}
-        return attention(query, key, value, scale=self.scale, backend=self.backend, **options)
+        # core's `attention_mask` holds segment numbers here.
+        return attention(
+            query,
+            key,
+            value,
+            scale=self.scale,
+            backend=self.backend,
+            causal=True,
+            segment_ids=attention_mask,
+            recompute=recompute,
+        )
 
 
 def with_backend(backend: str) -> type[CoreAttention]:
@@ -66,15 +75,11 @@ class LlamaSelfAttention(SelfAttention):
         """hidden_states [S, B, H] → ([S, B, H], None: there is no bias). attention_mask: segment numbers [B, S] or None."""
         qkv, _ = self.linear_qkv(hidden_states)
         cos, sin = rotary_pos_emb.chunk(2, dim=-1)  # `LlamaModel.rotary_table` joined them for core's one slot
-        query, key, value = rope_qkv(
-            qkv, cos, sin, self.num_attention_heads_per_partition, self.num_query_groups_per_partition
-        )
+        query, key, value = rope_qkv(qkv, cos, sin, self.num_attention_heads_per_partition, self.num_query_groups_per_partition)
         context = self._attend(query, key, value, attention_mask)
         return self.linear_proj(context)
 
-    def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: torch.Tensor | None) -> torch.Tensor:
         # AC sel with unfused attention: its [B·N, S, S] probabilities are computed again in the backward pass, not kept.
         if self.checkpoint_core_attention and self.training:
             if recomputes_itself(self.core_attention.backend, segments):

@@ -17,9 +17,7 @@ def choose_backend(config: TrainConfig, layout: Layout) -> tuple[str, str]:
     """(attention backend, why): FL false is unfused, true the fastest fused one that the machine has."""
     if not config.use_flash_attn:
         return "unfused", "FL is false"
-    return choose_attention_backend(
-        layout.device, DTYPES[config.precision], config.model.kv_channels, config.options.packing
-    )
+    return choose_attention_backend(layout.device, DTYPES[config.precision], config.model.kv_channels, config.options.packing)
 
 
 def build_model(config: TrainConfig, layout: Layout, backend: str) -> DistributedDataParallel:

@@ -30,7 +30,10 @@ class _Linear(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.main_grad, ctx.group, ctx.split = main_grad, group, split
-        whole = _gather(x, group, beside=False).tensor if split else x
+        whole = x
+        if split:
+            assert group is not None, "a sequence is split over a group"
+            whole = _gather(x, group, beside=False).tensor
         y = whole.new_empty(*whole.shape[:-1], weight.size(0))
         matmul(_flat(whole), weight.t(), _flat(y))
         return y

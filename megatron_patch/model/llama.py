@@ -207,9 +207,7 @@ class LlamaModel(GPTModel):
         model = self.llama
         if model.rope_type != DYNAMIC:
             return model.rotary_base
-        return dynamic_ntk_base(
-            model.rotary_base, model.kv_channels, length, model.max_position_embeddings, model.rope_factor
-        )
+        return dynamic_ntk_base(model.rotary_base, model.kv_channels, length, model.max_position_embeddings, model.rope_factor)
 
     def forward(
         self,

@@ -119,9 +119,7 @@ def require_apart(files: Iterable[Path], outputs: Iterable[Path]) -> None:
 
 def _made_from(files: list[Path], settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     stats = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    chosen = {k: v for k, v in asdict(settings).items() if k != "tokenizer_folder"} | {
-        "tokenizer": tokenizer.fingerprint
-    }
+    chosen = {k: v for k, v in asdict(settings).items() if k != "tokenizer_folder"} | {"tokenizer": tokenizer.fingerprint}
     if settings.max_document_mb == MAX_DOCUMENT_MB:  # so that pairs made before there was this setting are known again
         del chosen["max_document_mb"]
     return json.loads(json.dumps({"format": FORMAT, "files": stats} | chosen))
@@ -141,9 +139,7 @@ def _finished(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts
     # A run of this input that was killed as it named its files leaves one of them, or both and its record.
     naming = begun and (len(there) == 1 or own)
     if there and not naming and not overwrite:
-        raise UserError(
-            f"{' and '.join(there)} exist, made from other input; remove them, or add --overwrite."
-        )
+        raise UserError(f"{' and '.join(there)} exist, made from other input; remove them, or add --overwrite.")
     return None
 
 
@@ -294,9 +290,7 @@ def _finish(
     if not counts.documents:
         raise UserError("the input holds no document; nothing is written. Check the files and --json-key.")
     with open(partial / "index", "wb") as file:
-        write_index(
-            file, np.memmap(partial / "lengths", dtype=np.int32, mode="r", shape=(counts.documents,)), dtype
-        )
+        write_index(file, np.memmap(partial / "lengths", dtype=np.int32, mode="r", shape=(counts.documents,)), dtype)
         file.flush()
         os.fsync(file.fileno())
     renamed = not (partial / "tokens").exists()  # a killed run came so far
@@ -334,9 +328,7 @@ def _only_run(partial: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"another run is writing {partial} now; wait for it, or choose another output."
-            ) from error
+            raise UserError(f"another run is writing {partial} now; wait for it, or choose another output.") from error
         yield
 
 

@@ -73,9 +73,7 @@ class Chunk:
     blank: int = 0  # blank lines from `first` on, instead of records
 
 
-def read_chunks(
-    files: Sequence[Path], start: Place = START, longest: int = MAX_DOCUMENT_MB * MEGABYTE
-) -> Iterator[Chunk]:
+def read_chunks(files: Sequence[Path], start: Place = START, longest: int = MAX_DOCUMENT_MB * MEGABYTE) -> Iterator[Chunk]:
     """Chunks of about CHUNK_BYTES in order, from `start` on; records of more than `longest` bytes are not held. Raises
     UserError for a damaged archive.
     """
@@ -86,9 +84,7 @@ def read_chunks(
                 chunks = _list_chunks if begins_list(stream) else _line_chunks
                 yield from chunks(stream, begin, longest)
         except DAMAGED as error:
-            raise UserError(
-                f"{files[index]} cannot be read to its end ({error}); fetch or pack it again."
-            ) from error
+            raise UserError(f"{files[index]} cannot be read to its end ({error}); fetch or pack it again.") from error
 
 
 def _line_chunks(stream: io.BufferedReader, begin: Place, longest: int) -> Iterator[Chunk]:
@@ -137,9 +133,7 @@ def _list_chunks(stream: io.BufferedReader, begin: Place, longest: int) -> Itera
                 records, size = [], 0
     except BrokenListError as error:
         mean = max(1, total // number) if number else 1000
-        lost = Skipped(
-            error.number, f"{error.reason}; the rest of the list is lost", records=max(1, error.lost // mean)
-        )
+        lost = Skipped(error.number, f"{error.reason}; the rest of the list is lost", records=max(1, error.lost // mean))
     yield Chunk(begin.file, number - len(records) + 1, records, size, Place(begin.file + 1), "item", lost)
 
 
@@ -197,6 +191,4 @@ def report_lines(file: Path, kind: str, skipped: list[Skipped]) -> bytes:
         {"file": str(file), kind: s.number, "reason": s.reason} | ({"records": s.records} if s.records > 1 else {})
         for s in skipped
     )
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(
-        "utf-8", "backslashreplace"
-    )
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")

@@ -41,9 +41,7 @@ class IndexedData:
     @property
     def tokens(self) -> int:
         """Tokens of the `.bin` that the `.idx` covers."""
-        return (
-            (int(self.offsets[-1]) // self.dtype.itemsize + int(self.lengths[-1])) if len(self.lengths) else 0
-        )
+        return (int(self.offsets[-1]) // self.dtype.itemsize + int(self.lengths[-1])) if len(self.lengths) else 0
 
     def document(self, i: int, limit: int | None = None) -> np.ndarray:
         """The first `limit` ids of sequence i, in the file's own type."""
@@ -83,9 +81,7 @@ def read_index(prefix: str | Path) -> IndexedData:
     prefix = str(prefix)
     missing = [prefix + end for end in (".bin", ".idx") if not Path(prefix + end).is_file()]
     if missing:
-        raise UserError(
-            f"there is no {' and no '.join(missing)}; give the path of a .bin/.idx pair without its ending."
-        )
+        raise UserError(f"there is no {' and no '.join(missing)}; give the path of a .bin/.idx pair without its ending.")
     idx = Path(prefix + ".idx")
     with open(idx, "rb") as file:
         head = file.read(_HEADER.size)
@@ -95,22 +91,12 @@ def read_index(prefix: str | Path) -> IndexedData:
         raise UserError(f"{idx} is no Megatron index (it begins with {head[:9]!r}); prepare the data again.")
     _, version, code, n, boundaries = _HEADER.unpack(head)
     if version != 1 or code not in _CODES:
-        raise UserError(
-            f"{idx} has version {version} and type code {code}; read are version 1, codes {list(_CODES)}."
-        )
+        raise UserError(f"{idx} has version {version} and type code {code}; read are version 1, codes {list(_CODES)}.")
     size, wanted = idx.stat().st_size, _HEADER.size + 12 * n + 8 * boundaries
     if size not in (wanted, wanted + n):  # multimodal indices end with one byte a sequence
-        raise UserError(
-            f"{idx} has {size} bytes, its header promises {wanted}; copy it again, it was cut short or mixed up."
-        )
-    lengths = (
-        np.memmap(idx, dtype="<i4", mode="r", offset=_HEADER.size, shape=(n,)) if n else np.empty(0, np.int32)
-    )
-    offsets = (
-        np.memmap(idx, dtype="<i8", mode="r", offset=_HEADER.size + 4 * n, shape=(n,))
-        if n
-        else np.empty(0, np.int64)
-    )
+        raise UserError(f"{idx} has {size} bytes, its header promises {wanted}; copy it again, it was cut short or mixed up.")
+    lengths = np.memmap(idx, dtype="<i4", mode="r", offset=_HEADER.size, shape=(n,)) if n else np.empty(0, np.int32)
+    offsets = np.memmap(idx, dtype="<i8", mode="r", offset=_HEADER.size + 4 * n, shape=(n,)) if n else np.empty(0, np.int64)
     data = IndexedData(prefix, np.dtype(_CODES[code]), lengths, offsets, boundaries)
     _check_places(idx, data)
     _check_sizes(data)
@@ -173,9 +159,7 @@ def _check_sizes(data: IndexedData) -> None:
             "copy the pair again, or prepare the data again."
         )
     if not data.tokens:
-        raise UserError(
-            f"{data.prefix}.idx lists no tokens; prepare the data again from an input that holds text."
-        )
+        raise UserError(f"{data.prefix}.idx lists no tokens; prepare the data again from an input that holds text.")
 
 
 def check_indexed_dataset(prefix: str | Path, vocab_size: int) -> IndexedData:

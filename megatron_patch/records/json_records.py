@@ -66,9 +66,7 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
                 raise UserError(f"{path} holds no data files; put {', '.join(SUFFIXES[:4])} files there.")
             files += inside
         elif not path.is_file():
-            raise UserError(
-                f"{path} does not exist; give a data file, or a folder of {', '.join(SUFFIXES[:4])} files."
-            )
+            raise UserError(f"{path} does not exist; give a data file, or a folder of {', '.join(SUFFIXES[:4])} files.")
         elif not path.name.endswith(SUFFIXES) and not holds_json(path):
             raise UserError(
                 f"{path} has no suffix that is read, and does not begin as JSON does; "
@@ -129,9 +127,7 @@ def list_items(stream: BinaryIO, longest: int) -> Iterator[tuple[int, Any, int]]
             if separator == "]":
                 break
             if separator != ",":
-                raise UserError(
-                    f"',' or ']' should follow it, not {separator!r}" if separator else "the file ends early"
-                )
+                raise UserError(f"',' or ']' should follow it, not {separator!r}" if separator else "the file ends early")
             text.position += 1
         except UserError as error:
             raise BrokenListError(number, str(error), text.rest()) from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -109,7 +109,7 @@ class MicroBatchGraphs:
         return graph, static, sums
 
 
-def record(work: Callable[[], Result], pool: tuple[int, int] | None) -> tuple[torch.cuda.CUDAGraph, Result]:
+def record(work: Callable[[], Result], pool: Any) -> tuple[torch.cuda.CUDAGraph, Result]:
     """The kernels that `work` launches, as a graph with memory from `pool` (None: a new one), and what `work` returned.
 
     Nothing is computed yet, though Python has marked gradients as it will be. What the graph leaves is there until another graph

@@ -189,9 +189,7 @@ def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | Non
     if data.valid_plan.passes is None:
         done = -(-state.iteration // data.eval_every) - 1
         first = done * data.eval_batches % data.valid_plan.batches_per_pass
-    sampler = MicroBatchSampler(
-        data.valid_plan, state.layout.data_parallel_rank, first, first + data.eval_batches
-    )
+    sampler = MicroBatchSampler(data.valid_plan, state.layout.data_parallel_rank, first, first + data.eval_batches)
     vocabulary = state.config.vocab_size
     batches = micro_batches(data.valid, sampler, vocab_size=vocabulary, num_workers=0, pin_memory=device.HAS_CUDA)
     loss = evaluate(state, batches, data.eval_batches)
@@ -207,9 +205,7 @@ def save(state: TrainState, log: RunLog) -> None:
     started = time.perf_counter()
     if state.gathers is not None:
         state.gathers.finish()
-    progress = checkpoints.Progress(
-        state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations
-    )
+    progress = checkpoints.Progress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
     folder = checkpoints.save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress)
     log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
 
@@ -257,4 +253,3 @@ class _StopRequest:
         if options.exit_duration_in_mins and time.monotonic() - self.started > options.exit_duration_in_mins * 60:
             here = True
         return parallel.any_rank(here)
-

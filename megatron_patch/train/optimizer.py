@@ -73,17 +73,11 @@ def _model_copies(optimizer: MegatronOptimizer) -> dict[torch.Tensor, torch.Tens
     if isinstance(optimizer, DistributedOptimizer):
         pairs = zip(optimizer.shard_fp32_from_float16_groups, optimizer.model_float16_groups)
         return {
-            shard: _shard_of(optimizer, parameter)
-            for shards, parameters in pairs
-            for shard, parameter in zip(shards, parameters)
+            shard: _shard_of(optimizer, parameter) for shards, parameters in pairs for shard, parameter in zip(shards, parameters)
         }
     if isinstance(optimizer, Float16OptimizerWithFloat16Params):
         pairs = zip(optimizer.fp32_from_float16_groups, optimizer.float16_groups)
-        return {
-            main: parameter.data.view(-1)
-            for mains, parameters in pairs
-            for main, parameter in zip(mains, parameters)
-        }
+        return {main: parameter.data.view(-1) for mains, parameters in pairs for main, parameter in zip(mains, parameters)}
     return {}
 
 
@@ -100,9 +94,7 @@ def fused_weights(model: torch.nn.Module) -> set[torch.nn.Parameter]:
     return {module.weight for module in model.modules() if isinstance(module, linear)}
 
 
-def begin_step(
-    optimizer: ChainedOptimizer, model: DistributedDataParallel, fused: set[torch.nn.Parameter]
-) -> None:
+def begin_step(optimizer: ChainedOptimizer, model: DistributedDataParallel, fused: set[torch.nn.Parameter]) -> None:
     """Make the gradient buffer ready: the products overwrite the `fused` weights' part, so only the rest is zeroed."""
     optimizer.zero_grad()
     others = []

@@ -16,6 +16,7 @@ where a micro-batch's backward pass follows its forward pass at once, has one gr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -88,11 +89,10 @@ class PipelinePasses:
         self.transfers = parallel.StageTransfers()
         stages, stage = self.transfers.stages, self.transfers.stage
         self.ahead = min(stages - stage - 1, micro_batches)  # forward passes before the first backward pass
-        where = {"dtype": dtype, "device": layout.device}
-        self.gradient = None if layout.is_last_stage else torch.empty(shape, **where)  # of what went to the next stage
+        empty = functools.partial(torch.empty, shape, dtype=dtype, device=layout.device)
+        self.gradient = None if layout.is_last_stage else empty()  # of what went to the next stage
         self.slots = [
-            _Slot(None if layout.is_first_stage else torch.empty(shape, **where, requires_grad=True))
-            for _ in range(min(stages - stage, micro_batches))
+            _Slot(None if layout.is_first_stage else empty(requires_grad=True)) for _ in range(min(stages - stage, micro_batches))
         ]
 
     def rehearse(self, batch: Batch) -> None:
@@ -166,11 +166,13 @@ class PipelinePasses:
             slot.fill(to_device(batch, self.layout.device))
 
         def work() -> tuple[tuple, Postponed | None]:
+            kept: torch.Tensor | int
             output, kept, keep = slot.output, 0, self.launched
             if batch is not None:
                 (output, kept), keep = self.work.forward(slot.batch, slot.received), False
             if slot.received is not None:
                 slot.received.grad = None
+            assert output is not None, "the forward pass has gone through this slot"
             later = self.work.backward(output, self.gradient, closes, keep)
             return (kept, None if slot.received is None else slot.received.grad), later
 

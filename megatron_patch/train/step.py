@@ -214,11 +214,12 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
 def _run_passes(state: TrainState, graphs: MicroBatchGraphs | PipelinePasses, batches: Iterator[Batch]) -> torch.Tensor:
     """`run_schedule` in passes of our own: a step's kernels are launched once, and recorded the next time."""
     count = _micro_batches(state)
-    if not graphs.launched and isinstance(graphs, PipelinePasses):
-        first = next(batches)
-        graphs.rehearse(first)
-        optim.begin_step(state.optimizer, state.model, state.fused)
-        batches = itertools.chain([first], batches)
+    if isinstance(graphs, PipelinePasses):
+        if not graphs.launched:
+            first = next(batches)
+            graphs.rehearse(first)
+            optim.begin_step(state.optimizer, state.model, state.fused)
+            batches = itertools.chain([first], batches)
     elif not graphs.launched and state.config.options.pair_micro_batches and count % 2 == 0:
         batches = _rehearse(state, graphs, batches)
     sums = _over_replicas(graphs.run(batches, count))

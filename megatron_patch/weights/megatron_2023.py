@@ -55,9 +55,7 @@ _NORMS = {
 }
 
 
-def open_2023(
-    location: CheckpointLocation, fallback: LlamaConfig | None = None, gqa_layout: str = PER_KV_HEAD
-) -> Source:
+def open_2023(location: CheckpointLocation, fallback: LlamaConfig | None = None, gqa_layout: str = PER_KV_HEAD) -> Source:
     """Find every tensor of a checkpoint of 2023; files go through torch's `weights_only` loader.
 
     Args:

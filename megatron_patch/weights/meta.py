@@ -209,9 +209,7 @@ def _layers(params: Mapping[str, Any], folder: Path, rank: Mapping[str, Any]) ->
     return layers
 
 
-def _positions(
-    params: Mapping[str, Any], theta: float, rank: Mapping[str, Any], fallback: LlamaConfig | None
-) -> tuple[int, str]:
+def _positions(params: Mapping[str, Any], theta: float, rank: Mapping[str, Any], fallback: LlamaConfig | None) -> tuple[int, str]:
     """Meta's files do not hold the limit; transformers' converter asks the user for the version. What differs is looked at."""
     if fallback is not None and fallback.max_position_embeddings > 2048:
         return fallback.max_position_embeddings, "the size named with MN"  # llama-7b and llama-13b mean either generation

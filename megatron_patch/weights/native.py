@@ -61,11 +61,7 @@ def open_native(location: CheckpointLocation) -> Source:
 
 def _storage(metadata: Metadata) -> dict[tuple[str, tuple[int, ...]], Any]:
     """Where each chunk lies, by key and offsets; keys of the model only."""
-    return {
-        (index.fqn, tuple(index.offset or ())): info
-        for index, info in metadata.storage_data.items()
-        if index.fqn in BY_KEY
-    }
+    return {(index.fqn, tuple(index.offset or ())): info for index, info in metadata.storage_data.items() if index.fqn in BY_KEY}
 
 
 def _tensor(

@@ -1,8 +1,8 @@
 """The files of a checkpoint of 2023, one a rank, looked through: what each weight in them is, whatever its name.
 
-    FOLDER/mp_rank_TT[_PPP]/model_rng.pt or model_optim_rng.pt    TT tensor-parallel rank, PPP pipeline stage
-    FOLDER/mp_rank_TT[_PPP]/distrib_optim.pt                      optimizer state, passed by
-    FOLDER/mp_rank_TT[_PPP]_DDD/optim.pt                          the same of September 2023; DDD data-parallel rank
+FOLDER/mp_rank_TT[_PPP]/model_rng.pt or model_optim_rng.pt    TT tensor-parallel rank, PPP pipeline stage
+FOLDER/mp_rank_TT[_PPP]/distrib_optim.pt                      optimizer state, passed by
+FOLDER/mp_rank_TT[_PPP]_DDD/optim.pt                          the same of September 2023; DDD data-parallel rank
 """
 
 from __future__ import annotations

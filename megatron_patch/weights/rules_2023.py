@@ -26,9 +26,7 @@ def qkv_all_q_first(shards: Sequence[LazyTensor], per_group: int, head: int) -> 
     return stack(parts)
 
 
-def qkv_separate(
-    queries: Sequence[LazyTensor], key_values: Sequence[LazyTensor], per_group: int, head: int
-) -> LazyTensor:
+def qkv_separate(queries: Sequence[LazyTensor], key_values: Sequence[LazyTensor], per_group: int, head: int) -> LazyTensor:
     """`queries` [N·D/T, H] and `key_values` [2G·D/T, H], the latter per KV head [k, v]."""
     parts = []
     for query, key_value in zip(queries, key_values):

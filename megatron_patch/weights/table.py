@@ -38,14 +38,13 @@ TABLE = (
     ),
     Entry("decoder.layers.self_attention.linear_proj.weight", (_ATTENTION + "o_proj.weight",)),
     Entry("decoder.layers.mlp.linear_fc1.layer_norm_weight", ("model.layers.{}.post_attention_layernorm.weight",)),
-    Entry(
-        "decoder.layers.mlp.linear_fc1.weight", (_MLP + "gate_proj.weight", _MLP + "up_proj.weight"), rule="gate_up"
-    ),
+    Entry("decoder.layers.mlp.linear_fc1.weight", (_MLP + "gate_proj.weight", _MLP + "up_proj.weight"), rule="gate_up"),
     Entry("decoder.layers.mlp.linear_fc2.weight", (_MLP + "down_proj.weight",)),
     Entry("decoder.final_layernorm.weight", ("model.norm.weight",), per_layer=False),
     Entry(OUTPUT_LAYER, ("lm_head.weight",), per_layer=False),
 )
 BY_KEY = {entry.key: entry for entry in TABLE}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -106,11 +105,7 @@ def join(config: LlamaConfig, rule: str, parts: Sequence[LazyTensor]) -> LazyTen
     groups, head = config.num_query_groups, config.kv_channels
     heights = (config.num_attention_heads // groups * head, head, head)
     return stack(
-        [
-            Rows(part, group * height, (group + 1) * height)
-            for group in range(groups)
-            for part, height in zip(parts, heights)
-        ]
+        [Rows(part, group * height, (group + 1) * height) for group in range(groups) for part, height in zip(parts, heights)]
     )
 
 

@@ -24,9 +24,7 @@ class Rows(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_s_error_is_one_sentence(workers):
-    plan = BatchPlan(
-        samples=4, global_batch_size=2, micro_batch_size=2, data_parallel_size=1, shuffle_seed=None, passes=1
-    )
+    plan = BatchPlan(samples=4, global_batch_size=2, micro_batch_size=2, data_parallel_size=1, shuffle_seed=None, passes=1)
     batches = micro_batches(Rows(), MicroBatchSampler(plan, 0, 0, 2), vocab_size=9, num_workers=workers, pin_memory=False)
     with pytest.raises(ValueError) as error:
         next(batches)

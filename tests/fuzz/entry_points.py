@@ -63,8 +63,7 @@ class Arguments:
         self.folder, self.main, self.optional, self.words = folder, main, optional, words
         self.flags: list[tuple[str, str]] = []
         self.job = bool(words)  # whether it reads what DLC sets
-        self.odd = (*ODD, str(GOLDEN), str(GOLDEN / "hf_mha"), str(GOLDEN / "data" / "corpus_text_document"),
-        str(Path(__file__)))
+        self.odd = (*ODD, str(GOLDEN), str(GOLDEN / "hf_mha"), str(GOLDEN / "data" / "corpus_text_document"), str(Path(__file__)))
 
     def make(self, random: Random) -> tuple[list[str], dict[str, str]]:
         """(arguments, environment variables that differ)."""

@@ -113,8 +113,7 @@ def changed_bytes(random: Random, data: bytes) -> bytes:
         return random.choice((b"", b"\n", b" ", b"\0" * 16, b"\xff\xfe"))
     if how == "begin":
         return random.choice((b"\xef\xbb\xbf", b"\0", b"version https://git-lfs.github.com/spec/v1\n", b"[")) + data
-    return data[:at] + random.choice((b"\0", b"\xff" * 8, b"\r", b"\xed\xa0\x80", b"1e999", b"[" * 2000,
-    b"9" * 5000)) + data[at:]
+    return data[:at] + random.choice((b"\0", b"\xff" * 8, b"\r", b"\xed\xa0\x80", b"1e999", b"[" * 2000, b"9" * 5000)) + data[at:]
 
 
 def _packed(code: str, value: int) -> bytes:

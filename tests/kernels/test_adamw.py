@@ -9,9 +9,7 @@ OPTIONS = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.1)
 def torch_adamw(parameter):
     o = OPTIONS
     betas = (o["beta1"], o["beta2"])
-    return torch.optim.AdamW(
-        [parameter], lr=o["lr"], betas=betas, eps=o["eps"], weight_decay=o["weight_decay"]
-    )
+    return torch.optim.AdamW([parameter], lr=o["lr"], betas=betas, eps=o["eps"], weight_decay=o["weight_decay"])
 
 
 @pytest.mark.parametrize("copy_dtype", [None, torch.bfloat16, torch.float16])

@@ -47,9 +47,7 @@ def test_a_maximum_that_grows_along_the_vocabulary(agree, device, implementation
 
 def test_gradient_takes_the_place_of_the_logits_and_only_once(draw, device, implementation):
     logits = draw(torch.float32, 4, 50) * 1
-    loss = vocab_parallel_cross_entropy(
-        logits, torch.arange(4, device=device), implementation=implementation
-    ).sum()
+    loss = vocab_parallel_cross_entropy(logits, torch.arange(4, device=device), implementation=implementation).sum()
     gradient = torch.autograd.grad(loss, logits, retain_graph=True)[0]
     assert gradient.data_ptr() == logits.data_ptr()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -91,17 +89,13 @@ def check_split_vocabulary(rank, file, implementation):
     labels = torch.randint(0, 120, (5, 3))
     labels[0, 0], labels[1, 1], labels[2, 2] = -100, -1, 60
     mine = logits[..., rank * 60 : rank * 60 + 60].float().requires_grad_()
-    loss = vocab_parallel_cross_entropy(
-        mine * 1, labels, dist.group.WORLD, vocab_start=rank * 60, implementation=implementation
-    )
+    loss = vocab_parallel_cross_entropy(mine * 1, labels, dist.group.WORLD, vocab_start=rank * 60, implementation=implementation)
     truth = losses(logits.requires_grad_(), labels)
     weights = torch.rand(5, 3, dtype=torch.float64)
     loss.backward(weights.float())
     truth.backward(weights)
     torch.testing.assert_close(loss, truth.float(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        mine.grad, logits.grad[..., rank * 60 : rank * 60 + 60].float(), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(mine.grad, logits.grad[..., rank * 60 : rank * 60 + 60].float(), rtol=1e-5, atol=1e-6)
     dist.destroy_process_group()
 
 

@@ -16,9 +16,7 @@ def rotate(x, angles):
 
 
 def angles_of(positions, head_dim):
-    inverse = 10000.0 ** (
-        -torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
-    )
+    inverse = 10000.0 ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
     return positions.double()[..., None] * inverse
 
 
@@ -30,9 +28,7 @@ def split(qkv, groups, head_dim):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads, groups, head_dim", [(3, 3, 16), (4, 2, 64), (40, 8, 6), (2, 1, 128)])
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_packed_projection(
-    draw, agree, truth_of, device, implementation, dtype, heads, groups, head_dim, per_sample
-):
+def test_packed_projection(draw, agree, truth_of, device, implementation, dtype, heads, groups, head_dim, per_sample):
     qkv = draw(dtype, S, B, (heads + 2 * groups) * head_dim)
     (qkv64,) = truth_of(qkv)
     positions = torch.randint(0, 4, (S, B)) if per_sample else torch.arange(S)

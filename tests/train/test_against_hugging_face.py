@@ -89,9 +89,7 @@ def reference(name: str | Path) -> list[Step]:
 @pytest.mark.parametrize("model", ["hf_mha", "hf_gqa"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_twenty_steps_agree(layout, model, checkpoints, tmp_path):
-    got = train(
-        PRETRAIN, tmp_path / "out", DATASET_PATH=CORPUS, PRETRAIN_CHECKPOINT_PATH=checkpoints[model], **LAYOUTS[layout]
-    )
+    got = train(PRETRAIN, tmp_path / "out", DATASET_PATH=CORPUS, PRETRAIN_CHECKPOINT_PATH=checkpoints[model], **LAYOUTS[layout])
     wanted = reference(model)
     assert len(got) == STEPS
     assert wanted[-1].loss < wanted[0].loss - 0.5, "the reference itself must learn, or agreement says little"

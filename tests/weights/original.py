@@ -53,9 +53,7 @@ _CORE_NAMES = dict(
     file="model_optim_rng.pt",
 )
 STYLES = {
-    "2023-09": Style(
-        _PLAIN, order="separate", gate_up="", biases=("input_layernorm.bias", "post_attention_layernorm.bias")
-    ),
+    "2023-09": Style(_PLAIN, order="separate", gate_up="", biases=("input_layernorm.bias", "post_attention_layernorm.bias")),
     "2023-10-10": Style(_PLAIN, order="separate", splits_late=False, fused_early=True),
     "2023-10-18 morning": Style(_PLAIN, order="separate", keeps_whole=True),
     "2023-10-18": Style(_PLAIN, order="all q first"),
@@ -201,9 +199,7 @@ def _attention(style: Style, config: dict, own: Weights, tp: int, rank: int) -> 
     heads = config["num_attention_heads"]
     groups, head = config.get("num_key_value_heads") or heads, config["hidden_size"] // heads
     # [G, rows of one KV head, H], the rank's share of the KV heads
-    q, k, v = (
-        own[f"self_attn.{letter}_proj.weight"].view(groups, -1, config["hidden_size"]).chunk(tp)[rank] for letter in "qkv"
-    )
+    q, k, v = (own[f"self_attn.{letter}_proj.weight"].view(groups, -1, config["hidden_size"]).chunk(tp)[rank] for letter in "qkv")
     assert k.shape[1] == head
     key_value = torch.cat([k, v], dim=1).flatten(0, 1)
     if groups == heads or style.order == "per head":
