@@ -32,8 +32,8 @@ class Layout:
     data_parallel_rank: int
     data_parallel_size: int
     is_one_node: bool
-    is_first_stage: bool  # of the pipeline: it has the embedding
-    is_last_stage: bool  # it has the head and the loss
+    is_first_stage: bool = True  # of the pipeline: it has the embedding
+    is_last_stage: bool = True  # it has the head and the loss
 
     @property
     def is_logger(self) -> bool:
