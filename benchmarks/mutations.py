@@ -148,7 +148,7 @@ MUTATIONS = (
         "tests/arguments/test_training.py",
     ),
     Mutation(
-        "a GB is a GiB", "megatron_patch/arguments/conversion.py",
+        "a GB is a GiB", "megatron_patch/arguments/findings.py",
         '"GB": 10**9', '"GB": 2**30',
         "tests/arguments/test_conversion.py",
     ),
