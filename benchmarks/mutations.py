@@ -159,12 +159,12 @@ MUTATIONS = (
     ),
     Mutation(
         "--no-append-eod ignored", "megatron_patch/cli/preprocess.py",
-        "args.clean, not args.no_append_eod", "args.clean, True",
+        "job.clean, not job.no_append_eod", "job.clean, True",
         "tests/cli/test_preprocess_flags.py",
     ),
     Mutation(
         "--valid-fraction ignored", "megatron_patch/cli/preprocess.py",
-        "valid_fraction=args.valid_fraction", "valid_fraction=0.01",
+        "valid_fraction=job.valid_fraction", "valid_fraction=0.01",
         "tests/cli/test_preprocess_flags.py",
     ),
     # Data
