@@ -142,6 +142,8 @@ def _parsed(record: Any) -> dict[str, Any]:
         raise UserError("it is not UTF-8") from None
     except ValueError as error:  # a number of thousands of digits
         raise UserError(f"it is no JSON: {error}") from None
+    except RecursionError:
+        raise UserError("it is nested too deeply") from None
     if not isinstance(value, dict):
         raise UserError(f"it is a {type(value).__name__}, it must be an object")
     return value

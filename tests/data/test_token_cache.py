@@ -133,7 +133,7 @@ def test_a_killed_builder_holds_nobody_up(tmp_path, data):
 @pytest.mark.parametrize(
     ("was", "now"), [(b'"empty_answers": 0', b'"empty_anrwers": 0'), (b'"bad": 0', b'"bad":-1'), (b"[]", b"{}"), (b"{}}", b"[]}")]
 )
-def test_an_account_that_nobody_wrote_is_damage_too(tokenizer, tmp_path, capsys, was, now):
+def test_an_account_that_nobody_wrote_is_damage_too(tokenizer, tmp_path, caplog, was, now):
     """Its checksum is right: a file of another version, or one that was changed."""
     (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
     options = dict(pad_len=80, seq_len=80, cache_dir=tmp_path)
@@ -145,4 +145,4 @@ def test_an_account_that_nobody_wrote_is_damage_too(tokenizer, tmp_path, capsys,
     header = json.loads(good[:4096]) | {"crc": zlib.crc32(body)}
     path.write_bytes(json.dumps(header).encode().ljust(4095) + b"\n" + body)
     assert len(build_sft_dataset(tmp_path / "data.json", tokenizer, **options)) == 1
-    assert "is damaged" in capsys.readouterr().err and path.read_bytes() == good
+    assert "is damaged" in caplog.text and path.read_bytes() == good
