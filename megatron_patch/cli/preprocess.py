@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     try:
         if checked.usable:
             _check_what_is_read(checked)
-    except OSError as error:
+    except (UserError, OSError) as error:
         print(f"{PREPARE.name}: {sentence(error)}", file=sys.stderr)
         return 2
     checked.findings.exit_if_any(PREPARE.name)
