@@ -1,8 +1,8 @@
 """Faults planted one at a time, and the test that finds each: `python benchmarks/mutations.py [NAME ...]`.
 
-Each is tried in a copy of the checkout: the text is replaced, and one of the named tests must fail. A mutation whose text is gone
-is an error, since nothing was tried then. The tests must pass without a fault: `make test` shows that, this program does not.
-Prints a line each, with the test that failed, and exits with 1 if any survived.
+Each is tried in a copy of the checkout: the text is replaced, and one of the named tests must fail. A mutation whose
+text is gone is an error, since nothing was tried then. The tests must pass without a fault: `make test` shows that,
+this program does not. Prints a line each, with the test that failed, and exits with 1 if any survived.
 """
 
 from __future__ import annotations
@@ -328,8 +328,8 @@ MUTATIONS = (
 def found_by(mutation: Mutation, folder: Path) -> str:
     """The first test that fails with the fault in place, "" if none does. `folder` is a copy, left as it was found.
 
-    The copy stands first on PYTHONPATH: processes that tests start would otherwise import the installed checkout, which has
-    no fault in it.
+    The copy stands first on PYTHONPATH: processes that tests start would otherwise import the installed checkout, which
+    has no fault in it.
     """
     path = folder / mutation.file
     text = path.read_text(encoding="utf-8")

@@ -1,12 +1,12 @@
 """ZeRO's gathering of updated weights, beside the next forward pass. Each layer waits for its own weights alone.
 
-core can overlap the two as well, but its handles make Python wait, and a CUDA graph records no Python. Here the gathers run
-on a stream of their own, in the order in which the forward pass needs the weights. Each gather records a CUDA event when it
-is done, and each module waits for the events of its weights before it runs. The events are external (CUDA's term): a wait
-that was recorded in a graph then waits, at every replay, for the event's latest record.
+core can overlap the two as well, but its handles make Python wait, and a CUDA graph records no Python. Here the gathers
+run on a stream of their own, in the order in which the forward pass needs the weights. Each gather records a CUDA event
+when it is done, and each module waits for the events of its weights before it runs. The events are external (CUDA's
+term): a wait that was recorded in a graph then waits, at every replay, for the event's latest record.
 
-Some hundred gathers are some hundred launches, and the next forward pass is launched after them. So the gathers are recorded
-as one graph too.
+Some hundred gathers are some hundred launches, and the next forward pass is launched after them. So the gathers are
+recorded as one graph too.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class WeightGathers:
 
     Args:
         model: core's DDP around the model; its bucket groups are what is gathered.
-        records: whether the gathers become a CUDA graph. The first time they are launched one by one, because NCCL sets up
-            its communicator then; the second time they are recorded.
+        records: whether the gathers become a CUDA graph. The first time they are launched one by one, because NCCL sets
+            up its communicator then; the second time they are recorded.
 
     Attributes:
-        lazy: for CPUs, which have no streams. True: a group is gathered when someone waits for it, which is as late as a
-            GPU may gather it. Tests set it, to find a module that does not wait. False: all are gathered at once.
+        lazy: for CPUs, which have no streams. True: a group is gathered when someone waits for it, which is as late as
+            a GPU may gather it. Tests set it, to find a module that does not wait. False: all are gathered at once.
     """
 
     lazy = False
@@ -112,8 +112,8 @@ class WeightGathers:
 def _units(model: DistributedDataParallel) -> Iterable[torch.nn.Module]:
     """The modules that wait, which have every weight among them.
 
-    A forward hook runs only where Python calls a module as one. That holds for the layers, the final norm, the output layer
-    and the model itself, whose forward pass begins with the embedding.
+    A forward hook runs only where Python calls a module as one. That holds for the layers, the final norm, the output
+    layer and the model itself, whose forward pass begins with the embedding.
     """
     decoder = model.module.decoder
     yield from decoder.layers

@@ -25,12 +25,12 @@ def vocab_parallel_cross_entropy(
 ) -> torch.Tensor:
     """Loss of each token, in nats: logits [..., V/TP], labels [...] integer → loss [...] float32.
 
-    **The backward writes the gradient over the logits.** They are a step's largest activation, and a second tensor would
-    add their size to the step's peak. So nobody may read the logits after the backward, and a second backward ends in
-    autograd's in-place error.
+    **The backward writes the gradient over the logits.** They are a step's largest activation, and a second tensor
+    would add their size to the step's peak. So nobody may read the logits after the backward, and a second backward
+    ends in autograd's in-place error.
 
-    A label below 0 is ignored: its loss and its gradient are 0. A label beyond the vocabulary is never used as an index.
-    Its loss is log Σ exp(logits), a finite number that the caller's mask can multiply by 0.
+    A label below 0 is ignored: its loss and its gradient are 0. A label beyond the vocabulary is never used as an
+    index. Its loss is log Σ exp(logits), a finite number that the caller's mask can multiply by 0.
 
     Args:
         group: the tensor-parallel process group; None for a whole vocabulary.
@@ -56,8 +56,8 @@ def vocab_parallel_cross_entropy(
 def statistics_reference(logits: torch.Tensor, targets: torch.Tensor, valid: int) -> tuple[torch.Tensor, ...]:
     """Three numbers for each row of logits [T, V], over the first `valid` columns, each float32 [T].
 
-    The maximum, Σ exp(logit − maximum), and the logit of the row's target (0 where the target is not one of these columns).
-    Subtracting the maximum keeps exp from overflowing.
+    The maximum, Σ exp(logit − maximum), and the logit of the row's target (0 where the target is not one of these
+    columns). Subtracting the maximum keeps exp from overflowing.
     """
     logits = logits[:, :valid].float()
     maximum = logits.amax(-1)
@@ -81,7 +81,7 @@ def gradient_reference(logits: torch.Tensor, targets: torch.Tensor, lse: torch.T
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """`vocab_parallel_cross_entropy`. Saves the logits, which the backward overwrites, and lse and target of each token."""
+    """`vocab_parallel_cross_entropy`. Saves the logits, to be overwritten, and each token's lse and target."""
 
     @staticmethod
     def forward(ctx, logits, labels, group, vocab_start, valid, triton):
@@ -148,8 +148,8 @@ def _loss_statistics_kernel(
     VALID: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # VOCABULARY and VALID are compile-time constants: they never change in a run, and Triton's interpreter can loop only
-    # up to a constant.
+    # VOCABULARY and VALID are compile-time constants: they never change in a run, and Triton's interpreter can loop
+    # only up to a constant.
     row = tl.program_id(0)
     logits = logits_ptr + row.to(tl.int64) * VOCABULARY
     target = tl.load(targets_ptr + row)

@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in LLaMA's rotate-half convention.
 
 Element i of a head's first half is paired with element i of its second half (Megatron's `rotary_interleaved=False`,
-Hugging Face's `rotate_half`): (a, b) → (a·cos − b·sin, b·cos + a·sin). Computed in float32, whatever the dtype of q and k.
+Hugging Face's `rotate_half`): (a, b) → (a·cos − b·sin, b·cos + a·sin). Computed in float32 for every dtype of q and k.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def rope_qkv(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Split Megatron's packed projection and rotate q and k in one pass.
 
-    **The Triton kernel overwrites qkv where N = G.** It rotates q and k in qkv's own memory, and q, k, v are strided views
-    of it: a copy would move as many bytes again. The linear layer that made qkv does not need its output for a gradient.
-    If anything else saved qkv for a backward, autograd raises its in-place error. With N > G the attention kernels want
-    contiguous tensors, so the kernel writes three (slices of one buffer). The backward writes the packed gradient in one
-    kernel.
+    **The Triton kernel overwrites qkv where N = G.** It rotates q and k in qkv's own memory, and q, k, v are strided
+    views of it: a copy would move as many bytes again. The linear layer that made qkv does not need its output for a
+    gradient. If anything else saved qkv for a backward, autograd raises its in-place error. With N > G the queries of
+    all groups cannot be one view [S, B, N, D], so the kernel writes three contiguous tensors (slices of one buffer).
+    The backward writes the packed gradient in one kernel.
 
     Args:
         qkv: [S, B, G·(N/G+2)·D]; for each of the G groups its N/G queries, then its key, then its value.
@@ -190,7 +190,10 @@ def _join_and_rotate_back(dq, dk, dv, cos, sin, dqkv, queries):
 
 
 def _grid(tokens, slots, head_dim):
-    """A program takes one token and up to 32 of its heads: 4096 elements at D = 128, 32 for each thread of four warps."""
+    """(grid, D/2, heads of a program, its columns).
+
+    A program takes one token and up to 32 of its heads: at D = 128 4096 elements, 32 for each thread of four warps.
+    """
     heads_block = min(32, next_power_of_two(slots))
     return (
         (tokens, ceil_div(slots, heads_block)),
@@ -203,7 +206,7 @@ def _grid(tokens, slots, head_dim):
 def _table_strides(cos, sin):
     """The tables, and their strides over S and over B (0 where all samples share one row).
 
-    cos and sin are usually two halves of one tensor. The kernels read them there: copies would cost two launches a layer.
+    cos and sin are usually two halves of one tensor. The kernels read them there; copies would be two launches a layer.
     """
     if cos.stride() != sin.stride() or cos.stride(-1) != 1:
         cos, sin = cos.contiguous(), sin.contiguous()

@@ -1,12 +1,13 @@
 """Causal attention in separate kernels (FL false). It skips most of the work behind the diagonal.
 
 A query sees no later key, so half of each [S, S] matrix of scores is never used. Queries are taken in chunks of `CHUNK`
-rows, and a chunk's scores end with the last key that its last query sees. At 2048 tokens in chunks of 256 that is 56 % of
-the arithmetic and of the bytes.
+rows, and a chunk's scores end with the last key that its last query sees. At 2048 tokens in chunks of 256 that is 56 %
+of the arithmetic and of the bytes.
 
-Scores, probabilities and their gradients are still allocated as whole [S, S] matrices. The part that no chunk reaches is
-neither written nor read. Whole matrices let the gradients of keys and values sum over all queries in one product: it sums
-in fp32 and rounds once, as a product over the whole matrix would. Sums of separate chunks would round once a chunk.
+Scores, probabilities and their gradients are still allocated as whole [S, S] matrices. The part that no chunk reaches
+is neither written nor read. Whole matrices let the gradients of keys and values sum over all queries in one product: it
+sums in fp32 and rounds once, as a product over the whole matrix would. Sums of separate chunks would round once a
+chunk.
 """
 
 from __future__ import annotations
