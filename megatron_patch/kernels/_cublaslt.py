@@ -37,8 +37,7 @@ class _Candidate(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Shape:
-    """D [m, n] = op(A) [m, k] · op(B) [k, n] + beta · D, all column-major without gaps; op transposes or does
-    nothing."""
+    """D [m, n] = op(A) [m, k] · op(B) [k, n] + beta · D, column-major and without gaps; op may be a transposition."""
 
     m: int
     n: int

@@ -204,8 +204,7 @@ def _race(run: Callable[[int, ctypes.Array], float], algorithms: Sequence[ctypes
 
 
 def _for_long(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array, short: float) -> float:
-    """Milliseconds of one product at the clock that this algorithm itself brings about; `short` is its time in the
-    race."""
+    """Milliseconds of one product at the clock that this algorithm brings about; `short` is its time in the race."""
     run(math.ceil(_SETTLE / short), algorithm)
     turns = math.ceil(_LONG / short)
     return run(turns, algorithm) / turns

@@ -276,8 +276,8 @@ def _rms_norm_backward_kernel(
     mask = columns < h
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     # A program takes ROWS_EACH rows and sums its part of dweight in registers. The next kernel adds up the parts in a
-    # fixed order. Atomic additions would need no second kernel, but their order and so their last digits change from
-    # run to run.
+    # fixed order. Atomic additions would need no second kernel, but their order, and with it the last digits, changes
+    # from run to run.
     dweight = tl.zeros([BLOCK], dtype=tl.float32)
     for i in tl.range(0, ROWS_EACH, num_stages=STAGES):
         row = program * ROWS_EACH + i

@@ -42,8 +42,7 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> torch.Tensor:
 
 
 def causal_softmax_backward_reference(dp: torch.Tensor, probabilities: torch.Tensor, scale: float) -> torch.Tensor:
-    """dscores = scale · p · (dp − Σ_keys dp · p), all [..., Sq, Sk]. dp of a masked entry is not used, whatever it
-    is."""
+    """dscores = scale · p · (dp − Σ_keys dp · p), all [..., Sq, Sk]. dp of a masked entry has no influence."""
     p = probabilities.float()
     visible = causal_mask(p.size(-2), p.size(-1), p.device)
     dp = dp.float().masked_fill(~visible, 0.0)
