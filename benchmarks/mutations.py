@@ -22,7 +22,7 @@ _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".demo", "*.e
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` becomes `new` in `file`; `tests` are pytest's arguments, of which at least one test must fail."""
+    """One fault: `old` becomes `new` in `file`. With it, one of the tests that pytest finds by `tests` must fail."""
 
     name: str
     file: str
@@ -349,6 +349,7 @@ def found_by(mutation: Mutation, folder: Path) -> str:
 
 
 def main(names: list[str]) -> int:
+    """Try the named faults, or all; returns 1 if one survived."""
     wanted = [mutation for mutation in MUTATIONS if not names or mutation.name in names]
     survivors = []
     with tempfile.TemporaryDirectory() as folder:

@@ -43,19 +43,28 @@ class Window(io.RawIOBase):
         self.stream, self.offset, self.length, self.position = stream, offset, length, 0
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def seekable(self) -> bool:
+        """True."""
         return True
 
     def tell(self) -> int:
+        """The position in the window, in bytes."""
         return self.position
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position in the window and return it, as files do."""
         self.position = max(0, position + (0, self.position, self.length)[whence])
         return self.position
 
     def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes from the position on, never more than the window has.
+
+        Raises:
+            zipfile.BadZipFile: these would be more than `_MAX_SMALL_READ` bytes.
+        """
         rest = max(0, self.length - self.position)
         wanted = rest if size < 0 else min(size, rest)
         if wanted > _MAX_SMALL_READ:

@@ -49,10 +49,8 @@ def adamw_step_(
         exp_avg, exp_avg_sq: the first and second moment, float32.
         grad: any float dtype.
         model_copy: None, or a tensor of any float dtype that gets the new weights, rounded.
-        lr, weight_decay: the weights are first multiplied by 1 − lr · weight_decay.
         step: the number of this step, from 1, for the bias corrections.
-        grad_scale: None, or one float32 number on the device. `grad` is multiplied by it, and itself not written: so
-            averaging, unscaling and clipping cost no pass of their own.
+        grad_scale: None, or one float32 number on the device; `grad` is multiplied by it and not written.
         found_inf: None, or one number on the device. If it is not 0, nothing changes.
 
     Raises:
