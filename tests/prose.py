@@ -79,7 +79,7 @@ def undocumented(tree: ast.Module) -> Iterator[str]:
 
 
 def unsaid_errors(tree: ast.Module) -> Iterator[str]:
-    """`function: Error` for each exception that a public function raises by itself and does not name behind `Raises:`."""
+    """`function: Error` for each exception that a public function raises and does not name behind `Raises:`."""
     for node in public(tree):
         if isinstance(node, _FUNCTIONS):
             _, _, said = (ast.get_docstring(node) or "").partition("Raises:")
@@ -93,7 +93,7 @@ def _raised(function: Function) -> set[str]:
 
 
 def cut_paragraphs(text: str) -> Iterator[str]:
-    """Paragraphs of a docstring that end without a mark of punctuation, as one does that was cut. Indented ones are tables."""
+    """Paragraphs of a docstring that end without punctuation, as one does that was cut. Indented ones are tables."""
     for paragraph in re.split(r"\n\s*\n", text):
         lines = paragraph.splitlines()
         if not re.search(r"[.:?!…)\]`\"”⟧]$", lines[-1]) and not (len(lines[0]) > len(lines[0].lstrip())):

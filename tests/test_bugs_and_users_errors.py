@@ -144,8 +144,8 @@ def test_what_speaks_to_users_is_a_user_error():
 
 
 def test_only_the_entries_print_a_user_error_and_leave():
-    """A room that caught all ValueErrors would take a bug for a user's error again: such an `except` stands around what Python
-    or a library raises it for, alone."""
+    """A room that caught all ValueErrors would take a bug for a user's error again: such an `except` stands around what
+    Python or a library raises it for, alone."""
     for module in (launch, convert, preprocess, inspection, pretrain, finetune, session):
         tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
         caught = {

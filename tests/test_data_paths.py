@@ -1,4 +1,4 @@
-"""What a dataset argument of pre-training means: one prefix, or a blend between spaces or, as the original has it, commas."""
+"""What a dataset argument of pre-training means: one prefix, or a blend between spaces or the original's commas."""
 
 from __future__ import annotations
 

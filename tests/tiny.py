@@ -1,4 +1,4 @@
-"""Configurations, and rows for them, for tests that build a model in their own process. Imports no torch."""
+"""A tiny configuration and its batches, for tests that build a model in their own process. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from megatron_patch.llama.model_config import LLAMA_SIZES
 
 
 def be_alone() -> None:
-    """Make this process the only one of the group that it will start."""
+    """Set torchrun's variables so that this process will be the only one of its group."""
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
 
 
 def tiny_batches(seed: int, count: int) -> Iterator[dict[str, Any]]:
-    """Micro-batches of `tiny_config`: random tokens, all learnt."""
+    """`count` micro-batches for `tiny_config`: random tokens [1, 16], all of them learnt."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -27,7 +27,10 @@ def tiny_batches(seed: int, count: int) -> Iterator[dict[str, Any]]:
 
 
 def tiny_config(**changed: object) -> TrainConfig:
-    """Four bf16 iterations of the tiny model with ZeRO in one process, 2 × 1 samples of 16 tokens; but for `changed`."""
+    """Four iterations of the tiny model in one process: bf16, ZeRO, 2 micro-batches of 1 sample of 16 tokens.
+
+    `changed` are fields of TrainConfig with other values.
+    """
     values = dict(
         task="pretrain", name="tiny", model=LLAMA_SIZES["tiny"], extra_vocab_size=0, load=None, output_path="",
         tensor_model_parallel_size=1, pipeline_model_parallel_size=1, sequence_parallel=False,

@@ -38,7 +38,7 @@ def test_random_streams_are_left_alone_for_a_while():
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_each_pipeline_stage_draws_numbers_of_its_own(monkeypatch, stage):
-    """Megatron's rule: the seed plus 100 a stage. With one stream for all, layers of two stages would begin as twins."""
+    """Megatron's rule: the seed plus 100 for each stage. With one seed the layers of two stages would begin equal."""
     monkeypatch.setattr(parallel_state, "get_pipeline_model_parallel_rank", lambda: stage)
     monkeypatch.setattr(parallel.tensor_parallel, "model_parallel_cuda_manual_seed", lambda seed: seeds.append(seed))
     seeds: list[int] = []

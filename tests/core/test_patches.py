@@ -1,4 +1,4 @@
-"""Each row of the patch table is needed, takes effect however often it is applied, and says so when its target is gone."""
+"""Each row of the patch table is needed, may be applied twice, and is an error if its target is gone."""
 
 from __future__ import annotations
 

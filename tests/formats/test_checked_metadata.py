@@ -41,7 +41,7 @@ def test_what_is_sound_is_what_torch_reads(sound):
 
 
 def test_notes_of_other_versions_are_read_over(folder):
-    """Where it was saved (a path, of which Python 3.13 writes another module), core's plans, and members by `getattr`."""
+    """A path where it was saved (from Python 3.13 of another module), core's plans, and members by `getattr`."""
 
     class Member:
         def __reduce__(self):

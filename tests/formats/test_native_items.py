@@ -1,4 +1,4 @@
-"""Converting a native checkpoint whose `.metadata` is sound by itself and speaks of other tensors than the files hold."""
+"""Converting a native checkpoint whose `.metadata` is sound but describes other tensors than its files hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places of tensors in safetensors files: the library's values where it reads the file, a sentence where it does not."""
+"""Tensors of safetensors files: the library's values if it reads the file, a sentence if it does not."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Some thousand changed inputs over every reader and every argument: each ends in a right result or in a sentence.
 
-Every valid file is tried unchanged too. hypothesis drives some of the choices and shrinks what fails; the examples are the same
-each time.
-`make fuzz` tries a million, in processes of their own.
+Every valid file is tried unchanged too. hypothesis drives some of the choices and shrinks what fails; the examples are
+the same each time. `make fuzz` tries a million, in processes of their own.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ def console(output):
 
 
 def test_graphs_change_no_digit(tmp_path):
-    """The kernels of a micro-batch are the same, whoever launches them; unfused attention, since flash-attn's backward adds up
-    in the order in which its blocks happen to end."""
+    """The kernels of a micro-batch are the same, whoever launches them; unfused attention, since flash-attn's backward
+    adds up in the order in which its blocks happen to end."""
     graphs = tiny(tmp_path / "graphs", "--pair-micro-batches", "false", FL="false", AC="none")
     assert graphs == tiny(tmp_path / "launched", "--cuda-graphs", "false", FL="false", AC="none")
 
@@ -49,8 +49,8 @@ def test_pairs_of_micro_batches_change_no_curve(tmp_path):
 
 @pytest.mark.parametrize("recompute", ["sel", "none"])
 def test_losses_after_a_stop_are_the_same_bits(tmp_path, recompute):
-    """What is saved is what the last update made, though the host did not wait for it; without recomputation in graphs of
-    pairs, which the process that goes on finds to fit as well."""
+    """What is saved is what the last update made, though the host did not wait for it; without recomputation in graphs
+    of pairs, which the process that goes on finds to fit as well."""
     unfused = {"FL": "false", "AC": recompute}
     whole = tiny(tmp_path / "whole", **unfused)
     first = tiny(tmp_path / "parts", "--exit-interval", 5, **unfused)
@@ -122,7 +122,8 @@ def test_recomputation_in_graphs_learns_what_one_learns(tmp_path, gpus, weights,
 
 def learn_what_one_learns(number, tmp_path, gpus, weights, layout, *flags):
     common = dict(PR="fp32", FL="false", AC="none", MODEL_SIZE="auto", PRETRAIN_CHECKPOINT_PATH=weights)
-    common |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)  # three pairs for each of two replicas; four stages in flight
+    # Twelve samples: three pairs for each of two replicas, and enough micro-batches for four stages.
+    common |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)
     one = tiny(tmp_path / "one", "--cuda-graphs", "false", **common)
     gpus(number)
     several = tiny(tmp_path / "several", *flags, **{**common, **layout})
@@ -139,7 +140,7 @@ def test_two_gpus_go_on_with_the_same_bits(tmp_path, gpus, layout):
 
 
 @four_gpus
-@pytest.mark.parametrize("name", [name for name in FOUR if "TP4" not in name])  # which the tiny model's two groups do not take
+@pytest.mark.parametrize("name", [name for name in FOUR if "TP4" not in name])  # the tiny model has two KV groups only
 def test_four_gpus_go_on_with_the_same_bits(tmp_path, gpus, name):
     layout = FOUR[name]
     go_on_with_the_same_bits(4, tmp_path, gpus, layout)

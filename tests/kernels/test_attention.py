@@ -68,7 +68,7 @@ def test_causal(draw, agree, truth_of, dtype, backend, heads, groups, head_dim):
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "computed again"])
 @pytest.mark.parametrize("length", [8, 13, 16])
 def test_unfused_attention_in_chunks_of_queries(draw, agree, truth_of, monkeypatch, implementation, length, recompute):
-    """One chunk, some with an incomplete last one, some that fill it; what no chunk reaches is left as it was, here NaN."""
+    """One chunk, several with an incomplete last one, several that fill it. What no chunk reaches stays NaN."""
     monkeypatch.setattr(unfused, "CHUNK", 8)
     made = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: made(*args, **kwargs).fill_(torch.nan))

@@ -1,4 +1,4 @@
-"""Which attention a GPU gets, tested without one: capabilities and libraries are stand-ins, with the real signatures."""
+"""Which attention a GPU gets. There is no GPU here: capabilities and libraries are stand-ins with real signatures."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def gpu(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("capability", "dtype", "head_dim", "packed", "libraries", "expected"),
     [
-        # Below 8.0 (V100, T4) no flash kernel runs, whatever is installed; bf16 has no memory-efficient kernel there either.
+        # Below 8.0 (V100, T4) no flash kernel runs, whatever is installed. bf16 has no memory-efficient kernel there
+        # either.
         ((7, 0), HALF, 128, False, (FOUR, THREE, TWO), "efficient"),
         ((7, 5), HALF, 128, True, (TWO,), "efficient"),
         ((7, 5), HALF, 100, False, (), "math"),

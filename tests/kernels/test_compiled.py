@@ -1,7 +1,7 @@
 """Every kernel is compiled for an H100 or H200 at LLaMA-2 7B's widths, which takes no GPU.
 
-The interpreter, in which the other tests run kernels here, accepts more than Triton's compiler does. It also leaves Triton's
-language changed behind it, so that this happens in a process of its own.
+The interpreter, in which the other tests run kernels here, accepts more than Triton's compiler does. It also leaves
+Triton's language changed behind it, so that this happens in a process of its own.
 """
 
 from __future__ import annotations
