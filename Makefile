@@ -39,7 +39,7 @@ lint: check
 
 # The documentation as a site, in site/.
 docs: $(VENV)/.docs-ready
-	@$(RUN) python tools/argument_pages.py && mkdocs build --strict
+	@$(RUN) python -m tools.argument_pages && mkdocs build --strict
 
 # torch first and by itself, so that nothing else decides which build of it comes.
 $(VENV)/.torch-ready:

@@ -1,16 +1,13 @@
-"""docs/arguments.md and docs/zh/arguments.md, made of the scripts' lists: `python tools/argument_pages.py` writes them.
+"""docs/arguments.md and docs/zh/arguments.md, made of the scripts' lists: `python -m tools.argument_pages` writes them.
 
 Imports no torch.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from megatron_patch.arguments.description import Language, markdown
 from megatron_patch.arguments.tables import SCRIPTS
 
@@ -22,8 +19,8 @@ _HEADS = {
 
 <!-- tools/argument_pages.py makes this page of megatron_patch/arguments/*_list.py. -->
 
-A script takes its documented arguments in their order. Flags may follow the last one; of true and false, a flag that stands alone is
-true. `--help` prints the same, and all arguments are checked before anything starts.
+A script takes its documented arguments in their order. Flags may follow the last one; a flag of true or false that stands alone
+is true. `--help` prints the same, and all arguments are checked before anything starts.
 """,
     "zh": """# 参数
 

@@ -75,6 +75,10 @@ def make_workspace(folder: Path) -> Workspace:
         (programs / name).chmod(0o755)
     _pack(_model(folder / "Llama-2-7b-hf"), downloads / "Llama-2-7b-hf.tgz")
     _pack(_raw_wudao(folder / "WuDaoCorpus2.0_base_sample"), downloads / "WuDaoCorpus2.0_base_sample.tgz")
+    for ending in (".bin", ".idx"):
+        shutil.copy(GOLDEN / f"data/corpus_text_document{ending}", downloads / f"wudao_llamabpe_text_document{ending}")
+    for name in ("wudao_train.json", "wudao_valid.json"):
+        shutil.copy(GOLDEN / "sft/alpaca_output.json", downloads / name)
     return Workspace(folder)
 
 
@@ -90,7 +94,7 @@ def _raw_wudao(folder: Path) -> Path:
     folder.mkdir()
     for part in sorted((GOLDEN / "data/wudao_raw").glob("part-*.json")):
         records = json.loads(part.read_text(encoding="utf-8"))
-        more = [record | {"content": f"{number}。{record['content']}"} for number in range(3) for record in records]
+        more = [record | {"content": f"{number}。{record['content']}"} for number in range(2) for record in records]
         (folder / part.name).write_text(json.dumps(more, ensure_ascii=False), encoding="utf-8")
     return folder
 
