@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 from megatron_patch.arguments.description import Language, markdown
 from megatron_patch.arguments.tables import SCRIPTS
 
+ROOT = Path(__file__).resolve().parents[1]
 PAGES: dict[Language, str] = {"en": "docs/arguments.md", "zh": "docs/zh/arguments.md"}
 _HEADS = {
     "en": """# Arguments
