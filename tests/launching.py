@@ -16,7 +16,7 @@ PRETRAIN = ROOT / "examples/llama2/run_pretrain_megatron_llama.sh"
 FINETUNE = ROOT / "examples/llama2/run_finetune_megatron_llama.sh"
 ENGINE = "/root/Megatron-LM-230512"  # the document's MEGATRON_PATH; it need not exist
 
-# Environment variables that DLC or torchrun sets.
+# Environment variables that DLC or torchrun sets; Kubeflow Trainer sets PET_*.
 _JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "KUBERNETES_CONTAINER_RESOURCE_GPU")
 # A test chooses its number of processes. If GPUs were visible, their number would decide; tests/gpu shows them again.
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
@@ -35,13 +35,14 @@ FINETUNE_ARGUMENTS = dict(
 
 
 def environment(processes: int | None = None, job: Mapping[str, object] | None = None) -> dict[str, str]:
-    """A user's environment, without the variables that DLC or torchrun sets.
+    """A user's environment, without the variables that DLC, torchrun or Kubeflow sets.
 
     Args:
         processes: GPUS_PER_NODE.
-        job: the variables that DLC sets in this test.
+        job: the variables that the job's platform sets in this test.
     """
-    values = {key: value for key, value in os.environ.items() if key not in _JOB and not key.startswith("TORCHELASTIC")}
+    left_out = ("TORCHELASTIC", "PET_")
+    values = {key: value for key, value in os.environ.items() if key not in _JOB and not key.startswith(left_out)}
     values.update(PYTHON=sys.executable, PYTHONWARNINGS="ignore", **HIDDEN)
     if processes is not None:
         values["GPUS_PER_NODE"] = str(processes)
