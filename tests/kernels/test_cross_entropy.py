@@ -7,7 +7,7 @@ from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 
 
 def losses(logits, labels):
-    """log Σ exp − the label's logit, 0 where a label is below 0"""
+    """log Σ exp − the label's logit; 0 where a label is below 0."""
     at_label = logits.gather(-1, labels.clamp(0, logits.shape[-1] - 1)[..., None])[..., 0]
     at_label = torch.where(labels < logits.shape[-1], at_label, 0.0)
     return torch.where(labels < 0, 0.0, logits.logsumexp(-1) - at_label)
