@@ -61,7 +61,7 @@ def test_nothing_imports_scripts_examples_or_tests():
 
 
 def test_no_module_is_named_as_one_of_python_s_own():
-    """`python megatron_patch/cli/x.py` puts its folder first on the path, and an `inspect.py` there would hide Python's."""
+    """`python megatron_patch/cli/x.py` puts its folder first on the path; an `inspect.py` there would hide Python's."""
     for module, path in modules().items():
         assert path.stem == "__init__" or path.stem not in sys.stdlib_module_names, module
 
