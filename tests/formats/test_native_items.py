@@ -27,7 +27,7 @@ def sound(tmp_path_factory):
 
 
 def replace(tensor, sizes=None):
-    """The final norm becomes `tensor`, in a file of its own, in one chunk for each of `sizes`."""
+    """Replace the final norm by `tensor`, in a new file, with one chunk for each of `sizes`."""
 
     def edit(folder, metadata):
         entry = metadata.state_dict_metadata[NORM]
