@@ -14,9 +14,9 @@ import torch
 
 from ._dispatch import ceil_div, kernel, multiprocessors, next_power_of_two, tl, use_triton
 
-# The backward runs one program for each multiprocessor, so that few partial sums of dweight are written. One program
-# alone does not hide the time of its loads. So it loads three rows ahead where they (x and dy) fit into this many bytes
-# of shared memory.
+# The backward runs one program on each multiprocessor, so that few partial sums of dweight are written. With no other
+# program beside it, nothing hides the time of its loads. So it keeps the loads of three rows of x and dy in flight, if
+# they fit into this many bytes of shared memory.
 PIPELINE_BYTES = 196608
 
 
