@@ -267,16 +267,3 @@ def run_schedule(
     )
     sums = torch.stack(logged).sum(0) if logged else torch.zeros(2, dtype=torch.float64, device=layout.device)
     return _over_replicas(sums)
-
-
-@torch.no_grad()
-def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> float:
-    """Mean loss of `count` global batches over their unmasked tokens; 0 on every pipeline stage but the last."""
-    state.model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=state.layout.device)
-    with first_guess():  # where training runs pairs, algorithms for single micro-batches would be sought for this alone
-        for _ in range(count):
-            sums += run_schedule(state.model, state.config, state.layout, batches, forward_only=True)
-    state.model.train()
-    total, tokens = sums.tolist()
-    return total / max(tokens, 1)
