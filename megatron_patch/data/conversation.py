@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_patch.data.tool_turns import as_calls, definitions
 from megatron_patch.errors import UserError
-from megatron_patch.records.json_records import require_unicode
+from megatron_patch.records.texts import require_unicode
 
 Turn = dict[str, Any]
 

@@ -17,9 +17,10 @@ import numpy as np
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.preparation.wudao import CLEANERS
-from megatron_patch.records.documents import Chunk, Skipped, texts_of
+from megatron_patch.records.chunks import Chunk
 from megatron_patch.records.indexed import token_dtype
-from megatron_patch.records.json_records import MAX_DOCUMENT_MB
+from megatron_patch.records.skipped import MAX_DOCUMENT_MB, Skipped
+from megatron_patch.records.texts import texts_of
 
 _IN_FLIGHT = 256 << 20  # bytes of chunks on the way beyond which no more are read
 

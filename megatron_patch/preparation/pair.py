@@ -30,9 +30,10 @@ from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import json_object, one_line, whole_in
 from megatron_patch.preparation.encoding import ChunkResult, Settings, encode_chunks
-from megatron_patch.records.documents import REPORT_BYTES, START, Chunk, Place, read_chunks, report_lines
+from megatron_patch.records.chunks import START, Chunk, Place, read_chunks
+from megatron_patch.records.files import find_files
 from megatron_patch.records.indexed import token_dtype, write_index
-from megatron_patch.records.json_records import MAX_DOCUMENT_MB, MEGABYTE, find_files
+from megatron_patch.records.skipped import MAX_DOCUMENT_MB, MEGABYTE, REPORT_BYTES, report_lines
 
 FORMAT = "megatron_patch preprocess 1"
 _STATE_BYTES = 64 << 20  # input between two states: what a killed run may lose

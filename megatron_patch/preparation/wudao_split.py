@@ -14,8 +14,10 @@ from typing import Any, BinaryIO
 from megatron_patch.errors import UserError
 from megatron_patch.preparation.pair import check_bad_fraction, require_apart
 from megatron_patch.preparation.wudao import CLEANERS
-from megatron_patch.records.documents import REPORT_BYTES, START, Chunk, Skipped, read_chunks, report_lines, texts_of
-from megatron_patch.records.json_records import MAX_DOCUMENT_MB, MEGABYTE, find_files, require_unicode
+from megatron_patch.records.chunks import START, Chunk, read_chunks
+from megatron_patch.records.files import find_files
+from megatron_patch.records.skipped import MAX_DOCUMENT_MB, MEGABYTE, REPORT_BYTES, Skipped, report_lines
+from megatron_patch.records.texts import require_unicode, texts_of
 
 TRAIN, VALID, REPORT = "wudao_train.json", "wudao_valid.json", "wudao_skipped.jsonl"
 

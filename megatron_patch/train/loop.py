@@ -12,9 +12,7 @@ from typing import Any
 from megatron_patch.checkpoint import run_state as checkpoints
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
-from megatron_patch.data.batches import Batch, micro_batches
-from megatron_patch.data.run_data import RunData
-from megatron_patch.data.samplers import MicroBatchSampler
+from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.resumption import find_start
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.log import RunLog, perplexity, training_line, validation_lines
@@ -206,7 +204,7 @@ def save(state: TrainState, log: RunLog) -> None:
     if state.gathers is not None:
         state.gathers.finish()
     progress = checkpoints.Progress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
-    folder = checkpoints.save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress)
+    folder = checkpoints.save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
     log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
 
 
@@ -214,6 +212,7 @@ def start_state(state: TrainState, log: RunLog) -> None:
     """Go on from the run's own last checkpoint or another's, or start from PRETRAIN_CHECKPOINT_PATH, or from random weights."""
     start = find_start(state.config)
     config = state.config = start.config
+    state.origin = start.origin
     if start.folder is not None:
         # Said before it is done, since reading a large state takes minutes.
         log.line(f"  going on from iteration {int(start.folder.resolve().name.removeprefix('iter_'))}: {start.folder}")

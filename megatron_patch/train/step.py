@@ -22,6 +22,7 @@ from megatron_patch.core.parallel import Layout
 from megatron_patch.core.transformer_config import DTYPES
 from megatron_patch.core.weight_gathers import WeightGathers
 from megatron_patch.data.batches import Batch, to_device
+from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.kernels import prefer
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
@@ -41,6 +42,7 @@ class TrainState:
     scheduler: Any
     fused: set[torch.nn.Parameter]
     loss_scale: torch.Tensor  # of the current global batch: 0-dimensional fp32, always at one place in memory
+    origin: Origin = Origin()  # what the run was found to begin with, recorded at each save
     iteration: int = 0
     consumed_samples: int = 0
     skipped_iterations: int = 0
