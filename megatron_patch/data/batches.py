@@ -32,8 +32,8 @@ class BatchPlan:
 
     Attributes:
         samples: of the data set.
-        shuffle_seed: every pass is a new permutation, made from this seed and the pass's number. None keeps the data set's own
-            order: core's GPTDataset has shuffled already.
+        shuffle_seed: every pass is a new permutation, made from this seed and the pass's number. None keeps the data
+            set's own order: core's GPTDataset has shuffled already.
         passes: passes over the data; None goes on for ever.
     """
 
@@ -60,7 +60,10 @@ class BatchPlan:
 
 
 def plan_of(config: TrainConfig, replicas: int, samples: int, *, shuffled: bool, passes: int | None = None) -> BatchPlan:
-    """How a run of `replicas` data-parallel ranks deals out `samples`, `shuffled` by `--seed` or in the data set's order."""
+    """How a run of `replicas` data-parallel ranks deals out `samples`.
+
+    shuffled: whether `--seed` orders them; else the data set's own order stays.
+    """
     seed = config.options.seed if shuffled else None
     return BatchPlan(samples, config.global_batch_size, config.micro_batch_size, replicas, seed, passes)
 
@@ -73,8 +76,9 @@ class RunData:
         train: training data set. Its items are mappings from the keys of `Batch` to arrays [S].
         valid: validation data set; None skips evaluation.
         plan: how the training samples are dealt out.
-        valid_plan: the same for validation. With one pass (JSON data) every evaluation begins with the first batch, so their
-            losses compare. Without an end (indexed data) an evaluation goes on where the last one stopped, as in Megatron.
+        valid_plan: the same for validation. With one pass (JSON data) every evaluation begins with the first batch, so
+            their losses compare. Without an end (indexed data) an evaluation goes on where the last one stopped, as in
+            Megatron.
         train_iters: global batches of the whole run.
         eval_batches: global batches of one evaluation.
         eval_every: iterations between two evaluations; 0 evaluates at the end only.
@@ -106,8 +110,8 @@ def _permutation(samples: int, seed: int) -> torch.Tensor:
 class MicroBatchSampler(Sampler[list[int]]):
     """The micro-batches of one data-parallel rank, as lists of sample numbers, from global batch `first` up to `last`.
 
-    A global batch is dealt out in runs of `micro_batch_size`, rank after rank. ABSENT fills an incomplete last batch, so that
-    every rank takes the same number of steps.
+    A global batch is dealt out in runs of `micro_batch_size`, rank after rank. ABSENT fills an incomplete last batch,
+    so that every rank takes the same number of steps.
     """
 
     def __init__(self, plan: BatchPlan, rank: int, first: int = 0, last: int | None = None) -> None:
@@ -145,8 +149,9 @@ class _WithAbsent(Dataset):
 def collate(samples: list[Mapping[str, Any]]) -> tuple[list[str], torch.Tensor]:
     """Stack samples of [S] rows: the keys, and one int64 tensor [keys, B, S].
 
-    It is one tensor because handing a tensor over from a worker process costs more than its bytes. So the loss mask, 0 or 1, is
-    int64 too. `position_ids` come along with packed samples only; elsewhere they count from 0, and the model knows that.
+    It is one tensor because handing a tensor over from a worker process costs more than its bytes. So the loss mask, 0
+    or 1, is int64 too. `position_ids` come along with packed samples only; elsewhere they count from 0, and the model
+    knows that.
     """
     packed = "segment_ids" in samples[0]
     keys = [key for key in _KEYS if key in samples[0] and (packed or key != "position_ids")]
@@ -201,9 +206,9 @@ def micro_batches(
 def _leave_the_group(_: int) -> None:
     """Put a loader process into a process group of its own, out of reach of torchrun's SIGTERM.
 
-    torchrun sends SIGTERM to a rank's whole group. The rank then finishes its iteration and saves, which takes a while. If its
-    loaders died meanwhile, torch would report that as a failure of the rank. They end with the rank, or a few seconds after it
-    was killed.
+    torchrun sends SIGTERM to a rank's whole group. The rank then finishes its iteration and saves, which takes a while.
+    If its loaders died meanwhile, torch would report that as a failure of the rank. They end with the rank, or a few
+    seconds after it was killed.
     """
     os.setpgrp()
 

@@ -11,7 +11,7 @@ from megatron_patch.data.run_tokenizer import text_tokenizer
 
 
 def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
-    """The training file for EPOCH shuffled passes. After each pass the whole validation file is evaluated, and the run saves.
+    """The training file for EPOCH shuffled passes. After each the run evaluates the whole validation file and saves.
 
     Raises:
         UserError: a file cannot be used, or training on it would teach nothing.

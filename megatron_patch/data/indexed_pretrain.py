@@ -1,6 +1,7 @@
 """Pre-training data from `.bin`/`.idx` pairs, alone or as a weighted blend, through megatron-core's GPTDataset.
 
-GPTDataset joins shuffled documents end to end and cuts samples of SEQ_LEN + 1 tokens out of them. It reads the `.bin` itself.
+GPTDataset joins shuffled documents end to end and cuts samples of SEQ_LEN + 1 tokens out of them. It reads the `.bin`
+itself.
 """
 
 from __future__ import annotations
@@ -100,10 +101,10 @@ def _gpt_datasets(config: TrainConfig, source: IndexedPairs, split: str, tokeniz
 def _same_on_all_ranks(prefixes: list[str]) -> str:
     """The name of the folder for core's index files: `lengths_fingerprint`, as the first rank computes it.
 
-    core names its index files after the prefix and the run's numbers alone. A pair that was prepared anew would be read with the
-    old pair's indices. So a folder's name identifies the lengths that its indices were made from. File times would not do: a copy
-    of a pair has others, and nodes need not agree on them. Only the first rank makes indices, and the others map its files; so
-    its name counts.
+    core names its index files after the prefix and the run's numbers alone. A pair that was prepared anew would be read
+    with the old pair's indices. So a folder's name identifies the lengths that its indices were made from. File times
+    would not do: a copy of a pair has others, and nodes need not agree on them. Only the first rank makes indices, and
+    the others map its files; so its name counts.
     """
     distributed = torch.distributed.is_initialized()
     name = [lengths_fingerprint(prefixes) if not distributed or torch.distributed.get_rank() == 0 else ""]
@@ -116,7 +117,8 @@ def _same_on_all_ranks(prefixes: list[str]) -> str:
 def _damage_named(folder: Path) -> Iterator[None]:
     """Turn a failure into a UserError that names the damaged index file, if there is one. core's own errors name none.
 
-    core writes index files in place. So a killed run or a full disk leaves one that is cut short, and the next start reads it.
+    core writes index files in place. So a killed run or a full disk leaves one that is cut short, and the next start
+    reads it.
     """
     try:
         yield

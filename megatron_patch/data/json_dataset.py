@@ -1,9 +1,10 @@
 """A JSON list or JSON Lines file as samples of one length, with the loss on the answers.
 
-Fine-tuning and pre-training on JSON both read it. A sample is int64 `tokens` [L], `labels` [L], `position_ids` [L] and float32
-`loss_mask` [L]. L is PAD_LEN, or SEQ_LEN with packing. `labels[t]` is `tokens[t + 1]`, and `loss_mask[t]` is 1 where that next
-token is learnt. The original computes the same from `input_ids[:, :-1]`, `input_ids[:, 1:]` and `loss_mask[:, 1:]`. Where
-nothing is learnt, tokens and labels still hold ids of the vocabulary, so nobody may read a mask off an id.
+Fine-tuning and pre-training on JSON both read it. A sample is int64 `tokens` [L], `labels` [L], `position_ids` [L] and
+float32 `loss_mask` [L]. L is PAD_LEN, or SEQ_LEN with packing. `labels[t]` is `tokens[t + 1]`, and `loss_mask[t]` is 1
+where that next token is learnt. The original computes the same from `input_ids[:, :-1]`, `input_ids[:, 1:]` and
+`loss_mask[:, 1:]`. Where nothing is learnt, tokens and labels still hold ids of the vocabulary, so nobody may read a
+mask off an id.
 
 Four things differ from the original:
 
@@ -12,8 +13,8 @@ Four things differ from the original:
 - A literal `[PAD]` in a text became padding and could start the mask early; here it is text.
 - It learns the end token of an empty answer; here an empty answer teaches nothing.
 
-Two things are alike: a sample longer than PAD_LEN is cut without an end token, and one whose prompt fills PAD_LEN teaches
-nothing. Here both are counted, and the report says so.
+Two things are alike: a sample longer than PAD_LEN is cut without an end token, and one whose prompt fills PAD_LEN
+teaches nothing. Here both are counted, and the report says so.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class JsonDataset:
 
     Attributes:
         table: the tokens of every sample of the file.
-        groups: `groups[i]` are the samples in sequence i: one each, or several with packing. The length of the data set is their
-            number.
+        groups: `groups[i]` are the samples in sequence i: one each, or several with packing. The length of the data set
+            is their number.
         length: L, tokens of a sequence.
         packing: whether sequences hold several samples.
         fill: the id in padding positions.
@@ -67,7 +68,8 @@ class JsonDataset:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """The arrays [L] of the module's docstring.
 
-        With packing also `segment_ids` int64 [L]: 0 for padding, the samples from 1. `position_ids` then restart at each sample.
+        With packing also `segment_ids` int64 [L]: 0 for padding, the samples from 1. `position_ids` then restart at
+        each sample.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
@@ -95,7 +97,10 @@ class JsonDataset:
         return replace(self, groups=groups, report=summary(self.report, self.table, samples, groups))
 
     def teaching(self) -> JsonDataset:
-        """The data set without samples of which nothing is learnt. Its mean loss is the same, since the loss is per token."""
+        """The data set without samples of which nothing is learnt.
+
+        Its mean loss is the same, since the loss is per token.
+        """
         learnt = self.table.learnt_counts(self.length)
         return self.part(sorted(i for group in self.groups for i in group if learnt[i]))
 
@@ -141,11 +146,14 @@ def build_json_dataset(
     cache_dir: str | Path | None = None,
     max_bad_fraction: float = 0.01,
 ) -> JsonDataset:
-    """The samples of a JSON file, padded or cut to `pad_len`; with `packing`, several to a sequence of `seq_len`, cut to it.
+    """The samples of a JSON file, padded or cut to `pad_len`.
+
+    With `packing`, several samples stand in a sequence of `seq_len`, and samples are cut to that.
 
     Args:
         template: one of `prompts.TEMPLATES`.
-        cache_dir: folder for the tokenized samples and the report of unusable records; None keeps neither (`token_cache`).
+        cache_dir: folder for the tokenized samples and the report of unusable records (`token_cache`); None keeps
+            neither.
         max_bad_fraction: share of the records that may be unusable.
 
     Raises:

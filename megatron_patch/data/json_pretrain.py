@@ -1,7 +1,7 @@
 """Pre-training data from a JSON file: the original's prompt, and a fixed part of the file to evaluate on.
 
-The original evaluates on the file that it trains on. Here the part that `--split` gives to validation is held out, in the order
-of the file, as with indexed data. It has at least one sample, so small files are evaluated on too.
+The original evaluates on the file that it trains on. Here the part that `--split` gives to validation is held out, in
+the order of the file, as with indexed data. It has at least one sample, so small files are evaluated on too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from megatron_patch.data.run_tokenizer import text_tokenizer
 
 
 def json_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
-    """Shuffled passes over the file until TRAIN_TOKENS are reached. The held-out part is evaluated every `--eval-interval`.
+    """Shuffled passes over the file until TRAIN_TOKENS are reached.
+
+    The held-out part is evaluated every `--eval-interval` iterations.
 
     Raises:
         UserError: the file cannot be used, or training on it would teach nothing.
@@ -42,8 +44,8 @@ def json_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
 def json_split(samples: int, split: str) -> tuple[range, range]:
     """The sample numbers for training and those for validation, by the shares of `split`, as `98,2,0`.
 
-    Parts are rounded as core rounds documents. Training always gets a sample. Validation gets one if it has a share and the file
-    has two samples.
+    Parts are rounded as core rounds documents. Training always gets a sample. Validation gets one if it has a share and
+    the file has two samples.
     """
     shares = [float(share) for share in split.split(",")] + [0.0, 0.0]
     train = max(1, round(shares[0] / sum(shares) * samples))
@@ -69,5 +71,6 @@ def _validation(config: TrainConfig, part: JsonDataset, learnt: range, held_out:
         say(f"{said}; {part.report.why_nothing} Evaluation is skipped.")
         return None
     say(f"{said}: evaluated on every {every} iterations." if every else f"{said}; --eval-interval 0, no evaluation.")
-    # An evaluation takes a few batches only. Without samples that teach nothing, none of them is without a token to learn.
+    # An evaluation takes a few batches only. Without samples that teach nothing, none of them is without a token to
+    # learn.
     return part.teaching() if every else None

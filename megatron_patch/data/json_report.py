@@ -1,7 +1,7 @@
 """What a JSON file's samples come to: counts, the records that were left out, and the sentences about them.
 
-A record that cannot be used is left out, and a line of JSON with file, number and reason goes into a report, as preparation does
-with documents. Keys that no template reads are counted by name.
+A record that cannot be used is left out, and a line of JSON with file, number and reason goes into a report, as
+preparation does with documents. Keys that no template reads are counted by name.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class Report:
 
 
 def summary(common: Report, table: TokenTable, samples: Sequence[int], groups: list[list[int]]) -> Report:
-    """The report on `samples` of the table, dealt into `groups`; what is known of the whole file comes from `common`."""
+    """The report on `samples` of the table, dealt into `groups`. What is known of the whole file comes from `common`."""
     chosen = np.asarray(samples, dtype=np.int64)
     sizes, learnt = np.diff(table.offsets)[chosen], table.learnt_counts(common.length)[chosen]
     to_learn = table.learnt_counts(int(sizes.max()))[chosen] if len(sizes) else learnt

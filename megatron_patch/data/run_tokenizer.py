@@ -31,19 +31,25 @@ class VocabularyOnly:
 
 
 def tokenizer_folder(config: TrainConfig) -> Path | None:
-    """The folder that `--tokenizer-path` names; else the first of `_own_folders` that holds a tokenizer; None without one."""
+    """The tokenizer's folder; None without one.
+
+    `--tokenizer-path` names it. Without that flag it is the first of `_own_folders` that holds a tokenizer.
+    """
     if config.options.tokenizer_path:
         return Path(config.options.tokenizer_path)
     return next((folder for folder in _own_folders(config) if holds_tokenizer(folder)), None)
 
 
 def _model_folder(config: TrainConfig) -> Path | None:
-    """The folder of the model's config.json, which with `--tokenizer-path` is not the tokenizer's. None from random weights."""
+    """The folder of the model's config.json; None from random weights.
+
+    With `--tokenizer-path` it is not the tokenizer's folder.
+    """
     return next((folder for folder in _own_folders(config) if (folder / "config.json").is_file()), None)
 
 
 def _own_folders(config: TrainConfig) -> list[Path]:
-    """Folders that may hold the model's small files: of its checkpoint, of the run itself, of `--resume-from`; in this order."""
+    """Folders that may hold the model's small files, in this order: its checkpoint's, the run's own, `--resume-from`'s."""
     root = checkpoint_root(Path(config.load)) if config.load else None
     resumed = checkpoint_root(Path(config.options.resume_from)) if config.options.resume_from else None
     return [folder for folder in (root, Path(config.checkpoint_folder), resumed) if folder is not None]

@@ -1,7 +1,7 @@
 """Which parts of a `--split` core can build data sets from: a part needs tokens, not only documents.
 
-core repeats a part as often as gives the samples that a run takes. For a part without tokens it never ends. For a part of a few
-tokens it makes a list with every document of the part, once for each repetition.
+core repeats a part as often as gives the samples that a run takes. For a part without tokens it never ends. For a part
+of a few tokens it makes a list with every document of the part, once for each repetition.
 """
 
 from __future__ import annotations
