@@ -1,8 +1,8 @@
 """The one frozen configuration of a training run, in megatron-core's names. Imports no torch.
 
-`arguments/training.py` reads and checks a script's arguments and fills it; no other module looks at them. It says what the user
-asked for. What was found out about files when the run started is kept apart, in `folders/fingerprint.Origin`. Both are saved as
-JSON beside each checkpoint.
+`arguments/training.py` reads and checks a script's arguments and fills it; no other module looks at them. It says what
+the user asked for. What was found out about files when the run started is kept apart, in `folders/fingerprint.Origin`.
+Both are saved as JSON beside each checkpoint.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Options:
     num_workers: int = 2
     """Processes that load data, for each rank; 0 loads in the training process."""
     resume_from: str = ""
-    """Go on from this training checkpoint of another NAME: a run's folder in OUTPUT_BASEPATH/checkpoint, or an iteration's."""
+    """Go on from this training checkpoint of another NAME: a run's folder in OUTPUT_BASEPATH/checkpoint, or an
+    iteration's."""
     keep_last: int = 0
     """Training checkpoints to keep; 0 keeps all."""
     exit_interval: int = 0
@@ -73,14 +74,16 @@ class Options:
     tokenizer_path: str = ""
     """Folder of the tokenizer; empty: the checkpoint's."""
     gqa_layout: Literal["per-kv-head", "all-q-first"] = "per-kv-head"
-    """Order of QKV rows in a grouped-query PRETRAIN_CHECKPOINT_PATH of 2023 whose files do not tell it; `all-q-first`: what
-    the original converted from 2023-10-18 to 2023-11-09."""
+    """Order of QKV rows in a grouped-query PRETRAIN_CHECKPOINT_PATH of 2023 whose files do not tell it; `all-q-first`:
+    what the original converted from 2023-10-18 to 2023-11-09."""
     template: Template = "auto"
-    """JSON data: prompt template; `auto` is the original's, `alpaca` for fine-tuning and `pretrain` for pre-training."""
+    """JSON data: prompt template; `auto` is the original's, `alpaca` for fine-tuning and `pretrain` for
+    pre-training."""
     max_bad_fraction: float = 0.01
     """JSON data: of its records, the share that may be unusable; they are listed in a report and left out."""
     gradient_accumulation_steps: int = 1
-    """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has GLOBAL_BATCH_SIZE)."""
+    """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has
+    GLOBAL_BATCH_SIZE)."""
     packing: bool = False
     """JSON data: several samples in one sequence of SEQ_LEN, with attention kept apart."""
     allow_longer_sequences: bool = False
@@ -90,7 +93,8 @@ class Options:
     cuda_graphs: bool = True
     """Replay micro-batches as CUDA graphs where the run allows it; a line of the log says if not, and why."""
     pair_micro_batches: bool = True
-    """With CUDA graphs, run two micro-batches in one pass where a step has an even number of them and memory allows it."""
+    """With CUDA graphs, run two micro-batches in one pass where a step has an even number of them and memory allows
+    it."""
     profile: bool = False
     """Write a PyTorch profiler trace of a few iterations for TensorBoard."""
     profile_step_start: int = 10
@@ -176,8 +180,8 @@ class TrainConfig:
 def one_process_config(model: LlamaConfig, length: int, **changed: Any) -> TrainConfig:
     """A configuration for `model` alone in one process, for callers that feed it batches by themselves.
 
-    fp32, unfused attention, no recomputation, one row of `length` tokens a batch, no data and no output; but for `changed`,
-    fields of `TrainConfig`.
+    fp32, unfused attention, no recomputation, one row of `length` tokens a batch, no data and no output; but for
+    `changed`, fields of `TrainConfig`.
     """
     values: dict[str, Any] = dict(
         task="pretrain", name="alone", model=model, extra_vocab_size=0, load=None, output_path=".",

@@ -249,7 +249,10 @@ class Report:
 
 
 def summary(common: Report, table: TokenTable, samples: Sequence[int], groups: list[list[int]]) -> Report:
-    """The report on `samples` of the table, dealt into `groups`. What is known of the whole file comes from `common`."""
+    """The report on `samples` of the table, dealt into `groups`.
+
+    common: what is known of the whole file.
+    """
     chosen = np.asarray(samples, dtype=np.int64)
     sizes, learnt = np.diff(table.offsets)[chosen], table.learnt_counts(common.length)[chosen]
     to_learn = table.learnt_counts(int(sizes.max()))[chosen] if len(sizes) else learnt

@@ -12,8 +12,8 @@ from megatron_patch.errors import UserError
 
 # render(turns, add_generation_prompt, tools) → text
 Render = Callable[..., str]
-# A conversation is rendered and tokenized up to each of its turns, so the work grows with the square of their number. At
-# these bounds it takes about 2 s. A conversation of up to four turns may be as long as a record may be.
+# A conversation is rendered and tokenized up to each of its turns, so the work grows with the square of their number.
+# At these bounds it takes about 2 s. A conversation of up to four turns may be as long as a record may be.
 _MOST_TURNS = 512
 _MOST_CHARACTERS = 1 << 25  # turns times characters
 _MARK = "\u2042 a mark that no text holds \u2042"

@@ -49,7 +49,7 @@ def _model_folder(config: TrainConfig) -> Path | None:
 
 
 def _own_folders(config: TrainConfig) -> list[Path]:
-    """Folders that may hold the model's small files, in this order: its checkpoint's, the run's own, `--resume-from`'s."""
+    """Folders that may hold the model's small files, in this order: its checkpoint's, the run's, `--resume-from`'s."""
     root = checkpoint_root(Path(config.load)) if config.load else None
     resumed = checkpoint_root(Path(config.options.resume_from)) if config.options.resume_from else None
     return [folder for folder in (root, Path(config.checkpoint_folder), resumed) if folder is not None]

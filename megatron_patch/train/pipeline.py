@@ -222,7 +222,7 @@ class PipelinePasses:
     def _record(
         self, work: Pass, closes: bool, leaves_activations: bool
     ) -> tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph | None, tuple]:
-        """Record a pass. Returns its graph, the graph of the weights' gradients that it left or None, and its results."""
+        """Record a pass. Returns its graph, the graph of the weights' gradients that it left (or None), its results."""
         graph, (result, later) = record(work, None if leaves_activations else self.shared_pool)
         if leaves_activations:
             return graph, None, result
