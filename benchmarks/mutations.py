@@ -176,17 +176,17 @@ MUTATIONS = (
         "tests/preparation/test_pair.py",
     ),
     Mutation(
-        "a replica takes another's samples", "megatron_patch/data/samplers.py",
+        "a replica takes another's samples", "megatron_patch/data/batches.py",
         "range(self.rank * plan.micro_batch_size,", "range(0,",
         "tests/data/test_samplers.py",
     ),
     Mutation(
-        "every pass in the same order", "megatron_patch/data/samplers.py",
+        "every pass in the same order", "megatron_patch/data/batches.py",
         "self.shuffle_seed + epoch", "self.shuffle_seed",
         "tests/data/test_samplers.py",
     ),
     Mutation(
-        "learnt tokens shifted by one", "megatron_patch/data/sft.py",
+        "learnt tokens shifted by one", "megatron_patch/data/json_dataset.py",
         "loss_mask[begin : end - 1] = learnt[1:]", "loss_mask[begin : end - 1] = learnt[:-1]",
         "tests/data/test_sft.py",
     ),

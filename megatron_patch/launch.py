@@ -95,7 +95,7 @@ def _start(task: str, flags: list[str]) -> None:
     for note in reading.notes:
         print(note, flush=True)
     start = find_start(reading.config)
-    for line in (*start.lines, *(offers(reading.config) if start.folder is None else ())):
+    for line in (*start.lines, *(offers(reading.config, start.origin) if start.folder is None else ())):
         print(line, flush=True)
     command = torchrun_command(task, reading.processes, flags)
     tensor_parallel = reading.config.tensor_model_parallel_size > 1

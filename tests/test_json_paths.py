@@ -6,7 +6,11 @@ import gzip
 
 import pytest
 
-from megatron_patch.data_paths import is_json
+from megatron_patch.data_paths import JsonFile, parse_data
+
+
+def is_json(text: str) -> bool:
+    return isinstance(parse_data(text), JsonFile)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.arguments.training import ARGUMENTS, read
+from megatron_patch.folders.fingerprint import observe
 from megatron_patch.folders.layout import iteration_folder, write_tracker
+from megatron_patch.folders.recorded_run import run_record
 from megatron_patch.launch import main, worker_environment
 from megatron_patch.llama.model_config import to_hf_config
 from tests.launching import GOLDEN, PRETRAIN_ARGUMENTS, ROOT
@@ -55,7 +57,7 @@ def test_a_run_that_could_go_on_is_offered_in_a_sentence_with_the_flag_that_does
     root = Path(config.checkpoint_folder)
     folder = iteration_folder(root, 10)
     folder.mkdir(parents=True)
-    for name, content in (("run_config.json", config.as_dict()), ("metadata.json", {}), (".metadata", {})):
+    for name, content in (("run_config.json", run_record(config, observe(config))), ("metadata.json", {}), (".metadata", {})):
         (folder / name).write_text(json.dumps(content))
     (root / "config.json").write_text(json.dumps(to_hf_config(config.model, dtype="float32")))
     write_tracker(root, "10")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_patch.arguments.processes import free_port
-from megatron_patch.config import Options, TrainConfig
+from megatron_patch.config import TrainConfig, one_process_config
+from megatron_patch.data_paths import NO_DATA, DataSource, parse_data
 from megatron_patch.llama.model_config import LLAMA_SIZES
 
 
@@ -31,12 +32,17 @@ def tiny_config(**changed: object) -> TrainConfig:
 
     `changed` are fields of TrainConfig with other values.
     """
-    values = dict(
-        task="pretrain", name="tiny", model=LLAMA_SIZES["tiny"], extra_vocab_size=0, load=None, output_path="",
-        tensor_model_parallel_size=1, pipeline_model_parallel_size=1, sequence_parallel=False,
-        use_distributed_optimizer=True, precision="bf16", recompute="none", use_flash_attn=True, micro_batch_size=1,
-        global_batch_size=2, lr=1e-3, min_lr=1e-4, seq_length=16, pad_length=16, train_data_path="", valid_data_path=None,
-        train_iters=4, options=Options(),
+    task, valid = changed.get("task", "pretrain"), changed.pop("valid_data_path", None)
+    sources: dict[str, object] = {"train_data": source(changed.pop("train_data_path", ""), task)}
+    sources["valid_data"] = None if valid is None else source(valid, task)
+    tiny: dict[str, object] = dict(
+        name="tiny", output_path="", use_distributed_optimizer=True, precision="bf16", use_flash_attn=True, global_batch_size=2,
+        lr=1e-3, min_lr=1e-4, train_iters=4,
     )  # fmt: skip
-    assert set(changed) <= set(values), set(changed) - set(values)
-    return TrainConfig(**{**values, **changed})
+    model = changed.pop("model", LLAMA_SIZES["tiny"])
+    return one_process_config(model, 16, **{**tiny, **sources, **changed})
+
+
+def source(text: object, task: object = "pretrain") -> DataSource:
+    """What a data argument of `task` names; no data for an empty one."""
+    return parse_data(str(text), only_json=task == "finetune") if text else NO_DATA

@@ -12,7 +12,6 @@ from pathlib import Path
 from megatron_patch.arguments.argument import Argument, Range
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.config import ALL_Q_FIRST, Options, TrainConfig, run_root
-from megatron_patch.data_paths import is_json
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
 from megatron_patch.folders.names import TRACKER, holds_tokenizer
@@ -184,7 +183,7 @@ class ModelReader:
 
         JSON data without packing is padded or cut to PAD_LEN, so that bounds the positions, whatever SEQ_LEN is.
         """
-        text, options, length = config.task == "finetune" or is_json(config.train_data_path), config.options, config.sample_length
+        options, length = config.options, config.sample_length
         if options.packing and config.model.rope_type == DYNAMIC and length > config.model.max_position_embeddings:
             sentence = (
                 f"dynamic rope_scaling goes by a sample's own length beyond {config.model.max_position_embeddings} tokens, and a "
@@ -193,7 +192,7 @@ class ModelReader:
             self.findings.add_flag("--packing", "true", sentence)
         finding = length_finding(config.model, length)
         if finding and not options.allow_longer_sequences:
-            self.problem("PAD_LEN" if text and not options.packing else "SEQ_LEN", finding)
+            self.problem("PAD_LEN" if config.reads_json and not options.packing else "SEQ_LEN", finding)
         model, note = with_positions(config.model, length)
         self.notes += [note] if note else []
         return replace(config, model=model)

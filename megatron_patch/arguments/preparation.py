@@ -13,7 +13,7 @@ from megatron_patch.arguments.preparation_list import PREPARE
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import checkout_problem
 from megatron_patch.formats.typed import unwritable
-from megatron_patch.records.json_records import find_files
+from megatron_patch.records.files import find_files
 
 _BY_FLAG = {argument.flag: argument for argument in PREPARE.all}
 

@@ -19,10 +19,9 @@ from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.arguments.ranges import option_findings
 from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
 from megatron_patch.config import Options, TrainConfig
-from megatron_patch.data_paths import data_bytes, data_findings, is_json, parse_data_path
+from megatron_patch.data_paths import DataSource, IndexedPairs, JsonFile, parse_data
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import ROOT, checkout_problem
-from megatron_patch.folders.fingerprint import with_fingerprints
 from megatron_patch.folders.layout import CheckpointLocation
 from megatron_patch.formats.typed import unwritable, whole_number
 from megatron_patch.llama.model_config import LlamaConfig
@@ -114,8 +113,6 @@ class _Reader(ModelReader):
         self.output_path()
         # Recorded as what it comes to, so that a run that goes on is compared by that.
         config = replace(config, options=replace(options, template=config.template))
-        if not self.findings.found:
-            config = with_fingerprints(config)
         return Reading(config, processes, self.raw["MEGATRON_PATH"], tuple(self.notes))
 
     def patch_path(self) -> None:
@@ -168,30 +165,38 @@ class _Reader(ModelReader):
 
     def data(self, tp: int, vocabulary: int, options: Options, source: CheckpointLocation | None) -> dict[str, Any]:
         train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
-        train = self.raw[train_name]
-        json_data = self.task == "finetune" or is_json(train)
+        train = self.data_source(train_name)
+        json_data = isinstance(train, JsonFile)
         seq, pad = self.whole("SEQ_LEN"), self.whole("PAD_LEN", 2 if json_data else None)
         if json_data and pad > seq and not self.refused("SEQ_LEN", "PAD_LEN"):
             self.problem("PAD_LEN", f"it must not be above SEQ_LEN = {seq}: write {seq} or less.")
         rows = ("PAD_LEN", pad) if json_data and not options.packing else ("SEQ_LEN", seq)
         if self.raw["SP"] == "true" and rows[1] % tp and not self.refused(rows[0]):
             self.problem(rows[0], f"with SP true it must be a multiple of TP = {tp}: write {max(tp, rows[1] - rows[1] % tp)}.")
-        valid = self.raw.get("VALID_DATASET_PATH")
-        for name, path in ((train_name, train), ("VALID_DATASET_PATH", valid)):
-            if path is not None and not self.refused(name):
-                for sentence in data_findings(path, json_data) or self.index_findings(path, json_data, vocabulary):
+        valid = self.data_source("VALID_DATASET_PATH") if "VALID_DATASET_PATH" in self.raw else None
+        for name, given in ((train_name, train), ("VALID_DATASET_PATH", valid)):
+            if given is not None and not self.refused(name):
+                for sentence in given.findings() or self.index_findings(given, vocabulary):
                     self.problem(name, sentence)
         if json_data:
             self.tokenizer(options, source)
         elif options.packing:
             self.findings.add_flag("--packing", "true", "it is for JSON data; indexed data is packed as it is: remove the flag.")
-        paths = {"train_data_path": train, "valid_data_path": valid, "train_data_bytes": data_bytes(train, json_data)}
-        return {"seq_length": seq, "pad_length": pad, **paths}
+        return {"seq_length": seq, "pad_length": pad, "train_data": train, "valid_data": valid}
 
-    def index_findings(self, text: str, json_data: bool, vocabulary: int) -> list[str]:
+    def data_source(self, name: str) -> DataSource:
+        """What a data argument names. This is the one place where its text is parsed."""
+        text = self.raw[name]
+        try:
+            return parse_data(text, only_json=self.task == "finetune")
+        except UserError as error:
+            self.problem(name, str(error))
+            return IndexedPairs(text, ())
+
+    def index_findings(self, source: DataSource, vocabulary: int) -> list[str]:
         """What a look into the indexed files finds: sizes, format, and whether sampled tokens fit the vocabulary."""
         found = []
-        for _, prefix in [] if json_data else parse_data_path(text):
+        for prefix in source.prefixes if isinstance(source, IndexedPairs) else ():
             try:
                 check_indexed_dataset(prefix, vocabulary)
             except UserError as error:

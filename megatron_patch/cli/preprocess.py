@@ -22,7 +22,7 @@ from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.preparation.encoding import Settings
 from megatron_patch.preparation.pair import output_paths, preprocess, require_apart
 from megatron_patch.preparation.wudao_split import TRAIN, VALID, require_free, split_wudao
-from megatron_patch.records.json_records import find_files
+from megatron_patch.records.files import find_files
 
 _WORTH_A_PROCESS = 4 << 20  # bytes of input for which starting another process pays
 

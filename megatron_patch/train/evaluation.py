@@ -8,12 +8,11 @@ from collections.abc import Iterator
 
 import torch
 
-from megatron_patch.data.batches import Batch, micro_batches
-from megatron_patch.data.run_data import RunData
-from megatron_patch.data.samplers import MicroBatchSampler
+from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train.log import RunLog, perplexity, validation_lines
-from megatron_patch.train.step import TrainState, run_schedule
+from megatron_patch.train.state import TrainState
+from megatron_patch.train.step import run_schedule
 
 
 def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | None:
@@ -44,8 +43,8 @@ def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> float:
     """The mean loss of `count` global batches over their unmasked tokens; 0 on every pipeline stage but the last."""
     state.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=state.layout.device)
-    # Training may run pairs of micro-batches. To measure products of single ones for an evaluation alone costs too
-    # much.
+    # Products are not measured here. Where training runs pairs, single micro-batches occur in evaluations only, and
+    # measuring their products would cost more than it saves.
     with first_guess():
         for _ in range(count):
             sums += run_schedule(state.model, state.config, state.layout, batches, forward_only=True)

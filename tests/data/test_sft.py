@@ -8,7 +8,7 @@ import pytest
 import torch
 from sentencepiece import SentencePieceProcessor
 
-from megatron_patch.data.sft import build_sft_dataset
+from megatron_patch.data.json_dataset import build_json_dataset
 
 PAD = 800  # the original's padding id, outside the vocabulary of 800
 ALIKE = (0, 1, 2, 3, 4, 7, 8)  # sample 6 has an empty answer, of which the original learns the end token: see below
@@ -29,7 +29,7 @@ def build(tokenizer, tmp_path):
     def build(records, pad_len=80, seq_len=256, **options):
         path = tmp_path / "data.json"
         path.write_text(records if isinstance(records, str) else json.dumps(records), encoding="utf-8")
-        return build_sft_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, **options)
+        return build_json_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, **options)
 
     return build
 
@@ -191,7 +191,7 @@ def test_a_chat_template_that_makes_nothing_of_a_sample_is_refused(tokenizer, tm
     options = dict(pad_len=80, seq_len=80, template="tokenizer", cache_dir=tmp_path)
     for _ in "made", "read from the cache":
         with pytest.raises(ValueError, match=r"data\.jsonl.*line 2: it has no tokens; choose another"):
-            build_sft_dataset(tmp_path / "data.jsonl", own, **options)
+            build_json_dataset(tmp_path / "data.jsonl", own, **options)
 
 
 def test_lengths_that_cannot_be_are_refused(build, samples):

@@ -207,7 +207,7 @@ def run_config(folder: Path) -> Target:
     def read(_: Random) -> None:
         start = find_start(config)
         assert start.config.load is None or isinstance(start.config.load, str), f"load is {start.config.load!r}"
-        offers(replace(config, name="another"))  # which meets the same files as those of a run beside it
+        offers(replace(config, name="another"), start.origin)  # which meets the same files as those of a run beside it
 
     place = root.relative_to(folder)
     names = {

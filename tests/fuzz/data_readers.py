@@ -60,7 +60,7 @@ def _settings(random: Random, data: bytes) -> bytes:
 
 def indexed(folder: Path) -> Target:
     from megatron_patch.cli import inspection as inspect
-    from megatron_patch.preparation.pair import Counts
+    from megatron_patch.preparation.state import Counts
     from megatron_patch.records.indexed import check_indexed_dataset, lengths_fingerprint
 
     for end in (".bin", ".idx"):
@@ -134,7 +134,7 @@ def _nudge(random: Random, numbers: list[int], low: int, high: int) -> None:
 
 
 def token_cache(folder: Path) -> Target:
-    from megatron_patch.data.sft import build_sft_dataset
+    from megatron_patch.data.json_dataset import build_json_dataset
     from megatron_patch.data.tokenizer import load_tokenizer
 
     records = json.loads((GOLDEN / "sft" / "alpaca_output.json").read_text(encoding="utf-8"))[:3]
@@ -143,7 +143,7 @@ def token_cache(folder: Path) -> Target:
     found = load_tokenizer(GOLDEN / "hf_mha")
 
     def build(**kwargs: Any) -> Any:
-        return build_sft_dataset(data, found, pad_len=64, seq_len=64, cache_dir=folder / "cache", **kwargs)
+        return build_json_dataset(data, found, pad_len=64, seq_len=64, cache_dir=folder / "cache", **kwargs)
 
     right = [row["tokens"].tolist() for row in map(build().__getitem__, range(3))]
 

@@ -62,7 +62,7 @@ def _changed_file(folder: Path) -> Path:
 
 def _finetune(folder: Path, _: Target) -> Callable[[Random], object]:
     from megatron_patch.cli import inspection as inspect
-    from megatron_patch.data.sft import build_sft_dataset
+    from megatron_patch.data.json_dataset import build_json_dataset
     from megatron_patch.data.tokenizer import load_tokenizer
 
     model = valid.tokenizer(folder.parent / f"{folder.name}-tokenizer")
@@ -73,7 +73,7 @@ def _finetune(folder: Path, _: Target) -> Callable[[Random], object]:
         if random.random() < 0.1:
             return inspect.main([str(path), "--samples", "1"])
         template = "alpaca" if path.name.startswith("alpaca") else random.choice(("llama2-chat", "tokenizer"))
-        made = build_sft_dataset(path, found, pad_len=32, seq_len=64, template=template, packing=random.random() < 0.3)
+        made = build_json_dataset(path, found, pad_len=32, seq_len=64, template=template, packing=random.random() < 0.3)
         for i in range(len(made)):
             made[i]
         return None

@@ -15,9 +15,9 @@ import pytest
 from megatron_patch.cli import inspection as inspect
 from megatron_patch.cli import preprocess
 from megatron_patch.data.chat_template import compile_chat_template
-from megatron_patch.data.sft import build_sft_dataset
-from megatron_patch.data.sft_records import read_records
+from megatron_patch.data.json_dataset import build_json_dataset, read_records
 from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.layout import ModelDescription, read_model_description, read_tracker, write_model_description
 from megatron_patch.folders.resumption import own_checkpoint
 from megatron_patch.llama.model_config import LLAMA_SIZES, read_hf_config
@@ -127,9 +127,9 @@ def test_run_config_json(key, raw, said, tmp_path):
     (folder.parent / "latest_checkpointed_iteration.txt").write_text("4")
     (folder / "run_config.json").write_text(with_value(config.as_dict(), key, raw))
     with pytest.raises(ValueError, match=said):
-        own_checkpoint(config)
+        own_checkpoint(config, Origin())
     (folder / "run_config.json").write_text(json.dumps(config.as_dict()))
-    assert own_checkpoint(config) == folder
+    assert own_checkpoint(config, Origin()) == folder
 
 
 N = 47  # sequences of the golden corpus
@@ -182,7 +182,7 @@ def test_a_damaged_token_cache_is_made_again(change, tmp_path, caplog):
     records = json.loads((GOLDEN / "sft" / "alpaca_output.json").read_text(encoding="utf-8"))[:3]
     (tmp_path / "d.json").write_text(json.dumps(records))
     tokenizer = load_tokenizer(GOLDEN / "hf_mha")
-    build = lambda: build_sft_dataset(tmp_path / "d.json", tokenizer, pad_len=64, seq_len=64, cache_dir=tmp_path)  # noqa: E731
+    build = lambda: build_json_dataset(tmp_path / "d.json", tokenizer, pad_len=64, seq_len=64, cache_dir=tmp_path)  # noqa: E731
     right = [build()[i]["tokens"].tolist() for i in range(3)]
     (path,) = tmp_path.glob("*.bin")
     data = path.read_bytes()

@@ -19,7 +19,8 @@ from megatron_patch.core import parallel
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
-from megatron_patch.train.step import TrainState, train_step
+from megatron_patch.train.state import TrainState
+from megatron_patch.train.step import train_step
 from tests.tiny import tiny_batches, tiny_config
 
 
