@@ -90,7 +90,8 @@ def two_steps(config: TrainConfig, layout: parallel.Layout) -> tuple[list[steps.
     return results, state
 
 
-# The passes of two stages and four micro-batches in the order of 1F1B: forward by place, backward (place, opens, closes).
+# The passes of two stages and four micro-batches, in the order of 1F1B: forward by place, backward by (place, opens,
+# closes).
 _FIRST_STAGE = [("forward", 0), ("forward", 1), (0, True, False), ("forward", 0), (1, False, False), ("forward", 1),
                 (0, False, False), (1, False, True)]  # fmt: skip
 _LAST_STAGE = [(0, True, False), (0, False, False), (0, False, False), (0, False, True)]
