@@ -1,7 +1,7 @@
 """megatron-core assumes CUDA everywhere; on a machine without one, this makes its assumptions hold on the CPU.
 
 Applied once, before the first import of `megatron.core`, and only where `torch.cuda.is_available()` is false. Each
-redirection names the assumption that it meets. What is left out on purpose: streams and events, which
+redirection names the assumption that it meets. What is left out on purpose: streams of one's own and events, which
 megatron-core touches only in features that this project does not switch on.
 """
 
@@ -88,6 +88,8 @@ def _redirect_torch() -> None:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
     torch.cuda.synchronize = lambda *args, **kwargs: None
+    # core from 0.19 on asks for it before each reduction of gradients, for events that a CUDA graph would have left there.
+    torch.cuda.current_stream = lambda *args, **kwargs: torch.cpu.current_stream()  # type: ignore[assignment]
     # The CUDA generator is the CPU's default one, so core's forks of it mean something.
     torch.cuda.get_rng_state = _get_rng_state
     torch.cuda.set_rng_state = _set_rng_state
