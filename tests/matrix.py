@@ -2,7 +2,7 @@
 
     python -m tests.matrix [PYTHON/CORE/TORCH ...]
 
-A corner needs its Python on this machine: on PATH, of uv, or of pyenv. Its environment is made in .matrix/, takes about 5 GB where
+A corner needs its Python on this machine: on PATH, of uv, or of pyenv. Its environment in .matrix/ takes about 5 GB where
 PyPI's torch comes with CUDA, and is removed after its run. Rows of corners that were not run stay as they are. The exit
 status is 1 where a test failed.
 """
@@ -30,7 +30,7 @@ CORNERS = (
     "3.13/0.18.2/2.13.0",
     "3.13/0.19.2/2.15.0",
 )
-# Where a change of version shows: core's and torch's classes, files between versions, training, and the scripts as users run them.
+# Where a change of version shows: classes of core and torch, files between versions, training, the scripts as users run them.
 CORE = (
     "tests/core", "tests/model", "tests/checkpoint", "tests/formats", "tests/conversion", "tests/data", "tests/weights",
     "tests/train/test_resume.py", "tests/train/test_pipeline.py", "tests/train/test_against_hugging_face.py",
@@ -38,7 +38,7 @@ CORE = (
 )  # fmt: skip
 HEAD = """# What was run with which versions
 
-The suite's core (`CORE` in `tests/matrix.py`) on the CPU; `make matrix` runs it and writes this table. Each row is one environment.
+The suite's core (`CORE` in `tests/matrix.py`) on the CPU; `make matrix` runs it and writes this table, a row an environment.
 
 | Python | megatron-core | torch | numpy | transformers | passed | skipped | failed | minutes | on |
 |---|---|---|---|---|---|---|---|---|---|
@@ -69,9 +69,7 @@ def main(argv: list[str]) -> int:
         corner = Corner(*words.split("/"))
         interpreter = find_python(corner.python)
         if interpreter is None:
-            print(
-                f"{words}: this machine has no Python {corner.python}; uv python install {corner.python} brings one.", flush=True
-            )
+            print(f"{words}: this machine has no Python {corner.python}; uv python install {corner.python}", flush=True)
             continue
         print(f"{words}: with {interpreter}", flush=True)
         try:
