@@ -10,7 +10,7 @@ VENV := .venv
 RUN := . $(VENV)/bin/activate &&
 PIP := $(RUN) python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test matrix check fuzz gpu lint clean
+.PHONY: demo test matrix check fuzz gpu docs lint clean
 
 demo: $(VENV)/.demo-ready
 	@$(RUN) python examples/demo.py
@@ -20,7 +20,7 @@ test: check
 
 # What a minute finds, before the tests begin.
 check: $(VENV)/.test-ready
-	@$(RUN) ruff check . && ruff format --check . && mypy
+	@$(RUN) ruff check . && ruff format --check . && mypy && shellcheck -x $$(git ls-files '*.sh') .ci/run
 
 # A million changed inputs over every reader and every argument; make fuzz FUZZ_INPUTS=10000 FUZZ_SEED=2 FUZZ_JOBS=4 tries others.
 fuzz: $(VENV)/.test-ready
@@ -36,7 +36,10 @@ gpu:
 	$(or $(PYTHON),python3) -m pytest tests/kernels tests/gpu -m "gpu or not gpu"
 
 lint: check
-	@$(RUN) shellcheck -x $$(git ls-files '*.sh') .ci/run
+
+# The documentation as a site, in site/.
+docs: $(VENV)/.docs-ready
+	@$(RUN) python -m tools.argument_pages && mkdocs build --strict
 
 # torch first and by itself, so that nothing else decides which build of it comes.
 $(VENV)/.torch-ready:
@@ -60,5 +63,9 @@ $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
 	@$(PIP) $(PIP_ARGS) -e '.[test]'
 	@touch $@
 
+$(VENV)/.docs-ready: $(VENV)/.torch-ready pyproject.toml
+	@$(PIP) $(PIP_ARGS) -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .matrix .demo .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .matrix .demo site .hypothesis .mypy_cache .ruff_cache
