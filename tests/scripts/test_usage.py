@@ -166,7 +166,8 @@ def test_an_interpreter_without_the_libraries_is_named(script, tmp_path):
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
     bare.chmod(0o755)
     output = refused(script, *["x"] * COUNTS[script], job={"PYTHON": bare})
-    assert f"{bare} has no torch megatron numpy" in output and f"-m pip install '{ROOT}'" in output
+    assert f"{bare} has no torch megatron jinja2 numpy" in output
+    assert f"or make one: {bare} -m venv '{ROOT}/.venv' && '{ROOT}/.venv/bin/python' -m pip install '{ROOT}'" in output
 
 
 FLAGS = {
