@@ -79,6 +79,8 @@ def make_workspace(folder: Path) -> Workspace:
         shutil.copy(GOLDEN / f"data/corpus_text_document{ending}", downloads / f"wudao_llamabpe_text_document{ending}")
     for name in ("wudao_train.json", "wudao_valid.json"):
         shutil.copy(GOLDEN / "sft/alpaca_output.json", downloads / name)
+    ready_made = shutil.copytree(GOLDEN / "megatron_2023/september/mha_tp1_pp1", folder / "llama-2-7b-hf-to-megatron-tp1-pp1")
+    _pack(ready_made, downloads / "llama-2-7b-hf-to-megatron-tp1-pp1.tgz")
     return Workspace(folder)
 
 
