@@ -1,4 +1,4 @@
-"""What contributors and robots are told is so: commands exist, YAML parses, the same checks everywhere, versions have dates."""
+"""What contributors are told is so: commands exist, YAML parses, the same checks run everywhere, versions have dates."""
 
 from __future__ import annotations
 

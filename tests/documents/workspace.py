@@ -1,7 +1,7 @@
 """A workspace in which the documents' commands run as they stand, with a tiny model in LLaMA-2 7B's place.
 
-What costs hours, gigabytes or a network has a stand-in: `wget` finds its files in a folder, `git clone` links to this checkout,
-`make` says what it would do, and the words of STAND_INS are replaced.
+What costs hours, gigabytes or a network has a stand-in: `wget` finds its files in a folder, `git clone` links to
+this checkout, `make` says what it would do, and the words of STAND_INS are replaced.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ STAND_INS = {
     r"/mnt/workspace": "{work}",
     r"\b7B\b": "auto",  # of the name of step 4's folder too
     r"\bllama-7b\b": "auto",
+    r"(?m)(/output_megatron_llama2/)$": r"\1 --num-workers 0",
     r"(100000000 10000 \S+)": r"\1 --exit-interval 1",
     r"(--sft-output-dir \S+)": r"\1 --valid-fraction 0.2 --workers 1",
 }
