@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import importlib.util
 import os
 import random
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from megatron_patch.arguments.gpus import visible_gpus
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.typed import whole_number
@@ -30,32 +28,6 @@ class Processes:
     @property
     def world_size(self) -> int:
         return self.nodes * self.per_node
-
-
-def visible_gpus() -> int:
-    """GPUs that a process started now would see: the driver's count, which respects CUDA_VISIBLE_DEVICES.
-
-    0 where torch is a build without CUDA, for then no process could use them.
-    """
-    if not _torch_has_cuda():
-        return 0
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
-def _torch_has_cuda() -> bool:
-    """Whether the installed torch was built for CUDA, read from its version file without importing it."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return False
-    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    return any(line.startswith("cuda") and "None" not in line.split("=")[-1] for line in text.splitlines())
 
 
 # Nodes, this node's index, address and port of the first node.

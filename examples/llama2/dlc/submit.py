@@ -20,7 +20,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def follow(client: Any, job_id: str, pause: float = 10) -> int:
 
     status, windows, since, failures, rounds = "", {}, None, 0, 2
     while rounds and failures < PATIENCE:
-        asked = datetime.now(timezone.utc) - timedelta(minutes=2)  # the service collects lines with a delay
+        asked = datetime.now(UTC) - timedelta(minutes=2)  # the service collects lines with a delay
         try:
             job = client.get_job(job_id, GetJobRequest()).body
             if job.status != status:
