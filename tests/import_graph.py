@@ -12,7 +12,7 @@ PACKAGE = "megatron_patch"
 # From the bottom up: what stands in one row may look at each other's lower rows, and at its own room only.
 # `arguments` may look at `folders` and `formats` in its own row, `conversion` at `checkpoint`.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "language"),
     ("formats", "kernels"),
     ("llama", "records"),
     ("data_paths",),
