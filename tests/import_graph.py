@@ -11,7 +11,7 @@ PACKAGE = "megatron_patch"
 
 # From the bottom up. A room may import from every row below its own, and from no other room of its own row.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "language"),
     ("formats", "kernels"),
     ("llama", "records"),
     ("data_paths",),
