@@ -20,7 +20,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("folders", "core"),
     ("arguments", "model", "data", "weights"),
     ("preparation", "checkpoint"),
-    ("conversion", "train", "inspection"),
+    ("conversion", "train", "inspection", "generate"),
     ("cli", "launch", "torchrun"),
 )
 
