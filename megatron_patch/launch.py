@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus
 from megatron_patch.arguments.processes import Processes
 from megatron_patch.arguments.training import SCRIPTS, read
 from megatron_patch.errors import UserError, print_any_text, sentence
@@ -84,6 +85,8 @@ def _start(task: str, flags: list[str]) -> None:
         UserError, OSError: what the arguments name cannot be used.
     """
     reading = read(task, flags)
+    if sentence := unusable_gpus(find_driver(), find_torch()):
+        raise UserError(sentence)
     engine, line = choose_engine(reading.megatron_path)
     print(line, flush=True)
     inherited, left_out = usable_python_path(engine)

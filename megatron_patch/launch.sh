@@ -52,8 +52,8 @@ use_checkout() {
 }
 
 # python_entry MODULE ARGUMENT...: becomes `python3 -m MODULE ARGUMENT...` with this project importable.
-# PYTHON names another interpreter. A megatron_patch/ in the current folder, the original project's, is not taken for this one
-# (by Python 3.11 and later).
+# PYTHON names another interpreter; without it, and without an activated environment, the checkout's own .venv serves, which make
+# has made. A megatron_patch/ in the current folder, the original project's, is not taken for this one.
 python_entry() {
     # shellcheck disable=SC2154
     case $patch_root in
@@ -63,6 +63,10 @@ python_entry() {
             exit 2
             ;;
     esac
+    own=$patch_root/.venv/bin/python
+    if [ -z "${PYTHON:-}" ] && [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$own" ]; then
+        PYTHON=$own
+    fi
     PYTHONPATH=$patch_root${PYTHONPATH:+:$PYTHONPATH}
     PYTHONSAFEPATH=1
     export PYTHONPATH PYTHONSAFEPATH
@@ -70,14 +74,24 @@ python_entry() {
     exec "${PYTHON:-python3}" -m "$@"
 }
 
-# Exits with status 2 where this interpreter lacks a library, as a system's own does beside the virtual environment in use.
+# Exits with status 2 where this interpreter is too old or too new, or lacks a library, as a system's own does. Debian's pip installs
+# into virtual environments alone ("externally managed"), so the sentence makes one.
 check_installed() {
-    missing=$("$1" -c 'import importlib.util
-names = ("torch", "megatron", "numpy", "psutil", "safetensors", "sentencepiece", "tqdm", "zstandard")
-print(*(name for name in names if importlib.util.find_spec(name) is None))') || exit 2
+    if ! command -v "$1" >/dev/null; then
+        printf '%s: there is no %s; install Python 3.11, 3.12 or 3.13, or set PYTHON to one.\n' "$0" "$1" >&2
+        exit 2
+    fi
+    missing=$("$1" -c 'import sys
+import importlib.util
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    sys.exit("%s is Python %d.%d, and 3.11, 3.12 or 3.13 is needed: set PYTHON to one." % (sys.argv[1], *sys.version_info[:2]))
+names = ("torch", "megatron", "jinja2", "numpy", "psutil", "safetensors", "sentencepiece", "tensorboard", "tokenizers", "tqdm",
+         "zstandard")
+print(*(name for name in names if importlib.util.find_spec(name) is None))' "$1") || exit 2
     [ -n "$missing" ] || return 0
     printf '%s: %s has no %s; activate the environment that this project is installed in, set PYTHON to its python,\n' \
         "$0" "$1" "$missing" >&2
-    printf 'or install it: %s -m pip install %s\n' "$1" "'$patch_root'" >&2
+    printf 'or make one: %s -m venv %s && %s -m pip install %s\n' \
+        "$1" "'$patch_root/.venv'" "'$patch_root/.venv/bin/python'" "'$patch_root'" >&2
     exit 2
 }

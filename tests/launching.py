@@ -16,7 +16,7 @@ PRETRAIN = ROOT / "examples/llama2/run_pretrain_megatron_llama.sh"
 FINETUNE = ROOT / "examples/llama2/run_finetune_megatron_llama.sh"
 ENGINE = "/root/Megatron-LM-230512"  # the document's MEGATRON_PATH; it need not exist
 
-# What DLC or torchrun sets.
+# What DLC or torchrun sets; and PET_*, Kubeflow Trainer.
 _JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "KUBERNETES_CONTAINER_RESOURCE_GPU")
 # Numbers of processes are the test's, with GPUs too; tests/gpu takes this away.
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
@@ -37,7 +37,7 @@ FINETUNE_ARGUMENTS = dict(
 def environment(processes: int | None = None, job: Mapping[str, object] | None = None) -> dict[str, str]:
     """A user's environment, without what torchrun or DLC would have left in it; `processes` is GPUS_PER_NODE, `job` what DLC
     sets."""
-    values = {key: value for key, value in os.environ.items() if key not in _JOB and not key.startswith("TORCHELASTIC")}
+    values = {key: value for key, value in os.environ.items() if key not in _JOB and not key.startswith(("TORCHELASTIC", "PET_"))}
     values.update(PYTHON=sys.executable, PYTHONWARNINGS="ignore", **HIDDEN)
     if processes is not None:
         values["GPUS_PER_NODE"] = str(processes)

@@ -1,7 +1,7 @@
-"""Warnings of megatron-core and torch that a user of this project can do nothing about: they do not reach the console.
+"""Warnings of megatron-core and torch that do not reach the console, because a user can do nothing about them.
 
-A row names one warning by its text, its class and the modules that give it. Every other warning is shown, a new one of
-these same modules too.
+A row names one warning by its text, its class and the modules that give it. Every other warning is shown, and a new one
+of the same modules too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class KnownWarning:
-    """One warning: regular expressions for the start of its text and for the module that gives it, and why it says nothing."""
+    """One warning.
+
+    Attributes:
+        message: a regular expression for the start of its text.
+        module: a regular expression for the name of the module that gives it.
+        reason: why it tells a user of this project nothing.
+    """
 
     message: str
     category: type[Warning]
@@ -25,7 +31,7 @@ KNOWN_WARNINGS = (
         r"(Transformer Engine and )?Apex (is|are) not installed",
         UserWarning,
         r"megatron\.core\.",
-        "That neither is needed is this project's point: its kernels stand in core's slots.",
+        "Neither is needed: this project's kernels stand in core's slots.",
     ),
     KnownWarning(
         r"If you are using transformer_engine as the transformer implementation, the core_attn",
@@ -55,6 +61,6 @@ KNOWN_WARNINGS = (
 
 
 def silence_known_warnings() -> None:
-    """Filter each row's warning in this process; before megatron-core is imported, which gives some as it is."""
+    """Filter each row's warning in this process. Call it before megatron-core is imported, which gives some of them."""
     for row in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", row.message, row.category, row.module)
