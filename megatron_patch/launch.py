@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from megatron_patch.arguments.generation import read as read_generation
+from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus
 from megatron_patch.arguments.processes import Processes
 from megatron_patch.arguments.training import SCRIPTS, read
@@ -66,15 +68,34 @@ def worker_environment(engine: str | None, inherited: list[str], tensor_parallel
     return environment
 
 
+def start_generation(flags: list[str]) -> None:
+    """Become text generation: this process itself where one is enough, else torchrun.
+
+    Raises:
+        UserError, OSError: what the arguments name cannot be used.
+    """
+    reading = read_generation(flags)
+    for note in reading.notes:
+        print(note, flush=True)
+    inherited, _ = usable_python_path(None)
+    environment = worker_environment(None, inherited, reading.job.tensor_model_parallel_size > 1)
+    command = [sys.executable, "-m", "megatron_patch.cli.generate", *flags]
+    if reading.processes.world_size > 1:
+        command = torchrun_command("generate", reading.processes, flags)
+    os.execve(command[0], command, environment)
+
+
 def main(argv: list[str]) -> None:
-    if not argv or argv[0] not in SCRIPTS:
-        sys.exit(f"usage: python -m megatron_patch.launch {{{','.join(SCRIPTS)}}} --flags")
+    if not argv or argv[0] not in (*SCRIPTS, "generate"):
+        sys.exit(f"usage: python -m megatron_patch.launch {{{','.join((*SCRIPTS, 'generate'))}}} --flags")
     task, flags = argv[0], argv[1:]
     print_any_text()
     try:
+        if task == "generate":
+            start_generation(flags)
         _start(task, flags)
     except (UserError, OSError) as error:
-        print(f"{SCRIPTS[task]}: {sentence(error)}", file=sys.stderr)
+        print(f"{SCRIPTS.get(task, GENERATE.name)}: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
 
 

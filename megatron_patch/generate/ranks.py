@@ -22,6 +22,7 @@ class Ranks:
         replica, replicas: which copy of the model this process belongs to.
         tensor_group, replica_group: of the processes that share weights, and of the whole replica; None where there is one.
         previous, following: global ranks of the neighbouring stages.
+        first: global rank of the replica's first process, which reads and writes.
         last: global rank of the process whose choice of tokens the replica follows.
     """
 
@@ -36,6 +37,7 @@ class Ranks:
     replica_group: dist.ProcessGroup | None = None
     previous: int = 0
     following: int = 0
+    first: int = 0
     last: int = 0
 
     @property
@@ -70,6 +72,20 @@ class Ranks:
         if self.replica_group is not None:
             dist.broadcast(tokens, self.last, group=self.replica_group)
         return tokens
+
+    def from_first(self, text: str | None) -> str | None:
+        """What the replica's first process says, on every process of it; None for the end of what it has to say."""
+        if self.replica_group is None:
+            return text
+        said = b"" if text is None else b"+" + text.encode("utf-8", "surrogateescape")
+        size = torch.tensor([len(said)], device=self.device)
+        dist.broadcast(size, self.first, group=self.replica_group)
+        content = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        if self.speaks:
+            content.copy_(torch.frombuffer(bytearray(said), dtype=torch.uint8) if said else content)
+        dist.broadcast(content, self.first, group=self.replica_group)
+        heard = content.cpu().numpy().tobytes()
+        return heard[1:].decode("utf-8", "surrogateescape") if heard else None
 
 
 def alone(device: torch.device | str) -> Ranks:
@@ -122,6 +138,7 @@ def join(tensor_size: int, stages: int, timeout_minutes: float = 30) -> Ranks:
         replica_group=replica_groups[replica] if tensor_size * stages > 1 else None,
         previous=number(tensor, replica, stage - 1) if stage else rank,
         following=number(tensor, replica, stage + 1) if stage < stages - 1 else rank,
+        first=number(0, replica, 0),
         last=number(0, replica, stages - 1),
     )
 

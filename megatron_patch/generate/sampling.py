@@ -80,7 +80,7 @@ def sampling_rows(settings: Sequence[Sampling], vocabulary: int, device: torch.d
 
 
 def penalized(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Logits [B, V] of `seen` tokens (bool [B, V]) made smaller: positive ones are divided by the penalty [B], others multiplied."""
+    """Logits [B, V], those of `seen` tokens (bool [B, V]) made smaller: positive ones ÷ the penalty [B], negative ones × it."""
     factor = penalty[:, None]
     return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
 
