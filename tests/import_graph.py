@@ -19,8 +19,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("folders", "core"),
     ("arguments", "model", "data", "weights"),
-    ("preparation", "checkpoint"),
-    ("conversion", "train", "inspection", "generate"),
+    ("preparation", "checkpoint", "generate"),
+    ("conversion", "train", "inspection"),
     ("cli", "launch", "torchrun"),
 )
 

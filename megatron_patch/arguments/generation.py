@@ -23,6 +23,8 @@ from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, Llama
 
 ARGUMENTS = GENERATE.by_name
 NONE = "none"
+# Fields that are an argument's value as it is, under the flag's name.
+_UNCHANGED = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "template", "system", "gqa_layout")
 
 
 @dataclass(frozen=True)
@@ -105,20 +107,8 @@ def _job(value: dict[str, Any], tokenizer: Path) -> Generation:
         answer_length=value["out_seq_length"],
         input_file=None if value["text_generate_input_file"] == NONE else Path(value["text_generate_input_file"]),
         output_file=Path(value["text_generate_output_file"]),
-        **{
-            name: value[name]
-            for name in (
-                "temperature",
-                "top_k",
-                "top_p",
-                "repetition_penalty",
-                "seed",
-                "template",
-                "system",
-                "stop",
-                "gqa_layout",
-            )
-        },
+        stop=value["stop"] or (),
+        **{name: value[name] for name in _UNCHANGED},
     )
 
 

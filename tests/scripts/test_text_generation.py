@@ -109,7 +109,7 @@ def test_the_terminal_answers_in_the_template(tmp_path):
 
 WRONG = {
     "SEQ_LEN": (70, "it must hold INPUT_SEQ_LEN + OUTPUT_SEQ_LEN = 84 tokens: write 84 or more."),
-    "CHECKPOINT_PATH": ("/nowhere", "does not exist"),
+    "CHECKPOINT_PATH": ("/nowhere", "There is no folder /nowhere"),
     "MODEL_SIZE": ("7B", "write auto, or another checkpoint."),
     "EXTRA_VOCAB_SIZE": (3, "the checkpoint has 0: write 0."),
     "INPUT_FILE": ("/nowhere.jsonl", "there is no such file"),
