@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_patch.arguments.generation import read as read_generation
+from megatron_patch.arguments.generation import read_generation
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus
 from megatron_patch.arguments.processes import Processes
@@ -78,7 +78,7 @@ def start_generation(flags: list[str]) -> None:
     for note in reading.notes:
         print(note, flush=True)
     inherited, _ = usable_python_path(None)
-    environment = worker_environment(None, inherited, reading.job.tensor_model_parallel_size > 1)
+    environment = worker_environment(None, inherited, reading.job.model.tensor_model_parallel_size > 1)
     command = [sys.executable, "-m", "megatron_patch.cli.generate", *flags]
     if reading.processes.world_size > 1:
         command = torchrun_command("generate", reading.processes, flags)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from megatron_patch.arguments.generation import Generation, read
+from megatron_patch.arguments.generation import Generation, read_generation
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.errors import UserError, print_any_text, sentence
 
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     """
     print_any_text()
     try:
-        _generate(read(argv).job)
+        _generate(read_generation(argv).job)
     except (UserError, OSError) as error:
         _leave(2, sentence(error))
     except KeyboardInterrupt:
@@ -31,7 +31,7 @@ def _generate(job: Generation) -> None:
     from megatron_patch.generate.ranks import join, leave
     from megatron_patch.generate.session import KEEPS_TURNS, open_session
 
-    ranks = join(job.tensor_model_parallel_size, job.pipeline_model_parallel_size)
+    ranks = join(job.model.tensor_model_parallel_size, job.model.pipeline_model_parallel_size)
 
     def say(line: str) -> None:
         if ranks.speaks and ranks.replica == 0:
