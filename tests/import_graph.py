@@ -20,7 +20,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("folders", "core"),
     ("arguments", "model", "data", "weights"),
     ("preparation", "checkpoint", "generate"),
-    ("conversion", "train", "inspection"),
+    ("conversion", "train", "inspection", "evaluate"),
     ("cli", "launch", "torchrun"),
 )
 

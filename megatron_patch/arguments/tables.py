@@ -11,12 +11,13 @@ from typing import get_args
 from megatron_patch.arguments.argument import Script
 from megatron_patch.arguments.conversion_list import CONVERT
 from megatron_patch.arguments.description import Language, markdown
+from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.inspection_list import INSPECT
 from megatron_patch.arguments.preparation_list import PREPARE
 from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
 
-SCRIPTS: tuple[Script, ...] = (CONVERT, PREPARE, PRETRAIN, FINETUNE, GENERATE, INSPECT)
+SCRIPTS: tuple[Script, ...] = (CONVERT, PREPARE, PRETRAIN, FINETUNE, EVALUATE, GENERATE, INSPECT)
 
 
 def main(argv: list[str]) -> int:

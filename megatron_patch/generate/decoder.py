@@ -16,12 +16,17 @@ import torch.nn.functional as F
 from megatron_patch.generate.cache import BlockCache
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.kernels.attention import attention
+from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.decode_attention import decode_attention
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm
 from megatron_patch.kernels.rope import dynamic_ntk_base, rope_qkv
 from megatron_patch.kernels.swiglu import swiglu
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.rope_scaling import DYNAMIC, LINEAR
+from megatron_patch.llama.vocabulary import rows_of_rank
+
+# Rows of logits that are in memory at once, while losses are computed.
+_LOGIT_ROWS = 8192
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -81,18 +86,12 @@ class Decoder:
         Returns:
             fp32 [B, V] on the last stage, [B, 0] elsewhere.
         """
-        starts = [0, *ends[:-1]]
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             self.cache.write(layer, places, k, v)
-            parts = [
-                attention(q[a:b, None], k[a:b, None], v[a:b, None], scale=self.scale, causal=True, backend=self.backend)[:, 0]
-                for a, b in zip(starts, ends)
-            ]
-            return torch.cat(parts)
+            return self._within(q, k, v, ends)
 
-        lengths = torch.tensor([b - a for a, b in zip(starts, ends) for _ in range(b - a)], device=tokens.device)
-        hidden = self._run(tokens, positions, lengths, attend)
+        hidden = self._run(tokens, positions, _lengths(ends, tokens.device), attend)
         last = torch.tensor(ends, device=hidden.device) - 1
         return self._logits(hidden[last])
 
@@ -111,6 +110,44 @@ class Decoder:
             return decode_attention(q, self.cache.keys[layer], self.cache.values[layer], table, lengths, scale=self.scale)
 
         return self._logits(self._run(tokens, positions, positions + 1, attend))
+
+    @torch.no_grad()
+    def losses(self, tokens: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
+        """How improbable the model finds `labels`, each behind the tokens before it; the cache is not used.
+
+        Args:
+            tokens, positions, labels: int64 [T], as `prefill` takes the first two; a label below 0 has the loss 0.
+
+        Returns:
+            fp32 [T], −ln of the probability; zeros on every stage but the last.
+        """
+        hidden = self._run(tokens, positions, _lengths(ends, tokens.device), lambda _, q, k, v: self._within(q, k, v, ends))
+        output, norm = self.weights.output, self.weights.final_norm
+        if output is None or norm is None:
+            return torch.zeros(len(tokens), device=tokens.device)
+        first, valid = rows_of_rank(self.rows, self.ranks.tensor_size, self.ranks.tensor)
+        parts = []
+        for a in range(0, len(tokens), _LOGIT_ROWS):
+            logits = F.linear(rms_norm(hidden[a : a + _LOGIT_ROWS], norm, self.config.norm_epsilon), output)
+            found = vocab_parallel_cross_entropy(
+                logits, labels[a : a + _LOGIT_ROWS], group=self.ranks.tensor_group, vocab_start=first, valid=valid
+            )
+            parts.append(found)
+        return torch.cat(parts)
+
+    def _within(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
+        """Causal attention inside each sequence: q [T, N, D], k and v [T, G, D] → [T, N·D]. Equal lengths are one launch."""
+        starts = [0, *ends[:-1]]
+        lengths = {b - a for a, b in zip(starts, ends)}
+        bounds = [(0, len(q))] if len(lengths) == 1 else list(zip(starts, ends))
+        rows = lengths.pop() if len(lengths) == 1 else None
+        parts = []
+        for a, b in bounds:
+            # [S, B, heads, D], B sequences of length S
+            q1, k1, v1 = (x[a:b].unflatten(0, (-1, rows or b - a)).transpose(0, 1) for x in (q, k, v))
+            found = attention(q1, k1, v1, scale=self.scale, causal=True, backend=self.backend)
+            parts.append(found.transpose(0, 1).reshape(b - a, -1))
+        return torch.cat(parts)
 
     def _run(self, tokens: torch.Tensor, positions: torch.Tensor, lengths: torch.Tensor, attend: Attend) -> torch.Tensor:
         """[T] through this stage's layers, from the stage before and to the next: [T, H]."""
@@ -163,3 +200,9 @@ class Decoder:
                 config.rotary_base, config.kv_channels, length, config.max_position_embeddings, config.rope_factor
             )
         return torch.tensor([known[length] for length in lengths.tolist()], dtype=torch.float32, device=lengths.device)
+
+
+def _lengths(ends: Sequence[int], device: torch.device) -> torch.Tensor:
+    """For each token the length of its sequence, int64 [T]."""
+    sizes = torch.tensor(ends, device=device).diff(prepend=torch.zeros(1, dtype=torch.int64, device=device))
+    return sizes.repeat_interleave(sizes)
