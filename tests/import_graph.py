@@ -18,8 +18,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("folders", "core"),
     ("arguments", "model", "data", "weights"),
-    ("preparation", "checkpoint"),
-    ("conversion", "train", "inspection"),
+    ("preparation", "checkpoint", "generate"),
+    ("conversion", "train", "inspection", "evaluate"),
     ("cli", "launch", "torchrun"),
 )
 
