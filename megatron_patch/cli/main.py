@@ -53,6 +53,8 @@ COMMANDS = {
     "evaluate": Command(
         "megatron_patch.launch", "loss and perplexity over files", "评估", ("evaluate",), ("--env=dsw", _ENGINE, _HERE)
     ),
+    "chat": Command("megatron_patch.launch", "a conversation with a model on the terminal", "在终端与模型对话", ("chat",)),
+    "serve": Command("megatron_patch.launch", "a model behind OpenAI's interface", "以 OpenAI 兼容接口提供模型", ("serve",)),
     "convert": Command("megatron_patch.cli.convert", "Hugging Face ↔ Megatron checkpoints", "模型格式转换", defaults=(_ENGINE,)),
     "preprocess": Command("megatron_patch.cli.preprocess", "raw text → .bin/.idx, or fine-tuning data", "预训练与微调数据处理"),
     "inspect": Command(
