@@ -1,7 +1,8 @@
-"""Many requests through one decoder: a place that an answer leaves is taken by the next request at once (continuous batching).
+"""Many requests through one decoder: a place that an answer leaves is taken by the next request at once (continuous
+batching).
 
-Every process of a replica runs the same engine over the same requests in the same order. What it does next depends on requests
-and tokens alone, so the processes need no word from each other but the chosen tokens.
+Every process of a replica runs the same engine over the same requests in the same order. What it does next depends on
+requests and tokens alone, so the processes need no word from each other but the chosen tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from megatron_patch.generate.cache import BlockTables, blocks_of
 from megatron_patch.generate.decoder import Decoder
 from megatron_patch.generate.sampling import Sampling, choose, most_probable, sampling_rows
 
-# Prompt tokens that one pass takes at most, if it has more than one prompt: activations of so many are small beside a model.
+# The most prompt tokens that one pass takes, if it has more than one prompt. Their activations are small.
 _PREFILL_TOKENS = 8192
 
 END, LENGTH = "stop", "length"  # why an answer ended, in the words of OpenAI's interface
@@ -75,6 +76,7 @@ class Engine:
 
     @property
     def is_idle(self) -> bool:
+        """Whether every request that was submitted has its answer."""
         return not self.waiting and not self.running
 
     def submit(self, request: Request) -> None:
@@ -90,7 +92,7 @@ class Engine:
         self.waiting = deque(one for one in self.waiting if one.request.number != number)
 
     def step(self) -> list[NewToken]:
-        """One pass: of prompts that find room, else one token for each running request. Empty if there is nothing to do."""
+        """One pass: over prompts that find room, else one token for each running request. Empty if nothing is to do."""
         admitted = self._admit()
         if admitted:
             return self._take(admitted, self._prefill(admitted))
@@ -122,7 +124,8 @@ class Engine:
         return admitted
 
     def _make_room(self) -> None:
-        """A block for every running sequence whose last one is full; where none is left, the youngest goes back to the queue.
+        """A block for every running sequence whose last one is full; where none is left, the youngest goes back to the
+        queue.
 
         What it has answered is kept. Its keys and values are computed again when it returns.
         """

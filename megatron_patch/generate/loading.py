@@ -1,4 +1,4 @@
-"""A decoder from any checkpoint that this project reads: weights of this rank, and a cache in the memory that is left."""
+"""A decoder from any checkpoint that this project reads: this rank's weights, and a cache in what memory is left."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _weight(source: Source, ranks: Ranks, dtype: torch.dtype, place: Place) -> t
 
 
 def _vocabulary(source: Source, place: Place, dtype: torch.dtype, ranks: Ranks, *, whole: bool) -> torch.Tensor:
-    """The embedding, `whole` since a row of it is little to read; or this rank's rows of the output layer, zeros behind them."""
+    """The `whole` embedding, of which little is read; or this rank's rows of the output layer, zeros behind them."""
     rows, hidden = source.config.vocab_size + source.extra_vocab_size, source.config.hidden_size
     size = 1 if whole else ranks.tensor_size
     first, valid = rows_of_rank(rows, size, 0 if whole else ranks.tensor)

@@ -19,7 +19,8 @@ Prompt = Callable[[Sequence[Turn]], list[int]]
 
 
 def recorded_template(checkpoint: str | Path) -> str | None:
-    """The template that a training run's checkpoint was fine-tuned with; None where its iteration's folder does not say.
+    """The template that a training run's checkpoint was fine-tuned with; None where its iteration's folder does not
+    say.
 
     Raises:
         UserError: the record cannot be read.
@@ -46,7 +47,8 @@ def resolve_template(wanted: str, recorded: str | None, tokenizer: Tokenizer, *,
 
 
 def prompt_maker(template: str, tokenizer: Tokenizer) -> Prompt:
-    """turns → ids up to where the answer begins; the last turn is the user's. `template` is one of PROMPT_TEMPLATES but `auto`.
+    """turns → ids up to where the answer begins; the last turn is the user's. `template` is one of PROMPT_TEMPLATES but
+    `auto`.
 
     `none` is the text as it stands, behind the start token.
 
