@@ -52,7 +52,7 @@ def read_evaluation(argv: Sequence[str]) -> EvaluationReading:
         SystemExit: status 2, after every finding was printed.
     """
     findings = Findings()
-    texts = findings.refuse_line_ends(EVALUATE, given_texts(EVALUATE, argv))
+    texts = findings.texts(EVALUATE, given_texts(EVALUATE, argv))
     value = findings.values(EVALUATE.all, texts)
     reader = TrainedModelReader(EVALUATE, value, findings)
     processes, model = reader.processes(), reader.model()

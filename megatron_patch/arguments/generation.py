@@ -58,7 +58,7 @@ def read_generation(argv: Sequence[str]) -> GenerationReading:
         SystemExit: status 2, after every finding was printed.
     """
     findings = Findings()
-    texts = findings.refuse_line_ends(GENERATE, given_texts(GENERATE, argv))
+    texts = findings.texts(GENERATE, given_texts(GENERATE, argv))
     value = findings.values(GENERATE.all, texts)
     reader = TrainedModelReader(GENERATE, value, findings)
     processes, model = reader.processes(), reader.model()
@@ -86,8 +86,8 @@ def read_generation(argv: Sequence[str]) -> GenerationReading:
 def _check_files(reader: TrainedModelReader) -> None:
     source, output = (reader.value[f"text_generate_{side}_file"] for side in ("input", "output"))
     if not path_problem(source) and not Path(source).is_file():
-        problem = "there is no such file: write the path of a file of JSON Lines with query, or none."
-        reader.problem("--text-generate-input-file", problem)
+        missing = "there is no such file: write the path of a file of JSON Lines with query, or none."
+        reader.problem("--text-generate-input-file", missing)
     if path_problem(output):
         return
     problem = unwritable(str(Path(output).parent))

@@ -69,8 +69,8 @@ class TrainedModelReader:
                 f"TP × PP = {tp * pp} must divide the {processes.world_size} processes "
                 f"({processes.nodes} nodes of {processes.per_node}): write smaller ones, or use more GPUs.",
             )
-        if problem := checkout_problem(self.value["megatron_patch_path"]):
-            self.problem("--megatron-patch-path", problem)
+        if wrong := checkout_problem(self.value["megatron_patch_path"]):
+            self.problem("--megatron-patch-path", wrong)
         return processes
 
     def notes(self) -> tuple[str, ...]:

@@ -121,5 +121,5 @@ def together(scores: list[Score]) -> Score:
     return Score("all", "", sum(score.documents for score in scores), tokens, loss)
 
 
-def _row(score: Score) -> tuple[str, ...]:
+def _row(score: Score) -> tuple[str, str, str, str, str, str]:
     return (score.path, score.kind, f"{score.documents:,}", f"{score.tokens:,}", f"{score.loss:.6f}", f"{score.perplexity:.4f}")

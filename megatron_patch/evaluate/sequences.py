@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_patch.data.sft_records import Tally, encode_file, judge
+from megatron_patch.data.json_dataset import build_json_dataset
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
-from megatron_patch.records.documents import Skipped, read_chunks, texts_of
+from megatron_patch.records.chunks import read_chunks
+from megatron_patch.records.files import holds_json
 from megatron_patch.records.indexed import check_indexed_dataset
-from megatron_patch.records.json_records import holds_json
+from megatron_patch.records.skipped import Skipped
+from megatron_patch.records.texts import texts_of
 
 SFT, TEXT, JSON_TEXT, INDEXED = "fine-tuning samples", "text", "documents", "indexed documents"
 # Keys by which a record is a document; one with any of the others is a sample of fine-tuning.
@@ -101,12 +103,19 @@ def windows_of(path: str, kind: str, reading: Reading) -> Iterator[list[Window]]
 
 def _samples(path: Path, reading: Reading) -> Iterator[Window]:
     """As training reads them, cut to PAD_LEN."""
-    tally, count = Tally(path, None), 0
-    for ids, learnt in encode_file(path, reading.tokenizer, reading.template, tally):
-        count += 1
-        tokens, marks = np.asarray(ids[: reading.pad_length], dtype=np.int64), np.asarray(learnt[: reading.pad_length])
-        yield Window(tokens[:-1], np.where(marks[1:], tokens[1:], _NOTHING))
-    judge(path, tally.account(), count, reading.max_bad_fraction, None)
+    length = reading.pad_length
+    dataset = build_json_dataset(
+        path,
+        reading.tokenizer,
+        pad_len=length,
+        seq_len=max(length, reading.seq_length),
+        template=reading.template,
+        max_bad_fraction=reading.max_bad_fraction,
+    )
+    for sample in range(len(dataset.table)):
+        ids, learnt = dataset.table.sample(sample, length)
+        tokens = ids.astype(np.int64)
+        yield Window(tokens[:-1], np.where(learnt[1:], tokens[1:], _NOTHING))
 
 
 def _plain_text(path: str) -> str:

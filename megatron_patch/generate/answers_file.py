@@ -33,7 +33,7 @@ def read_queries(path: Path) -> list[Query]:
     Raises:
         UserError: a line is no JSON object with a text `query`; the line is named.
     """
-    found = []
+    found: list[Query] = []
     with open(path, encoding="utf-8", errors="strict") as file:
         try:
             for number, line in enumerate(file, start=1):

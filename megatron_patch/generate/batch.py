@@ -101,9 +101,7 @@ def _answer(engine: Engine, asking: Asking, queries: list[Query], writer: Answer
             if engine.is_idle:
                 break
             for new in engine.step():
-                query, request, stream = streams.get(new.number, (None, None, None))
-                if query is None or request is None or stream is None:
-                    continue
+                query, request, stream = streams[new.number]
                 _, finished = add_token(stream, new.token, request.ends, new.finished)
                 if finished:
                     engine.cancel(new.number)

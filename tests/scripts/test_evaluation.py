@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from megatron_patch.data.sft import build_sft_dataset
+from megatron_patch.data.json_dataset import build_json_dataset
 from megatron_patch.records.indexed import read_index
 from tests.launching import CONVERT, ENGINE, GOLDEN, ROOT, run
 
@@ -56,7 +56,7 @@ def model():
 @pytest.fixture(scope="module")
 def samples(model, tokenizer):
     """Losses over the answers of the fine-tuning samples."""
-    dataset, found = build_sft_dataset(SFT, tokenizer, pad_len=PAD, seq_len=PAD), []
+    dataset, found = build_json_dataset(SFT, tokenizer, pad_len=PAD, seq_len=PAD), []
     for row in dataset:
         found += losses(model, row["tokens"], [int(t) if m else -1 for t, m in zip(row["labels"], row["loss_mask"])])
     return found
