@@ -50,7 +50,7 @@ def blocks_of(tokens: int) -> int:
 
 @dataclass
 class BlockTables:
-    """The blocks that each row of a batch owns, on the host. `table[row]` are block numbers, SCRATCH for none."""
+    """Which blocks each row of a batch owns, on the host."""
 
     rows: int
     blocks: int  # of the cache, the scratch one included

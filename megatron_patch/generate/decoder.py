@@ -136,7 +136,10 @@ class Decoder:
         return torch.cat(parts)
 
     def _within(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
-        """Causal attention inside each sequence: q [T, N, D], k, v [T, G, D] → [T, N·D]. Equal lengths: one launch."""
+        """Causal attention inside each sequence: q [T, N, D], k and v [T, G, D] → [T, N·D].
+
+        Sequences of equal length share one launch.
+        """
         starts = [0, *ends[:-1]]
         lengths = {b - a for a, b in zip(starts, ends)}
         bounds = [(0, len(q))] if len(lengths) == 1 else list(zip(starts, ends))

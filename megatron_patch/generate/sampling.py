@@ -1,7 +1,7 @@
 """How the next token is chosen from logits, for many requests at once, each with settings of its own.
 
-The order is that of transformers' `generate`: repetition penalty, temperature, top-k, top-p. All functions are made of
-tensor operations without a look at their values, so a CUDA graph can hold them.
+The order is that of transformers' `generate`: repetition penalty, temperature, top-k, top-p. All functions are made
+of tensor operations without a look at their values, so a CUDA graph can hold them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ def sampling_rows(settings: Sequence[Sampling], vocabulary: int, device: torch.d
 
 
 def penalized(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Logits [B, V]; those of `seen` tokens (bool [B, V]) are ÷ the penalty [B] if positive, × it if negative."""
+    """Logits [B, V], lower for tokens that were `seen` (bool [B, V]).
+
+    There positive logits are divided by the row's penalty [B], negative ones multiplied by it.
+    """
     factor = penalty[:, None]
     return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
 
