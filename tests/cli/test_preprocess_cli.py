@@ -117,7 +117,7 @@ runpy.run_module("megatron_patch.cli.preprocess", run_name="__main__")
 
 @contextmanager
 def held(folder, *flags):
-    """The command on 6 MB, and every process below it; it is in the middle of its work. What is left at the end is killed."""
+    """The command in the middle of its work on 6 MB, and every process below it. What is left at the end is killed."""
     corpus = (GOLDEN / "data" / "corpus.jsonl").read_bytes()
     (folder / "in.jsonl").write_bytes(corpus * (6_000_000 // len(corpus)))
     command = [sys.executable, "-c", HELD, "--input", str(folder / "in.jsonl"), "--workers", "2", *map(str, flags)]
