@@ -55,7 +55,7 @@ def filled(value: Any, values: dict[str, str]) -> Any:
 
 
 def faults(body: dict[str, Any]) -> list[str]:
-    """What is wrong with a body, a sentence each. The SDK silently drops keys that it does not know; they are named here."""
+    """What is wrong with a body, in sentences. The SDK silently drops keys that it does not know; here they are named."""
     from alibabacloud_pai_dlc20201203.models import CreateJobRequest
 
     if not isinstance(body, dict):
@@ -87,7 +87,7 @@ def connect(region: str) -> Any:
 
 
 def fresh(before: list[str], now: list[str]) -> list[str]:
-    """The lines of `now` that are not in `before`. Both are windows of one log, and the later may overlap the earlier."""
+    """The lines of `now` that are not in `before`. Both are windows of one log, which may overlap."""
     for overlap in range(min(len(before), len(now)), 0, -1):
         if before[-overlap:] == now[:overlap]:
             return now[overlap:]
