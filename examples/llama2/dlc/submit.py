@@ -55,7 +55,7 @@ def filled(value: Any, values: dict[str, str]) -> Any:
 
 
 def faults(body: dict[str, Any]) -> list[str]:
-    """What is wrong with a body, in sentences. The SDK silently drops keys that it does not know; here they are named."""
+    """What is wrong with a body, in sentences. The SDK drops keys that it does not know; here they are named."""
     from alibabacloud_pai_dlc20201203.models import CreateJobRequest
 
     if not isinstance(body, dict):
