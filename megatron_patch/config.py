@@ -165,6 +165,7 @@ class TrainConfig:
 
     @property
     def checkpoint_folder(self) -> str:
+        """The folder in which the run's checkpoints are saved."""
         return str(run_root(self.output_path, self.name))
 
     def as_dict(self) -> dict[str, Any]:

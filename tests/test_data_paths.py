@@ -1,4 +1,4 @@
-"""What a dataset argument of pre-training means: one prefix, or a blend between spaces or, as the original has it, commas."""
+"""What a dataset argument of pre-training means: one prefix, or a blend between spaces or the original's commas."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_neither_is_not_said_to_be_missing(folder, name, content,
 
 
 def test_the_longest_argument_is_read_at_once(folder):
-    """Words and existing files are looked at a bounded number of times each."""
+    """The number of looks at words and files is bounded by their number."""
     assert len(parse_data(",".join(["1,A"] * 10_000)).pairs) == 10_000
     assert len(parse_data(",".join(["1"] * 20_000)).pairs) == 10_000
 

@@ -1,4 +1,4 @@
-"""Whether a dataset argument is JSON: by its ending, or by what stands in it."""
+"""Whether a dataset argument is JSON: its ending says so, or its content."""
 
 from __future__ import annotations
 

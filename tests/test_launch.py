@@ -1,4 +1,4 @@
-"""What the launcher says before a process starts, and what the training processes find in their environment."""
+"""What the launcher says before a process starts, and the environment that it gives the training processes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_the_engine_comes_first_and_what_the_user_had_comes_last():
 
 
 def flags(output: Path, *more: str, **changed: object) -> list[str]:
-    """A documented command as the script hands it on."""
+    """The flags into which a script turns a documented command."""
     values = {**PRETRAIN_ARGUMENTS, "MODEL_SIZE": "tiny", "DATASET_PATH": GOLDEN / "data/corpus_text_document"}
     values |= {**changed, "OUTPUT_BASEPATH": output}
     return [f"{ARGUMENTS['pretrain'][name].flag}={value}" for name, value in values.items()] + list(more)
 
 
 def launched(monkeypatch, capsys, *arguments: str) -> str:
-    """What is said of a command that starts."""
+    """What the launcher prints about a command that it starts."""
     with monkeypatch.context() as here:
         here.setattr(os, "execve", lambda *_: None)
         main(["pretrain", *arguments])

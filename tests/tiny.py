@@ -1,4 +1,4 @@
-"""Configurations, and rows for them, for tests that build a model in their own process. Imports no torch."""
+"""A tiny configuration and its batches, for tests that build a model in their own process. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from megatron_patch.llama.model_config import LLAMA_SIZES
 
 
 def be_alone() -> None:
-    """Make this process the only one of the group that it will start."""
+    """Set torchrun's variables so that this process will be the only one of its group."""
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
 
 
 def tiny_batches(seed: int, count: int) -> Iterator[dict[str, Any]]:
-    """Micro-batches of `tiny_config`: random tokens, all learnt."""
+    """`count` micro-batches for `tiny_config`: random tokens [1, 16], all of them learnt."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -28,7 +28,10 @@ def tiny_batches(seed: int, count: int) -> Iterator[dict[str, Any]]:
 
 
 def tiny_config(**changed: object) -> TrainConfig:
-    """Four bf16 iterations of the tiny model with ZeRO in one process, 2 × 1 samples of 16 tokens; but for `changed`."""
+    """Four iterations of the tiny model in one process: bf16, ZeRO, 2 micro-batches of 1 sample of 16 tokens.
+
+    `changed` are fields of TrainConfig with other values.
+    """
     task, valid = changed.get("task", "pretrain"), changed.pop("valid_data_path", None)
     sources: dict[str, object] = {"train_data": source(changed.pop("train_data_path", ""), task)}
     sources["valid_data"] = None if valid is None else source(valid, task)

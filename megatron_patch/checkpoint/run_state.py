@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import ChainedOptimizer
 
@@ -34,7 +34,7 @@ from megatron_patch.checkpoint.optimizer_state import (
     name_as_saved,
     sharded_optimizer_state,
 )
-from megatron_patch.checkpoint.streaming_save import StreamingSave
+from megatron_patch.checkpoint.streaming_save import save_streaming
 from megatron_patch.config import PER_KV_HEAD, TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
@@ -87,7 +87,7 @@ def save_checkpoint(
     # The writer's threads read on streams of their own. So the last update, and the fp32 weights that `_state_dict` rebuilds in
     # the gradient buffers, must be finished first.
     device.synchronize()
-    dist_checkpointing.save(state, str(partial), StreamingSave(), content_metadata=dict(SHARDING))
+    save_streaming(state, partial, dict(SHARDING))
     parallel.barrier()
     if torch.distributed.get_rank() == 0:
         _finish(config, origin, partial, final, progress)

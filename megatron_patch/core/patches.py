@@ -1,7 +1,7 @@
-"""The one table of replacements inside megatron-core: what, why, and when to look again.
+"""The one table of replacements inside megatron-core: what is replaced, why, and when to look at it again.
 
-A kernel enters through core's own slots (see model/); a row stands here only where there is no slot. Applying twice
-does nothing; a row whose target is gone, or a megatron-core outside the tried range, is an error.
+A kernel enters through core's own slots (see model/). A row stands here only where core has no slot. Applying the table
+twice is the same as once. A row whose target is gone is an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from megatron_patch.core.weight_gradients import wgrad_gemm_accum_fp32
 
 @dataclass(frozen=True)
 class Patch:
-    """`module`.`attribute` becomes `replacement`, because of `why`; look at it again at `review_at` of megatron-core."""
+    """`module`.`attribute` becomes `replacement`.
+
+    Attributes:
+        why: the reason.
+        review_at: the version of megatron-core at which the row must be looked at again.
+    """
 
     module: str
     attribute: str
@@ -50,7 +55,7 @@ PATCHES = (
     ),
 )
 
-# Absent without Apex, so it is added where the rows above replace.
+# core sets this name only where Apex is installed, so there is nothing to replace: it is added.
 ADDITIONS = (
     Patch(
         "megatron.core.tensor_parallel.layers",

@@ -73,7 +73,11 @@ def chat_turns(record: dict[str, Any]) -> list[Turn]:
 
 
 def list_key(record: dict[str, Any]) -> str | None:
-    """The key that holds the list of turns, `messages` or `conversations`; None for an Alpaca record."""
+    """The key that holds the list of turns, `messages` or `conversations`; None for an Alpaca record.
+
+    Raises:
+        UserError: the record has two forms of a conversation, or an empty list of turns.
+    """
     lists = [key for key in _LISTS if present(record, key)]
     others = [key for key in ("instruction", "input", "output", "history") if present(record, key)]
     if len(lists) > 1 or (lists and others):
@@ -97,7 +101,11 @@ def answer_key(record: dict[str, Any]) -> str:
 
 
 def text(record: dict[str, Any], key: str) -> str:
-    """The text under a key of the record; empty if the key is absent or null."""
+    """The text under a key of the record; empty if the key is absent or null.
+
+    Raises:
+        UserError: the value is not a text.
+    """
     value = record.get(key)
     if is_null(value):
         return ""
@@ -107,7 +115,11 @@ def text(record: dict[str, Any], key: str) -> str:
 
 
 def alpaca_parts(record: dict[str, Any]) -> tuple[str, str, str]:
-    """(instruction, input, answer) of an Alpaca record."""
+    """(instruction, input, answer) of an Alpaca record.
+
+    Raises:
+        UserError: the instruction or the answer is missing, or one of the three is not a text.
+    """
     key = answer_key(record)
     for needed, what in (("instruction", "no 'instruction'"), (key, "neither 'output' nor 'content'")):
         if is_null(record.get(needed)):
@@ -118,7 +130,11 @@ def alpaca_parts(record: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def history(record: dict[str, Any]) -> list[Turn]:
-    """The turns before an Alpaca record's own: `history` as pairs of question and answer, or as a list of turns."""
+    """The turns before an Alpaca record's own: `history` as pairs of question and answer, or as a list of turns.
+
+    Raises:
+        UserError: `history` is neither.
+    """
     if not present(record, "history"):
         return []
     items = record["history"]

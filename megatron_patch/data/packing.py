@@ -14,6 +14,9 @@ def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     Args:
         lengths: int [n], tokens, each from 1 to `capacity`.
         capacity: tokens of a sequence.
+
+    Raises:
+        ValueError: a length is out of that range.
     """
     if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= capacity:
         raise ValueError(f"sample lengths are {lengths.min()} to {lengths.max()}; they must be 1 to {capacity}.")

@@ -27,6 +27,7 @@ class VocabularyOnly:
 
     @property
     def unique_identifiers(self) -> OrderedDict[str, Any]:
+        """What tells this tokenizer from others."""
         return OrderedDict(kind="vocabulary-only", vocab_size=self.vocab_size, eod=self.eod)
 
 

@@ -1,7 +1,8 @@
-"""Reading where tensors lie in safetensors files, and the header of a file that is about to be streamed.
+"""Where tensors lie in safetensors files, and the header for a file that is about to be streamed.
 
-The format: 8 bytes little-endian length, that many bytes of JSON, the data. The library checks headers; it reads and writes whole
-tensors or shards, which conversion must not, so their bytes are read and written here.
+The format: 8 bytes with a little-endian length, that many bytes of JSON, then the data. The library checks headers. It
+reads and writes whole tensors or shards, which would not fit into memory in a conversion, so the bytes are read and
+written here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, nbytes
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-# Bytes of an element of each dtype of the format that has whole ones.
+# Bytes of one element, for each dtype of the format whose elements are whole bytes.
 _ITEM_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
@@ -34,16 +35,17 @@ _MAX_HEADER = 100 << 20  # the library's own limit
 def read_safetensors(
     path: Path, skipped: Callable[[str, int], bool] = lambda name, axes: False
 ) -> tuple[dict[str, FileTensor], list[str]]:
-    """The tensors of one file by name, and the names of those for which `skipped` (name, axes) is true; no bytes are read.
+    """(tensors of a file by name, names of the tensors that were skipped). No tensor's bytes are read.
 
-    What is skipped may have any dtype.
+    The library checks the header when it opens the file: each tensor has as many bytes as its shape and dtype say, and
+    they lie one after the other from the header to the end of the file. So the order of the tensors gives their places,
+    and the header need not be read a second time.
 
-    The library checks the header when it opens the file: an object of tensors whose bytes are as many as shape and dtype say and
-    lie one after the other from the header to the end of the file. So the order of the tensors gives their places, and the
-    header is not read a second time.
+    Args:
+        skipped: says by name and number of axes which tensors to skip. Those may have any dtype.
 
     Raises:
-        UserError: it is not a whole safetensors file, or holds a dtype other than BF16, F16, F32.
+        UserError: it is not a whole safetensors file, or it holds a dtype other than BF16, F16, F32.
     """
     size = path.stat().st_size
     with open(path, "rb") as stream:
@@ -63,7 +65,7 @@ def read_safetensors(
 def _places(
     path: Path, file: Any, start: int, size: int, skipped: Callable[[str, int], bool]
 ) -> tuple[dict[str, FileTensor], list[str]]:
-    """One tensor after the other, from byte `start` to `size`; and the names of those that are skipped."""
+    """As `read_safetensors`: the tensors lie one after the other, from byte `start` to byte `size`."""
     found: dict[str, FileTensor] = {}
     left_out = []
     for name in file.offset_keys():
@@ -82,7 +84,7 @@ def _places(
 
 
 def safetensors_header(tensors: Sequence[tuple[str, LazyTensor]]) -> bytes:
-    """The start of a file that holds `tensors` one after the other; their bytes follow it without gaps."""
+    """The first bytes of a file that will hold `tensors`. Their bytes must follow in this order, without gaps."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in tensors:
@@ -90,5 +92,5 @@ def safetensors_header(tensors: Sequence[tuple[str, LazyTensor]]) -> bytes:
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data then begins at a multiple of 8, as the library writes it
     return struct.pack("<Q", len(text)) + text

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
-import signal
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from megatron_patch.checkpoint import run_state as checkpoints
-from megatron_patch.config import TrainConfig
-from megatron_patch.core import parallel
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.resumption import find_start
 from megatron_patch.train import optimizer as optim
-from megatron_patch.train.log import RunLog, perplexity, training_line, validation_lines
+from megatron_patch.train.evaluation import run_evaluation
+from megatron_patch.train.log import RunLog, training_line
 from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.profiling import profiler
 from megatron_patch.train.state import StepResult, TrainState
-from megatron_patch.train.step import evaluate, train_step
+from megatron_patch.train.step import train_step
+from megatron_patch.train.stopping import StopRequest
 
 # After this many iterations a process's memory does not grow any more.
 _SETTLED = 3
@@ -29,7 +27,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way."""
     if state.iteration >= data.train_iters:
         log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
-    stop = _StopRequest(state.config)
+    stop = StopRequest(state.config)
     batches = train_batches(state, data)
     window = _Window()
     with profiler(state.config, state.layout) as profile:
@@ -186,25 +184,6 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
     )
 
 
-def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | None:
-    """Evaluate, and write the loss to console and TensorBoard. Returns it; None if there is nothing to evaluate on."""
-    if data.valid is None or data.valid_plan is None or data.eval_batches == 0:
-        return None
-    first = 0
-    if data.valid_plan.passes is None:
-        done = -(-state.iteration // data.eval_every) - 1
-        first = done * data.eval_batches % data.valid_plan.batches_per_pass
-    sampler = MicroBatchSampler(data.valid_plan, state.layout.data_parallel_rank, first, first + data.eval_batches)
-    vocabulary = state.config.vocab_size
-    batches = micro_batches(data.valid, sampler, vocab_size=vocabulary, num_workers=0, pin_memory=device.HAS_CUDA)
-    loss = evaluate(state, batches, data.eval_batches)
-    for line in validation_lines(state.iteration, loss):
-        log.line(line)
-    log.scalar("lm loss validation", loss, state.iteration, state.consumed_samples)
-    log.scalar("lm loss validation ppl", perplexity(loss), state.iteration, state.consumed_samples)
-    return loss
-
-
 def save(state: TrainState, log: RunLog) -> None:
     """Write a checkpoint, and a line about where it lies."""
     started = time.perf_counter()
@@ -238,31 +217,3 @@ def start_state(state: TrainState, log: RunLog) -> None:
     for note in checkpoints.load_weights(config.load, state.model, config.options.gqa_layout, config.model):
         log.line(f"  {note}")
     optim.weights_were_loaded(state.optimizer)
-
-
-class _StopRequest:
-    """Whether the run was asked to stop: by SIGTERM, `--exit-interval` or `--exit-duration-in-mins`.
-
-    The run then finishes its iteration, saves and ends.
-    """
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.started = time.monotonic()
-        self.iterations = 0
-        self.signalled = False
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, *_: Any) -> None:
-        self.signalled = True
-
-    def requested(self) -> bool:
-        """Whether any rank was asked to stop; all ranks get the same answer."""
-        options = self.config.options
-        self.iterations += 1
-        here = self.signalled
-        if options.exit_interval and self.iterations >= options.exit_interval:
-            here = True
-        if options.exit_duration_in_mins and time.monotonic() - self.started > options.exit_duration_in_mins * 60:
-            here = True
-        return parallel.any_rank(here)

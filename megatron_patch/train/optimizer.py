@@ -16,7 +16,12 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, MegatronOptimizer
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    param_is_not_tensor_parallel_duplicate,
+)
+from megatron.core.transformer.module import param_is_not_shared
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.transformer_config import optimizer_config
@@ -125,12 +130,18 @@ def measure_gradients(optimizer: ChainedOptimizer, factor: torch.Tensor, tokens:
     """
     inner = single(optimizer)
     _attach_gradients(inner)
-    gradients = inner.get_main_grads_for_grad_norm()
+    gradients = [one.grad for one in inner.get_parameters() if one.grad is not None and _is_counted_here(one, inner)]
     squared = grad_norm_squared(gradients, scale=factor) if gradients else torch.zeros_like(factor)
     torch.distributed.all_reduce(squared, group=inner.get_grad_stats_parallel_group())
     norm = squared.sqrt()
     infinite = ~torch.isfinite(norm)
     return GradientNorm(norm, infinite.float(), (infinite | (tokens == 0)).float())
+
+
+def _is_counted_here(parameter: torch.Tensor, optimizer: MegatronOptimizer) -> bool:
+    """Whether no other rank counts this parameter: core's own list of gradients for the norm has two names, by its version."""
+    group = getattr(optimizer, "tp_group", None)
+    return param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter, group)
 
 
 @torch.no_grad()

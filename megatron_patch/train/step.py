@@ -246,18 +246,3 @@ def run_schedule(
     )
     sums = torch.stack(logged).sum(0) if logged else torch.zeros(2, dtype=torch.float64, device=layout.device)
     return _over_replicas(sums)
-
-
-@torch.no_grad()
-def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> float:
-    """Mean loss of `count` global batches over their unmasked tokens; 0 on every pipeline stage but the last."""
-    state.model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=state.layout.device)
-    # Products are not measured here. Where training runs pairs, single micro-batches occur in evaluations only, and
-    # measuring their products would cost more than it saves.
-    with first_guess():
-        for _ in range(count):
-            sums += run_schedule(state.model, state.config, state.layout, batches, forward_only=True)
-    state.model.train()
-    total, tokens = sums.tolist()
-    return total / max(tokens, 1)

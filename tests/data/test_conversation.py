@@ -67,7 +67,7 @@ def test_every_form_is_the_same_conversation(form, tokenizer, pieces):
 
 @pytest.mark.parametrize("form", ["pairs", "turns as history", "sharegpt turns as history"])
 def test_alpaca_has_a_place_for_system_and_history(form, tokenizer, pieces):
-    """LLaMA-Factory's: the system's text for the prompt's first sentences, earlier turns before the last in the same form."""
+    """As in LLaMA-Factory the system's text replaces the prompt's first sentences; earlier turns have the same form."""
     ids, learnt = encoder("alpaca", tokenizer)(FORMS[form])
     asked = "Be brief.\n\n### Instruction:\nmy name is bob\n\n### Response:"
     whole = asked + "well hello bob\n\n### Instruction:\nwhat is my name\n\n### Response:bob"

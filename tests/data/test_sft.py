@@ -1,4 +1,4 @@
-"""The original's arrays (golden/sft) are the truth where it is right; where it is not, what happens now is written here."""
+"""The original's arrays (golden/sft) are the truth. Where the original is wrong, the tests say what is right."""
 
 import json
 from dataclasses import replace
@@ -69,7 +69,7 @@ def test_pre_training_s_prompt_is_the_original_s(build, samples, pretraining, i)
 
 
 def test_pre_training_s_prompt_where_the_original_is_wrong(build, samples, pretraining, golden):
-    """A null input is none. A literal `[PAD]` is text: the answer of sample 9 begins where it does, and all of 10's is learnt."""
+    """A null input is none. A literal `[PAD]` is text: sample 9's answer begins rightly, and all of 10's is learnt."""
     pieces = SentencePieceProcessor(model_file=str(golden / "hf_mha" / "tokenizer.model"))
     behind = [635, 361, 637, 273, 639, 645, 638]  # " literals" after the literal </s>, as the original has it
     assert behind in [pretraining["input_ids"][10][i : i + 7].tolist() for i in range(70)]

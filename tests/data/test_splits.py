@@ -34,7 +34,7 @@ def test_one_token_is_enough_for_a_part_and_is_said(tmp_path):
 
 
 def test_a_part_whose_epochs_would_fill_the_memory_is_none(tmp_path):
-    """100,000 empty documents and one of a single token, for 1,000 samples of 2,048 tokens: 2 million epochs of them."""
+    """1,000 samples of 2,048 tokens from one token (and 100,000 empty documents) would be 2 million epochs."""
     prefix = write_pair(tmp_path / "pair", [50] * 1_000_000 + [0] * 100_000 + [1])
     asked = dict(sequence_length=2048, samples=(1000, 1000, 0))
     assert usable_split("10,1,0", [prefix], **asked) == "10,0,0"

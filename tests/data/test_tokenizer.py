@@ -186,7 +186,7 @@ def test_the_model_s_files_may_stand_elsewhere(folder, golden):
 
 
 def test_a_run_that_goes_on_ends_answers_as_it_began(folder, golden, tmp_path):
-    """From random weights config.json is the run's own; with a checkpoint its numbers count, wherever the tokenizer is from."""
+    """From random weights config.json is the run's own; with a checkpoint that one's counts, whatever the tokenizer."""
     from megatron_patch.checkpoint.housekeeping import write_companions
 
     begun = tiny_config(output_path=str(tmp_path))

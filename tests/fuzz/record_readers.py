@@ -55,7 +55,7 @@ def records(folder: Path, tool: str = "finetune") -> Target:
 
 
 def _changed_file(folder: Path) -> Path:
-    """The one file that is not empty, or the only one that is there."""
+    """The file that was changed: the one that is not empty, or the only one that is there."""
     there = [path for path in folder.iterdir() if path.is_file() and path.stat().st_size]
     return there[0] if there else next(path for path in folder.iterdir() if path.is_file())
 

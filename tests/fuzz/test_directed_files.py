@@ -1,4 +1,4 @@
-"""What the fuzz tests have found in files, one case a line, with its sentence."""
+"""What the fuzz tests have found in files: each case with its sentence."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ CONFIGS = {
 
 
 def with_value(content: dict, key: str, raw: str) -> str:
-    """`content` as JSON, with `raw` as it stands for the value of `key`."""
+    """`content` as JSON, in which the text `raw` stands for the value of `key`."""
     return json.dumps({**content, key: "@here@"}).replace('"@here@"', raw)
 
 
@@ -273,7 +273,7 @@ def test_a_hostile_chat_template_is_refused(source, said):
 
 
 def test_a_long_conversation_has_room():
-    """Longer than every bound that is not reckoned from the conversation."""
+    """A rendering longer than each bound that does not depend on the conversation."""
     turns = [{"role": "user", "content": "a" * (1 << 22)}, {"role": "assistant", "content": "b" * (1 << 22)}]
     text = compile_chat_template(valid.CHAT, bos_token="<s>", eos_token="</s>")(turns, False)
     assert text == "<s>[INST] " + "a" * (1 << 22) + " [/INST] " + "b" * (1 << 22) + " </s>"
@@ -314,7 +314,7 @@ def test_preparation_s_own_records(name, made, tmp_path, capsys):
 
 
 def test_a_state_that_promises_more_than_is_there_is_refused(tmp_path, capsys):
-    """The gap would be filled with zeros, which are tokens."""
+    """A reader would take the gap for zeros, which are tokens."""
     argv = ["--input", str(GOLDEN / "data" / "corpus.jsonl"), "--output-prefix", str(tmp_path / "p"), "--workers", "1"]
     argv += ["--tokenizer-folder", str(GOLDEN / "hf_mha")]
     assert preprocess.main(argv) == 0

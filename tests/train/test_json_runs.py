@@ -65,7 +65,7 @@ def test_pre_training_learns_and_evaluates_two_parts_of_the_file(configured, alo
 
 
 def test_every_batch_of_an_evaluation_has_something_learnt(configured, alone):
-    """Of 30 samples held out two teach something; the first batches of a shuffled pass could be without them, a loss of 0."""
+    """Two of 30 held-out samples teach something. Batches without them would show a loss of 0."""
     records = [*SAMPLES[:3], *[LONG] * 15, SAMPLES[0], *[EMPTY] * 13, SAMPLES[1]]
     data = json_run_data(configured("pretrain", records, split="10,90,0", eval_iters=1), alone, lambda _: None)
     assert [i for group in data.valid.groups for i in group] == [18, 32] and data.eval_batches == 1
