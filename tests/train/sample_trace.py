@@ -1,8 +1,8 @@
 """Which of the project's files hold a sample, or the source that names it, while a run goes from its arguments to the loss.
 
 A profile hook looks at the local variables of every function of the package when it returns or yields. A file counts if one
-of them is the data source, the record, its ids, or a batch with them. The configuration holds the source too; whoever holds
-only the configuration does not count.
+of them is the data source, its path, the record, its ids, or a batch with them. Two holders do not count: the configuration,
+which holds the source, and the rooms that read every argument's text alike before it is parsed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from megatron_patch.records.indexed import IndexedData
 from tests.import_graph import PACKAGE, ROOT
 
 _FOLDER = str(ROOT / PACKAGE) + "/"
+_READ_ALL_TEXTS = ("arguments/", "formats/")  # a text that is the path counts elsewhere only
 _LONGEST = 1000  # items of a list that are looked at
 
 
@@ -44,7 +45,10 @@ class Trace:
         name = frame.f_code.co_filename
         if event != "return" or not name.startswith(_FOLDER) or name in self.found:
             return
-        if any(self.holds(one) for one in (value, *frame.f_locals.values())):
+        values = (value, *frame.f_locals.values())
+        parsed = not name.startswith(tuple(_FOLDER + room for room in _READ_ALL_TEXTS))
+        is_path = parsed and any(isinstance(one, (str, Path)) and str(one) == self.prefix for one in values)
+        if is_path or any(self.holds(one) for one in values):
             self.found[name] = None
 
     def holds(self, value: Any, depth: int = 3) -> bool:
