@@ -100,10 +100,10 @@ def test_what_would_be_lost_is_said_before_anything_is_made(tmp_path):
 HELD = """
 import runpy, time
 from megatron_patch.preparation import pair, wudao_split
-from megatron_patch.records import documents
+from megatron_patch.records import chunks
 
 def read_chunks(*arguments):
-    for number, chunk in enumerate(documents.read_chunks(*arguments), start=1):
+    for number, chunk in enumerate(chunks.read_chunks(*arguments), start=1):
         yield chunk
         if number == 3:
             print("held", flush=True)
