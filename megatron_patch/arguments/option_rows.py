@@ -1,6 +1,7 @@
 """Flags behind a training script's documented arguments, from the fields of `config.Options`. Imports no torch.
 
-Name, kind, default and English meaning of a flag are those of its field; the rows here add range and Chinese.
+A flag takes name, kind, default and English meaning from its field. The rows here add its range and its Chinese
+meaning.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _KINDS: dict[type, Kind] = {int: "whole", float: "number", bool: "boolean", str:
 
 
 def _docstrings(cls: type) -> dict[str, str]:
-    """The texts that stand below the fields of a class, by field; Python keeps none of them at run time."""
+    """Field → the text below it in the source of a class. Python itself does not keep these texts."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(tree, ast.ClassDef)
     found = {}
@@ -36,7 +37,7 @@ _ENGLISH = _docstrings(Options)
 
 
 def _option(name: str, zh: str, kind: Kind | None = None, **bounds: Any) -> Argument:
-    """The flag of a field of Options; `bounds` are a Range's. Whole numbers end at 31 bits unless they say otherwise."""
+    """The flag of a field of Options. `bounds` are those of a Range; without `most` a whole number may have 31 bits."""
     flag, hint, default = "--" + name.replace("_", "-"), _HINTS[name], _FIELDS[name].default
     assert default is not MISSING
     choices = get_args(hint) if get_origin(hint) is Literal else ()

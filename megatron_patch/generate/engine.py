@@ -130,8 +130,7 @@ class Engine:
     def _make_room(self) -> None:
         """Give a block to every running sequence whose last one is full, if need be the youngest sequence's.
 
-        That one goes back to the queue. What it has answered is kept. Its keys and values are computed again when it
-        returns.
+        That one goes back to the queue. What it has answered is kept, and its keys and values are computed again later.
         """
         for sequence in list(self.running):
             while sequence in self.running and not self._tables.grow(sequence.slot, len(sequence.tokens)):

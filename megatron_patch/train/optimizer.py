@@ -139,7 +139,10 @@ def measure_gradients(optimizer: ChainedOptimizer, factor: torch.Tensor, tokens:
 
 
 def _is_counted_here(parameter: torch.Tensor, optimizer: MegatronOptimizer) -> bool:
-    """Whether no other rank counts this parameter: core's own list of gradients for the norm has two names, by its version."""
+    """Whether this rank counts the parameter in the gradients' norm: it has it alone, or is the first that has it.
+
+    core's own list of these gradients has another name in each version, so its two conditions are asked here.
+    """
     group = getattr(optimizer, "tp_group", None)
     return param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter, group)
 

@@ -1,5 +1,6 @@
-"""Forward and backward over a global batch, and the loss's bookkeeping. The loss is per token, however the batch is
-cut.
+"""Forward and backward over a global batch, and the loss's bookkeeping.
+
+The loss is per token, so it does not depend on how the batch is cut into micro-batches.
 """
 
 from __future__ import annotations
@@ -172,9 +173,11 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
         sums = _run_passes(state, state.graphs, batches)
     state.steps_here += 1
     assert state.tokens is not None
+    # What turns the accumulated gradients into those of the mean loss. All of it is on the device, so nothing waits.
     factor = gradient_divisor(config) / (state.loss_scale * state.tokens.clamp(min=1))
     measured = optim.measure_gradients(state.optimizer, factor, state.tokens)
     numbers = (sums[0], state.tokens, measured.norm, measured.found_inf, state.loss_scale)
+    # The copy to the host is queued here, before the update, so that reading it does not wait for the update.
     read = device.read_later(torch.stack([number.double() for number in numbers]))
     optim.update_weights(state.optimizer, measured, factor, config.options.clip_grad)
     if state.gathers is not None:

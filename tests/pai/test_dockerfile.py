@@ -1,4 +1,4 @@
-"""The Dockerfile: linted, and its steps taken as far as can be without Docker: what it copies, what pip installs, the paths."""
+"""The Dockerfile: linted, and its steps taken as far as they can be without Docker: copies, pip, paths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def defaults() -> dict[str, str]:
 
 
 def sent(path: str) -> bool:
-    """Whether .dockerignore leaves a path, relative to the project, in what Docker is sent. The last fitting pattern decides."""
+    """Whether .dockerignore leaves this path in what Docker is sent. The last fitting pattern decides."""
     kept = True
     for pattern in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
         if pattern.startswith("#") or not pattern:
@@ -84,7 +84,7 @@ def test_the_extras_and_torch_are_the_project_s():
 
 
 def test_pip_installs_what_was_copied(image, tmp_path):
-    """The image's last pip step, without the libraries it would fetch, into a plain folder; then a script and a job from it."""
+    """The image's last pip step into a plain folder, without the libraries that it fetches; then a script and a job."""
     (step,) = [words for name, words in instructions() if name == "RUN" and '".[$EXTRAS]"' in words]
     pip, *words = [word.replace("[$EXTRAS]", "") for word in shlex.split(step)]
     assert pip == "pip"
