@@ -108,6 +108,7 @@ class MicroBatchGraphs:
         self.captured.clear()
 
     def _replay(self, group: list[Batch], opens: bool, closes: bool) -> torch.Tensor:
+        """Replay the graph of a pass, which the first call records. Returns as `run`."""
         if (opens, closes) not in self.captured:
             self.captured[opens, closes] = self._capture(group, closes)
         graph, static, sums = self.captured[opens, closes]
@@ -119,6 +120,7 @@ class MicroBatchGraphs:
         return sums
 
     def _capture(self, group: list[Batch], closes: bool) -> tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]:
+        """Record a pass over `group`. Returns the graph, the batch that it reads, and the sums that it writes."""
         static = _joined(group)  # this batch's memory is what the graph reads in every later step
         pool = next((graph.pool() for graph, _, _ in self.captured.values()), None)
         graph, sums = record(lambda: self.work(static, closes), pool)

@@ -158,10 +158,12 @@ class PipelinePasses:
         self.slots.clear()
 
     def _exchange(self, **tensors: torch.Tensor | None) -> None:
+        """Send and receive these tensors, and let later kernels wait for them."""
         for transfer in self.transfers.exchange(**tensors):
             transfer.wait()
 
     def _slot(self, number: int) -> _Slot:
+        """The slot of micro-batch `number`. Slots are used in turn."""
         return self.slots[number % len(self.slots)]
 
     def _forward(self, number: int, batch: Batch) -> torch.Tensor:
@@ -202,6 +204,7 @@ class PipelinePasses:
         return kept
 
     def _later(self, postponed: Postponed | None, closes: bool) -> None:
+        """Compute the weights' gradients that a backward pass has left, if it left any."""
         if postponed is not None:
             self.work.weights(postponed, closes)
 
