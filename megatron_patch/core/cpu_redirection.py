@@ -106,7 +106,7 @@ def _redirect_torch() -> None:
 
 
 def _redirect_core() -> None:
-    """Replace core's own functions that read and set the CUDA generator. It imports `megatron.core`, so it runs last."""
+    """Replace core's own functions that read and set the CUDA generator. It imports core, so it runs last."""
     from megatron.core.tensor_parallel import random
 
     random._get_cuda_rng_state = _get_rng_state

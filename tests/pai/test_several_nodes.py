@@ -83,7 +83,7 @@ def mounted(tmp_path_factory):
 
 
 def submitted(name: str, job, mounted) -> None:
-    """Start a job file's own command on each node as the platform does; MODEL_SIZE and GLOBAL_BATCH_SIZE are changed in it."""
+    """Start a job file's own command on each node as the platform does; only MODEL_SIZE and the global batch differ."""
     workspace, data = mounted
     file = body(name)
     command = file["UserCommand"].replace(" 7B 1 64 ", " auto 1 4 ").replace(" 7B 1 ", " auto 1 ")
