@@ -36,23 +36,15 @@ class Command:
         return ["-m", self.module, *self.words, *([] if given & {"--help", "-h"} else filled), *flags]
 
 
+def _launched(task: str, en: str, zh: str) -> Command:
+    return Command("megatron_patch.launch", en, zh, (task,), ("--env=dsw", _ENGINE, _HERE))
+
+
 COMMANDS = {
-    "pretrain": Command(
-        "megatron_patch.launch", "continued pre-training", "继续预训练", ("pretrain",), ("--env=dsw", _ENGINE, _HERE)
-    ),
-    "finetune": Command(
-        "megatron_patch.launch", "supervised fine-tuning", "有监督微调", ("finetune",), ("--env=dsw", _ENGINE, _HERE)
-    ),
-    "generate": Command(
-        "megatron_patch.launch",
-        "text generation, from a file or on the terminal",
-        "文本生成",
-        ("generate",),
-        ("--env=dsw", _ENGINE, _HERE),
-    ),
-    "evaluate": Command(
-        "megatron_patch.launch", "loss and perplexity over files", "评估", ("evaluate",), ("--env=dsw", _ENGINE, _HERE)
-    ),
+    "pretrain": _launched("pretrain", "continued pre-training", "继续预训练"),
+    "finetune": _launched("finetune", "supervised fine-tuning", "有监督微调"),
+    "generate": _launched("generate", "text from a checkpoint", "文本生成"),
+    "evaluate": _launched("evaluate", "loss and perplexity of a checkpoint", "模型评估"),
     "convert": Command("megatron_patch.cli.convert", "Hugging Face ↔ Megatron checkpoints", "模型格式转换", defaults=(_ENGINE,)),
     "preprocess": Command("megatron_patch.cli.preprocess", "raw text → .bin/.idx, or fine-tuning data", "预训练与微调数据处理"),
     "inspect": Command(

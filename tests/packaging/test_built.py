@@ -23,6 +23,8 @@ BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta
 SCRIPTS = (
     "examples/llama2/run_pretrain_megatron_llama.sh",
     "examples/llama2/run_finetune_megatron_llama.sh",
+    "examples/llama2/run_evaluate_megatron_llama.sh",
+    "examples/llama2/run_text_generation_megatron_llama.sh",
     "toolkits/model_checkpoints_convertor/llama/model_convertor.sh",
     "toolkits/pretrain_data_preprocessing/run_make_pretraining_dataset.sh",
 )
@@ -119,7 +121,7 @@ def test_the_command_itself(elsewhere):
     assert all(f"  {name} " in call(elsewhere, command, "--help") for name in COMMANDS)
     assert call(elsewhere, command, "--version").startswith("megatron-patch 0.")
     wrong = subprocess.run([command, "serve"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and "got 'serve'; write one of pretrain, finetune, convert" in wrong.stderr
+    assert wrong.returncode == 2 and "got 'serve'; write one of pretrain, finetune, generate" in wrong.stderr
 
 
 def test_a_conversion_and_two_iterations_from_there(elsewhere, tmp_path):
@@ -146,7 +148,7 @@ def test_an_installed_script_runs_the_installed_code(elsewhere, tmp_path):
     share = elsewhere / "share" / "megatron-patch"
     pair = tmp_path / "made"
     said = call(
-        elsewhere, "sh", share / SCRIPTS[3], "none", share, GOLDEN / "data" / "corpus.jsonl", "llamabpe", pair, GOLDEN / "hf_mha"
+        elsewhere, "sh", share / SCRIPTS[-1], "none", share, GOLDEN / "data" / "corpus.jsonl", "llamabpe", pair, GOLDEN / "hf_mha"
     )
     assert "documents" in said and (pair / "wudao_llamabpe_text_document.idx").is_file()
     assert "names another checkout" not in said
