@@ -2,8 +2,8 @@
 
     megatron-patch pretrain --model-size=7B --data-path=corpus_text_document …
 
-takes the flags that run_pretrain_megatron_llama.sh hands on. What only a checkout has is filled in where it is not given:
-MEGATRON_PATCH_PATH is the installed package, MEGATRON_PATH none, and ENV dsw. Imports no torch.
+takes the flags that run_pretrain_megatron_llama.sh hands on. What only a checkout has is filled in where it is not
+given: MEGATRON_PATCH_PATH is the installed package, MEGATRON_PATH none, and ENV dsw. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HERE = f"--megatron-patch-path={ROOT}"
 
 @dataclass(frozen=True)
 class Command:
-    """`python -m module *words *flags` is what it becomes; of `defaults`, those that the user did not give come first."""
+    """It becomes `python -m module *words *flags`, behind those of `defaults` that the user did not give."""
 
     module: str
     en: str

@@ -1,8 +1,8 @@
 """megatron-core assumes CUDA everywhere. On a machine without it, this module makes the assumptions hold on the CPU.
 
 `core.device` applies it once, before the first import of `megatron.core`, and only where `torch.cuda.is_available()` is
-false. Each redirection says which assumption it meets. Streams of one's own and events are left out on purpose: megatron-core
-touches them only in features that this project does not switch on.
+false. Each redirection says which assumption it meets. Streams of one's own and events are left out on purpose:
+megatron-core touches them only in features that this project does not switch on.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from megatron_patch.errors import UserError
 
-# Tried: 0.16.1, 0.17.1, 0.18.2, 0.19.2 (docs/matrix.md); pyproject.toml says the same. The upper bound is where core/patches.py
-# must be looked at again.
+# Tried: 0.16.1, 0.17.1, 0.18.2, 0.19.2 (docs/matrix.md); pyproject.toml says the same. The upper bound is where
+# core/patches.py must be looked at again.
 SUPPORTED = ((0, 16), (0, 20))
 NO_TREE = "none"  # MEGATRON_PATH of a user who has no source tree
 
