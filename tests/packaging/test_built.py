@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.cli.main import COMMANDS
-from tests.launching import GOLDEN, ROOT
+from tests.launching import GOLDEN, ROOT, unpack
 
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".matrix", ".demo", "__pycache__", "*.egg-info", "build", "dist", ".*_cache", ".hypothesis"
@@ -48,7 +48,7 @@ def sdist(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def unpacked(sdist) -> Path:
     with tarfile.open(sdist) as archive:
-        archive.extractall(sdist.parent / "unpacked", filter="data")
+        unpack(archive, sdist.parent / "unpacked")
     (folder,) = (sdist.parent / "unpacked").iterdir()
     return folder
 
