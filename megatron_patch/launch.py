@@ -83,6 +83,12 @@ def worker_environment(engine: str | None, inherited: list[str], tensor_parallel
     return environment
 
 
+def _refuse_unusable_gpus() -> None:
+    """UserError where this machine has GPUs that torch cannot use: everything would run on the CPU without a word."""
+    if found := unusable_gpus(find_driver(), find_torch()):
+        raise UserError(found)
+
+
 def start_user(task: str, flags: list[str]) -> None:
     """Become what uses a trained model, `generate` or `evaluate`: this process itself where one is enough, else torchrun.
 
@@ -90,6 +96,7 @@ def start_user(task: str, flags: list[str]) -> None:
         UserError, OSError: what the arguments name cannot be used.
     """
     reading = _USERS[task][1](flags)
+    _refuse_unusable_gpus()
     for note in reading.notes:
         print(note, flush=True)
     inherited, _ = usable_python_path(None)
@@ -124,8 +131,7 @@ def _start(task: str, flags: list[str]) -> None:
         UserError, OSError: what the arguments name cannot be used.
     """
     reading = read(task, flags)
-    if sentence := unusable_gpus(find_driver(), find_torch()):
-        raise UserError(sentence)
+    _refuse_unusable_gpus()
     engine, line = choose_engine(reading.megatron_path)
     print(line, flush=True)
     inherited, left_out = usable_python_path(engine)

@@ -36,22 +36,22 @@ class Patch:
 _NO_ADAM = "torch's AdamW does not resume in the distributed optimizer, and its foreach form needs a copy of all gradients"
 
 PATCHES = (
-    Patch("megatron.core.optimizer", "Adam", Adam, _NO_ADAM, "0.17"),
-    Patch("megatron.core.optimizer.distrib_optimizer", "Adam", Adam, "the sharded optimizer accepts this class only", "0.17"),
-    Patch("megatron.core.optimizer", "USING_PYTORCH_OPTIMIZER", False, "Adam above takes Apex's arguments", "0.17"),
+    Patch("megatron.core.optimizer", "Adam", Adam, _NO_ADAM, "0.20"),
+    Patch("megatron.core.optimizer.distrib_optimizer", "Adam", Adam, "the sharded optimizer accepts this class only", "0.20"),
+    Patch("megatron.core.optimizer", "USING_PYTORCH_OPTIMIZER", False, "Adam above takes Apex's arguments", "0.20"),
     Patch(
         "megatron.core.optimizer.distrib_optimizer",
         "HAVE_APEX_OR_TE",
         True,
         "the step is counted in the parameter group, as Apex does, so state moves the way it does there",
-        "0.17",
+        "0.20",
     ),
     Patch(
         "megatron.core.tensor_parallel.layers",
         "_grad_accum_fusion_available",
         True,
         "the product below answers for Apex's extension",
-        "0.17",
+        "0.20",
     ),
 )
 
@@ -62,7 +62,7 @@ ADDITIONS = (
         "fused_weight_gradient_mlp_cuda",
         SimpleNamespace(wgrad_gemm_accum_fp32=wgrad_gemm_accum_fp32),
         "core accumulates weight gradients in fp32 inside the product through this name only",
-        "0.17",
+        "0.20",
     ),
 )
 
@@ -78,7 +78,7 @@ def apply_patches() -> None:
         if not hasattr(module, patch.attribute):
             raise RuntimeError(
                 f"{patch.module} of this megatron-core has no {patch.attribute}, which megatron_patch replaces "
-                f"({patch.why}); install megatron-core 0.16.x."
+                f"({patch.why}); install one that pyproject.toml names."
             )
         setattr(module, patch.attribute, patch.replacement)
     for patch in ADDITIONS:

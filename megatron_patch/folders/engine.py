@@ -11,8 +11,8 @@ from pathlib import Path
 
 from megatron_patch.errors import UserError
 
-# Tried: 0.16.1, 0.17.1, 0.18.2, 0.19.2 (docs/matrix.md); pyproject.toml says the same. The upper bound is where core/patches.py
-# must be looked at again.
+# Tried: 0.16.1, 0.17.1, 0.18.2, 0.19.2 (docs/matrix.md); pyproject.toml says the same. The upper bound is where
+# core/patches.py must be looked at again.
 SUPPORTED = ((0, 16), (0, 20))
 NO_TREE = "none"  # MEGATRON_PATH of a user who has no source tree
 
@@ -39,12 +39,16 @@ def installed_version() -> str:
     """Version of pip's megatron-core.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one outside the tried range.
     """
+    wanted = f"run: pip install 'megatron-core{_range()}'."
     try:
-        return importlib.metadata.version("megatron-core")
+        version = importlib.metadata.version("megatron-core")
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"megatron-core is not installed; run: pip install 'megatron-core{_range()}'.") from None
+        raise UserError(f"megatron-core is not installed; {wanted}") from None
+    if not is_supported(version):
+        raise UserError(f"megatron-core {version} is installed, and this project was tried with {_range()}; {wanted}")
+    return version
 
 
 def choose_engine(megatron_path: str) -> tuple[str | None, str]:
