@@ -40,8 +40,8 @@ def plan_processes(env: str, model_parallel_size: int, environ: Mapping[str, str
 
     dsw: one node, a process for each visible GPU; without a GPU GPUS_PER_NODE, else TP × PP (`model_parallel_size`).
     dlc: WORLD_SIZE nodes, RANK this node's index, MASTER_ADDR and MASTER_PORT; processes per node from
-    KUBERNETES_CONTAINER_RESOURCE_GPU, else NPROC_PER_NODE, else the visible devices. Without WORLD_SIZE and RANK: the PET_*
-    that Kubeflow Trainer sets.
+    KUBERNETES_CONTAINER_RESOURCE_GPU, else NPROC_PER_NODE, else the visible devices. Without WORLD_SIZE and RANK: the
+    PET_* that Kubeflow Trainer sets.
     In a process that torchrun started: what torchrun was told, for by then WORLD_SIZE and RANK count processes.
 
     Source of the names: PAI's page "Built-in environment variables"; Kubeflow Trainer's pkg/constants/constants.go.
@@ -78,7 +78,7 @@ def plan_processes(env: str, model_parallel_size: int, environ: Mapping[str, str
 
 
 def _counts_processes(world_size: int, nodes: str) -> str:
-    """What to say of a PyTorchJob with a number as `nprocPerNode`: its operator multiplies WORLD_SIZE by it, but not RANK."""
+    """What to say of a PyTorchJob with a number as `nprocPerNode`, by which its operator multiplies WORLD_SIZE."""
     return (
         f"WORLD_SIZE is {world_size} and PET_NNODES {one_line(nodes)}; under dlc both count nodes. "
         "In a Kubeflow PyTorchJob leave nprocPerNode out and set NPROC_PER_NODE in the container's env."

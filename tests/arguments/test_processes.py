@@ -1,4 +1,4 @@
-"""How many processes, where: DSW's, DLC's and Kubeflow's environments. tests/pai/test_several_nodes.py trains as such jobs."""
+"""How many processes, where: DSW's, DLC's and Kubeflow's environments. tests/pai/test_several_nodes.py runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""examples/llama2/llama2_dsw.ipynb: runs from end to end without weights, and its stored outputs are those of such a run."""
+"""examples/llama2/llama2_dsw.ipynb runs from end to end without weights, and its stored outputs are of such a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shown(cell) -> str:
 
 
 def test_it_runs_from_end_to_end(tmp_path):
-    """A workspace without weights, whose folder is named unlike the default; what the cells made is there, and is cleaned up."""
+    """A workspace without weights, with another name than the default; what the cells made is there, and cleaned up."""
     work = tmp_path / "工作区"
     work.mkdir()
     (work / "PAI-Megatron-Patch").symlink_to(ROOT)
@@ -51,7 +51,7 @@ def test_its_order_is_that_of_pai_s_gallery(stored):
 
 
 def test_the_commands_are_the_document_s(stored):
-    """Each documented script is called in a `!` cell with its documented number of arguments, and a failure ends the run."""
+    """A `!` cell calls each documented script with its documented number of arguments; a failure ends the run."""
     counts = {"model_convertor.sh": 8, "run_make_pretraining_dataset.sh": 6}
     counts |= {"run_pretrain_megatron_llama.sh": 24, "run_finetune_megatron_llama.sh": 22}
     called = []
