@@ -1,8 +1,8 @@
-"""The state of the house in a dozen figures: `python benchmarks/house.py [CHECKOUT]`, this checkout without an argument.
+"""The state of the house in a dozen figures: `python benchmarks/house.py [CHECKOUT]`, by default of this checkout.
 
-Files, lines and rooms; circles of imports and arrows back; the longest functions; comments and docstrings; what ruff and
-mypy find. Nothing of the checkout that is measured is run. In one from before the rooms, modules that stand in no row count
-as arrows back as well.
+Files, lines and rooms; circles of imports and arrows back; the longest functions; comments and docstrings; what ruff
+and mypy find. Nothing of the checkout that is measured is run. In one from before the rooms, modules that stand in no
+row count as arrows back as well.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def findings(root: Path, *command: str) -> str:
 def prose(name: str, paths: Iterable[Path]) -> str:
     """A line about the prose of some files.
 
-    Lines of code hold neither a docstring nor a comment alone, and are not blank. A comment beside code counts as a comment.
+    Lines of code are not blank and hold more than a docstring or a comment. A comment beside code is a comment.
     """
     code = commented = documented = longest = 0
     lacking: list[str] = []

@@ -79,7 +79,7 @@ MUTATIONS = (
         "tests/llama/test_flops.py",
     ),
     Mutation(
-        "evaluation takes the first batches", "megatron_patch/train/loop.py",
+        "evaluation takes the first batches", "megatron_patch/train/evaluation.py",
         "if data.valid_plan.passes is None:", "if False:",
         "tests/train/test_evaluation.py",
     ),
@@ -94,7 +94,7 @@ MUTATIONS = (
         "tests/folders/test_resumption.py",
     ),
     Mutation(
-        "minutes are hours", "megatron_patch/train/loop.py",
+        "minutes are hours", "megatron_patch/train/stopping.py",
         "options.exit_duration_in_mins * 60", "options.exit_duration_in_mins * 3600",
         "tests/train/test_stopping.py",
     ),
@@ -125,7 +125,7 @@ MUTATIONS = (
         "tests/train/test_flags_decide.py",
     ),
     Mutation(
-        "--exit-interval is one late", "megatron_patch/train/loop.py",
+        "--exit-interval is one late", "megatron_patch/train/stopping.py",
         "self.iterations >= options.exit_interval", "self.iterations > options.exit_interval",
         "tests/train/test_stopping.py",
     ),
@@ -176,17 +176,17 @@ MUTATIONS = (
         "tests/preparation/test_pair.py",
     ),
     Mutation(
-        "a replica takes another's samples", "megatron_patch/data/samplers.py",
+        "a replica takes another's samples", "megatron_patch/data/batches.py",
         "range(self.rank * plan.micro_batch_size,", "range(0,",
         "tests/data/test_samplers.py",
     ),
     Mutation(
-        "every pass in the same order", "megatron_patch/data/samplers.py",
+        "every pass in the same order", "megatron_patch/data/batches.py",
         "self.shuffle_seed + epoch", "self.shuffle_seed",
         "tests/data/test_samplers.py",
     ),
     Mutation(
-        "learnt tokens shifted by one", "megatron_patch/data/sft.py",
+        "learnt tokens shifted by one", "megatron_patch/data/json_dataset.py",
         "loss_mask[begin : end - 1] = learnt[1:]", "loss_mask[begin : end - 1] = learnt[:-1]",
         "tests/data/test_sft.py",
     ),

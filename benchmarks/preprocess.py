@@ -212,7 +212,7 @@ def loader(folder: Path, steps: int = 100, step_seconds: float = 0.1) -> None:
     """Measure how long a training loop waits for its batches if each step takes `step_seconds`."""
     from megatron_patch.config import Options
     from megatron_patch.data.batches import micro_batches
-    from megatron_patch.data.samplers import BatchPlan, MicroBatchSampler
+    from megatron_patch.data.batches import BatchPlan, MicroBatchSampler
 
     write_random_pair(folder / "pair", 100_000, 600)
     dataset = gpt_dataset(folder / "pair", folder / "cache", None)

@@ -121,7 +121,11 @@ def kill_tree(pid: int) -> None:
 
 
 def measure(shape: dict, folder: Path, options: argparse.Namespace) -> dict:
-    """Run one shape and end it: tokens per second and GPU of each line, and what else its output says."""
+    """Run one shape and end it: tokens per second and GPU of each line, and what else its output says.
+
+    Raises:
+        SystemExit: the run ended by itself; its last lines are shown.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[: shape["gpus"]]), "PYTHON": sys.executable}
     with tempfile.TemporaryDirectory(dir=folder) as output:

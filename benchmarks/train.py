@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import megatron_patch.core.device as device
 import torch
-from megatron_patch.config import Options, TrainConfig
+from megatron_patch.config import Options, TrainConfig, one_process_config
 from megatron_patch.core import parallel
 from megatron_patch.llama.model_config import LLAMA_SIZES
 from megatron_patch.train.log import RunLog
@@ -51,16 +51,11 @@ SHAPES = {
 def config_of(shape: dict, options: Options, layers: int | None) -> TrainConfig:
     """The configuration of a shape in one process; `layers` cuts the model to so many."""
     model = LLAMA_SIZES[shape["size"]]
-    return TrainConfig(
-        task="pretrain",
+    return one_process_config(
+        replace(model, num_layers=layers) if layers else model,
+        shape["seq"],
         name="benchmark",
-        model=replace(model, num_layers=layers) if layers else model,
-        extra_vocab_size=0,
-        load=None,
         output_path="benchmark_output",
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        sequence_parallel=False,
         use_distributed_optimizer=shape["do"],
         precision=shape["precision"],
         recompute=shape["ac"],
@@ -69,10 +64,6 @@ def config_of(shape: dict, options: Options, layers: int | None) -> TrainConfig:
         global_batch_size=shape["gbs"],
         lr=1e-5,
         min_lr=1e-6,
-        seq_length=shape["seq"],
-        pad_length=shape["seq"],
-        train_data_path="random",
-        valid_data_path=None,
         train_iters=1000,
         options=options,
     )

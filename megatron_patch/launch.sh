@@ -8,34 +8,39 @@
 print_usage() {
     printf 'Usage: sh %s ARGUMENT...\n\n' "$0"
     sed -n '/^[A-Za-z][A-Za-z0-9_]*=\$[0-9{]/p' "$0"
-    printf '\nWhatever follows the last one is handed on to the Python entry point: --flag value ...\n'
 }
 
 # check_count COUNT "$@": exits with status 2 unless COUNT arguments are there, and what follows them begins with --.
-# --help alone prints them and the flags of what the script's last command starts.
+# --help as the first lists them, and the flags of what the script's last command starts.
 check_count() {
     wanted=$1
     shift
-    case $#:${1-} in
-        1:--help | 1:-h)
-            print_usage
-            echo
+    case ${1-} in
+        --help | -h)
+            shift
             # shellcheck disable=SC2046  # a module, and for some a word behind it
-            python_entry $(sed -n 's/^python_entry \([a-z_. ]*\) \\$/\1/p' "$0") --help
+            (python_entry $(sed -n 's/^python_entry \([a-z_. ]*\) \\$/\1/p' "$0") --help "$@") && exit 0
+            print_usage >&2
+            exit 2
             ;;
     esac
-    if [ "$#" -lt "$wanted" ]; then
-        print_usage >&2
-        printf '\n%s takes %s arguments and got %s; write the missing ones in the order above.\n' "$0" "$wanted" "$#" >&2
-        exit 2
-    fi
-    given=$#
-    shift "$wanted"
-    [ "$#" -gt 0 ] || return 0
-    case $1 in --*) return 0 ;; esac
+    [ "$#" -ge "$wanted" ] || wrong_count "$@"
+    [ "$#" -gt "$wanted" ] || return 0
+    place=0
+    for word in "$@"; do  # until the one behind the last argument
+        [ "$place" -lt "$wanted" ] || break
+        place=$((place + 1))
+    done
+    case $word in --*) return 0 ;; esac
+    wrong_count "$@"
+}
+
+# The documented list, what is wrong with it and an example, from Python, which knows the user's language; where no Python can, the list
+# and the count.
+wrong_count() {
+    (python_entry megatron_patch.arguments.usage "$0" "$@") >&2 && exit 2
     print_usage >&2
-    printf '\n%s takes %s arguments and got %s; number %s is %s, which is no --flag: remove it.\n' \
-        "$0" "$wanted" "$given" "$((wanted + 1))" "'$1'" >&2
+    printf '\n%s takes %s arguments and got %s.\n' "$0" "$wanted" "$#" >&2
     exit 2
 }
 

@@ -79,7 +79,7 @@ def undocumented(tree: ast.Module) -> Iterator[str]:
 
 
 def unsaid_errors(tree: ast.Module) -> Iterator[str]:
-    """`function: Error` for each exception that a public function raises by itself and does not name behind `Raises:`."""
+    """`function: Error` for each exception that a public function raises and does not name behind `Raises:`."""
     for node in public(tree):
         if isinstance(node, _FUNCTIONS):
             _, _, said = (ast.get_docstring(node) or "").partition("Raises:")
@@ -87,14 +87,26 @@ def unsaid_errors(tree: ast.Module) -> Iterator[str]:
 
 
 def _raised(function: Function) -> set[str]:
-    """Names of the exceptions that a function's own body raises. A function inside it counts: it is part of it."""
-    made = (node.exc for node in ast.walk(function) if isinstance(node, ast.Raise))
-    return {call.func.id for call in made if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)}
+    """Names of the exceptions that a function's body raises and does not catch by name. A function inside it counts
+    too."""
+    found = set()
+    tried = {id(inner): node for node in ast.walk(function) if isinstance(node, ast.Try) for inner in _raises(node.body)}
+    for node in _raises(function.body):
+        if isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+            name, around = node.exc.func.id, tried.get(id(node))
+            caught = ast.unparse([handler.type for handler in around.handlers if handler.type]) if around else ""
+            found |= set() if re.search(rf"\b{name}\b", caught) else {name}
+    return found
+
+
+def _raises(body: list[ast.stmt]) -> Iterator[ast.Raise]:
+    """All `raise` statements in `body`, at every depth."""
+    return (node for statement in body for node in ast.walk(statement) if isinstance(node, ast.Raise))
 
 
 def cut_paragraphs(text: str) -> Iterator[str]:
-    """Paragraphs of a docstring that end without a mark of punctuation, as one does that was cut. Indented ones are tables."""
+    """Paragraphs of a docstring that end without punctuation, as one does that was cut. Indented ones are tables."""
     for paragraph in re.split(r"\n\s*\n", text):
         lines = paragraph.splitlines()
-        if not re.search(r"[.:?!…)\]`\"”⟧]$", lines[-1]) and not (len(lines[0]) > len(lines[0].lstrip())):
+        if not re.search(r"[.:?!…)\]`\"”⟧|]$", lines[-1]) and not (len(lines[0]) > len(lines[0].lstrip())):
             yield paragraph

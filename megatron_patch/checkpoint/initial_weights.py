@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 
 from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.errors import UserError
-from megatron_patch.formats.lazy import LazyTensor, Rows, pieces, stack
+from megatron_patch.formats.lazy import LazyTensor, Rows
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.shares import copy_rows, share_of_rows
 from megatron_patch.weights.source import Source
 from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place
 
@@ -52,9 +52,10 @@ def load_from_source(
         if place.entry.key in (EMBEDDING, OUTPUT_LAYER):
             _check_rows(source, place, tensor, model.vocab_rows)
             tensor = Rows(tensor, model.first_row, model.first_row + model.valid_rows)
-            _copy(path, place, tensor, parameter[: model.valid_rows], 0)
+            copy_rows(str(path), place, tensor, parameter[: model.valid_rows])
             continue
-        _copy(path, place, _share(place, tensor, rank, size) if axis == 0 else tensor, parameter, rank if axis == 1 else 0)
+        share = share_of_rows(place, tensor, rank, size) if axis == 0 else tensor
+        copy_rows(str(path), place, share, parameter, rank if axis == 1 else 0)
     return source.notes
 
 
@@ -79,24 +80,3 @@ def _check_rows(source: Source, place: Place, tensor: LazyTensor, rows: int) -> 
             f"{source.root}: {place} has {tensor.shape[0]} rows, and vocabulary with EXTRA_VOCAB_SIZE makes {rows}; "
             "give the EXTRA_VOCAB_SIZE that the checkpoint was made with."
         )
-
-
-def _share(place: Place, tensor: LazyTensor, rank: int, size: int) -> LazyTensor:
-    """This rank's rows; of gate and up, its rows of each."""
-    parts = 2 if place.entry.rule == "gate_up" else 1
-    height = tensor.shape[0] // parts
-    share = height // size
-    return stack([Rows(tensor, part * height + rank * share, part * height + (rank + 1) * share) for part in range(parts)])
-
-
-def _copy(path: str | Path, place: Place, tensor: LazyTensor, parameter: torch.Tensor, column_rank: int) -> None:
-    """The rows of `tensor` into `parameter`, of rows split by columns this rank's."""
-    columns = slice(None)
-    if parameter.dim() == 2:
-        columns = slice(column_rank * parameter.shape[1], (column_rank + 1) * parameter.shape[1])
-    if tensor.shape[0] != parameter.shape[0] or tensor.shape[1:] and tensor.shape[1] % parameter.shape[1]:
-        raise UserError(f"{path}: {place} has shape {list(tensor.shape)}, of which {list(parameter.shape)} is no share.")
-    with torch.no_grad():
-        parameter = parameter.detach()
-        for first, last, piece in pieces(tensor):
-            parameter[first:last].copy_(piece[:, columns] if parameter.dim() == 2 else piece)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import ChainedOptimizer
 
@@ -34,10 +34,11 @@ from megatron_patch.checkpoint.optimizer_state import (
     name_as_saved,
     sharded_optimizer_state,
 )
-from megatron_patch.checkpoint.streaming_save import StreamingSave
+from megatron_patch.checkpoint.streaming_save import save_streaming
 from megatron_patch.config import PER_KV_HEAD, TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
+from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.layout import (
     ModelDescription,
     flush,
@@ -47,7 +48,7 @@ from megatron_patch.folders.layout import (
     write_model_description,
     write_tracker,
 )
-from megatron_patch.folders.recorded_run import RUN_CONFIG, read_run_config
+from megatron_patch.folders.recorded_run import RUN_CONFIG, read_run_config, run_record
 from megatron_patch.llama.model_config import LlamaConfig
 
 
@@ -61,8 +62,17 @@ class Progress:
     nan_iterations: int
 
 
-def save_checkpoint(config: TrainConfig, model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: Progress) -> Path:
+def save_checkpoint(
+    config: TrainConfig,
+    model: Any,
+    optimizer: ChainedOptimizer,
+    scheduler: Any,
+    progress: Progress,
+    origin: Origin = Origin(),  # noqa: B008  frozen
+) -> Path:
     """Write the state after `progress.iteration`; every rank calls it. Returns the finished folder.
+
+    `origin` is recorded beside the configuration: what the run was found to begin with.
 
     Only one run at a time may write into a checkpoint folder: what others have in the making there is removed.
     """
@@ -77,26 +87,27 @@ def save_checkpoint(config: TrainConfig, model: Any, optimizer: ChainedOptimizer
     # The writer's threads read on streams of their own. So the last update, and the fp32 weights that `_state_dict` rebuilds in
     # the gradient buffers, must be finished first.
     device.synchronize()
-    dist_checkpointing.save(state, str(partial), StreamingSave(), content_metadata=dict(SHARDING))
+    save_streaming(state, partial, dict(SHARDING))
     parallel.barrier()
     if torch.distributed.get_rank() == 0:
-        _finish(config, partial, final, progress)
+        _finish(config, origin, partial, final, progress)
     parallel.barrier()
     return final
 
 
-def _finish(config: TrainConfig, partial: Path, final: Path, progress: Progress) -> None:
+def _finish(config: TrainConfig, origin: Origin, partial: Path, final: Path, progress: Progress) -> None:
     """Describe, flush, rename, and only then say so in the tracker; older ones go if `--keep-last` asks for it."""
     root, description = final.parent, _description(config)
     write_model_description(partial, description)
-    (partial / RUN_CONFIG).write_text(json.dumps(config.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    record = json.dumps(run_record(config, origin), indent=2, ensure_ascii=False)
+    (partial / RUN_CONFIG).write_text(record + "\n", encoding="utf-8")
     for name in os.listdir(partial):
         flush(partial / name)
     flush(partial)
     put_in_place(partial, final)
     write_tracker(root, str(progress.iteration))
     # What follows reads other folders or removes some; none of it may cost the work that is now on the disk.
-    write_companions(config, root, description.dtype)
+    write_companions(config, root, description.dtype, origin.resumed_from)
     discard_old(root, config.options.keep_last)
     remove_left_over(root)
 

@@ -43,6 +43,16 @@ COMMANDS = {
     "finetune": Command(
         "megatron_patch.launch", "supervised fine-tuning", "有监督微调", ("finetune",), ("--env=dsw", _ENGINE, _HERE)
     ),
+    "generate": Command(
+        "megatron_patch.launch",
+        "text generation, from a file or on the terminal",
+        "文本生成",
+        ("generate",),
+        ("--env=dsw", _ENGINE, _HERE),
+    ),
+    "evaluate": Command(
+        "megatron_patch.launch", "loss and perplexity over files", "评估", ("evaluate",), ("--env=dsw", _ENGINE, _HERE)
+    ),
     "convert": Command("megatron_patch.cli.convert", "Hugging Face ↔ Megatron checkpoints", "模型格式转换", defaults=(_ENGINE,)),
     "preprocess": Command("megatron_patch.cli.preprocess", "raw text → .bin/.idx, or fine-tuning data", "预训练与微调数据处理"),
     "inspect": Command(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -21,20 +20,12 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_patch.folders.layout import CORE_METADATA
-from megatron_patch.formats.distcp_metadata import COMMON, METADATA
+from megatron_patch.formats.distcp_metadata import COMMON, METADATA, write_backends
 from megatron_patch.formats.lazy import LazyTensor, Rows
 from megatron_patch.formats.streaming import Item, Written, partition, write_distcp, write_files
 from megatron_patch.weights.source import Source
 from megatron_patch.weights.table import TABLE, Place, places
 
-# What megatron-core 0.16 writes in metadata.json and .metadata.
-_BACKENDS = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
 _DCP_VERSION = "1.0.0"
 _OBJECTS_FILE = "__0_objects.distcp"
 # core's linear layers save an empty object a layer under these names, and ask for it when loading.
@@ -73,7 +64,7 @@ def write_native(folder: Path, source: Source, max_file_bytes: int, on_bytes: Ca
     metadata = _metadata(source, written, objects)
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     torch.save({"content_metadata": {}}, folder / COMMON)
-    (folder / CORE_METADATA).write_text(json.dumps(_BACKENDS), encoding="utf-8")
+    write_backends(folder)
     return written
 
 

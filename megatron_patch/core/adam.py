@@ -36,8 +36,10 @@ class Adam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ) -> None:
         assert adam_w_mode, "only decoupled weight decay is implemented"
+        assert not capturable, "core from 0.17 on can record the optimizer in a CUDA graph; this project's graphs end before it"
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.model_copies: dict[torch.Tensor, torch.Tensor] = {}
         self.remainders: dict[torch.Tensor, torch.Tensor] = {}

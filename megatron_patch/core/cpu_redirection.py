@@ -1,7 +1,7 @@
 """megatron-core assumes CUDA everywhere. On a machine without it, this module makes the assumptions hold on the CPU.
 
 `core.device` applies it once, before the first import of `megatron.core`, and only where `torch.cuda.is_available()` is
-false. Each redirection says which assumption it meets. Streams and events are left out on purpose: megatron-core
+false. Each redirection says which assumption it meets. Streams of one's own and events are left out on purpose: megatron-core
 touches them only in features that this project does not switch on.
 """
 
@@ -97,6 +97,8 @@ def _redirect_torch() -> None:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
     torch.cuda.synchronize = lambda *args, **kwargs: None
+    # core from 0.19 on asks for the stream before each reduction of gradients, and lets it wait for events of CUDA graphs.
+    torch.cuda.current_stream = lambda *args, **kwargs: torch.cpu.current_stream()  # type: ignore[assignment]
     # core forks the CUDA generator, so that ranks initialize different weights. Here it forks the CPU's default one.
     torch.cuda.get_rng_state = _get_rng_state
     torch.cuda.set_rng_state = _set_rng_state
@@ -104,7 +106,7 @@ def _redirect_torch() -> None:
 
 
 def _redirect_core() -> None:
-    """Replace core's own functions that read and set the CUDA generator. It imports `megatron.core`, so it runs last."""
+    """Replace core's own functions that read and set the CUDA generator. It imports core, so it runs last."""
     from megatron.core.tensor_parallel import random
 
     random._get_cuda_rng_state = _get_rng_state

@@ -52,8 +52,8 @@ def start(config: TrainConfig) -> Layout:
     timeout = datetime.timedelta(minutes=config.options.timeout_minutes)
     if device.HAS_CUDA:
         torch.cuda.set_device(local)
-        # autograd accumulates gradients on the stream on which a parameter was first used, and a CUDA graph cannot
-        # record the default stream. So everything runs on another one from the start.
+        # autograd accumulates a gradient on the stream that was current when the accumulation was set up, and a CUDA
+        # graph cannot record the default stream. So everything runs on another one from the start.
         torch.cuda.set_stream(torch.cuda.Stream())
     torch.distributed.init_process_group(
         backend=device.BACKEND,

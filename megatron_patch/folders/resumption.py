@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
+from megatron_patch.folders.fingerprint import Origin, observe
 from megatron_patch.folders.layout import CheckpointLocation, iteration_folder, read_tracker, resolve_checkpoint
 from megatron_patch.folders.names import checkpoint_root
 from megatron_patch.folders.recorded_run import Comparison, compare, read_run_config
@@ -25,11 +26,13 @@ class Start:
         folder: one iteration's folder, of which everything is taken: weights, optimizer, schedule, progress. None: `config.load`
             gives the weights, or they are random.
         config: the run's configuration; one that goes on keeps naming the model that it began with.
+        origin: what the run began with, to be recorded at each save.
         lines: what the user should know about it.
     """
 
     folder: Path | None
     config: TrainConfig
+    origin: Origin
     lines: tuple[str, ...] = ()
 
 
@@ -42,15 +45,16 @@ def find_start(config: TrainConfig) -> Start:
     Raises:
         UserError: a folder holds something else than the arguments ask for; each difference is named.
     """
-    own = own_checkpoint(config)
+    origin = observe(config)
+    own = own_checkpoint(config, origin)
     if own is not None:
-        return _from_own(config, own)
+        return _from_own(config, origin, own)
     if config.options.resume_from:
-        return _from_other(config, resume_location(config.options.resume_from))
-    return _from_load(config)
+        return _from_other(config, origin, resume_location(config.options.resume_from))
+    return _from_load(config, origin)
 
 
-def own_checkpoint(config: TrainConfig) -> Path | None:
+def own_checkpoint(config: TrainConfig, origin: Origin) -> Path | None:
     """The run's own last finished checkpoint, which it goes on from; None at its first start.
 
     Raises:
@@ -73,7 +77,7 @@ def own_checkpoint(config: TrainConfig) -> Path | None:
         )
     recorded = read_run_config(folder)
     if recorded is not None:
-        found = compare(config, recorded, root)
+        found = compare(config, origin, recorded, root)
         if found.hindering or found.longer:
             raise UserError(
                 f"{root} holds a run of the same name with other arguments: {'; '.join(found.hindering + found.longer)}. "
@@ -105,10 +109,10 @@ def root_of(location: CheckpointLocation) -> Path:
     return Path(os.path.realpath(checkpoint_root(location.folder) or location.root))
 
 
-def _from_own(config: TrainConfig, folder: Path) -> Start:
+def _from_own(config: TrainConfig, origin: Origin, folder: Path) -> Start:
     recorded = read_run_config(folder) or {}
     root = Path(os.path.realpath(folder.parent))
-    start = _going_on(config, folder, recorded.get("resumed_from"))
+    start = _going_on(config, replace(origin, resumed_from=recorded.get("resumed_from")), folder)
     lines = []
     for flag, path in (("--resume-from", config.options.resume_from), ("PRETRAIN_CHECKPOINT_PATH", config.load)):
         named = _location(path)
@@ -142,8 +146,8 @@ def _check_began_there(own: Path, wanted: Path, began: str | None) -> None:
     )
 
 
-def _from_other(config: TrainConfig, location: CheckpointLocation) -> Start:
-    found = _compared(config, location)
+def _from_other(config: TrainConfig, origin: Origin, location: CheckpointLocation) -> Start:
+    found = _compared(config, origin, location)
     if found.hindering:
         raise UserError(
             f"--resume-from names {location.folder}, whose run learns something else: {'; '.join(found.hindering)}. "
@@ -152,7 +156,7 @@ def _from_other(config: TrainConfig, location: CheckpointLocation) -> Start:
     changed = f" with other settings ({'; '.join(found.harmless)})" if found.harmless else ""
     line = f"The run goes on from {location.folder}{changed}, and saves below {config.checkpoint_folder}."
     began = str(root_of(location) / location.folder.name)
-    return _going_on(config, location.folder, began, line, *_longer_lines(config, found))
+    return _going_on(config, replace(origin, resumed_from=began), location.folder, line, *_longer_lines(config, found))
 
 
 def _longer_lines(config: TrainConfig, found: Comparison) -> list[str]:
@@ -169,39 +173,40 @@ def _longer_lines(config: TrainConfig, found: Comparison) -> list[str]:
     ]
 
 
-def _from_load(config: TrainConfig) -> Start:
+def _from_load(config: TrainConfig, origin: Origin) -> Start:
     """PRETRAIN_CHECKPOINT_PATH: a run of this output folder goes on; any other training checkpoint gives its weights."""
     location = _location(config.load)
     if location is None or location.iteration is None:
-        return Start(None, config)
+        return Start(None, config, origin)
     weights = f"PRETRAIN_CHECKPOINT_PATH {config.load} is a training checkpoint"
     alone = "its weights alone are taken, and training begins at its first iteration"
     if read_run_config(location.folder) is None:
-        return Start(None, config, (f"{weights} without run_config.json: {alone}.",))
-    found = _compared(config, location)
+        return Start(None, config, origin, (f"{weights} without run_config.json: {alone}.",))
+    found = _compared(config, origin, location)
     is_ours = root_of(location).parent == Path(os.path.realpath(config.checkpoint_folder)).parent
     if is_ours and not found.hindering and not found.longer:
-        return _from_other(config, location)
+        return _from_other(config, origin, location)
     differences = f" ({'; '.join(found.hindering + found.longer)})" if found.hindering or found.longer else ""
     whose = "of another run" if is_ours else "of another output folder"
     flag = f" To go on with its optimizer, schedule and data position, add --resume-from {shlex.quote(str(config.load))}."
     flag = "" if found.hindering else flag
-    return Start(None, config, (f"{weights} {whose}{differences}: {alone}.{flag}",))
+    return Start(None, config, origin, (f"{weights} {whose}{differences}: {alone}.{flag}",))
 
 
-def _compared(config: TrainConfig, location: CheckpointLocation) -> Comparison:
+def _compared(config: TrainConfig, origin: Origin, location: CheckpointLocation) -> Comparison:
     recorded = read_run_config(location.folder)
     assert recorded is not None
-    return compare(config, recorded, root_of(location))
+    return compare(config, origin, recorded, root_of(location))
 
 
-def _going_on(config: TrainConfig, folder: Path, resumed_from: str | None, *lines: str) -> Start:
+def _going_on(config: TrainConfig, origin: Origin, folder: Path, *lines: str) -> Start:
     """The start of a run that goes on: what it began with stays on record, whatever it is started with now."""
     recorded = read_run_config(folder) or {}
-    config, began = replace(config, resumed_from=resumed_from), recorded.get("load")
-    same = config.load is not None and config.load_fingerprint and config.load_fingerprint == recorded.get("load_fingerprint")
+    began, known = recorded.get("load"), origin.load_fingerprint
+    same = config.load is not None and known and known == recorded.get("load_fingerprint")
     if began is not None and not same:
-        config = replace(config, load=began, load_fingerprint=str(recorded.get("load_fingerprint") or ""))
+        config = replace(config, load=began)
+        origin = replace(origin, load_fingerprint=str(recorded.get("load_fingerprint") or ""))
     elif began is None and recorded:
-        config = replace(config, load=None, load_fingerprint="")
-    return Start(folder, config, lines)
+        config, origin = replace(config, load=None), replace(origin, load_fingerprint="")
+    return Start(folder, config, origin, lines)

@@ -63,7 +63,7 @@ def _ordered_dict(value: Built) -> bool:
 
 
 def _encode(value: Built) -> bool:
-    """`_codecs.encode(text, "latin1")`, as which pickle's protocol 2 writes bytes."""
+    """`_codecs.encode(text, "latin1")`. Pickle's protocol 2 writes bytes as this call."""
     return value.state is None and all(type(item) is str for item in value.arguments)
 
 

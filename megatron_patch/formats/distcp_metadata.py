@@ -26,6 +26,13 @@ from megatron_patch.formats.unpickling import read_pickle
 METADATA = ".metadata"
 CORE_METADATA = "metadata.json"
 COMMON = "common.pt"
+# What megatron-core writes in metadata.json. Core 0.19 leaves the last two out, and reads either form.
+_BACKENDS = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
 _MAX_METADATA = 64 << 20  # bytes; enough for 400,000 chunks with names of usual length
 _MAX_JSON = 1 << 20  # bytes
 MAX_OBJECT = 1 << 28  # bytes of an object beside the tensors; it is read as a whole
@@ -72,6 +79,11 @@ def read_backends(folder: str | Path) -> dict[str, Any]:
             f"{path} says sharded_backend {str(content.get('sharded_backend'))[:40]!r}; torch_dist is read: convert it with core."
         )
     return content
+
+
+def write_backends(folder: Path) -> None:
+    """Write metadata.json, which says that `folder` is a torch_dist checkpoint."""
+    (folder / CORE_METADATA).write_text(json.dumps(_BACKENDS), encoding="utf-8")
 
 
 def _read_small(path: Path, limit: int) -> bytes:

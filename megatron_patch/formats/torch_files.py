@@ -122,8 +122,7 @@ def read_torch_file(path: Path, skipped: Callable[[str, int], bool] = _nothing_s
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # torch looks for a zip's directory at the place that the zip names. In a file that was cut it lies behind
-            # the end, and mapping it fails.
+            # In a file that was cut torch tries to map bytes behind its end, which the system refuses.
             raise UserError(_cut(path)) from None
     file, described = _File(path, archive, skipped), archive.value
     if only is None or not isinstance(content, dict):

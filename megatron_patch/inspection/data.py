@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_patch.data.sft import build_sft_dataset
-from megatron_patch.data.sft_records import counted, read_records
+from megatron_patch.data.json_dataset import build_json_dataset, read_records
+from megatron_patch.data.json_report import counted
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
-from megatron_patch.preparation.pair import read_record, record_path
-from megatron_patch.records.documents import Skipped
+from megatron_patch.preparation.state import read_record, record_path
 from megatron_patch.records.indexed import read_index
+from megatron_patch.records.skipped import Skipped
 
 _WHOLE_BYTES = 1 << 30  # of a .bin; up to this size all its ids are read for their range, of a larger one a sample
 _SHOWN_TOKENS = 200  # of a document
@@ -119,7 +119,7 @@ def describe_sft(
         out += [f"{counted(bad, 'record')} cannot be read as JSON objects"] if bad else []
         out += histogram(np.array(sizes), "characters of JSON")
         return [*out, *first, "add --tokenizer-folder to see tokens, what is learnt and what is cut"]
-    dataset = build_sft_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, template=template, max_bad_fraction=1.0)
+    dataset = build_json_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, template=template, max_bad_fraction=1.0)
     out += [*dataset.report.lines(), *histogram(np.diff(dataset.table.offsets), "tokens")]
     ids = np.asarray(dataset.table.flat) & ~np.int32(1 << 30)  # the table marks learnt tokens by this bit
     out.append(f"ids from {ids.min()} to {ids.max()} of {tokenizer.vocab_size}; template {template}")

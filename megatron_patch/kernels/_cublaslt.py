@@ -52,8 +52,7 @@ class Shape:
 def library() -> ctypes.CDLL | None:
     """cuBLASLt as torch has loaded it into this process; None where torch brings none.
 
-    dlopen by the library's bare name finds what is loaded already. So both use one copy, and its version fits the
-    driver.
+    dlopen by the library's bare name finds what is loaded already, so both use one copy.
     """
     version = torch.version.cuda
     if version is None:

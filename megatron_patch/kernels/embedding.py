@@ -39,8 +39,8 @@ def embedding(
     """
     if weight_grad is not None and (weight_grad.shape != weight.shape or weight_grad.dtype != torch.float32):
         raise ValueError(
-            f"weight_grad is {weight_grad.dtype} {list(weight_grad.shape)}; it must be torch.float32 and, like"
-            f" weight, {list(weight.shape)}."
+            f"weight_grad is {weight_grad.dtype} {list(weight_grad.shape)}; "
+            f"it must be torch.float32 and, like weight, {list(weight.shape)}."
         )
     return _Embedding.apply(tokens, weight, vocab_start, weight_grad, use_triton(implementation, weight))
 

@@ -14,9 +14,9 @@ import torch
 
 from ._dispatch import ceil_div, kernel, multiprocessors, next_power_of_two, tl, use_triton
 
-# The backward runs one program for each multiprocessor, so that few partial sums of dweight are written. One program
-# alone does not hide the time of its loads. So it loads three rows ahead where they (x and dy) fit into this many bytes
-# of shared memory.
+# The backward runs one program on each multiprocessor, so that few partial sums of dweight are written. With no other
+# program beside it, nothing hides the time of its loads. So it keeps the loads of three rows of x and dy in flight, if
+# they fit into this many bytes of shared memory.
 PIPELINE_BYTES = 196608
 
 
@@ -167,8 +167,8 @@ def _check(x: torch.Tensor, weight: torch.Tensor, weight_grad: torch.Tensor | No
         )
     if weight_grad is not None and (weight_grad.shape != weight.shape or weight_grad.dtype != torch.float32):
         raise ValueError(
-            f"weight_grad is {weight_grad.dtype} {list(weight_grad.shape)}; it must be torch.float32 and, like"
-            f" weight, {list(weight.shape)}."
+            f"weight_grad is {weight_grad.dtype} {list(weight_grad.shape)}; "
+            f"it must be torch.float32 and, like weight, {list(weight.shape)}."
         )
 
 

@@ -84,7 +84,7 @@ def _gather(part: torch.Tensor, group: ProcessGroup, beside: bool) -> _Arriving:
 
 
 def _sum(whole: torch.Tensor, part: torch.Tensor, group: ProcessGroup, split: bool) -> _Arriving:
-    """The sum of `whole` [S, B, H] over the ranks; where the sequence is `split`, this rank's part of it, like `part`."""
+    """The sum of `whole` [S, B, H] over the ranks. Where the sequence is `split`, only this rank's part of it."""
     if not split:
         return _Arriving(whole, distributed.all_reduce(whole, group=group, async_op=True))
     mine = torch.empty_like(part)

@@ -15,9 +15,8 @@ OLD, NEW = Driver(2, 12040, release="550.54.15"), Driver(8, 13000, release="580.
 CASES = {
     "driver too old": (
         OLD, CUDA_13,
-        (
-            "2 GPUs with NVIDIA's driver 550.54.15 (CUDA up to 12.4), and torch 2.15.0+cu132 wants CUDA 13.2",
-            "driver 580.65 or newer",
+        ("2 GPUs with NVIDIA's driver 550.54.15 (CUDA up to 12.4), and torch 2.15.0+cu132 wants CUDA 13.2",
+         "driver 580.65 or newer",
          "-m pip install --force-reinstall 'torch>=2.11,<2.14' --index-url https://download.pytorch.org/whl/cu126"),
     ),
     "driver of years ago": (Driver(1, 11040), CUDA_12, ("1 GPU with", "CUDA up to 11.4", "driver 525.60 or newer;")),

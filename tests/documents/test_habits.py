@@ -1,4 +1,4 @@
-"""What contributors and robots are told is so: commands exist, YAML parses, the same checks everywhere, versions have dates."""
+"""What contributors are told is so: commands exist, YAML parses, the same checks run everywhere, versions have dates."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.documents.markdown import DOCUMENTS, blocks, code_words, commands, read
+from tests.import_graph import ROWS
 from tests.launching import ROOT
 
 YAML = sorted(
@@ -75,6 +76,12 @@ def test_every_make_command_that_is_named_has_a_target():
     }
     assert {"demo", "test", "check", "docs", "gpu", "fuzz", "matrix"} <= named
     assert {target: dry_run(target).stderr for target in sorted(named) if dry_run(target).returncode} == {}
+
+
+def test_the_rooms_on_the_page_are_those_that_are_held():
+    page = read("AGENTS.md").split("## Rooms")[1].split("## Rules")[0]
+    rows = [tuple(row.split(", ")) for row in re.findall(r"^    ([a-z_, ]+)$", page, re.MULTILINE)]
+    assert [set(row) for row in rows] == [set(row) for row in reversed(ROWS)]
 
 
 def test_the_editors_line_length_is_ruff_s():

@@ -1,7 +1,7 @@
 """A workspace in which the documents' commands run as they stand, with a tiny model in LLaMA-2 7B's place.
 
-What costs hours, gigabytes or a network has a stand-in: `wget` finds its files in a folder, `git clone` links to this checkout,
-`make` says what it would do, and the words of STAND_INS are replaced.
+What costs hours, gigabytes or a network has a stand-in: `wget` finds its files in a folder, `git clone` links to
+this checkout, `make` says what it would do, and the words of STAND_INS are replaced.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ STAND_INS = {
     r"/mnt/workspace": "{work}",
     r"\b7B\b": "auto",  # of the name of step 4's folder too
     r"\bllama-7b\b": "auto",
+    r"(?m)(/output_megatron_llama2/)$": r"\1 --num-workers 0",
     r"(100000000 10000 \S+)": r"\1 --exit-interval 1",
     r"(--sft-output-dir \S+)": r"\1 --valid-fraction 0.2 --workers 1",
 }
@@ -79,6 +80,8 @@ def make_workspace(folder: Path) -> Workspace:
         shutil.copy(GOLDEN / f"data/corpus_text_document{ending}", downloads / f"wudao_llamabpe_text_document{ending}")
     for name in ("wudao_train.json", "wudao_valid.json"):
         shutil.copy(GOLDEN / "sft/alpaca_output.json", downloads / name)
+    ready_made = shutil.copytree(GOLDEN / "megatron_2023/september/mha_tp1_pp1", folder / "llama-2-7b-hf-to-megatron-tp1-pp1")
+    _pack(ready_made, downloads / "llama-2-7b-hf-to-megatron-tp1-pp1.tgz")
     return Workspace(folder)
 
 

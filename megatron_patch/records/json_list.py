@@ -1,49 +1,35 @@
-"""Reading JSON records as a stream: JSON Lines and JSON lists, plain, gzip or Zstandard, one file at a time
-in memory of a few MiB whatever its size, and of a few times a record's.
+"""A JSON list read item by item from a stream, in memory of a few MiB and of a few times one item.
 
-The form is told by the first character, not by the name: `[` begins a list, anything else lines. (`.json` is
-commonly used for both.) A record longer than allowed is passed over without being held.
+Python's own parser wants the whole text. Here a window moves over the text, and Python's parser reads one item at a
+time in it.
 """
 
 from __future__ import annotations
 
 import codecs
-import io
 import json
 import re
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from megatron_patch.errors import UserError
-from megatron_patch.records.archives import open_archive
+from megatron_patch.records.skipped import Unread, too_long
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.zst", ".jsonl.gz", ".json.zst", ".json.gz")
-DAMAGED = (EOFError, OSError, zlib.error)  # what reading a damaged archive raises
-MEGABYTE = 1_000_000
-MAX_DOCUMENT_MB = 64
-_BEGINS_JSON = re.compile(rb'\s*(\{\s*["}]|\[\s*[{\]])')
 _READ = 1 << 20  # bytes or characters asked for at a time
-_SKIPPED = 1 << 17  # characters passed over at a time, each of which takes some 60 bytes meanwhile
+_SKIPPED = 1 << 17  # characters passed over at a time; each takes some 60 bytes while its brackets are counted
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SCALAR = re.compile(r"[^ \t\r\n,\]]*")
 
 
-@dataclass(frozen=True)
-class Unread:
-    """Stands for a record that was passed over. `size`: its bytes or characters."""
-
-    reason: str
-    size: int
-
-
 class BrokenListError(UserError):
-    """A JSON list that stops being JSON at item `number` (from 1); `lost` characters from there on cannot be
-    read.
+    """A JSON list stops being JSON.
+
+    Attributes:
+        number: the item at which it stops, from 1.
+        reason: a phrase.
+        lost: how many characters from there to the end cannot be read.
     """
 
     def __init__(self, number: int, reason: str, lost: int) -> None:
@@ -51,66 +37,14 @@ class BrokenListError(UserError):
         self.number, self.reason, self.lost = number, reason, lost
 
 
-def find_files(inputs: Sequence[str | Path]) -> list[Path]:
-    """The data files that `inputs` name, folders replaced by their own data files in the order of their
-    names.
-
-    Raises UserError for a path that does not exist, a folder without data files, and a file with another
-    suffix whose content is no JSON either.
-    """
-    files: list[Path] = []
-    for path in map(Path, inputs):
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and p.is_file())
-            if not inside:
-                raise UserError(f"{path} holds no data files; put {', '.join(SUFFIXES[:4])} files there.")
-            files += inside
-        elif not path.is_file():
-            raise UserError(f"{path} does not exist; give a data file, or a folder of {', '.join(SUFFIXES[:4])} files.")
-        elif not path.name.endswith(SUFFIXES) and not holds_json(path):
-            raise UserError(
-                f"{path} has no suffix that is read, and does not begin as JSON does; "
-                f"name it {', '.join(SUFFIXES[:4])} after its form."
-            )
-        else:
-            files.append(path)
-    return files
-
-
-def open_stream(path: Path) -> io.BufferedReader:
-    """The file's uncompressed bytes, without a byte-order mark. Reading a damaged archive raises one of
-    DAMAGED.
-    """
-    packed = path.name.endswith((".gz", ".zst"))
-    raw = open_archive(path) if packed else open(path, "rb", buffering=0)  # noqa: SIM115
-    stream: io.BufferedReader = io.BufferedReader(raw, _READ)
-    if stream.peek(3)[:3] == b"\xef\xbb\xbf":
-        stream.read(3)
-    return stream
-
-
-def holds_json(path: Path) -> bool:
-    """Whether a file begins as a JSON object does, or as a list of objects, whatever its name."""
-    try:
-        with open_stream(path) as stream:
-            return _BEGINS_JSON.match(stream.peek(_READ)) is not None
-    except DAMAGED:
-        return False
-
-
-def begins_list(stream: io.BufferedReader) -> bool:
-    """Whether the first character after white space is `[`. Takes nothing from the stream."""
-    return stream.peek(_READ).lstrip()[:1] == b"["
-
-
-def too_long(longest: int) -> str:
-    """The reason of a record of more than `longest` bytes."""
-    return f"it is longer than the {longest / MEGABYTE:g} MB that --max-document-mb allows"
-
-
 def list_items(stream: BinaryIO, longest: int) -> Iterator[tuple[int, Any, int]]:
-    """(item number from 1, value, characters) of a JSON list. The value is an Unread for an item of more than `longest` bytes,
-    nested too deeply, or with a number of thousands of digits. Raises BrokenListError where the list stops being one.
+    """(item number from 1, value, characters of the text) for each item of a JSON list.
+
+    The value is an Unread if the item has more than `longest` bytes, is nested too deeply, or holds a number of
+    thousands of digits, which Python does not convert.
+
+    Raises:
+        BrokenListError: the text stops being a list.
     """
     text = _Text(stream, longest)
     if text.next() != "[":
@@ -136,29 +70,19 @@ def list_items(stream: BinaryIO, longest: int) -> Iterator[tuple[int, Any, int]]
         raise BrokenListError(number + 1, "something follows the list's closing ']'", text.rest())
 
 
-def require_unicode(text: str) -> str:
-    """`text`, which JSON's escapes can give half of a surrogate pair. UserError, one phrase, where they did."""
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise UserError("it holds half of a surrogate pair, which is no character") from None
-    return text
-
-
 def _end(pattern: re.Pattern[str], text: str, position: int) -> int:
-    """Where `pattern` ends that begins at `position`; it is one that also matches nothing."""
+    """Where `pattern`'s match at `position` ends. The pattern must be one that also matches an empty text."""
     match = pattern.match(text, position)
     assert match is not None
     return match.end()
 
 
 class _UnreadableError(UserError):
-    """An item that cannot be held, or that Python cannot convert."""
+    """An item is too long to be held, or Python cannot convert it."""
 
 
 class _Text:
-    """A window over a stream's text, at which JSON values are read one by one."""
+    """A window over a stream's text. `position` is where the next value begins in it."""
 
     def __init__(self, stream: BinaryIO, longest: int) -> None:
         self.stream, self.longest, self.decoder = stream, longest, codecs.getincrementaldecoder("utf-8")()
@@ -166,10 +90,13 @@ class _Text:
         self.json = json.JSONDecoder()
 
     def more(self) -> bool:
-        """Read on, about as much as is waiting (so that a long value is parsed a logarithmic number of times), and not much
-        more than may be held.
+        """Read more text into the window; what lies before `position` is dropped. Returns False at the stream's end.
 
-        Text before bytes that are not UTF-8 is still given; the call after that raises UserError.
+        Reads about as much as is waiting in the window. So the window doubles while a long value does not fit, and the
+        value is parsed a logarithmic number of times. It never reads much more than may be held.
+
+        Raises:
+            UserError: an earlier call met bytes that are not UTF-8. That call still gave the text before them.
         """
         if self.undecoded:
             raise UserError("bytes that are not UTF-8")
@@ -185,7 +112,7 @@ class _Text:
         return bool(data)
 
     def next(self) -> str:
-        """The next character that is no white space, not consumed; empty at the end."""
+        """The next character that is no white space; `position` moves to it. Empty at the stream's end."""
         while True:
             self.position = _end(_SPACE, self.buffer, self.position)
             if self.position < len(self.buffer):
@@ -194,7 +121,11 @@ class _Text:
                 return ""
 
     def item(self) -> tuple[Any, int]:
-        """One JSON value and its characters; an Unread for one that cannot be held. UserError where there is none."""
+        """Take one JSON value. Returns it and its number of characters; an Unread for a value that cannot be held.
+
+        Raises:
+            UserError: there is no JSON value here.
+        """
         self.next()
         try:
             return self._value()
@@ -208,10 +139,17 @@ class _Text:
         return Unread(reason, size), size
 
     def _value(self) -> tuple[Any, int]:
+        """Parse the value at `position`, reading on until it is whole.
+
+        Raises:
+            json.JSONDecodeError: there is no JSON value here.
+            _UnreadableError: the value is too long, or holds a number that Python does not convert.
+        """
         while True:
             try:
                 value, end = self.json.raw_decode(self.buffer, self.position)
             except json.JSONDecodeError as error:
+                # An error near the window's end may only mean that the value goes on behind it.
                 unfinished = error.msg.startswith("Unterminated") or error.pos > len(self.buffer) - 32
                 if unfinished and len(self.buffer) - self.position > self.longest:
                     raise _UnreadableError(too_long(self.longest)) from None
@@ -221,18 +159,21 @@ class _Text:
             except ValueError as error:  # an integer of more digits than Python converts
                 raise _UnreadableError(str(error)) from None
             size = end - self.position
-            # A number at the window's end may go on behind it: 12 of 123, 1 of 1e5. (`more` begins the window at the value.)
+            # A number at the window's end may go on behind it: 12 of 123, 1 of 1e5. `more` moves the value to the
+            # window's beginning, so it is parsed again from there.
             if isinstance(value, (int, float)) and end > len(self.buffer) - 3 and self.more():
                 continue
+            # A character takes at most 4 bytes, so only a long text is encoded to be measured.
             if 4 * size > self.longest and len(self.buffer[self.position : self.position + size].encode()) > self.longest:
                 raise _UnreadableError(too_long(self.longest))
             self.position += size
             return value, size
 
     def _skip(self) -> int:
-        """Pass over a JSON value by its quotes and brackets alone, in windows; how many characters it had.
+        """Pass over a JSON value, counting only quotes and brackets. Returns its number of characters.
 
-        UserError where the text ends within it.
+        Raises:
+            UserError: the text ends within the value.
         """
         if self.buffer[self.position] not in '"[{':  # a number
             end = _end(_SCALAR, self.buffer, self.position)
@@ -242,7 +183,7 @@ class _Text:
         while True:
             window = self.buffer[self.position : self.position + _SKIPPED]
             if (len(window) - len(window.rstrip("\\"))) % 2:
-                window = window[:-1]  # what this backslash escapes is the next window's
+                window = window[:-1]  # the character that this backslash escapes lies in the next window
             if not window:
                 if not self.more():
                     raise UserError("the file ends early")
@@ -257,7 +198,7 @@ class _Text:
             depth, inside = int(depths[-1]), int(insides[-1])
 
     def rest(self) -> int:
-        """How many characters are left; those that were not decoded count as bytes."""
+        """Read to the stream's end. Returns the number of characters left; what was not decoded counts as bytes."""
         left = len(self.buffer) - self.position + self.undecoded
         while data := self.stream.read(_READ):
             left += len(data)
@@ -265,8 +206,11 @@ class _Text:
 
 
 def _structure(window: str, depth: int, inside: int) -> tuple[np.ndarray, np.ndarray]:
-    """Behind each character of a JSON text, int64 [n] each: how many brackets are open, and whether a string is (1) or not (0).
-    `depth` and `inside`: before the first. No escape may begin before the window or end behind it.
+    """The state behind each character of a JSON text, as two int64 [n]: open brackets, and 1 inside a string or else 0.
+
+    Args:
+        window: n characters. No escape may begin before it or end behind it.
+        depth, inside: the same two numbers before the first character.
     """
     plain = window.replace("\\\\", "  ").replace('\\"', "  ")
     characters = np.frombuffer(plain.encode("ascii", "replace"), dtype=np.uint8)
