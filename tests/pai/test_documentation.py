@@ -1,4 +1,7 @@
-"""docs/pai.md and docs/zh/pai.md: what they name exists, and both say the same."""
+"""docs/pai.md and docs/zh/pai.md: what they name exists, and both say the same.
+
+Their blocks are fenced as `shell`, since tests/documents runs what is fenced as `sh`, and neither Docker nor PAI is here.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ SUBMIT_FLAGS = {
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of each command in a page's sh blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", PAGES[page].read_text(encoding="utf-8"), re.DOTALL)
+    """The words of each command in a page's shell blocks."""
+    blocks = re.findall(r"```shell\n(.*?)```", PAGES[page].read_text(encoding="utf-8"), re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines]
 
