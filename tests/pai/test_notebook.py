@@ -32,8 +32,8 @@ def test_it_runs_from_end_to_end(tmp_path):
     work.mkdir()
     (work / "PAI-Megatron-Patch").symlink_to(ROOT)
     cells = code(execute(work, CLEAN_UP="1"))
-    first, *_, last = scalars(work / "output_megatron_llama2", "lm loss").values()
-    assert last < 0.8 * first
+    losses = scalars(work / "output_megatron_llama2", "lm loss")
+    assert losses[240] < 0.8 * losses[20], "the first line of pre-training, and the last"
     pictures = [cell for cell in cells if any("image/png" in output.get("data", {}) for output in cell.outputs)]
     assert [cell.source.splitlines()[-1].startswith('print(f"损失') for cell in pictures] == [True, True]
     compared = next(shown(cell) for cell in cells if "训练后" in cell.source)
