@@ -1,8 +1,10 @@
 """Loading a torch_dist checkpoint through megatron-core, without letting core or torch read a file.
 
-Their readers unpickle `.metadata`, common.pt and the objects beside the tensors without restriction, so a file could run code.
-Here `formats.distcp_metadata` reads and checks these files. core and torch get the results, through core's slots for strategies
-and torch's for a storage reader and a planner.
+Their readers unpickle `.metadata`, common.pt and the objects beside the tensors without restriction, so a file could
+run code.
+Here `formats.distcp_metadata` reads and checks these files. core and torch get the results through slots of theirs:
+    core's for
+strategies, torch's for a storage reader and a planner.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,31 +44,41 @@ from megatron_patch.formats.distcp import read_item, read_part
 from megatron_patch.formats.distcp_metadata import (
     MAX_OBJECT,
     inside,
-    load_object,
     read_backends,
     read_common,
     read_dcp_metadata,
 )
+from megatron_patch.formats.torch_files import load_object
 
 _OBJECT_KEY = re.compile(r"[^/]+/shard_[0-9]{1,9}(\.[0-9]{1,9})*_[0-9]{1,9}(\.[0-9]{1,9})*")
 
 
 def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """`dist_checkpointing.load` of `state` from `folder`, every rank calling it; each file is read once and checked.
+    """`dist_checkpointing.load` of `state` from `folder`. Each file is read once and checked; every rank calls it.
+
+    Args:
+        folder: one iteration's.
+        state: core's sharded state dict, whose tensors are filled in place.
+
+    Returns:
+        `state`'s structure with the loaded tensors and objects, and everything of common.pt. That has the form in which
+        somebody
+        saved it: look it through before you use it.
 
     Raises:
-        UserError: a file is missing, damaged or refused, or lacks what `state` asks for; nothing of it has run.
+        UserError: a file is missing, damaged or refused, or lacks what `state` asks for. Nothing of it has run.
     """
     read_backends(folder)
     metadata, common = read_dcp_metadata(folder), read_common(folder)
     _check_asked(folder, metadata, state)
+    _check_common(folder, common, state)
     try:
         return dist_checkpointing.load(
             state, str(folder), _Tensors(folder, metadata), _Common(common), strict=StrictHandling.RAISE_UNEXPECTED
         )
     except CheckpointingException as error:
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from None
-    except CheckpointException as error:  # torch's, of any rank; no Exception
+    except CheckpointException as error:  # torch's for an error of any rank; it is a BaseException
         causes = [failure for failure, _ in error.failures.values()]
         for cause in causes:
             if isinstance(cause, UserError):
@@ -74,7 +87,10 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_asked(folder: Path, metadata: Metadata, state: dict[str, Any]) -> None:
-    """Each tensor that is asked for is one in the checkpoint, of the same shape but for rows of vocabulary."""
+    """Raise where `state` asks for a tensor and the checkpoint has an object there, or another shape.
+
+    Rows of vocabulary may differ in number, since other programs' files may hold padding.
+    """
     for entry in nested_values(state):
         if isinstance(entry, ShardedTensorFactory):
             _check_asked(folder, metadata, {"built": entry.build()})
@@ -95,8 +111,23 @@ def _check_asked(folder: Path, metadata: Metadata, state: dict[str, Any]) -> Non
             raise UserError(f"{folder}: {entry.key} has shape {list(found.size)} there, and {list(wanted)} in this run.")
 
 
+def _check_common(folder: Path, common: object, state: object, name: str = "") -> None:
+    """Raise where common.pt has a value at a place where `state` asks for a tensor or an object: core merges the two
+    afterwards, and takes it for granted that they share no place."""
+    if isinstance(common, dict) and isinstance(state, dict):
+        for key in common.keys() & state.keys():
+            _check_common(folder, common[key], state[key], f"{name}.{key}" if name else str(key))
+    elif any(True for _ in _sharded(state)):
+        raise UserError(f"{folder}: common.pt has a {type(common).__name__} as {name}, where tensors belong; copy it again.")
+
+
+def _sharded(state: object) -> Iterator[object]:
+    values = nested_values(state) if isinstance(state, (dict, list)) else [state]
+    return (value for value in values if isinstance(value, (ShardedTensor, ShardedObject, ShardedTensorFactory)))
+
+
 class _Common(TorchCommonLoadStrategy):
-    """core's strategy for common.pt, with what has been read of it."""
+    """core's strategy for common.pt, which returns what has been read of it already."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self._content = content
@@ -109,14 +140,14 @@ class _Common(TorchCommonLoadStrategy):
 
 
 class _Tensors(TorchDistLoadShardedStrategy):
-    """core's strategy for torch_dist, with the metadata given and the reader and planner below."""
+    """core's strategy for torch_dist, with the reader and planner below and metadata that has been read already."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         super().__init__()
         self._folder, self._metadata = folder, metadata
 
     def load(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> dict[str, Any]:
-        """core's `load` with our reader and planner; core has no slot for them, so its steps are repeated here."""
+        """core's `load` with our reader and planner. core has no slot for these, so its steps are repeated here."""
         entries, structure, renamed = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
         tensors = [entry for entry in nested_values(sharded_state_dict) if isinstance(entry, ShardedTensor)]
         planner = _Planner(
@@ -137,7 +168,9 @@ class _Tensors(TorchDistLoadShardedStrategy):
         return super().load_tensors_metadata(Path(checkpoint_dir), self._metadata)
 
     def load_sharded_metadata(self, checkpoint_dir: str | Path) -> dict[str, Any]:
-        """Tensors and objects by key. Objects under other keys than core's are none that a model asks for."""
+        """Tensors and objects by key. Objects whose keys have another form than core's are left out: no model asks for
+        them.
+        """
         objects = {
             key: ShardedObject.empty_from_unique_key(key)
             for key, entry in self._metadata.state_dict_metadata.items()
@@ -150,7 +183,7 @@ class _Tensors(TorchDistLoadShardedStrategy):
 
 
 class _Planner(MCoreLoadPlanner):
-    """core's planner, to whom objects come as values."""
+    """core's planner, but that objects come as values instead of as bytes that it would unpickle."""
 
     def load_bytes(self, read_item: ReadItem, value: Any) -> None:
         fqn = read_item.dest_index.fqn
@@ -161,7 +194,9 @@ class _Planner(MCoreLoadPlanner):
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's reader of files, with the metadata given; tensors' bytes come from where their items say, checked."""
+    """torch's reader of files, with metadata that has been read already. Items are checked, and tensors read from where
+    they say.
+    """
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         super().__init__(folder)

@@ -1,7 +1,8 @@
-"""The folder of a training run's checkpoints: partial names, config.json and tokenizer beside them, removal of old ones.
+"""The folder of a training run's checkpoints: partial names, config.json and tokenizer beside them, removal of old
+ones.
 
-Only one run at a time may write into such a folder. Another run would take its unfinished save for one that a kill has left, and
-remove it. Imports no torch.
+Only one run at a time may write into such a folder. Another run would take its unfinished save for one that a kill has
+left, and remove it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def put_in_place(partial: Path, final: Path) -> None:
 def discard_old(root: Path, keep: int) -> None:
     """Discard each iteration's folder of which `keep` others have higher numbers and were written after it.
 
-    Folders numbered above the tracker are neither counted nor removed: the user went back behind them and may want them. Once
+    Folders numbered above the tracker are neither counted nor removed: the user went back behind them and may want
+        them. Once
     the run has passed those numbers, they count as what they are: older than what was written since.
 
     Args:
@@ -94,14 +96,17 @@ def remove_left_over(root: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Rename a checkpoint to what `remove_left_over` removes, so that a kill amid the removal leaves nothing that looks whole."""
+    """Rename a checkpoint to what `remove_left_over` removes, so that a kill amid the removal leaves nothing that looks
+    whole.
+    """
     os.replace(folder, folder.with_name(f"{folder.name}.old{_PARTIAL}"))
 
 
 def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
     """config.json and the tokenizer beside the iterations, so that any of them converts to Hugging Face form.
 
-    What is there stays as it is, but for a position limit that the run has raised. A checkpoint is whole without these files,
+    What is there stays as it is, but for a position limit that the run has raised. A checkpoint is whole without these
+    files,
     so one that cannot be copied does not stop the run: it is told on stderr, and tried again at the next save.
     """
     tokenizer = config.options.tokenizer_path

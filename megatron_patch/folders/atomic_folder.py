@@ -67,7 +67,9 @@ def _beside(target: Path, mark: str) -> Path:
 
 
 def _remove_left_over(target: Path) -> None:
-    """Folders that a killed process of this host left beside `target`: one in the making, or one that `target` has replaced."""
+    """Folders that a killed process of this host left beside `target`: one in the making, or one that `target` has
+    replaced.
+    """
     # Where there is no target, the kill came before the new folder was in place, and the old one is all there is.
     for mark in (_PARTIAL, _OLD) if target.exists() else (_PARTIAL,):
         prefix = f"{target.name}{mark}{socket.gethostname()}-"

@@ -1,4 +1,5 @@
-"""Whether two files are the same without reading all of either: what a run records of its data and of the model it began with.
+"""Whether two files are the same without reading all of either: what a run records of its data and of the model it
+began with.
 
 Paths change when folders are moved or renamed; this does not. Imports no torch.
 """
@@ -20,15 +21,17 @@ _PIECE, _PIECES = 1 << 16, 16
 
 
 def with_fingerprints(config: TrainConfig) -> TrainConfig:
-    """The configuration with what identifies its training data and its PRETRAIN_CHECKPOINT_PATH, as far as they can be read."""
+    """The configuration with what identifies its training data and its PRETRAIN_CHECKPOINT_PATH, as far as they can be
+    read.
+    """
     return replace(config, train_data_fingerprint=_of_data(config), load_fingerprint=_of_checkpoint(config.load))
 
 
 def fingerprint(files: Iterable[tuple[str, str | Path]]) -> str:
     """32 hex digits for files given as (what to call one, path), in their order; "" where one cannot be read.
 
-    Takes each file's length and up to 1 MiB of its bytes: all of a file that is no longer, else 16 pieces of 64 KiB, evenly
-    spread from the first byte to the last. A change between the pieces that keeps a file's length is not seen.
+    Takes each file's length and up to 1 MiB of its bytes: all of a file that is no longer, else 16 pieces of 64 KiB,
+    evenly spread from the first byte to the last. A change between the pieces that keeps a file's length is not seen.
     """
     digest = hashlib.sha256()
     try:
@@ -58,7 +61,9 @@ def _of_data(config: TrainConfig) -> str:
 
 
 def _of_checkpoint(path: str | None) -> str:
-    """The fingerprint of the iteration that PRETRAIN_CHECKPOINT_PATH means now; a run that goes on there may change it later."""
+    """The fingerprint of the iteration that PRETRAIN_CHECKPOINT_PATH means now; a run that goes on there may change it
+    later.
+    """
     if path is None:
         return ""
     try:

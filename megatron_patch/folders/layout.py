@@ -21,6 +21,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.folders.engine import installed_version
 from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
 from megatron_patch.folders.names import TRACKER
+from megatron_patch.formats.dtypes import WEIGHT_NAMES
 from megatron_patch.formats.json_files import json_object, shown, whole_in
 from megatron_patch.formats.placeholders import refuse_placeholder
 from megatron_patch.llama.model_config import LlamaConfig
@@ -38,7 +39,6 @@ TOKENIZER_FILES = (
 COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 CORE_METADATA = "metadata.json"
 RELEASE = "release"
-DTYPES = ("bfloat16", "float16", "float32")
 _FORMAT = 1
 _MOST_DIGITS = 12  # of an iteration's number
 
@@ -209,6 +209,6 @@ def _description(path: Path, content: dict[str, Any]) -> ModelDescription:
         raise UserError(f"{path}: `model` does not describe a LLaMA ({error}); convert the checkpoint again.") from None
     except UserError as error:
         raise UserError(f"{path}: {str(error).rstrip('.')}; convert the checkpoint again.") from None
-    if content["dtype"] not in DTYPES:
-        raise UserError(f"{path}: dtype is {shown(content['dtype'])}; allowed are {', '.join(DTYPES)}.")
+    if content["dtype"] not in WEIGHT_NAMES:
+        raise UserError(f"{path}: dtype is {shown(content['dtype'])}; allowed are {', '.join(WEIGHT_NAMES)}.")
     return ModelDescription(**{name: content[name] for name in names if name != "model"}, model=model)

@@ -1,4 +1,6 @@
-"""What a training run recorded about itself beside each checkpoint, and how a new configuration differs. Imports no torch."""
+"""What a training run recorded about itself beside each checkpoint, and how a new configuration differs. Imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ class Comparison:
         hindering: what may not differ when a run goes on.
         longer: more iterations or epochs.
         harmless: what changes nothing that is learnt.
-        accumulation: the `--gradient-accumulation-steps` with which the global batch would be as it was; None elsewhere.
+        accumulation: the `--gradient-accumulation-steps` with which the global batch would be as it was; None
+            elsewhere.
     """
 
     hindering: list[str] = field(default_factory=list)
@@ -80,7 +83,9 @@ def read_run_config(folder: Path) -> dict[str, Any] | None:
 
 
 def compare(config: TrainConfig, recorded: dict[str, Any], root: Path) -> Comparison:
-    """`config` against what the checkpoints below `root` recorded. What was not recorded then is taken to be its default."""
+    """`config` against what the checkpoints below `root` recorded. What was not recorded then is taken to be its
+    default.
+    """
     now, found = json.loads(json.dumps(config.as_dict())), Comparison()
     if recorded.get("task", config.task) != config.task:  # of which every other difference follows
         return Comparison(hindering=[_was("task", recorded["task"], config.task)])
@@ -159,7 +164,8 @@ def _model_differences(config: TrainConfig, recorded: dict[str, Any], root: Path
     """PRETRAIN_CHECKPOINT_PATH and, for text, the tokenizer.
 
     Paths are compared with links resolved, and models by content where a fingerprint was recorded. A missing `load` or
-    `tokenizer_path` is accepted, since a resumed run uses its own checkpoint folder's; so is the run that this one goes on from.
+    `tokenizer_path` is accepted, since a resumed run uses its own checkpoint folder's; so is the run that this one goes
+    on from.
     """
     sentences, load, old = [], config.load, recorded.get("load")
     own = [str(root)] + ([os.path.dirname(recorded["resumed_from"])] if recorded.get("resumed_from") else [])

@@ -22,8 +22,8 @@ class Start:
     """What a run starts from.
 
     Attributes:
-        folder: one iteration's folder, of which everything is taken: weights, optimizer, schedule, progress. None: `config.load`
-            gives the weights, or they are random.
+        folder: one iteration's folder, of which everything is taken: weights, optimizer, schedule, progress. None:
+            `config.load` gives the weights, or they are random.
         config: the run's configuration; one that goes on keeps naming the model that it began with.
         lines: what the user should know about it.
     """
@@ -54,7 +54,8 @@ def own_checkpoint(config: TrainConfig) -> Path | None:
     """The run's own last finished checkpoint, which it goes on from; None at its first start.
 
     Raises:
-        UserError: the tracker names a folder that is not there, or the folder belongs to a run that learns something else.
+        UserError: the tracker names a folder that is not there, or the folder belongs to a run that learns something
+            else.
     """
     root = Path(config.checkpoint_folder)
     tracker = read_tracker(root)
@@ -170,7 +171,9 @@ def _longer_lines(config: TrainConfig, found: Comparison) -> list[str]:
 
 
 def _from_load(config: TrainConfig) -> Start:
-    """PRETRAIN_CHECKPOINT_PATH: a run of this output folder goes on; any other training checkpoint gives its weights."""
+    """PRETRAIN_CHECKPOINT_PATH: a run of this output folder goes on; any other training checkpoint gives its
+    weights.
+    """
     location = _location(config.load)
     if location is None or location.iteration is None:
         return Start(None, config)

@@ -1,46 +1,44 @@
-"""Reading where tensors lie in safetensors files, and the header of a file that is about to be streamed.
+"""Where tensors lie in safetensors files.
 
-The format: 8 bytes little-endian length, that many bytes of JSON, the data. The library checks headers; it reads and writes whole
-tensors or shards, which conversion must not, so their bytes are read and written here.
+The format: 8 bytes little-endian length, that many bytes of JSON, the data. The library checks the header. It reads
+    whole tensors,
+which conversion must not, so it is asked for their places alone. `streaming` writes such files.
 """
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_patch.errors import UserError
-from megatron_patch.formats.lazy import FileTensor, LazyTensor, nbytes
+from megatron_patch.formats import dtypes
+from megatron_patch.formats.lazy import FileTensor
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-# Bytes of an element of each dtype of the format that has whole ones.
-_ITEM_BYTES = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"), 1),
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPES = {one.safetensors: one.torch_dtype for one in dtypes.WEIGHTS}
+# Bytes of an element of each dtype of the format whose elements have whole ones; some of them this project has no name
+# for.
+_ITEM_BYTES = {one.safetensors: one.itemsize for one in dtypes.ALL}
+_ITEM_BYTES |= {"U64": 8, "C64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 _MAX_HEADER = 100 << 20  # the library's own limit
 
 
 def read_safetensors(
     path: Path, skipped: Callable[[str, int], bool] = lambda name, axes: False
 ) -> tuple[dict[str, FileTensor], list[str]]:
-    """The tensors of one file by name, and the names of those for which `skipped` (name, axes) is true; no bytes are read.
+    """The tensors of one file by name, and the names of those for which `skipped` (name, axes) is true; no bytes are
+    read.
 
     What is skipped may have any dtype.
 
-    The library checks the header when it opens the file: an object of tensors whose bytes are as many as shape and dtype say and
-    lie one after the other from the header to the end of the file. So the order of the tensors gives their places, and the
-    header is not read a second time.
+    The library checks the header when it opens the file: an object of tensors whose bytes are as many as shape and
+        dtype say and
+    lie one after the other from the header to the end of the file. So the order of the tensors gives their places, and
+    the header is not read a second time.
 
     Raises:
         UserError: it is not a whole safetensors file, or holds a dtype other than BF16, F16, F32.
@@ -79,16 +77,3 @@ def _places(
     if start != size:
         raise UserError(f"{path} changed while it was read; copy it again.")
     return found, left_out
-
-
-def safetensors_header(tensors: Sequence[tuple[str, LazyTensor]]) -> bytes:
-    """The start of a file that holds `tensors` one after the other; their bytes follow it without gaps."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, tensor in tensors:
-        end = offset + nbytes(tensor)
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
-    return struct.pack("<Q", len(text)) + text

@@ -1,43 +1,48 @@
-"""Any checkpoint's weights by name, lazily: a Hugging Face folder, Meta's files, a native checkpoint, or one of 2023."""
+"""Opening any checkpoint by the reader of its kind, and fitting what it gives: rows of the vocabulary, dtype,
+shapes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
+from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.errors import UserError
+from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
+from megatron_patch.folders.layout import resolve_checkpoint
+from megatron_patch.formats.dtypes import of_name
 from megatron_patch.formats.lazy import Cast, LazyTensor, MeanRow, Rows, stack
 from megatron_patch.llama.model_config import LlamaConfig
-from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, join, megatron_shape, places, split
+from megatron_patch.weights.hugging_face import open_hf
+from megatron_patch.weights.megatron_2023 import open_2023
+from megatron_patch.weights.meta import open_meta
+from megatron_patch.weights.native import open_native
+from megatron_patch.weights.table import BY_KEY, EMBEDDING, Place, Source, megatron_shape, places
 
-TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+def open_source(path: str | Path, fallback: LlamaConfig | None = None, gqa_layout: str = PER_KV_HEAD) -> Source:
+    """Look at every file of a checkpoint and find its tensors; their bytes are not read.
 
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint's weights. Tensors are read when asked for; nothing is kept."""
+    Args:
+        path: a Hugging Face or Meta folder, a checkpoint's root, or one iteration's folder.
+        fallback: the model that the user named. What the files do not tell is taken from it: of a checkpoint of 2023
+            without config.json the epsilon, rotary base and position limit; of Meta's files the position limit; of a
+            torch_dist folder without model.json and config.json everything.
+        gqa_layout: the order of QKV rows in a checkpoint of 2023 that does not tell it, `per-kv-head` or `all-q-first`.
 
-    kind: str  # "hf", "meta", "native" or "megatron_2023"
-    root: Path  # the folder with config.json and the tokenizer's files
-    config: LlamaConfig
-    extra_vocab_size: int
-    dtype: str  # of the weights: bfloat16, float16 or float32
-    lookup: Callable[[Place], tuple[LazyTensor, ...]]
-    is_hf: bool  # whether `lookup` gives the Hugging Face tensors of a place, or the one Megatron tensor
-    notes: tuple[str, ...] = ()  # what the user should know, one sentence each
-
-    def megatron(self, place: Place) -> LazyTensor:
-        """The Megatron tensor of `place`."""
-        found = self.lookup(place)
-        return join(self.config, place.entry.rule, found) if self.is_hf else found[0]
-
-    def hf(self, place: Place) -> tuple[LazyTensor, ...]:
-        """The Hugging Face tensors of `place`, in the table's order."""
-        found = self.lookup(place)
-        return found if self.is_hf else split(self.config, place.entry.rule, found[0])
+    Raises:
+        UserError: nothing readable is there, or a file is missing, truncated or holds what it should not.
+    """
+    path = Path(path)
+    if is_meta_folder(path):
+        return open_meta(path, fallback)
+    if is_hf_folder(path):
+        return open_hf(path)
+    location = resolve_checkpoint(path)
+    if location.kind == "native":
+        return open_native(location, fallback)
+    return open_2023(location, fallback, gqa_layout)
 
 
 def with_extra_vocabulary(source: Source, count: int) -> Source:
@@ -47,15 +52,15 @@ def with_extra_vocabulary(source: Source, count: int) -> Source:
 
     def lookup(place: Place) -> tuple[LazyTensor, ...]:
         found = source.lookup(place)
-        if place.entry.key not in (EMBEDDING, OUTPUT_LAYER):
-            return found
-        return (stack([found[0], MeanRow(found[0], count)]),)
+        return (stack([found[0], MeanRow(found[0], count)]),) if place.is_vocabulary else found
 
     return replace(source, lookup=lookup, extra_vocab_size=source.extra_vocab_size + count)
 
 
 def with_vocabulary_rows(source: Source) -> Source:
-    """`source` without the rows of embedding and output layer beyond vocabulary and extra rows, and a note of it."""
+    """`source` without the padding rows of embedding and output layer, those beyond vocabulary and extra rows; a note
+    says so.
+    """
     rows = source.config.vocab_size + source.extra_vocab_size
     found = source.lookup(Place(BY_KEY[EMBEDDING], None))[0].shape[0]
     if found <= rows:
@@ -63,17 +68,15 @@ def with_vocabulary_rows(source: Source) -> Source:
 
     def lookup(place: Place) -> tuple[LazyTensor, ...]:
         tensors = source.lookup(place)
-        if place.entry.key not in (EMBEDDING, OUTPUT_LAYER):
-            return tensors
-        return (Rows(tensors[0], 0, rows),)
+        return (Rows(tensors[0], 0, rows),) if place.is_vocabulary else tensors
 
     note = f"{found - rows} rows of vocabulary padding beyond {rows} are left out."
     return replace(source, lookup=lookup, notes=(*source.notes, note))
 
 
 def with_dtype(source: Source, dtype: str) -> Source:
-    """`source` with every tensor in `dtype`."""
-    wanted = TORCH_DTYPES[dtype]
+    """`source` with every tensor in `dtype`: bfloat16, float16 or float32."""
+    wanted = of_name(dtype).torch_dtype
 
     def lookup(place: Place) -> tuple[LazyTensor, ...]:
         found = source.lookup(place)
@@ -83,12 +86,12 @@ def with_dtype(source: Source, dtype: str) -> Source:
 
 
 def check_shapes(source: Source) -> None:
-    """Look each tensor up once and compare its shape and dtype with what config.json makes them.
+    """Look each tensor up once, and compare its shape and dtype with what config.json makes them.
 
     Raises:
-        UserError: the first that differs, with its name and file.
+        UserError: the first that differs, with its name and folder.
     """
-    wanted = TORCH_DTYPES[source.dtype]
+    wanted = of_name(source.dtype).torch_dtype
     for place in places(source.config):
         tensor = source.megatron(place)
         expected = megatron_shape(source.config, place.entry.key, source.extra_vocab_size)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.conversion.convert import convert
 from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig, read_hf_config
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 from megatron_patch.weights.table import join, split
 from tests.launching import GOLDEN
 from tests.weights.models import SMALL, TOKENIZER_FILES, assert_same, random_weights, read_hf, write_hf

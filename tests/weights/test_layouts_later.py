@@ -13,7 +13,7 @@ from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.conversion.convert import convert
 from megatron_patch.formats.structure_2023 import read_vocabulary_rows
 from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 from tests.launching import GOLDEN
 from tests.weights.models import assert_same, hf_tensor, read_hf
 from tests.weights.original import STYLES, Written, write_original

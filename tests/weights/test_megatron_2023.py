@@ -11,7 +11,7 @@ import torch
 
 from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.conversion.convert import convert
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 from tests.launching import GOLDEN
 from tests.weights.models import assert_same, megatron_tensor, read_hf
 

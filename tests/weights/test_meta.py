@@ -12,7 +12,7 @@ from megatron_patch.arguments.conversion import Conversion, read
 from megatron_patch.conversion.convert import convert
 from megatron_patch.formats import lazy
 from megatron_patch.llama.model_config import LLAMA_SIZES, read_hf_config
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 from tests.launching import GOLDEN
 from tests.weights.metas_files import write_meta
 from tests.weights.models import assert_same, hf_tensor, read_hf
