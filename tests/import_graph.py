@@ -10,14 +10,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "megatron_patch"
 
 # From the bottom up: what stands in one row may look at each other's lower rows, and at its own room only.
-# `arguments` may look at `folders` and `formats` in its own row, `conversion` at `checkpoint`.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("formats", "kernels"),
     ("llama", "records"),
     ("data_paths",),
     ("config",),
-    ("folders", "core"),
+    ("folders",),
+    ("core",),
     ("arguments", "model", "data", "weights"),
     ("preparation", "checkpoint"),
     ("conversion", "train", "inspection"),

@@ -112,8 +112,10 @@ def _check_asked(folder: Path, metadata: Metadata, state: dict[str, Any]) -> Non
 
 
 def _check_common(folder: Path, common: object, state: object, name: str = "") -> None:
-    """Raise where common.pt has a value at a place where `state` asks for a tensor or an object: core merges the two
-    afterwards, and takes it for granted that they share no place."""
+    """Raise where common.pt has a value at a place where `state` asks for a tensor or an object.
+
+    core merges the two afterwards, and takes it for granted that they share no place.
+    """
     if isinstance(common, dict) and isinstance(state, dict):
         for key in common.keys() & state.keys():
             _check_common(folder, common[key], state[key], f"{name}.{key}" if name else str(key))
@@ -168,8 +170,9 @@ class _Tensors(TorchDistLoadShardedStrategy):
         return super().load_tensors_metadata(Path(checkpoint_dir), self._metadata)
 
     def load_sharded_metadata(self, checkpoint_dir: str | Path) -> dict[str, Any]:
-        """Tensors and objects by key. Objects whose keys have another form than core's are left out: no model asks for
-        them.
+        """Tensors and objects by key.
+
+        Objects whose keys have another form than core's are left out: no model asks for them.
         """
         objects = {
             key: ShardedObject.empty_from_unique_key(key)
@@ -194,8 +197,9 @@ class _Planner(MCoreLoadPlanner):
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's reader of files, with metadata that has been read already. Items are checked, and tensors read from where
-    they say.
+    """torch's reader of files, with metadata that has been read already.
+
+    Each item is checked, and its tensor's bytes are read from where the item says.
     """
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:

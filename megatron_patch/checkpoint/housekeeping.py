@@ -1,8 +1,7 @@
-"""The folder of a training run's checkpoints: partial names, config.json and tokenizer beside them, removal of old
-ones.
+"""The folder of a training run's checkpoints: partial names, companions, removal of old ones. Imports no torch.
 
-Only one run at a time may write into such a folder. Another run would take its unfinished save for one that a kill has
-left, and remove it. Imports no torch.
+Companions are config.json and the tokenizer's files. Only one run at a time may write into such a folder. Another run
+would take its unfinished save for one that a kill has left, and remove it.
 """
 
 from __future__ import annotations
@@ -96,8 +95,9 @@ def remove_left_over(root: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Rename a checkpoint to what `remove_left_over` removes, so that a kill amid the removal leaves nothing that looks
-    whole.
+    """Give a checkpoint a name that `remove_left_over` removes.
+
+    It is renamed and not removed at once, so that a kill amid the removal leaves nothing that looks whole.
     """
     os.replace(folder, folder.with_name(f"{folder.name}.old{_PARTIAL}"))
 

@@ -1,6 +1,4 @@
-"""Filling one rank's part of the model with the weights of any checkpoint that `open_source` reads, without a copy on
-the disk.
-"""
+"""Filling one rank's part of the model with the weights of any checkpoint, without a copy on the disk."""
 
 from __future__ import annotations
 
@@ -74,8 +72,9 @@ def _place(model: Any, name: str) -> Place:
 
 
 def _check_rows(source: Source, place: Place, tensor: LazyTensor, rows: int) -> None:
-    """Raise unless a vocabulary matrix has the model's `rows`. There may be padding behind them, but no row of a
-    token.
+    """Raise unless a vocabulary matrix has the model's `rows`.
+
+    There may be padding behind them, but no row of a token.
     """
     known = source.config.vocab_size + source.extra_vocab_size
     if rows < known <= tensor.shape[0]:
@@ -99,8 +98,10 @@ def _share(place: Place, tensor: LazyTensor, rank: int, size: int) -> LazyTensor
 
 
 def _copy(path: str | Path, place: Place, tensor: LazyTensor, parameter: torch.Tensor, column_rank: int) -> None:
-    """Copy the rows of `tensor` [R, C] or [R] into `parameter`, a piece at a time. If that has fewer columns, it gets
-    those of the rank `column_rank`."""
+    """Copy the rows of `tensor` [R, C] or [R] into `parameter`, a piece at a time.
+
+    If `parameter` has fewer columns, it gets those of the tensor-parallel rank `column_rank`.
+    """
     columns = slice(None)
     if parameter.dim() == 2:
         columns = slice(column_rank * parameter.shape[1], (column_rank + 1) * parameter.shape[1])

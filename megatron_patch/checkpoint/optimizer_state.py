@@ -51,10 +51,12 @@ def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any]
 
 
 def load_optimizer_state(optimizer: ChainedOptimizer, loaded: dict[str, Any]) -> None:
-    """Load what is no tensor: learning rates, steps, the loss scale. The tensors of `sharded_optimizer_state` are
-    filled already.
+    """Load what is no tensor: learning rates, steps, the loss scale.
+
+    The tensors of `sharded_optimizer_state` have been filled by then.
 
     Args:
+        optimizer: core's, of this rank.
         loaded: what `load_checked` returned for that dict.
     """
     (inner,) = optimizer.chained_optimizers
@@ -70,8 +72,7 @@ def load_optimizer_state(optimizer: ChainedOptimizer, loaded: dict[str, Any]) ->
 
 
 def name_as_saved(optimizer: ChainedOptimizer, state: dict[str, Any], *, with_zero: bool) -> None:
-    """Rename the tensors of `state`, so that a run loads what was saved with ZeRO-1 or without, whichever it has
-    itself.
+    """Rename the tensors of `state`, so that a run loads what was saved with ZeRO-1 or without, whichever it has.
 
     The moments have the same names in both. The fp32 weights beside 16-bit ones are `param` with ZeRO-1 and
     `fp32_param` without. In fp32 the model's weights are the main ones: ZeRO-1's shards are views of them, and without
@@ -100,8 +101,10 @@ def stored_groups(loaded: dict[str, Any]) -> Any:
 
 
 def _in_own_form(loaded: dict[str, Any], *, nested: bool) -> dict[str, Any]:
-    """`loaded` in the form of this run's optimizer. core's fp32 one without ZeRO-1 keeps its groups at the top, the
-    others keep them below `optimizer`."""
+    """`loaded` in the form of this run's optimizer.
+
+    core's fp32 one without ZeRO-1 keeps its groups at the top, the others keep them below `optimizer`.
+    """
     inside = loaded.get("optimizer")
     if nested and inside is None:
         return {"optimizer": {"param_groups": loaded["param_groups"]}}
@@ -162,10 +165,9 @@ def _rectangles_of(
 
 
 def rectangles(first: int, last: int, width: int) -> Iterator[tuple[int, int, int, int]]:
-    """Elements first … last of a row-major matrix with rows of `width`, as (row, column, rows, columns), in their
-    order.
+    """Elements first … last of a row-major matrix with rows of `width`, as (row, column, rows, columns).
 
-    At most three: the end of a row, whole rows, the beginning of a row.
+    There are at most three, in this order: the end of a row, whole rows, the beginning of a row.
     """
     while first < last:
         row, column = divmod(first, width)

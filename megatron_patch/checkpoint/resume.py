@@ -1,6 +1,4 @@
-"""Going on from a training run's checkpoint: everything that `save` wrote, into the objects of a run that has been
-built.
-"""
+"""Going on from a training run's checkpoint: everything that `save` wrote, into the objects of a new run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A whole conversion: open the source, check it, write the target beside its place, verify it, put it in place, sum
-up.
-"""
+"""A whole conversion: open the source, check it, write the target, verify it, put it in place, sum up."""
 
 from __future__ import annotations
 
@@ -162,8 +160,10 @@ def _with_recorded_rows(source: Source, extra: int) -> Source:
 
 
 def write_release(folder: Path, source: Source, job: Conversion, progress: Progress) -> list[Written]:
-    """Make the empty `folder` the root of a native checkpoint with `source` as its release. Returns where each chunk
-    lies.
+    """Make the empty `folder` the root of a native checkpoint with `source` as its release.
+
+    Returns:
+        Where each chunk lies.
 
     Raises:
         UserError: a tensor cannot be read, or float16 cannot hold its values.

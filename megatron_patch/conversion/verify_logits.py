@@ -1,9 +1,8 @@
-"""The same tokens through transformers and through this project's model, each in a process of its own, in fp32 on the
-CPU.
+"""The same tokens through transformers and through this project's model, in fp32 on the CPU.
 
-`python -m megatron_patch.conversion.verify_logits SIDE FOLDER TOKENS OUTPUT GQA_LAYOUT` is one such process. There are
-two because memory then holds one model at a time, and because `core.cpu_redirection` must not change the torch that
-transformers runs on.
+`python -m megatron_patch.conversion.verify_logits SIDE FOLDER TOKENS OUTPUT GQA_LAYOUT` is one process, for one of the
+two. There are two because memory then holds one model at a time, and because `core.cpu_redirection` must not change the
+torch that transformers runs on.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""A new checkpoint's files, from tensors that are streamed: a Hugging Face folder, or what megatron-core's
-dist_checkpointing writes.
+"""A new checkpoint's files, from tensors that are streamed: a Hugging Face folder, or a native checkpoint.
+
+The latter is what megatron-core's dist_checkpointing writes.
 """
 
 from __future__ import annotations
@@ -42,15 +43,16 @@ _OBJECT_KEYS = tuple(
 
 
 def write_hf(folder: Path, source: Source, max_shard_bytes: int, on_bytes: Callable[[int], None]) -> list[Written]:
-    """Write `source` into the empty `folder` as safetensors shards with their index and config.json, and copy the
-    tokenizer.
+    """Write `source` into the empty `folder`: safetensors shards, their index, config.json, the tokenizer.
 
     Args:
+        folder: an empty one.
+        source: what to write.
         max_shard_bytes: no file becomes larger, unless a single tensor is.
         on_bytes: is told how many bytes have been written, from several threads.
 
     Returns:
-        Where each tensor came to lie.
+        Where each tensor lies.
 
     Raises:
         UserError: a tensor cannot be read, or float16 cannot hold its values.
@@ -80,11 +82,9 @@ def _hf_items(source: Source) -> list[Item]:
 
 
 def _config(source: Source) -> dict[str, Any]:
-    """The source's own config.json with this vocabulary, dtype and position limit; without one, all that the model
-    needs.
+    """The source's own config.json with this vocabulary, dtype and position limit; without one, a new one.
 
-    Rotary positions are written in the spelling that every transformers reads: version 4 does not know
-        `rope_parameters`.
+    Rotary positions are written in the spelling that every transformers reads: version 4 knows no `rope_parameters`.
     """
     made = to_hf_config(source.config, dtype=source.dtype, extra_vocab_size=source.extra_vocab_size)
     path = source.root / "config.json"
@@ -109,14 +109,16 @@ def _generation_config(folder: Path) -> dict[str, Any]:
 
 
 def write_native(folder: Path, source: Source, max_file_bytes: int, on_bytes: Callable[[int], None]) -> list[Written]:
-    """Write `source` into the empty `folder` so that megatron.core.dist_checkpointing loads it at any TP and PP.
+    """Write `source` so that megatron.core.dist_checkpointing loads it at any TP and PP.
 
     Args:
+        folder: an empty one.
+        source: what to write.
         max_file_bytes: no file becomes larger, unless a single chunk is.
         on_bytes: is told how many bytes have been written, from several threads.
 
     Returns:
-        Where each chunk came to lie.
+        Where each chunk lies.
 
     Raises:
         UserError: a tensor cannot be read, or float16 cannot hold its values.

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import megatron.core
+
 from megatron_patch.core.adam import Adam
 from megatron_patch.core.weight_gradients import wgrad_gemm_accum_fp32
+from megatron_patch.errors import UserError
+from megatron_patch.folders.engine import SUPPORTED, is_supported
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,23 @@ def apply_patches() -> None:
     """Put every row in place.
 
     Raises:
-        RuntimeError: this megatron-core has no such name any more.
+        UserError: this megatron-core is none of those that the table was tried with (`folders/engine.py` has the range). A patch
+            could replace something else there, and training would go wrong without a word.
+        RuntimeError: a megatron-core of that range has no such name.
     """
+    version = megatron.core.__version__
+    if not is_supported(version):
+        low, high = (".".join(map(str, bound)) for bound in SUPPORTED)
+        raise UserError(
+            f"megatron-core {version} is used, and this project was tried with {low} up to, but not including, {high}: "
+            f"run pip install 'megatron-core>={low},<{high}', or name such a source tree as MEGATRON_PATH."
+        )
     for patch in PATCHES:
         module = importlib.import_module(patch.module)
         if not hasattr(module, patch.attribute):
             raise RuntimeError(
-                f"{patch.module} of this megatron-core has no {patch.attribute}, which megatron_patch replaces "
-                f"({patch.why}); install megatron-core 0.16.x."
+                f"{patch.module} of megatron-core {version} has no {patch.attribute}, which megatron_patch replaces "
+                f"({patch.why}): please report it."
             )
         setattr(module, patch.attribute, patch.replacement)
     for patch in ADDITIONS:

@@ -87,7 +87,7 @@ def optimizer_config(config: TrainConfig) -> OptimizerConfig:
         optimizer="adam",
         lr=config.lr,
         min_lr=config.min_lr,
-        weight_decay=options.weight_decay,
+        # No weight_decay: the schedule sets each parameter group's when it is built (train/schedule.py).
         adam_beta1=options.adam_beta1,
         adam_beta2=options.adam_beta2,
         adam_eps=options.adam_eps,

@@ -1,4 +1,4 @@
-"""A folder that exists whole or not at all: made beside its final name, flushed, renamed."""
+"""A folder that exists whole or not at all: made beside its final name, flushed, renamed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -63,13 +63,12 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _beside(target: Path, mark: str) -> Path:
+    """A name beside `target` that says whose it is, so that two hosts or processes do not take each other's."""
     return target.with_name(f"{target.name}{mark}{socket.gethostname()}-{os.getpid()}")
 
 
 def _remove_left_over(target: Path) -> None:
-    """Folders that a killed process of this host left beside `target`: one in the making, or one that `target` has
-    replaced.
-    """
+    """Remove what a killed process of this host left beside `target`: a folder in the making, or a replaced one."""
     # Where there is no target, the kill came before the new folder was in place, and the old one is all there is.
     for mark in (_PARTIAL, _OLD) if target.exists() else (_PARTIAL,):
         prefix = f"{target.name}{mark}{socket.gethostname()}-"
@@ -85,6 +84,7 @@ def _has_ended(process: int) -> bool:
 
 
 def _flush_tree(folder: Path) -> None:
+    """Wait until all files and entries below `folder` are on the disk."""
     for path, folders, files in os.walk(folder, topdown=False):
         for name in (*files, *folders):
             flush(os.path.join(path, name))
@@ -92,6 +92,7 @@ def _flush_tree(folder: Path) -> None:
 
 
 def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
+    """Give `partial` the name `target`. With `overwrite`, what was there is put back if that fails."""
     finding = target_finding(target, overwrite)
     if finding:
         raise UserError(f"{target} came to be while this ran; {finding}")

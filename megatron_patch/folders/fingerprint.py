@@ -1,7 +1,7 @@
-"""Whether two files are the same without reading all of either: what a run records of its data and of the model it
-began with.
+"""Telling whether two files are the same without reading all of either. Imports no torch.
 
-Paths change when folders are moved or renamed; this does not. Imports no torch.
+A run records this of its data and of the model that it began with. Paths change when folders are moved or renamed; a
+fingerprint does not.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ _PIECE, _PIECES = 1 << 16, 16
 
 
 def with_fingerprints(config: TrainConfig) -> TrainConfig:
-    """The configuration with what identifies its training data and its PRETRAIN_CHECKPOINT_PATH, as far as they can be
-    read.
-    """
+    """`config` with the fingerprints of its training data and PRETRAIN_CHECKPOINT_PATH; "" for what cannot be read."""
     return replace(config, train_data_fingerprint=_of_data(config), load_fingerprint=_of_checkpoint(config.load))
 
 
@@ -61,8 +59,9 @@ def _of_data(config: TrainConfig) -> str:
 
 
 def _of_checkpoint(path: str | None) -> str:
-    """The fingerprint of the iteration that PRETRAIN_CHECKPOINT_PATH means now; a run that goes on there may change it
-    later.
+    """The fingerprint of the iteration that PRETRAIN_CHECKPOINT_PATH means now.
+
+    A run that goes on there may change that later.
     """
     if path is None:
         return ""

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -200,15 +200,19 @@ def _description(path: Path, content: dict[str, Any]) -> ModelDescription:
     missing = [name for name in names if name not in content]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; convert the checkpoint again.")
+    model = content["model"]
+    known = {field.name for field in fields(LlamaConfig)}
+    required = {field.name for field in fields(LlamaConfig) if field.default is MISSING}
+    if not isinstance(model, dict) or not required <= model.keys() <= known:
+        got = ", ".join(map(repr, sorted(model))) if isinstance(model, dict) else shown(model)
+        raise UserError(f"{path}: `model` does not describe a LLaMA (it has {got[:300]}); convert the checkpoint again.")
     try:
         for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
             whole_in(content, name, 1, 1 << 20)
         whole_in(content, "extra_vocab_size", 0, 1 << 28)
-        model = LlamaConfig(**content["model"])
-    except TypeError as error:
-        raise UserError(f"{path}: `model` does not describe a LLaMA ({error}); convert the checkpoint again.") from None
+        config = LlamaConfig(**model)
     except UserError as error:
         raise UserError(f"{path}: {str(error).rstrip('.')}; convert the checkpoint again.") from None
     if content["dtype"] not in WEIGHT_NAMES:
         raise UserError(f"{path}: dtype is {shown(content['dtype'])}; allowed are {', '.join(WEIGHT_NAMES)}.")
-    return ModelDescription(**{name: content[name] for name in names if name != "model"}, model=model)
+    return ModelDescription(**{name: content[name] for name in names if name != "model"}, model=config)

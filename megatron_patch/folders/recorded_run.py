@@ -1,6 +1,4 @@
-"""What a training run recorded about itself beside each checkpoint, and how a new configuration differs. Imports no
-torch.
-"""
+"""What a training run recorded beside each checkpoint, and how a new configuration differs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -83,8 +81,9 @@ def read_run_config(folder: Path) -> dict[str, Any] | None:
 
 
 def compare(config: TrainConfig, recorded: dict[str, Any], root: Path) -> Comparison:
-    """`config` against what the checkpoints below `root` recorded. What was not recorded then is taken to be its
-    default.
+    """`config` against what the checkpoints below `root` recorded.
+
+    What was not recorded at the time is taken to be its default.
     """
     now, found = json.loads(json.dumps(config.as_dict())), Comparison()
     if recorded.get("task", config.task) != config.task:  # of which every other difference follows

@@ -171,8 +171,9 @@ def _longer_lines(config: TrainConfig, found: Comparison) -> list[str]:
 
 
 def _from_load(config: TrainConfig) -> Start:
-    """PRETRAIN_CHECKPOINT_PATH: a run of this output folder goes on; any other training checkpoint gives its
-    weights.
+    """The start from PRETRAIN_CHECKPOINT_PATH.
+
+    A run of this output folder goes on; any other training checkpoint gives its weights alone.
     """
     location = _location(config.load)
     if location is None or location.iteration is None:

@@ -1,8 +1,7 @@
-"""What each dtype is called in the formats that this project reads and writes: one table for all of them. Imports no
-torch by itself.
+"""What each dtype is called in the formats that this project reads and writes: one table for all of them.
 
-A format's own names beside these (safetensors' unsigned and 8-bit floats, torch's untyped storage) stand with its
-reader.
+Importing this imports no torch. Names that one format alone has (safetensors' unsigned numbers and 8-bit floats,
+torch's untyped storage) stand with its reader.
 """
 
 from __future__ import annotations

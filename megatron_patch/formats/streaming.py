@@ -1,6 +1,4 @@
-"""Writing files of tensors that are never in memory: two at a time, flushed, with progress, and stopped by the first
-error.
-"""
+"""Writing files of tensors that are never in memory: two at a time, flushed, stopped by the first error."""
 
 from __future__ import annotations
 
@@ -133,8 +131,9 @@ def write_safetensors(sink: Sink, items: Sequence[Item]) -> list[Written]:
 
 
 def _safetensors_header(items: Sequence[Item]) -> bytes:
-    """The start of a safetensors file: 8 bytes little-endian length, that many bytes of JSON. The items' bytes follow
-    without gaps.
+    """The start of a safetensors file: 8 bytes little-endian length, that many bytes of JSON.
+
+    The items' bytes follow without gaps.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

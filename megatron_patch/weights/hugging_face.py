@@ -143,8 +143,9 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "base_model.model.", "_fsdp_wrap
 
 
 def _check_names(config: LlamaConfig, weights: Path, tensors: dict[str, LazyTensor]) -> None:
-    """Raise for a missing or unknown tensor, with what most likely happened: a wrapper's prefix, tied or partial
-    weights.
+    """Raise for a missing or unknown tensor, with what most likely happened.
+
+    That is a wrapper's prefix, tied weights, or a part of a model.
     """
     missing, unknown = name_findings(config, tensors)
     if missing:

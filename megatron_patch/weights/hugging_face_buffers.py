@@ -1,5 +1,4 @@
-"""Tensors beside the weights of released LLaMA folders that nothing learns: which they are, and whether they may be
-left out.
+"""Tensors of released LLaMA folders that nothing learns: which they are, and whether they may be left out.
 
 transformers makes all of these itself when it loads a model. Frequencies that contradict config.json are an error.
 """
@@ -38,8 +37,9 @@ _BIAS = re.compile(
 
 
 def is_harmless(name: str, axes: int) -> bool:
-    """Whether the tensor `name` of `axes` axes may be left out whatever it holds. `check_frequencies` decides on
-    inv_freq.
+    """Whether the tensor `name` of `axes` axes may be left out whatever it holds.
+
+    For inv_freq see `check_frequencies`.
     """
     return bool(_HARMLESS.fullmatch(name)) or (axes == 4 and bool(_MASK.fullmatch(name)))
 
@@ -55,19 +55,19 @@ def is_bias(name: str) -> bool:
 
 
 def zero_biases(biases: Mapping[str, LazyTensor]) -> tuple[set[str], tuple[str, ...]]:
-    """(names of those that are zero everywhere, which may be left out; a note of them). The others are to be
-    refused.
-    """
+    """(names of those that are zero everywhere, a note of them). They may be left out; others are to be refused."""
     zero = sorted((name for name, bias in biases.items() if not bool(load(bias).any())), key=natural)
     note = f"Biases that are zero everywhere were left out, since a LLaMA has none: {listed(zero)}."
     return set(zero), (note,) if zero else ()
 
 
 def check_frequencies(config: LlamaConfig, frequencies: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """Compare each inv_freq [D/2] with what config.json gives; a note where one means nothing (zeros, NaNs, another
-    size).
+    """Compare each inv_freq [D/2] with what config.json gives.
 
     Versions of transformers before 4.32 compute with the stored ones, later ones with config.json.
+
+    Returns:
+        A note of those that mean nothing: zeros, NaNs, another size.
 
     Raises:
         UserError: they are frequencies of another base or scaling.

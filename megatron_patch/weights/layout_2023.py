@@ -1,7 +1,7 @@
-"""Telling the layouts of the original's checkpoints apart: which order the rows of a fused tensor have, and what cannot
-be right.
+"""Telling the layouts of the original's checkpoints apart: the order of a fused tensor's rows.
 
-Source of the rules: the converters and models of alibaba/Pai-Megatron-Patch, at the dates that the messages name.
+What cannot be right is refused. Source of the rules: the converters and models of alibaba/Pai-Megatron-Patch, at the
+dates that the messages name.
 """
 
 from __future__ import annotations
@@ -112,8 +112,10 @@ def _refuse_wrong_gate_up(ranks: Ranks, separate: bool) -> None:
 
 
 def _is_first_of_october(ranks: Ranks) -> bool:
-    """Whether the converter of 2023-10-10 wrote this. The order in the file tells: later converters put the fused
-    `dense_h_to_4h` behind a layer's other weights."""
+    """Whether the converter of 2023-10-10 wrote this.
+
+    The order in the file tells: later converters put the fused `dense_h_to_4h` behind a layer's other weights.
+    """
     names = ranks.first.names
     up, down = "mlp.dense_h_to_4h.weight", "mlp.dense_4h_to_h.weight"
     if not ranks.first.has_lm_head or family(names) != "converted" or up not in names or down not in names:

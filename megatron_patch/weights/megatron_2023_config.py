@@ -1,5 +1,6 @@
-"""Which model a checkpoint of 2023 holds: its config.json tells it where the user has put one there, else tensors and
-arguments.
+"""Which model a checkpoint of 2023 holds.
+
+Its config.json tells, where the user has put one there; else its tensors and recorded arguments.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ def _from_tensors(
 
 
 def _recorded_number(found: VocabularyRows, names: tuple[str, ...], otherwise: float) -> float:
-    """The first of `names` that the arguments hold as a positive number, else `otherwise`. Only training records
-    them.
+    """The first of `names` that the arguments hold as a positive number, else `otherwise`.
+
+    Only training records these.
     """
     values = [getattr(found.arguments, name, None) for name in names]
     return next((float(value) for value in values if isinstance(value, (int, float)) and value > 0), otherwise)
@@ -106,8 +108,10 @@ def _groups(ranks: Ranks, heads: int, head: int) -> int:
 
 
 def _check_groups(ranks: Ranks, found: VocabularyRows, groups: int) -> None:
-    """Raise where the arguments contradict the tensors. num_query_groups is 1 for MHA too: only group_query_attention
-    makes it count."""
+    """Raise where the arguments contradict the tensors.
+
+    num_query_groups is 1 for MHA too, so it counts only where group_query_attention is true.
+    """
     recorded = found.recorded("num_query_groups")
     if getattr(found.arguments, "group_query_attention", False) is True and recorded not in (None, groups):
         raise UserError(f"{ranks.folder} records {recorded} KV heads (num_query_groups), and its tensors have {groups}.")

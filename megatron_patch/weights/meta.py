@@ -1,12 +1,11 @@
-"""A LLaMA as Meta publishes it, as a source: consolidated.00.pth, …, params.json, and tokenizer.model, often one folder
-up.
+"""A LLaMA as Meta publishes it, as a source: consolidated.00.pth, …, params.json, and tokenizer.model.
 
-Every file is the shard of one model-parallel rank of fairscale. `llama/model.py` of meta-llama/llama cuts projections
-into heads and into the feed-forward layer by rows, projections out of them by columns, the embedding by columns (by
-rows from LLaMA-3 on) and the output layer by rows. Norms are whole in every file.
+Every consolidated file is the shard of one model-parallel rank of fairscale. `llama/model.py` of meta-llama/llama cuts
+projections into heads and into the feed-forward layer by rows, projections out of them by columns, the embedding by
+columns (by rows from LLaMA-3 on) and the output layer by rows. Norms are whole in every file.
 
-Meta's model rotates neighbouring elements of a head. Hugging Face's and Megatron's rotate element i with element i +
-D/2. So the rows of q and k go into another order, by the formula of transformers' convert_llama_weights_to_hf.py.
+Meta's model rotates neighbouring elements of a head. Hugging Face's and Megatron's rotate element i with element
+i + D/2. So the rows of q and k go into another order, by the formula of transformers' convert_llama_weights_to_hf.py.
 """
 
 from __future__ import annotations
@@ -73,9 +72,7 @@ class HalvesOfHeads:
         return self.base.dtype
 
     def read(self, first: int, last: int, out: torch.Tensor) -> None:
-        """Rows `first` to `last` into `out` [last − first, H]. Whole heads are read, since a row comes from anywhere in
-        its own.
-        """
+        """Rows `first` to `last` into `out` [last − first, H]. Heads are read whole, since their rows are mixed."""
         size = self.head_size
         start, end = first // size * size, -(-last // size) * size
         heads = torch.empty(end - start, self.shape[1], dtype=self.dtype)
@@ -137,8 +134,9 @@ def _positive(params: Mapping[str, Any], key: str, folder: Path, default: float)
 
 
 def _files(folder: Path) -> list[Path]:
-    """consolidated.00.pth, .01.pth … without a gap. Whether the last ones are missing, `_config` sees by the tensors'
-    shapes.
+    """consolidated.00.pth, .01.pth … without a gap.
+
+    Whether the last ones are missing, `_config` sees by the tensors' shapes.
     """
     numbers = sorted(int(match[1]) for path in folder.iterdir() if (match := _FILE.fullmatch(path.name)))
     missing = [number for number in range(max(numbers, default=0) + 1) if number not in numbers]
@@ -163,9 +161,7 @@ def _rank(path: Path) -> dict[str, Any]:
 def _config(
     folder: Path, params: Mapping[str, Any], ranks: list[dict[str, Any]], fallback: LlamaConfig | None
 ) -> tuple[LlamaConfig, tuple[str, ...]]:
-    """(configuration, notes): that of a config.json, where the user has added one, else what params.json and the
-    tensors tell.
-    """
+    """(configuration, notes): config.json's, where the user has added one, else that of params.json and the tensors."""
     if (folder / "config.json").is_file():
         return read_hf_config(folder), ()
     heads, dim = _whole(params, "n_heads", folder), _whole(params, "dim", folder)
@@ -209,8 +205,9 @@ def _layers(params: Mapping[str, Any], folder: Path, rank: Mapping[str, Any]) ->
 
 
 def _positions(params: Mapping[str, Any], theta: float, rank: Mapping[str, Any], fallback: LlamaConfig | None) -> tuple[int, str]:
-    """(position limit, why). Meta's files do not hold it, so it is told by what else differs between the published
-    models.
+    """(position limit, why).
+
+    Meta's files do not hold it, so it is told by what else differs between the published models.
     """
     if fallback is not None and fallback.max_position_embeddings > 2048:
         # The published sizes up to 2048 are llama-7b and llama-13b, which people also call LLaMA-2's by: they tell nothing.

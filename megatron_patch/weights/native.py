@@ -112,8 +112,9 @@ def _tensor(
 
 
 def _without_layer_axis(found: FileTensor, starts: tuple[int, ...], layer: int | None) -> _Chunk:
-    """`found` [L, …] starts at layer `starts[0]`; the part of it that is `layer`'s, as a place in the file. None: it is
-    whole.
+    """The part of `found` [L, …], which starts at layer `starts[0]`, that is `layer`'s, as a place in the file.
+
+    Without a layer it is the whole of `found`.
     """
     if layer is None:
         return _Chunk(starts, found)
@@ -123,8 +124,7 @@ def _without_layer_axis(found: FileTensor, starts: tuple[int, ...], layer: int |
 
 
 def _assembled(folder: Path, place: Place, chunks: list[_Chunk]) -> LazyTensor:
-    """The tensor that `chunks` make: those that start in the same row beside each other, and these bands below each
-    other.
+    """The tensor that `chunks` make: those of the same first row beside each other, the bands below each other.
 
     Raises:
         UserError: they leave a gap or overlap.
@@ -146,8 +146,9 @@ def _assembled(folder: Path, place: Place, chunks: list[_Chunk]) -> LazyTensor:
 
 
 def _check_shape(folder: Path, config: LlamaConfig, extra: int, place: Place, got: tuple[int, ...]) -> None:
-    """Raise for a shape that the model does not have. Rows of vocabulary beyond the expected ones are padding, and
-    allowed.
+    """Raise for a shape that the model does not have.
+
+    Rows of vocabulary beyond the expected ones are padding, and allowed.
     """
     expected = megatron_shape(config, place.entry.key, extra)
     if got == expected or (place.is_vocabulary and got[0] >= expected[0] and got[1:] == expected[1:]):

@@ -75,8 +75,9 @@ class Ranks:
         return len(self.files[0])
 
     def shards(self, layer: int, part: str) -> list[LazyTensor]:
-        """`part` of `layer` (counted over the model) on every tensor-parallel rank; `names_2023.SPELLINGS` has parts
-        and shapes.
+        """`part` of `layer`, counted over the model, on every tensor-parallel rank.
+
+        `names_2023.SPELLINGS` has parts and shapes.
 
         Raises:
             UserError: a rank lacks it, or has another shape or dtype than the first.
@@ -125,8 +126,9 @@ class Ranks:
 
 
 def _check_alike(stage: Sequence[Rank], shards: Sequence[LazyTensor], name: str, *, rows: bool) -> None:
-    """Raise unless ranks hold equal shares in one dtype. With `rows` false, as for the vocabulary, shares may differ in
-    rows.
+    """Raise unless ranks hold equal shares in one dtype.
+
+    With `rows` false, as for the vocabulary, shares may differ in rows.
     """
     first = shards[0]
     for rank, shard in zip(stage, shards):
@@ -172,14 +174,15 @@ def _read_rank(path: Path) -> Rank:
             f"{path} is one of a run with interleaved pipeline stages (model0, model1, …), which is not read; "
             "save it again from the original without --num-layers-per-virtual-pipeline-stage."
         )
-    try:
-        model = content["model"]
-        flat = any(isinstance(name, str) and name.startswith("decoder.layers.") for name in model)
-        encoder, embedding, head = _flat_parts(model) if flat else _nested_parts(model)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no checkpoint of a language model of 2023: {error} is not in it.") from None
+    model = _below(content, "model")
+    if not isinstance(model, dict):
+        raise UserError(f"{path} is no checkpoint of a language model of 2023: 'model' is not in it.")
+    flat = any(isinstance(name, str) and name.startswith("decoder.layers.") for name in model)
+    encoder, embedding, head = _flat_parts(model) if flat else _nested_parts(model)
     if not isinstance(encoder, dict) or not all(isinstance(name, str) for name in encoder):
-        raise UserError(f"{path} is no checkpoint of a language model of 2023: its layers are no tensors by name.")
+        raise UserError(
+            f"{path} is no checkpoint of a language model of 2023: there are no tensors by name in language_model's 'encoder'."
+        )
     for name, tensor in (("word_embeddings", embedding), ("output_layer", head)):
         if tensor is not None:
             _check_tensor(path, name, tensor, 2)
@@ -188,22 +191,31 @@ def _read_rank(path: Path) -> Rank:
     return Rank(path, content.get("args"), layers, names, final_norm, embedding, head, "lm_head" in model)
 
 
-def _flat_parts(model: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any]:
+def _below(tree: object, *keys: str) -> Any:
+    """What a tree of dictionaries holds below `keys`; None where it has none of them, or something else than a dictionary."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _flat_parts(model: dict[str, Any]) -> tuple[Any, Any, Any]:
     """(encoder, embedding, head) under megatron-core's names, which are one flat dictionary."""
     outside = {EMBEDDING, OUTPUT_LAYER}
-    encoder = {name.removeprefix("decoder."): tensor for name, tensor in model.items() if name not in outside}
+    encoder = {str(name).removeprefix("decoder."): tensor for name, tensor in model.items() if name not in outside}
     return encoder, model.get(EMBEDDING), model.get(OUTPUT_LAYER)
 
 
-def _nested_parts(model: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any]:
-    """(encoder, embedding, head) of Megatron-LM's `language_model`: dictionaries in dictionaries, the encoder's own one
-    flat.
-    """
-    language_model = model["language_model"]
-    encoder = language_model["encoder"] if "encoder" in language_model else language_model["transformer"]
-    embedding = language_model.get("embedding", {}).get("word_embeddings", {}).get("weight")
-    head = language_model.get("output_layer", {}).get("weight")
-    return encoder, embedding, model.get("lm_head", {}).get("weight") if head is None else head
+def _nested_parts(model: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """(encoder, embedding, head) of Megatron-LM's `language_model`: dictionaries in dictionaries."""
+    language_model = _below(model, "language_model")
+    encoder = _below(language_model, "encoder")
+    embedding = _below(language_model, "embedding", "word_embeddings", "weight")
+    head = _below(language_model, "output_layer", "weight")
+    return (
+        _below(language_model, "transformer") if encoder is None else encoder,
+        embedding,
+        _below(model, "lm_head", "weight") if head is None else head,
+    )
 
 
 def _by_part(path: Path, encoder: Mapping[str, Any]) -> tuple[dict[int, dict[str, LazyTensor]], LazyTensor | None]:

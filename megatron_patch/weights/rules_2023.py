@@ -1,8 +1,7 @@
-"""One rule for each order of rows: how the shards of 2023's tensor-parallel ranks become a Megatron tensor, lazily.
+"""One rule for each order of rows: how the shards of 2023's ranks become a Megatron tensor, lazily.
 
 Shapes: H hidden, F ffn, N heads, G KV heads, D head size, T tensor-parallel ranks. In fused QKV a KV head's block is
-    its N/G query
-heads, its key head, its value head: [(N/G + 2)·D, H].
+its N/G query heads, its key head, its value head: [(N/G + 2)·D, H].
 """
 
 from __future__ import annotations
@@ -14,8 +13,10 @@ from megatron_patch.formats.lazy import LazyTensor, Rows, stack
 
 
 def qkv_per_kv_head(shards: Sequence[LazyTensor]) -> LazyTensor:
-    """`shards` [(N + 2G)·D/T, H] are blocks of whole KV heads, in megatron-core's own order. Returns [(N + 2G)·D,
-    H].
+    """`shards` [(N + 2G)·D/T, H] are blocks of whole KV heads, in megatron-core's own order.
+
+    Returns:
+        [(N + 2G)·D, H].
     """
     return stack(list(shards))
 
@@ -65,15 +66,21 @@ def qkv_separate(queries: Sequence[LazyTensor], key_values: Sequence[LazyTensor]
 
 
 def gate_up_fused(shards: Sequence[LazyTensor]) -> LazyTensor:
-    """`shards` [2F/T, H] are the rank's rows of the gate, then its rows of up. Returns [2F, H]: all of gate, then all
-    of up.
+    """`shards` [2F/T, H] are the rank's rows of the gate, then its rows of up.
+
+    Returns:
+        [2F, H]: all of gate, then all of up.
     """
     half = shards[0].shape[0] // 2
     return stack([Rows(shard, start, start + half) for start in (0, half) for shard in shards])
 
 
 def gate_up_separate(gates: Sequence[LazyTensor], ups: Sequence[LazyTensor]) -> LazyTensor:
-    """`gates` and `ups` [F/T, H]. Returns [2F, H]: all of gate, then all of up."""
+    """`gates` and `ups` [F/T, H] are the ranks' rows of each.
+
+    Returns:
+        [2F, H]: all of gate, then all of up.
+    """
     return stack([*gates, *ups])
 
 
@@ -87,8 +94,10 @@ def _groups(shard: LazyTensor, block: int) -> int:
 def _interleaved(
     queries: LazyTensor, q_start: int, key_values: LazyTensor, kv_start: int, groups: int, per_group: int, head: int
 ) -> list[LazyTensor]:
-    """Blocks of KV heads: of each its query heads, taken from `queries` from row `q_start` on, and its [k, v], taken
-    from `key_values` from row `kv_start` on."""
+    """Blocks of KV heads: of each its query heads, then its [k, v].
+
+    Query heads come from `queries` from row `q_start` on, [k, v] from `key_values` from row `kv_start` on.
+    """
     height = per_group * head
     parts: list[LazyTensor] = []
     for group in range(groups):

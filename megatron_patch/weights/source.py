@@ -1,6 +1,4 @@
-"""Opening any checkpoint by the reader of its kind, and fitting what it gives: rows of the vocabulary, dtype,
-shapes.
-"""
+"""Opening any checkpoint by the reader of its kind, and fitting its vocabulary, dtype and shapes."""
 
 from __future__ import annotations
 
@@ -58,8 +56,9 @@ def with_extra_vocabulary(source: Source, count: int) -> Source:
 
 
 def with_vocabulary_rows(source: Source) -> Source:
-    """`source` without the padding rows of embedding and output layer, those beyond vocabulary and extra rows; a note
-    says so.
+    """`source` without the padding rows of embedding and output layer, and a note that says so.
+
+    Padding is what lies beyond vocabulary and extra rows.
     """
     rows = source.config.vocab_size + source.extra_vocab_size
     found = source.lookup(Place(BY_KEY[EMBEDDING], None))[0].shape[0]

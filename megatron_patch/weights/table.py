@@ -1,10 +1,12 @@
-"""The Hugging Face ↔ Megatron table of LLaMA's weights, as data that both directions use, and a checkpoint's weights by
-it.
+"""The Hugging Face ↔ Megatron table of LLaMA's weights, and a checkpoint's weights by it.
 
-Megatron keys are those of megatron-core's GPTModel with Transformer Engine's names for the norms. torch_dist stacks the
-layers' tensors of one key along a first axis; here each layer has its own. Shapes: V vocabulary with extra rows, H
-hidden, F ffn, N heads, G KV heads, D head size. Fused QKV is, for each of the G KV heads, its N/G query heads, its key
-head, its value head: [(N + 2G)·D, H]. Fused gate and up is all rows of the gate, then all rows of up: [2F, H].
+The table is data that both directions use. Megatron keys are those of megatron-core's GPTModel with Transformer
+Engine's names for the norms. torch_dist stacks the layers' tensors of one key along a first axis; here each layer has
+its own.
+
+Shapes: V vocabulary with extra rows, H hidden, F ffn, N heads, G KV heads, D head size. Fused QKV is, for each of the G
+KV heads, its N/G query heads, its key head, its value head: [(N + 2G)·D, H]. Fused gate and up is all rows of the gate,
+then all rows of up: [2F, H].
 """
 
 from __future__ import annotations
@@ -22,9 +24,7 @@ from megatron_patch.llama.model_config import LlamaConfig
 
 @dataclass(frozen=True)
 class Entry:
-    """One Megatron tensor and the Hugging Face tensors that it is made of; `{}` is the layer, counted over the whole
-    model.
-    """
+    """One Megatron tensor, and the Hugging Face tensors that it is made of; `{}` is the layer, of all of the model."""
 
     key: str
     hf: tuple[str, ...]
@@ -159,8 +159,11 @@ def hf_shapes(config: LlamaConfig, place: Place, extra_vocab_size: int = 0) -> t
 
 
 def join(config: LlamaConfig, rule: str, parts: Sequence[LazyTensor]) -> LazyTensor:
-    """The Megatron tensor that the Hugging Face tensors `parts` make: q [N·D, H], k and v [G·D, H]; gate and up [F, H];
-    or one.
+    """The Megatron tensor that the Hugging Face tensors `parts` make.
+
+    Args:
+        rule: the entry's.
+        parts: q [N·D, H], k and v [G·D, H]; or gate and up [F, H] each; or one tensor, which stays as it is.
     """
     if rule != "qkv":
         return stack(parts)
