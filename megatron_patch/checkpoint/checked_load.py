@@ -1,10 +1,8 @@
 """Loading a torch_dist checkpoint through megatron-core, without letting core or torch read a file.
 
 Their readers unpickle `.metadata`, common.pt and the objects beside the tensors without restriction, so a file could
-run code.
-Here `formats.distcp_metadata` reads and checks these files. core and torch get the results through slots of theirs:
-    core's for
-strategies, torch's for a storage reader and a planner.
+run code. Here `formats.distcp_metadata` reads and checks these files. core and torch get the results through slots of
+theirs: core's for strategies, torch's for a storage reader and a planner.
 """
 
 from __future__ import annotations
@@ -61,9 +59,8 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         state: core's sharded state dict, whose tensors are filled in place.
 
     Returns:
-        `state`'s structure with the loaded tensors and objects, and everything of common.pt. That has the form in which
-        somebody
-        saved it: look it through before you use it.
+        `state`'s structure with the loaded tensors and objects, and everything that common.pt holds. That may have any
+        form: look it through before you use it.
 
     Raises:
         UserError: a file is missing, damaged or refused, or lacks what `state` asks for. Nothing of it has run.

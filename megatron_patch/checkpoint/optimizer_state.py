@@ -31,8 +31,7 @@ def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any]
     """A sharded state dict of `optimizer`, in the form that core itself saves and loads; no memory is copied.
 
     Loading fills the tensors in it, and `load_optimizer_state` takes the rest. Call it between two steps only: fp32
-        weights whose
-    memory was freed are rebuilt in the gradient buffers, and are saved from there or loaded into there.
+    weights whose memory was freed are rebuilt in the gradient buffers, and are saved from there or loaded into there.
 
     Args:
         optimizer: core's, of this rank.
@@ -44,7 +43,8 @@ def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any]
         return optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(SHARDING))
     if is_loading:
         inner.optimizer.make_state()
-    # Despite its name it copies nothing: it points each `.grad` at its part of the buffer, into which weights are rebuilt.
+    # Despite its name it copies nothing: it points each `.grad` at its part of the buffer, into which weights are
+    # rebuilt.
     inner._copy_model_grads_to_main_grads()
     shards = {"param_state": list(_shards(inner, weights)), "param_state_sharding_type": SHARDING["distrib_optim_sharding_type"]}
     return {**inner.state_dict(), **shards}

@@ -125,11 +125,11 @@ def run_state(model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress:
     """Everything that a checkpoint holds, as megatron-core's sharded state dict of this rank; no memory is copied.
 
     In bf16 under ZeRO-1 the fp32 weights have no memory of their own. They are rebuilt in the gradient buffers, which
-    are free
-    between two steps: to be saved from there, or loaded into there.
+    are free between two steps: to be saved from there, or loaded into there.
 
     Args:
-        is_loading: whether it is made for loading into, so that the moments must be allocated.
+        model, optimizer, scheduler, progress: the run's.
+        is_loading: whether the dict is for loading, so that the moments must be allocated.
     """
     weights = module(model).sharded_state_dict(metadata=dict(SHARDING))
     return {

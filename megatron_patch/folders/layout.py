@@ -172,7 +172,11 @@ def copy_companions(source: str | Path, target: str | Path, names: tuple[str, ..
 
 
 def write_model_description(folder: str | Path, description: ModelDescription) -> None:
-    """Write model.json, with the versions that wrote it."""
+    """Write model.json, with the versions that wrote it.
+
+    Raises:
+        UserError: megatron-core is not installed, so that its version is unknown.
+    """
     content = {"format": _FORMAT, **asdict(description)}
     content |= {"megatron_core": installed_version(), "megatron_patch": __version__}
     write_text(Path(folder) / DESCRIPTION, json.dumps(content, indent=2) + "\n")

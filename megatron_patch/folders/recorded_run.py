@@ -17,7 +17,8 @@ from megatron_patch.llama.model_config import LlamaConfig
 
 RUN_CONFIG = "run_config.json"
 _MOST_BYTES = 1 << 20
-# What is learnt does not depend on these. The scripts' names for them, where a user wants to hear of a change.
+# What is learnt does not depend on these. Each has its name in the scripts, or none if a change of it is not worth a
+# line.
 _FREE = {
     "tensor_model_parallel_size": "TP",
     "pipeline_model_parallel_size": "PP",
@@ -35,7 +36,7 @@ _FREE = {
 _DECISIVE_OPTIONS = ("adam_beta1", "adam_beta2", "adam_eps", "clip_grad", "packing", "seed", "split", "template", "weight_decay")
 # How long a run is. Going on may make it longer, which changes the decay of the learning rate.
 _DURATION = {"train_iters": "TRAIN_TOKENS", "epochs": "EPOCH"}
-# Compared by what they hold.
+# Compared by their content: `_data_differences`, `_model_differences`.
 _IDENTITIES = {"load", "load_fingerprint", "train_data_path", "train_data_bytes", "train_data_fingerprint"}
 
 
@@ -86,7 +87,7 @@ def compare(config: TrainConfig, recorded: dict[str, Any], root: Path) -> Compar
     What was not recorded at the time is taken to be its default.
     """
     now, found = json.loads(json.dumps(config.as_dict())), Comparison()
-    if recorded.get("task", config.task) != config.task:  # of which every other difference follows
+    if recorded.get("task", config.task) != config.task:  # every other difference follows from it
         return Comparison(hindering=[_was("task", recorded["task"], config.task)])
     for name in now.keys() - _IDENTITIES - _DURATION.keys() - {"model", "options"}:
         if name not in recorded or recorded[name] == now[name] or (name == "pad_length" and not _is_text(config)):

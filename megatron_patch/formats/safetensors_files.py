@@ -1,8 +1,7 @@
 """Where tensors lie in safetensors files.
 
 The format: 8 bytes little-endian length, that many bytes of JSON, the data. The library checks the header. It reads
-    whole tensors,
-which conversion must not, so it is asked for their places alone. `streaming` writes such files.
+whole tensors, which conversion must not, so it is asked for their places alone. `streaming` writes such files.
 """
 
 from __future__ import annotations
@@ -30,15 +29,13 @@ _MAX_HEADER = 100 << 20  # the library's own limit
 def read_safetensors(
     path: Path, skipped: Callable[[str, int], bool] = lambda name, axes: False
 ) -> tuple[dict[str, FileTensor], list[str]]:
-    """The tensors of one file by name, and the names of those for which `skipped` (name, axes) is true; no bytes are
-    read.
+    """Where the tensors of one file lie, by name, and the names of those that are skipped. No tensor is read.
 
-    What is skipped may have any dtype.
+    `skipped` says by name and number of axes which; those may have any dtype.
 
     The library checks the header when it opens the file: an object of tensors whose bytes are as many as shape and
-        dtype say and
-    lie one after the other from the header to the end of the file. So the order of the tensors gives their places, and
-    the header is not read a second time.
+    dtype say and lie one after the other from the header to the end of the file. So the order of the tensors gives
+    their places, and the header is not read a second time.
 
     Raises:
         UserError: it is not a whole safetensors file, or holds a dtype other than BF16, F16, F32.

@@ -5,26 +5,23 @@ two orders: "per KV head" is [its query heads; k; v] for each KV head, which is 
 of MHA; "all q first" is [all of the rank's query heads; k, v of each KV head].
 
     converted, `mp_rank_XX[_YYY]/model_rng.pt` (`model_optim_rng.pt` since 2024-03-05), norms `input_layernorm`, …
-        2023-09-04  query_key_value (MHA), or query and key_value per KV head [k; v] (GQA); dense_h_to_4h_1 is the gate,
-        _2 up;
-                    zero norm biases until 2023-09-15
+        2023-09-04  query_key_value (MHA), or query and key_value per KV head [k; v] (GQA); dense_h_to_4h_1 is the
+                    gate, _2 up; zero norm biases until 2023-09-15
         2023-10-10  GQA as before; a fused dense_h_to_4h, cut wrongly for TP > 1 until 2023-10-17: refused
-        2023-10-17  MHA right: dense_h_to_4h is the rank's gate rows, then its up rows. GQA at TP > 1 holds all of both
-                    in every rank until 2023-10-18: refused
-        2023-10-18  GQA has a fused query_key_value too, all q first; no model of the original could run it 2023-11-10
-        the same, per KV head; with several KV heads a rank the files differ from the former in the rows alone, so
-                    `--gqa-layout` decides, and per KV head is the default
+        2023-10-17  MHA right: dense_h_to_4h is the rank's gate rows, then its up rows. GQA at TP > 1 holds all of
+                    both in every rank until 2023-10-18: refused
+        2023-10-18  GQA has a fused query_key_value too, all q first; no model of the original could run it
+        2023-11-10  the same, per KV head; with several KV heads a rank the files differ from the former in the rows
+                    alone, so `--gqa-layout` decides, and per KV head is the default
     converted for Transformer Engine (hf2te.py, MHA only), 2023-10-10 on: `self_attention.layernorm_qkv`,
-    `layernorm_mlp`
+        `layernorm_mlp`
     converted for megatron-core, 2024-04: flat names `decoder.layers.N.…`, per KV head; the second norm is
-        `pre_mlp_layernorm` until 2024-04-22, `mlp.linear_fc1.layer_norm_weight` later; with PP both ends stand in each
-        stage
+        `pre_mlp_layernorm` until 2024-04-22, `mlp.linear_fc1.layer_norm_weight` later; with PP each stage has both ends
     trained until 2023-10-10: as converted then
     trained since 2023-10-10: norms `input_norm`, `post_attention_norm`, `final_norm`; per KV head; gate and up fused
 
-Not read: optimizer state, random state, rotary frequencies, `lm_head` and `word_embeddings_for_head` (copies of the
-    output layer
-and the embedding), fp8 scales. `formats/vocabulary_2023.py` tells extra rows of the vocabulary.
+What is not read: optimizer state, random state, rotary frequencies, `lm_head` and `word_embeddings_for_head` (copies
+of the output layer and the embedding), fp8 scales. `formats/vocabulary_2023.py` tells extra rows of the vocabulary.
 Source: the converters and models of alibaba/Pai-Megatron-Patch at those dates.
 """
 

@@ -210,7 +210,7 @@ def _positions(params: Mapping[str, Any], theta: float, rank: Mapping[str, Any],
     Meta's files do not hold it, so it is told by what else differs between the published models.
     """
     if fallback is not None and fallback.max_position_embeddings > 2048:
-        # The published sizes up to 2048 are llama-7b and llama-13b, which people also call LLaMA-2's by: they tell nothing.
+        # Up to 2048 it is llama-7b or llama-13b, and these names are given to LLaMA-2 as well: they tell nothing.
         return fallback.max_position_embeddings, "the size named with MN"
     if theta > DEFAULT_THETA:
         return 16384, "rope_theta is above 10000, as in Code Llama"

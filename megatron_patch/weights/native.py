@@ -1,8 +1,8 @@
 """A native checkpoint, megatron-core's torch_dist, as a source.
 
-A tensor lies in the files in chunks, and whoever saved it decided how it was cut: by layer, by tensor-parallel rank, by
-    gate and
-up. The chunks of a layer are put together here in any case. Optimizer state beside the weights is not looked at.
+A tensor lies in the files in chunks, and whoever saved it decided how it was cut: by layer, by tensor-parallel rank,
+by gate and up. Here each layer's tensor is put together, however it was cut. Optimizer state beside the weights is not
+looked at.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def _read_rank(path: Path) -> Rank:
 
 
 def _below(tree: object, *keys: str) -> Any:
-    """What a tree of dictionaries holds below `keys`; None where it has none of them, or something else than a dictionary."""
+    """What a tree of dictionaries holds below `keys`; None where a key is missing, or something is no dictionary."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
