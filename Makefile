@@ -1,12 +1,16 @@
 # Two commands are enough: `make demo` and `make test`. Each makes its own virtual environment in .venv and installs
-# what it needs, once. PYTHON names another interpreter (3.10 to 3.12), TORCH another torch, PIP_ARGS more pip flags.
-PYTHON ?= python3
+# what it needs, once. PYTHON names the interpreter (3.11 to 3.13; else tools/choose_python.sh finds one), TORCH another torch,
+# PIP_ARGS more pip flags. CPU=1 takes torch from PyTorch's index of CPU builds: 1.4 GB instead of 5.1.
+PYTHON ?=
 TORCH ?= torch==2.13.0
+CPU ?=
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP_ARGS ?=
 VENV := .venv
 RUN := . $(VENV)/bin/activate &&
+PIP := $(RUN) python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test check fuzz gpu lint clean
+.PHONY: demo test matrix check fuzz gpu docs lint clean
 
 demo: $(VENV)/.demo-ready
 	@$(RUN) python examples/demo.py
@@ -16,36 +20,52 @@ test: check
 
 # What a minute finds, before the tests begin.
 check: $(VENV)/.test-ready
-	@$(RUN) ruff check . && ruff format --check . && mypy
+	@$(RUN) ruff check . && ruff format --check . && mypy && shellcheck -x $$(git ls-files '*.sh') .ci/run
 
 # A million changed inputs over every reader and every argument; make fuzz FUZZ_INPUTS=10000 FUZZ_SEED=2 FUZZ_JOBS=4 tries others.
 fuzz: $(VENV)/.test-ready
 	@$(RUN) FUZZ_INPUTS=$(FUZZ_INPUTS) FUZZ_SEED=$(FUZZ_SEED) FUZZ_JOBS=$(FUZZ_JOBS) python -m tests.fuzz
 
+# The suite's core with each Python, megatron-core and torch that are supported and that this machine has an interpreter for; the
+# table comes into docs/matrix.md. CORNERS="3.13/0.19.2/2.15.0 ..." names some of them alone.
+matrix:
+	@python=$$(sh tools/choose_python.sh $(PYTHON)) || exit 2; "$$python" -m tests.matrix $(CORNERS)
+
 # On a machine with a GPU, in whatever environment `python3` is; nothing is installed.
 gpu:
-	$(PYTHON) -m pytest tests/kernels tests/gpu -m "gpu or not gpu"
+	$(or $(PYTHON),python3) -m pytest tests/kernels tests/gpu -m "gpu or not gpu"
 
 lint: check
-	@$(RUN) shellcheck -x $$(git ls-files '*.sh') .ci/run
+
+# The documentation as a site, in site/.
+docs: $(VENV)/.docs-ready
+	@$(RUN) python -m tools.argument_pages && mkdocs build --strict
 
 # torch first and by itself, so that nothing else decides which build of it comes.
 $(VENV)/.torch-ready:
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 12) else "Python 3.10, 3.11 or 3.12 is needed; write make PYTHON=python3.11 ...")'
-	@$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@echo "installing $(TORCH) into $(VENV); without a GPU, PIP_ARGS can name PyTorch's index of CPU builds"
-	@$(RUN) python -m pip install -q --disable-pip-version-check $(PIP_ARGS) '$(TORCH)'
+	@python=$$(sh tools/choose_python.sh $(PYTHON)) || exit 2; \
+	    "$$python" -m venv $(VENV) || { rm -rf $(VENV); \
+	        echo "$$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@if [ -n "$(CPU)" ]; then echo "installing $(TORCH), the CPU build, into $(VENV): 1.4 GB with all that is needed"; \
+	    elif [ -e /proc/driver/nvidia ] || command -v nvidia-smi >/dev/null; then echo "installing $(TORCH) into $(VENV): 5.1 GB"; \
+	    else echo "installing $(TORCH) into $(VENV): 5.1 GB with CUDA, though here is no NVIDIA driver;" \
+	        "CPU=1 takes 1.4 GB: make $(or $(MAKECMDGOALS),demo) CPU=1"; fi
+	@$(PIP) $(if $(CPU),--index-url '$(CPU_INDEX)') $(PIP_ARGS) '$(TORCH)'
 	@touch $@
 
 $(VENV)/.demo-ready: $(VENV)/.torch-ready pyproject.toml
 	@echo "installing this project and what the demo needs"
-	@$(RUN) python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e '.[demo]'
+	@$(PIP) $(PIP_ARGS) -e '.[demo]'
 	@touch $@
 
 $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
 	@echo "installing this project and what the tests need"
-	@$(RUN) python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e '.[test]'
+	@$(PIP) $(PIP_ARGS) -e '.[test]'
+	@touch $@
+
+$(VENV)/.docs-ready: $(VENV)/.torch-ready pyproject.toml
+	@$(PIP) $(PIP_ARGS) -e '.[docs]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .demo .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .matrix .demo site .hypothesis .mypy_cache .ruff_cache

@@ -1,9 +1,9 @@
-"""Saving a training checkpoint: seconds, and host memory beyond the state, of this project's way and of megatron-core's own.
+"""Saving a training checkpoint, by this project and by megatron-core: seconds, and host memory beyond the state.
 
     python benchmarks/checkpoint.py --hidden 2048 --layers 2
 
-A model with ZeRO's state in one process on whatever device there is; each way saves twice, and the second is the one to look
-at. core's first save also starts a process.
+It makes a model with ZeRO's state in one process, on the GPU if there is one. Each way saves twice. The second time is
+the one to look at, because core starts a process in its first save.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 class PeakMemory:
-    """The most resident memory of this process and its children while the block runs, in bytes above that at its start."""
+    """A context that measures memory. `extra`: by how many bytes the resident memory of this process and its children
+    rose at most while the block ran.
+    """
 
     def __enter__(self) -> PeakMemory:
         import psutil
@@ -40,7 +42,8 @@ class PeakMemory:
         total = self._process.memory_info().rss
         for child in self._process.children(recursive=True):
             try:
-                total += child.memory_full_info().uss  # forks share the state's pages
+                # Memory of its own only: a fork shares the state's pages with this process.
+                total += child.memory_full_info().uss
             except psutil.NoSuchProcess:
                 continue
         return total
@@ -55,6 +58,7 @@ class PeakMemory:
 
 
 def save_with_core(state, folder: Path) -> None:
+    """Save the model and the optimizer by core's dist_checkpointing, as Megatron-LM does."""
     from megatron.core import dist_checkpointing
 
     metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -65,6 +69,7 @@ def save_with_core(state, folder: Path) -> None:
 
 
 def main() -> None:
+    """Parse, save twice by each way, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=2)
@@ -94,7 +99,7 @@ def main() -> None:
         return state
 
     state = trained_once()
-    Adam.split_parameters = lambda self: None  # core saves whole parameters
+    Adam.split_parameters = lambda self: None  # core's save needs whole fp32 parameters
     whole = trained_once()
 
     def save(turn: int) -> None:

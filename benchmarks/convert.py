@@ -1,12 +1,12 @@
-"""How long a conversion takes beside copying the same folder, and how much memory it needs.
+"""How long a conversion takes, compared with copying the same folder, and how much memory it needs.
 
     python benchmarks/convert.py --size llama2-7b --rounds 3 --folder /path/on/the/disk/to/measure
 
-Makes a model of random numbers, then in turn, as often as --rounds says: `cp -r` and `sync` of the Hugging Face folder,
-its conversion to Megatron, `cp -r` and `sync` of the result, and its conversion back. Each runs in a process of its own.
-Page caches are dropped before each where that is permitted, and the interpreter's own files read again, so that sources
-come from the disk. Peak memory is the largest resident memory of the converter's process, less that of an interpreter
-that has imported the same modules and done nothing.
+It makes a model of random numbers. Then it repeats four steps --rounds times, each in a process of its own: `cp -r` and
+`sync` of the Hugging Face folder, its conversion to Megatron, `cp -r` and `sync` of the result, and its conversion
+back. Before each step it drops the page cache, where that is permitted, and reads the interpreter's own files again. So
+sources come from the disk, and the program does not. Peak memory is the largest resident memory of the converter's
+process, minus that of an interpreter that has imported the same modules and done nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig, to_hf_co
 
 _POOL = 8 << 20
 _SHARD_BYTES = 5 * 10**9
-# What the converter's process runs: itself, then its own peak memory into a file; without arguments, its imports alone.
+# What the converter's process runs: it converts and writes its peak memory into a file. Without arguments it only
+# imports.
 _CONVERTER = """
 import sys
 import megatron_patch.conversion.convert
@@ -52,7 +53,7 @@ sys.exit(status)
 
 @dataclass(frozen=True)
 class RandomTensor:
-    """Normal numbers of standard deviation 0.02, cut from one pool at a place that `seed` chooses."""
+    """A lazy tensor of normal numbers with standard deviation 0.02. `seed` chooses where they are cut from one pool."""
 
     pool: torch.Tensor
     seed: int
@@ -60,9 +61,11 @@ class RandomTensor:
 
     @property
     def dtype(self) -> torch.dtype:
+        """That of the pool."""
         return self.pool.dtype
 
     def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        """Copy rows `first` to `last` − 1 into `out`, as `LazyTensor` says."""
         flat = out.view(-1)
         start = (self.seed * 7919 + first * 104729) % (self.pool.numel() // 2)
         for position in range(0, flat.numel(), self.pool.numel() // 2):
@@ -72,7 +75,7 @@ class RandomTensor:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run of one command."""
+    """One run of one command: what it was, and what it took."""
 
     what: str
     seconds: float
@@ -80,7 +83,7 @@ class Measurement:
 
 
 def make_model(folder: Path, config: LlamaConfig, dtype: str) -> int:
-    """Write a Hugging Face folder of random weights; its bytes."""
+    """Write a Hugging Face folder of random weights; returns its size in bytes."""
     folder.mkdir(parents=True)
     pool = torch.randn(_POOL, generator=torch.Generator().manual_seed(1)).mul_(0.02).to(of_name(dtype).torch_dtype)
     items = []
@@ -98,7 +101,7 @@ def make_model(folder: Path, config: LlamaConfig, dtype: str) -> int:
 
 
 def drop_caches() -> bool:
-    """Write everything out and empty the page cache; False where that is not permitted."""
+    """Write all dirty pages to the disk and empty the page cache; returns whether that is permitted."""
     os.sync()
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
@@ -108,7 +111,7 @@ def drop_caches() -> bool:
 
 
 def measure(what: str, command: list[str], target: Path) -> Measurement:
-    """Run `command`, which makes `target`, with an empty page cache but for the interpreter and its libraries."""
+    """Run `command`, which makes `target`. The page cache holds the interpreter and its libraries only."""
     shutil.rmtree(target, ignore_errors=True)
     drop_caches()
     imports_peak(target.parent)
@@ -120,10 +123,12 @@ def measure(what: str, command: list[str], target: Path) -> Measurement:
 
 
 def copy(source: Path, target: Path, what: str) -> Measurement:
+    """Copy a folder by `cp -r` and `sync`, and measure it."""
     return measure(what, ["sh", "-c", 'cp -r "$1" "$2" && sync', "sh", str(source), str(target)], target)
 
 
 def conversion(source: Path, target: Path, to_hf: bool) -> Measurement:
+    """Convert `source` to `target`, and measure it with its peak memory."""
     flags = {
         "--megatron-path": "none",
         "--source": str(source),
@@ -144,13 +149,14 @@ def _peak_file(folder: Path) -> Path:
 
 
 def imports_peak(folder: Path) -> int:
-    """Resident bytes of an interpreter with the converter's imports."""
+    """Resident bytes of an interpreter that has imported what the converter imports."""
     command = [sys.executable, "-c", _CONVERTER, str(_peak_file(folder))]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
     return int(_peak_file(folder).read_text())
 
 
 def one_round(folder: Path) -> list[Measurement]:
+    """Copy, convert, copy, convert back."""
     hf, megatron, copied, back = (folder / name for name in ("hf", "megatron", "copy", "back"))
     measured = [copy(hf, copied, "cp -r, sync of the Hugging Face folder")]
     shutil.rmtree(copied)
@@ -164,7 +170,7 @@ def one_round(folder: Path) -> list[Measurement]:
 
 
 def summary(rounds: list[list[Measurement]], total: int, imports: int) -> list[dict[str, object]]:
-    """One row a command: medians; conversions also as a ratio to the copy before them in the same round."""
+    """A row for each command, with medians; for conversions also the ratio to the copy before them in the round."""
     rows: list[dict[str, object]] = []
     for column, runs in enumerate(zip(*rounds)):
         seconds = statistics.median(run.seconds for run in runs)
@@ -184,6 +190,7 @@ def summary(rounds: list[list[Measurement]], total: int, imports: int) -> list[d
 
 
 def print_table(rows: list[dict[str, object]]) -> None:
+    """Print `rows` as a Markdown table."""
     print("| | seconds (median) | MB/s | ratio to cp + sync | peak memory above imports |")
     print("|---|---|---|---|---|")
     for row in rows:
@@ -192,6 +199,7 @@ def print_table(rows: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
+    """Parse, make the model, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=LLAMA_SIZES, default="llama2-7b")
     parser.add_argument("--layers", type=int, help="cut the model to so many layers")

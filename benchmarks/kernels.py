@@ -1,16 +1,18 @@
-"""Every kernel at LLaMA-2 7B's shapes, against the formula in PyTorch, PyTorch's own, torch.compile and
+"""Every kernel at LLaMA-2 7B's shapes, compared with the formula in PyTorch, PyTorch's own function, torch.compile,
 Liger.
 
     python benchmarks/kernels.py [--only NAME ...] [--no-compile] [--json FILE]
 
-Times are medians of CUDA graph replays with a cold L2 cache: GPU time, without launches. A backward's time is
-that of forward and backward less the forward's. Products are timed "kept up" too: many in a row, as in
-training. Shares are of a copy's bandwidth and a matrix product's rate, measured first.
+A time is the median of replays of a CUDA graph with a cold L2 cache: the GPU's time, without launches. The time of a
+backward is that of forward and backward together, minus the forward's. Products are also timed "kept up": many in a
+row, as training runs them. Shares are those of a copy's bandwidth and of a large product's rate, which are measured
+first.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import sys
@@ -46,6 +48,7 @@ from timing import (  # noqa: E402
 
 
 def bench_rms_norm(table: Table, compiling: bool) -> None:
+    """RMSNorm, whose input is also the residual."""
     weight = draw(H)
     row_bytes = 2 * S * H
 
@@ -74,6 +77,7 @@ def bench_rms_norm(table: Table, compiling: bool) -> None:
 
 
 def bench_rope(table: Table, compiling: bool) -> None:
+    """The split of QKV and the rotation of q and k."""
     cos, sin = rope.rope_tables(S, D, device=DEVICE)
 
     def formula(qkv):
@@ -91,6 +95,8 @@ def bench_rope(table: Table, compiling: bool) -> None:
 
 
 def bench_swiglu(table: Table, compiling: bool) -> None:
+    """SwiGLU on packed gate and up."""
+
     def formula(packed):
         gate, up = packed.chunk(2, -1)
         return F.silu(gate) * up
@@ -112,6 +118,7 @@ def bench_swiglu(table: Table, compiling: bool) -> None:
 
 
 def bench_softmax(table: Table, compiling: bool) -> None:
+    """The causal softmax of unfused attention."""
     mask = ~softmax.causal_mask(S, S, torch.device(DEVICE))
 
     def formula(scores):
@@ -124,6 +131,7 @@ def bench_softmax(table: Table, compiling: bool) -> None:
 
 
 def bench_cross_entropy(table: Table, compiling: bool) -> None:
+    """The loss over the whole vocabulary."""
     labels = torch.randint(0, V, (S,), device=DEVICE)
 
     def formula(logits):
@@ -141,6 +149,7 @@ def bench_cross_entropy(table: Table, compiling: bool) -> None:
 
 
 def bench_adamw(table: Table, compiling: bool) -> None:
+    """AdamW with fp32 weights and with a remainder, each with the bf16 copy."""
     count = 1 << 28
     master, exp_avg, exp_avg_sq = (torch.rand(count, device=DEVICE) for _ in range(3))
     grad, copy = torch.randn(count, device=DEVICE), torch.empty(count, device=DEVICE, dtype=DTYPE)
@@ -167,18 +176,19 @@ def bench_adamw(table: Table, compiling: bool) -> None:
     pieces = [g.view(-1, 4096) for g in grad.split(1 << 24)]
     for version, implementation in (("ours", "triton"), ("torch._foreach_norm", "torch")):
         for tensors in ([grad], pieces):
-            function = lambda t=tensors, i=implementation: adamw.grad_norm_squared(t, scale, implementation=i)  # noqa: E731
+            norm = functools.partial(adamw.grad_norm_squared, tensors, scale, implementation=implementation)
             table.add(
                 "grad_norm",
                 f"{version}, {len(tensors)} tensors",
                 "norm",
-                milliseconds(function),
+                milliseconds(norm),
                 4 * count,
                 "GB/s",
             )
 
 
 def bench_attention(table: Table, compiling: bool) -> None:
+    """Attention by every backend that this machine has."""
     cos, sin = rope.rope_tables(S, D, device=DEVICE)
     q, k, v = (t.detach().requires_grad_() for t in rope.rope_qkv(draw(S, 1, 3 * H, requires_grad=False), cos, sin, N, N))
     segments = (torch.arange(S, device=DEVICE) // 512)[None]
@@ -209,6 +219,7 @@ BENCHES = {
 
 
 def main() -> None:
+    """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES))
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out; it takes most of the time")

@@ -1,7 +1,8 @@
-"""The matrix products of a layer: cuBLAS's guess, the measured algorithm, and the Triton product that was tried.
+"""The matrix products of a layer: by cuBLAS's guess, by the measured algorithm, and by the Triton product that was
+tried.
 
-Those that train are also timed as they are in training, kept up at the GPU's power limit, which is what their algorithm is
-chosen by; on a GPU that rests between calls cuBLAS's guess is often ahead.
+The products of training are also timed "kept up", at the GPU's power limit: their algorithm is chosen there. On a GPU
+that rests between calls cuBLAS's guess is often ahead.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ GEMMS = {
 
 
 def bench_weight_grad(table: Table, compiling: bool) -> None:
+    """Weight gradients added to float32."""
     for name, (out, inner) in WEIGHTS.items():
         weight_grad = torch.zeros(out, inner, device=DEVICE)
         x, dy, x2, dy2 = (draw(S, size, requires_grad=False) for size in (inner, out, inner, out))
@@ -67,11 +69,12 @@ def bench_weight_grad(table: Table, compiling: bool) -> None:
 
 
 def addmm(weight_grad, dy, x) -> None:
-    """The same with the algorithm that cuBLAS guesses."""
+    """The same product with the algorithm that cuBLAS guesses."""
     torch.addmm(weight_grad, dy.t(), x, out_dtype=torch.float32, out=weight_grad)
 
 
 def bench_products(table: Table, compiling: bool) -> None:
+    """The products of the forward pass and of the input's gradient."""
     for name, (out, inner) in WEIGHTS.items():
         x, dy = (draw(S, size, requires_grad=False) for size in (inner, out))
         weight, operations = draw(out, inner, requires_grad=False), 2 * S * out * inner
@@ -90,7 +93,7 @@ def bench_products(table: Table, compiling: bool) -> None:
 
 
 def check_weight_grad(weight_grad, x, dy) -> None:
-    """The tried product is tested nowhere else, so it must agree here before it is timed."""
+    """Compare the Triton product with torch's before it is timed. No test does, because training does not use it."""
     accumulate_weight_grad(weight_grad, x, dy, overwrite=True)
     for config in GEMMS.values():
         tried = torch.zeros_like(weight_grad)

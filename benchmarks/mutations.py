@@ -1,12 +1,14 @@
 """Faults planted one at a time, and the test that finds each: `python benchmarks/mutations.py [NAME ...]`.
 
-Each is tried in a copy of the checkout: the text is replaced, the named tests must fail. A mutation whose text is gone is an
-error, since nothing was tried then. Prints a line each, and exits with 1 if any survived.
+Each is tried in a copy of the checkout: the text is replaced, and one of the named tests must fail. A mutation whose
+text is gone is an error, since nothing was tried then. The tests must pass without a fault: `make test` shows that,
+this program does not. Prints a line each, with the test that failed, and exits with 1 if any survived.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,7 @@ _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".demo", "*.e
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` becomes `new` in `file`; `tests` are pytest's arguments, of which at least one test must fail."""
+    """One fault: `old` becomes `new` in `file`. With it, one of the tests that pytest finds by `tests` must fail."""
 
     name: str
     file: str
@@ -77,7 +79,7 @@ MUTATIONS = (
         "tests/llama/test_flops.py",
     ),
     Mutation(
-        "evaluation takes the first batches", "megatron_patch/train/loop.py",
+        "evaluation takes the first batches", "megatron_patch/train/evaluation.py",
         "if data.valid_plan.passes is None:", "if False:",
         "tests/train/test_evaluation.py",
     ),
@@ -92,7 +94,7 @@ MUTATIONS = (
         "tests/folders/test_resumption.py",
     ),
     Mutation(
-        "minutes are hours", "megatron_patch/train/loop.py",
+        "minutes are hours", "megatron_patch/train/stopping.py",
         "options.exit_duration_in_mins * 60", "options.exit_duration_in_mins * 3600",
         "tests/train/test_stopping.py",
     ),
@@ -123,7 +125,7 @@ MUTATIONS = (
         "tests/train/test_flags_decide.py",
     ),
     Mutation(
-        "--exit-interval is one late", "megatron_patch/train/loop.py",
+        "--exit-interval is one late", "megatron_patch/train/stopping.py",
         "self.iterations >= options.exit_interval", "self.iterations > options.exit_interval",
         "tests/train/test_stopping.py",
     ),
@@ -174,17 +176,17 @@ MUTATIONS = (
         "tests/preparation/test_pair.py",
     ),
     Mutation(
-        "a replica takes another's samples", "megatron_patch/data/samplers.py",
+        "a replica takes another's samples", "megatron_patch/data/batches.py",
         "range(self.rank * plan.micro_batch_size,", "range(0,",
         "tests/data/test_samplers.py",
     ),
     Mutation(
-        "every pass in the same order", "megatron_patch/data/samplers.py",
+        "every pass in the same order", "megatron_patch/data/batches.py",
         "self.shuffle_seed + epoch", "self.shuffle_seed",
         "tests/data/test_samplers.py",
     ),
     Mutation(
-        "learnt tokens shifted by one", "megatron_patch/data/sft.py",
+        "learnt tokens shifted by one", "megatron_patch/data/json_dataset.py",
         "loss_mask[begin : end - 1] = learnt[1:]", "loss_mask[begin : end - 1] = learnt[:-1]",
         "tests/data/test_sft.py",
     ),
@@ -323,8 +325,12 @@ MUTATIONS = (
 )  # fmt: skip
 
 
-def survives(mutation: Mutation, folder: Path) -> bool:
-    """Whether the tests pass with the fault in place. `folder` is a copy, left as it was found."""
+def found_by(mutation: Mutation, folder: Path) -> str:
+    """The first test that fails with the fault in place, "" if none does. `folder` is a copy, left as it was found.
+
+    The copy stands first on PYTHONPATH: processes that tests start would otherwise import the installed checkout, which
+    has no fault in it.
+    """
     path = folder / mutation.file
     text = path.read_text(encoding="utf-8")
     if text.count(mutation.old) != 1:
@@ -332,24 +338,26 @@ def survives(mutation: Mutation, folder: Path) -> bool:
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutation.tests.split()]
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     finally:
         path.write_text(text, encoding="utf-8")
     if result.returncode not in (0, 1):
         sys.exit(f"{mutation.name}: pytest could not run {mutation.tests}:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
-    return result.returncode == 0
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", result.stdout, re.MULTILINE)
+    return failed[1] if failed else ""
 
 
 def main(names: list[str]) -> int:
+    """Try the named faults, or all; returns 1 if one survived."""
     wanted = [mutation for mutation in MUTATIONS if not names or mutation.name in names]
     survivors = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(ROOT, Path(folder) / "checkout", ignore=_LEFT_OUT))
         for mutation in wanted:
-            alive = survives(mutation, copy)
-            survivors += [mutation.name] if alive else []
-            print(f"{'SURVIVED' if alive else 'found   '}  {mutation.name}  ({mutation.tests})", flush=True)
+            test = found_by(mutation, copy)
+            survivors += [] if test else [mutation.name]
+            print(f"found     {mutation.name}: {test}" if test else f"SURVIVED  {mutation.name}: {mutation.tests}", flush=True)
     print(f"{len(wanted)} mutations, {len(survivors)} survived")
     return 1 if survivors else 0
 

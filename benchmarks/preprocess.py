@@ -5,9 +5,9 @@
     python benchmarks/preprocess.py --loader                        waiting for batches of 2048 tokens in 0.1 s steps
     python benchmarks/preprocess.py --index 10000000                megatron-core's sample index for that many documents
 
-The text is Python's own: the sources of its standard library, cut into documents, repeated to the wanted
-size. The tokenizer is a SentencePiece BPE of 8000 pieces with byte fallback, trained on it. Runs that are
-compared take turns; medians are printed.
+The text is the source code of Python's standard library, cut into documents and repeated up to the wanted size. The
+tokenizer is a SentencePiece BPE of 8000 pieces with byte fallback, trained on that text. Runs that are compared take
+turns, and medians are printed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
 
 
 def documents(limit: int) -> list[str]:
-    """Pieces of 1 to 8 thousand characters of the standard library's sources, `limit` characters in all or
-    fewer.
-    """
+    """Pieces of 1 to 8 thousand characters of the standard library's sources, `limit` characters in all at most."""
     out, total, sizes = [], 0, (1000, 3000, 8000, 2000)
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*/*.py")):
         text, at = path.read_text(encoding="utf-8", errors="ignore"), 0
@@ -44,7 +42,7 @@ def documents(limit: int) -> list[str]:
 
 
 def make_tokenizer(folder: Path, texts: list[str]) -> None:
-    """LLaMA's kind of tokenizer.model in `folder`."""
+    """Train a tokenizer.model of LLaMA's kind on `texts`, in `folder`."""
     from sentencepiece import SentencePieceTrainer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,9 +55,7 @@ def make_tokenizer(folder: Path, texts: list[str]) -> None:
 
 
 def huggingface_tokenizer(model: Path) -> object:
-    """The same tokenizer for the `tokenizers` library: pieces, merges in the order of their scores, byte
-    fallback.
-    """
+    """The same tokenizer for the library `tokenizers`: its pieces, merges in the order of scores, byte fallback."""
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer, models, normalizers
 
@@ -74,7 +70,7 @@ def huggingface_tokenizer(model: Path) -> object:
 
 
 def write_corpus(path: Path, texts: list[str], size: int) -> tuple[int, int]:
-    """JSON Lines of about `size` bytes of text; (documents, bytes of text)."""
+    """Write JSON Lines with about `size` bytes of text; returns (number of documents, bytes of text)."""
     count = total = 0
     with open(path, "w", encoding="utf-8") as file:
         while total < size:
@@ -85,7 +81,11 @@ def write_corpus(path: Path, texts: list[str], size: int) -> tuple[int, int]:
 
 
 def run_cli(corpus: Path, folder: Path, workers: int) -> tuple[float, int, int]:
-    """(seconds, peak bytes resident in all its processes together, tokens) of one run of the command."""
+    """One run of the command: (seconds, peak resident bytes of all its processes together, tokens).
+
+    Raises:
+        RuntimeError: the command failed.
+    """
     import psutil
 
     prefix = folder / "out"
@@ -118,7 +118,7 @@ def run_cli(corpus: Path, folder: Path, workers: int) -> tuple[float, int, int]:
 
 
 def measure_encode_batch(engine: object, corpus: Path) -> float:
-    """Seconds of `encode_batch` over the corpus' texts in batches of 256, one thread; reading is not counted."""
+    """Seconds that `encode_batch` takes for the corpus in batches of 256, on one thread, reading not counted."""
     with open(corpus, encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
     begin = time.perf_counter()
@@ -128,7 +128,7 @@ def measure_encode_batch(engine: object, corpus: Path) -> float:
 
 
 def compare(folder: Path, texts: list[str], megabytes: int, rounds: int) -> None:
-    """1 worker, 2 workers and encode_batch in turn."""
+    """Measure 1 worker, 2 workers and `encode_batch` in turn, `rounds` times, and print medians."""
     corpus = folder / "corpus.jsonl"
     count, size = write_corpus(corpus, texts, megabytes << 20)
     engine = huggingface_tokenizer(folder / "tokenizer" / "tokenizer.model")
@@ -157,7 +157,7 @@ def compare(folder: Path, texts: list[str], megabytes: int, rounds: int) -> None
 
 
 def memory(folder: Path, texts: list[str], megabytes: int) -> None:
-    """One run with 2 workers over a large file."""
+    """Measure one run with 2 workers over a large file, and print its peak memory."""
     corpus = folder / "corpus.jsonl"
     count, size = write_corpus(corpus, texts, megabytes * 10**6)
     seconds, peak, tokens = run_cli(corpus, folder, 2)
@@ -166,7 +166,7 @@ def memory(folder: Path, texts: list[str], megabytes: int) -> None:
 
 
 def gpt_dataset(prefix: Path, cache: Path, samples: int | None) -> object:
-    """core's training dataset of 2048-token samples."""
+    """core's training dataset over the pair at `prefix`, with samples of 2048 tokens."""
     import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
@@ -183,7 +183,7 @@ def gpt_dataset(prefix: Path, cache: Path, samples: int | None) -> object:
 
 
 def write_random_pair(prefix: Path, count: int, mean: int) -> None:
-    """A pair of `count` documents of about `mean` tokens of random ids."""
+    """Write a .bin/.idx pair of `count` documents of random ids, about `mean` tokens each."""
     import numpy as np
 
     from megatron_patch.records.indexed import write_index
@@ -200,7 +200,7 @@ def write_random_pair(prefix: Path, count: int, mean: int) -> None:
 
 
 def index(folder: Path, count: int) -> None:
-    """Building (and then finding) core's index of one pass over `count` documents of about 100 tokens."""
+    """Measure how long core builds its index over `count` documents of about 100 tokens, and then loads it."""
     write_random_pair(folder / "pair", count, 100)
     for what in ("built", "found in the cache"):
         begin = time.perf_counter()
@@ -209,10 +209,10 @@ def index(folder: Path, count: int) -> None:
 
 
 def loader(folder: Path, steps: int = 100, step_seconds: float = 0.1) -> None:
-    """How long a training loop waits for its batches while each step takes `step_seconds`."""
+    """Measure how long a training loop waits for its batches if each step takes `step_seconds`."""
     from megatron_patch.config import Options
     from megatron_patch.data.batches import micro_batches
-    from megatron_patch.data.samplers import BatchPlan, MicroBatchSampler
+    from megatron_patch.data.batches import BatchPlan, MicroBatchSampler
 
     write_random_pair(folder / "pair", 100_000, 600)
     dataset = gpt_dataset(folder / "pair", folder / "cache", None)
@@ -222,7 +222,8 @@ def loader(folder: Path, steps: int = 100, step_seconds: float = 0.1) -> None:
     print(f"one sample of 2048 tokens takes {(time.perf_counter() - begin) / 200 * 1e6:.0f} µs to make")
     for size in (1, 4):
         sampler = MicroBatchSampler(BatchPlan(len(dataset), size, size, 1), 0)  # type: ignore[arg-type]
-        batches = micro_batches(dataset, sampler, vocab_size=1 << 20, num_workers=Options().num_workers, pin_memory=False)  # type: ignore[arg-type]
+        options = dict(vocab_size=1 << 20, num_workers=Options().num_workers, pin_memory=False)
+        batches = micro_batches(dataset, sampler, **options)  # type: ignore[arg-type]
         next(batches)
         waits = []
         for _ in range(steps):
@@ -237,7 +238,7 @@ def loader(folder: Path, steps: int = 100, step_seconds: float = 0.1) -> None:
 
 
 def main() -> None:
-    """Parse and measure."""
+    """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)

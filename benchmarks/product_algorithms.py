@@ -1,9 +1,10 @@
-"""What each of cuBLASLt's algorithms costs in the matrix products of a LLaMA-2 7B layer: briefly, and kept up at the power limit.
+"""What each of cuBLASLt's algorithms costs in the matrix products of a LLaMA-2 7B layer.
 
     python benchmarks/product_algorithms.py --tokens 2048 4096 --dtype bf16 fp16
 
-The measurements are those by which training chooses (megatron_patch/kernels/products.py), of all candidates and not only of
-the finalists. `*` marks torch.mm's own guess where it is among them: the first of the list.
+Each is measured briefly, and kept up at the power limit. Training chooses by the same measurements
+(megatron_patch/kernels/products.py), but keeps up its finalists only. `*` marks the first of cuBLASLt's list, which is
+what torch.mm takes if it is among the candidates.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def operands(tokens: int, out: int, inner: int, dtype: torch.dtype) -> dict[str, tuple[torch.Tensor, ...]]:
-    """(a, b, result) of a layer's three products, as model/linear.py passes them."""
+    """(a, b, result) of each of a layer's three products, as model/linear.py passes them."""
     x, dy, weight = (torch.randn(*shape, device=DEVICE).to(dtype) for shape in ((tokens, inner), (tokens, out), (out, inner)))
     return {
         "forward": (x, weight.t(), torch.empty_like(dy)),
@@ -35,7 +36,7 @@ def operands(tokens: int, out: int, inner: int, dtype: torch.dtype) -> dict[str,
 
 
 def costs(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> list[tuple[float, float]]:
-    """Milliseconds of each candidate, briefly and kept up."""
+    """(milliseconds measured briefly, milliseconds kept up) of each candidate for out = a · b."""
     product = Product(products.shape_of(a, b, out), out.device)
     beta = 1.0 if out.dtype == torch.float32 else 0.0
     run = functools.partial(products._time, product, products._addresses(a, b, out), beta, products._stream(out))
@@ -45,6 +46,7 @@ def costs(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> list[tuple[flo
 
 
 def main() -> None:
+    """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", nargs="+", type=int, default=[2048])
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bf16"])

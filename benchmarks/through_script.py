@@ -1,14 +1,18 @@
-"""Training speed of LLaMA-2 7B through the documented scripts themselves: their log lines, their data loaders.
+"""Training speed of LLaMA-2 7B through the documented scripts: with their data loaders, read from their log lines.
 
     python benchmarks/through_script.py bf16 fp16 seed-example mbs2 seq4096 finetune
     python benchmarks/through_script.py bf16 dp2 tp2 pp2    # two GPUs
     python benchmarks/through_script.py bf16 dp4 tp4 tp2-dp2 pp2-dp2 pp4 tp2-pp2    # four
 
-Makes indexed data and a JSON file of random words, starts each script as a user would, reads tokens per second from its
-console lines and ends it after --iterations of them, before it writes a checkpoint. Prints the median without the first
-three lines, which hold compilation, measurements of products and the capture of graphs; its ratio to one GPU, where `bf16` is
-among the shapes, and to what this GPU multiplies for long; how long the first iteration took; and whether graphs were used.
-Before all this, since GPUs of one kind differ, how fast this one multiplies. CUDA_VISIBLE_DEVICES may name the GPUs.
+It makes indexed data and a JSON file of random words, and starts each script as a user would. It reads tokens per
+second from the console and ends the run after --iterations lines, before a checkpoint is written. CUDA_VISIBLE_DEVICES
+may name the GPUs.
+
+GPUs of one kind differ, so it first prints how fast this one multiplies. Then it prints for each shape:
+- the median of tokens per second, without the first three lines: they include compilation, measurements of products and
+  the recording of graphs;
+- the ratio to one GPU, if `bf16` is among the shapes, and to the rate of products that are kept up;
+- the seconds of the first iteration, and whether graphs were used.
 """
 
 from __future__ import annotations
@@ -71,7 +75,7 @@ SHAPES = {
 
 
 def write_indexed(prefix: Path, vocabulary: int) -> None:
-    """Documents of random tokens, none of them special, that fill some hundred samples."""
+    """Write documents of random tokens, none of them special, enough for some hundred samples."""
     generator = np.random.default_rng(0)
     lengths = generator.integers(200, 4000, DOCUMENTS).astype(np.int32)
     dtype = token_dtype(vocabulary)
@@ -81,7 +85,7 @@ def write_indexed(prefix: Path, vocabulary: int) -> None:
 
 
 def write_json(path: Path) -> None:
-    """Samples whose answers are longer than any PAD_LEN here, so that every position is computed and learnt."""
+    """Write samples whose answers are longer than any PAD_LEN here, so that every position is learnt."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2000)]
     rows = [{"instruction": "Go on.", "output": " ".join(draw.choices(words, k=4000))} for _ in range(SAMPLES)]
@@ -89,7 +93,7 @@ def write_json(path: Path) -> None:
 
 
 def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
-    """The documented arguments of one shape."""
+    """The command line of one shape, with the documented arguments."""
     engine, rates = "/root/Megatron-LM-230512", ("1e-5", "1e-6")
     layout = (shape["pr"], shape["tp"], shape["pp"], "sel", "true", shape["fl"], "true" if shape["tp"] > 1 else "false")
     if shape.get("finetune"):
@@ -104,7 +108,7 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
 
 
 def kill_tree(pid: int) -> None:
-    """torchrun and its workers, which have sessions of their own; afterwards their GPU memory is free."""
+    """End torchrun and its workers, which have sessions of their own. When it returns, their GPU memory is free."""
     try:
         root = psutil.Process(pid)
         processes = [root, *root.children(recursive=True)]
@@ -117,7 +121,11 @@ def kill_tree(pid: int) -> None:
 
 
 def measure(shape: dict, folder: Path, options: argparse.Namespace) -> dict:
-    """Tokens per second and GPU of the lines after the first ones, and the memory line, of one run that is then ended."""
+    """Run one shape and end it: tokens per second and GPU of each line, and what else its output says.
+
+    Raises:
+        SystemExit: the run ended by itself; its last lines are shown.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[: shape["gpus"]]), "PYTHON": sys.executable}
     with tempfile.TemporaryDirectory(dir=folder) as output:
@@ -156,7 +164,7 @@ def measure(shape: dict, folder: Path, options: argparse.Namespace) -> dict:
 
 
 def row_of(name: str, results: dict[str, dict]) -> str:
-    """One line of the table; the ratio to the products' rate is that of floating-point operations."""
+    """One line of the table. The ratio to the rate of products compares floating-point operations per second."""
     result, shape = results[name], SHAPES[name]
     model = LLAMA_SIZES[TRAINING_SIZES[shape["size"]]]
     rate, one = result["tokens_per_second"], results.get("bf16")
@@ -175,6 +183,7 @@ def row_of(name: str, results: dict[str, dict]) -> str:
 
 
 def main() -> None:
+    """Parse, make data, run each shape, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="+", choices=SHAPES)
     parser.add_argument("--iterations", type=int, default=WARM_UP + 5, help="console lines to wait for")

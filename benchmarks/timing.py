@@ -1,4 +1,4 @@
-"""What the kernels' benchmark measures with: LLaMA-2 7B's shapes, GPU times, a table."""
+"""What the benchmarks of kernels and products share: LLaMA-2 7B's shapes, GPU times, a table."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ WEIGHTS = {"qkv": (3 * H, H), "proj": (H, H), "fc1": (2 * FFN, H), "fc2": (H, FF
 
 @dataclass(frozen=True)
 class Row:
+    """One measured time, and its rate as a share of what this GPU reaches at most."""
+
     kernel: str
     version: str
     part: str
@@ -26,6 +28,13 @@ class Row:
 
 
 class Table:
+    """Prints each row as it is added, and keeps it.
+
+    Args:
+        copy_rate: GB/s of a copy, the limit of kernels that move memory.
+        product_rate: TFLOP/s of a large product, the limit of products.
+    """
+
     def __init__(self, copy_rate: float, product_rate: float) -> None:
         self.rows: list[Row] = []
         self._limits = {"GB/s": copy_rate, "TFLOP/s": product_rate}
@@ -33,6 +42,7 @@ class Table:
         print(f"{'kernel':<18}{'version':<30}{'part':<10}{'µs':>10}{'rate':>9} {'unit':<8}{'share':>6}")
 
     def add(self, kernel: str, version: str, part: str, milliseconds: float, work: float, unit: str) -> None:
+        """Add a row; `work` is bytes for the unit GB/s, operations for TFLOP/s."""
         rate = work / milliseconds / (1e6 if unit == "GB/s" else 1e9)
         row = Row(kernel, version, part, milliseconds * 1e3, rate, unit, rate / self._limits[unit])
         self.rows.append(row)
@@ -41,7 +51,7 @@ class Table:
 
 
 def milliseconds(function: Callable[[], object], repeat: int = 60) -> float:
-    """Median time of a CUDA graph of one call."""
+    """The median milliseconds of one call, replayed as a CUDA graph."""
     from triton.testing import do_bench
 
     stream = torch.cuda.Stream()
@@ -57,8 +67,11 @@ def milliseconds(function: Callable[[], object], repeat: int = 60) -> float:
 
 
 def kept_up(function: Callable[[], object], settle: float = 100.0, measured: float = 100.0) -> float:
-    """Milliseconds of a call in the midst of many, with warm caches: large products bring a GPU to its power limit, and after
-    `settle` ms of one product the clock is what that product's energy allows. `milliseconds` sees a GPU that rests in between."""
+    """Milliseconds of one call among many in a row, with warm caches.
+
+    Large products bring a GPU to its power limit. After `settle` ms of one product the clock is what that product's
+    energy allows; then calls are measured for `measured` ms. `milliseconds` sees a GPU that rests between calls.
+    """
     once = milliseconds(function, 20)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     calls = math.ceil(measured / once)
@@ -73,12 +86,18 @@ def kept_up(function: Callable[[], object], settle: float = 100.0, measured: flo
 
 
 def draw(*shape: int, dtype: torch.dtype = DTYPE, requires_grad: bool = True) -> torch.Tensor:
+    """A tensor of normal numbers on the GPU."""
     return torch.randn(*shape, dtype=dtype, device=DEVICE).requires_grad_(requires_grad)
 
 
 def compare(table: Table, name: str, versions: dict[str, Callable], inputs, grads, work, unit="GB/s") -> None:
-    """Times forward(*inputs) → outputs and its backward from grads; work: (forward, backward) in bytes or
-    operations."""
+    """Time the forward and the backward of each version, and add rows.
+
+    Args:
+        versions: name → forward(*inputs), which returns outputs.
+        grads: the gradients of the outputs.
+        work: (of the forward, of the backward), in bytes or operations, as `unit` says.
+    """
     for version, forward in versions.items():
 
         def step(forward=forward):
@@ -92,12 +111,13 @@ def compare(table: Table, name: str, versions: dict[str, Callable], inputs, grad
 
 
 def with_compiled(versions: dict[str, Callable], reference: Callable, compiling: bool) -> dict[str, Callable]:
+    """`versions` and the formula `reference`, the latter also through torch.compile if `compiling`."""
     named = {"formula": reference, **versions}
     return {**named, "torch.compile": torch.compile(reference)} if compiling else named
 
 
 def measure_limits() -> tuple[float, float]:
-    """GB/s of a copy, read and written, and TFLOP/s of a bf16 product of 8192³."""
+    """(GB/s of a copy, bytes read and written both counted, TFLOP/s of a bf16 product of 8192³)."""
     source = torch.randn(1 << 30, device=DEVICE)
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / milliseconds(lambda: torch.neg(source, out=target)) / 1e6

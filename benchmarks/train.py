@@ -1,10 +1,10 @@
-"""Training speed of named shapes, in memory: random weights and tokens through the training loop's own step.
+"""Training speed of named shapes: random weights and tokens in memory, and the training loop's own step.
 
     python benchmarks/train.py 7b-bf16 7b-fp16 --steps 6 --json out.json
     python benchmarks/train.py 7b-bf16 --peer hf        # the Hugging Face loop in the same run
 
-Every measurement has a process of its own, so that its GPU memory is free for the next. Prints
-tokens/s (median step), the share of 989 TFLOP/s and of the matrix-product rate measured in the same run, peak
+Every measurement has a process of its own, so that its GPU memory is free for the next one. It prints tokens per second
+(of the median step), the share of 989 TFLOP/s and of the rate of products that is measured in the same run, peak
 memory, and with --kinds the GPU time of a step by kind of kernel.
 """
 
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import megatron_patch.core.device as device
 import torch
-from megatron_patch.config import Options, TrainConfig
+from megatron_patch.config import Options, TrainConfig, one_process_config
 from megatron_patch.core import parallel
 from megatron_patch.llama.model_config import LLAMA_SIZES
 from megatron_patch.train.log import RunLog
@@ -49,17 +49,13 @@ SHAPES = {
 
 
 def config_of(shape: dict, options: Options, layers: int | None) -> TrainConfig:
+    """The configuration of a shape in one process; `layers` cuts the model to so many."""
     model = LLAMA_SIZES[shape["size"]]
-    return TrainConfig(
-        task="pretrain",
+    return one_process_config(
+        replace(model, num_layers=layers) if layers else model,
+        shape["seq"],
         name="benchmark",
-        model=replace(model, num_layers=layers) if layers else model,
-        extra_vocab_size=0,
-        load=None,
         output_path="benchmark_output",
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        sequence_parallel=False,
         use_distributed_optimizer=shape["do"],
         precision=shape["precision"],
         recompute=shape["ac"],
@@ -68,17 +64,13 @@ def config_of(shape: dict, options: Options, layers: int | None) -> TrainConfig:
         global_batch_size=shape["gbs"],
         lr=1e-5,
         min_lr=1e-6,
-        seq_length=shape["seq"],
-        pad_length=shape["seq"],
-        train_data_path="random",
-        valid_data_path=None,
         train_iters=1000,
         options=options,
     )
 
 
 def random_batches(config: TrainConfig, layout: parallel.Layout):
-    """Endless micro-batches on the device."""
+    """Endless micro-batches of random tokens on the device, all of them learnt."""
     generator = torch.Generator().manual_seed(0)
     while True:
         tokens = torch.randint(0, config.vocab_size, (config.micro_batch_size, config.seq_length + 1), generator=generator)
@@ -88,12 +80,13 @@ def random_batches(config: TrainConfig, layout: parallel.Layout):
 
 
 def alone(function: Callable[..., dict | None], *arguments: object) -> dict | None:
-    """`function` in a new process, which is the only thing that gives all of a model's GPU memory back."""
+    """Call `function` in a new process. Only a process that ends gives all of a model's GPU memory back."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_and_leave, function, *arguments).result()
 
 
 def _and_leave(function: Callable[..., dict | None], *arguments: object) -> dict | None:
+    """Call `function`, and leave its process groups."""
     try:
         return function(*arguments)
     finally:
@@ -101,6 +94,7 @@ def _and_leave(function: Callable[..., dict | None], *arguments: object) -> dict
 
 
 def start(config: TrainConfig) -> parallel.Layout:
+    """Start this process as the only one of its run."""
     for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("MASTER_PORT", 29599)):
         os.environ.setdefault(name, str(value))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -108,8 +102,11 @@ def start(config: TrainConfig) -> parallel.Layout:
 
 
 def measure(config: TrainConfig, steps: int, kinds: bool) -> dict:
-    """Median tokens per second of `steps` iterations after three warm-up ones, from one's numbers to the next's, as in the
-    loop's log lines."""
+    """The median tokens per second of `steps` iterations after three that are not counted, and memory.
+
+    An iteration lasts from the moment its loss is known to the moment the next one's is, as in the log lines of
+    training.
+    """
     layout = start(config)
     state = build_state(config, layout, RunLog(config, active=False), config.train_iters)
     batches = random_batches(config, layout)
@@ -135,7 +132,8 @@ def measure(config: TrainConfig, steps: int, kinds: bool) -> dict:
     return result
 
 
-# The first kind that fits. cuBLAS's names on Hopper end in the types of factors and result: tss is 16 bits to float32.
+# Kind of kernel → what its name contains; the first kind that fits is taken. On Hopper cuBLAS's names end in the types
+# of factors and result: tss is 16 bits to float32.
 _KINDS = (
     ("attention", ("cudnn", "flash", "fmha", "sdpa")),
     ("weight gradients", ("nvjet_sm90_tss", "nvjet_sm90_hss", "nvjet_sm90_oss")),
@@ -153,7 +151,7 @@ _KINDS = (
 
 
 def kernel_times(state, batches) -> tuple[dict[str, float], list]:
-    """GPU milliseconds a step by kind of kernel and between kernels, from two steps in a row, and the longest kernels."""
+    """(GPU milliseconds a step by kind of kernel, gaps included; the longest kernels), from two steps in a row."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         train_step(state, batches)
         train_step(state, batches)
@@ -173,8 +171,11 @@ def kernel_times(state, batches) -> tuple[dict[str, float], list]:
 
 
 def product_rates() -> dict | None:
-    """TFLOP/s of 8192³ bf16 products of random data: of ten in a row, and of a second's, which brings a GPU to its power
-    limit, where it trains; None without a GPU."""
+    """TFLOP/s of bf16 products of 8192³ random numbers; None without a GPU.
+
+    `short` is that of ten in a row, `kept_up` that of a second's. A second brings the GPU to its power limit, where
+    training runs.
+    """
     if not device.HAS_CUDA:
         return None
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -194,6 +195,7 @@ def product_rates() -> dict | None:
 
 
 def describe(rates: dict | None) -> str:
+    """The GPU, torch's version and the rates of `product_rates`, as a line."""
     if rates is None:
         return f"no GPU, torch {torch.__version__}"
     return (
@@ -203,8 +205,11 @@ def describe(rates: dict | None) -> str:
 
 
 def hugging_face(config: TrainConfig, steps: int) -> dict:
-    """The peer: LlamaForCausalLM in fp32 under autocast, fused AdamW, accumulation over the micro-batches, and layers
-    recomputed in the backward pass, without which 7B does not fit an H200."""
+    """Measure the same shape with transformers: what people write without Megatron.
+
+    It is LlamaForCausalLM in fp32 under autocast, with fused AdamW and accumulation over micro-batches. Layers are
+    recomputed in the backward pass, because 7B does not fit an H200 otherwise.
+    """
     layout = start(config)
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -238,6 +243,7 @@ def hugging_face(config: TrainConfig, steps: int) -> dict:
 
 
 def main() -> None:
+    """Parse, measure each shape in a process of its own, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="+", choices=sorted(SHAPES))
     parser.add_argument("--steps", type=int, default=6)

@@ -1,11 +1,12 @@
-"""What was tried instead of cuBLAS for weight gradients: dyᵀ x added to float32 memory by a Triton product.
+"""A Triton product that was tried for weight gradients instead of cuBLAS: dyᵀ x added to float32 memory.
 
-A library product that accumulates reads and writes the whole float32 gradient while its tensor cores rest.
-Here two programs share a multiprocessor, so that one adds its tile to memory while the other multiplies; and
-the tile is added by the memory system itself (bulk reduction through a tensor descriptor), without waiting
-for the old value. Two micro-batches can be one product, without copying them together. benchmarks/kernels.py
-measures it: at LLaMA-2 7B's shapes on an H200 it stays behind torch.addmm, because Triton's main loop is
-slower than cuBLAS's by more than that.
+A library's product that accumulates reads and writes the whole float32 gradient while its tensor cores rest. Here two
+programs share a multiprocessor, so that one adds its tile to memory while the other multiplies. The memory system
+itself adds the tile (a bulk reduction through a tensor descriptor), so no program waits for the old value. Two
+micro-batches can be one product without being copied together.
+
+It is not used. benchmarks/kernels.py measures it: at LLaMA-2 7B's shapes on an H200 it is slower than torch.addmm,
+because Triton's main loop is slower than cuBLAS's by more than all this saves.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from megatron_patch.kernels._dispatch import ceil_div, kernel, multiprocessors, 
 
 
 class GemmConfig(NamedTuple):
-    """Tile sizes (out, in, tokens), warps, pipeline stages, programs a multiprocessor (0: one a tile), last
-    step.
+    """How the product is cut: sizes of a tile (out, in, tokens), warps, pipeline stages, and the last step.
 
-    epilogue: "add" loads, adds and stores; "atomic" adds in memory; "bulk" does so through the bulk copy
-    engine.
+    programs: on each multiprocessor; 0 means one program for each tile. epilogue: "add" loads the old value, adds and
+    stores; "atomic" adds in memory; "bulk" adds in memory through the bulk copy engine.
     """
 
     block_out: int = 128
@@ -46,9 +46,12 @@ def weight_grad_gemm(
 ) -> None:
     """weight_grad [out, in] float32 (+)= Σ dyᵀ x over one or two pairs (x [tokens, in], dy [tokens, out]).
 
-    Two pairs, of two micro-batches with as many tokens, are one product with twice the tokens: the gradient
-    is read and written once, and nothing is copied. x and dy bfloat16 or float16, contiguous; in and out
-    multiples of 8, as the bulk copy engine's 16-byte rows want. ValueError otherwise.
+    Two pairs are two micro-batches with the same number of tokens. They become one product with twice the tokens: the
+    gradient is read and written once, and nothing is copied. x and dy are contiguous, bfloat16 or float16; in and out
+    are multiples of 8, since the bulk copy engine needs rows of whole 16 bytes.
+
+    Raises:
+        ValueError: shapes, dtypes or strides are others.
     """
     _check(weight_grad, pairs)
     config = config or GemmConfig()
@@ -120,7 +123,7 @@ def _gemm_kernel(
                 else:
                     grad_parts.atomic_add([row, column], sums)
             else:
-                # Halves, so that the copy engine's buffer in shared memory is half a tile
+                # The tile is added in parts: the copy engine's buffer in shared memory need not hold a whole tile.
                 halves = tl.permute(tl.reshape(sums, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
                 left, right = tl.split(halves)
                 if EPILOGUE == "store":

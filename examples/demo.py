@@ -1,8 +1,8 @@
 """make demo: the whole documented workflow on a small, real case, as a user would type it, on a CPU.
 
-Real text that every Python installation has (its reference documentation) becomes a SentencePiece tokenizer,
-WuDao-shaped raw data and instructions; then the documented scripts run one after the other, and transformers continues a
-prompt with the result. Everything lies in .demo/, and a second run starts anew.
+The text is Python's reference documentation, which every installation of Python has. A SentencePiece tokenizer, raw
+data in WuDao's form and instructions are made of it. Then the documented scripts run one after the other, and
+transformers continues a prompt with the result. Everything is written below .demo/, and a second run starts anew.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ ENGINE = "/root/Megatron-LM-230512"  # as in the document; where it does not exi
 
 
 def main() -> None:
+    """Make everything from nothing, run the workflow, and report."""
     started = time.time()
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir()
@@ -46,6 +47,7 @@ def main() -> None:
 
 
 def say(text: str) -> None:
+    """Print a heading."""
     print(f"\n== {text}", flush=True)
 
 
@@ -165,6 +167,7 @@ def run_workflow(hf: Path) -> None:
 
 
 def newest(folder: Path, kind: str) -> Path:
+    """The folder of the latest run of this kind, `pretrain` or `finetune`."""
     return max(folder.glob(f"dsw-{kind}-*"), key=lambda path: path.stat().st_mtime)
 
 
@@ -213,6 +216,7 @@ def report(continuation: str, seconds: float) -> None:
 
 
 def draw(curves: dict[str, list[tuple[int, float, float]]]) -> Path:
+    """Draw the losses of both trainings; returns the picture's path."""
     import matplotlib
 
     matplotlib.use("Agg")

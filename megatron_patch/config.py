@@ -1,7 +1,8 @@
 """The one frozen configuration of a training run, in megatron-core's names. Imports no torch.
 
-`arguments/training.py` reads the scripts' documented arguments and flags, checks them and fills it. No module below cli/ and
-arguments/ looks at argv. It is saved as JSON beside each checkpoint.
+`arguments/training.py` reads and checks a script's arguments and fills it; no other module looks at them. It says what
+the user asked for. What was found out about files when the run started is kept apart, in `folders/fingerprint.Origin`.
+Both are saved as JSON beside each checkpoint.
 """
 
 from __future__ import annotations
@@ -10,27 +11,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_patch.data_paths import is_json
+from megatron_patch.data_paths import NO_DATA, DataSource, JsonFile
 from megatron_patch.llama.model_config import LlamaConfig
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 RECOMPUTATIONS = ("sel", "full", "none")
 Template = Literal["auto", "alpaca", "pretrain", "llama2-chat", "tokenizer"]
-# The order of fused QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it.
+# --gqa-layout: the order of fused QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it.
 PER_KV_HEAD, ALL_Q_FIRST = "per-kv-head", "all-q-first"
 
 
 def run_root(output_path: str, name: str) -> Path:
-    """Where the run NAME keeps its checkpoints below OUTPUT_BASEPATH."""
+    """The folder below OUTPUT_BASEPATH in which the run NAME keeps its checkpoints."""
     return Path(output_path) / "checkpoint" / name
 
 
 @dataclass(frozen=True)
 class Options:
-    """Flags that may follow a training script's documented arguments. Where a default is not the original recipe's, the README's
-    table of differences has it and the reason.
+    """Flags that may follow a training script's documented arguments.
 
-    `arguments/training_list.py` takes names, kinds, defaults and the texts below the fields from here.
+    Where a default differs from the original recipe's, the README's table of differences gives the reason. The lists in
+    `arguments/` take names, kinds, defaults and the texts below the fields from here.
     """
 
     seed: int = 1234
@@ -62,7 +63,8 @@ class Options:
     num_workers: int = 2
     """Processes that load data, for each rank; 0 loads in the training process."""
     resume_from: str = ""
-    """Go on from this training checkpoint of another NAME: a run's folder in OUTPUT_BASEPATH/checkpoint, or an iteration's."""
+    """Go on from this training checkpoint of another NAME: a run's folder in OUTPUT_BASEPATH/checkpoint, or an
+    iteration's."""
     keep_last: int = 0
     """Training checkpoints to keep; 0 keeps all."""
     exit_interval: int = 0
@@ -72,14 +74,16 @@ class Options:
     tokenizer_path: str = ""
     """Folder of the tokenizer; empty: the checkpoint's."""
     gqa_layout: Literal["per-kv-head", "all-q-first"] = "per-kv-head"
-    """Order of QKV rows in a grouped-query PRETRAIN_CHECKPOINT_PATH of 2023 whose files do not tell it; `all-q-first`: what
-    the original converted from 2023-10-18 to 2023-11-09."""
+    """Order of QKV rows in a grouped-query PRETRAIN_CHECKPOINT_PATH of 2023 whose files do not tell it; `all-q-first`:
+    what the original converted from 2023-10-18 to 2023-11-09."""
     template: Template = "auto"
-    """JSON data: prompt template; `auto` is the original's, `alpaca` for fine-tuning and `pretrain` for pre-training."""
+    """JSON data: prompt template; `auto` is the original's, `alpaca` for fine-tuning and `pretrain` for
+    pre-training."""
     max_bad_fraction: float = 0.01
     """JSON data: of its records, the share that may be unusable; they are listed in a report and left out."""
     gradient_accumulation_steps: int = 1
-    """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has GLOBAL_BATCH_SIZE)."""
+    """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has
+    GLOBAL_BATCH_SIZE)."""
     packing: bool = False
     """JSON data: several samples in one sequence of SEQ_LEN, with attention kept apart."""
     allow_longer_sequences: bool = False
@@ -89,7 +93,8 @@ class Options:
     cuda_graphs: bool = True
     """Replay micro-batches as CUDA graphs where the run allows it; a line of the log says if not, and why."""
     pair_micro_batches: bool = True
-    """With CUDA graphs, run two micro-batches in one pass where a step has an even number of them and memory allows it."""
+    """With CUDA graphs, run two micro-batches in one pass where a step has an even number of them and memory allows
+    it."""
     profile: bool = False
     """Write a PyTorch profiler trace of a few iterations for TensorBoard."""
     profile_step_start: int = 10
@@ -102,66 +107,87 @@ class Options:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything a training run does, resolved and checked. Sizes are counts, tokens or samples as named."""
+    """Everything that a training run was asked to do, resolved and checked."""
 
     task: str  # "pretrain" or "finetune"
     name: str  # NAME: the run's folder in checkpoint/, and its prefix in tensorboard/ and log/
     model: LlamaConfig
-    extra_vocab_size: int
-    load: str | None  # PRETRAIN_CHECKPOINT_PATH; None: random weights
-    output_path: str
+    extra_vocab_size: int  # rows that EXTRA_VOCAB_SIZE adds to the model's embedding and output layer
+    load: str | None  # PRETRAIN_CHECKPOINT_PATH; None starts from random weights
+    output_path: str  # OUTPUT_BASEPATH
     # Layout
     tensor_model_parallel_size: int
     pipeline_model_parallel_size: int
     sequence_parallel: bool
     use_distributed_optimizer: bool
     # Numbers
-    precision: str
-    recompute: str
+    precision: str  # one of PRECISIONS
+    recompute: str  # one of RECOMPUTATIONS
     use_flash_attn: bool
-    micro_batch_size: int
-    global_batch_size: int
+    micro_batch_size: int  # samples
+    global_batch_size: int  # samples
     lr: float
     min_lr: float
     # Data
-    seq_length: int
-    pad_length: int
-    train_data_path: str
-    valid_data_path: str | None
-    train_data_bytes: int = 0  # of its files together: a run goes on only over the data that it began with
-    train_data_fingerprint: str = ""  # `fingerprint` of those files, by which data is known wherever it lies
-    load_fingerprint: str = ""  # likewise of PRETRAIN_CHECKPOINT_PATH's files
-    resumed_from: str | None = None  # the iteration's folder of another run that this one went on from
+    seq_length: int  # SEQ_LEN, tokens
+    pad_length: int  # PAD_LEN, tokens
+    train_data: DataSource
+    valid_data: DataSource | None  # None: a part of `train_data`, by --split
     # Pre-training
-    train_iters: int = 0
-    warmup_iters: int = 0
-    save_interval: int = 0
+    train_iters: int = 0  # iterations
+    warmup_iters: int = 0  # iterations
+    save_interval: int = 0  # iterations
     # Fine-tuning
-    epochs: int = 0
+    epochs: int = 0  # passes over `train_data`
     options: Options = field(default_factory=Options)
 
     @property
     def sample_length(self) -> int:
-        """Tokens of one row of a batch, S."""
-        text = self.task == "finetune" or is_json(self.train_data_path)
-        return self.pad_length if text and not self.options.packing else self.seq_length
+        """S, the tokens in one row of a batch: PAD_LEN for JSON data without packing, else SEQ_LEN."""
+        return self.pad_length if self.reads_json and not self.options.packing else self.seq_length
+
+    @property
+    def reads_json(self) -> bool:
+        """Whether the training data is JSON, which is tokenized here. Indexed data holds tokens."""
+        return isinstance(self.train_data, JsonFile)
 
     @property
     def template(self) -> Template:
-        """The prompt template of JSON data: the original's for this task, unless `--template` names another."""
+        """The prompt template of JSON data: what `--template` names, else the original's for this task."""
         if self.options.template != "auto":
             return self.options.template
-        return "pretrain" if self.task == "pretrain" and is_json(self.train_data_path) else "alpaca"
+        return "pretrain" if self.task == "pretrain" and self.reads_json else "alpaca"
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding and of the output layer, V."""
+        """V, the rows of the embedding and of the output layer."""
         return self.model.vocab_size + self.extra_vocab_size
 
     @property
     def checkpoint_folder(self) -> str:
+        """The folder in which the run's checkpoints are saved."""
         return str(run_root(self.output_path, self.name))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """The configuration as plain values, for JSON. A data source stands in it as the text that was typed."""
+        plain = asdict(self)
+        for name in ("train_data", "valid_data"):
+            source = getattr(self, name)
+            del plain[name]
+            plain[f"{name}_path"] = None if source is None else source.text  # the key of every run recorded so far
+        return plain
+
+
+def one_process_config(model: LlamaConfig, length: int, **changed: Any) -> TrainConfig:
+    """A configuration for `model` alone in one process, for callers that feed it batches by themselves.
+
+    fp32, unfused attention, no recomputation, one row of `length` tokens a batch, no data and no output; but for
+    `changed`, fields of `TrainConfig`.
+    """
+    values: dict[str, Any] = dict(
+        task="pretrain", name="alone", model=model, extra_vocab_size=0, load=None, output_path=".",
+        tensor_model_parallel_size=1, pipeline_model_parallel_size=1, sequence_parallel=False,
+        use_distributed_optimizer=False, precision="fp32", recompute="none", use_flash_attn=False, micro_batch_size=1,
+        global_batch_size=1, lr=0.0, min_lr=0.0, seq_length=length, pad_length=length, train_data=NO_DATA, valid_data=None,
+    )  # fmt: skip
+    return TrainConfig(**(values | changed))

@@ -1,4 +1,4 @@
-"""What a user can mend, told apart from a bug. Imports no torch."""
+"""`UserError`, for what a user can mend; every other exception is a bug. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import errno
 import io
 import sys
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # writing fails with them, and names no file
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # full or failing; such an error names no file
 
 
 class UserError(ValueError):
-    """Something that was typed, or that stands in a file, is wrong; the message says what was got, what is allowed, what to do.
+    """Something that was typed, or that a file holds, is wrong. The message says what was got, what is allowed, what to
+    do.
 
-    The command-line modules and the launcher catch it, print the message without a traceback, and end with status 2 (preparation
-    with 1 where the data is wrong). Nobody else catches it but to add a file's name or to go on without that file or record.
+    The command-line modules and the launcher catch it, print the message without a traceback, and end with status 2
+    (preparation with 1 if the data is wrong). Other code catches it only to add a file's name, or to continue without
+    that file or record.
 
-    Every other exception is a bug, a plain ValueError among them: it ends in a traceback and status 1.
+    Every other exception is a bug, a plain ValueError too: it ends in a traceback and status 1.
     """
 
 
 def sentence(error: UserError | OSError) -> str:
-    """What a user reads of an error: its own words.
+    """The text of an error that a user reads.
 
     Raises:
-        OSError: the given one, where the system names neither a file nor a full or failing disk, so that it is a bug.
+        OSError: `error` itself, if it names no file and is not about a full or failing disk. Then it is a bug.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -33,9 +35,10 @@ def sentence(error: UserError | OSError) -> str:
 
 
 def print_any_text() -> None:
-    """Let standard output write what its encoding lacks as escapes, as standard error does; at first it raises a ValueError.
+    """Let standard output write characters that its encoding lacks as escapes, as standard error does.
 
-    A path may hold bytes that are no text, and a JSON file halves of characters.
+    Without this call printing them raises a ValueError. A path may hold bytes that are not text, and a JSON file half
+    of a surrogate pair.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

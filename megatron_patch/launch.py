@@ -7,8 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from megatron_patch.arguments.argument import Script
+from megatron_patch.arguments.evaluation import EvaluationReading, read_evaluation
+from megatron_patch.arguments.evaluation_list import EVALUATE
+from megatron_patch.arguments.generation import GenerationReading, read_generation
+from megatron_patch.arguments.generation_list import GENERATE
+from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus
 from megatron_patch.arguments.processes import Processes
 from megatron_patch.arguments.training import SCRIPTS, read
 from megatron_patch.errors import UserError, print_any_text, sentence
@@ -16,6 +23,13 @@ from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.other_runs import offers
 from megatron_patch.folders.resumption import find_start
+
+# What uses a trained model: its list, and the reader of its arguments.
+_USERS: dict[str, tuple[Script, Callable[[list[str]], GenerationReading | EvaluationReading]]] = {
+    "generate": (GENERATE, read_generation),
+    "evaluate": (EVALUATE, read_evaluation),
+}
+_NAMES = {**SCRIPTS, **{task: script.name for task, (script, _) in _USERS.items()}}
 
 
 def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[str]:
@@ -65,15 +79,33 @@ def worker_environment(engine: str | None, inherited: list[str], tensor_parallel
     return environment
 
 
+def start_user(task: str, flags: list[str]) -> None:
+    """Become what uses a trained model, `generate` or `evaluate`: this process itself where one is enough, else torchrun.
+
+    Raises:
+        UserError, OSError: what the arguments name cannot be used.
+    """
+    reading = _USERS[task][1](flags)
+    for note in reading.notes:
+        print(note, flush=True)
+    inherited, _ = usable_python_path(None)
+    environment = worker_environment(None, inherited, reading.job.model.tensor_model_parallel_size > 1)
+    command = [sys.executable, "-m", f"megatron_patch.cli.{task}", *flags]
+    if reading.processes.world_size > 1:
+        command = torchrun_command(task, reading.processes, flags)
+    os.execve(command[0], command, environment)
+
+
 def main(argv: list[str]) -> None:
-    if not argv or argv[0] not in SCRIPTS:
-        sys.exit(f"usage: python -m megatron_patch.launch {{{','.join(SCRIPTS)}}} --flags")
+    if not argv or argv[0] not in _NAMES:
+        sys.exit(f"usage: python -m megatron_patch.launch {{{','.join(_NAMES)}}} --flags")
     task, flags = argv[0], argv[1:]
     print_any_text()
     try:
-        _start(task, flags)
+        start = start_user if task in _USERS else _start
+        start(task, flags)
     except (UserError, OSError) as error:
-        print(f"{SCRIPTS[task]}: {sentence(error)}", file=sys.stderr)
+        print(f"{_NAMES[task]}: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -84,6 +116,8 @@ def _start(task: str, flags: list[str]) -> None:
         UserError, OSError: what the arguments name cannot be used.
     """
     reading = read(task, flags)
+    if sentence := unusable_gpus(find_driver(), find_torch()):
+        raise UserError(sentence)
     engine, line = choose_engine(reading.megatron_path)
     print(line, flush=True)
     inherited, left_out = usable_python_path(engine)
@@ -92,7 +126,7 @@ def _start(task: str, flags: list[str]) -> None:
     for note in reading.notes:
         print(note, flush=True)
     start = find_start(reading.config)
-    for line in (*start.lines, *(offers(reading.config) if start.folder is None else ())):
+    for line in (*start.lines, *(offers(reading.config, start.origin) if start.folder is None else ())):
         print(line, flush=True)
     command = torchrun_command(task, reading.processes, flags)
     tensor_parallel = reading.config.tensor_model_parallel_size > 1

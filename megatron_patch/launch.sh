@@ -8,34 +8,39 @@
 print_usage() {
     printf 'Usage: sh %s ARGUMENT...\n\n' "$0"
     sed -n '/^[A-Za-z][A-Za-z0-9_]*=\$[0-9{]/p' "$0"
-    printf '\nWhatever follows the last one is handed on to the Python entry point: --flag value ...\n'
 }
 
 # check_count COUNT "$@": exits with status 2 unless COUNT arguments are there, and what follows them begins with --.
-# --help alone prints them and the flags of what the script's last command starts.
+# --help as the first lists them, and the flags of what the script's last command starts.
 check_count() {
     wanted=$1
     shift
-    case $#:${1-} in
-        1:--help | 1:-h)
-            print_usage
-            echo
+    case ${1-} in
+        --help | -h)
+            shift
             # shellcheck disable=SC2046  # a module, and for some a word behind it
-            python_entry $(sed -n 's/^python_entry \([a-z_. ]*\) \\$/\1/p' "$0") --help
+            (python_entry $(sed -n 's/^python_entry \([a-z_. ]*\) \\$/\1/p' "$0") --help "$@") && exit 0
+            print_usage >&2
+            exit 2
             ;;
     esac
-    if [ "$#" -lt "$wanted" ]; then
-        print_usage >&2
-        printf '\n%s takes %s arguments and got %s; write the missing ones in the order above.\n' "$0" "$wanted" "$#" >&2
-        exit 2
-    fi
-    given=$#
-    shift "$wanted"
-    [ "$#" -gt 0 ] || return 0
-    case $1 in --*) return 0 ;; esac
+    [ "$#" -ge "$wanted" ] || wrong_count "$@"
+    [ "$#" -gt "$wanted" ] || return 0
+    place=0
+    for word in "$@"; do  # until the one behind the last argument
+        [ "$place" -lt "$wanted" ] || break
+        place=$((place + 1))
+    done
+    case $word in --*) return 0 ;; esac
+    wrong_count "$@"
+}
+
+# The documented list, what is wrong with it and an example, from Python, which knows the user's language; where no Python can, the list
+# and the count.
+wrong_count() {
+    (python_entry megatron_patch.arguments.usage "$0" "$@") >&2 && exit 2
     print_usage >&2
-    printf '\n%s takes %s arguments and got %s; number %s is %s, which is no --flag: remove it.\n' \
-        "$0" "$wanted" "$given" "$((wanted + 1))" "'$1'" >&2
+    printf '\n%s takes %s arguments and got %s.\n' "$0" "$wanted" "$#" >&2
     exit 2
 }
 
@@ -52,8 +57,8 @@ use_checkout() {
 }
 
 # python_entry MODULE ARGUMENT...: becomes `python3 -m MODULE ARGUMENT...` with this project importable.
-# PYTHON names another interpreter. A megatron_patch/ in the current folder, the original project's, is not taken for this one
-# (by Python 3.11 and later).
+# PYTHON names another interpreter; without it, and without an activated environment, the checkout's own .venv serves, which make
+# has made. A megatron_patch/ in the current folder, the original project's, is not taken for this one.
 python_entry() {
     # shellcheck disable=SC2154
     case $patch_root in
@@ -63,6 +68,10 @@ python_entry() {
             exit 2
             ;;
     esac
+    own=$patch_root/.venv/bin/python
+    if [ -z "${PYTHON:-}" ] && [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$own" ]; then
+        PYTHON=$own
+    fi
     PYTHONPATH=$patch_root${PYTHONPATH:+:$PYTHONPATH}
     PYTHONSAFEPATH=1
     export PYTHONPATH PYTHONSAFEPATH
@@ -70,14 +79,24 @@ python_entry() {
     exec "${PYTHON:-python3}" -m "$@"
 }
 
-# Exits with status 2 where this interpreter lacks a library, as a system's own does beside the virtual environment in use.
+# Exits with status 2 where this interpreter is too old or too new, or lacks a library, as a system's own does. Debian's pip installs
+# into virtual environments alone ("externally managed"), so the sentence makes one.
 check_installed() {
-    missing=$("$1" -c 'import importlib.util
-names = ("torch", "megatron", "numpy", "psutil", "safetensors", "sentencepiece", "tqdm", "zstandard")
-print(*(name for name in names if importlib.util.find_spec(name) is None))') || exit 2
+    if ! command -v "$1" >/dev/null; then
+        printf '%s: there is no %s; install Python 3.11, 3.12 or 3.13, or set PYTHON to one.\n' "$0" "$1" >&2
+        exit 2
+    fi
+    missing=$("$1" -c 'import sys
+import importlib.util
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    sys.exit("%s is Python %d.%d, and 3.11, 3.12 or 3.13 is needed: set PYTHON to one." % (sys.argv[1], *sys.version_info[:2]))
+names = ("torch", "megatron", "jinja2", "numpy", "psutil", "safetensors", "sentencepiece", "tensorboard", "tokenizers", "tqdm",
+         "zstandard")
+print(*(name for name in names if importlib.util.find_spec(name) is None))' "$1") || exit 2
     [ -n "$missing" ] || return 0
     printf '%s: %s has no %s; activate the environment that this project is installed in, set PYTHON to its python,\n' \
         "$0" "$1" "$missing" >&2
-    printf 'or install it: %s -m pip install %s\n' "$1" "'$patch_root'" >&2
+    printf 'or make one: %s -m venv %s && %s -m pip install %s\n' \
+        "$1" "'$patch_root/.venv'" "'$patch_root/.venv/bin/python'" "'$patch_root'" >&2
     exit 2
 }

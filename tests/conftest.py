@@ -1,4 +1,4 @@
-"""What all tests share: the golden files, and one thread a process, so that numbers and times repeat."""
+"""What all tests share: the golden files, and one thread for each process, so that sums have one order."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.fixture(scope="session")
 def golden():
-    """The folder of what the original program made."""
+    """The folder of files that the original's programs made."""
     return GOLDEN
 
 
 @pytest.fixture(scope="session")
 def tokenizer(golden):
-    """That of the golden models: SentencePiece, 800 pieces."""
+    """The tokenizer of the golden models: SentencePiece, 800 pieces."""
     from megatron_patch.data.tokenizer import load_tokenizer
 
     return load_tokenizer(golden / "hf_mha")

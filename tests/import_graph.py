@@ -9,9 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "megatron_patch"
 
-# From the bottom up: what stands in one row may look at each other's lower rows, and at its own room only.
+# From the bottom up. A room may import from every row below its own, and from no other room of its own row.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "language"),
     ("formats", "kernels"),
     ("llama", "records"),
     ("data_paths",),
@@ -19,8 +19,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("folders",),
     ("core",),
     ("arguments", "model", "data", "weights"),
-    ("preparation", "checkpoint"),
-    ("conversion", "train", "inspection"),
+    ("preparation", "checkpoint", "generate"),
+    ("conversion", "train", "inspection", "evaluate"),
     ("cli", "launch", "torchrun"),
 )
 
@@ -35,9 +35,10 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 
 
 def names_imported(path: Path) -> Iterator[str]:
-    """Full names of everything that a file imports, wherever in it: `a.b` for `import a.b`, `a` and `a.b` for `from a import b`.
+    """Full names of everything that a file imports anywhere: `a.b` for `import a.b`, `a` and `a.b` for `from a import
+    b`.
 
-    An import under `if TYPE_CHECKING` counts: it is an arrow in the reader's head as well.
+    An import under `if TYPE_CHECKING` counts too: whoever reads the file must know that module as well.
     """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -53,7 +54,7 @@ def graph(root: Path = ROOT) -> dict[str, set[str]]:
     edges = {}
     for name, path in known.items():
         found = {target for target in names_imported(path) if target in known and target not in (name, PACKAGE)}
-        # `from a.b import c` names the package a.b too, which matters only where c is no module.
+        # `from a.b import c` names the package a.b as well. That counts only if c is not a module.
         edges[name] = {target for target in found if not any(other.startswith(target + ".") for other in found)}
     return edges
 
@@ -64,7 +65,7 @@ def room(module: str) -> str:
 
 
 def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that import each other, directly or by way of others (Tarjan's strongly connected components)."""
+    """Groups of modules that import each other, directly or through others (Tarjan's strongly connected components)."""
     order: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -92,7 +93,7 @@ def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def arrows_back(edges: Mapping[str, set[str]]) -> list[str]:
-    """Imports of a room that stands as high as the importing one, or higher; and rooms that stand in no row."""
+    """Imports of a room of the same row or of a higher one, and modules whose room stands in no row."""
     height = {name: place for place, row in enumerate(ROWS) for name in row}
     wrong = [f"{module} stands in no row" for module in edges if module != PACKAGE and room(module) not in height]
     for module, targets in edges.items():

@@ -1,4 +1,4 @@
-"""Running the documented scripts as users do, and reading what they leave behind."""
+"""Run the documented scripts as users do, and read what they leave behind."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PRETRAIN = ROOT / "examples/llama2/run_pretrain_megatron_llama.sh"
 FINETUNE = ROOT / "examples/llama2/run_finetune_megatron_llama.sh"
 ENGINE = "/root/Megatron-LM-230512"  # the document's MEGATRON_PATH; it need not exist
 
-# What DLC or torchrun sets.
+# Environment variables that DLC or torchrun sets; Kubeflow Trainer sets PET_*.
 _JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "KUBERNETES_CONTAINER_RESOURCE_GPU")
-# Numbers of processes are the test's, with GPUs too; tests/gpu takes this away.
+# A test chooses its number of processes. If GPUs were visible, their number would decide; tests/gpu shows them again.
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
 
 PRETRAIN_ARGUMENTS = dict(
@@ -35,9 +35,14 @@ FINETUNE_ARGUMENTS = dict(
 
 
 def environment(processes: int | None = None, job: Mapping[str, object] | None = None) -> dict[str, str]:
-    """A user's environment, without what torchrun or DLC would have left in it; `processes` is GPUS_PER_NODE, `job` what DLC
-    sets."""
-    values = {key: value for key, value in os.environ.items() if key not in _JOB and not key.startswith("TORCHELASTIC")}
+    """A user's environment, without the variables that DLC, torchrun or Kubeflow sets.
+
+    Args:
+        processes: GPUS_PER_NODE.
+        job: the variables that the job's platform sets in this test.
+    """
+    left_out = ("TORCHELASTIC", "PET_")
+    values = {key: value for key, value in os.environ.items() if key not in _JOB and not key.startswith(left_out)}
     values.update(PYTHON=sys.executable, PYTHONWARNINGS="ignore", **HIDDEN)
     if processes is not None:
         values["GPUS_PER_NODE"] = str(processes)
@@ -48,14 +53,16 @@ def run(
     script: Path, *arguments: object, shell: str = "dash", processes: int | None = None,
     job: Mapping[str, object] | None = None, cwd: Path = ROOT, timeout: int = 500,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-    """One script with positional arguments. Output and errors come back together."""
+    """Run one script with positional arguments. Its output and its errors come back as one text."""
     words, both = [shell, str(script), *map(str, arguments)], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.run(words, env=environment(processes, job), cwd=cwd, timeout=timeout, text=True, **both)
 
 
 def without_torch(folder: Path) -> dict[str, str]:
-    """What to add to a job's environment so that an import of torch ends the process with status 3: what is answered to a usage
-    error must not wait for it."""
+    """Environment variables with which an import of torch ends the process with status 3.
+
+    The answer to a usage error must not wait for torch. A test gives these as `job` and sees whether it does.
+    """
     package = folder / "without torch" / "torch"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text("import os\nprint('torch was imported', flush=True)\nos._exit(3)\n")
@@ -64,20 +71,20 @@ def without_torch(folder: Path) -> dict[str, str]:
 
 
 def succeed(result: subprocess.CompletedProcess[str]) -> str:
-    """The output of a run that must have ended well."""
+    """The output of a run, which must have ended with status 0."""
     assert result.returncode == 0, result.stdout[-6000:]
     return result.stdout
 
 
 def convert(source: Path, target: Path, tp: int = 1, pp: int = 1, extra: int = 0, back: bool = False) -> Path:
-    """model_convertor.sh on a folder of any size."""
+    """Run model_convertor.sh with MODEL_SIZE auto; returns `target`. `back` converts to Hugging Face."""
     succeed(run(CONVERT, ENGINE, source, target, tp, pp, "auto", extra, "true" if back else "false"))
     return target
 
 
 @dataclass(frozen=True)
 class Step:
-    """One iteration as TensorBoard has it, in fp32."""
+    """One iteration, as TensorBoard holds it in fp32."""
 
     loss: float
     grad_norm: float
@@ -87,7 +94,7 @@ def train(
     script: Path, output: Path, *flags: object, processes: int = 1, job: Mapping[str, object] | None = None,
     shell: str = "dash", **changed: object,
 ) -> list[Step]:  # fmt: skip
-    """Run a training script with the defaults above but for `changed`, and read its iterations."""
+    """Run a training script with the arguments above, except for those in `changed`, and read its iterations."""
     defaults = PRETRAIN_ARGUMENTS if script == PRETRAIN else FINETUNE_ARGUMENTS
     assert set(changed) <= set(defaults), set(changed) - set(defaults)
     values = {**defaults, **changed, "OUTPUT_BASEPATH": output}
@@ -97,14 +104,14 @@ def train(
 
 
 def steps(output: Path) -> Iterator[Step]:
-    """The iterations of all runs below OUTPUT_BASEPATH, in the order of their numbers; later runs win."""
+    """The iterations of all runs below OUTPUT_BASEPATH, in their order; of two runs that have one the later counts."""
     losses, norms = scalars(output, "lm loss"), scalars(output, "grad-norm")
     for iteration in sorted(losses):
         yield Step(losses[iteration], norms[iteration])
 
 
 def scalars(output: Path, tag: str) -> dict[int, float]:
-    """A TensorBoard tag: iteration → value."""
+    """The values of a TensorBoard tag below OUTPUT_BASEPATH: iteration → value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found: dict[int, float] = {}

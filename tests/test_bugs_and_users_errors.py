@@ -1,4 +1,4 @@
-"""What a user can mend is one sentence; a bug keeps its traceback and ends with status 1, a ValueError too.
+"""What a user can mend is one sentence. A bug keeps its traceback and ends with status 1, if it is a ValueError too.
 
 The planted bug is `_a, _b = [1]`, which raises a plain ValueError.
 """
@@ -128,7 +128,7 @@ def test_the_system_s_word_about_a_file_or_the_disk_is_a_sentence_and_no_other()
         sentence(OSError(errno.EBADF, "Bad file descriptor"))
 
 
-# Where a plain ValueError speaks to who calls a function wrongly.
+# Modules in which a plain ValueError tells a programmer that a function is called wrongly.
 _FOR_PROGRAMMERS = ("kernels/", "weights/source.py", "data/packing.py")
 
 
@@ -144,8 +144,10 @@ def test_what_speaks_to_users_is_a_user_error():
 
 
 def test_only_the_entries_print_a_user_error_and_leave():
-    """A room that caught all ValueErrors would take a bug for a user's error again: such an `except` stands around what Python
-    or a library raises it for, alone."""
+    """Code that caught every ValueError would take a bug for a user's error.
+
+    Such an `except` may stand only around a call for which Python or a library raises one.
+    """
     for module in (launch, convert, preprocess, inspection, pretrain, finetune, session):
         tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
         caught = {

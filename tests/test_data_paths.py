@@ -1,10 +1,11 @@
-"""What a dataset argument of pre-training means: one prefix, or a blend between spaces or, as the original has it, commas."""
+"""What a dataset argument of pre-training means: one prefix, or a blend between spaces or the original's commas."""
 
 from __future__ import annotations
 
 import pytest
 
-from megatron_patch.data_paths import data_findings, parse_data_path
+from megatron_patch.data_paths import IndexedPairs, JsonFile, parse_data
+from megatron_patch.errors import UserError
 
 
 @pytest.fixture
@@ -16,6 +17,14 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / f"{name}.bin").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def findings(text: str) -> list[str]:
+    """What is said about an argument, whether it cannot be parsed or its files cannot be read."""
+    try:
+        return parse_data(text).findings()
+    except UserError as error:
+        return [str(error)]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +55,7 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_pairs(folder, text, pairs):
-    assert parse_data_path(text) == pairs
+    assert parse_data(text) == IndexedPairs(text, tuple(pairs))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +76,7 @@ def test_pairs(folder, text, pairs):
     ],
 )
 def test_what_is_no_blend_is_said(folder, text, words):
-    (sentence,) = data_findings(text, json_data=False)
+    (sentence,) = findings(text)
     assert words in sentence
 
 
@@ -81,11 +90,15 @@ def test_what_is_no_blend_is_said(folder, text, words):
 )
 def test_a_file_that_is_neither_is_not_said_to_be_missing(folder, name, content, words):
     (folder / name).write_bytes(content)
-    assert [words in sentence for sentence in data_findings(name, json_data=False)] == [True]
-    assert data_findings(f"0.5,{name},0.5,B", json_data=False) == data_findings(name, json_data=False)
+    assert [words in sentence for sentence in findings(name)] == [True]
+    assert findings(f"0.5,{name},0.5,B") == findings(name)
 
 
 def test_the_longest_argument_is_read_at_once(folder):
-    """Words and existing files are looked at a bounded number of times each."""
-    assert len(parse_data_path(",".join(["1,A"] * 10_000))) == 10_000
-    assert len(parse_data_path(",".join(["1"] * 20_000))) == 10_000
+    """The number of looks at words and files is bounded by their number."""
+    assert len(parse_data(",".join(["1,A"] * 10_000)).pairs) == 10_000
+    assert len(parse_data(",".join(["1"] * 20_000)).pairs) == 10_000
+
+
+def test_fine_tuning_reads_json_whatever_the_text_looks_like(folder):
+    assert parse_data("A", only_json=True) == JsonFile("A") and parse_data("0.3 A 0.7 B", only_json=True).files == ["0.3 A 0.7 B"]

@@ -1,4 +1,4 @@
-"""Whether a dataset argument is JSON: by its ending, or by what stands in it."""
+"""Whether a dataset argument is JSON: its ending says so, or its content."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import gzip
 
 import pytest
 
-from megatron_patch.data_paths import is_json
+from megatron_patch.data_paths import JsonFile, parse_data
+
+
+def is_json(text: str) -> bool:
+    return isinstance(parse_data(text), JsonFile)
 
 
 @pytest.mark.parametrize(

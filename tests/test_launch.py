@@ -1,4 +1,4 @@
-"""What the launcher says before a process starts, and what the training processes find in their environment."""
+"""What the launcher says before a process starts, and the environment that it gives the training processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.arguments.training import ARGUMENTS, read
+from megatron_patch.folders.fingerprint import observe
 from megatron_patch.folders.layout import iteration_folder, write_tracker
+from megatron_patch.folders.recorded_run import run_record
 from megatron_patch.launch import main, worker_environment
 from megatron_patch.llama.model_config import to_hf_config
 from tests.launching import GOLDEN, PRETRAIN_ARGUMENTS, ROOT
@@ -34,14 +36,14 @@ def test_the_engine_comes_first_and_what_the_user_had_comes_last():
 
 
 def flags(output: Path, *more: str, **changed: object) -> list[str]:
-    """A documented command as the script hands it on."""
+    """The flags into which a script turns a documented command."""
     values = {**PRETRAIN_ARGUMENTS, "MODEL_SIZE": "tiny", "DATASET_PATH": GOLDEN / "data/corpus_text_document"}
     values |= {**changed, "OUTPUT_BASEPATH": output}
     return [f"{ARGUMENTS['pretrain'][name].flag}={value}" for name, value in values.items()] + list(more)
 
 
 def launched(monkeypatch, capsys, *arguments: str) -> str:
-    """What is said of a command that starts."""
+    """What the launcher prints about a command that it starts."""
     with monkeypatch.context() as here:
         here.setattr(os, "execve", lambda *_: None)
         main(["pretrain", *arguments])
@@ -55,7 +57,7 @@ def test_a_run_that_could_go_on_is_offered_in_a_sentence_with_the_flag_that_does
     root = Path(config.checkpoint_folder)
     folder = iteration_folder(root, 10)
     folder.mkdir(parents=True)
-    for name, content in (("run_config.json", config.as_dict()), ("metadata.json", {}), (".metadata", {})):
+    for name, content in (("run_config.json", run_record(config, observe(config))), ("metadata.json", {}), (".metadata", {})):
         (folder / name).write_text(json.dumps(content))
     (root / "config.json").write_text(json.dumps(to_hf_config(config.model, dtype="float32")))
     write_tracker(root, "10")

@@ -1,4 +1,4 @@
-"""The picture in ARCHITECTURE.md, held: imports point one way, in no circle, and what a usage error needs imports no torch."""
+"""ARCHITECTURE.md's picture is true: imports point one way, in no circle, and a usage error needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.import_graph import PACKAGE, ROOT, ROWS, arrows_back, circles, graph, modules, names_imported, room
 
-# Rooms of which no module imports torch, directly or by way of others; what the launcher and the command lines need first.
+# No module of these rooms imports torch, directly or through others: the launcher and the command lines need them.
 TORCH_FREE_ROOMS = ("errors", "llama", "records", "data_paths", "config", "folders", "arguments", "launch")
 TORCH_FREE_MODULES = ("megatron_patch.cli.convert", "megatron_patch.cli.preprocess")
 
@@ -61,7 +61,7 @@ def test_nothing_imports_scripts_examples_or_tests():
 
 
 def test_no_module_is_named_as_one_of_python_s_own():
-    """`python megatron_patch/cli/x.py` puts its folder first on the path, where `inspect.py` would be taken for Python's."""
+    """`python megatron_patch/cli/x.py` puts its folder first on the path; an `inspect.py` there would hide Python's."""
     for module, path in modules().items():
         assert path.stem == "__init__" or path.stem not in sys.stdlib_module_names, module
 

@@ -1,4 +1,4 @@
-"""How a run's processes end: in a line each, and with the status of the one that failed first."""
+"""How a run's processes end: with one line each, and with the status of the one that failed first."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Argument:
     range: Range = Range()  # of whole and number
     choices: tuple[str, ...] = ()  # of choice, and of text that can be one thing only
     default: object = None  # of a flag, as the program uses it; None: there is none, and `en` says what happens then
-    example: str = ""  # of a number, for a sentence
+    example: str = ""  # as the documented commands have it, for a sentence or a command that is offered
     required: bool = False
     filled: bool = False  # path: an empty text is refused here, with no sentence of its own elsewhere
     number: int = 0

@@ -57,7 +57,7 @@ class Conversion:
 
 # Fields that are an argument's value as it is, under the flag's name.
 _UNCHANGED = (
-    "tensor_model_parallel_size", "pipeline_model_parallel_size", "model_name", "extra_vocab_size", "dtype", "overwrite",
+    "tensor_model_parallel_size", "pipeline_model_parallel_size", "extra_vocab_size", "dtype", "overwrite",
     "verify", "verify_logits", "megatron_path", "gqa_layout",
 )  # fmt: skip
 
@@ -69,32 +69,41 @@ def read(argv: Sequence[str]) -> Conversion:
         SystemExit: status 2, after every finding was printed.
     """
     findings = Findings()
-    texts = findings.refuse_line_ends(CONVERT, given_texts(CONVERT, argv))
+    texts = findings.texts(CONVERT, given_texts(CONVERT, argv))
     job = _job(texts, findings)
     findings.exit_if_any(SCRIPT)
     return job
 
 
 def _job(texts: Texts, findings: Findings) -> Conversion:
-    value = findings.values(CONVERT.all, texts)
+    usable = all(argument.kind != "path" or not path_problem(texts[argument.dest]) for argument in CONVERT.documented)
+    name = ARGUMENTS["MN"]
+    value = findings.values([argument for argument in CONVERT.all if argument is not name], texts)
     job = Conversion(
         source=Path(value["source"]),
         target=Path(value["target"]),
         to_hf=value["mg2hf"],
+        model_name=texts[name.dest],
         max_file_bytes=value["max_shard_size"],
-        **{name: value[name] for name in _UNCHANGED},
+        **{field: value[field] for field in _UNCHANGED},
     )
-    usable = [argument.kind != "path" or not path_problem(texts[argument.dest]) for argument in CONVERT.documented]
-    if not all(usable):
-        return job
-    _check_target(job, value["target"], findings)
-    if job.gqa_layout == ALL_Q_FIRST and not job.to_hf:
+    sided = usable and not findings.is_about(ARGUMENTS["mg2hf"])  # else nobody knows what the source should be
+    if usable:
+        _check_target(job, value["target"], findings)
+    if sided and job.gqa_layout == ALL_Q_FIRST and not job.to_hf:
         findings.add_flag("--gqa-layout", ALL_Q_FIRST, "it is for checkpoints of 2023, with mg2hf = true: remove the flag.")
-    config = _source_config(job, findings)
+    config = _source_config(job, findings) if sided else None
+    findings.choice(name, job.model_name, None if config is None else _names_of(config))
     if config is not None:
-        for name, got, problem in model_findings(job, config):
-            findings.add(ARGUMENTS[name], got, problem)
+        for wrong, got, problem in model_findings(job, config):
+            if not findings.is_about(ARGUMENTS[wrong]):
+                findings.add(ARGUMENTS[wrong], got, problem)
     return job
+
+
+def _names_of(config: LlamaConfig) -> list[str]:
+    """What MN may be for this model."""
+    return [*(name for name, size in LLAMA_SIZES.items() if not shape_differences(size, config)), "auto"]
 
 
 def _check_target(job: Conversion, text: str, findings: Findings) -> None:
@@ -121,7 +130,7 @@ def _source_config(job: Conversion, findings: Findings) -> LlamaConfig | None:
         description = read_model_description(location)
         if description is None:
             return _root_config(location)
-        if job.extra_vocab_size not in (0, description.extra_vocab_size):
+        if job.extra_vocab_size not in (0, description.extra_vocab_size) and not findings.is_about(ARGUMENTS["EXTRA_VOCAB_SIZE"]):
             findings.add(
                 ARGUMENTS["EXTRA_VOCAB_SIZE"],
                 job.extra_vocab_size,
@@ -154,11 +163,10 @@ def _root_config(location: CheckpointLocation) -> LlamaConfig | None:
 def model_findings(job: Conversion, config: LlamaConfig) -> list[tuple[str, object, str]]:
     """What in `job` does not go with the model: (argument's name, what it got, what is allowed and what to write)."""
     found: list[tuple[str, object, str]] = []
-    if job.model_name != "auto":
+    if job.model_name in LLAMA_SIZES:
         differences = shape_differences(LLAMA_SIZES[job.model_name], config)
         if differences:
-            right = [name for name, size in LLAMA_SIZES.items() if not shape_differences(size, config)]
-            found.append(("MN", job.model_name, f"{'; '.join(differences)}: write {' or '.join([*right, 'auto'])}."))
+            found.append(("MN", job.model_name, f"{'; '.join(differences)}: write {' or '.join(_names_of(config))}."))
     sizes = {"TP": job.tensor_model_parallel_size, "PP": job.pipeline_model_parallel_size}
     rows = None if job.to_hf else config.vocab_size + job.extra_vocab_size
     found += [(name, sizes[name], problem) for name, problem in layout_findings(config, sizes["TP"], sizes["PP"], rows)]

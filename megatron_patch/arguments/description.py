@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Literal
 
 from megatron_patch.arguments.argument import Argument, Script
-
-Language = Literal["en", "zh"]
+from megatron_patch.language.choice import Language, spoken
 
 _WIDTH = 100
 _TAKES = {
@@ -25,6 +23,23 @@ _TAKES = {
 _HEADINGS = {
     "en": ("#", "name", "flag", "takes", "default", "meaning"),
     "zh": ("#", "名称", "标志", "取值", "默认", "含义"),
+}
+
+_HELP = {
+    "en": {
+        "arguments": "Arguments, in this order; a script hands each on as the flag behind its name:",
+        "flags": "Flags, after the last argument; one of true or false that stands alone is true:",
+        "language": "Language of what is said; without it, that of the locale (LC_ALL, LC_MESSAGES, LANG).",
+        "help": "Print this.",
+        "default": "; default ",
+    },
+    "zh": {
+        "arguments": "参数，按此顺序给出；脚本把每个参数作为名称后面的标志传给 Python：",
+        "flags": "标志，写在最后一个参数之后；true/false 类标志单独出现即为 true：",
+        "language": "提示信息的语言；不写则由 locale 决定（LC_ALL、LC_MESSAGES、LANG）。",
+        "help": "显示本帮助。",
+        "default": "；默认 ",
+    },
 }
 
 
@@ -67,27 +82,40 @@ def default_text(argument: Argument) -> str:
 
 
 def help_text(script: Script) -> str:
-    """What `--help` prints: every documented argument and every flag, with what it takes, its default and its meaning."""
-    lines = [f"{script.name}: {script.en}", script.zh, ""]
+    """What `--help` prints in the user's language: every argument and flag, with what it takes, its default and its meaning."""
+    language = spoken()
+    words = _HELP[language]
+    lines = [f"{script.name}: {_meaning(script, language)}", ""]
     if script.documented:
-        lines += ["Arguments, in this order; a script hands each on as the flag behind its name:", ""]
+        lines += [words["arguments"], ""]
         heads = [f"{argument.label} {argument.flag}".strip() for argument in script.documented]
-        lines += [line for argument, head in zip(script.documented, heads) for line in _entry(argument, head)]
-    lines += ["", "Flags, after the last argument; one of true or false that stands alone is true:", ""]
-    lines += [line for argument in script.flags for line in _entry(argument, argument.flag)]
-    return "\n".join([*lines, "  --help", "      Print this.", ""])
+        lines += [line for argument, head in zip(script.documented, heads) for line in _entry(argument, head, language)]
+        lines.append("")
+    lines += [words["flags"], ""]
+    lines += [line for argument in script.flags for line in _entry(argument, argument.flag, language)]
+    return "\n".join([*lines, "  --language en|zh", f"      {words['language']}", "  --help", f"      {words['help']}", ""])
 
 
-def _entry(argument: Argument, head: str) -> list[str]:
+def _meaning(one: Argument | Script, language: Language) -> str:
+    return one.zh if language == "zh" else one.en
+
+
+def _entry(argument: Argument, head: str, language: Language) -> list[str]:
     default = default_text(argument)
-    first = f"  {head}  {takes(argument)}" + (f"; default {default}" if default else "")
-    meaning = textwrap.wrap(argument.en, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
-    return [first, *meaning, f"      {argument.zh}"]
+    first = f"  {head}  {takes(argument, language)}" + (_HELP[language]["default"] + default if default else "")
+    indent = " " * 6
+    # Chinese has no blanks to break at, and its lines are short.
+    meaning = (
+        [indent + argument.zh]
+        if language == "zh"
+        else textwrap.wrap(argument.en, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    )
+    return [first, *meaning]
 
 
 def markdown(script: Script, language: Language = "en") -> str:
     """The list as a section with one table for the documented arguments and one for the flags."""
-    parts = [f"## {script.name}", script.en if language == "en" else script.zh]
+    parts = [f"## {script.name}", _meaning(script, language)]
     parts += [_table(arguments, language) for arguments in (script.documented, script.flags) if arguments]
     return "\n\n".join(parts) + "\n"
 
@@ -98,7 +126,7 @@ def _table(arguments: tuple[Argument, ...], language: Language) -> str:
     headings = _HEADINGS[language][skipped:]
     rows = [headings, tuple("---" for _ in headings)]
     for one in arguments:
-        meaning = one.en if language == "en" else one.zh
-        cells = (str(one.number), one.name, f"`{one.flag or one.name}`", takes(one, language), default_text(one), meaning)
+        meaning = (takes(one, language), default_text(one), _meaning(one, language))
+        cells = (str(one.number), one.name, f"`{one.flag or one.name}`", *meaning)
         rows.append(cells[skipped:])
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

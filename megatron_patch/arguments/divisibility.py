@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.vocabulary import splitting_finding
@@ -10,10 +11,13 @@ from megatron_patch.llama.vocabulary import splitting_finding
 _MOST_NAMED = 64  # divisors above that are not named
 
 
-def layout_findings(model: LlamaConfig, tp: int, pp: int, rows: int | None = None) -> list[tuple[str, str]]:
+def layout_findings(
+    model: LlamaConfig, tp: int, pp: int, rows: int | None = None, processes: int | None = None
+) -> list[tuple[str, str]]:
     """What in TP and PP does not go with the model: (argument's name, what is allowed and what to write), one an argument.
 
-    `rows`: of embedding and output layer, where they are split too.
+    rows: of embedding and output layer, where they are split too. processes: of the run, which TP × PP must divide; only sizes
+    that do are named.
     """
     found = []
     counts = (
@@ -21,16 +25,31 @@ def layout_findings(model: LlamaConfig, tp: int, pp: int, rows: int | None = Non
         (model.num_query_groups, "KV groups"),
         (model.ffn_hidden_size, "rows of the feed-forward layer"),
     )
+    common = math.gcd(*(number for number, _ in counts))
+    stages = pp if model.num_layers % pp == 0 else 1
+    sizes = _those(_divisors(common), lambda size: rows is None or splitting_finding(rows, size) is None)
+    advice = _listed(_those(sizes, lambda size: processes is None or processes % (size * stages) == 0))
     undivided = next(((count, what) for count, what in counts if count % tp), None)
     if undivided:
         count, what = undivided
-        found.append(("TP", f"it must divide the {count} {what}: write one of {_divisors(math.gcd(*(n for n, _ in counts)))}."))
-    elif rows is not None and (finding := splitting_finding(rows, tp)):
-        found.append(("TP", finding))
+        found.append(("TP", f"it must divide the {count} {what}: write one of {advice}."))
+    elif rows is not None and splitting_finding(rows, tp):
+        found.append(("TP", f"a vocabulary of {rows} rows is too small for it: write one of {advice}."))
     if model.num_layers % pp:
-        found.append(("PP", f"it must divide the {model.num_layers} layers: write one of {_divisors(model.num_layers)}."))
+        degree = 1 if common % tp else tp
+        depths = _those(_divisors(model.num_layers), lambda size: processes is None or processes % (size * degree) == 0)
+        found.append(("PP", f"it must divide the {model.num_layers} layers: write one of {_listed(depths)}."))
     return found
 
 
-def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, min(number, _MOST_NAMED) + 1) if number % n == 0)
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, min(number, _MOST_NAMED) + 1) if number % n == 0]
+
+
+def _those(sizes: list[int], fit: Callable[[int], bool]) -> list[int]:
+    """The sizes that fit; all of them where none does, for then another argument is in the way."""
+    return [size for size in sizes if fit(size)] or sizes
+
+
+def _listed(sizes: list[int]) -> str:
+    return ", ".join(map(str, sizes))

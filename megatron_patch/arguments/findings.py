@@ -1,24 +1,40 @@
 """Reading arguments' texts by their list, and collecting everything that is wrong before saying anything.
 
 Imports no torch, so that a usage error is told at once. A finding is one sentence: which argument (`$13 TP`), what it
-got, what is allowed, what to write instead.
+got, what is allowed, what to write instead. What it says to write is accepted when it is written.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_patch.arguments.argument import TRUE_FALSE, Argument, Script
-from megatron_patch.arguments.command_line import Texts
+from megatron_patch.arguments.command_line import Given, Texts
 from megatron_patch.arguments.description import default_text, takes
+from megatron_patch.arguments.meaning import meant_choice, meant_number, meant_size, meant_whole
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.typed import MOST_DIGITS, line_end, number, path_problem, whole_number
+from megatron_patch.language.sentences import fill, in_language
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_LAST = sys.maxsize  # place of a flag, which comes after the documented arguments
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """What is wrong with one argument."""
+
+    place: int  # among the script's arguments
+    label: str  # the argument's name
+    got: str
+    problem: str  # what is allowed and what to write
+
+    def __str__(self) -> str:
+        return fill("{}: got '{}'; {}", self.label, self.got, in_language(self.problem))
 
 
 @dataclass
@@ -26,28 +42,42 @@ class Findings:
     """What is wrong with the arguments, all of it. Each reader gives a usable value even where it finds something."""
 
     by_flag: bool = False  # the command was typed with flags, so their names are those that the user knows
-    found: list[tuple[int, str]] = field(default_factory=list)
+    found: list[Finding] = field(default_factory=list)
 
     def add(self, argument: Argument, got: object, problem: str) -> None:
-        """`problem` says what is allowed and what to write instead."""
+        """`problem` says what is allowed and what to write instead. The same twice is one finding."""
         label = argument.flag if self.by_flag and argument.flag else argument.label
-        self.found.append((argument.number or sys.maxsize, f"{label}: got '{one_line(got)}'; {problem}"))
-
-    def is_about(self, argument: Argument) -> bool:
-        """Whether there is a finding about this argument. Where one could not be read, the value in its place is nobody's."""
-        return any(number == argument.number for number, _ in self.found)
+        self._add(argument.number or _LAST, label, got, problem)
 
     def add_flag(self, flag: str, got: object, problem: str) -> None:
         """The same of a flag, which has no place among the documented arguments and comes after them."""
-        self.found.append((sys.maxsize, f"{flag}: got '{one_line(got)}'; {problem}"))
+        self._add(_LAST, flag, got, problem)
+
+    def _add(self, place: int, label: str, got: object, problem: str) -> None:
+        finding = Finding(place, label, one_line(got), problem)
+        if finding not in self.found:
+            self.found.append(finding)
+
+    def is_about(self, argument: Argument) -> bool:
+        """Whether there is a finding about this argument. Where one could not be read, the value in its place is nobody's."""
+        return any(finding.label in (argument.label, argument.flag) for finding in self.found)
+
+    def is_about_flag(self, flag: str) -> bool:
+        return any(finding.label == flag for finding in self.found)
 
     @property
     def sentences(self) -> list[str]:
         """In the order of the script's arguments."""
-        return [sentence for _, sentence in sorted(self.found, key=lambda item: item[0])]
+        return [str(finding) for finding in sorted(self.found, key=lambda finding: finding.place)]
 
-    def refuse_line_ends(self, script: Script, texts: Texts) -> Texts:
-        """A finding for each value that holds a carriage return or ends a line, which no terminal shows; all without them."""
+    def texts(self, script: Script, given: Given) -> Texts:
+        """What was given, without line ends, which no terminal shows: a finding for each, and for each word of no argument."""
+        for word, problem in given.strangers:
+            flag, _, got = word.partition("=")
+            self.add_flag(flag if flag.startswith("-") else fill("after the last argument"), got or word, problem)
+        return self._without_line_ends(script, given.texts)
+
+    def _without_line_ends(self, script: Script, texts: Texts) -> Texts:
         clean: Texts = {}
         for argument in script.all:
             given = texts.get(argument.dest)
@@ -81,57 +111,74 @@ class Findings:
         blend = argument.kind == "data" and re.search("[ ,]", text)
         problem = None if blend else path_problem(text)
         if not problem and argument.filled and not text:
-            problem = "it takes a path: write one."
+            problem = "it takes a path, and an empty text is none: write the path."
         if problem:
             self.add(argument, text, problem)
         return not problem
 
-    def whole(self, argument: Argument, text: str) -> int:
-        """A whole number in the argument's range, in digits only: a blank or a carriage return is a slip of the caller's."""
-        value, least = whole_number(text), int(argument.range.least)
-        example = default_text(argument)
-        if value is None and is_whole(text):
-            self.add(argument, text, f"it has {len(text)} digits, and a number may have {MOST_DIGITS}: write a smaller one.")
-        elif value is None:
-            wanted = f"it takes a whole number of at least {least}, in digits: write {example or max(least, 1)}."
-            self.add(argument, text, wanted)
-        elif argument.range.too_low(value):
-            advice = f"{example}, for example" if example else f"{least} or more"
-            self.add(argument, text, f"it takes a whole number of at least {least}: write {advice}.")
-        elif argument.range.too_high(value):
-            most = argument.range.most
-            self.add(argument, text, f"it takes a whole number of at most {most}: write {example or most}, for example.")
-        else:
+    def whole(self, argument: Argument, text: str, example: int | None = None) -> int:
+        """A whole number in the argument's range, in digits only: a blank or a carriage return is a slip of the caller's.
+
+        `example`: what goes with the other arguments, for the sentence; without it, the list's.
+        """
+        value, bounds = whole_number(text), argument.range
+        if value is not None and not bounds.too_low(value) and not bounds.too_high(value):
             return value
-        return argument.default if isinstance(argument.default, int) else least
+        meant = meant_whole(text)
+        if meant is None or bounds.too_low(meant) or bounds.too_high(meant):
+            meant = example if example is not None else _whole_example(argument)
+        if len(text) > MOST_DIGITS and is_whole(text):
+            wanted = f"it has {len(text)} digits, and a number may have {MOST_DIGITS}: write {meant}, for example."
+        elif value is not None and bounds.too_high(value):
+            wanted = f"it takes a whole number of at most {bounds.most}: write {meant}, for example."
+        elif value is not None:
+            wanted = f"it takes a whole number of at least {int(bounds.least)}: write {meant}, for example."
+        else:
+            wanted = f"it takes a whole number of at least {int(bounds.least)}, in digits: write {meant}."
+        self.add(argument, text, wanted)
+        return argument.default if isinstance(argument.default, int) else int(bounds.least)
 
-    def number(self, argument: Argument, text: str) -> float:
-        """A finite number in the argument's range."""
-        value, example = number(text), argument.example or default_text(argument)
-        if value is None or argument.range.too_low(value) or argument.range.too_high(value):
-            self.add(argument, text, f"it takes {takes(argument)}: write {example}, for example.")
-            return float(example)
-        return value
+    def number(self, argument: Argument, text: str, example: str | None = None) -> float:
+        """A finite number in the argument's range; `example` as with `whole`."""
+        value, bounds = number(text), argument.range
+        if value is not None and not bounds.too_low(value) and not bounds.too_high(value):
+            return value
+        meant = number(meant_number(text) or "")
+        usual = example or default_text(argument) or argument.example
+        fits = meant is not None and not bounds.too_low(meant) and not bounds.too_high(meant)
+        advice = meant_number(text) if fits else f"{usual}, for example"
+        self.add(argument, text, f"it takes {takes(argument)}: write {advice}.")
+        return float(usual)
 
-    def choice(self, argument: Argument, text: str) -> str:
-        """One of the argument's choices, exactly as written there."""
+    def choice(self, argument: Argument, text: str, fitting: Sequence[str] | None = None) -> str:
+        """One of the argument's choices, exactly as written there; `fitting`: those that go with the other arguments."""
         allowed = argument.choices
-        if text not in allowed:
-            self.add(argument, text, f"it takes one of {', '.join(allowed)}: write one of these, in this spelling.")
-            return allowed[0]
-        return text
+        if text in allowed:
+            return text
+        fitting = allowed if fitting is None else fitting
+        meant = meant_choice(text, fitting)
+        if meant is not None:
+            advice = f"write {meant}."
+        elif tuple(fitting) == tuple(allowed):
+            default = default_text(argument)
+            advice = f"write {default}, for example." if default else "write one of these, in this spelling."
+        else:
+            advice = f"write {' or '.join(fitting)}."
+        self.add(argument, text, f"it takes one of {', '.join(allowed)}: " + advice)
+        return argument.default if isinstance(argument.default, str) else allowed[0]
 
     def boolean(self, argument: Argument, text: str) -> bool:
         """`true` or `false`."""
-        if text not in TRUE_FALSE:
-            self.add(argument, text, f"it takes one of {', '.join(TRUE_FALSE)}: write one of these, in this spelling.")
-            return argument.default is True
-        return text == "true"
+        if text in TRUE_FALSE:
+            return text == "true"
+        meant = meant_choice(text, TRUE_FALSE) or default_text(argument)
+        self.add(argument, text, f"it takes true or false: write {meant or 'one of these, in this spelling'}.")
+        return argument.default is True
 
     def only(self, argument: Argument, text: str) -> str:
         """Any text; one of the argument's choices where it has some."""
         if argument.choices and text not in argument.choices:
-            self.add(argument, text, f"it takes {' or '.join(argument.choices)}: write that.")
+            self.add(argument, text, f"it takes nothing else than {argument.choices[0]}: write {argument.choices[0]}.")
             return argument.choices[0]
         return text
 
@@ -139,19 +186,29 @@ class Findings:
         """Bytes of `5GB`, `500MB`, `2GiB` or a plain number."""
         match = re.fullmatch(r"([0-9]{1,18}) *([A-Za-z]*)", text)
         if not match or match[2].upper() not in _UNITS or int(match[1]) == 0:
-            self.add(argument, text, "it takes a size such as 5GB or 500MB: write 5GB, for example.")
+            advice = meant_size(text) or "5GB, for example"
+            self.add(argument, text, f"it takes a size such as 5GB or 500MB: write {advice}.")
             return 1
         return int(match[1]) * _UNITS[match[2].upper()]
 
     def exit_if_any(self, script: str) -> None:
         """Print every finding on standard error and leave with status 2, unless there is none."""
-        if not self.sentences:
+        if not self.found:
             return
-        count = len(self.sentences)
-        print(f"{script}: {count} argument error{'s' if count > 1 else ''}; nothing was started.", file=sys.stderr)
+        count = len(self.found)
+        head = "{}: 1 argument error; nothing was started." if count == 1 else "{}: {} argument errors; nothing was started."
+        print(fill(head, script, count), file=sys.stderr)
         for sentence in self.sentences:
             print(f"  {sentence}", file=sys.stderr)
         sys.exit(2)
+
+
+def _whole_example(argument: Argument) -> int:
+    """What the list writes, as far as it is in the range, which other arguments may have raised."""
+    usual = whole_number(argument.example or default_text(argument))
+    if usual is None or argument.range.too_low(usual) or argument.range.too_high(usual):
+        return int(argument.range.least)
+    return usual
 
 
 def is_whole(text: str) -> bool:

@@ -29,7 +29,7 @@ def read(argv: Sequence[str]) -> Inspection:
         SystemExit: status 2, after every finding was printed.
     """
     findings = Findings()
-    texts = findings.refuse_line_ends(INSPECT, given_texts(INSPECT, argv))
+    texts = findings.texts(INSPECT, given_texts(INSPECT, argv))
     job = Inspection(**findings.values(INSPECT.all, texts))
     findings.exit_if_any(INSPECT.name)
     return job

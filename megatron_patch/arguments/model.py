@@ -6,13 +6,13 @@ Imports no torch.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_patch.arguments.argument import Argument, Range
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.config import ALL_Q_FIRST, Options, TrainConfig, run_root
-from megatron_patch.data_paths import is_json
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
 from megatron_patch.folders.names import TRACKER, holds_tokenizer
@@ -34,18 +34,20 @@ class ModelReader:
     findings: Findings
     notes: list[str]
     resume_root: Path | None = None  # of the run that `--resume-from` names
+    model_is_known: bool = True
+    longest_row: int = 2048  # tokens, that a sentence may offer
 
-    def whole(self, name: str, least: int | None = None) -> int:
-        """`least`: the range's, where other arguments raise it."""
+    def whole(self, name: str, least: int | None = None, example: int | None = None) -> int:
+        """`least`: the range's, where other arguments raise it. `example`: what goes with them."""
         argument = self.arguments[name]
         argument = argument if least is None else replace(argument, range=Range(least))
-        return self.findings.whole(argument, self.raw[name])
+        return self.findings.whole(argument, self.raw[name], example)
 
-    def number(self, name: str) -> float:
-        return self.findings.number(self.arguments[name], self.raw[name])
+    def number(self, name: str, example: str | None = None) -> float:
+        return self.findings.number(self.arguments[name], self.raw[name], example)
 
-    def choice(self, name: str) -> str:
-        return self.findings.choice(self.arguments[name], self.raw[name])
+    def choice(self, name: str, fitting: Sequence[str] | None = None) -> str:
+        return self.findings.choice(self.arguments[name], self.raw[name], fitting)
 
     def boolean(self, name: str) -> bool:
         return self.findings.boolean(self.arguments[name], self.raw[name])
@@ -57,29 +59,46 @@ class ModelReader:
     def problem(self, name: str, sentence: str) -> None:
         self.findings.add(self.arguments[name], self.raw[name], sentence)
 
+    @property
+    def begins_at_random(self) -> bool:
+        """PRETRAIN_CHECKPOINT_PATH was typed as none; `none` also stands for a path that was refused."""
+        return self.raw["PRETRAIN_CHECKPOINT_PATH"] == "none" and not self.refused("PRETRAIN_CHECKPOINT_PATH")
+
     def source_and_model(self) -> tuple[CheckpointLocation | None, LlamaConfig]:
-        """The checkpoint to start from, None without one, and the model as its config.json or MODEL_SIZE has it."""
-        size = self.choice("MODEL_SIZE")
-        named = LLAMA_SIZES.get(TRAINING_SIZES.get(size, ""), LLAMA_SIZES["tiny"])
+        """The checkpoint to start from, None without one, and the model as its config.json or MODEL_SIZE has it.
+
+        Where neither can be read, the tiny model stands in its place, `model_is_known` is False, and nothing is judged by it.
+        """
         source = self.source()
         root = source.root if source else self.own_root()
-        if root is None or (size != "auto" and not (root / "config.json").is_file()):
-            if root is not None:
-                self.notes.append(f"{root} has no config.json; MODEL_SIZE {size} says what its model is.")
-            elif size == "auto" and self.raw["PRETRAIN_CHECKPOINT_PATH"] == "none":
-                sizes = ", ".join(TRAINING_SIZES)
-                self.problem("MODEL_SIZE", f"auto reads the checkpoint's config.json, and the checkpoint is none: write {sizes}.")
-            return source, named
+        if root is not None and (self.raw["MODEL_SIZE"] == "auto" or (root / "config.json").is_file()):
+            return source, self._described_model(root)
+        size = self.choice("MODEL_SIZE", tuple(TRAINING_SIZES) if self.begins_at_random else None)
+        if root is not None:
+            self.notes.append(f"{root} has no config.json; MODEL_SIZE {size} says what its model is.")
+        elif size == "auto" and self.begins_at_random:
+            sizes = ", ".join(TRAINING_SIZES)
+            self.problem("MODEL_SIZE", f"auto reads the checkpoint's config.json, and the checkpoint is none: write {sizes}.")
+        return source, self._named_model(size)
+
+    def _described_model(self, root: Path) -> LlamaConfig:
+        """What config.json in `root` says, which MODEL_SIZE must agree with."""
         try:
             model = read_hf_config(root)
         except UserError as error:
             self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
-            return source, named
-        differences = shape_differences(named, model) if size != "auto" else []
-        if differences:
-            found = "; ".join(differences)
-            self.problem("MODEL_SIZE", f"the checkpoint's config.json disagrees ({found}): write auto, or another checkpoint.")
-        return source, model
+            return self._named_model(self.choice("MODEL_SIZE"))
+        same = [name for name, full in TRAINING_SIZES.items() if not shape_differences(LLAMA_SIZES[full], model)]
+        size = self.choice("MODEL_SIZE", (*same, "auto"))
+        if size in (*same, "auto") or self.refused("MODEL_SIZE"):
+            return model
+        found = "; ".join(shape_differences(LLAMA_SIZES[TRAINING_SIZES[size]], model))
+        self.problem("MODEL_SIZE", f"the checkpoint's config.json disagrees ({found}): write auto, or another checkpoint.")
+        return model
+
+    def _named_model(self, size: str) -> LlamaConfig:
+        self.model_is_known = size in TRAINING_SIZES and not self.refused("MODEL_SIZE")
+        return LLAMA_SIZES[TRAINING_SIZES.get(size, "tiny")]
 
     def source(self) -> CheckpointLocation | None:
         """PRETRAIN_CHECKPOINT_PATH's; None for `none`, and where it has gone, which does not stop a run with its own."""
@@ -116,18 +135,19 @@ class ModelReader:
 
     def extra_vocabulary(self, source: CheckpointLocation | None, model: LlamaConfig) -> int:
         """Rows beyond config.json's vocabulary: EXTRA_VOCAB_SIZE, compared with what the checkpoint has."""
-        extra = self.whole("EXTRA_VOCAB_SIZE")
         if source is not None and source.kind == "megatron_2023":
-            return self._extra_of_2023(source, model, extra)
+            extra = self.whole("EXTRA_VOCAB_SIZE")
+            return self._extra_of_2023(source, model, extra) if self.model_is_known else extra
         try:
             described = read_model_description(source) if source else None
         except UserError as error:
             self.problem("PRETRAIN_CHECKPOINT_PATH", f"{error}")
             described = None
+        extra = self.whole("EXTRA_VOCAB_SIZE", example=described.extra_vocab_size if described else None)
         own = self.own_root()
         if source is None and extra == 0 and own is not None:  # its own checkpoints have kept what it began with
             return self._own_extra_vocabulary(own)
-        if described is not None and described.extra_vocab_size != extra:
+        if described is not None and described.extra_vocab_size != extra and not self.refused("EXTRA_VOCAB_SIZE"):
             recorded = described.extra_vocab_size
             self.problem("EXTRA_VOCAB_SIZE", f"the checkpoint was converted with {recorded}: write {recorded}.")
         return extra
@@ -174,7 +194,7 @@ class ModelReader:
     def gqa_layout(self, source: CheckpointLocation | None, options: Options) -> None:
         """--gqa-layout says something about a checkpoint of 2023 alone; one that has gone is no reason to stop a run."""
         is_2023 = source is not None and source.kind == "megatron_2023"
-        has_gone = source is None and self.raw["PRETRAIN_CHECKPOINT_PATH"] != "none"
+        has_gone = source is None and not self.begins_at_random
         if options.gqa_layout == ALL_Q_FIRST and not is_2023 and not has_gone:
             wanted = "it is for a PRETRAIN_CHECKPOINT_PATH of 2023 (mp_rank_ folders): remove the flag."
             self.findings.add_flag("--gqa-layout", ALL_Q_FIRST, wanted)
@@ -184,16 +204,17 @@ class ModelReader:
 
         JSON data without packing is padded or cut to PAD_LEN, so that bounds the positions, whatever SEQ_LEN is.
         """
-        text, options, length = config.task == "finetune" or is_json(config.train_data_path), config.options, config.sample_length
+        options, length = config.options, config.sample_length
         if options.packing and config.model.rope_type == DYNAMIC and length > config.model.max_position_embeddings:
             sentence = (
                 f"dynamic rope_scaling goes by a sample's own length beyond {config.model.max_position_embeddings} tokens, and a "
                 "packed row has samples of several: remove the flag, or write a smaller SEQ_LEN."
             )
             self.findings.add_flag("--packing", "true", sentence)
-        finding = length_finding(config.model, length)
+        name = "PAD_LEN" if config.reads_json and not options.packing else "SEQ_LEN"
+        finding = length_finding(config.model, length) if self.model_is_known and not self.refused(name) else None
         if finding and not options.allow_longer_sequences:
-            self.problem("PAD_LEN" if text and not options.packing else "SEQ_LEN", finding)
+            self.problem(name, finding)
         model, note = with_positions(config.model, length)
         self.notes += [note] if note else []
         return replace(config, model=model)
@@ -201,7 +222,8 @@ class ModelReader:
     def tokenizer(self, options: Options, source: CheckpointLocation | None) -> None:
         """JSON data is text: --tokenizer-path, or the checkpoint's folder or the run's own, must hold a tokenizer."""
         folders = [source.root if source else None, self.own_root()]
-        refused = source is None and self.raw["PRETRAIN_CHECKPOINT_PATH"] != "none"  # which has been said
+        has_gone = source is None and not self.begins_at_random  # which has been said
+        refused = has_gone or self.findings.is_about_flag("--tokenizer-path")
         if not options.tokenizer_path and not any(map(holds_tokenizer, folders)) and not refused:
             self.problem(
                 "PRETRAIN_CHECKPOINT_PATH",

@@ -74,7 +74,7 @@ SHARED = (
     _option("cuda_graphs", "条件允许时把 micro-batch 录成 CUDA graph 重放；不行时日志说明原因"),
     _option("pair_micro_batches", "使用 CUDA graph 时，若一步的 micro-batch 为偶数且显存足够，一次跑两个"),
     _option("profile", "为 TensorBoard 记录若干迭代的 PyTorch profiler 轨迹"),
-    _option("profile_step_start", "本次运行中第一个被记录的迭代", least=1),
+    _option("profile_step_start", "本次运行中第一个被记录的迭代", least=1, most=WHOLE_MOST - 2),
     _option("profile_step_end", "记录到此迭代为止，它本身不记录", least=2),
     _option("timeout_minutes", "集合通信等待其他进程的最长分钟数", least=1, most=1_000_000),
 )  # fmt: skip

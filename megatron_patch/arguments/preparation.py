@@ -13,7 +13,7 @@ from megatron_patch.arguments.preparation_list import PREPARE
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import checkout_problem
 from megatron_patch.formats.typed import unwritable
-from megatron_patch.records.json_records import find_files
+from megatron_patch.records.files import find_files
 
 _BY_FLAG = {argument.flag: argument for argument in PREPARE.all}
 
@@ -72,10 +72,10 @@ def read(argv: Sequence[str]) -> Checked:
     Raises:
         SystemExit: status 2, where `argv` has unknown flags or lacks the input.
     """
-    texts = given_texts(PREPARE, argv)
+    given = given_texts(PREPARE, argv)
     # Only the script gives MEGATRON_PATCH_PATH.
-    findings = Findings(by_flag="megatron_patch_path" not in texts)
-    texts = findings.refuse_line_ends(PREPARE, texts)
+    findings = Findings(by_flag="megatron_patch_path" not in given.texts)
+    texts = findings.texts(PREPARE, given)
     paths = [one for one in PREPARE.all if one.kind in ("path", "paths")]
     known = len(findings.found)
     value = findings.values(paths, texts)
@@ -96,12 +96,14 @@ def _check_folders(checked: Checked) -> None:
         find_files(job.input)
     except UserError as error:
         checked.add("--input", " ".join(job.input), str(error))
+    if job.prefix and not job.tokenizer_folder:
+        checked.add("--tokenizer-folder", "", "a .bin/.idx pair needs a tokenizer: write the folder that holds tokenizer.model.")
     for flag, folder in (("--output-dir", job.output_dir), ("--sft-output-dir", job.sft_output_dir)):
         checked.add(flag, folder, None if folder is None else unwritable(folder))
     if job.output_prefix:
         checked.add("--output-prefix", job.output_prefix, unwritable(Path(job.output_prefix).parent))
     elif not job.output_dir and not job.sft_output_dir:
-        checked.add("--output-prefix", "", "one of --output-prefix, --output-dir and --sft-output-dir must be given.")
+        checked.add("--output-prefix", "", "one of --output-prefix, --output-dir and --sft-output-dir must be there: write one.")
 
 
 def _processors() -> int:

@@ -6,7 +6,7 @@ The command beneath the script also works by itself, with flags alone, so none o
 from __future__ import annotations
 
 from megatron_patch.arguments.argument import WHOLE_MOST, Argument, Kind, Range, Script, flagged, numbered
-from megatron_patch.records.json_records import MAX_DOCUMENT_MB
+from megatron_patch.records.skipped import MAX_DOCUMENT_MB
 
 
 def _path(name: str, flag: str, zh: str, en: str, kind: Kind = "path", required: bool = False) -> Argument:

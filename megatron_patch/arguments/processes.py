@@ -1,16 +1,15 @@
-"""How many processes a run has and where: DSW's one node, DLC's environment. Imports no torch."""
+"""How many processes a run has and where: DSW's one node, DLC's environment or Kubeflow's. Imports no torch."""
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
+import functools
 import os
 import random
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from megatron_patch.arguments.gpus import visible_gpus
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.typed import whole_number
@@ -31,30 +30,9 @@ class Processes:
         return self.nodes * self.per_node
 
 
-def visible_gpus() -> int:
-    """GPUs that a process started now would see: the driver's count, which respects CUDA_VISIBLE_DEVICES.
-
-    0 where torch is a build without CUDA, for then no process could use them.
-    """
-    if not _torch_has_cuda():
-        return 0
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
-def _torch_has_cuda() -> bool:
-    """Whether the installed torch was built for CUDA, read from its version file without importing it."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return False
-    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    return any(line.startswith("cuda") and "None" not in line.split("=")[-1] for line in text.splitlines())
+# Nodes, this node's index, address and port of the first node.
+_DLC = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+_KUBEFLOW = ("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT")
 
 
 def plan_processes(env: str, model_parallel_size: int, environ: Mapping[str, str] | None = None) -> tuple[Processes, list[str]]:
@@ -62,38 +40,62 @@ def plan_processes(env: str, model_parallel_size: int, environ: Mapping[str, str
 
     dsw: one node, a process for each visible GPU; without a GPU GPUS_PER_NODE, else TP × PP (`model_parallel_size`).
     dlc: WORLD_SIZE nodes, RANK this node's index, MASTER_ADDR and MASTER_PORT; processes per node from
-    KUBERNETES_CONTAINER_RESOURCE_GPU, else NPROC_PER_NODE, else the visible devices.
+    KUBERNETES_CONTAINER_RESOURCE_GPU, else NPROC_PER_NODE, else the visible devices. Without WORLD_SIZE and RANK: the PET_*
+    that Kubeflow Trainer sets.
     In a process that torchrun started: what torchrun was told, for by then WORLD_SIZE and RANK count processes.
+
+    Source of the names: PAI's page "Built-in environment variables"; Kubeflow Trainer's pkg/constants/constants.go.
     """
     environ = os.environ if environ is None else environ
     if "TORCHELASTIC_RUN_ID" in environ and "GROUP_WORLD_SIZE" in environ:
         return _from_torchrun(environ), []
     findings: list[str] = []
-
-    def whole(name: str, default: int, minimum: int, most: int = 1 << 20) -> int:
-        text = environ.get(name)
-        if text is None or text == "":
-            return default
-        value = whole_number(text)
-        if value is not None and minimum <= value <= most:
-            return value
-        got = one_line(text)
-        findings.append(f"the environment's {name} is '{got}'; it must be a whole number from {minimum} to {most}, in digits.")
-        return default
-
+    whole = functools.partial(_whole, environ, findings)
     gpus = visible_gpus()
     if env == "dsw":
         per_node = gpus or whole("GPUS_PER_NODE", model_parallel_size, 1)
         return Processes(1, 0, per_node, "127.0.0.1", whole("MASTER_PORT", free_port(), 1, 65535)), findings
-    missing = [name for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
+    kubeflow = bool(environ.get("PET_NNODES")) and not environ.get("WORLD_SIZE") and not environ.get("RANK")
+    names = _KUBEFLOW if kubeflow else _DLC
+    missing = [name for name in names if not environ.get(name)]
     if missing:
         findings.append(f"dlc takes {', '.join(missing)} from the environment, which lacks them: write dsw, or run as a DLC job.")
-    nodes, rank = whole("WORLD_SIZE", 1, 1), whole("RANK", 0, 0)
+    size, index, addr, port = names
+    nodes, rank = whole(size, 1, 1), whole(index, 0, 0)
     if rank >= nodes:
-        findings.append(f"RANK is {rank} and WORLD_SIZE {nodes}; under dlc they count nodes, so RANK must be below WORLD_SIZE.")
+        findings.append(f"{index} is {rank} and {size} {nodes}; under dlc they count nodes, so {index} must be below {size}.")
+    if not kubeflow and whole_number(environ.get("PET_NNODES", "")) not in (None, nodes):
+        findings.append(_counts_processes(nodes, environ["PET_NNODES"]))
     per_node = whole("NPROC_PER_NODE", gpus or model_parallel_size, 1)
     per_node = whole("KUBERNETES_CONTAINER_RESOURCE_GPU", per_node, 1)
-    return Processes(nodes, rank, per_node, environ.get("MASTER_ADDR", ""), whole("MASTER_PORT", 29500, 1, 65535)), findings
+    if kubeflow and environ.get("PET_NPROC_PER_NODE") not in (
+        "auto",
+        "gpu",
+        "cpu",
+    ):  # torchrun's words for "as many as there are"
+        per_node = whole("PET_NPROC_PER_NODE", per_node, 1)
+    return Processes(nodes, rank, per_node, environ.get(addr, ""), whole(port, 29500, 1, 65535)), findings
+
+
+def _counts_processes(world_size: int, nodes: str) -> str:
+    """What to say of a PyTorchJob with a number as `nprocPerNode`: its operator multiplies WORLD_SIZE by it, but not RANK."""
+    return (
+        f"WORLD_SIZE is {world_size} and PET_NNODES {one_line(nodes)}; under dlc both count nodes. "
+        "In a Kubeflow PyTorchJob leave nprocPerNode out and set NPROC_PER_NODE in the container's env."
+    )
+
+
+def _whole(environ: Mapping[str, str], findings: list[str], name: str, default: int, minimum: int, most: int = 1 << 20) -> int:
+    """The environment's whole number `name`; `default` where it is unset, empty or, with a finding, anything else."""
+    text = environ.get(name)
+    if text is None or text == "":
+        return default
+    value = whole_number(text)
+    if value is not None and minimum <= value <= most:
+        return value
+    got = one_line(text)
+    findings.append(f"the environment's {name} is '{got}'; it must be a whole number from {minimum} to {most}, in digits.")
+    return default
 
 
 def _from_torchrun(environ: Mapping[str, str]) -> Processes:

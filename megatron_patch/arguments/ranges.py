@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from megatron_patch.config import Options
 from megatron_patch.formats.typed import number
 
 
-def option_findings(task: str, options: Options) -> Iterator[tuple[str, object, str]]:
-    """(flag, what it got, what is allowed and what to write) of each that cannot be."""
-    if not _is_split(options.split):
+def option_findings(task: str, options: Options, refused: Callable[[str], bool]) -> Iterator[tuple[str, object, str]]:
+    """(flag, what it got, what is allowed and what to write) of each that cannot be.
+
+    refused: whether a flag has been found wrong already. Then a default stands in its place, of which nothing is said.
+    """
+    if not refused("--split") and not _is_split(options.split):
         wanted = "it takes shares of training, validation and test, the first above 0, those left out 0: write 98,2,0."
         yield "--split", options.split, wanted
-    if options.profile and options.profile_step_end <= options.profile_step_start:
+    steps = ("--profile-step-start", "--profile-step-end")
+    if options.profile and options.profile_step_end <= options.profile_step_start and not any(map(refused, steps)):
         wanted = f"it must be above --profile-step-start = {options.profile_step_start}: write {options.profile_step_start + 2}."
         yield "--profile-step-end", options.profile_step_end, wanted
-    if options.tokenizer_path and not os.path.isdir(options.tokenizer_path):
+    if options.tokenizer_path and not refused("--tokenizer-path") and not os.path.isdir(options.tokenizer_path):
         yield "--tokenizer-path", options.tokenizer_path, "there is no such folder: write the one that holds the tokenizer."
     if task == "pretrain" and options.gradient_accumulation_steps > 1:
         wanted = "it is for fine-tuning; here GLOBAL_BATCH_SIZE says it: remove the flag."

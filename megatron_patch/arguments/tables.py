@@ -6,25 +6,26 @@ A new script is a module with its list, and a name here. Imports no torch.
 from __future__ import annotations
 
 import sys
-from typing import get_args
 
 from megatron_patch.arguments.argument import Script
 from megatron_patch.arguments.conversion_list import CONVERT
-from megatron_patch.arguments.description import Language, markdown
+from megatron_patch.arguments.description import markdown
+from megatron_patch.arguments.evaluation_list import EVALUATE
+from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.inspection_list import INSPECT
 from megatron_patch.arguments.preparation_list import PREPARE
 from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
+from megatron_patch.language.choice import LANGUAGES
 
-SCRIPTS: tuple[Script, ...] = (CONVERT, PREPARE, PRETRAIN, FINETUNE, INSPECT)
+SCRIPTS: tuple[Script, ...] = (CONVERT, PREPARE, PRETRAIN, FINETUNE, EVALUATE, GENERATE, INSPECT)
 
 
 def main(argv: list[str]) -> int:
     """Print the tables in one language, or in both. Exit status 2 where another is asked for."""
-    known: tuple[Language, ...] = get_args(Language)
-    if len(argv) > 1 or not set(argv) <= set(known):
-        print(f"usage: python -m megatron_patch.arguments.tables [{'|'.join(known)}]", file=sys.stderr)
+    if len(argv) > 1 or not set(argv) <= set(LANGUAGES):
+        print(f"usage: python -m megatron_patch.arguments.tables [{'|'.join(LANGUAGES)}]", file=sys.stderr)
         return 2
-    for language in known:
+    for language in LANGUAGES:
         if not argv or language in argv:
             print("\n".join(markdown(script, language) for script in SCRIPTS))
     return 0

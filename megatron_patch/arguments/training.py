@@ -6,6 +6,8 @@ Imports no torch: the launcher calls `read` before any process starts, and each 
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,19 +17,20 @@ from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.divisibility import layout_findings
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.model import ModelReader
+from megatron_patch.arguments.original import refuse_original
 from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.arguments.ranges import option_findings
 from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
 from megatron_patch.config import Options, TrainConfig
-from megatron_patch.data_paths import data_bytes, data_findings, is_json, parse_data_path
+from megatron_patch.data_paths import DataSource, IndexedPairs, JsonFile, parse_data
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import ROOT, checkout_problem
-from megatron_patch.folders.fingerprint import with_fingerprints
 from megatron_patch.folders.layout import CheckpointLocation
-from megatron_patch.formats.typed import unwritable, whole_number
+from megatron_patch.formats.typed import number, unwritable, whole_number
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.records.indexed import check_indexed_dataset
 
+_DOCUMENTED_BATCH = 8  # GLOBAL_BATCH_SIZE of the documented command
 LISTS = {"pretrain": PRETRAIN, "finetune": FINETUNE}
 ARGUMENTS = {task: script.by_name for task, script in LISTS.items()}
 SCRIPTS = {task: script.name for task, script in LISTS.items()}
@@ -50,7 +53,8 @@ def read(task: str, argv: Sequence[str]) -> Reading:
         SystemExit: status 2, after every finding was printed.
     """
     script, findings = LISTS[task], Findings()
-    texts = findings.refuse_line_ends(script, given_texts(script, argv))
+    texts = findings.texts(script, given_texts(script, argv))
+    refuse_original(script, [texts[argument.dest] for argument in script.documented])
     options = Options(**findings.values((*script.flags, *script.others), texts))
     raw = {argument.name: texts[argument.dest] for argument in script.documented}
     reader = _Reader(task, script.by_name, _without_bad_paths(script.documented, raw, findings), findings, [])
@@ -75,19 +79,23 @@ class _Reader(ModelReader):
     """The rest of the arguments, one group a method."""
 
     def reading(self, options: Options) -> Reading:
-        env = self.choice("ENV")
+        self.take_pair()
+        env = self.choice("ENV", None if os.environ.get("WORLD_SIZE") else ("dsw",))
         self.patch_path()
         self.resume(options.resume_from)
         source, model = self.source_and_model()
+        if self.model_is_known:
+            self.longest_row = model.position_limit
         extra = self.extra_vocabulary(source, model)
         self.gqa_layout(source, options)
-        tp, pp = self.layout(model, extra)
+        tp, pp = self.whole("TP"), self.whole("PP")
         processes, findings = plan_processes(env, tp * pp)
         for sentence in findings:
             self.problem("ENV", sentence)
+        self.layout(model, extra, processes, tp, pp)
         data_parallel = self.data_parallel_size(processes, tp, pp)
         micro = self.whole("BATCH_SIZE")
-        for flag, got, sentence in option_findings(self.task, options):
+        for flag, got, sentence in option_findings(self.task, options, self.findings.is_about_flag):
             self.findings.add_flag(flag, got, sentence)
         config = TrainConfig(
             task=self.task,
@@ -106,7 +114,7 @@ class _Reader(ModelReader):
             micro_batch_size=micro,
             global_batch_size=self.global_batch_size(micro, data_parallel, options.gradient_accumulation_steps),
             **self.rates(),
-            **self.data(tp, model.vocab_size + extra, options, source),
+            **self.data(tp, self.rows_for_data(model, extra), options, source),
             **self.duration(),
             options=options,
         )
@@ -114,30 +122,45 @@ class _Reader(ModelReader):
         self.output_path()
         # Recorded as what it comes to, so that a run that goes on is compared by that.
         config = replace(config, options=replace(options, template=config.template))
-        if not self.findings.found:
-            config = with_fingerprints(config)
         return Reading(config, processes, self.raw["MEGATRON_PATH"], tuple(self.notes))
+
+    def take_pair(self) -> None:
+        """DATASET_PATH may name one file of its pair: then the pair is meant."""
+        path = self.raw.get("DATASET_PATH", "")
+        prefix, ending = os.path.splitext(path)
+        if ending in (".bin", ".idx") and not os.path.exists(f"{path}.idx") and os.path.isfile(f"{prefix}.idx"):
+            self.raw["DATASET_PATH"] = prefix
+            self.notes.append(f"DATASET_PATH names one file of a pair; the pair {prefix} is used.")
 
     def patch_path(self) -> None:
         if problem := checkout_problem(self.raw["MEGATRON_PATCH_PATH"]):
             self.problem("MEGATRON_PATCH_PATH", problem)
 
-    def layout(self, model: LlamaConfig, extra: int) -> tuple[int, int]:
-        tp, pp = self.whole("TP"), self.whole("PP")
-        found = layout_findings(model, tp, pp, model.vocab_size + extra)
-        for name, sentence in found:
+    def layout(self, model: LlamaConfig, extra: int, processes: Processes, tp: int, pp: int) -> None:
+        """Whether TP and PP divide the model, where all three are known."""
+        if not self.model_is_known or self.refused("TP", "PP"):
+            return
+        rows = None if self.refused("EXTRA_VOCAB_SIZE") else model.vocab_size + extra
+        # Without GPUs there are as many processes as TP × PP asks for.
+        count = None if processes.world_size == tp * pp else processes.world_size
+        for name, sentence in layout_findings(model, tp, pp, rows, count):
             self.problem(name, sentence)
-        wrong = {name for name, _ in found}
-        return 1 if "TP" in wrong else tp, 1 if "PP" in wrong else pp
+
+    def rows_for_data(self, model: LlamaConfig, extra: int) -> int:
+        """Tokens that indexed data may hold are below this; any are where the model is not known."""
+        known = self.model_is_known and not self.refused("EXTRA_VOCAB_SIZE")
+        return model.vocab_size + extra if known else sys.maxsize
 
     def data_parallel_size(self, processes: Processes, tp: int, pp: int) -> int:
-        if processes.world_size % (tp * pp):
+        count = processes.world_size
+        if count % (tp * pp) and not self.refused("ENV", "TP", "PP"):
+            products = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
             self.problem(
                 "TP",
-                f"TP × PP = {tp * pp} must divide the {processes.world_size} processes "
-                f"({processes.nodes} nodes of {processes.per_node}): write smaller ones, or use more GPUs.",
+                f"TP × PP = {tp * pp} must divide the {count} processes (nodes × processes per node = {processes.nodes} × "
+                f"{processes.per_node}): write ones whose product is one of {products}, or use more GPUs.",
             )
-        return max(1, processes.world_size // (tp * pp))
+        return max(1, count // (tp * pp))
 
     def sequence_parallel(self, tp: int) -> bool:
         wanted = self.boolean("SP")
@@ -150,48 +173,63 @@ class _Reader(ModelReader):
         step = micro * data_parallel
         if self.task == "finetune":
             return step * max(1, accumulated)
-        size = self.whole("GLOBAL_BATCH_SIZE")
-        if size % step and not self.refused("GLOBAL_BATCH_SIZE"):
-            self.problem(
-                "GLOBAL_BATCH_SIZE",
-                f"it must be a multiple of BATCH_SIZE × data-parallel size = {micro} × {data_parallel}: "
-                f"write {max(step, size - size % step)}.",
-            )
+        size = self.whole("GLOBAL_BATCH_SIZE", example=step * max(1, _DOCUMENTED_BATCH // step))
+        known = not self.refused("ENV", "TP", "PP", "BATCH_SIZE", "GLOBAL_BATCH_SIZE")
+        if known and size % step:
+            nearest = max(step, size - size % step)
+            wanted = f"it must be a multiple of BATCH_SIZE × data-parallel size = {micro} × {data_parallel}: write {nearest}."
+            self.problem("GLOBAL_BATCH_SIZE", wanted)
         return size
 
     def rates(self) -> dict[str, Any]:
-        known = len(self.findings.found)
-        lr, min_lr = self.number("LR"), self.number("MIN_LR")
-        if len(self.findings.found) == known and min_lr > lr:
-            self.problem("MIN_LR", f"it must not be above LR = {self.raw['LR']}: write a smaller one.")
+        least, most = (number(self.raw[name]) for name in ("MIN_LR", "LR"))
+        lr = self.number("LR", self.raw["MIN_LR"] if least is not None and least > 1e-5 else None)
+        min_lr = self.number("MIN_LR", self.raw["LR"] if most is not None and most < 1e-6 else None)
+        if min_lr > lr and not self.refused("LR", "MIN_LR"):
+            self.problem("MIN_LR", f"it must not be above LR = {self.raw['LR']}: write {self.raw['LR']} or less.")
         return {"lr": lr, "min_lr": min_lr}
 
     def data(self, tp: int, vocabulary: int, options: Options, source: CheckpointLocation | None) -> dict[str, Any]:
         train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
-        train = self.raw[train_name]
-        json_data = self.task == "finetune" or is_json(train)
-        seq, pad = self.whole("SEQ_LEN"), self.whole("PAD_LEN", 2 if json_data else None)
-        if json_data and pad > seq and not self.refused("SEQ_LEN", "PAD_LEN"):
-            self.problem("PAD_LEN", f"it must not be above SEQ_LEN = {seq}: write {seq} or less.")
-        rows = ("PAD_LEN", pad) if json_data and not options.packing else ("SEQ_LEN", seq)
-        if self.raw["SP"] == "true" and rows[1] % tp and not self.refused(rows[0]):
-            self.problem(rows[0], f"with SP true it must be a multiple of TP = {tp}: write {max(tp, rows[1] - rows[1] % tp)}.")
-        valid = self.raw.get("VALID_DATASET_PATH")
-        for name, path in ((train_name, train), ("VALID_DATASET_PATH", valid)):
-            if path is not None and not self.refused(name):
-                for sentence in data_findings(path, json_data) or self.index_findings(path, json_data, vocabulary):
+        train = self.data_source(train_name)
+        json_data = isinstance(train, JsonFile)
+        seq, pad = self.lengths(tp, json_data, options.packing)
+        valid = self.data_source("VALID_DATASET_PATH") if "VALID_DATASET_PATH" in self.raw else None
+        for name, given in ((train_name, train), ("VALID_DATASET_PATH", valid)):
+            if given is not None and not self.refused(name):
+                for sentence in given.findings() or self.index_findings(given, vocabulary):
                     self.problem(name, sentence)
         if json_data:
             self.tokenizer(options, source)
-        elif options.packing:
+        elif options.packing and not self.refused(train_name):
             self.findings.add_flag("--packing", "true", "it is for JSON data; indexed data is packed as it is: remove the flag.")
-        paths = {"train_data_path": train, "valid_data_path": valid, "train_data_bytes": data_bytes(train, json_data)}
-        return {"seq_length": seq, "pad_length": pad, **paths}
+        return {"seq_length": seq, "pad_length": pad, "train_data": train, "valid_data": valid}
 
-    def index_findings(self, text: str, json_data: bool, vocabulary: int) -> list[str]:
+    def data_source(self, name: str) -> DataSource:
+        """What a data argument names. This is the one place where its text is parsed."""
+        text = self.raw[name]
+        try:
+            return parse_data(text, only_json=self.task == "finetune")
+        except UserError as error:
+            self.problem(name, str(error))
+            return IndexedPairs(text, ())
+
+    def lengths(self, tp: int, json_data: bool, packing: bool) -> tuple[int, int]:
+        """SEQ_LEN and PAD_LEN."""
+        step = tp if self.raw["SP"] == "true" and not self.refused("TP") else 1
+        seq = self.whole("SEQ_LEN", example=_multiple(step, min(2048, self.longest_row)))
+        pad = self.whole("PAD_LEN", 2 if json_data else None, _multiple(step, 80 if self.refused("SEQ_LEN") else min(80, seq)))
+        if json_data and pad > seq and not self.refused("SEQ_LEN", "PAD_LEN"):
+            self.problem("PAD_LEN", f"it must not be above SEQ_LEN = {seq}: write {seq} or less.")
+        name, length = ("PAD_LEN", pad) if json_data and not packing else ("SEQ_LEN", seq)
+        if length % step and not self.refused(name):
+            self.problem(name, f"with SP true it must be a multiple of TP = {tp}: write {_multiple(step, length)}.")
+        return seq, pad
+
+    def index_findings(self, source: DataSource, vocabulary: int) -> list[str]:
         """What a look into the indexed files finds: sizes, format, and whether sampled tokens fit the vocabulary."""
         found = []
-        for _, prefix in [] if json_data else parse_data_path(text):
+        for prefix in source.prefixes if isinstance(source, IndexedPairs) else ():
             try:
                 check_indexed_dataset(prefix, vocabulary)
             except UserError as error:
@@ -201,16 +239,19 @@ class _Reader(ModelReader):
     def duration(self) -> dict[str, Any]:
         if self.task == "finetune":
             return {"epochs": self.whole("EPOCH")}
-        tokens, warmup = self.whole("TRAIN_TOKENS"), self.whole("WARMUP_TOKENS")
         sizes = [self.raw[name] for name in ("GLOBAL_BATCH_SIZE", "SEQ_LEN")]
         batch = max(1, math.prod(whole_number(size) or 1 for size in sizes))
+        sized = not self.refused("GLOBAL_BATCH_SIZE", "SEQ_LEN")
+        tokens = self.whole("TRAIN_TOKENS", example=max(100_000_000, batch) if sized else None)
+        warmup = self.whole("WARMUP_TOKENS", example=None if self.refused("TRAIN_TOKENS") else min(10_000, tokens // 100))
         iterations, warmup_iterations = tokens // batch, warmup // batch
-        if self.refused("TRAIN_TOKENS", "WARMUP_TOKENS", "GLOBAL_BATCH_SIZE", "SEQ_LEN"):
+        if not sized or self.refused("TRAIN_TOKENS"):
             pass
         elif iterations < 1:
             self.problem("TRAIN_TOKENS", f"one iteration is GLOBAL_BATCH_SIZE × SEQ_LEN = {batch} tokens: write {batch} or more.")
-        elif warmup_iterations >= iterations:
-            self.problem("WARMUP_TOKENS", f"it must be below TRAIN_TOKENS = {tokens}: write {tokens // 100}, for example.")
+        elif warmup_iterations >= iterations and not self.refused("WARMUP_TOKENS"):
+            asked = f"iterations are {batch} tokens each, and of the {iterations} of TRAIN_TOKENS it must leave one"
+            self.problem("WARMUP_TOKENS", f"{asked}: write {tokens // 100}, for example.")
         return {
             "train_iters": iterations,
             "warmup_iters": warmup_iterations,
@@ -222,3 +263,8 @@ class _Reader(ModelReader):
         problem = unwritable(path) if path else "it takes a folder, which is made where it does not exist: write its path."
         if problem:
             self.problem("OUTPUT_BASEPATH", problem)
+
+
+def _multiple(step: int, most: int) -> int:
+    """The largest multiple of `step` up to `most`; `step` itself where there is none."""
+    return max(step, most - most % step)

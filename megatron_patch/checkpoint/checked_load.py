@@ -1,8 +1,8 @@
 """Loading a torch_dist checkpoint through megatron-core, without letting core or torch read a file.
 
-Their readers unpickle `.metadata`, common.pt and the objects beside the tensors without restriction, so a file could
-run code. Here `formats.distcp_metadata` reads and checks these files. core and torch get the results through slots of
-theirs: core's for strategies, torch's for a storage reader and a planner.
+Their readers unpickle `.metadata`, common.pt and the objects beside the tensors without restriction, so a file could run code.
+Here `formats.distcp_metadata` reads and checks these files. core's steps around the reading are taken here one by one, since core
+has no slot for common.pt from 0.17 on; torch gets the results through its slots for a storage reader and a planner.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 import torch.distributed.checkpoint as dcp
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+from megatron.core.dist_checkpointing.dict_utils import merge, nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory, apply_factory_merges
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreLoadPlanner,
-    TorchDistLoadShardedStrategy,
     _replace_sharded_keys_with_state_dict_keys,
     _replace_state_dict_keys_with_sharded_keys,
     _restore_dict_types,
     _unwrap_pyt_sharded_tensor,
     mcore_to_pyt_state_dict,
 )
-from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
+from megatron.core.dist_checkpointing.validation import (
+    StrictHandling,
+    determine_global_metadata,
+    validate_integrity_and_strict_load,
+)
 from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
@@ -50,9 +54,11 @@ from megatron_patch.formats.torch_files import load_object
 
 _OBJECT_KEY = re.compile(r"[^/]+/shard_[0-9]{1,9}(\.[0-9]{1,9})*_[0-9]{1,9}(\.[0-9]{1,9})*")
 
+_COMMON_KEY = "common_state/shard_0_1"
+
 
 def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """`dist_checkpointing.load` of `state` from `folder`. Each file is read once and checked; every rank calls it.
+    """What `dist_checkpointing.load` gives for `state` and `folder`. Each file is read once and checked; every rank calls it.
 
     Args:
         folder: one iteration's.
@@ -66,13 +72,12 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         UserError: a file is missing, damaged or refused, or lacks what `state` asks for. Nothing of it has run.
     """
     read_backends(folder)
-    metadata, common = read_dcp_metadata(folder), read_common(folder)
+    metadata = read_dcp_metadata(folder)
+    common = _common_object(folder, metadata) or read_common(folder)
     _check_asked(folder, metadata, state)
     _check_common(folder, common, state)
     try:
-        return dist_checkpointing.load(
-            state, str(folder), _Tensors(folder, metadata), _Common(common), strict=StrictHandling.RAISE_UNEXPECTED
-        )
+        return _load(folder, metadata, common, state)
     except CheckpointingException as error:
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from None
     except CheckpointException as error:  # torch's for an error of any rank; it is a BaseException
@@ -81,6 +86,20 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from None
         raise RuntimeError(f"{folder}: {causes[0]!r}") from error
+
+
+def _common_object(folder: Path, metadata: Metadata) -> dict[str, Any] | None:
+    """What core before 0.19 writes as common.pt, if it stands among the objects, where core 0.19 puts it; else None."""
+    info = metadata.storage_data.get(MetadataIndex(_COMMON_KEY))
+    if info is None:
+        return None
+    path = inside(folder, info.relative_path)
+    with open(path, "rb") as stream:
+        stream.seek(info.offset)
+        found = _object(path, stream, info.length, _COMMON_KEY)
+    if type(found) is not list or len(found) != 1 or type(found[0]) is not dict:
+        raise UserError(f"{path}: object {_COMMON_KEY} is no list of one dictionary; copy the checkpoint again.")
+    return found[0]
 
 
 def _check_asked(folder: Path, metadata: Metadata, state: dict[str, Any]) -> None:
@@ -121,69 +140,57 @@ def _check_common(folder: Path, common: object, state: object, name: str = "") -
 
 
 def _sharded(state: object) -> Iterator[object]:
+    """core's descriptions of tensors and objects in a state dict."""
     values = nested_values(state) if isinstance(state, (dict, list)) else [state]
     return (value for value in values if isinstance(value, (ShardedTensor, ShardedObject, ShardedTensorFactory)))
 
 
-class _Common(TorchCommonLoadStrategy):
-    """core's strategy for common.pt, which returns what has been read of it already."""
+def _load(folder: Path, metadata: Metadata, common: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """core's `dist_checkpointing.load`, step for step, with what was read of the files; `common` is filled and returned."""
+    asked, own, factories = load_preprocess(state)
+    merge(common, own)
+    asked, _ = extract_sharded_base(asked)
+    asked, _, _ = validate_integrity_and_strict_load(
+        asked, StrictHandling.RAISE_UNEXPECTED, True, *determine_global_metadata(asked), sharded_metadata(metadata)
+    )
+    merge(common, load_tensors(folder, metadata, asked))
+    return apply_factory_merges(common, factories)
 
-    def __init__(self, content: dict[str, Any]) -> None:
-        self._content = content
 
-    def load_common(self, checkpoint_dir: str | Path) -> dict[str, Any]:
-        return self._content
+def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> dict[str, Any]:
+    """core's `load` of the torch_dist strategy, step for step, with our reader and planner: tensors and objects of `sharded`."""
+    entries, structure, renamed = _replace_state_dict_keys_with_sharded_keys(sharded)
+    tensors = [entry for entry in nested_values(sharded) if isinstance(entry, ShardedTensor)]
+    planner = _Planner(
+        shapes_validation_sharded_tensors=[entry for entry in tensors if not entry.allow_shape_mismatch],
+        allow_shape_mismatch_sharded_tensors={entry.key: entry for entry in tensors if entry.allow_shape_mismatch},
+    )
+    state = mcore_to_pyt_state_dict(entries, is_loading=True)
+    dcp.load(state, storage_reader=_Reader(folder, metadata), planner=planner)
+    unwrapped = {key: _unwrap_pyt_sharded_tensor(value) for key, value in state.items()}
+    for key, values in unwrapped.items():
+        if type(values) is not list or len(values) != len(renamed[key]):
+            raise UserError(f"{folder}: object {key} is no list of {len(renamed[key])}; copy the checkpoint again.")
+    loaded = _replace_sharded_keys_with_state_dict_keys(unwrapped, structure, renamed)
+    _restore_dict_types(loaded, sharded)
+    return loaded
 
-    def load_sharded_objects(self, sharded_objects_state_dict: Any, checkpoint_dir: str | Path) -> Any:
-        raise AssertionError("torch_dist keeps its objects beside the tensors")
 
-
-class _Tensors(TorchDistLoadShardedStrategy):
-    """core's strategy for torch_dist, with the reader and planner below and metadata that has been read already."""
-
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
-        super().__init__()
-        self._folder, self._metadata = folder, metadata
-
-    def load(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> dict[str, Any]:
-        """core's `load` with our reader and planner. core has no slot for these, so its steps are repeated here."""
-        entries, structure, renamed = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
-        tensors = [entry for entry in nested_values(sharded_state_dict) if isinstance(entry, ShardedTensor)]
-        planner = _Planner(
-            shapes_validation_sharded_tensors=[entry for entry in tensors if not entry.allow_shape_mismatch],
-            allow_shape_mismatch_sharded_tensors={entry.key: entry for entry in tensors if entry.allow_shape_mismatch},
-        )
-        state = mcore_to_pyt_state_dict(entries, is_loading=True)
-        dcp.load(state, storage_reader=_Reader(self._folder, self._metadata), planner=planner)
-        unwrapped = {key: _unwrap_pyt_sharded_tensor(value) for key, value in state.items()}
-        for key, values in unwrapped.items():
-            if type(values) is not list or len(values) != len(renamed[key]):
-                raise UserError(f"{self._folder}: object {key} is no list of {len(renamed[key])}; copy the checkpoint again.")
-        loaded = _replace_sharded_keys_with_state_dict_keys(unwrapped, structure, renamed)
-        _restore_dict_types(loaded, sharded_state_dict)
-        return loaded
-
-    def load_tensors_metadata(self, checkpoint_dir: str | Path, metadata: Metadata | None = None) -> dict[str, Any]:
-        return super().load_tensors_metadata(Path(checkpoint_dir), self._metadata)
-
-    def load_sharded_metadata(self, checkpoint_dir: str | Path) -> dict[str, Any]:
-        """Tensors and objects by key.
-
-        Objects whose keys have another form than core's are left out: no model asks for them.
-        """
-        objects = {
-            key: ShardedObject.empty_from_unique_key(key)
-            for key, entry in self._metadata.state_dict_metadata.items()
-            if isinstance(entry, BytesStorageMetadata) and _OBJECT_KEY.fullmatch(key)
-        }
-        return objects | self.load_tensors_metadata(checkpoint_dir)
-
-    def remove_sharded_tensors(self, checkpoint_dir: str, key_prefix: str) -> None:
-        raise AssertionError("this strategy only loads")
+def sharded_metadata(metadata: Metadata) -> dict[str, Any]:
+    """core's description of what the checkpoint has: whole tensors, and objects, by key. Objects under other keys than core's are
+    none that a model asks for."""
+    found: dict[str, Any] = {}
+    for key, entry in metadata.state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata):
+            whole = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+            found[key] = ShardedTensor.from_rank_offsets(key, whole).without_data()
+        elif _OBJECT_KEY.fullmatch(key):
+            found[key] = ShardedObject.empty_from_unique_key(key)
+    return found
 
 
 class _Planner(MCoreLoadPlanner):
-    """core's planner, but that objects come as values instead of as bytes that it would unpickle."""
+    """core's planner, to whom objects come as values."""
 
     def load_bytes(self, read_item: ReadItem, value: Any) -> None:
         fqn = read_item.dest_index.fqn
@@ -194,10 +201,7 @@ class _Planner(MCoreLoadPlanner):
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's reader of files, with metadata that has been read already.
-
-    Each item is checked, and its tensor's bytes are read from where the item says.
-    """
+    """torch's reader of files, with the metadata given; tensors' bytes come from where their items say, checked."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         super().__init__(folder)

@@ -102,7 +102,7 @@ def _discard(folder: Path) -> None:
     os.replace(folder, folder.with_name(f"{folder.name}.old{_PARTIAL}"))
 
 
-def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
+def write_companions(config: TrainConfig, root: Path, dtype: str, resumed_from: str | None = None) -> None:
     """config.json and the tokenizer beside the iterations, so that any of them converts to Hugging Face form.
 
     What is there stays as it is, but for a position limit that the run has raised. A checkpoint is whole without these
@@ -114,9 +114,9 @@ def write_companions(config: TrainConfig, root: Path, dtype: str) -> None:
     if tokenizer:
         with _told(root, TOKENIZER_FILES):
             copy_companions(_existing(tokenizer), root, TOKENIZER_FILES)
-    if config.resumed_from and Path(config.resumed_from).parent.is_dir():
+    if resumed_from and Path(resumed_from).parent.is_dir():
         with _told(root, names):
-            copy_companions(Path(config.resumed_from).parent, root, names)
+            copy_companions(Path(resumed_from).parent, root, names)
     if config.load:
         with _told(root, names):
             copy_companions(_source_root(config.load), root, names)

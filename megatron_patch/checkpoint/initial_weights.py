@@ -8,14 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 
 from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.errors import UserError
-from megatron_patch.formats.lazy import LazyTensor, Rows, pieces, stack
+from megatron_patch.formats.lazy import LazyTensor, Rows
 from megatron_patch.llama.model_config import LlamaConfig
-from megatron_patch.weights.source import open_source
+from megatron_patch.weights.source import copy_rows, open_source, share_of_rows
 from megatron_patch.weights.table import BY_KEY, Place, Source
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
@@ -49,9 +48,11 @@ def load_weights(
         if place.is_vocabulary:
             _check_rows(source, place, tensor, model.vocab_rows)
             tensor = Rows(tensor, model.first_row, model.first_row + model.valid_rows)
-            _copy(path, place, tensor, parameter[: model.valid_rows], 0)  # the rows behind are padding, and stay zero
+            # The rows behind are padding, and stay zero.
+            copy_rows(str(path), place, tensor, parameter[: model.valid_rows])
             continue
-        _copy(path, place, _share(place, tensor, rank, size) if axis == 0 else tensor, parameter, rank if axis == 1 else 0)
+        share = share_of_rows(place, tensor, rank, size) if axis == 0 else tensor
+        copy_rows(str(path), place, share, parameter, rank if axis == 1 else 0)
     return source.notes
 
 
@@ -87,27 +88,3 @@ def _check_rows(source: Source, place: Place, tensor: LazyTensor, rows: int) -> 
             f"{source.root}: {place} has {tensor.shape[0]} rows, and vocabulary with EXTRA_VOCAB_SIZE makes {rows}; "
             "give the EXTRA_VOCAB_SIZE that the checkpoint was made with."
         )
-
-
-def _share(place: Place, tensor: LazyTensor, rank: int, size: int) -> LazyTensor:
-    """This rank's rows of `tensor`; of gate and up its rows of each, one after the other."""
-    parts = 2 if place.entry.rule == "gate_up" else 1
-    height = tensor.shape[0] // parts
-    share = height // size
-    return stack([Rows(tensor, part * height + rank * share, part * height + (rank + 1) * share) for part in range(parts)])
-
-
-def _copy(path: str | Path, place: Place, tensor: LazyTensor, parameter: torch.Tensor, column_rank: int) -> None:
-    """Copy the rows of `tensor` [R, C] or [R] into `parameter`, a piece at a time.
-
-    If `parameter` has fewer columns, it gets those of the tensor-parallel rank `column_rank`.
-    """
-    columns = slice(None)
-    if parameter.dim() == 2:
-        columns = slice(column_rank * parameter.shape[1], (column_rank + 1) * parameter.shape[1])
-    if tensor.shape[0] != parameter.shape[0] or tensor.shape[1:] and tensor.shape[1] % parameter.shape[1]:
-        raise UserError(f"{path}: {place} has shape {list(tensor.shape)}, of which {list(parameter.shape)} is no share.")
-    with torch.no_grad():
-        parameter = parameter.detach()
-        for first, last, piece in pieces(tensor):
-            parameter[first:last].copy_(piece[:, columns] if parameter.dim() == 2 else piece)

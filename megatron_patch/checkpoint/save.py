@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
@@ -37,6 +37,7 @@ from megatron_patch.checkpoint.housekeeping import (
 from megatron_patch.checkpoint.optimizer_state import SHARDING, sharded_optimizer_state
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.layout import (
     ModelDescription,
     flush,
@@ -44,8 +45,9 @@ from megatron_patch.folders.layout import (
     write_model_description,
     write_tracker,
 )
-from megatron_patch.folders.recorded_run import RUN_CONFIG
+from megatron_patch.folders.recorded_run import RUN_CONFIG, run_record
 from megatron_patch.formats import progress as shown
+from megatron_patch.formats.distcp_metadata import COMMON, write_backends
 from megatron_patch.formats.dtypes import of_precision
 
 _THREADS = 2  # files of a rank, written side by side
@@ -68,10 +70,23 @@ class Progress:
     nan_iterations: int
 
 
-def save_checkpoint(config: TrainConfig, model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: Progress) -> Path:
+def save_checkpoint(
+    config: TrainConfig,
+    model: Any,
+    optimizer: ChainedOptimizer,
+    scheduler: Any,
+    progress: Progress,
+    origin: Origin = Origin(),  # noqa: B008  frozen
+) -> Path:
     """Write the state after `progress.iteration`. Every rank calls it, between two steps. Returns the finished folder.
 
     Only one run at a time may write into a checkpoint folder: what others have in the making there is removed.
+
+    Args:
+        config: the run's configuration, recorded beside the weights.
+        model, optimizer, scheduler: its state.
+        progress: how far it has come.
+        origin: what it was found to begin with, recorded beside the configuration.
 
     Raises:
         OSError: the disk is full or fails. The last checkpoint is still the last one then.
@@ -87,26 +102,27 @@ def save_checkpoint(config: TrainConfig, model: Any, optimizer: ChainedOptimizer
     # The writer's threads read on streams of their own. So the last update, and the fp32 weights that `run_state`
     # rebuilds in the gradient buffers, must be finished first.
     device.synchronize()
-    dist_checkpointing.save(state, str(partial), _StreamingSave(), content_metadata=dict(SHARDING))
+    _write_state(state, partial)
     parallel.barrier()
     if torch.distributed.get_rank() == 0:
-        _finish(config, partial, final, progress)
+        _finish(config, origin, partial, final, progress)
     parallel.barrier()
     return final
 
 
-def _finish(config: TrainConfig, partial: Path, final: Path, progress: Progress) -> None:
+def _finish(config: TrainConfig, origin: Origin, partial: Path, final: Path, progress: Progress) -> None:
     """Describe, flush, rename, and only then say so in the tracker. Older ones go if `--keep-last` asks for it."""
     root, description = final.parent, _description(config)
     write_model_description(partial, description)
-    (partial / RUN_CONFIG).write_text(json.dumps(config.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    record = json.dumps(run_record(config, origin), indent=2, ensure_ascii=False)
+    (partial / RUN_CONFIG).write_text(record + "\n", encoding="utf-8")
     for name in os.listdir(partial):
         flush(partial / name)
     flush(partial)
     put_in_place(partial, final)
     write_tracker(root, str(progress.iteration))
     # What follows reads other folders or removes some. None of it may cost the work that is now on the disk.
-    write_companions(config, root, description.dtype)
+    write_companions(config, root, description.dtype, origin.resumed_from)
     discard_old(root, config.options.keep_last)
     remove_left_over(root)
 
@@ -156,25 +172,28 @@ def module(model: Any) -> Any:
     return model.module if hasattr(model, "module") else model
 
 
-class _StreamingSave(TorchDistSaveShardedStrategy):
-    """core's torch_dist strategy with torch's own writer, which takes tensor by tensor from the device to the disk.
+def _write_state(state: dict[str, Any], folder: Path) -> None:
+    """Write what `dist_checkpointing.save` writes of `state` into the empty `folder`; every rank calls it.
 
-    core's writer first copies everything that a rank saves into host memory (94 GB for LLaMA-2 7B), and starts a
-    process that imports everything again, to hand the results of other processes over. torch's keeps one tensor for
-    each file that it is writing. Both write the same files.
+    core's steps are taken one by one, so that torch's own writer takes tensor by tensor from the device to the disk. core's
+    writer first copies everything that a rank saves into host memory (94 GB for LLaMA-2 7B), and starts a process that
+    imports everything again, to hand the results of other processes over. torch's keeps one tensor for each file that it
+    is writing. Both write the same files, but that core 0.19 keeps common.pt among the objects. It is a file here in any
+    case, which every core reads.
     """
-
-    def __init__(self) -> None:
-        super().__init__("torch_dist", 1)
-
-    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
-        """Write those tensors and objects of which this rank has the first copy; every rank calls it."""
-        mine, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
-        total = sum(entry.data.nbytes for entries in mine.values() for entry in entries if isinstance(entry.data, torch.Tensor))
-        # Ranks have about as many bytes to write, so the first one's progress is shown for all.
-        with shown.Progress("saving", total) if torch.distributed.get_rank() == 0 else nullcontext() as progress:
-            writer = dcp.FileSystemWriter(checkpoint_dir, thread_count=_THREADS)
-            dcp.save(mcore_to_pyt_state_dict(mine), storage_writer=writer, planner=_Planner(progress))
+    sharded, common = save_preprocess({**state, "content_metadata": dict(SHARDING)})
+    first = torch.distributed.get_rank() == 0
+    if first:
+        torch.save(common, folder / COMMON)
+    # Those tensors and objects of which this rank has the first copy.
+    mine, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
+    total = sum(entry.data.nbytes for entries in mine.values() for entry in entries if isinstance(entry.data, torch.Tensor))
+    # Ranks have about as many bytes to write, so the first one's progress is shown for all.
+    with shown.Progress("saving", total) if first else nullcontext() as progress:
+        writer = dcp.FileSystemWriter(folder, thread_count=_THREADS)
+        dcp.save(mcore_to_pyt_state_dict(mine), storage_writer=writer, planner=_Planner(progress))
+    if first:
+        write_backends(folder)
 
 
 class _Planner(MCoreSavePlanner):

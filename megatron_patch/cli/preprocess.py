@@ -22,7 +22,7 @@ from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.preparation.encoding import Settings
 from megatron_patch.preparation.pair import output_paths, preprocess, require_apart
 from megatron_patch.preparation.wudao_split import TRAIN, VALID, require_free, split_wudao
-from megatron_patch.records.json_records import find_files
+from megatron_patch.records.files import find_files
 
 _WORTH_A_PROCESS = 4 << 20  # bytes of input for which starting another process pays
 
@@ -30,8 +30,8 @@ _WORTH_A_PROCESS = 4 << 20  # bytes of input for which starting another process 
 def _check_what_is_read(checked: Checked) -> None:
     """The tokenizer; then, where nothing is wrong, that no output would replace the input or an earlier split."""
     job = checked.job
-    if job.prefix:
-        checked.add("--tokenizer-folder", job.tokenizer_folder, _problem(load_tokenizer, job.tokenizer_folder or ""))
+    if job.prefix and job.tokenizer_folder:
+        checked.add("--tokenizer-folder", job.tokenizer_folder, _problem(load_tokenizer, job.tokenizer_folder))
     if checked.findings.found:
         return
     files = find_files(job.input)

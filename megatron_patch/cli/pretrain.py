@@ -8,9 +8,11 @@ import sys
 def main(argv: list[str]) -> None:
     """Read, build, run, close. Heavy imports stand here: core starts a process that imports this module again."""
     from megatron_patch.cli.session import read_config, training_session
-    from megatron_patch.data.pretrain import pretrain_run_data
+    from megatron_patch.data.indexed_pretrain import indexed_run_data
+    from megatron_patch.data.json_pretrain import json_run_data
 
-    training_session(read_config("pretrain", argv), pretrain_run_data)
+    config = read_config("pretrain", argv)
+    training_session(config, json_run_data if config.reads_json else indexed_run_data)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from megatron_patch.arguments.training import SCRIPTS, read
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
-from megatron_patch.data.run_data import RunData
+from megatron_patch.data.batches import RunData
 from megatron_patch.errors import UserError, print_any_text
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run, start_state

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_patch.config import PER_KV_HEAD, TrainConfig
+from megatron_patch.config import PER_KV_HEAD, TrainConfig, one_process_config
 from megatron_patch.errors import UserError
 from megatron_patch.weights.table import Source
 
@@ -126,28 +126,13 @@ def _join_alone() -> None:
 
 def _single_process_config(source: Source, folder: Path) -> TrainConfig:
     """The configuration of a run of one process; what only training asks for has any value."""
-    return TrainConfig(
-        task="pretrain",
-        name="verify-logits",
-        model=source.config,
+    return one_process_config(
+        source.config,
+        _SHAPE[1],
         extra_vocab_size=source.extra_vocab_size,
         load=str(folder),
-        output_path=".",
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        sequence_parallel=False,
-        use_distributed_optimizer=False,
-        precision="fp32",
-        recompute="none",
-        use_flash_attn=False,
         micro_batch_size=_SHAPE[0],
         global_batch_size=_SHAPE[0],
-        lr=0.0,
-        min_lr=0.0,
-        seq_length=_SHAPE[1],
-        pad_length=_SHAPE[1],
-        train_data_path="",
-        valid_data_path=None,
     )
 
 

@@ -17,8 +17,8 @@ import torch
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from megatron_patch.folders.layout import CORE_METADATA, TOKENIZER_FILES, copy_companions
-from megatron_patch.formats.distcp_metadata import COMMON, METADATA
+from megatron_patch.folders.layout import TOKENIZER_FILES, copy_companions
+from megatron_patch.formats.distcp_metadata import COMMON, METADATA, write_backends
 from megatron_patch.formats.json_files import json_object
 from megatron_patch.formats.lazy import LazyTensor, Rows, nbytes
 from megatron_patch.formats.streaming import Item, Written, partition, write_distcp, write_files, write_safetensors
@@ -27,14 +27,7 @@ from megatron_patch.llama.rope_scaling import read_rope, rope_keys
 from megatron_patch.weights.table import TABLE, Place, Source, places
 
 INDEX = "model.safetensors.index.json"
-# What megatron-core 0.16 writes into metadata.json, and torch into .metadata.
-_BACKENDS = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
-_DCP_VERSION = "1.0.0"
+_DCP_VERSION = "1.0.0"  # what torch writes into .metadata
 _OBJECTS_FILE = "__0_objects.distcp"
 # core's linear layers save an empty object a layer under these names, and ask for it when they load.
 _OBJECT_KEYS = tuple(
@@ -129,7 +122,7 @@ def write_native(folder: Path, source: Source, max_file_bytes: int, on_bytes: Ca
     metadata = _metadata(source, written, _write_objects(folder))
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     torch.save({"content_metadata": {}}, folder / COMMON)
-    (folder / CORE_METADATA).write_text(json.dumps(_BACKENDS), encoding="utf-8")
+    write_backends(folder)
     return written
 
 

@@ -1,8 +1,10 @@
-"""Adam with decoupled weight decay in the manner of Apex's FusedAdam, over this project's one-pass kernel.
+"""Adam with decoupled weight decay, with the interface of Apex's FusedAdam, over this project's one-pass kernel.
 
-Two things differ from `torch.optim.AdamW`. The step is counted in the parameter group, because megatron-core's distributed
-optimizer looks for it there when it saves and loads. And `step` takes a factor for the gradients, so unscaling, averaging over
-tokens and clipping cost no pass of their own.
+Two things differ from `torch.optim.AdamW`. The step is counted in the parameter group, because megatron-core's
+distributed optimizer looks for it there when it saves and loads. And `step` takes a factor for the gradients. So
+unscaling, averaging over tokens and clipping need no pass of their own over all gradients.
+
+In bf16 the fp32 weights take 2 bytes each instead of 4: see `Adam.split_parameters`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ class Adam(torch.optim.Optimizer):
     """AdamW on fp32 parameters (Loshchilov and Hutter, arXiv:1711.05101), with fp32 state.
 
     Attributes:
-        model_copies: fp32 parameter → flat bf16 or fp16 tensor of the same size, the model's weight; `step` writes it too.
+        model_copies: fp32 parameter → flat bf16 or fp16 tensor of the same size, the model's own weight. `step` writes
+            it in the same pass.
         remainders: parameter whose fp32 storage was freed → int16 remainder [n]; its fp32 bits are
             (bf16 bits << 16) + remainder.
     """
@@ -33,8 +36,10 @@ class Adam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ) -> None:
         assert adam_w_mode, "only decoupled weight decay is implemented"
+        assert not capturable, "core from 0.17 on can record the optimizer in a CUDA graph; this project's graphs end before it"
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.model_copies: dict[torch.Tensor, torch.Tensor] = {}
         self.remainders: dict[torch.Tensor, torch.Tensor] = {}
@@ -42,18 +47,23 @@ class Adam(torch.optim.Optimizer):
     def split_parameters(self) -> None:
         """Free the fp32 storage of every parameter that has a bf16 copy, and keep the 16 bits that the copy lacks.
 
-        That is 2 bytes a parameter instead of 4, and no bit is lost. The tensor object stays: megatron-core looks parameters up
-        by it, and its gradient and marks hang on it. Until the first step the remainders are zero, so a parameter's value is
-        that of its copy. Call `copies_were_set` when others have written the copies.
+        That is 2 bytes a parameter instead of 4, and no bit is lost. The tensor object stays, without its storage:
+        megatron-core looks parameters up by it, and its gradient and its marks are attributes of it. Until the first
+        step the remainders are zero, so a parameter's value is that of its copy.
         """
         for parameter, copy in self.model_copies.items():
             if copy.dtype == torch.bfloat16:
                 self.remainders[parameter] = torch.zeros_like(copy, dtype=torch.int16)
-                # One NaN, seen as the whole shape with stride 0: a read by mistake shows at once, and a write is an error.
+                # One NaN in memory, expanded to the whole shape with stride 0. Code that reads the freed weight by
+                # mistake gets NaNs, which show at once, and code that writes to it gets an error from torch.
                 parameter.data = torch.full((), math.nan, device=parameter.device).expand(parameter.shape)
 
     def copies_were_set(self) -> None:
-        """Others have written the bf16 copies, so these are the parameters' values now and nothing remains beside them."""
+        """Take the bf16 copies as the parameters' values, with remainder 0. Call it after code that wrote the copies
+        alone.
+
+        A checkpoint without optimizer state is such code: it loads the model's weights.
+        """
         for remainder in self.remainders.values():
             remainder.zero_()
 
@@ -61,7 +71,8 @@ class Adam(torch.optim.Optimizer):
     def value_in_gradient(self, parameter: torch.Tensor) -> torch.Tensor:
         """`parameter` in fp32, of its shape: itself, or if its storage was freed, rebuilt in its gradient buffer.
 
-        Call it between two steps only: there nobody needs the gradients, and no other 4 bytes a parameter are free.
+        Call it between two steps only. Nobody needs the gradients there, and they are the only 4 bytes a parameter that
+        are free. A checkpoint is saved this way.
         """
         if parameter not in self.remainders:
             return parameter
@@ -70,12 +81,16 @@ class Adam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def values_were_set(self) -> None:
-        """A checkpoint was read into the gradient buffers, where `value_in_gradient` had put the values: split them again."""
+        """Split the fp32 values in the gradient buffers into copies and remainders. Call it after a checkpoint was read
+        there.
+
+        It is `value_in_gradient` the other way round: that function gave the loader these buffers to read into.
+        """
         for parameter, remainder in self.remainders.items():
             assert parameter.grad is not None, "the gradient's place must have been attached"
             split_float32(parameter.grad, self.model_copies[parameter], remainder)
 
-    # torch's Optimizer knows neither of the two numbers, and the closure that it allows would need a second pass.
+    # The signature differs from torch's. Its Optimizer knows neither of the two numbers, and nobody here has a closure.
     @torch.no_grad()
     def step(  # type: ignore[override]
         self,
@@ -84,12 +99,15 @@ class Adam(torch.optim.Optimizer):
         grad_scale: torch.Tensor | None = None,
         found_inf: torch.Tensor | None = None,
     ) -> None:
-        """Update every parameter that has a gradient, in one pass over its memory each.
+        """Update every parameter that has a gradient, each in one pass over its memory.
+
+        The host launches the kernels and does not wait for the device.
 
         Args:
             grad_scale: 0-dimensional fp32 tensor on the parameters' device; gradients are multiplied by it.
-            found_inf: 0-dimensional fp32 tensor there. If it is not 0 (an overflow, or a batch without a token to learn), nothing
-                changes. The host does not know that yet, so the step is counted all the same; `uncount_step` takes it back.
+            found_inf: 0-dimensional fp32 tensor there. If it is not 0 (an overflow, or a batch without a token to
+                learn), nothing changes. The host does not know yet whether it is, so it counts the step in any case;
+                `uncount_step` takes that back.
         """
         assert closure is None
         for group in self.param_groups:
@@ -99,12 +117,16 @@ class Adam(torch.optim.Optimizer):
                     self._step_parameter(parameter, group, grad_scale, found_inf)
 
     def make_state(self) -> None:
-        """Allocate now the moments that the first step would allocate: to load into them, or to see what memory is left."""
+        """Allocate the moments now that the first step would allocate.
+
+        A checkpoint is read into them, and the rehearsal of a first step wants to know what memory is left beside them.
+        """
         for group in self.param_groups:
             for parameter in group["params"]:
                 self._state_of(parameter)
 
     def _state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The moments of a parameter, made on first use."""
         state = self.state[parameter]
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter)
@@ -112,6 +134,7 @@ class Adam(torch.optim.Optimizer):
         return state
 
     def _step_parameter(self, parameter, group, grad_scale, found_inf) -> None:
+        """Launch the kernel for one parameter. Its first tensor is the remainder where the fp32 storage was freed."""
         state = self._state_of(parameter)
         adamw_step_(
             self.remainders.get(parameter, parameter.detach()).view(-1),
@@ -130,6 +153,9 @@ class Adam(torch.optim.Optimizer):
         )
 
     def uncount_step(self) -> None:
-        """Take back the count of a step that `found_inf` turned into nothing."""
+        """Take back the count of a step that changed nothing, because `found_inf` was not 0.
+
+        Bias corrections depend on the count, so a skipped step that counted would change all later ones.
+        """
         for group in self.param_groups:
             group["step"] -= 1

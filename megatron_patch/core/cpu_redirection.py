@@ -1,8 +1,8 @@
-"""megatron-core assumes CUDA everywhere; on a machine without one, this makes its assumptions hold on the CPU.
+"""megatron-core assumes CUDA everywhere. On a machine without it, this module makes the assumptions hold on the CPU.
 
-Applied once, before the first import of `megatron.core`, and only where `torch.cuda.is_available()` is false. Each
-redirection names the assumption that it meets. What is left out on purpose: streams and events, which
-megatron-core touches only in features that this project does not switch on.
+`core.device` applies it once, before the first import of `megatron.core`, and only where `torch.cuda.is_available()` is
+false. Each redirection says which assumption it meets. Streams of one's own and events are left out on purpose: megatron-core
+touches them only in features that this project does not switch on.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ _CUDA_TYPE_NAMES = {
 
 
 def _is_cuda(device: Any) -> bool:
+    """Whether an argument `device` means a GPU: "cuda", "cuda:1", a torch.device, or a bare number."""
     return isinstance(device, int) or str(device).startswith("cuda")
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """`torch.empty(…, device="cuda", pin_memory=True)` and its siblings, on the CPU."""
+    """A torch factory that puts on the CPU what is asked for on a GPU, and that ignores `pin_memory`."""
 
     @functools.wraps(factory)
     def redirected(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -46,15 +47,17 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _identity_compile(model: Any = None, **_: Any) -> Any:
-    """Stands for `torch.compile`, as a decorator with or without arguments, and compiles nothing.
+    """In the place of `torch.compile`, as a decorator with or without arguments. It compiles nothing.
 
-    core compiles small functions at import. On a CPU that gains nothing, costs seconds of every process's start and needs a C++
-    compiler.
+    core compiles small functions when it is imported. On a CPU that gains nothing, costs each process seconds at its
+    start and needs a C++ compiler.
     """
     return model if model is not None else lambda function: function
 
 
 def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`Tensor.type` that calls a CPU tensor what core's optimizers expect, "torch.cuda.FloatTensor" and its kin."""
+
     @functools.wraps(original)
     def type_(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
         if dtype is None:
@@ -65,37 +68,45 @@ def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
+    """In the place of torch.cuda's function of this name, whose argument is a device."""
     return torch.get_rng_state()
 
 
 def _set_rng_state(new_state: torch.Tensor, *_: Any, **__: Any) -> None:
+    """In the place of torch.cuda's function of this name, whose second argument is a device."""
     torch.set_rng_state(new_state)
 
 
 def _manual_seed(seed: int) -> None:
+    """In the place of torch.cuda.manual_seed."""
     torch.manual_seed(seed)
 
 
 def _redirect_torch() -> None:
-    # `with torch.device("meta")`, in which transformers builds models, knows factories by identity and lists them at
-    # its first use; the redirected ones below call the originals, so those must be the ones in its list.
+    """Replace torch's factories, `compile`, and the functions of torch.cuda that core calls."""
+    # transformers builds models inside `with torch.device("meta")`. That context lists the factories that it changes at
+    # its first use, and knows them by identity. The redirected factories call the originals, so the list must be made
+    # of the originals, before they are replaced.
     torch.utils._device._device_constructors()
     for name in ("tensor", "zeros", "ones", "empty", "full", "empty_like", "zeros_like", "arange", "eye"):
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.compile = _identity_compile
-    # Methods are replaced on purpose; and core hands what `current_device` gives to factories alone, which take a device as well.
+    # mypy is told that methods are replaced on purpose. `current_device` may give a device where torch gives a number:
+    # core hands its result to factories alone, which take either.
     torch.Tensor.type = _tensor_type(torch.Tensor.type)  # type: ignore[method-assign]
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
     torch.cuda.synchronize = lambda *args, **kwargs: None
-    # The CUDA generator is the CPU's default one, so core's forks of it mean something.
+    # core from 0.19 on asks for the stream before each reduction of gradients, and lets it wait for events of CUDA graphs.
+    torch.cuda.current_stream = lambda *args, **kwargs: torch.cpu.current_stream()  # type: ignore[assignment]
+    # core forks the CUDA generator, so that ranks initialize different weights. Here it forks the CPU's default one.
     torch.cuda.get_rng_state = _get_rng_state
     torch.cuda.set_rng_state = _set_rng_state
     torch.cuda.manual_seed = _manual_seed
 
 
 def _redirect_core() -> None:
-    """core's own accessors of the CUDA generator; `megatron.core` must be importable by now."""
+    """Replace core's own functions that read and set the CUDA generator. It imports core, so it runs last."""
     from megatron.core.tensor_parallel import random
 
     random._get_cuda_rng_state = _get_rng_state
@@ -103,10 +114,10 @@ def _redirect_core() -> None:
 
 
 def redirect_cuda_to_cpu() -> None:
-    """Apply every redirection; a second call does nothing.
+    """Apply every redirection. A second call does nothing.
 
     Raises:
-        AssertionError: `megatron.core` was imported first, so its decorators have already been compiled.
+        AssertionError: `megatron.core` was imported before, so its decorators have called the real `torch.compile`.
     """
     global _applied
     if _applied:

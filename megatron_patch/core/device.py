@@ -1,7 +1,7 @@
 """The device, decided once: CUDA with NCCL where there is a GPU, otherwise the CPU with gloo.
 
-Importing this module prepares megatron-core for the machine; every module of this project that imports
-`megatron.core` imports this one first.
+Importing this module prepares torch and megatron-core for the machine. Every module of this project that imports
+`megatron.core` imports this one first; isort has a section of its own for it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ if not HAS_CUDA:
 
 
 def local_device() -> torch.device:
-    """This process's device; LOCAL_RANK, which torchrun sets, chooses among GPUs."""
+    """This process's device. torchrun sets LOCAL_RANK, which chooses among the GPUs; 0 without torchrun."""
     if not HAS_CUDA:
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def synchronize() -> None:
-    """Wait until the device has done all that was asked of it; nothing on a CPU."""
+    """Wait until the device has done all that was launched. On a CPU it does nothing."""
     if HAS_CUDA:
         torch.cuda.synchronize()
 
 
 def read_later(numbers: torch.Tensor) -> Callable[[], list[float]]:
-    """Take a tensor's numbers as they are when the device gets here; the returned function waits for that, and not for
-    what the device is asked for afterwards."""
+    """Read a tensor without waiting for what is launched after this call.
+
+    The numbers are copied to the host when the device comes to this place in its queue. The returned function waits for
+    that copy and returns the numbers. So the device keeps working on later launches while the host reads.
+    """
     if not HAS_CUDA:
         return numbers.tolist
     host = torch.empty_like(numbers, device="cpu", pin_memory=True)
@@ -54,18 +57,21 @@ def read_later(numbers: torch.Tensor) -> Callable[[], list[float]]:
 
 
 def max_memory_allocated() -> int:
-    """Peak bytes that tensors have taken on this process's device; 0 on a CPU, where torch does not count."""
+    """The most bytes that tensors have taken on this process's GPU so far; 0 on a CPU, where torch does not count."""
     return torch.cuda.max_memory_allocated() if HAS_CUDA else 0
 
 
 def reset_peak_memory() -> None:
-    """From here `max_memory_allocated` counts anew."""
+    """Let `max_memory_allocated` begin anew, from what tensors take now."""
     if HAS_CUDA:
         torch.cuda.reset_peak_memory_stats()
 
 
 def bytes_taken(work: Callable[[], object]) -> int:
-    """The most bytes that tensors take while `work` runs, beyond those that were there; 0 on a CPU. The peak counts anew."""
+    """The most bytes that tensors take while `work` runs, beyond what they took before; 0 on a CPU.
+
+    `max_memory_allocated` begins anew.
+    """
     reset_peak_memory()
     before = max_memory_allocated()
     work()
@@ -73,13 +79,16 @@ def bytes_taken(work: Callable[[], object]) -> int:
 
 
 def memory_left() -> tuple[int, int]:
-    """Bytes that this process can still allocate on its GPU, and the GPU's total."""
+    """(bytes that this process can still allocate on its GPU, bytes of the GPU).
+
+    What torch has reserved and given to no tensor counts as free.
+    """
     free, total = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated(), total
 
 
 def memory_report() -> str | None:
-    """Megatron-LM's phrase of `report_memory`, in MiB; None on a CPU."""
+    """The phrase that Megatron-LM's `report_memory` prints, in MiB; None on a CPU."""
     if not HAS_CUDA:
         return None
     stats = torch.cuda.memory_stats()

@@ -1,4 +1,4 @@
-"""Processes and their groups: start, seeds, facts about this rank, end."""
+"""A run's processes and their groups: how they start, their seeds, what a rank knows of itself, and how they end."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
 
-_host_group: torch.distributed.ProcessGroup | None = None  # gloo; `start` makes it
+_host_group: torch.distributed.ProcessGroup | None = None  # all ranks, over gloo; `start` makes it
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where this process stands. Ranks count from 0; sizes are numbers of processes."""
+    """Where this process stands among all. Ranks count from 0; sizes are numbers of processes."""
 
     rank: int
     world_size: int
@@ -37,22 +37,23 @@ class Layout:
 
     @property
     def is_logger(self) -> bool:
-        """The last rank has the loss, so it writes the log, as in Megatron."""
+        """Whether this rank writes the log: the last one does, as in Megatron, since it has the loss."""
         return self.rank == self.world_size - 1
 
 
 def start(config: TrainConfig) -> Layout:
-    """Join the process group that torchrun's environment names and build megatron-core's groups.
+    """Join the process group that torchrun's environment names, build megatron-core's groups, and seed.
 
     Raises:
-        UserError: the number of processes is no multiple of TP × PP.
+        UserError: the number of processes is not a multiple of TP × PP.
     """
     global _host_group
     local = device.local_device()
     timeout = datetime.timedelta(minutes=config.options.timeout_minutes)
     if device.HAS_CUDA:
         torch.cuda.set_device(local)
-        # Gradient accumulation runs on the stream that it was set up on, and CUDA graphs cannot record the default one.
+        # autograd accumulates a gradient on the stream that was current when the accumulation was set up, and a CUDA
+        # graph cannot record the default stream. So everything runs on another one from the start.
         torch.cuda.set_stream(torch.cuda.Stream())
     torch.distributed.init_process_group(
         backend=device.BACKEND,
@@ -63,7 +64,7 @@ def start(config: TrainConfig) -> Layout:
     model_parallel = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
     if world % model_parallel:
         raise UserError(f"{world} processes were started for TP × PP = {model_parallel}; their number must be a multiple of it.")
-    # What ranks agree on between two steps must not wait for what their GPUs still do.
+    # Ranks agree on things between two steps, such as whether to stop. Over gloo they need not wait for their GPUs.
     _host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
     with _communicators_at_first_use():
         parallel_state.initialize_model_parallel(
@@ -77,8 +78,12 @@ def start(config: TrainConfig) -> Layout:
 
 @contextlib.contextmanager
 def _communicators_at_first_use() -> Iterator[None]:
-    """core makes more than twenty groups, most of which a layout never uses. With a device bound to the group of all, each
-    would get an NCCL communicator at once, which takes hundreds of megabytes of a GPU."""
+    """Let the groups that are made inside get their NCCL communicators at their first use.
+
+    core makes more than twenty groups, and a layout never uses most of them. While a device is bound to the group of
+    all ranks, torch makes a communicator for each new group at once, and each takes GPU memory: hundreds of megabytes
+    together.
+    """
     world = torch.distributed.group.WORLD
     assert world is not None, "init_process_group has made it"
     bound, world.bound_device_id = world.bound_device_id, None
@@ -89,6 +94,7 @@ def _communicators_at_first_use() -> Iterator[None]:
 
 
 def _layout(local: torch.device) -> Layout:
+    """This process's place, as core's groups and torchrun's environment say it."""
     return Layout(
         rank=torch.distributed.get_rank(),
         world_size=torch.distributed.get_world_size(),
@@ -102,7 +108,10 @@ def _layout(local: torch.device) -> Layout:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch; stages and tensor-parallel ranks get different streams, as in Megatron."""
+    """Seed Python, numpy and torch. Pipeline stages and tensor-parallel ranks get different streams, as in Megatron.
+
+    With equal seeds two stages would initialize their layers alike.
+    """
     stage_seed = seed + 100 * parallel_state.get_pipeline_model_parallel_rank()
     random.seed(stage_seed)
     np.random.seed(stage_seed)
@@ -112,8 +121,11 @@ def seed_everything(seed: int) -> None:
 
 @contextlib.contextmanager
 def without_random_streams() -> Iterator[None]:
-    """core switches random streams around its layers under sequence parallelism, for dropout. LLaMA has none, and while a
-    CUDA graph is recorded a stream's state cannot be read."""
+    """Keep core from switching random streams inside.
+
+    Under sequence parallelism core switches the random stream around its layers, so that ranks drop different elements.
+    Switching reads the stream's state, which is an error while a CUDA graph is recorded. LLaMA has no dropout.
+    """
     tracker = tensor_parallel.get_cuda_rng_tracker()
     tracker.fork = lambda *_: contextlib.nullcontext()
     try:
@@ -123,7 +135,10 @@ def without_random_streams() -> Iterator[None]:
 
 
 def rng_state() -> dict[str, object]:
-    """Everything random of this process, for a checkpoint: tensors, tuples and numbers only."""
+    """The state of all random generators of this process, for a checkpoint.
+
+    It holds tensors, tuples and numbers only, which torch's restricted loader accepts.
+    """
     numpy_state = np.random.get_state()
     assert isinstance(numpy_state, tuple), "a dictionary comes where legacy=False asks for it"
     algorithm, keys, position, has_gauss, cached = numpy_state
@@ -147,6 +162,7 @@ def set_rng_state(state: dict) -> None:
 
 
 def _as_tuple(value: Any) -> Any:
+    """Lists as tuples, at every depth: Python's generator takes its state as tuples, and a file may hold lists."""
     return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
@@ -172,8 +188,15 @@ class StageTransfers:
         send_next: torch.Tensor | None = None,
         recv_next: torch.Tensor | None = None,
     ) -> list[torch.distributed.Work]:
-        """Send and receive these together, as core's schedules do, but without waiting for the device. What is launched after
-        a `wait` for each of what is returned comes after the transfers. Where there is no neighbour nothing happens."""
+        """Start to send and receive these tensors together, as core's schedules do. The host does not wait for the
+        device.
+
+        Call `wait` of each returned transfer: what is launched after that runs when the tensors have come and gone. The
+        first stage has no neighbour before it and the last none behind it; what they would exchange there is left out.
+
+        Returns:
+            Handles to wait for, none if nothing is exchanged; NCCL returns one for all transfers, gloo one for each.
+        """
         first, last = self.stage == 0, self.stage == self.stages - 1
         wanted = [
             (torch.distributed.isend, None if first else send_prev, self._previous),
@@ -182,7 +205,8 @@ class StageTransfers:
             (torch.distributed.irecv, None if last else recv_next, self._next),
         ]
         transfers = [
-            # `.data`: autograd's count of changes stays as it is, since a recorded backward pass outlives what came before.
+            # `.data` hides the write from autograd, which counts changes of a tensor. A recorded backward pass is
+            # replayed after many receives into the same memory, and must not be refused for them.
             torch.distributed.P2POp(operation, tensor.data, peer, self._group)
             for operation, tensor, peer in wanted
             if tensor is not None
@@ -191,29 +215,34 @@ class StageTransfers:
 
 
 def any_rank(here: bool) -> bool:
-    """Whether this is so on any rank: the same answer on all, without a word from their devices."""
+    """Whether `here` is true on any rank. All ranks call it and get the same answer; no device is asked."""
     flag = torch.tensor([int(here)], dtype=torch.int32)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=_host_group)
     return bool(flag.item())
 
 
 def from_all_ranks(here: object) -> list:
-    """What each rank hands in, in the order of ranks; pickled, between processes of one run alone."""
+    """Each rank's object, in the order of ranks; all ranks call it.
+
+    Objects travel pickled. Only the processes of this run exchange them.
+    """
     gathered: list = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, here, group=_host_group)
     return gathered
 
 
 def is_first_rank_of_node() -> bool:
+    """Whether this process does what is done once a machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def barrier() -> None:
+    """Wait until all ranks have come here."""
     torch.distributed.barrier()
 
 
 def stop() -> None:
-    """Leave the groups; safe to call when they were never joined."""
+    """Leave the groups. It does nothing if they were never joined."""
     if torch.distributed.is_initialized():
         global _host_group
         _host_group = None

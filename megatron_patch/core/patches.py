@@ -1,7 +1,7 @@
-"""The one table of replacements inside megatron-core: what, why, and when to look again.
+"""The one table of replacements inside megatron-core: what is replaced, why, and when to look at it again.
 
-A kernel enters through core's own slots (see model/); a row stands here only where there is no slot. Applying twice
-does nothing; a row whose target is gone, or a megatron-core outside the tried range, is an error.
+A kernel enters through core's own slots (see model/). A row stands here only where core has no slot. Applying the table
+twice is the same as once. A row whose target is gone is an error, and so is a megatron-core that was not tried.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ import megatron.core
 from megatron_patch.core.adam import Adam
 from megatron_patch.core.weight_gradients import wgrad_gemm_accum_fp32
 from megatron_patch.errors import UserError
-from megatron_patch.folders.engine import SUPPORTED, is_supported
+from megatron_patch.folders.engine import is_supported, supported_range
 
 
 @dataclass(frozen=True)
 class Patch:
-    """`module`.`attribute` becomes `replacement`, because of `why`; look at it again at `review_at` of megatron-core."""
+    """`module`.`attribute` becomes `replacement`.
+
+    Attributes:
+        why: the reason.
+        review_at: the version of megatron-core at which the row must be looked at again.
+    """
 
     module: str
     attribute: str
@@ -35,33 +40,33 @@ class Patch:
 _NO_ADAM = "torch's AdamW does not resume in the distributed optimizer, and its foreach form needs a copy of all gradients"
 
 PATCHES = (
-    Patch("megatron.core.optimizer", "Adam", Adam, _NO_ADAM, "0.17"),
-    Patch("megatron.core.optimizer.distrib_optimizer", "Adam", Adam, "the sharded optimizer accepts this class only", "0.17"),
-    Patch("megatron.core.optimizer", "USING_PYTORCH_OPTIMIZER", False, "Adam above takes Apex's arguments", "0.17"),
+    Patch("megatron.core.optimizer", "Adam", Adam, _NO_ADAM, "0.20"),
+    Patch("megatron.core.optimizer.distrib_optimizer", "Adam", Adam, "the sharded optimizer accepts this class only", "0.20"),
+    Patch("megatron.core.optimizer", "USING_PYTORCH_OPTIMIZER", False, "Adam above takes Apex's arguments", "0.20"),
     Patch(
         "megatron.core.optimizer.distrib_optimizer",
         "HAVE_APEX_OR_TE",
         True,
         "the step is counted in the parameter group, as Apex does, so state moves the way it does there",
-        "0.17",
+        "0.20",
     ),
     Patch(
         "megatron.core.tensor_parallel.layers",
         "_grad_accum_fusion_available",
         True,
         "the product below answers for Apex's extension",
-        "0.17",
+        "0.20",
     ),
 )
 
-# Absent without Apex, so it is added where the rows above replace.
+# core sets this name only where Apex is installed, so there is nothing to replace: it is added.
 ADDITIONS = (
     Patch(
         "megatron.core.tensor_parallel.layers",
         "fused_weight_gradient_mlp_cuda",
         SimpleNamespace(wgrad_gemm_accum_fp32=wgrad_gemm_accum_fp32),
         "core accumulates weight gradients in fp32 inside the product through this name only",
-        "0.17",
+        "0.20",
     ),
 )
 
@@ -76,10 +81,9 @@ def apply_patches() -> None:
     """
     version = megatron.core.__version__
     if not is_supported(version):
-        low, high = (".".join(map(str, bound)) for bound in SUPPORTED)
         raise UserError(
-            f"megatron-core {version} is used, and this project was tried with {low} up to, but not including, {high}: "
-            f"run pip install 'megatron-core>={low},<{high}', or name such a source tree as MEGATRON_PATH."
+            f"megatron-core {version} is used, and this project was tried with {supported_range()}: run pip install "
+            f"'megatron-core{supported_range()}', or name such a source tree as MEGATRON_PATH."
         )
     for patch in PATCHES:
         module = importlib.import_module(patch.module)

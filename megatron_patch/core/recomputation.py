@@ -1,7 +1,8 @@
-"""Activation checkpointing (Chen et al., arXiv:1604.06174) without random states, in the place of core's.
+"""Activation checkpointing (Chen et al. 2016, arXiv:1604.06174) without random states, in the place of core's.
 
-core keeps the random states of the forward pass and restores them when it computes again, for dropout. LLaMA has none, and a
-CUDA graph cannot record the reading of a state, so with core's function no step that recomputes could be recorded.
+core keeps the random states of the forward pass and restores them before it computes again, so that dropout repeats.
+LLaMA has no dropout. A CUDA graph cannot record the reading of a random state, so with core's function no step that
+recomputes could be recorded.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, of which autograd keeps only `args`; the backward pass calls `function` again.
+    """`function(*args)`. autograd keeps only `args`, and the backward pass calls `function` again.
 
-    Reentrant, as core's is: a layer's second forward pass begins when its gradient is there, and what it computes is gone
-    when that gradient has been used. Without gradients it is a plain call.
+    It is reentrant, as core's is: a layer's second forward pass begins when the gradient of its output has arrived, and
+    its activations are freed when that gradient has been used. So one layer's activations exist at a time. Where
+    gradients are off it is a plain call.
     """
     if not torch.is_grad_enabled():
         return function(*args)

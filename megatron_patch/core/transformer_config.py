@@ -16,7 +16,7 @@ DTYPES = {one.precision: one.torch_dtype for one in dtypes.WEIGHTS}
 
 
 def transformer_config(config: TrainConfig) -> TransformerConfig:
-    """The LLaMA of `config` in core's terms, without anything that wants Apex or Transformer Engine."""
+    """The LLaMA of `config` in core's terms. Nothing that needs Apex or Transformer Engine is switched on."""
     model, dtype = config.model, DTYPES[config.precision]
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -33,8 +33,8 @@ def transformer_config(config: TrainConfig) -> TransformerConfig:
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=config.options.init_method_std,
-        # Always: core marks weights as split over TP ranks only where it initializes them, and unmarked ones fall out
-        # of the gradient norm on every rank but the first.
+        # Also when a checkpoint is loaded. core marks weights as split over TP ranks only where it initializes them,
+        # and an unmarked weight is left out of the gradient norm on every rank but the first.
         perform_initialization=True,
         use_cpu_initialization=not device.HAS_CUDA,
         params_dtype=dtype,
@@ -44,7 +44,8 @@ def transformer_config(config: TrainConfig) -> TransformerConfig:
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
         pipeline_dtype=dtype,
         sequence_parallel=config.sequence_parallel,
-        # Sum of losses over a global batch, divided by its unmasked tokens once.
+        # core then sums losses and gradients over a global batch, and train/step.py divides once, by all its unmasked
+        # tokens. A mean of means would weigh a token by how many others its micro-batch has.
         calculate_per_token_loss=True,
         # Weight gradients go into the fp32 buffer inside the product: core/patches.py brings the kernel.
         gradient_accumulation_fusion=True,
@@ -55,33 +56,40 @@ def transformer_config(config: TrainConfig) -> TransformerConfig:
         bias_dropout_fusion=False,
         deallocate_pipeline_outputs=True,
         batch_p2p_comm=device.HAS_CUDA,
-        cuda_graph_scope=[],  # what core makes of its own default, with a warning; this project records its graphs itself
+        # This project records its graphs itself. core turns its own default into [] as well, and warns.
+        cuda_graph_scope=[],
         **_recomputation(config),
     )
 
 
 def _recomputation(config: TrainConfig) -> dict[str, object]:
-    """AC `sel` recomputes the unfused attention only, for a fused one recomputes itself; `full` is the layers' own
-    business (model/llama.py), since core's way through them reads random states."""
+    """core's settings for AC.
+
+    `sel` recomputes attention where it is unfused; a fused kernel's backward recomputes anyway. `full` sets nothing
+    here: the layers recompute themselves (model/llama.py), because core's function reads random states.
+    """
     if config.recompute == "sel" and not config.use_flash_attn:
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     return {}
 
 
 def ddp_config(config: TrainConfig, data_parallel_size: int) -> DistributedDataParallelConfig:
-    """Gradients are reduced in fp32; on GPUs while the backward pass still runs."""
+    """Gradients are reduced in fp32. On GPUs that happens while the backward pass still runs.
+
+    Weights are not gathered by core: `core.weight_gathers` does that.
+    """
     overlap = device.HAS_CUDA and data_parallel_size > 1
     return DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=overlap,
         overlap_param_gather=False,
         use_distributed_optimizer=config.use_distributed_optimizer,
-        check_for_nan_in_grad=False,  # train/optimizer.py looks at the norm and skips the step
+        check_for_nan_in_grad=False,  # train/optimizer.py looks at the norm, and Adam's kernel skips the step
     )
 
 
 def optimizer_config(config: TrainConfig) -> OptimizerConfig:
-    """Adam with the original recipe's numbers, or what the flags say instead."""
+    """Adam with the numbers of `config`: the original recipe's, where no flag says otherwise."""
     options = config.options
     return OptimizerConfig(
         optimizer="adam",

@@ -1,9 +1,12 @@
-"""ZeRO's gathering of updated weights beside the next forward pass, which waits for a layer's weights when it comes to them.
+"""ZeRO's gathering of updated weights, beside the next forward pass. Each layer waits for its own weights alone.
 
-core can overlap this too, but by handles that Python waits for, which a CUDA graph cannot do. Here the gathers run on a stream
-of their own, in the order in which a forward pass needs them, and each leaves an event; modules wait for the events of their
-weights. In a graph that is a wait for whatever the event was recorded for last (an external event, in CUDA's terms). The gathers
-themselves, some hundred launches, become one graph as well: the next forward pass is launched after them.
+core can overlap the two as well, but its handles make Python wait, and a CUDA graph records no Python. Here the gathers
+run on a stream of their own, in the order in which the forward pass needs the weights. Each gather records a CUDA event
+when it is done, and each module waits for the events of its weights before it runs. The events are external (CUDA's
+term): a wait that was recorded in a graph then waits, at every replay, for the event's latest record.
+
+Some hundred gathers are some hundred launches, and the next forward pass is launched after them. So the gathers are
+recorded as one graph too.
 """
 
 from __future__ import annotations
@@ -18,13 +21,16 @@ from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketG
 
 
 class WeightGathers:
-    """Of one model, whose DDP buffers hold the weights in buckets.
+    """The gathers of one model, whose DDP buffers hold the weights in buckets.
 
     Args:
-        records: whether the gathers are launched as a CUDA graph, from the second time on.
+        model: core's DDP around the model; its bucket groups are what is gathered.
+        records: whether the gathers become a CUDA graph. The first time they are launched one by one, because NCCL sets
+            up its communicator then; the second time they are recorded.
 
     Attributes:
-        lazy: on CPUs, whether a gather is left until someone waits for it, as far as possible what GPUs do; tests do so.
+        lazy: for CPUs, which have no streams. True: a group is gathered when someone waits for it, which is as late as
+            a GPU may gather it. Tests set it, to find a module that does not wait. False: all are gathered at once.
     """
 
     lazy = False
@@ -33,19 +39,23 @@ class WeightGathers:
         self.records, self.started = records, 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.groups = list(reversed(model.bucket_groups))  # DDP's order is that of the backward pass
-        self.pending: set[BucketGroup] = set()  # on CPUs
+        self.pending: set[BucketGroup] = set()  # on CPUs: groups that are not gathered yet
         if device.HAS_CUDA:
             self.stream = torch.cuda.Stream()
             self.events = {group: torch.cuda.Event(external=True) for group in self.groups}
         waiting: set[torch.nn.Parameter] = set()
         for module in _units(model):
+            # The first module that has a weight waits for it. The whole model comes last and waits for what is left.
             parameters = set(module.parameters()) - waiting
             waiting |= parameters
             module.register_forward_pre_hook(self._waiter({model.param_to_bucket_group[p] for p in parameters}))
         assert waiting == set(model.module.parameters())
 
     def start(self) -> None:
-        """Begin to gather what this rank and the others have updated, after all that was launched."""
+        """Begin to gather the weights that this rank and the others have updated.
+
+        Call it after the optimizer's step. The gathers wait for all that was launched on the current stream before.
+        """
         if not device.HAS_CUDA:
             self.pending = set(self.groups)
             if not self.lazy:
@@ -55,6 +65,7 @@ class WeightGathers:
         with torch.cuda.stream(self.stream):
             if self.records and self.started == 1:
                 graph = self.graph = torch.cuda.CUDAGraph()
+                # thread_local: NCCL's watchdog thread may call CUDA meanwhile, which the default mode forbids.
                 with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                     self._launch()
             if self.graph is None:
@@ -64,19 +75,21 @@ class WeightGathers:
         self.started += 1
 
     def _launch(self) -> None:
+        """Gather group after group on the current stream, and record each group's event."""
         for group in self.groups:
             group.start_param_sync()
             self.events[group].record()
 
     def close(self) -> None:
-        """Let go of the graph, before NCCL's communicator, which it uses, is taken down."""
+        """Let go of the graph. Call it before NCCL's communicator, which the graph uses, is taken down."""
         self.graph = None
 
     def finish(self) -> None:
-        """From here on all weights may be read, outside the modules too."""
+        """Wait for all gathers. Afterwards any code may read the weights: a checkpoint, an evaluation."""
         self._wait(self.groups)
 
     def _waiter(self, groups: Iterable[BucketGroup]) -> Callable[..., None]:
+        """A module's forward hook that waits for `groups`, in the order in which they are gathered."""
         ordered = [group for group in self.groups if group in groups]
 
         def wait(*_: object) -> None:
@@ -85,6 +98,7 @@ class WeightGathers:
         return wait
 
     def _wait(self, groups: list[BucketGroup]) -> None:
+        """Make the current stream wait for `groups`; on a CPU, gather those that are still pending."""
         if not device.HAS_CUDA:
             for group in groups:
                 if group in self.pending:
@@ -96,8 +110,11 @@ class WeightGathers:
 
 
 def _units(model: DistributedDataParallel) -> Iterable[torch.nn.Module]:
-    """Modules that are called as such, and among them have every weight: layers, what follows them, and the model itself, whose
-    forward pass begins with the embedding."""
+    """The modules that wait, which have every weight among them.
+
+    A forward hook runs only where Python calls a module as one. That holds for the layers, the final norm, the output
+    layer and the model itself, whose forward pass begins with the embedding.
+    """
     decoder = model.module.decoder
     yield from decoder.layers
     if decoder.final_layernorm is not None:

@@ -1,7 +1,7 @@
-"""The weight-gradient product that megatron-core's linear layers call; it replaces Apex's CUDA extension.
+"""The weight-gradient product that megatron-core's linear layers call, in the place of Apex's CUDA extension.
 
-The first micro-batch of a step writes the fp32 buffer, every other adds to it: `mark_stale` says where a step begins,
-and saves one pass of zeros over all gradients and one of reading them.
+The first micro-batch of a step overwrites the fp32 buffer, and every other one adds to it. `mark_stale` says where a
+step begins. So no pass writes zeros over all gradients, and the first products do not read them.
 """
 
 from __future__ import annotations
@@ -14,31 +14,36 @@ import torch
 
 from megatron_patch.kernels.grad_accumulation import accumulate_weight_grad
 
-# Of weights whose gradients a backward pass leaves for later, in its order: what computes each.
+# What a backward pass leaves for later, in its order: weights, each with the function that computes its gradient.
 Postponed = list[tuple[torch.nn.Parameter, Callable[[], None]]]
 _postponed: Postponed | None = None
 
 
 def mark_stale(main_grad: torch.Tensor) -> None:
-    """The next product overwrites `main_grad` instead of adding to what a previous step left there."""
+    """Let the next product overwrite `main_grad`, instead of adding to what a previous step left there."""
     main_grad.is_stale = True  # type: ignore[attr-defined]  # a mark of this module's own
 
 
 def is_stale(main_grad: torch.Tensor) -> bool:
+    """Whether `main_grad` still holds a previous step's gradient. Whoever does not overwrite it must zero it first."""
     return getattr(main_grad, "is_stale", False)
 
 
 def wgrad_gemm_accum_fp32(total_input: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.Tensor) -> None:
-    """`main_grad` [out, in] fp32 (+)= `grad_output` [tokens, out] transposed times `total_input` [tokens, in]."""
+    """`main_grad` [out, in] fp32 += `grad_output` [tokens, out] transposed times `total_input` [tokens, in].
+
+    It is = instead of += where `main_grad` is stale. Name and arguments are those of Apex's function, which core calls.
+    """
     overwrite = is_stale(main_grad)
     main_grad.is_stale = False  # type: ignore[attr-defined]  # as above
     accumulate_weight_grad(main_grad, total_input, grad_output, overwrite=overwrite)
 
 
 def direct_main_grad(weight: torch.nn.Parameter) -> torch.Tensor | None:
-    """The fp32 gradient that core's DDP keeps for `weight`, for a backward pass that adds to it; DDP, told so, does not.
+    """The fp32 gradient that core's DDP keeps for `weight`, for a backward pass that adds to it by itself.
 
-    None where there is no such buffer or nothing is learnt: autograd then carries the gradient as usual.
+    The weight is marked, so that DDP does not add autograd's gradient as well. None where there is no such buffer or
+    gradients are off: autograd then carries the gradient as usual.
     """
     main_grad = getattr(weight, "main_grad", None)
     if main_grad is None or not torch.is_grad_enabled():
@@ -49,8 +54,11 @@ def direct_main_grad(weight: torch.nn.Parameter) -> torch.Tensor | None:
 
 @contextlib.contextmanager
 def postponed() -> Iterator[Postponed]:
-    """Meanwhile `add_weight_gradient` computes nothing, and what it would have is collected: a pipeline stage first sends its
-    input's gradient to the stage before, which waits for it."""
+    """Inside, `add_weight_gradient` computes nothing and collects the work in the list that is yielded.
+
+    A pipeline stage uses it to send its input's gradient first. The stage before waits for that one, and nobody waits
+    for the gradients of weights.
+    """
     global _postponed
     _postponed = []
     try:
@@ -62,8 +70,12 @@ def postponed() -> Iterator[Postponed]:
 def add_weight_gradient(
     weight: torch.nn.Parameter, total_input: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.Tensor
 ) -> torch.Tensor:
-    """`wgrad_gemm_accum_fp32`, now or later. Returns what a backward pass gives autograd for the weight's gradient: something
-    that nobody reads, since DDP's hook, which counts the gradients that are ready, wants one."""
+    """`wgrad_gemm_accum_fp32`, now or, inside `postponed`, later.
+
+    Returns:
+        What the backward pass gives autograd as the weight's gradient: a tensor of undefined content that nobody reads.
+        autograd calls DDP's hook, which counts the gradients that are ready, only if it gets a gradient.
+    """
     work = functools.partial(wgrad_gemm_accum_fp32, total_input, grad_output, main_grad)
     weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]  # a mark that DDP reads
     if _postponed is None:

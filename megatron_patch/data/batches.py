@@ -1,4 +1,7 @@
-"""From a data set's samples to device batches: collation, worker processes, pinned memory."""
+"""A run's data sets, which of their samples make which batch, and the batches themselves.
+
+Which samples make a batch is a pure function of the samples consumed, so a run that goes on reads exactly what follows.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,124 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from megatron_patch.data.samplers import ABSENT, MicroBatchSampler
+from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
 
+# name → tensor [B, S]: int64 `tokens`, `labels` and `loss_mask`; with packing also `position_ids` and `segment_ids`
 Batch = dict[str, torch.Tensor]
 
-# What the model and the loss read; a data set's other keys stay behind.
+# The keys of a sample that the model and the loss read. Samples of core's GPTDataset have others.
 _KEYS = ("tokens", "labels", "loss_mask", "position_ids", "segment_ids")
+# The index for "no sample". It fills an incomplete last batch with rows whose loss mask is all zero.
+ABSENT = -1
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the samples of a data set are dealt out. Sizes are samples.
+
+    Attributes:
+        samples: of the data set.
+        shuffle_seed: every pass is a new permutation, made from this seed and the pass's number. None keeps the data
+            set's own order: core's GPTDataset has shuffled already.
+        passes: passes over the data; None goes on for ever.
+    """
+
+    samples: int
+    global_batch_size: int
+    micro_batch_size: int
+    data_parallel_size: int
+    shuffle_seed: int | None = None
+    passes: int | None = None
+
+    @property
+    def batches_per_pass(self) -> int:
+        """Global batches of one pass. The last one may be incomplete; it is trained on all the same."""
+        return -(-self.samples // self.global_batch_size)
+
+    def global_batch(self, index: int) -> list[int]:
+        """The sample numbers of global batch number `index`, which counts on over all passes."""
+        epoch, place = divmod(index, self.batches_per_pass)
+        start = place * self.global_batch_size
+        stop = min(start + self.global_batch_size, self.samples)
+        if self.shuffle_seed is None:
+            return list(range(start, stop))
+        return _permutation(self.samples, self.shuffle_seed + epoch)[start:stop].tolist()
+
+
+def plan_of(config: TrainConfig, replicas: int, samples: int, *, shuffled: bool, passes: int | None = None) -> BatchPlan:
+    """How a run of `replicas` data-parallel ranks deals out `samples`.
+
+    shuffled: whether `--seed` orders them; else the data set's own order stays.
+    """
+    seed = config.options.seed if shuffled else None
+    return BatchPlan(samples, config.global_batch_size, config.micro_batch_size, replicas, seed, passes)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run's data sets, how they are dealt out, and how long the run is.
+
+    Attributes:
+        train: training data set. Its items are mappings from the keys of `Batch` to arrays [S].
+        valid: validation data set; None skips evaluation.
+        plan: how the training samples are dealt out.
+        valid_plan: the same for validation. With one pass (JSON data) every evaluation begins with the first batch, so
+            their losses compare. Without an end (indexed data) an evaluation goes on where the last one stopped, as in
+            Megatron.
+        train_iters: global batches of the whole run.
+        eval_batches: global batches of one evaluation.
+        eval_every: iterations between two evaluations; 0 evaluates at the end only.
+        save_every: iterations between two checkpoints; 0 saves at the end only.
+    """
+
+    train: Any
+    valid: Any | None
+    plan: BatchPlan
+    valid_plan: BatchPlan | None
+    train_iters: int
+    eval_batches: int
+    eval_every: int
+    save_every: int
+
+
+_last_permutation: tuple[tuple[int, int], torch.Tensor] | None = None
+
+
+def _permutation(samples: int, seed: int) -> torch.Tensor:
+    """The order of one pass, int64 [samples]. The last one is kept, since every batch of a pass asks for it."""
+    global _last_permutation
+    if _last_permutation is None or _last_permutation[0] != (samples, seed):
+        generator = torch.Generator().manual_seed(seed)
+        _last_permutation = ((samples, seed), torch.randperm(samples, generator=generator))
+    return _last_permutation[1]
+
+
+class MicroBatchSampler(Sampler[list[int]]):
+    """The micro-batches of one data-parallel rank, as lists of sample numbers, from global batch `first` up to `last`.
+
+    A global batch is dealt out in runs of `micro_batch_size`, rank after rank. ABSENT fills an incomplete last batch,
+    so that every rank takes the same number of steps.
+    """
+
+    def __init__(self, plan: BatchPlan, rank: int, first: int = 0, last: int | None = None) -> None:
+        self.plan = plan
+        self.rank = rank
+        self.first = first
+        limit = None if plan.passes is None else plan.passes * plan.batches_per_pass
+        self.last = limit if last is None else last
+
+    def __iter__(self) -> Iterator[list[int]]:
+        plan, index = self.plan, self.first
+        step = plan.micro_batch_size * plan.data_parallel_size
+        while self.last is None or index < self.last:
+            batch = plan.global_batch(index)
+            batch += [ABSENT] * (plan.global_batch_size - len(batch))
+            for start in range(self.rank * plan.micro_batch_size, plan.global_batch_size, step):
+                yield batch[start : start + plan.micro_batch_size]
+            index += 1
 
 
 class _WithAbsent(Dataset):
@@ -35,10 +147,11 @@ class _WithAbsent(Dataset):
 
 
 def collate(samples: list[Mapping[str, Any]]) -> tuple[list[str], torch.Tensor]:
-    """Samples of [S] rows to one int64 tensor [keys, B, S], and the keys; a loss mask is 0 or 1.
+    """Stack samples of [S] rows: the keys, and one int64 tensor [keys, B, S].
 
-    One tensor, since each that a worker process hands over costs more than its bytes. Positions are handed on only with
-    packed samples; elsewhere they count from 0 and the model knows that.
+    It is one tensor because handing a tensor over from a worker process costs more than its bytes. So the loss mask, 0
+    or 1, is int64 too. `position_ids` come along with packed samples only; elsewhere they count from 0, and the model
+    knows that.
     """
     packed = "segment_ids" in samples[0]
     keys = [key for key in _KEYS if key in samples[0] and (packed or key != "position_ids")]
@@ -48,9 +161,9 @@ def collate(samples: list[Mapping[str, Any]]) -> tuple[list[str], torch.Tensor]:
 
 @dataclass(frozen=True)
 class _Checked:
-    """`collate`, and a check that no token lies outside the model's embedding.
+    """`collate`, and a check that every token has a row in the model's embedding.
 
-    On a GPU such a token would end in an assertion that names nothing, long after the batch was loaded.
+    On a GPU a token without one would end in an assertion that names nothing, long after the batch was loaded.
     """
 
     vocab_size: int
@@ -71,10 +184,10 @@ class _Checked:
 def micro_batches(
     dataset: Dataset, sampler: MicroBatchSampler, *, vocab_size: int, num_workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """An iterator over the host batches that `sampler` names, loaded ahead by `num_workers` processes.
+    """The batches that `sampler` names, in host memory, loaded ahead by `num_workers` processes.
 
     Raises:
-        UserError: while iterating, for a batch with a token outside [0, vocab_size).
+        UserError: while iterating: a batch holds a token outside [0, vocab_size).
     """
     loader = DataLoader(
         _WithAbsent(dataset),
@@ -91,12 +204,16 @@ def micro_batches(
 
 
 def _leave_the_group(_: int) -> None:
-    """torchrun hands SIGTERM on to a rank's whole process group. The rank finishes its iteration and saves, and torch takes a
-    loader that dies meanwhile for a failure of the rank; loaders end with it, or a few seconds after it was killed."""
+    """Put a loader process into a process group of its own, out of reach of torchrun's SIGTERM.
+
+    torchrun sends SIGTERM to a rank's whole group. The rank then finishes its iteration and saves, which takes a while.
+    If its loaders died meanwhile, torch would report that as a failure of the rank. They end with the rank, or a few
+    seconds after it was killed.
+    """
     os.setpgrp()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`, its loss mask in fp32; from pinned memory the copy runs beside the computation."""
+    """The batch on `device`, its loss mask in fp32. From pinned memory the copy runs beside the computation."""
     moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
     return {**moved, "loss_mask": moved["loss_mask"].float()}

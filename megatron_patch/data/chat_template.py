@@ -1,12 +1,16 @@
 """A folder's Jinja chat template, run so that it can neither reach Python's objects nor take all time and memory.
 
-Jinja's immutable sandbox keeps a template from Python's objects. It bounds `range` and nothing else: two nested loops of 100,000
-steps, a text that doubles forty times, `'x' * 10**9` or a macro that calls itself twice run for hours or take all memory. Here
-- every step of a loop and every call counts against a budget, and a clock runs;
-- a text that an operator, a filter, a method or a block makes has at most `_MOST_TEXT` characters, a list as many items, and what
-  could make more in one go (`*`, `**`, `center`, `replace`, `join`, `format`, …) is reckoned before it is done or not there;
-- what is written out is bounded as a whole, in blocks and macros too.
-Real templates stay a hundredfold below all of them; the room grows with the conversation.
+Jinja's immutable sandbox keeps a template from Python's objects. It bounds `range` and nothing else. Two nested loops
+of 100,000 steps, a text that doubles forty times, `'x' * 10**9` or a macro that calls itself twice would run for hours
+or take all memory. So this module adds bounds:
+
+- Every step of a loop and every call counts against a budget, and a clock runs.
+- A text that an operator, a filter, a method or a block makes has at most `_MOST_TEXT` characters, and a list as many
+  items. What could make more in one go (`*`, `**`, `center`, `replace`, `join`, `format`, …) is computed in advance, or
+  is not there.
+- What is written out is bounded as a whole, also inside blocks and macros.
+
+Real templates stay a hundredfold below all bounds. The bounds grow with the conversation.
 """
 
 from __future__ import annotations
@@ -31,10 +35,10 @@ _MOST_SECONDS = 1.0  # of one rendering; usual are 0.1 ms
 _MOST_TEXT = 1 << 20  # characters of a text, items of a list
 _MOST_OUTPUT = 1 << 22  # characters written out
 _MOST_NUMBER = 10**30
-# Filters and methods that no chat template needs and that make much of little.
+# Filters and methods that make a large text of a small one. No chat template needs them.
 _NO_FILTERS = ("batch", "center", "filesizeformat", "format", "pprint", "slice", "urlize", "wordwrap", "xmlattr")
 _NO_METHODS = {"center", "expandtabs", "ljust", "rjust", "translate", "zfill"}
-# What a template can raise with values that it does not expect; each is the template's fault or the conversation's.
+# What a template can raise when it meets unexpected values. The fault is the template's or the conversation's.
 _FAULTS = (
     TemplateError,
     ArithmeticError,
@@ -47,12 +51,12 @@ _FAULTS = (
     ValueError,
 )
 
-# render(turns, add_generation_prompt, **more) → text; what else is given (`tools`) is known to the template too
+# render(turns, add_generation_prompt, **more) → text. The template knows the names in `more` too, such as `tools`.
 Render = Callable[..., str]
 
 
 class _TooMuch(TemplateError):
-    """A bound above was met."""
+    """A template met a bound."""
 
 
 class _Bounded(ImmutableSandboxedEnvironment):
@@ -76,7 +80,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         self.begin(0)
 
     def begin(self, characters: int) -> None:
-        """A new rendering, of a conversation of so many characters, with all of its budget."""
+        """Begin a rendering with a full budget. `characters`: size of the conversation, with which the budget grows."""
         self.steps, self.end = _MOST_STEPS + characters, time.monotonic() + _MOST_SECONDS + characters / 1e6
         self.output, self.most = _MOST_OUTPUT + 4 * characters, _MOST_TEXT + 4 * characters
 
@@ -84,16 +88,23 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return _Counted().visit(super()._parse(source, name, filename))
 
     def _step(self) -> None:
+        """Count one step.
+
+        Raises:
+            _TooMuch: the budget or the time is used up.
+        """
         self.steps -= 1
         if self.steps < 0 or time.monotonic() > self.end:
             raise _TooMuch(f"it takes more than {_MOST_STEPS} steps or {_MOST_SECONDS:g} s")
 
     def _steps(self, items: Iterable[Any]) -> Iterator[Any]:
+        """`items`, each counted as a step. Every loop of a template goes through this."""
         for item in items:
             self._step()
             yield item
 
     def _written(self, value: Any) -> str:
+        """The text of a value that the template writes out, counted."""
         self._step()
         text = value if isinstance(value, str) else str(self._bounded(value))
         self.output -= len(text)
@@ -131,12 +142,16 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return self._bounded(super().call_binop(context, operator, left, right))
 
     def _check_product(self, left: Any, right: Any) -> None:
+        """Refuse `'x' * 10**9` before it is computed."""
         for many, times in ((left, right), (right, left)):
             if isinstance(many, (str, list, tuple)) and isinstance(times, int) and len(many) * times > self.most:
                 raise self._too_large()
 
     def _bounded(self, value: Any) -> Any:
-        """`value`, if it is not too large. A nested list counts with all that is in it, as often as it is."""
+        """Return `value` if it is not too large, else raise _TooMuch.
+
+        A nested list counts with everything in it, and an object that stands in it twice counts twice.
+        """
         self._step()
         if isinstance(value, str) and len(value) > self.most:
             raise self._too_large()
@@ -147,6 +162,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return value
 
     def _size(self, value: Any, before: int, depth: int = 0) -> int:
+        """`before` plus the characters and items in `value`. Raises _TooMuch beyond the bound."""
         if depth > 20:
             raise _TooMuch("it makes lists in lists in lists")
         if isinstance(value, (list, tuple, dict)):
@@ -161,7 +177,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return _TooMuch(f"it makes a text or a list of more than {self.most} characters or items")
 
     def _bounded_filter(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter of Jinja's whose result is bounded. What it takes is already."""
+        """One of Jinja's filters with a bounded result. Its arguments are bounded already."""
 
         def bounded(*args: Any, **kwargs: Any) -> Any:
             return self._bounded(function(*args, **kwargs))
@@ -170,6 +186,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return bounded
 
     def _items_to_join(self, between: str, items: Iterable[Any]) -> Iterator[Any]:
+        """The items to be joined, while what they come to stays within the bound."""
         size = 0
         for item in items:
             size += len(item if isinstance(item, str) else str(self._bounded(item))) + len(between)
@@ -200,7 +217,7 @@ _STEPS, _VALUE = "counted steps", "bounded value"  # names of filters that no te
 
 
 class _Counted(NodeTransformer):
-    """Sends what loops go over through one of these filters, and joined texts through the other."""
+    """Rewrites a parsed template: what loops go over passes `_steps`, and what `~` joins passes `_bounded`."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)  # changes it in place
@@ -216,11 +233,15 @@ def _raise_exception(message: object = "") -> None:
 
 
 def compile_chat_template(source: str, **fixed: str) -> Render:
-    """render(turns, add_generation_prompt, **more) by a Jinja template, to which `fixed` (bos_token, eos_token) are known.
+    """A function render(turns, add_generation_prompt, **more) → text that runs a Jinja chat template.
+
+    Args:
+        source: the template.
+        fixed: further names that the template knows: bos_token and eos_token.
 
     Raises:
-        UserError: no valid Jinja, or larger than a chat template is; from `render`, where it refuses a conversation, fails on it,
-            or meets one of this module's bounds.
+        UserError: `source` is no valid Jinja, or larger than a chat template is. `render` raises it if the template
+            refuses a conversation, fails on it, or meets a bound of this module.
     """
     if len(source) > _MOST_SOURCE:
         raise UserError(f"the folder's chat template has {len(source)} characters; a template has at most {_MOST_SOURCE}.")
@@ -243,6 +264,7 @@ def compile_chat_template(source: str, **fixed: str) -> Render:
 
 
 def _reason(error: BaseException) -> str:
+    """A phrase about what a template raised."""
     if isinstance(error, UnicodeEncodeError):
         return "it writes half of a surrogate pair, which is no character"
     text = one_line(error) or type(error).__name__

@@ -1,12 +1,19 @@
-"""A fine-tuning record as a conversation: whichever keys it uses, nothing of it is lost without a word.
+"""A fine-tuning record as a conversation, whichever keys it uses. Nothing of it is lost without a word.
 
-Three forms are read: `instruction`, `input`, `output` or `content` (Alpaca), with `history` and `system` beside them; OpenAI's
-`messages` of role and content; ShareGPT's `conversations` of from and value, with a `system` beside them. A key whose value is
-null, NaN, an empty text or an empty list counts as absent, since merged data sets have every column in every record.
+Three forms are read:
 
-A turn is a dict of `role` (system, user, assistant, tool) and `content`, as chat templates take it; an assistant's may have
-`tool_calls`, and `weight` 0 where it is not to be learnt. An answer without text is not learnt either (`teaches`). Every function
-raises UserError, one phrase without file and number, for a record that it cannot take.
+- Alpaca: `instruction`, `input`, `output` or `content`, with `history` and `system` beside them;
+- OpenAI's `messages`, a list of turns with role and content;
+- ShareGPT's `conversations`, a list of turns with from and value, with a `system` beside it.
+
+A key whose value is null, NaN, an empty text or an empty list counts as absent: merged data sets have every column in
+every record.
+
+A turn is a dict with `role` (system, user, assistant, tool) and `content`, as chat templates take it. An assistant's
+turn may have `tool_calls`. It has `weight` 0 if it is not to be learnt. An answer without text is not learnt either
+(`teaches`).
+
+Every function raises UserError for a record that it cannot take: one phrase, without file and number.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from typing import Any
 
 from megatron_patch.data.tool_turns import as_calls, definitions
 from megatron_patch.errors import UserError
-from megatron_patch.records.json_records import require_unicode
+from megatron_patch.records.texts import require_unicode
 
 Turn = dict[str, Any]
 
@@ -25,14 +32,14 @@ _LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
           "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "function_call": "assistant",
           "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool"}  # fmt: skip
-# What says whether a turn is learnt: OpenAI's and axolotl's names, and ms-swift's.
+# Keys that say whether a turn is learnt: OpenAI's, axolotl's and ms-swift's.
 _WEIGHTS = ("weight", "train", "loss")
 _TURN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", *_WEIGHTS}
 _TOOL_TURN_KEYS = ("name", "tool_call_id")
-# Whose turn each role's follows; None stands for the beginning, after a system message where there is one.
+# role → the roles that it may follow. None stands for the beginning, behind the system message if there is one.
 _FOLLOWS = {"user": (None, "assistant"), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
 _TOOLS = ("tools", "functions")
-# Keys that describe a record and say nothing that could be learnt. They are named in the report all the same.
+# Keys that describe a record and hold nothing to be learnt. The report names them apart from other unused keys.
 METADATA = frozenset({
     "id", "_id", "idx", "index", "uid", "uuid", "guid", "hash", "source", "src", "dataset", "dataset_name", "data_source",
     "origin", "url", "license", "language", "lang", "category", "categories", "task", "task_name", "task_type", "type", "topic",
@@ -47,14 +54,15 @@ def present(record: dict[str, Any], key: str) -> bool:
 
 
 def is_null(value: Any) -> bool:
-    """Null, or what merging data sets makes of it: NaN, an empty list, an empty object."""
+    """Whether a value is null, or NaN, [] or {}, which merging data sets makes of null."""
     return value is None or value in ([], {}) or value != value
 
 
 def chat_turns(record: dict[str, Any]) -> list[Turn]:
-    """The record's turns: at most one of the system, then user, assistant, user, … with tools' turns after an assistant's.
+    """The record's turns: at most one of the system, then user, assistant, user, … Tools' turns follow an assistant's.
 
-    Of an Alpaca record the pairs of `history` come first, then `instruction`, a blank line and `input` where there is one.
+    In an Alpaca record the pairs of `history` come first. Then comes a user's turn of `instruction`, a blank line and
+    `input`, and the answer.
     """
     key = list_key(record)
     turns = _read_turns(record[key], key) if key else [*history(record), *_last_pair(record)]
@@ -65,7 +73,11 @@ def chat_turns(record: dict[str, Any]) -> list[Turn]:
 
 
 def list_key(record: dict[str, Any]) -> str | None:
-    """`messages` or `conversations`, whichever the record has; None for an Alpaca record."""
+    """The key that holds the list of turns, `messages` or `conversations`; None for an Alpaca record.
+
+    Raises:
+        UserError: the record has two forms of a conversation, or an empty list of turns.
+    """
     lists = [key for key in _LISTS if present(record, key)]
     others = [key for key in ("instruction", "input", "output", "history") if present(record, key)]
     if len(lists) > 1 or (lists and others):
@@ -89,7 +101,11 @@ def answer_key(record: dict[str, Any]) -> str:
 
 
 def text(record: dict[str, Any], key: str) -> str:
-    """A text of the record; empty where the key is absent or null."""
+    """The text under a key of the record; empty if the key is absent or null.
+
+    Raises:
+        UserError: the value is not a text.
+    """
     value = record.get(key)
     if is_null(value):
         return ""
@@ -99,7 +115,11 @@ def text(record: dict[str, Any], key: str) -> str:
 
 
 def alpaca_parts(record: dict[str, Any]) -> tuple[str, str, str]:
-    """(instruction, input, answer) of an Alpaca record."""
+    """(instruction, input, answer) of an Alpaca record.
+
+    Raises:
+        UserError: the instruction or the answer is missing, or one of the three is not a text.
+    """
     key = answer_key(record)
     for needed, what in (("instruction", "no 'instruction'"), (key, "neither 'output' nor 'content'")):
         if is_null(record.get(needed)):
@@ -110,7 +130,11 @@ def alpaca_parts(record: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def history(record: dict[str, Any]) -> list[Turn]:
-    """The turns before an Alpaca record's own: `history` as pairs of question and answer, or as a list of turns."""
+    """The turns before an Alpaca record's own: `history` as pairs of question and answer, or as a list of turns.
+
+    Raises:
+        UserError: `history` is neither.
+    """
     if not present(record, "history"):
         return []
     items = record["history"]
@@ -127,8 +151,10 @@ def history(record: dict[str, Any]) -> list[Turn]:
 
 
 def teaches(turn: Turn) -> bool:
-    """Whether an assistant's turn is learnt, its end token with it: not where its `weight` is 0, and not where it is empty or
-    blank and calls no tool, since all that it could teach is to end at once.
+    """Whether an assistant's turn is learnt, and its end token with it.
+
+    It is not if its `weight` is 0. It is not if it is empty or blank and calls no tool: it could only teach to end at
+    once.
     """
     return turn.get("weight") != 0 and not is_empty_answer(turn)
 
@@ -139,12 +165,12 @@ def is_empty_answer(turn: Turn) -> bool:
 
 
 def answers(record: dict[str, Any]) -> list[Turn]:
-    """The assistant's turns that are not of `weight` 0."""
+    """The assistant's turns, but for those of `weight` 0."""
     return [turn for turn in chat_turns(record) if turn["role"] == "assistant" and turn.get("weight") != 0]
 
 
 def unused_keys(record: dict[str, Any]) -> Iterator[str]:
-    """Keys with content that no template reads, a turn's as `messages[].key`."""
+    """The keys with content that no template reads. A turn's key comes as `messages[].key`."""
     key = list_key(record)
     used = {key} if key else {"instruction", "input", "history", answer_key(record)}
     yield from (name for name in record if name not in used | {"system", *_TOOLS} and present(record, name))
@@ -155,18 +181,20 @@ def unused_keys(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_tool_turn(turn: dict[str, Any], key: str) -> bool:
+    """Whether `key` is one that a tool's turn has, and the turn is a tool's."""
     named = [turn[who] for who in ("role", "from") if isinstance(turn.get(who), str)]
     return key in _TOOL_TURN_KEYS and "tool" in map(_ROLES.get, named)
 
 
 def _last_pair(record: dict[str, Any]) -> list[Turn]:
+    """The user's and the assistant's turn of an Alpaca record."""
     instruction, context, answer = alpaca_parts(record)
     asked = "\n\n".join(part for part in (instruction, context) if part)
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
 
 def _with_system(turns: list[Turn], system: str) -> list[Turn]:
-    """The record's `system` as the first turn, where that is not its system turn already."""
+    """The turns with the record's `system` as the first one, unless it stands there already."""
     if turns[0]["role"] != "system":
         return [{"role": "system", "content": system}, *turns]
     if turns[0]["content"] != system:
@@ -175,6 +203,7 @@ def _with_system(turns: list[Turn], system: str) -> list[Turn]:
 
 
 def _require_order(turns: list[Turn]) -> None:
+    """Raise UserError unless each role follows one that it may follow."""
     spoken = turns[1:] if turns[0]["role"] == "system" else turns
     if not spoken:
         raise UserError("it has a system message and nothing after it; a conversation needs a user's turn, or remove it")
@@ -190,13 +219,14 @@ def _require_order(turns: list[Turn]) -> None:
 
 
 def _read_turns(turns: Any, field: str) -> list[Turn]:
+    """The turns of a list under the key `field`."""
     if not isinstance(turns, list) or not turns:
         raise UserError(f"its {field!r} must be a list with at least one turn")
     return [_read_turn(turn, number, field) for number, turn in enumerate(turns, start=1)]
 
 
 def _read_turn(turn: Any, number: int, field: str) -> Turn:
-    """One turn, under ShareGPT's names or OpenAI's."""
+    """One turn, whether its keys are ShareGPT's or OpenAI's."""
     place, (who, said) = f"turn {number} of {field!r}", _LISTS.get(field, _LISTS["messages"])
     named = turn if isinstance(turn, dict) else {}
     role = next((named[key] for key in (who, "role", "from") if present(named, key)), None)
@@ -219,7 +249,7 @@ def _read_turn(turn: Any, number: int, field: str) -> Turn:
 
 
 def _content(content: Any, place: str, said: str) -> str:
-    """A turn's text; OpenAI's list of parts is joined where all of them are texts."""
+    """A turn's text. OpenAI's list of parts is joined if all of them are texts."""
     if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
         kinds = {str(part.get("type")) for part in content} - {"text"}
         if kinds:
@@ -232,7 +262,7 @@ def _content(content: Any, place: str, said: str) -> str:
 
 
 def _is_learnt(turn: dict[str, Any], role: str, place: str) -> bool:
-    """False where the turn says that it is not to be learnt; only an assistant's can be."""
+    """False if the turn says that it is not to be learnt. Only an assistant's turn can be learnt."""
     weights = {key: turn[key] for key in _WEIGHTS if not is_null(turn.get(key))}
     for key, value in weights.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):

@@ -1,8 +1,8 @@
 """The token that ends an answer: the one at which the folder's model stops generating.
 
-Three files of a Hugging Face folder name it. Generation stops at generation_config.json's `eos_token_id`, one number or a
-list; where there is none, transformers takes config.json's; where neither has one, only the tokenizer's own `eos_token` is
-known. A ChatML folder that was made of a LLaMA may have `<|im_end|>` in some of them and `</s>` in others.
+Three files of a Hugging Face folder may name it. Generation stops at generation_config.json's `eos_token_id`, a number
+or a list. Without it transformers takes config.json's. If neither has one, only the tokenizer's own `eos_token` is
+known. The files may disagree: a ChatML folder made from a LLaMA may have `<|im_end|>` in some and `</s>` in others.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import json_object, shown
 
-_MODEL_FILES = ("generation_config.json", "config.json")  # the first that names a token decides, as in transformers
+_MODEL_FILES = ("generation_config.json", "config.json")  # the first one that names a token decides, as in transformers
 
 
 @dataclass(frozen=True)
 class EndToken:
-    """The token, and a sentence about it where the folder's files disagree; else an empty one."""
+    """The end token's id, and a sentence about it if the folder's files disagree; else an empty one."""
 
     id: int
     note: str
@@ -29,8 +29,8 @@ def end_token(folder: Path, eos: int, literals: dict[int, str], vocab_size: int)
     """The end token of answers for the model in `folder`.
 
     Args:
-        eos: the tokenizer's own, which is taken wherever the model waits for it too.
-        literals: what special tokens look like, for the sentence.
+        eos: the tokenizer's own end token, which is taken if the model stops at it too.
+        literals: id → how a special token is written, for the sentence.
         vocab_size: ids from there on cannot be written, and are not taken.
 
     Raises:
@@ -59,7 +59,7 @@ def end_token(folder: Path, eos: int, literals: dict[int, str], vocab_size: int)
 
 
 def _ids(path: Path) -> tuple[int, ...]:
-    """`eos_token_id` of a JSON file; empty where there is no file, or none in it."""
+    """`eos_token_id` of a JSON file; empty if the file or the key is missing."""
     value = read_object(path).get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
@@ -68,5 +68,9 @@ def _ids(path: Path) -> tuple[int, ...]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file. UserError where the file holds something else."""
+    """A JSON object; empty if there is no such file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
     return json_object(path) if path.is_file() else {}

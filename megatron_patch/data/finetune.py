@@ -4,35 +4,29 @@ from __future__ import annotations
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
-from megatron_patch.data.json_data import (
-    Say,
-    dealt_out,
-    json_dataset,
-    json_tokenizer,
-    nothing_to_learn,
-    require_something_to_learn,
-    said_once,
-)
-from megatron_patch.data.run_data import RunData
+from megatron_patch.data import Say
+from megatron_patch.data.batches import RunData, plan_of
+from megatron_patch.data.json_dataset import run_dataset
+from megatron_patch.data.run_tokenizer import text_tokenizer
 
 
 def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
-    """TRAIN_DATASET_PATH for EPOCH passes; the whole of VALID_DATASET_PATH and a checkpoint after each.
+    """The training file for EPOCH shuffled passes. After each the run evaluates the whole validation file and saves.
 
     Raises:
-        UserError: a file that cannot be used, or of which nothing would be learnt.
+        UserError: a file cannot be used, or training on it would teach nothing.
     """
-    assert config.valid_data_path is not None
-    say = said_once(say)
-    tokenizer = json_tokenizer(config, say)
-    train = json_dataset(config, tokenizer, config.train_data_path, say)
-    require_something_to_learn(train.report)
-    held_out = json_dataset(config, tokenizer, config.valid_data_path, say)
+    assert config.valid_data is not None
+    say = _said_once(say)
+    tokenizer = text_tokenizer(config, say)
+    train = run_dataset(config, tokenizer, config.train_data.text, say)
+    train.report.require_something_to_learn()
+    held_out = run_dataset(config, tokenizer, config.valid_data.text, say)
     valid = None if held_out.report.teaches_nothing else held_out
     if valid is None:
-        say(f"  {config.valid_data_path}: {nothing_to_learn(held_out.report)} Evaluation is skipped.")
-    plan = dealt_out(config, layout, len(train), config.epochs)
-    valid_plan = dealt_out(config, layout, len(valid), 1) if valid else None
+        say(f"  {config.valid_data.text}: {held_out.report.why_nothing} Evaluation is skipped.")
+    plan = plan_of(config, layout.data_parallel_size, len(train), shuffled=True, passes=config.epochs)
+    valid_plan = plan_of(config, layout.data_parallel_size, len(valid), shuffled=True, passes=1) if valid else None
     return RunData(
         train=train,
         valid=valid,
@@ -43,3 +37,15 @@ def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
         eval_every=plan.batches_per_pass,
         save_every=plan.batches_per_pass,
     )
+
+
+def _said_once(say: Say) -> Say:
+    """`say`, but for lines that it has said: both data sets may be one file."""
+    said: set[str] = set()
+
+    def say_new(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return say_new

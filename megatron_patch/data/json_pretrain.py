@@ -1,42 +1,38 @@
-"""A JSON file as DATASET_PATH of pre-training: the original's prompt, and a fixed part of the file to evaluate on.
+"""Pre-training data from a JSON file: the original's prompt, and a fixed part of the file to evaluate on.
 
-The original evaluates on the file that it trains on. Here the part that `--split` gives to validation is held out, in the order
-of the file, as with indexed data; it has at least one sample, so that small files are evaluated on too.
+The original evaluates on the file that it trains on. Here the part that `--split` gives to validation is held out, in
+the order of the file, as with indexed data. It has at least one sample, so small files are evaluated on too.
 """
 
 from __future__ import annotations
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
-from megatron_patch.data.json_data import (
-    Say,
-    dealt_out,
-    json_dataset,
-    json_tokenizer,
-    nothing_to_learn,
-    require_something_to_learn,
-)
-from megatron_patch.data.run_data import RunData
-from megatron_patch.data.sft import SFTDataset
+from megatron_patch.data import Say
+from megatron_patch.data.batches import RunData, plan_of
+from megatron_patch.data.json_dataset import JsonDataset, run_dataset
+from megatron_patch.data.run_tokenizer import text_tokenizer
 
 
 def json_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
-    """Shuffled passes over the file until TRAIN_TOKENS are reached; its held-out part every `--eval-interval` iterations.
+    """Shuffled passes over the file until TRAIN_TOKENS are reached.
+
+    The held-out part is evaluated every `--eval-interval` iterations.
 
     Raises:
-        UserError: the file cannot be used, or nothing of it would be learnt.
+        UserError: the file cannot be used, or training on it would teach nothing.
     """
-    whole = json_dataset(config, json_tokenizer(config, say), config.train_data_path, say)
-    require_something_to_learn(whole.report)
+    whole = run_dataset(config, text_tokenizer(config, say), config.train_data.text, say)
+    whole.report.require_something_to_learn()
     learnt, held_out = json_split(whole.report.samples, config.options.split)
     train = whole.part(learnt)
-    require_something_to_learn(train.report)
+    train.report.require_something_to_learn()
     valid = _validation(config, whole.part(held_out), learnt, held_out, say)
-    valid_plan = dealt_out(config, layout, len(valid), 1) if valid else None
+    valid_plan = plan_of(config, layout.data_parallel_size, len(valid), shuffled=True, passes=1) if valid else None
     return RunData(
         train=train,
         valid=valid,
-        plan=dealt_out(config, layout, len(train), None),
+        plan=plan_of(config, layout.data_parallel_size, len(train), shuffled=True),
         valid_plan=valid_plan,
         train_iters=config.train_iters,
         eval_batches=min(config.options.eval_iters, valid_plan.batches_per_pass) if valid_plan else 0,
@@ -46,9 +42,10 @@ def json_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
 
 
 def json_split(samples: int, split: str) -> tuple[range, range]:
-    """The samples for training and those for validation, by the shares of `split`, rounded as core rounds documents.
+    """The sample numbers for training and those for validation, by the shares of `split`, as `98,2,0`.
 
-    Where validation has a share, it gets a sample if there are two; training always gets one.
+    Parts are rounded as core rounds documents. Training always gets a sample. Validation gets one if it has a share and
+    the file has two samples.
     """
     shares = [float(share) for share in split.split(",")] + [0.0, 0.0]
     train = max(1, round(shares[0] / sum(shares) * samples))
@@ -58,9 +55,9 @@ def json_split(samples: int, split: str) -> tuple[range, range]:
     return range(train), range(train, end)
 
 
-def _validation(config: TrainConfig, part: SFTDataset, learnt: range, held_out: range, say: Say) -> SFTDataset | None:
-    """The held-out part, and a line about it; None where there is nothing to evaluate."""
-    path, split, every = config.train_data_path, config.options.split, config.options.eval_interval
+def _validation(config: TrainConfig, part: JsonDataset, learnt: range, held_out: range, say: Say) -> JsonDataset | None:
+    """The data set for evaluations, or None if there are none. `say` gets a line about the parts of the file."""
+    path, split, every = config.train_data.text, config.options.split, config.options.eval_interval
     if not held_out:
         if every:
             say(f"  the split {split} leaves no validation data; evaluation is skipped")
@@ -71,7 +68,9 @@ def _validation(config: TrainConfig, part: SFTDataset, learnt: range, held_out: 
         f"(number {numbers}, in the order of the file; --split {split})"
     )
     if part.report.teaches_nothing:
-        say(f"{said}; {nothing_to_learn(part.report)} Evaluation is skipped.")
+        say(f"{said}; {part.report.why_nothing} Evaluation is skipped.")
         return None
     say(f"{said}: evaluated on every {every} iterations." if every else f"{said}; --eval-interval 0, no evaluation.")
-    return part.teaching() if every else None  # an evaluation takes a few batches, and they must not be all without a token
+    # An evaluation takes a few batches only. Without samples that teach nothing, none of them is without a token to
+    # learn.
+    return part.teaching() if every else None

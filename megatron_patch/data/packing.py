@@ -1,6 +1,4 @@
-"""Several samples to a sequence: best-fit decreasing, which wastes little and depends on nothing but the
-lengths.
-"""
+"""Several samples in one sequence, by best-fit decreasing. It wastes little and depends on nothing but the lengths."""
 
 from __future__ import annotations
 
@@ -8,16 +6,23 @@ import numpy as np
 
 
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Groups of sample numbers whose lengths add up to at most `capacity` each; every sample is in one group.
+    """Groups of sample numbers. The lengths in a group add up to at most `capacity`; every sample is in one group.
 
-    `lengths` [n], each from 1 to `capacity`. Longest first, each into the fullest group that has room. The
-    groups come in the order of their lowest sample, and so do the samples of a group. O(n · capacity / 64).
+    The longest sample comes first, and each goes into the fullest group that has room. Groups are returned in the order
+    of their lowest sample, and so are the samples of a group. Takes O(n · capacity / 64).
+
+    Args:
+        lengths: int [n], tokens, each from 1 to `capacity`.
+        capacity: tokens of a sequence.
+
+    Raises:
+        ValueError: a length is out of that range.
     """
     if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= capacity:
         raise ValueError(f"sample lengths are {lengths.min()} to {lengths.max()}; they must be 1 to {capacity}.")
     groups: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # by remaining room
-    rooms = 0  # bit r is set where with_room[r] holds a group
+    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the tokens that still fit
+    rooms = 0  # bit r is set if with_room[r] is not empty, so that the next larger room is found at once
     for i in np.argsort(-lengths, kind="stable"):
         length = int(lengths[i])
         fitting = rooms >> length

@@ -1,17 +1,17 @@
 """A fine-tuning record → ids and which of them are learnt, in one of four templates.
 
-An `Encoded` is (ids, learnt): two lists of one length, `learnt[i]` true where the model is to predict `ids[i]`. Nothing is cut or
-padded here. Every function raises UserError, one sentence without file and item number, for a record that it cannot take, or of
-which its template would lose a part: that part's key is named.
+An `Encoded` is (ids, learnt), two lists of one length. `learnt[i]` is true if the model is to predict `ids[i]`. Nothing
+is cut or padded here. Every function raises UserError for a record that it cannot take: one sentence, without file and
+item number. A template refuses a record of which it would lose a part, and the sentence names that part's key.
 
-- `alpaca`: the original's prompt for fine-tuning. A `system` stands in the place of the prompt's first sentences, and `history`
-  comes before the record's own instruction in the same form, as LLaMA-Factory's template of that name has it.
+- `alpaca`: the original's prompt for fine-tuning. A `system` replaces the prompt's first sentences. `history` comes
+  before the record's own instruction in the same form, as in LLaMA-Factory's template of that name.
 - `pretrain`: the original's prompt for JSON as pre-training data. It has no place for `system` and `history`.
-- `llama2-chat`: Meta's, for all but tools.
-- `tokenizer`: the folder's own Jinja template; what it passes over is refused.
+- `llama2-chat`: Meta's, for everything but tools.
+- `tokenizer`: the folder's own Jinja template. A part that it passes over is refused.
 
-Answers of `history` are learnt like the record's own (so does LLaMA-Factory), unless a turn's `weight` is 0. Of an answer without
-text nothing is learnt, its end token neither.
+Answers in `history` are learnt like the record's own, as in LLaMA-Factory, unless a turn's `weight` is 0. Of an answer
+without text nothing is learnt, not even its end token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from megatron_patch.errors import UserError
 
 Encoded = tuple[list[int], list[bool]]
 
-# Part of a token cache's key: raised with every change in what these functions make of a record.
+# Part of a token cache's key. Raise it with every change in what these functions make of a record.
 VERSION = 3
 TEMPLATES = ("alpaca", "pretrain", "llama2-chat", "tokenizer")
 
@@ -38,7 +38,11 @@ _PREAMBLE_INPUT = (
 
 
 def encoder(template: str, tokenizer: Tokenizer) -> Callable[[dict[str, Any]], Encoded]:
-    """The function that encodes a record in `template`, one of TEMPLATES."""
+    """The function that encodes a record in `template`, one of TEMPLATES.
+
+    Raises:
+        UserError: there is no such template.
+    """
     if template == "alpaca":
         return lambda record: encode_alpaca(record, tokenizer)
     if template == "pretrain":
@@ -52,10 +56,11 @@ def encoder(template: str, tokenizer: Tokenizer) -> Callable[[dict[str, Any]], E
 
 
 def encode_alpaca(record: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
-    """The original's prompt: BOS, the Stanford Alpaca prompt, the answer, the end token; answer and end are learnt.
+    """The original's prompt: BOS, the Stanford Alpaca prompt, the answer, the end token. Answer and end token are
+    learnt.
 
-    A missing, null or empty `input` takes the shorter prompt. Earlier turns stand before `### Instruction:`, each answer with
-    its end token and a blank line.
+    A missing, null or empty `input` takes the shorter prompt. Earlier turns stand before `### Instruction:`, each
+    answer with its end token and a blank line.
     """
     instruction, context, answer = _one_instruction(record)
     turns = history(record)
@@ -72,8 +77,9 @@ def encode_alpaca(record: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
 
 
 def encode_pretrain(record: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
-    """The original's prompt for pre-training: BOS, `instruction:…`, `input:…` where there is one, a newline, the answer, the end
-    token; answer and end are learnt.
+    """The original's prompt for pre-training: BOS, `instruction:…`, `input:…`, a newline, the answer, the end token.
+
+    Without an input, `input:` is left out. Answer and end token are learnt.
     """
     instruction, context, answer = _one_instruction(record)
     _refuse([repr(key) for key in ("system", "history") if present(record, key)], "pretrain", "choose --template llama2-chat")
@@ -83,11 +89,10 @@ def encode_pretrain(record: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
 
 
 def encode_llama2_chat(turns: list[Turn], tokenizer: Tokenizer) -> Encoded:
-    """Meta's format for LLaMA-2-chat: `<s>[INST] <<SYS>>…<</SYS>> asked [/INST] answer </s>` for each pair of
-    turns.
+    """Meta's format for LLaMA-2-chat: `<s>[INST] <<SYS>>…<</SYS>> asked [/INST] answer </s>` for each pair of turns.
 
-    <s> and </s> stand here by their ids; literals of them in a text stay text. Learnt: every answer with its
-    end token, if it `teaches`. An empty answer is its end token alone.
+    <s> and </s> stand here by their ids; literals of them in a text stay text. Every answer that `teaches` is learnt
+    with its end token. An empty answer is its end token alone.
     """
     ids: list[int] = []
     learnt: list[bool] = []
@@ -107,22 +112,23 @@ def encode_llama2_chat(turns: list[Turn], tokenizer: Tokenizer) -> Encoded:
 
 
 def _one_instruction(record: dict[str, Any]) -> tuple[str, str, str]:
-    """(instruction, input, answer) for a template that is made for them."""
+    """(instruction, input, answer) for a template that is made for those three."""
     if list_key(record):
         raise UserError("it is a conversation; pass --template llama2-chat, or --template tokenizer")
     return alpaca_parts(record)
 
 
 def _pairs(record: dict[str, Any], turns: list[Turn]) -> list[tuple[Turn, Turn]]:
+    """The turns as (question, answer) pairs, checked to take turns."""
     chat_turns(record)  # raises where the turns do not take turns
     return list(zip(turns[::2], turns[1::2]))
 
 
 def _encode_pairs(pairs: Any, tokenizer: Tokenizer) -> Encoded:
-    """(text before an answer, the answer's turn) one after the other.
+    """Encode (text before an answer, the answer's turn) pairs one after the other, behind BOS.
 
-    As in the original, what stands before an answer and the answer are tokenized as one text, and the answer begins after as
-    many tokens as the former alone has; literals of special tokens are those tokens.
+    As in the original, the text and the answer are tokenized as one text. The answer begins after as many tokens as the
+    text alone has. Literals of special tokens are those tokens.
     """
     ids, learnt = [tokenizer.bos], [False]
     for number, (before, turn) in enumerate(pairs):
@@ -134,13 +140,14 @@ def _encode_pairs(pairs: Any, tokenizer: Tokenizer) -> Encoded:
 
 
 def _without_tools(record: dict[str, Any]) -> list[Turn]:
+    """The record's turns, for a template that has no place for tools."""
     turns = chat_turns(record)
     _refuse_tools(turns, record, "llama2-chat")
     return turns
 
 
 def _refuse_tools(turns: list[Turn], record: dict[str, Any], template: str) -> None:
-    """UserError that names the key or the turn by which tools come in."""
+    """Raise UserError if the record has tools. It names the key or the turn by which they come in."""
     found = [repr(key) for key in ("tools", "functions") if tools(record) and present(record, key)]
     found += ["a call of a tool" for turn in turns if turn.get("tool_calls")][:1]
     found += ["a tool's turn" for turn in turns if turn["role"] == "tool"][:1]
@@ -148,5 +155,6 @@ def _refuse_tools(turns: list[Turn], record: dict[str, Any], template: str) -> N
 
 
 def _refuse(found: list[str], template: str, instead: str) -> None:
+    """Raise UserError if anything was found that the template has no place for. `instead` says what to do."""
     if found:
         raise UserError(f"it has {' and '.join(found)}, for which --template {template} has no place; {instead}, or remove it")

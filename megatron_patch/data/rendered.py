@@ -1,4 +1,4 @@
-"""The folder's own chat template: what its Jinja source makes of a conversation, and which of it is learnt."""
+"""The folder's own chat template: what its Jinja source makes of a conversation, and which part of it is learnt."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from megatron_patch.errors import UserError
 
 # render(turns, add_generation_prompt, tools) → text
 Render = Callable[..., str]
-# A conversation is rendered and tokenized up to each of its turns, so that the work grows with their square: at these bounds
-# it takes about 2 s. One of up to four turns may be as long as a record.
+# A conversation is rendered and tokenized up to each of its turns, so the work grows with the square of their number.
+# At these bounds it takes about 2 s. A conversation of up to four turns may be as long as a record may be.
 _MOST_TURNS = 512
 _MOST_CHARACTERS = 1 << 25  # turns times characters
 _MARK = "\u2042 a mark that no text holds \u2042"
 
 
 def chat_renderer(tokenizer: Tokenizer) -> Render:
-    """render(turns, add_generation_prompt, tools=[]) by the folder's own Jinja chat template, in Jinja's immutable
-    sandbox and within bounds.
+    """A function render(turns, add_generation_prompt, tools=[]) → text by the folder's own chat template.
 
-    Raises UserError where the folder has no template.
+    The template runs in Jinja's immutable sandbox and within bounds (`chat_template`).
+
+    Raises:
+        UserError: the folder has no template.
     """
     if not tokenizer.chat_template:
         raise UserError(
@@ -43,11 +45,17 @@ def chat_renderer(tokenizer: Tokenizer) -> Render:
 def encode_rendered(
     turns: list[dict[str, Any]], render: Render, tokenizer: Tokenizer, tools: list[Any] | None = None
 ) -> tuple[list[int], list[bool]]:
-    """What the template makes of the conversation, tokenized once; learnt is what each assistant turn that `teaches` adds to it.
+    """Encode the conversation as the template writes it. What each assistant turn that `teaches` adds is learnt.
 
-    An end token that the template writes after an answer is part of what the turn adds. A template that
-    rewrites earlier turns when a later one is added is refused, since its answers have no one place; so is a part of the
-    conversation that the template passes over.
+    The whole text is tokenized once. To find what a turn adds, the conversation is rendered up to that turn and with
+    it. An end token that the template writes after an answer belongs to what the turn adds.
+
+    Returns:
+        ids and learnt marks, two lists of one length.
+
+    Raises:
+        UserError: the template rewrites earlier turns when a later one is added, so that answers have no fixed place;
+            or it passes over a part of the conversation; or the conversation is too long to be rendered once a turn.
     """
     whole = render(turns, False, tools)
     if len(turns) > _MOST_TURNS or (len(turns) > 4 and len(turns) * len(whole) > _MOST_CHARACTERS):
@@ -72,7 +80,14 @@ def encode_rendered(
 
 
 def _require_all(turns: list[dict[str, Any]], render: Render, tools: list[Any] | None, whole: str) -> None:
-    """UserError where what is neither asked nor answered leaves no trace in `whole`: it is rendered otherwise and compared."""
+    """Check that the template writes what is neither asked nor answered: tools, system turns, tools' turns and calls.
+
+    Each is exchanged for a mark, and the conversation is rendered again. If the text stays the same, the template
+    passes over it.
+
+    Raises:
+        UserError: the template passes over something.
+    """
 
     def passed_over(number: int, turn: dict[str, Any]) -> bool:
         return render([*turns[:number], turn, *turns[number + 1 :]], False, tools) == whole

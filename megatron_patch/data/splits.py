@@ -1,7 +1,7 @@
-"""Which shares of indexed data core's datasets can be built from: each part of a split needs tokens, not only documents.
+"""Which parts of a `--split` core can build data sets from: a part needs tokens, not only documents.
 
-core looks for as many epochs as give the samples that a run takes. For a part without tokens it looks for ever, and for one
-of a few tokens it lists every document of the part once an epoch.
+core repeats a part as often as gives the samples that a run takes. For a part without tokens it never ends. For a part
+of a few tokens it makes a list with every document of the part, once for each repetition.
 """
 
 from __future__ import annotations
@@ -22,35 +22,43 @@ from megatron_patch.errors import UserError
 from megatron_patch.records.indexed import read_index
 
 _NAMES = ("training", "validation", "test")
-_LONGEST_INDEX = 100_000_000  # documents that core lists for a part of less than one sample: 2 GB while it shuffles them
+# Most documents that core may list for a part of less than one sample. While it shuffles them they take 2 GB.
+_LONGEST_INDEX = 100_000_000
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The part of one pair that a split gives to training, validation or test."""
+    """The part of one pair that a split gives to training, validation or test: its documents and their tokens."""
 
     documents: int
     tokens: int
 
     def is_usable(self, sequence_length: int, samples: int) -> bool:
+        """Whether core can make `samples` of `sequence_length` tokens of it, in time and memory."""
         if self.tokens == 0:
             return False
         epochs = math.ceil((samples * sequence_length + 1) / self.tokens)
         return self.tokens > sequence_length or epochs * self.documents <= _LONGEST_INDEX
 
 
-def usable_split(split: str, pairs: list[tuple[float, str]], sequence_length: int = 1, samples: Sequence[int] = (0, 0, 0)) -> str:
-    """`split` with 0 for each share that gives some pair no token. `samples`: of each part, as many as the run takes.
+def usable_split(split: str, prefixes: list[str], sequence_length: int = 1, samples: Sequence[int] = (0, 0, 0)) -> str:
+    """`split` with 0 in the place of each share that some pair has no usable part for.
+
+    Args:
+        split: shares of training, validation and test, as `98,2,0`.
+        prefixes: of the pairs.
+        sequence_length: tokens of a sample.
+        samples: how many the run takes of each part.
 
     Raises:
-        UserError: a pair has nothing for training, or cannot be read.
+        UserError: a pair has nothing usable for training, or cannot be read.
     """
     shares = [float(share) for share in split.split(",")]
     shares += [0.0] * (3 - len(shares))
     while True:
-        # What is left of a split is normalized anew, so that its parts begin and end elsewhere; hence again.
+        # core normalizes the shares that are left. Then parts begin and end elsewhere, so they are looked at again.
         text = ",".join(np.format_float_positional(share, trim="-") for share in shares)
-        unusable = _unusable(text, pairs, sequence_length, samples)
+        unusable = _unusable(text, prefixes, sequence_length, samples)
         if unusable.get(0):
             raise UserError(_nothing_to_train(unusable[0], split))
         if not unusable:
@@ -59,21 +67,19 @@ def usable_split(split: str, pairs: list[tuple[float, str]], sequence_length: in
             shares[place] = 0.0
 
 
-def repetitions(split: str, pairs: list[tuple[float, str]], sequence_length: int) -> Iterator[str]:
+def repetitions(split: str, prefixes: list[str], sequence_length: int) -> Iterator[str]:
     """A sentence for each part whose tokens do not fill one sample."""
-    for _, prefix in pairs:
+    for prefix in prefixes:
         for name, part in zip(_NAMES, _parts(prefix, split)):
             if part is not None and part.tokens <= sequence_length:
                 yield (f"{prefix}: the split {split} gives {name} {_tokens(part.tokens)}, fewer than one sample of "
                        f"{sequence_length + 1}, so each sample repeats them")  # fmt: skip
 
 
-def _unusable(
-    split: str, pairs: list[tuple[float, str]], sequence_length: int, samples: Sequence[int]
-) -> dict[int, tuple[str, _Part]]:
-    """Places in the split of what some pair has nothing for, with that pair's prefix."""
+def _unusable(split: str, prefixes: list[str], sequence_length: int, samples: Sequence[int]) -> dict[int, tuple[str, _Part]]:
+    """Place in the split → the first pair whose part there is not usable: its prefix and that part."""
     found: dict[int, tuple[str, _Part]] = {}
-    for _, prefix in pairs:
+    for prefix in prefixes:
         for place, part in enumerate(_parts(prefix, split)):
             if part is not None and not part.is_usable(sequence_length, samples[place]):
                 found.setdefault(place, (prefix, part))
@@ -81,7 +87,10 @@ def _unusable(
 
 
 def _parts(prefix: str, split: str) -> list[_Part | None]:
-    """Training, validation and test of a pair; None where the share is 0. core counts sequences, which it calls documents."""
+    """The training, validation and test part of a pair; None for a share of 0.
+
+    core splits a pair by sequences and calls them documents.
+    """
     lengths = read_index(prefix).lengths
     parts: list[_Part | None] = []
     for ends in convert_split_vector_to_split_matrix(parse_and_normalize_split(split)):
@@ -94,6 +103,7 @@ def _parts(prefix: str, split: str) -> list[_Part | None]:
 
 
 def _nothing_to_train(where: tuple[str, _Part], split: str) -> str:
+    """The sentence for a pair (its prefix, its part) that has nothing usable for training."""
     prefix, part = where
     if part.documents == 0:
         documents = len(read_index(prefix).lengths)

@@ -1,12 +1,17 @@
-"""Tokenized fine-tuning samples in one file: written once, then memory-mapped by every process.
+"""Tokenized samples of a JSON file, written once into one file and then memory-mapped by every process.
 
-A cache file's name is a hash of everything that its content depends on: the data file's bytes, the
-tokenizer's, the template, the end token, the version of the prompts, and this format's. Lengths, padding, packing
-and the parallel layout come later and are not part of it.
+The file's name is a hash of everything that its content depends on: the data file's bytes, the tokenizer, the template,
+the end token, the version of the prompts, and the version of this format. Lengths, padding, packing and the parallel
+layout come later, so they are not part of it.
 
-Layout, little-endian: one line of JSON (format, samples, tokens, account, crc32 of what follows the header) filled
-with spaces to 4096 bytes; offsets int64 [samples + 1]; tokens int32 [tokens], bit 30 set where a token is
-learnt; the account, a JSON object in as many bytes of UTF-8 as the header says.
+Layout, little-endian:
+
+| part | size |
+|---|---|
+| header: one line of JSON, filled with spaces; `crc` is the crc32 of what follows | 4096 bytes |
+| offsets int64 [samples + 1] | 8 bytes each |
+| tokens int32 [tokens], bit 30 set if the token is learnt | 4 bytes each |
+| account, a JSON object in UTF-8 | as many bytes as the header says |
 """
 
 from __future__ import annotations
@@ -40,8 +45,12 @@ Check = Callable[[dict[str, Any]], object]
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Samples end to end. `offsets` int64 [n + 1]; `flat` int32 [tokens], with bit 30 as the mark of a learnt
-    token; `account`: what whoever made it wants to know again of the file, JSON values.
+    """Samples end to end.
+
+    Attributes:
+        offsets: int64 [n + 1]; sample i is `flat[offsets[i] : offsets[i + 1]]`.
+        flat: int32 [tokens]; bit 30 marks a learnt token.
+        account: JSON values that the table's maker wants to know again.
     """
 
     offsets: np.ndarray
@@ -52,14 +61,16 @@ class TokenTable:
         return len(self.offsets) - 1
 
     def sample(self, i: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids int64 [n] and learnt bool [n] of sample i, n at most `limit`."""
+        """Sample i, cut to `limit` tokens: ids int64 [n], and bool [n], whether each is learnt."""
         begin = self.offsets[i]
         values = np.asarray(self.flat[begin : min(self.offsets[i + 1], begin + limit)])
         return (values & ~_LEARNT).astype(np.int64), (values & _LEARNT) != 0
 
     def learnt_counts(self, limit: int, block: int = 4096) -> np.ndarray:
-        """int64 [n]: how many tokens after the first of each sample, cut to `limit`, are learnt. In blocks of
-        samples.
+        """int64 [n]: how many tokens of each sample are learnt, if it is cut to `limit`.
+
+        A sample's first token does not count, since no token predicts it. Works on `block` samples at a time, because
+        `flat` may be larger than the memory.
         """
         counts = np.zeros(len(self), dtype=np.int64)
         for first in range(0, len(self), block):
@@ -72,7 +83,7 @@ class TokenTable:
 
 
 def make_table(samples: Iterator[Encoded]) -> TokenTable:
-    """Gather encoded samples."""
+    """Put encoded samples end to end."""
     lengths, parts = [0], []
     for ids, learnt in samples:
         parts.append(np.asarray(ids, dtype=np.int32) | np.where(learnt, _LEARNT, np.int32(0)).astype(np.int32))
@@ -82,18 +93,20 @@ def make_table(samples: Iterator[Encoded]) -> TokenTable:
 
 
 def table_path(folder: str | Path, data: Path, settings: dict[str, str]) -> Path:
-    """Where in `folder` the table of `data` under `settings` belongs."""
+    """Where in `folder` the table of the file `data` belongs. `settings`: what else its content depends on."""
     return Path(folder) / f"tokens-{_key(data, settings)}.bin"
 
 
 def cached_at(path: Path, build: Callable[[], TokenTable], check: Check = lambda account: None) -> TokenTable:
-    """The table at `path`, a place that `table_path` gave: if it is not there, it is built, written and then read.
+    """The table at `path`, a place that `table_path` gave. If it is not there, `build` makes it, and it is written.
 
-    Of several processes that share the folder one builds while the others wait for its lock. The finished file appears by one
-    rename, so processes without a common lock (another node, a file system without locks) at worst build it twice. A damaged
-    file is rebuilt, and a line on standard error says so.
+    Of several processes that share the folder one builds while the others wait for its lock. The finished file appears
+    by one rename. So processes without a common lock (another node, a file system without locks) at worst build it
+    twice. A damaged file is built again, and a warning says so.
 
-    `check` raises UserError for an account that its maker cannot have written: then the file is damaged, whatever its checksum.
+    Args:
+        check: raises UserError for an account that its maker cannot have written. The file is damaged then, whatever
+            its checksum.
 
     Raises:
         UserError: the file cannot be read back after it was written.
@@ -110,6 +123,7 @@ def cached_at(path: Path, build: Callable[[], TokenTable], check: Check = lambda
 
 
 def _key(data: Path, settings: dict[str, str]) -> str:
+    """The hash in a table's name."""
     with open(data, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 22):
@@ -119,7 +133,7 @@ def _key(data: Path, settings: dict[str, str]) -> str:
 
 
 def _load(path: Path, check: Check) -> TokenTable | None:
-    """The table, or None where there is no such file, or (with a sentence) a damaged one."""
+    """The table at `path`; None if there is no such file, or if it is damaged, which a warning says."""
     if not path.exists():
         return None
     try:
@@ -132,7 +146,11 @@ def _load(path: Path, check: Check) -> TokenTable | None:
 
 
 def _read_table(path: Path) -> TokenTable:
-    """The table in a cache file. ValueError, KeyError, TypeError or RecursionError where it is damaged, whatever its checksum."""
+    """The table in a cache file.
+
+    Raises:
+        ValueError, KeyError, TypeError, RecursionError: it is damaged, whatever its checksum says.
+    """
     with open(path, "rb") as file:
         header = json.loads(file.read(_HEADER))
     samples, tokens, noted = (whole_in(header, name, 0, 1 << 40) for name in ("samples", "tokens", "account"))
@@ -153,6 +171,7 @@ def _read_table(path: Path) -> TokenTable:
 
 
 def _save(path: Path, table: TokenTable) -> None:
+    """Write the table under a name of this process's own, flush it, and rename it."""
     offsets, flat = np.ascontiguousarray(table.offsets), np.ascontiguousarray(table.flat)
     account = json.dumps(table.account).encode()
     crc = zlib.crc32(account, zlib.crc32(flat.data, zlib.crc32(offsets.data)))
@@ -174,9 +193,7 @@ def _save(path: Path, table: TokenTable) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold a file lock, which ends with the process that holds it; where the file system has none, go on
-    without.
-    """
+    """Hold a file lock. It ends with the process that holds it. A file system without locks gives a warning instead."""
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

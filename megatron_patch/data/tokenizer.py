@@ -1,23 +1,22 @@
-"""The folder's LLaMA tokenizer: SentencePiece's `tokenizer.model`, or, where there is none, `tokenizer.json`.
+"""The folder's LLaMA tokenizer: SentencePiece's `tokenizer.model`, or, if there is none, `tokenizer.json`.
 
-`tokenizer.model` is run by SentencePiece itself, the engine that wrote the indexed data of Megatron-LM in
-2023 (and the faster one); `tokenizer.json` by Hugging Face's `tokenizers`. transformers is not imported: its
-fifth version drops a leading space that the others keep. Nothing that is read here can run code.
+SentencePiece itself runs `tokenizer.model`: it wrote the indexed data of Megatron-LM in 2023, and it is the faster
+engine. Hugging Face's `tokenizers` runs `tokenizer.json`. transformers is not imported, because its fifth version drops
+a leading space that the others keep. Nothing that is read here can run code.
 
-Two ways to read a text:
-- `tokenize`: a text is only text; a literal `</s>` in it becomes the pieces of its four characters
-(pre-training).
-- `tokenize_marked`: literals of special tokens become those tokens, as Hugging Face's tokenizer for LLaMA
-  (`legacy=False`) did in 2023 (fine-tuning, and chat templates that write `<s>` and `</s>` out).
+There are two ways to read a text:
 
-`pad` is -1, megatron-core's own "no such token": a LLaMA vocabulary has no padding token, and any real id
-taken for it would hide that id's loss. Datasets mask padding by a mask and fill it with `fill`, an id inside
+- `tokenize`, for pre-training: a text is only text. A literal `</s>` in it becomes the pieces of its four characters.
+- `tokenize_marked`, for fine-tuning and for chat templates that write `<s>` and `</s>` out: literals of special tokens
+  become those tokens. Hugging Face's tokenizer for LLaMA (`legacy=False`) did so in 2023.
+
+A LLaMA vocabulary has no padding token. `pad` is -1, which is megatron-core's own "no such token": with a real id
+there, core would leave that id out of the loss. Data sets mark padding by a mask and fill it with `fill`, an id inside
 the vocabulary.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,38 +26,54 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.data.end_token import end_token, read_object
+from megatron_patch.data.end_token import end_token
+from megatron_patch.data.tokenizer_files import (
+    MOST_TOKENS,
+    content,
+    fingerprint,
+    name_of,
+    read_added_tokens,
+    read_chat_template,
+    read_names,
+    without_padding,
+)
 from megatron_patch.errors import UserError
-from megatron_patch.formats.json_files import is_whole_number, one_line, shown
-from megatron_patch.formats.placeholders import refuse_placeholder
-from megatron_patch.formats.typed import whole_number
+from megatron_patch.formats.json_files import one_line
 
-# Appended to a serialized SentencePiece model, protobuf merges it in: normalizer_spec { add_dummy_prefix:
-# false }.
+# Protobuf merges these bytes into a serialized SentencePiece model that they are appended to:
+# normalizer_spec { add_dummy_prefix: false }, so that no space is put before a text.
 _WITHOUT_DUMMY_PREFIX = bytes([0x1A, 2, 0x18, 0])
-_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-          "added_tokens.json", "chat_template.jinja")  # fmt: skip
-_MOST_TOKENS = 1 << 28
-_MOST_TEMPLATE = 1 << 20  # bytes
 _USUAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back. Made by `load_tokenizer`; meets what megatron-core's GPTDataset asks of a
-    tokenizer.
+    """Text to ids and back. `load_tokenizer` makes it. It has what megatron-core's GPTDataset asks of a tokenizer.
+
+    Attributes:
+        vocab_size: ids lie in [0, vocab_size).
+        bos: the start token's id.
+        eod: the id that ends a document of pre-training: LLaMA's </s>, in a ChatML folder too.
+        eos: the id of the tokenizer's own `eos_token`, which chat templates write.
+        answer_end: the id that ends an answer: what the folder's model waits for (`end_token`).
+        end_note: a sentence if the folder's files disagree about `answer_end`; else empty.
+        fill: the id in padding positions: inside the vocabulary, never learnt.
+        fingerprint: sha256 of the tokenizer files' contents.
+        special_tokens: literal → id.
+        chat_template: Jinja source, as the folder has it.
+        encode_plain, encode_marked, decode: the engine's part of `tokenize`, `tokenize_marked` and `detokenize`.
     """
 
-    vocab_size: int  # ids lie in [0, vocab_size)
+    vocab_size: int
     bos: int
-    eod: int  # ends a document of pre-training: LLaMA's </s>, in a ChatML folder too
-    eos: int  # the tokenizer's own `eos_token`, which chat templates write
-    answer_end: int  # ends an answer: what the folder's model waits for, see `end_token`
-    end_note: str  # a sentence where the folder's files disagree about that; else empty
-    fill: int  # what padding positions hold: inside the vocabulary, never learnt
-    fingerprint: str  # sha256 of the tokenizer files' contents
-    special_tokens: Mapping[str, int]  # literal → id
-    chat_template: str | None  # Jinja source, as the folder has it
+    eod: int
+    eos: int
+    answer_end: int
+    end_note: str
+    fill: int
+    fingerprint: str
+    special_tokens: Mapping[str, int]
+    chat_template: str | None
     encode_plain: Callable[[str], list[int]]
     encode_marked: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
@@ -70,12 +85,12 @@ class Tokenizer:
 
     @property
     def unique_identifiers(self) -> OrderedDict[str, Any]:
-        """megatron-core takes these into the key of its index cache: the contents of the files, not their place."""
+        """What megatron-core takes into the names of its index files: the files' contents, not their place."""
         return OrderedDict(kind="llama", vocab_size=self.vocab_size, sha256=self.fingerprint)
 
     @property
     def separator_note(self) -> str:
-        """A sentence where documents and turns end in different tokens, as in a ChatML folder; else empty."""
+        """A sentence if documents and turns end in different tokens, as in a ChatML folder; else empty."""
         if self.eos == self.eod:
             return ""
         literal = {i: text for text, i in self.special_tokens.items()}
@@ -91,12 +106,18 @@ class Tokenizer:
         return self.encode_marked(text)
 
     def tokenize_after_end(self, text: str) -> list[int]:
-        """`tokenize_marked` of a text that goes on after an answer's end token: no space is put before it."""
-        literal = next(iter(self.special_tokens), "")  # of any special token, since a text is read alike after each
+        """Ids as by `tokenize_marked` for a text that follows an answer's end token: no space is put before it."""
+        # Read the text behind a special token's literal and drop that token. Any will do, since a text is read alike
+        # after each.
+        literal = next(iter(self.special_tokens), "")
         return self.encode_marked(literal + text)[1 if literal else 0 :]
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of ids; BOS and EOS give nothing. UserError for an id outside the vocabulary."""
+        """The text of ids; BOS and EOS give nothing.
+
+        Raises:
+            UserError: an id lies outside the vocabulary.
+        """
         ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.vocab_size:
@@ -107,27 +128,23 @@ class Tokenizer:
 def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: str | Path | None = None) -> Tokenizer:
     """The tokenizer in a Hugging Face folder or a converted checkpoint's root.
 
-    rows: of the model that it is for. A padding token beyond them is left out: LLaMA-2 was first published with a `<pad>` of
-    number 32000 beside 32000 rows, and nothing here pads with a token.
-    model_folder: where that model's config.json and generation_config.json stand, if not beside the tokenizer.
+    Args:
+        rows: number of rows of the model that it is for. A padding token beyond them is left out: LLaMA-2 was first
+            published with a `<pad>` of number 32000 beside 32000 rows, and nothing here pads with a token.
+        model_folder: folder of that model's config.json and generation_config.json, if it is not the tokenizer's.
 
-    Raises UserError where the folder has no tokenizer, or one that cannot be read or lacks an end token.
+    Raises:
+        UserError: the folder has no tokenizer, or one that cannot be read or lacks a start or end token.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"tokenizer folder {folder} does not exist; give the folder that holds tokenizer.model.")
-    digest = hashlib.sha256()
-    for name in _FILES:
-        if (folder / name).is_file():
-            refuse_placeholder(folder / name)
-            digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
-    settings = read_object(folder / "tokenizer_config.json")
-    names = _names(settings, read_object(folder / "special_tokens_map.json"))
-    added = _added_tokens(folder, settings)
-    common = {"fingerprint": digest.hexdigest(), "chat_template": _chat_template(folder, settings)}
+    contents, names = fingerprint(folder), read_names(folder)
+    added = read_added_tokens(folder)
+    common = {"fingerprint": contents, "chat_template": read_chat_template(folder)}
     if (folder / "tokenizer.model").is_file():
-        own = _without_padding(added, names, rows)
-        tokenizer = _from_sentencepiece(folder / "tokenizer.model", own, _content(names.get("eos_token")), common)
+        own = without_padding(added, names, rows)
+        tokenizer = _from_sentencepiece(folder / "tokenizer.model", own, content(names.get("eos_token")), common)
     elif (folder / "tokenizer.json").is_file():
         tokenizer = _from_tokenizers(folder / "tokenizer.json", names, rows, common)
     else:
@@ -138,13 +155,18 @@ def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: st
 
 
 def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, common: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a SentencePiece model and of `added` tokens, literal → id, beside it.
+
+    Two processors read it. `whole` puts a space before a text, as LLaMA's model asks for. `inner` does not; it reads
+    what follows a special token.
+    """
     from sentencepiece import SentencePieceProcessor
 
     try:
         whole = SentencePieceProcessor(model_file=str(path))
         inner = SentencePieceProcessor(model_proto=whole.serialized_model_proto() + _WITHOUT_DUMMY_PREFIX)
         for i in range(whole.vocab_size()):
-            whole.id_to_piece(i)  # UnicodeDecodeError, a ValueError, for one that is no UTF-8: no text could hold it
+            whole.id_to_piece(i)  # a piece that is no UTF-8 raises UnicodeDecodeError, a ValueError
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a SentencePiece model ({one_line(error)}); copy the model's own file there.") from error
     bos, eod, unk = whole.bos_id(), whole.eos_id(), whole.unk_id()
@@ -154,7 +176,8 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
     special = {whole.id_to_piece(i): i for i in (unk, bos, eod) if i >= 0} | added
     eos = special.get(eos_token, eod) if isinstance(eos_token, str) else eod
     if isinstance(eos_token, str) and eos_token not in special and whole.piece_to_id(eos_token) not in (unk, -1):
-        eos = special[eos_token] = whole.piece_to_id(eos_token)  # a piece of the model's own
+        eos = special[eos_token] = whole.piece_to_id(eos_token)  # an ordinary piece of the model serves as end token
+    # SentencePiece cannot decode tokens that were added beyond its own.
     beyond = {i: literal for literal, i in special.items() if i >= size}
 
     def decode(ids: list[int]) -> str:
@@ -170,8 +193,12 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
 
 
 def _marked_encoder(start: Callable, rest: Callable, special: Mapping[str, int]) -> Callable[[str], list[int]]:
-    """Splits a text at special literals; the first piece gets SentencePiece's leading space, the later ones
-    do not.
+    """A function from a text to ids that splits the text at special literals.
+
+    Args:
+        start: encodes what stands before the first literal, with SentencePiece's leading space.
+        rest: encodes what follows a literal, without that space.
+        special: literal → id.
     """
     literals = re.compile("(" + "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) + ")")
 
@@ -185,14 +212,8 @@ def _marked_encoder(start: Callable, rest: Callable, special: Mapping[str, int])
     return encode
 
 
-def _without_padding(added: dict[str, int], names: Mapping[str, Any], rows: int | None) -> dict[str, int]:
-    """Added tokens but for padding tokens beyond the model's rows."""
-    pad = _content(names.get("pad_token"))
-    padding = ("<pad>", "[PAD]", pad if isinstance(pad, str) else None)
-    return {literal: i for literal, i in added.items() if rows is None or i < rows or literal not in padding}
-
-
 def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. Two engines read it: `plain` takes special tokens' literals for text."""
     from tokenizers import Tokenizer as Engine
 
     with _faults_named(path):
@@ -200,13 +221,13 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
         plain.encode_special_tokens = True
         decoder, vocabulary = plain.get_added_tokens_decoder(), plain.get_vocab()
     added = {token.content: i for i, token in decoder.items()}
-    kept = _without_padding(added, names, rows)
+    kept = without_padding(added, names, rows)
     special = {t.content: i for i, t in decoder.items() if t.special and t.content in kept and t.content}
-    ids = [vocabulary.get(_name(path, names, key) or usual) for key, usual in _USUAL_NAMES.items()]
+    ids = [vocabulary.get(name_of(path, names, role) or usual) for role, usual in _USUAL_NAMES.items()]
     if ids[0] is None or ids[1] is None:
         raise UserError(f"{path} lacks the start or end token that tokenizer_config.json names; they must be in it.")
     size = max(i for literal, i in vocabulary.items() if literal not in added or literal in kept) + 1
-    if size > _MOST_TOKENS or max(ids[0], ids[1], ids[2] or 0) >= size:
+    if size > MOST_TOKENS or max(ids[0], ids[1], ids[2] or 0) >= size:
         found = f"numbers tokens up to {size}, or its start and end token beyond them"
         raise UserError(f"{path} {found}; copy the model's own file there.")
 
@@ -228,18 +249,12 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
     )  # fmt: skip
 
 
-def _names(settings: dict[str, Any], special_tokens_map: dict[str, Any]) -> dict[str, Any]:
-    """`bos_token` and the others. As in transformers, special_tokens_map.json wins over an old tokenizer_config.json alone:
-    one with `added_tokens_decoder` is all that counts, but for what it lacks."""
-    if "added_tokens_decoder" in settings:
-        return {**special_tokens_map, **{key: value for key, value in settings.items() if value is not None}}
-    return {**settings, **special_tokens_map}
-
-
 @contextmanager
 def _faults_named(path: Path) -> Iterator[None]:
-    """Turn what `tokenizers` raises into a sentence: it has no class of its own for a tokenizer.json that it cannot follow, and a
-    panic of its Rust code is no Exception.
+    """Turn what the `tokenizers` library raises into a UserError that names the file.
+
+    The library has no exception class of its own for a tokenizer.json that it cannot follow. A panic of its Rust code
+    is not even an Exception, only a BaseException.
     """
     try:
         yield
@@ -248,68 +263,3 @@ def _faults_named(path: Path) -> Iterator[None]:
             raise
         why = one_line(error)
         raise UserError(f"{path} is no tokenizer.json that `tokenizers` reads: {why}; copy the model's own file there.") from None
-
-
-def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
-    """Literal → id of tokens that were added beside tokenizer.model (`added_tokens.json`,
-    `added_tokens_decoder`).
-    """
-    added = {}
-    for literal, i in read_object(folder / "added_tokens.json").items():
-        added[_literal(folder / "added_tokens.json", literal)] = _id(folder / "added_tokens.json", i)
-    path, decoder = folder / "tokenizer_config.json", settings.get("added_tokens_decoder") or {}
-    if not isinstance(decoder, dict):
-        got = shown(decoder)
-        raise UserError(f"{path}: added_tokens_decoder is {got}; it must be an object: copy the model's own file there.")
-    for i, token in decoder.items():
-        added[_literal(path, _content(token))] = _id(path, whole_number(i))
-    return added
-
-
-def _literal(path: Path, literal: Any) -> str:
-    if not isinstance(literal, str) or not literal:
-        raise UserError(f"{path}: {shown(literal)} is no added token's text; copy the model's own file there.")
-    return literal
-
-
-def _id(path: Path, value: Any) -> int:
-    if not is_whole_number(value) or not 0 <= value < _MOST_TOKENS:
-        raise UserError(f"{path}: {shown(value)} is no token's number, 0 to {_MOST_TOKENS - 1}; copy the model's own file there.")
-    return value
-
-
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The folder's chat template: `chat_template.jinja`, or tokenizer_config.json's, the one named default of
-    several.
-    """
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        with open(path, "rb") as file:
-            data = file.read(_MOST_TEMPLATE + 1)
-        if len(data) > _MOST_TEMPLATE:
-            found = f"more than {_MOST_TEMPLATE} bytes, which no chat template has"
-            raise UserError(f"{path} has {found}; copy the model's own file there.")
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 (byte {error.start}); copy the model's own file there.") from None
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
-        template = next((t.get("template") for t in named), None)
-    if not isinstance(template, (str, type(None))):
-        raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is {shown(template)}; it must be a text.")
-    return template
-
-
-def _content(token: Any) -> Any:
-    """A token's text, which tokenizer files write plainly or as an object's `content`."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _name(path: Path, names: Mapping[str, Any], key: str) -> str | None:
-    """The text that tokenizer_config.json or special_tokens_map.json gives for `bos_token` and the like; None without one."""
-    content = _content(names.get(key))
-    if not isinstance(content, (str, type(None))):
-        raise UserError(f"{path.parent}: {key} is {shown(content)}; it must be a token's text: copy the model's own files there.")
-    return content

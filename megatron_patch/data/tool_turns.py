@@ -1,7 +1,7 @@
-"""Tools in a fine-tuning record: definitions and calls, in the form that chat templates take.
+"""Tools in a fine-tuning record: their definitions and calls, in the form that chat templates take.
 
-OpenAI's `tools` (and its older `functions`), `tool_calls` (and the older `function_call`) and ShareGPT's turns `function_call`
-come to the same. Data sets often hold them as JSON inside a text.
+OpenAI's `tools` and its older `functions` define tools. OpenAI's `tool_calls`, its older `function_call` and ShareGPT's
+turns `function_call` call them. Data sets often hold all of these as JSON inside a text.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from megatron_patch.errors import UserError
 
 
 def definitions(found: dict[str, Any]) -> list[Any]:
-    """The tools of `tools` or `functions`, each as {"type": "function", "function": {…}} or as it stands.
+    """The tools under `tools` or `functions`: each as {"type": "function", "function": {…}}, or as it stands.
 
-    Raises UserError where they are no list of objects.
+    Raises:
+        UserError: they are no list of objects.
     """
     out: list[Any] = []
     for key, value in found.items():
@@ -27,9 +28,15 @@ def definitions(found: dict[str, Any]) -> list[Any]:
 
 
 def as_calls(turn: dict[str, Any], role: str, content: Any, place: str) -> list[Any]:
-    """The calls of an assistant's turn; none in most. `role` as the record spells it.
+    """The calls in an assistant's turn; most turns have none.
 
-    Raises UserError where a call is no object with a name, or another's turn has calls.
+    Args:
+        role: as the record spells it.
+        content: the turn's content, which holds the call in ShareGPT's form.
+        place: what to call the turn in a sentence.
+
+    Raises:
+        UserError: a call is no object with a name.
     """
     if role == "function_call":
         calls = _parsed(content, place)
@@ -44,11 +51,13 @@ def as_calls(turn: dict[str, Any], role: str, content: Any, place: str) -> list[
 
 
 def _is_there(turn: dict[str, Any], key: str) -> bool:
+    """Whether the turn has this key with content."""
     value = turn.get(key)
-    return value not in (None, [], {}, "") and value == value  # NaN is what merging data sets makes of nothing
+    return value not in (None, [], {}, "") and value == value  # not NaN, which merging data sets makes of null
 
 
 def _call(call: Any, place: str) -> dict[str, Any]:
+    """One call in the form {"type": "function", "function": {"name": …, "arguments": …}}."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise UserError(f"{place} has a call that is no object with a text 'name'")
@@ -59,7 +68,7 @@ def _call(call: Any, place: str) -> dict[str, Any]:
 
 
 def _parsed(value: Any, place: str) -> Any:
-    """JSON inside a text; anything else as it is."""
+    """The value of a JSON text; any other value as it is."""
     if not isinstance(value, str):
         return value
     try:

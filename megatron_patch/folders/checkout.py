@@ -17,6 +17,8 @@ def checkout_problem(folder: str) -> str | None:
     package = os.path.join(folder, "megatron_patch")
     if not folder or not os.path.isfile(os.path.join(package, "launch.sh")):
         return f"it takes the folder that holds this project's megatron_patch/: write {ROOT}."
+    if not os.path.isfile(os.path.join(package, "__init__.py")):
+        return None  # the scripts that pip installed, beside which lies no code: the installed code runs
     if not os.path.samefile(package, ROOT / "megatron_patch"):
         return f"that is another checkout than {ROOT}, whose code runs here: start the script in another folder, or write {ROOT}."
     return None

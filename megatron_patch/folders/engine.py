@@ -11,8 +11,10 @@ from pathlib import Path
 
 from megatron_patch.errors import UserError
 
-# Tried: 0.16.1. The upper bound is where core/patches.py must be looked at again.
-SUPPORTED = ((0, 16), (0, 17))
+# Tried: 0.16.1, 0.17.1, 0.18.2, 0.19.2 (docs/matrix.md); pyproject.toml says the same. The upper bound is where core/patches.py
+# must be looked at again.
+SUPPORTED = ((0, 16), (0, 20))
+NO_TREE = "none"  # MEGATRON_PATH of a user who has no source tree
 
 
 def tree_version(folder: str | Path) -> str | None:
@@ -42,17 +44,19 @@ def installed_version() -> str:
     try:
         return importlib.metadata.version("megatron-core")
     except importlib.metadata.PackageNotFoundError:
-        raise UserError("megatron-core is not installed; run: pip install 'megatron-core>=0.16.1,<0.17'.") from None
+        raise UserError(f"megatron-core is not installed; run: pip install 'megatron-core{supported_range()}'.") from None
 
 
 def choose_engine(megatron_path: str) -> tuple[str | None, str]:
     """(folder to put in front of PYTHONPATH, or None for the installed engine; the line that says so)."""
+    if megatron_path == NO_TREE:
+        return None, f"The installed megatron-core {installed_version()} is used."
     tree = tree_version(megatron_path)
     if tree is not None and is_supported(tree):
         return megatron_path, f"megatron.core {tree} of MEGATRON_PATH {megatron_path} is used."
     installed = installed_version()
     if tree is not None:
-        reason = f"holds megatron.core {tree}, which is not in {_range()}"
+        reason = f"holds megatron.core {tree}, which is not in {supported_range()}"
     elif Path(megatron_path).exists():
         reason = "holds no megatron.core"
     else:
@@ -60,6 +64,7 @@ def choose_engine(megatron_path: str) -> tuple[str | None, str]:
     return None, f"MEGATRON_PATH {megatron_path} {reason}; the installed megatron-core {installed} is used."
 
 
-def _range() -> str:
+def supported_range() -> str:
+    """The tried versions of megatron-core, as pip writes a range: >=0.16,<0.20."""
     (low, high) = (".".join(map(str, bound)) for bound in SUPPORTED)
     return f">={low},<{high}"

@@ -1,7 +1,6 @@
-"""Telling whether two files are the same without reading all of either. Imports no torch.
+"""Whether two files are the same without reading all of either: what a run records of its data and of the model it began with.
 
-A run records this of its data and of the model that it began with. Paths change when folders are moved or renamed; a
-fingerprint does not.
+Paths change when folders are moved or renamed; this does not. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,27 +8,49 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.data_paths import data_findings, is_json, parse_data_path
+from megatron_patch.data_paths import DataSource, JsonFile
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import resolve_checkpoint
 
 _PIECE, _PIECES = 1 << 16, 16
 
 
-def with_fingerprints(config: TrainConfig) -> TrainConfig:
-    """`config` with the fingerprints of its training data and PRETRAIN_CHECKPOINT_PATH; "" for what cannot be read."""
-    return replace(config, train_data_fingerprint=_of_data(config), load_fingerprint=_of_checkpoint(config.load))
+@dataclass(frozen=True)
+class Origin:
+    """What a run was found to begin with. Recorded with its configuration; nobody asked for it by an argument.
+
+    Attributes:
+        train_data_bytes: size of the training data's files together; 0 if they cannot be read. A run goes on only over the data
+            that it began with.
+        train_data_fingerprint: `fingerprint` of those files, by which data is known wherever it lies; "" if unknown.
+        load_fingerprint: the same of PRETRAIN_CHECKPOINT_PATH's files.
+        resumed_from: the iteration's folder of another run that this one went on from.
+    """
+
+    train_data_bytes: int = 0
+    train_data_fingerprint: str = ""
+    load_fingerprint: str = ""
+    resumed_from: str | None = None
+
+
+def observe(config: TrainConfig) -> Origin:
+    """Look at the files that `config` names, as far as they can be read. Reads at most 1 MiB of each."""
+    source = config.train_data
+    if not source.files or source.findings():
+        return Origin(load_fingerprint=_of_checkpoint(config.load))
+    size = sum(os.path.getsize(file) for file in source.files)
+    return Origin(size, _of_data(source), _of_checkpoint(config.load))
 
 
 def fingerprint(files: Iterable[tuple[str, str | Path]]) -> str:
     """32 hex digits for files given as (what to call one, path), in their order; "" where one cannot be read.
 
-    Takes each file's length and up to 1 MiB of its bytes: all of a file that is no longer, else 16 pieces of 64 KiB,
-    evenly spread from the first byte to the last. A change between the pieces that keeps a file's length is not seen.
+    Takes each file's length and up to 1 MiB of its bytes: all of a file that is no longer, else 16 pieces of 64 KiB, evenly
+    spread from the first byte to the last. A change between the pieces that keeps a file's length is not seen.
     """
     digest = hashlib.sha256()
     try:
@@ -46,23 +67,17 @@ def fingerprint(files: Iterable[tuple[str, str | Path]]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _of_data(config: TrainConfig) -> str:
-    """The fingerprint of DATASET_PATH's files; for a blend the weights are part of it."""
-    text, json_data = config.train_data_path, config.task == "finetune" or is_json(config.train_data_path)
-    if data_findings(text, json_data):
-        return ""
-    if json_data:
-        return fingerprint([("json", text)])
-    pairs = parse_data_path(text)
-    total = sum(weight for weight, _ in pairs)
-    return fingerprint((f"{weight / total:.9g}{end}", prefix + end) for weight, prefix in pairs for end in (".bin", ".idx"))
+def _of_data(source: DataSource) -> str:
+    """The fingerprint of the training data's files; for a blend the weights are part of it."""
+    if isinstance(source, JsonFile):
+        return fingerprint([("json", source.path)])
+    total = sum(weight for weight, _ in source.pairs)
+    names = ((f"{weight / total:.9g}{end}", prefix + end) for weight, prefix in source.pairs for end in (".bin", ".idx"))
+    return fingerprint(names)
 
 
 def _of_checkpoint(path: str | None) -> str:
-    """The fingerprint of the iteration that PRETRAIN_CHECKPOINT_PATH means now.
-
-    A run that goes on there may change that later.
-    """
+    """The fingerprint of the iteration that PRETRAIN_CHECKPOINT_PATH means now; a run that goes on there may change it later."""
     if path is None:
         return ""
     try:

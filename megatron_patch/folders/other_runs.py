@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
+from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.layout import read_tracker, resolve_checkpoint
 from megatron_patch.folders.recorded_run import Comparison, compare, read_run_config
 
@@ -26,15 +27,18 @@ class _Run:
     found: Comparison
 
 
-def offers(config: TrainConfig) -> list[str]:
-    """A sentence for each run beside `config`'s that differs only in what may change, furthest first; three at most."""
+def offers(config: TrainConfig, origin: Origin) -> list[str]:
+    """A sentence for each run beside `config`'s that differs only in what may change, furthest first; three at most.
+
+    origin: what was observed of the files that `config` names.
+    """
     beside, own = Path(config.checkpoint_folder).parent, os.path.realpath(config.checkpoint_folder)
     lines, runs = [], []
     for root in sorted(beside.iterdir()) if beside.is_dir() else []:
         if not root.is_dir() or os.path.realpath(root) == own:
             continue
         try:
-            run = _candidate(config, root)
+            run = _candidate(config, origin, root)
         except (OSError, UserError) as error:
             lines.append(f"Whether this run could go on from {root} is not known: {error}")
         else:
@@ -43,7 +47,7 @@ def offers(config: TrainConfig) -> list[str]:
     return [_sentence(run) for run in runs[:_MOST]] + lines
 
 
-def _candidate(config: TrainConfig, root: Path) -> _Run | None:
+def _candidate(config: TrainConfig, origin: Origin, root: Path) -> _Run | None:
     """The run below `root`; None where there is none, or one that learns something else."""
     if read_tracker(root) is None:
         return None
@@ -51,7 +55,7 @@ def _candidate(config: TrainConfig, root: Path) -> _Run | None:
     recorded = read_run_config(location.folder) if location.iteration is not None else None
     if recorded is None:
         return None
-    found = compare(config, recorded, root)
+    found = compare(config, origin, recorded, root)
     # Of fine-tuning, the global batch can be had back by a flag.
     hindering = len(found.hindering) - (found.accumulation is not None)
     return None if hindering else _Run(root, location.iteration or 0, found)

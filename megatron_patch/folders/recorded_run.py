@@ -1,16 +1,16 @@
-"""What a training run recorded beside each checkpoint, and how a new configuration differs. Imports no torch."""
+"""What a training run recorded about itself beside each checkpoint, and how a new configuration differs. Imports no torch."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from megatron_patch.config import Options, TrainConfig
-from megatron_patch.data_paths import is_json
 from megatron_patch.errors import UserError
+from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.names import checkpoint_root, holds_tokenizer
 from megatron_patch.formats.json_files import json_object
 from megatron_patch.llama.model_config import LlamaConfig
@@ -31,13 +31,12 @@ _FREE = {
     "name": "",
     "output_path": "",
     "valid_data_path": "",
-    "resumed_from": "",
 }
 _DECISIVE_OPTIONS = ("adam_beta1", "adam_beta2", "adam_eps", "clip_grad", "packing", "seed", "split", "template", "weight_decay")
 # How long a run is. Going on may make it longer, which changes the decay of the learning rate.
 _DURATION = {"train_iters": "TRAIN_TOKENS", "epochs": "EPOCH"}
 # Compared by their content: `_data_differences`, `_model_differences`.
-_IDENTITIES = {"load", "load_fingerprint", "train_data_path", "train_data_bytes", "train_data_fingerprint"}
+_IDENTITIES = {"load", "train_data_path"}
 
 
 @dataclass
@@ -48,14 +47,18 @@ class Comparison:
         hindering: what may not differ when a run goes on.
         longer: more iterations or epochs.
         harmless: what changes nothing that is learnt.
-        accumulation: the `--gradient-accumulation-steps` with which the global batch would be as it was; None
-            elsewhere.
+        accumulation: the `--gradient-accumulation-steps` with which the global batch would be as it was; None elsewhere.
     """
 
     hindering: list[str] = field(default_factory=list)
     longer: list[str] = field(default_factory=list)
     harmless: list[str] = field(default_factory=list)
     accumulation: int | None = None
+
+
+def run_record(config: TrainConfig, origin: Origin) -> dict[str, Any]:
+    """What run_config.json holds of a run: its configuration, and what it began with."""
+    return config.as_dict() | asdict(origin)
 
 
 def read_run_config(folder: Path) -> dict[str, Any] | None:
@@ -81,16 +84,16 @@ def read_run_config(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def compare(config: TrainConfig, recorded: dict[str, Any], root: Path) -> Comparison:
-    """`config` against what the checkpoints below `root` recorded.
+def compare(config: TrainConfig, origin: Origin, recorded: dict[str, Any], root: Path) -> Comparison:
+    """How a run asked for by `config` differs from the one that the checkpoints below `root` recorded.
 
-    What was not recorded at the time is taken to be its default.
+    origin: what was observed of the files that `config` names. A field that the checkpoints do not record has its default.
     """
     now, found = json.loads(json.dumps(config.as_dict())), Comparison()
     if recorded.get("task", config.task) != config.task:  # every other difference follows from it
         return Comparison(hindering=[_was("task", recorded["task"], config.task)])
     for name in now.keys() - _IDENTITIES - _DURATION.keys() - {"model", "options"}:
-        if name not in recorded or recorded[name] == now[name] or (name == "pad_length" and not _is_text(config)):
+        if name not in recorded or recorded[name] == now[name] or (name == "pad_length" and not config.reads_json):
             continue
         if name not in _FREE:
             found.hindering.append(_was(name, recorded[name], now[name]) + _batch_hint(found, config, name, recorded[name]))
@@ -98,7 +101,7 @@ def compare(config: TrainConfig, recorded: dict[str, Any], root: Path) -> Compar
             found.harmless.append(_was(_FREE[name], recorded[name], now[name]))
     _compare_parts(found, now, recorded)
     _compare_duration(found, now, recorded)
-    found.hindering += [*_data_differences(config, recorded), *_model_differences(config, recorded, root)]
+    found.hindering += [*_data_differences(config, origin, recorded), *_model_differences(config, origin, recorded, root)]
     found.hindering.sort()
     found.harmless.sort()
     return found
@@ -111,10 +114,6 @@ def _was(name: str, old: object, new: object) -> str:
 def _short(value: object) -> str:
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _is_text(config: TrainConfig) -> bool:
-    return config.task == "finetune" or is_json(config.train_data_path)
 
 
 def _batch_hint(found: Comparison, config: TrainConfig, name: str, old: object) -> str:
@@ -144,10 +143,11 @@ def _compare_duration(found: Comparison, now: dict[str, Any], recorded: dict[str
             (found.longer if is_longer else found.hindering).append(_was(f"{name} ({argument})", old, new))
 
 
-def _data_differences(config: TrainConfig, recorded: dict[str, Any]) -> list[str]:
+def _data_differences(config: TrainConfig, origin: Origin, recorded: dict[str, Any]) -> list[str]:
     """By content where both have recorded it; by path and size where an earlier version has written the checkpoint."""
-    path, old_path = config.train_data_path, recorded.get("train_data_path", config.train_data_path)
-    known, old = config.train_data_fingerprint, recorded.get("train_data_fingerprint")
+    path = config.train_data.text
+    old_path = recorded.get("train_data_path", path)
+    known, old = origin.train_data_fingerprint, recorded.get("train_data_fingerprint")
     if known and old:
         if known == old:
             return []
@@ -156,24 +156,23 @@ def _data_differences(config: TrainConfig, recorded: dict[str, Any]) -> list[str
         sentences = []
     if not _is_same_path(path, old_path):
         sentences.append(_was("train_data_path", old_path, path))
-    size, old_size = config.train_data_bytes, recorded.get("train_data_bytes", config.train_data_bytes)
+    size, old_size = origin.train_data_bytes, recorded.get("train_data_bytes", origin.train_data_bytes)
     return sentences + ([_was("train_data_bytes", old_size, size)] if size != old_size else [])
 
 
-def _model_differences(config: TrainConfig, recorded: dict[str, Any], root: Path) -> list[str]:
+def _model_differences(config: TrainConfig, origin: Origin, recorded: dict[str, Any], root: Path) -> list[str]:
     """PRETRAIN_CHECKPOINT_PATH and, for text, the tokenizer.
 
     Paths are compared with links resolved, and models by content where a fingerprint was recorded. A missing `load` or
-    `tokenizer_path` is accepted, since a resumed run uses its own checkpoint folder's; so is the run that this one goes
-    on from.
+    `tokenizer_path` is accepted, since a resumed run uses its own checkpoint folder's; so is the run that this one goes on from.
     """
     sentences, load, old = [], config.load, recorded.get("load")
     own = [str(root)] + ([os.path.dirname(recorded["resumed_from"])] if recorded.get("resumed_from") else [])
     same = load is None or _is_same_path(load, old) or any(_is_same_path(_root_of(load), folder) for folder in own)
-    same = same or (config.load_fingerprint != "" and config.load_fingerprint == recorded.get("load_fingerprint"))
+    same = same or (origin.load_fingerprint != "" and origin.load_fingerprint == recorded.get("load_fingerprint"))
     if not same:
         sentences.append(_was("load", old, load))
-    if _is_text(config):
+    if config.reads_json:
         sentences += _tokenizer_difference(config, recorded, root)
     return sentences
 

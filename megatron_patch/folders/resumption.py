@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
+from megatron_patch.folders.fingerprint import Origin, observe
 from megatron_patch.folders.layout import CheckpointLocation, iteration_folder, read_tracker, resolve_checkpoint
 from megatron_patch.folders.names import TRACKER, checkpoint_root
 from megatron_patch.folders.recorded_run import Comparison, compare, read_run_config
@@ -22,14 +23,16 @@ class Start:
     """What a run starts from.
 
     Attributes:
-        folder: one iteration's folder, of which everything is taken: weights, optimizer, schedule, progress. None:
-            `config.load` gives the weights, or they are random.
+        folder: one iteration's folder, of which everything is taken: weights, optimizer, schedule, progress. None: `config.load`
+            gives the weights, or they are random.
         config: the run's configuration. A run that goes on keeps naming the model that it began with.
+        origin: what the run began with, to be recorded at each save.
         lines: what the user should know about it.
     """
 
     folder: Path | None
     config: TrainConfig
+    origin: Origin
     lines: tuple[str, ...] = ()
 
 
@@ -42,20 +45,20 @@ def find_start(config: TrainConfig) -> Start:
     Raises:
         UserError: a folder holds something else than the arguments ask for; each difference is named.
     """
-    own = own_checkpoint(config)
+    origin = observe(config)
+    own = own_checkpoint(config, origin)
     if own is not None:
-        return _from_own(config, own)
+        return _from_own(config, origin, own)
     if config.options.resume_from:
-        return _from_other(config, resume_location(config.options.resume_from))
-    return _from_load(config)
+        return _from_other(config, origin, resume_location(config.options.resume_from))
+    return _from_load(config, origin)
 
 
-def own_checkpoint(config: TrainConfig) -> Path | None:
+def own_checkpoint(config: TrainConfig, origin: Origin) -> Path | None:
     """The run's own last finished checkpoint, which it goes on from; None at its first start.
 
     Raises:
-        UserError: the tracker names a folder that is not there, or the folder belongs to a run that learns something
-            else.
+        UserError: the tracker names a folder that is not there, or the folder belongs to a run that learns something else.
     """
     root = Path(config.checkpoint_folder)
     tracker = read_tracker(root)
@@ -68,10 +71,13 @@ def own_checkpoint(config: TrainConfig) -> Path | None:
         )
     folder = iteration_folder(root, int(tracker))
     if not folder.is_dir():
-        raise UserError(f"{root / TRACKER} says {tracker}, and there is no {folder.name}; remove that file to start anew.")
+        raise UserError(
+            f"{root / TRACKER} says {tracker}, and there is no {folder.name}; "
+            "remove that file to start anew."
+        )
     recorded = read_run_config(folder)
     if recorded is not None:
-        found = compare(config, recorded, root)
+        found = compare(config, origin, recorded, root)
         if found.hindering or found.longer:
             raise UserError(
                 f"{root} holds a run of the same name with other arguments: {'; '.join(found.hindering + found.longer)}. "
@@ -103,11 +109,11 @@ def root_of(location: CheckpointLocation) -> Path:
     return Path(os.path.realpath(checkpoint_root(location.folder) or location.root))
 
 
-def _from_own(config: TrainConfig, folder: Path) -> Start:
+def _from_own(config: TrainConfig, origin: Origin, folder: Path) -> Start:
     """The start from the run's own checkpoint `folder`. Lines say where the arguments name one that is not read."""
     recorded = read_run_config(folder) or {}
     root = Path(os.path.realpath(folder.parent))
-    start = _going_on(config, folder, recorded.get("resumed_from"))
+    start = _going_on(config, replace(origin, resumed_from=recorded.get("resumed_from")), folder)
     lines = []
     for flag, path in (("--resume-from", config.options.resume_from), ("PRETRAIN_CHECKPOINT_PATH", config.load)):
         named = _location(path)
@@ -141,13 +147,13 @@ def _check_began_there(own: Path, wanted: Path, began: str | None) -> None:
     )
 
 
-def _from_other(config: TrainConfig, location: CheckpointLocation) -> Start:
+def _from_other(config: TrainConfig, origin: Origin, location: CheckpointLocation) -> Start:
     """The start from another run's checkpoint, of which everything is taken.
 
     Raises:
         UserError: that run learns something else.
     """
-    found = _compared(config, location)
+    found = _compared(config, origin, location)
     if found.hindering:
         raise UserError(
             f"--resume-from names {location.folder}, whose run learns something else: {'; '.join(found.hindering)}. "
@@ -156,7 +162,7 @@ def _from_other(config: TrainConfig, location: CheckpointLocation) -> Start:
     changed = f" with other settings ({'; '.join(found.harmless)})" if found.harmless else ""
     line = f"The run goes on from {location.folder}{changed}, and saves below {config.checkpoint_folder}."
     began = str(root_of(location) / location.folder.name)
-    return _going_on(config, location.folder, began, line, *_longer_lines(config, found))
+    return _going_on(config, replace(origin, resumed_from=began), location.folder, line, *_longer_lines(config, found))
 
 
 def _longer_lines(config: TrainConfig, found: Comparison) -> list[str]:
@@ -173,42 +179,40 @@ def _longer_lines(config: TrainConfig, found: Comparison) -> list[str]:
     ]
 
 
-def _from_load(config: TrainConfig) -> Start:
-    """The start from PRETRAIN_CHECKPOINT_PATH.
-
-    A run of this output folder goes on; any other training checkpoint gives its weights alone.
-    """
+def _from_load(config: TrainConfig, origin: Origin) -> Start:
+    """PRETRAIN_CHECKPOINT_PATH: a run of this output folder goes on; any other training checkpoint gives its weights."""
     location = _location(config.load)
     if location is None or location.iteration is None:
-        return Start(None, config)
+        return Start(None, config, origin)
     weights = f"PRETRAIN_CHECKPOINT_PATH {config.load} is a training checkpoint"
     alone = "its weights alone are taken, and training begins at its first iteration"
     if read_run_config(location.folder) is None:
-        return Start(None, config, (f"{weights} without run_config.json: {alone}.",))
-    found = _compared(config, location)
+        return Start(None, config, origin, (f"{weights} without run_config.json: {alone}.",))
+    found = _compared(config, origin, location)
     is_ours = root_of(location).parent == Path(os.path.realpath(config.checkpoint_folder)).parent
     if is_ours and not found.hindering and not found.longer:
-        return _from_other(config, location)
+        return _from_other(config, origin, location)
     differences = f" ({'; '.join(found.hindering + found.longer)})" if found.hindering or found.longer else ""
     whose = "of another run" if is_ours else "of another output folder"
     flag = f" To go on with its optimizer, schedule and data position, add --resume-from {shlex.quote(str(config.load))}."
     flag = "" if found.hindering else flag
-    return Start(None, config, (f"{weights} {whose}{differences}: {alone}.{flag}",))
+    return Start(None, config, origin, (f"{weights} {whose}{differences}: {alone}.{flag}",))
 
 
-def _compared(config: TrainConfig, location: CheckpointLocation) -> Comparison:
+def _compared(config: TrainConfig, origin: Origin, location: CheckpointLocation) -> Comparison:
     recorded = read_run_config(location.folder)
     assert recorded is not None
-    return compare(config, recorded, root_of(location))
+    return compare(config, origin, recorded, root_of(location))
 
 
-def _going_on(config: TrainConfig, folder: Path, resumed_from: str | None, *lines: str) -> Start:
+def _going_on(config: TrainConfig, origin: Origin, folder: Path, *lines: str) -> Start:
     """The start of a run that goes on: what it began with stays on record, whatever it is started with now."""
     recorded = read_run_config(folder) or {}
-    config, began = replace(config, resumed_from=resumed_from), recorded.get("load")
-    same = config.load is not None and config.load_fingerprint and config.load_fingerprint == recorded.get("load_fingerprint")
+    began, known = recorded.get("load"), origin.load_fingerprint
+    same = config.load is not None and known and known == recorded.get("load_fingerprint")
     if began is not None and not same:
-        config = replace(config, load=began, load_fingerprint=str(recorded.get("load_fingerprint") or ""))
+        config = replace(config, load=began)
+        origin = replace(origin, load_fingerprint=str(recorded.get("load_fingerprint") or ""))
     elif began is None and recorded:
-        config = replace(config, load=None, load_fingerprint="")
-    return Start(folder, config, lines)
+        config, origin = replace(config, load=None), replace(origin, load_fingerprint="")
+    return Start(folder, config, origin, lines)

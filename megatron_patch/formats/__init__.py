@@ -1,0 +1,1 @@
+"""Files of weights and what stands beside them; nothing here knows Megatron."""

@@ -1,8 +1,9 @@
-"""torch_dist's `.distcp` items: each a torch.save archive of one tensor, one after the other in a file.
+"""Items of torch_dist's `.distcp` files. An item is a torch.save archive of one tensor; a file holds one after the
+other.
 
 An archive is an uncompressed zip of `data.pkl` (how to rebuild the tensor), `data/0` (its bytes) and two small records.
-torch.save wants the tensor in memory; here the same archive is written while the bytes stream by, and read as a place in
-the file. Its CRC-32 is in the zip, as in torch's.
+torch.save needs the tensor in memory. Here the same archive is written while the bytes stream by, with its CRC-32 as
+torch writes it. Reading gives a place in the file and no bytes.
 """
 
 from __future__ import annotations
@@ -24,33 +25,35 @@ from megatron_patch.formats import dtypes
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, nbytes, pieces, read_bytes
 from megatron_patch.formats.torch_archive import StoredTensor, Window, read_archive, stored_tensor
 
-_ALIGNMENT = 64
+_ALIGNMENT = 64  # bytes, as torch aligns storages in its archives
 _STORAGES = {one.torch_dtype: getattr(torch, one.storage) for one in dtypes.WEIGHTS}
 _REBUILD = torch._utils._rebuild_tensor_v2
 _DTYPES = {one.storage: one.torch_dtype for one in dtypes.ALL}
 
 
 class _Storage:
-    """Stands for the bytes of `data/0` while data.pkl is written."""
+    """Stands for the storage, the bytes of `data/0`, while data.pkl is written."""
 
 
 class _Tensor:
-    """Stands for the tensor."""
+    """Stands for the tensor while data.pkl is written."""
 
 
 class _Pickler(pickle.Pickler):
-    """Writes data.pkl of a contiguous tensor as torch.save does."""
+    """Writes data.pkl for a contiguous tensor as torch.save does, without the tensor."""
 
     def __init__(self, stream: BinaryIO, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__(stream, protocol=2)
         self.tensor_shape, self.tensor_dtype = shape, dtype
 
     def persistent_id(self, obj: Any) -> Any:
+        """torch's name for a storage: its class, its record's name, its device, its number of elements."""
         if isinstance(obj, _Storage):
             return ("storage", _STORAGES[self.tensor_dtype], "0", "cpu", prod(self.tensor_shape))
         return None
 
     def reducer_override(self, obj: Any) -> Any:
+        """The call that rebuilds the tensor: storage, first element, shape, strides, no gradient, no hooks."""
         if not isinstance(obj, _Tensor):
             return NotImplemented
         stride = _contiguous_stride(self.tensor_shape)
@@ -58,17 +61,19 @@ class _Pickler(pickle.Pickler):
 
 
 def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a row-major tensor of `shape`, in elements."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 class Writer(Protocol):
-    """What takes bytes one after the other: a file, a `streaming.Sink`."""
+    """What takes bytes one after the other: a file, or a `streaming.Sink`."""
 
-    def write(self, data: bytes | memoryview, /) -> int: ...
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Append `data`; returns its number of bytes."""
 
 
 class _Forward:
-    """A sink that zipfile takes for a pipe: it only writes on, and counts what this archive has."""
+    """A sink without `seek` and `tell`, so that zipfile treats it as a pipe. It counts the bytes of this archive."""
 
     def __init__(self, stream: Writer) -> None:
         self.stream, self.count = stream, 0
@@ -78,15 +83,20 @@ class _Forward:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """zipfile calls it; nothing is held back here."""
 
 
 def write_item(stream: Writer, tensor: LazyTensor, shape: tuple[int, ...], buffer: torch.Tensor) -> int:
-    """Append `tensor`, to be rebuilt with `shape` of as many elements, to `stream`; the number of bytes written."""
+    """Append `tensor` to `stream` as an archive, and return the number of bytes written.
+
+    Args:
+        shape: the shape that the archive gives it, of as many elements.
+        buffer: uint8; pieces are read into it (see `lazy.pieces`).
+    """
     sink = _Forward(stream)
     description = io.BytesIO()
     _Pickler(description, shape, tensor.dtype).dump(_Tensor())
-    # typeshed wants `close` of a sink, which zipfile calls for files alone that it has opened itself.
+    # typeshed asks for a method `close`, which zipfile calls only for files that it has opened itself.
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), description.getvalue())
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
@@ -101,15 +111,20 @@ def write_item(stream: Writer, tensor: LazyTensor, shape: tuple[int, ...], buffe
 
 
 def _padding(header_end: int, size: int) -> bytes:
-    """A zip extra field that moves the data after it to a multiple of 64, marked as torch marks its own ("FB")."""
-    zip64 = 20 if size * 1.05 > zipfile.ZIP64_LIMIT else 0  # zipfile puts its own field in front
+    """A zip extra field after which the data begins at a multiple of 64 bytes. torch marks its own as "FB" as well.
+
+    Args:
+        header_end: where the field begins in the archive, in bytes.
+        size: bytes of the record. zipfile puts a field of 20 bytes in front of this one if it expects a large record.
+    """
+    zip64 = 20 if size * 1.05 > zipfile.ZIP64_LIMIT else 0
     length = -(header_end + zip64 + 4) % _ALIGNMENT
     return struct.pack("<2sH", b"FB", length) + b"Z" * length
 
 
 @dataclass(frozen=True)
 class ItemTensor:
-    """The tensor of an item: where its first element lies in the file, and how the others follow."""
+    """The tensor of an item: the byte of the file at which its first element lies, its dtype, its shape and strides."""
 
     offset: int
     dtype: torch.dtype
@@ -117,7 +132,12 @@ class ItemTensor:
 
 
 def read_item(stream: BinaryIO, path: Path, name: str, offset: int, length: int, shape: tuple[int, ...]) -> ItemTensor:
-    """Describe the item at `offset` of the open file `path`, without reading the tensor's bytes.
+    """Describe an item of the open file `path` without reading the tensor's bytes.
+
+    Args:
+        name: the tensor's name, for errors.
+        offset, length: the item's place in the file, in bytes.
+        shape: what the tensor must have.
 
     Raises:
         UserError: the item is damaged, or holds anything but one tensor of `shape` inside its own bytes.
@@ -142,7 +162,7 @@ def read_item(stream: BinaryIO, path: Path, name: str, offset: int, length: int,
 
 
 def locate_item(path: Path, name: str, offset: int, length: int, shape: tuple[int, ...]) -> FileTensor:
-    """Where the bytes of the tensor in an item lie.
+    """The tensor of an item as a place in the file. Arguments are those of `read_item`.
 
     Raises:
         UserError: the item is damaged, or holds anything but one contiguous tensor of `shape` in a dtype of weights.
@@ -160,10 +180,13 @@ def locate_item(path: Path, name: str, offset: int, length: int, shape: tuple[in
 
 
 def read_part(stream: BinaryIO, path: Path, name: str, item: ItemTensor, part: tuple[slice, ...]) -> torch.Tensor:
-    """The elements `part` (a slice an axis) of an item's tensor, in memory; of row-major ones no more is read than whole rows.
+    """The elements `part` of an item's tensor, in memory; `part` has a slice for each axis.
+
+    Of a row-major tensor only the wanted range of its first axis longer than 1 is read. Of another one all is read,
+    from its first element to its last.
 
     Raises:
-        UserError: the file ends before.
+        UserError: the file ends inside the tensor.
     """
     shape, itemsize = item.stored.shape, item.dtype.itemsize
     if not item.stored.is_contiguous():

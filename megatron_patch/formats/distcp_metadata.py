@@ -1,7 +1,7 @@
-"""torch_dist's small files, read once, without the unrestricted unpickler that torch itself uses for them.
+"""The small files of a torch_dist folder. They are read once, and not by the unrestricted unpickler that torch uses.
 
-`.metadata` is a pickle of torch.distributed.checkpoint's dataclasses. Here it becomes plain values, those become fresh objects
-(`rebuilt_metadata`), and nothing reads the file again.
+`.metadata` is a pickle of torch.distributed.checkpoint's dataclasses. It is read into plain values (`unpickling`), new
+objects are made of those (`rebuilt_metadata`), and nothing reads the file again.
 """
 
 from __future__ import annotations
@@ -22,19 +22,27 @@ from megatron_patch.formats.unpickling import read_pickle
 METADATA = ".metadata"
 CORE_METADATA = "metadata.json"
 COMMON = "common.pt"
-_MAX_METADATA = 64 << 20  # 400,000 chunks of usual names
-_MAX_JSON = 1 << 20
-MAX_OBJECT = 1 << 28  # bytes of an object beside the tensors, which is read at once
+# What megatron-core writes in metadata.json. Core 0.19 leaves the last two out, and reads either form.
+_BACKENDS = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+_MAX_METADATA = 64 << 20  # bytes; enough for 400,000 chunks with names of usual length
+_MAX_JSON = 1 << 20  # bytes
+MAX_OBJECT = 1 << 28  # bytes of an object beside the tensors; it is read as a whole
 
 
 def read_dcp_metadata(folder: str | Path) -> Metadata:
-    """The metadata of a torch_dist folder: new objects of torch's classes, with nothing in them that was not checked.
+    """The metadata of a torch_dist folder, as new objects of torch's classes. Everything in them was checked.
 
-    Files that it names are inside `folder`, and what it places in them ends inside them; the chunks of each tensor cover it,
-    each element once. torch's notes about how it was saved are left out.
+    The files that it names are inside `folder`. Every chunk ends inside its file. The chunks of a tensor cover each of
+    its elements once. torch's notes about how it was saved are left out.
 
     Raises:
-        UserError: it is missing or damaged, or names anything but the metadata's own classes; nothing of it has run then.
+        UserError: the file is missing or damaged, or it names anything but the metadata's own classes. Nothing that it
+            names has run.
     """
     path = Path(folder) / METADATA
     data = _read_small(path, _MAX_METADATA)
@@ -45,16 +53,16 @@ def read_dcp_metadata(folder: str | Path) -> Metadata:
 
 
 def read_backends(folder: str | Path) -> dict[str, Any]:
-    """Read metadata.json: formats and their versions.
+    """metadata.json: the names of the formats and their versions.
 
     Raises:
-        UserError: it is missing, or says anything but what megatron-core writes for torch_dist.
+        UserError: it is missing, or holds something else than megatron-core writes for torch_dist.
     """
     path = Path(folder) / CORE_METADATA
     data = _read_small(path, _MAX_JSON)
     try:
         content = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, or a number of more digits than Python converts
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of too many digits for Python
         raise UserError(f"{path} is no JSON ({str(error)[:100]}); copy the checkpoint again.") from None
     allowed = {"sharded_backend": str, "sharded_backend_version": int, "common_backend": str, "common_backend_version": int}
     if type(content) is not dict or any(type(value) is not allowed.get(key) for key, value in content.items()):
@@ -66,8 +74,13 @@ def read_backends(folder: str | Path) -> dict[str, Any]:
     return content
 
 
+def write_backends(folder: Path) -> None:
+    """Write metadata.json, which says that `folder` is a torch_dist checkpoint."""
+    (folder / CORE_METADATA).write_text(json.dumps(_BACKENDS), encoding="utf-8")
+
+
 def _read_small(path: Path, limit: int) -> bytes:
-    """All of a file that has `limit` bytes at most."""
+    """All bytes of a file; UserError if it is missing or has more than `limit` bytes."""
     if not path.is_file():
         raise UserError(f"{path} is missing; the checkpoint is not whole: copy it again.")
     with open(path, "rb") as stream:
@@ -78,32 +91,32 @@ def _read_small(path: Path, limit: int) -> bytes:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file `name` of `folder`, which must not lead out of it, by a link neither.
+    """The path of the file `name` of `folder`.
 
     Raises:
-        UserError: it leads out, or there is no such file.
+        UserError: it leads out of `folder`, by `..` or by a link, or there is no such file.
     """
     path = folder / name
-    # os.path answers where a name is longer than a name may be; pathlib raises.
     if Path(name).is_absolute() or ".." in Path(name).parts or not _is_below(path, folder):
         raise UserError(f"{folder / METADATA} names the file {name[:200]!r}, which lies outside the checkpoint; it was refused.")
-    if not os.path.isfile(path):
+    if not os.path.isfile(path):  # pathlib's is_file raises if a name is longer than the system allows
         raise UserError(f"{str(path)[:300]} is missing; the checkpoint is not whole: copy it again.")
     return path
 
 
 def _is_below(path: Path, folder: Path) -> bool:
+    """Whether `path` is in `folder` when links are resolved."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # links in a circle, or no possible name
+    except (OSError, RuntimeError, ValueError):  # links in a circle, or a name that no file can have
         return False
 
 
 def read_common(folder: Path) -> dict[str, Any]:
-    """Read common.pt: numbers, text and small tensors beside the sharded ones.
+    """common.pt: what a checkpoint holds besides sharded tensors, as a dictionary of numbers, text and small tensors.
 
     Raises:
-        UserError: it is missing or damaged, names a class that no checkpoint needs, or holds something else than a dictionary.
+        UserError: it is missing or damaged, names a class that no checkpoint needs, or does not hold a dictionary.
     """
     path = inside(folder, COMMON)
     content = load_object(path, _read_small(path, MAX_OBJECT), "the file")

@@ -1,7 +1,9 @@
-"""Reading the JSON files that describe models, tokenizers and runs: one object each, numbers of the right kind. Imports no torch.
+"""The JSON files that describe models, tokenizers and runs: one object each, with numbers of the right kind. Imports no
+torch.
 
-Python's own reader raises RecursionError for deep nesting, a ValueError that names nothing for numbers of more than 4,300 digits,
-and takes half of a surrogate pair, which fails where it is written again. Here each is a sentence with the file in it.
+Python's reader raises RecursionError for deep nesting. For a number of more than 4,300 digits it raises a ValueError
+that names no file. It accepts half of a surrogate pair, which fails only when it is written again. Here each of these
+is a sentence that names the file.
 """
 
 from __future__ import annotations
@@ -14,22 +16,22 @@ from typing import Any, TypeGuard
 
 from megatron_patch.errors import UserError
 
-_MOST_BYTES = 64 << 20  # of a description; tokenizer.json, the largest, has a few MB
+_MOST_BYTES = 64 << 20  # of one file; the largest kind, tokenizer.json, has a few MB
 
 
 def json_object(path: str | Path, most_bytes: int = _MOST_BYTES) -> dict[str, Any]:
-    """The one JSON object in a file.
+    """The JSON object that a file holds.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is no JSON, no object, nested too deeply, or larger than a description is.
+        UserError: it is not JSON, not an object, nested too deeply, or larger than `most_bytes`.
     """
     path = Path(path)
     if path.stat().st_size > most_bytes:
         raise UserError(f"{path} has {path.stat().st_size} bytes, more than {most_bytes}; copy the right file there.")
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
-        json.dumps(content, ensure_ascii=False).encode("utf-8")  # finds halves of surrogate pairs
+        json.dumps(content, ensure_ascii=False).encode("utf-8")  # raises for half of a surrogate pair
     except RecursionError:
         raise UserError(f"{path} is nested too deeply; copy the right file there.") from None
     except UnicodeDecodeError as error:
@@ -44,22 +46,22 @@ def json_object(path: str | Path, most_bytes: int = _MOST_BYTES) -> dict[str, An
 
 
 def one_line(value: object, most: int = 200) -> str:
-    """A value or a message as it can stand in a sentence: one line, not too long, its control characters written out."""
+    """A value or a message for a sentence: on one line, of up to `most` characters, control characters escaped."""
     text = str(value)
     text = text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def is_whole_number(value: object) -> TypeGuard[int]:
-    """An int that is no bool; JSON's true is not 1."""
+    """Whether `value` is an int and not a bool: JSON's true is not 1."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def whole_in(content: Mapping[str, Any], key: str, least: int, most: int) -> int:
-    """`content[key]`, which must be there.
+    """`content[key]` as a whole number; the key must be there.
 
     Raises:
-        UserError: it is no whole number from `least` to `most`; the sentence names the key.
+        UserError: it is not a whole number from `least` to `most`. The sentence names the key.
     """
     value = content[key]
     if not is_whole_number(value) or not least <= value <= most:
@@ -68,10 +70,10 @@ def whole_in(content: Mapping[str, Any], key: str, least: int, most: int) -> int
 
 
 def finite_in(content: Mapping[str, Any], key: str, least: float, most: float) -> float:
-    """`content[key]`, which must be there.
+    """`content[key]` as a float; the key must be there.
 
     Raises:
-        UserError: it is no number above `least` and up to `most`; the sentence names the key.
+        UserError: it is not a finite number above `least`, at most `most`. The sentence names the key.
     """
     value = content[key]
     number = is_whole_number(value) or isinstance(value, float)
@@ -81,7 +83,7 @@ def finite_in(content: Mapping[str, Any], key: str, least: float, most: float) -
 
 
 def shown(value: object) -> str:
-    """A value of a file in a sentence: JSON's spelling where it is short, else only what it is."""
+    """A value of a file, ready for a sentence: the value itself if it is short, otherwise what kind of value it is."""
     if is_whole_number(value) and abs(value) >= 10**30:
         return "a number of more than 30 digits"
     if isinstance(value, (dict, list)):

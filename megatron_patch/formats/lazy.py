@@ -1,7 +1,7 @@
-"""Tensors that are read when asked for, a few rows at a time.
+"""Tensors that are read a few rows at a time, and only when somebody asks for them.
 
-Conversion composes these (rows of a file, put one after the other, beside each other, cast) and streams the result, so
-memory holds one piece of one tensor, whatever the tensor's or the model's size.
+Conversion composes them: rows of a file, several one after the other or beside each other, cast to another dtype. Then
+it streams the result. So memory holds one piece of one tensor, however large the tensor or the model is.
 """
 
 from __future__ import annotations
@@ -19,33 +19,35 @@ import torch
 
 from megatron_patch.errors import UserError
 
-PIECE_BYTES = 1 << 20  # fits a core's cache; 16 MiB takes twice the time in the kernel
+PIECE_BYTES = 1 << 20  # fits a core's cache; pieces of 16 MiB take the operating system twice the time
 
 
 class LazyTensor(Protocol):
-    """A tensor of `shape` (rows first) and `dtype` whose rows can be read."""
+    """A tensor whose rows can be read."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes; the first axis counts the rows."""
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """The dtype in which `read` gives its values."""
 
     def read(self, first: int, last: int, out: torch.Tensor) -> None:
-        """Copy rows `first` to `last` into `out` [last − first, …], contiguous and of this dtype.
+        """Copy rows `first` to `last` − 1 into `out` [last − first, …], which is contiguous and of this dtype.
 
         Raises:
-            UserError: the file cannot give them; the message names file and tensor.
+            UserError: the file ends before them, or their values do not fit the dtype. The sentence names the tensor.
         """
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """Contiguous, row-major, native-endian bytes in a file, read without mapping it into memory."""
+    """A tensor as contiguous, row-major, native-endian bytes of a file. The file is not mapped into memory."""
 
     path: Path
-    name: str
-    offset: int
+    name: str  # of the tensor, for errors
+    offset: int  # of its first byte in the file
     shape: tuple[int, ...]
     dtype: torch.dtype
 
@@ -59,13 +61,13 @@ class FileTensor:
 
 
 def read_bytes(descriptor: int, out: torch.Tensor, position: int, path: Path, name: str) -> None:
-    """Fill `out`, contiguous, from an open file's bytes at `position`.
+    """Fill `out`, which is contiguous, with the bytes of an open file from byte `position` on.
 
     Raises:
-        UserError: the file ends before; the message names it as `path`, and the tensor as `name`.
+        UserError: the file ends before. The sentence names it as `path`, and the tensor as `name`.
     """
     view = out.view(-1).view(torch.uint8).numpy().data
-    while len(view):
+    while len(view):  # the system may give fewer bytes than it is asked for
         count = os.preadv(descriptor, [view], position)
         if count == 0:
             raise UserError(f"{path} ends inside tensor {name}; the file is truncated: copy it again.")
@@ -74,9 +76,9 @@ def read_bytes(descriptor: int, out: torch.Tensor, position: int, path: Path, na
 
 @dataclass(frozen=True)
 class Strided:
-    """A view into a file's storage that is not contiguous: rows of `shape` [R, C], `row_stride` elements apart."""
+    """A matrix [R, C] in a file whose rows have gaps between them: they begin `row_stride` elements apart."""
 
-    storage: FileTensor  # one-dimensional, from the view's first element on
+    storage: FileTensor  # one-dimensional, from the matrix's first element to its last
     shape: tuple[int, int]
     row_stride: int
 
@@ -93,7 +95,7 @@ class Strided:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows `first` to `last` of `base`, as [last − first, …]."""
+    """Rows `first` to `last` − 1 of `base`: [last − first, …]."""
 
     base: LazyTensor
     first: int
@@ -113,7 +115,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Stacked:
-    """`parts` one after the other along the first axis."""
+    """`parts` [Rᵢ, …] one after the other along the first axis: [ΣRᵢ, …]."""
 
     parts: tuple[LazyTensor, ...]
 
@@ -136,7 +138,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Beside:
-    """`parts` [R, Cᵢ] beside each other along the second axis."""
+    """`parts` [R, Cᵢ] beside each other along the second axis: [R, ΣCᵢ]."""
 
     parts: tuple[LazyTensor, ...]
 
@@ -159,7 +161,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class Cast:
-    """`base` in another dtype, rounded to nearest; `name` is for the error."""
+    """`base` in another dtype, rounded to nearest. A value too large for float16 is an error, which names `name`."""
 
     base: LazyTensor
     dtype: torch.dtype
@@ -179,7 +181,10 @@ class Cast:
 
 @dataclass(frozen=True)
 class MeanRow:
-    """`count` rows, each the mean of all rows of `base`, computed in fp32 and rounded to base's dtype once."""
+    """`count` rows, each of them the mean of all rows of `base`.
+
+    The mean is computed in fp32 when it is first asked for, and rounded to base's dtype once. Several threads may read.
+    """
 
     base: LazyTensor
     count: int
@@ -201,6 +206,7 @@ class MeanRow:
         out.copy_(self._cache[0].expand_as(out))
 
     def _mean(self) -> torch.Tensor:
+        """The mean of the rows of `base`, of the shape of one row, in its dtype."""
         total = torch.zeros(self.base.shape[1:], dtype=torch.float32)
         for _, _, piece in pieces(self.base):
             total += piece.float().sum(dim=0)
@@ -208,14 +214,14 @@ class MeanRow:
 
 
 def nbytes(tensor: LazyTensor) -> int:
-    """Bytes of its values."""
+    """The number of bytes of all its values."""
     return prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def pieces(tensor: LazyTensor, buffer: torch.Tensor | None = None) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """(first row, last row, those rows) from the first to the last, about PIECE_BYTES at a time.
+    """Read a tensor from its first row to its last: (first, last, rows `first` to `last` − 1), about PIECE_BYTES each.
 
-    `buffer` (uint8) is reused for every piece, so a piece is valid until the next is asked for.
+    `buffer` (uint8) holds every piece in turn, so a piece is valid until the next one is asked for.
     """
     row = prod(tensor.shape[1:]) * tensor.dtype.itemsize
     step = max(1, PIECE_BYTES // row)
@@ -229,17 +235,17 @@ def pieces(tensor: LazyTensor, buffer: torch.Tensor | None = None) -> Iterator[t
 
 
 def load(tensor: LazyTensor) -> torch.Tensor:
-    """All of it, in memory."""
+    """The whole tensor, in memory."""
     out = torch.empty(tensor.shape, dtype=tensor.dtype)
     tensor.read(0, tensor.shape[0], out)
     return out
 
 
 def stack(parts: Sequence[LazyTensor]) -> LazyTensor:
-    """`parts` along the first axis; a single one is itself."""
+    """`parts` one after the other along the first axis; a single part is returned as it is."""
     return parts[0] if len(parts) == 1 else Stacked(tuple(parts))
 
 
 def beside(parts: Sequence[LazyTensor]) -> LazyTensor:
-    """`parts` along the second axis; a single one is itself."""
+    """`parts` beside each other along the second axis; a single part is returned as it is."""
     return parts[0] if len(parts) == 1 else Beside(tuple(parts))

@@ -1,6 +1,6 @@
-"""Names of a layer's weights in the original's checkpoints, and which of them mean the same. Imports no torch.
+"""Names of weights in the original's checkpoints of 2023 and 2024, and which names mean the same. Imports no torch.
 
-Shapes of one tensor-parallel rank: H hidden, F ffn, D head size, N heads, G KV heads, T ranks.
+Shapes in comments are those of one tensor-parallel rank: H hidden, F ffn, D head size, N heads, G KV heads, T ranks.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# What a weight is, and how the original's programs spell it (behind `layers.N.`).
+# What a weight is → how the original's programs spell it (behind `layers.N.`).
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "attention_norm": (  # [H]
         "input_layernorm.weight",
@@ -49,24 +49,28 @@ _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
 
 def layer_and_name(name: str) -> tuple[int | None, str]:
-    """(layer, the rest) of `layers.3.mlp.dense_4h_to_h.weight`; (None, name) of what belongs to no layer."""
+    """(3, `mlp.…`) for `layers.3.mlp.…`; (None, name) for a weight that belongs to no layer."""
     match = _LAYER.fullmatch(name)
     return (int(match[1]), match[2]) if match else (None, name)
 
 
 def is_norm_bias(name: str) -> bool:
+    """Whether this is the bias of a norm. LLaMA has none, so a reader takes it only if it is zero."""
     return layer_and_name(name)[1] in _BIASES
 
 
 def is_without_weights(name: str) -> bool:
-    """Rotary frequencies follow from config.json; Transformer Engine's `_extra_state` holds the scales of fp8."""
+    """Whether this entry holds no weights.
+
+    Rotary frequencies follow from config.json. Transformer Engine's `_extra_state` holds the scales of fp8.
+    """
     return name.endswith(("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "_extra_state"))
 
 
 def family(names: Iterable[str]) -> str:
-    """Which program's names these of one layer are: `converted`, `trained`, `transformer_engine` or `megatron_core`.
+    """Which program wrote these names of one layer: `converted`, `trained`, `transformer_engine` or `megatron_core`.
 
-    Only training spells the norms `input_norm` and `post_attention_norm`; converters spelt them `*_layernorm`, as the
+    Only training spells the norms `input_norm` and `post_attention_norm`. Converters spelt them `*_layernorm`, as the
     model of September 2023 did.
     """
     names = set(names)

@@ -1,4 +1,4 @@
-"""Files that stand for others: Git LFS pointers, and empty ones that an interrupted download leaves. Imports no torch."""
+"""Files that are not what their name says: Git LFS pointers, and empty ones that a broken download leaves. No torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from megatron_patch.errors import UserError
 
 _POINTER = b"version https://git-lfs.github.com/spec/v"  # git-lfs/docs/spec.md: always the first line
-_MAY_BE_EMPTY = (".jinja",)
+_MAY_BE_EMPTY = (".jinja",)  # an empty chat template is one
 
 
 def placeholder_finding(path: Path) -> str | None:
-    """What `path` is, if it is a Git LFS pointer, holds nothing or cannot be read, and how to get the file itself; else None."""
+    """A sentence that says what to do if `path` is a Git LFS pointer, is empty or cannot be read; else None."""
     try:
         with open(path, "rb") as stream:
             head = stream.read(len(_POINTER))
@@ -29,10 +29,10 @@ def placeholder_finding(path: Path) -> str | None:
 
 
 def refuse_placeholder(path: Path) -> None:
-    """Raise where `placeholder_finding` finds something.
+    """Stop at a file that is not what its name says.
 
     Raises:
-        UserError: its sentence.
+        UserError: the sentence of `placeholder_finding`, if there is one.
     """
     finding = placeholder_finding(path)
     if finding:
@@ -40,7 +40,11 @@ def refuse_placeholder(path: Path) -> None:
 
 
 def refuse_placeholders(paths: Iterable[Path]) -> None:
-    """`refuse_placeholder` for those of `paths` that exist."""
+    """`refuse_placeholder` for each of `paths` that exists.
+
+    Raises:
+        UserError: for the first that is not what its name says.
+    """
     for path in paths:
         if path.is_file():
             refuse_placeholder(path)

@@ -1,4 +1,4 @@
-"""How far a long copy is: a bar on a terminal after the first second, a line every thirty seconds elsewhere."""
+"""How far a long copy is: on a terminal a bar after the first second, elsewhere a line every thirty seconds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-_SECONDS = 30.0
+_SECONDS = 30.0  # between two lines
 
 
 def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes.
+    """The largest resident memory of this process so far, in bytes.
 
-    Not getrusage's figure where Linux has a better one: that begins with what the process had that started this one.
+    Linux says it in /proc. getrusage's figure is used elsewhere only: on Linux it begins with the memory of the process
+    that started this one.
     """
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.is_file() else []
@@ -29,7 +30,14 @@ def peak_memory() -> int:
 
 
 class Progress:
-    """Counts bytes from several threads; `total` is an estimate."""
+    """Counts bytes, and shows how far the copy is. Several threads may count.
+
+    Args:
+        what: what is copied, for the bar and the lines.
+        total: bytes in all; an estimate will do.
+        stream: where to show it; standard error by default.
+        seconds: between two lines.
+    """
 
     def __init__(self, what: str, total: int, stream: TextIO | None = None, seconds: float = _SECONDS) -> None:
         self._stream = stream or sys.stderr
@@ -43,7 +51,7 @@ class Progress:
             self._bar = tqdm(desc=what, total=total, file=self._stream, **options)
 
     def add(self, count: int) -> None:
-        """`count` more bytes are done."""
+        """Count `count` more bytes as done."""
         with self._lock:
             self.done += count
             if self._bar is not None:
@@ -53,6 +61,7 @@ class Progress:
                 self._line()
 
     def _line(self) -> None:
+        """Print bytes done, speed, and the time that is left if the speed stays."""
         elapsed = self._last - self._start
         left = elapsed * max(0, self._total - self.done) / max(1, self.done)
         print(

@@ -12,13 +12,13 @@ _NAMES = ("model_optim_rng.pt", "model_rng.pt")
 
 
 def rank_files(folder: Path) -> tuple[tuple[Path, ...], ...]:
-    """The weights' files below `folder`, [stage][tensor-parallel rank].
+    """The files of weights below `folder`: [pipeline stage][tensor-parallel rank].
 
-    A folder of optimizer state alone is no rank: until September 2023 the distributed optimizer wrote one for each
-    data-parallel rank, `mp_rank_00_007/optim.pt` beside `mp_rank_00/model_rng.pt`.
+    A folder that holds optimizer state alone is left out. Until September 2023 the distributed optimizer wrote one for
+    each data-parallel rank, such as `mp_rank_00_007/optim.pt` beside `mp_rank_00/model_rng.pt`.
 
     Raises:
-        UserError: a rank is missing, or a folder of one holds no weights.
+        UserError: a rank is missing, is there twice, or its folder holds no weights.
     """
     paths: dict[tuple[int, int], Path] = {}
     for rank in sorted(folder.iterdir()):
@@ -40,6 +40,7 @@ def rank_files(folder: Path) -> tuple[tuple[Path, ...], ...]:
 
 
 def _weights_file(rank: Path) -> Path:
+    """The file of weights in a rank's folder; UserError if there is none."""
     for name in _NAMES:
         if (rank / name).is_file():
             return rank / name

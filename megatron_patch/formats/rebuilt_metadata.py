@@ -1,7 +1,7 @@
-"""torch_dist's metadata, built anew from plain values, so that what was checked is what torch and megatron-core are given.
+"""torch_dist's metadata, built anew from plain values. So torch and megatron-core get exactly what was checked.
 
-Every object is made here from checked numbers and text: of torch's own classes, with torch's own constructors, and with nothing
-that the file has beyond the fields listed here.
+Every object is made here by torch's own constructors, of numbers and text that were checked. Nothing else that the file
+holds is in it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _CLASSES = (
     "StorageMeta",
     _MEMORY_FORMAT,
 )
-# What a .metadata may name. Paths (torch's note of where the checkpoint was written; Python 3.13 calls the module
-# pathlib._local) and plans (which megatron-core keeps there when it caches them) are read over.
+# What a .metadata may name. Paths and plans are read and left out: torch notes where the checkpoint was written (Python
+# 3.13 calls the module pathlib._local), and megatron-core keeps plans there when it caches them.
 ALLOWED = {
     *((_METADATA, name) for name in _CLASSES),
     *(("torch.distributed.checkpoint.planner", name) for name in _PLANS),
@@ -58,21 +58,22 @@ ALLOWED = {
     ("torch", "strided"),
     ("builtins", "getattr"),  # Python 3.11.0 to 3.11.3 pickle members of enumerations as getattr(class, name)
 }
-_READ_OVER = ("planner_data", "storage_meta", "mcore_data", "all_local_plans")
+_READ_OVER = ("planner_data", "storage_meta", "mcore_data", "all_local_plans")  # fields of Metadata that are left out
 _MAX_AXES = 8
-_MAX_TEXT = 2000
+_MAX_TEXT = 2000  # characters
 
 
 def rebuild_metadata(found: Any, find: Callable[[str], Path]) -> Metadata:
-    """torch's Metadata with the fields of `found`, which `read_pickle` gave.
+    """torch's Metadata, made of what `read_pickle` found.
 
     Args:
         found: what the pickle describes.
-        find: a file by its path in the checkpoint; raises UserError where it lies outside or is missing.
+        find: gives a file's path by its name in the checkpoint. It raises UserError if the file is missing or lies
+            outside.
 
     Raises:
-        pickle.UnpicklingError: a field is missing, unknown, of another type or out of bounds, or a tensor's chunks do not make
-            up the tensor.
+        pickle.UnpicklingError: a field is missing, unknown, of another type or out of bounds, or a tensor's chunks do
+            not cover the tensor once.
         UserError: a file is missing, ends too early, or lies outside the checkpoint.
     """
     state = _fields(found, Name(_METADATA, "Metadata"), ("state_dict_metadata", "storage_data"), (*_READ_OVER, "version"))
@@ -92,7 +93,7 @@ def rebuild_metadata(found: Any, find: Callable[[str], Path]) -> Metadata:
 
 
 def _places(found: Any, find: Callable[[str], Path]) -> dict[MetadataIndex, _StorageInfo]:
-    """Where each chunk and object lies, inside the files of the checkpoint."""
+    """Where each chunk and each object lies. All of them lie inside the files of the checkpoint."""
     places: dict[MetadataIndex, _StorageInfo] = {}
     files: dict[str, tuple[Path, int]] = {}
     for index, info in _exactly(found, dict, "storage_data").items():
@@ -112,12 +113,14 @@ def _places(found: Any, find: Callable[[str], Path]) -> dict[MetadataIndex, _Sto
 
 
 def _index(found: Any) -> MetadataIndex:
+    """A tensor's or object's name, with the chunk's offset for a tensor."""
     state = _fields(found, Name(_METADATA, "MetadataIndex"), ("fqn",), ("offset", "index"))
     offset = state.get("offset")
     return MetadataIndex(_text(state["fqn"], "fqn"), None if offset is None else _size(offset))
 
 
 def _info(found: Any, at: MetadataIndex) -> _StorageInfo:
+    """File, offset and length of one item. A transform, which torch would run on it, is refused."""
     names = ("relative_path", "offset", "length")
     state = _fields(found, Name(_FILES, "_StorageInfo"), names, ("transform_descriptors",))
     if state.get("transform_descriptors"):
@@ -130,7 +133,7 @@ def _info(found: Any, at: MetadataIndex) -> _StorageInfo:
 def _entry(
     key: str, found: Any, places: dict[MetadataIndex, _StorageInfo], used: dict[MetadataIndex, _StorageInfo]
 ) -> TensorStorageMetadata | BytesStorageMetadata:
-    """One tensor or object; its places go from `places` to `used`."""
+    """The entry of one tensor or object. Its places move from `places` to `used`, so that nothing is used twice."""
     if type(found) is Built and found.callee == Name(_METADATA, "BytesStorageMetadata"):
         _fields(found, found.callee, (), ())
         _use(MetadataIndex(key), places, used)
@@ -148,6 +151,7 @@ def _entry(
 
 
 def _use(at: MetadataIndex, places: dict[MetadataIndex, _StorageInfo], used: dict[MetadataIndex, _StorageInfo]) -> None:
+    """Move the place of `at` from `places` to `used`."""
     if at not in places:
         twice = "has it twice" if at in used else "does not say where it lies"
         raise pickle.UnpicklingError(f"of {_named(at)}, it {twice}")
@@ -155,10 +159,11 @@ def _use(at: MetadataIndex, places: dict[MetadataIndex, _StorageInfo], used: dic
 
 
 def _check_tiling(key: str, size: torch.Size, chunks: list[ChunkStorageMetadata]) -> None:
-    """The chunks cover the tensor, each element once.
+    """Check that the chunks cover the tensor, each element once. The time is linear in the number of chunks.
 
-    Boxes inside a box cover it once each if their volumes sum to its own, and if every corner of theirs is that of an even
-    number of them, the big one counted in: what is covered an odd number of times is then exactly the big box.
+    Each chunk is a box inside the tensor's box. Count at each point the boxes that have a corner there, the tensor's
+    own among them. If all counts are even, the chunks cover each element of the tensor an odd number of times. If the
+    chunks' volumes also sum to the tensor's, each element is covered once.
     """
     corners: Counter[tuple[int, ...]] = Counter(_corners((0,) * len(size), size))
     for chunk in chunks:
@@ -173,11 +178,12 @@ def _check_tiling(key: str, size: torch.Size, chunks: list[ChunkStorageMetadata]
 
 
 def _corners(starts: tuple[int, ...], ends: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All 2ⁿ corners of a box of n axes."""
     return list(product(*zip(starts, ends)))
 
 
 def _dtype(found: Any) -> torch.dtype:
-    """The dtype of TensorProperties; the layout must be the plain one, and what else it holds is of no use."""
+    """The dtype that a TensorProperties holds. Its layout must be strided; its other fields are not used."""
     expected = Name(_METADATA, "TensorProperties")
     if type(found) is not Built or found.callee != expected or found.arguments or type(found.state) is not tuple:
         raise pickle.UnpicklingError("properties are no TensorProperties")
@@ -192,7 +198,7 @@ def _dtype(found: Any) -> torch.dtype:
 
 
 def _fields(found: Any, callee: Name, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Any]:
-    """The state of an object of the class `callee`, which has these fields and no other."""
+    """The fields of an object of the class `callee`: all `required` ones, perhaps `optional` ones, and no other."""
     if type(found) is not Built or found.callee != callee:
         what = found.callee.name if type(found) is Built else type(found).__name__
         raise pickle.UnpicklingError(f"it has a {what} where a {callee.name} belongs")
@@ -204,6 +210,7 @@ def _fields(found: Any, callee: Name, required: tuple[str, ...], optional: tuple
 
 
 def _exactly(found: Any, kind: type, what: str) -> Any:
+    """`found`, which must be of exactly this type, subclasses excluded."""
     if type(found) is not kind:
         name = found.callee.name if type(found) is Built else type(found).__name__
         raise pickle.UnpicklingError(f"{what} is a {name} where a {kind.__name__} belongs")
@@ -211,18 +218,21 @@ def _exactly(found: Any, kind: type, what: str) -> Any:
 
 
 def _text(found: Any, what: str) -> str:
+    """`found` as text of bounded length that can be shown."""
     if len(_exactly(found, str, what)) > _MAX_TEXT or not found.isprintable():
         raise pickle.UnpicklingError(f"{what} is longer than {_MAX_TEXT} characters, or holds some that cannot be shown")
     return found
 
 
 def _count(found: Any) -> int:
+    """`found` as a whole number from 0 on that fits into 64 bits."""
     if type(found) is not int or found < 0 or found >= 1 << 63:
         raise pickle.UnpicklingError(f"it has {found if type(found) is int else type(found).__name__} for an offset or a size")
     return found
 
 
 def _size(found: Any) -> torch.Size:
+    """`found`, a tuple or a call of torch.Size, as a shape."""
     if type(found) is Built and found.callee == _SIZE and len(found.arguments) == 1 and found.state is None:
         (found,) = found.arguments
     if type(found) is not tuple or len(found) > _MAX_AXES:
@@ -231,4 +241,5 @@ def _size(found: Any) -> torch.Size:
 
 
 def _named(at: MetadataIndex) -> str:
+    """A tensor or chunk, for a sentence."""
     return f"{at.fqn[:100]}" + ("" if at.offset is None else f" at {list(at.offset)}")

@@ -1,7 +1,8 @@
 """Where tensors lie in safetensors files.
 
-The format: 8 bytes little-endian length, that many bytes of JSON, the data. The library checks the header. It reads
-whole tensors, which conversion must not, so it is asked for their places alone. `streaming` writes such files.
+The format: 8 bytes with a little-endian length, that many bytes of JSON, then the data. The library checks headers. It
+reads whole tensors, which would not fit into memory in a conversion, so it is asked for their places alone. `streaming`
+writes such files.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from megatron_patch.formats import dtypes
 from megatron_patch.formats.lazy import FileTensor
 
 _DTYPES = {one.safetensors: one.torch_dtype for one in dtypes.WEIGHTS}
-# Bytes of an element of each dtype of the format whose elements have whole ones; some of them this project has no name
-# for.
+# Bytes of one element, for each dtype of the format whose elements are whole bytes.
 _ITEM_BYTES = {one.safetensors: one.itemsize for one in dtypes.ALL}
 _ITEM_BYTES |= {"U64": 8, "C64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 _MAX_HEADER = 100 << 20  # the library's own limit
@@ -29,16 +29,17 @@ _MAX_HEADER = 100 << 20  # the library's own limit
 def read_safetensors(
     path: Path, skipped: Callable[[str, int], bool] = lambda name, axes: False
 ) -> tuple[dict[str, FileTensor], list[str]]:
-    """Where the tensors of one file lie, by name, and the names of those that are skipped. No tensor is read.
+    """(tensors of a file by name, names of the tensors that were skipped). No tensor's bytes are read.
 
-    `skipped` says by name and number of axes which; those may have any dtype.
+    The library checks the header when it opens the file: each tensor has as many bytes as its shape and dtype say, and
+    they lie one after the other from the header to the end of the file. So the order of the tensors gives their places,
+    and the header need not be read a second time.
 
-    The library checks the header when it opens the file: an object of tensors whose bytes are as many as shape and
-    dtype say and lie one after the other from the header to the end of the file. So the order of the tensors gives
-    their places, and the header is not read a second time.
+    Args:
+        skipped: says by name and number of axes which tensors to skip. Those may have any dtype.
 
     Raises:
-        UserError: it is not a whole safetensors file, or holds a dtype other than BF16, F16, F32.
+        UserError: it is not a whole safetensors file, or it holds a dtype other than BF16, F16, F32.
     """
     size = path.stat().st_size
     with open(path, "rb") as stream:
@@ -58,7 +59,7 @@ def read_safetensors(
 def _places(
     path: Path, file: Any, start: int, size: int, skipped: Callable[[str, int], bool]
 ) -> tuple[dict[str, FileTensor], list[str]]:
-    """One tensor after the other, from byte `start` to `size`; and the names of those that are skipped."""
+    """As `read_safetensors`: the tensors lie one after the other, from byte `start` to byte `size`."""
     found: dict[str, FileTensor] = {}
     left_out = []
     for name in file.offset_keys():

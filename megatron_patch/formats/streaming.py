@@ -1,4 +1,7 @@
-"""Writing files of tensors that are never in memory: two at a time, flushed, stopped by the first error."""
+"""Writing files of tensors that are never in memory as a whole.
+
+Two files are written at a time. They are flushed to the disk, progress is counted, and the first error stops all.
+"""
 
 from __future__ import annotations
 
@@ -18,39 +21,44 @@ from megatron_patch.formats.distcp import write_item
 from megatron_patch.formats.dtypes import of_torch
 from megatron_patch.formats.lazy import PIECE_BYTES, LazyTensor, nbytes, pieces
 
-WORKERS = 2
-_WRITE_BACK = 64 << 20
-_SMALL = 128 << 20
+WORKERS = 2  # files at a time
+_WRITE_BACK = 64 << 20  # bytes after which dirty pages are handed to the disk
+_SMALL = 128 << 20  # bytes; tensors of up to so many in all are one file
 
 
 @dataclass(frozen=True)
 class Item:
-    """One tensor of a file; `shape` is how it is to be rebuilt, of as many elements."""
+    """One tensor of a file, or in torch_dist one chunk of a tensor."""
 
     name: str
     tensor: LazyTensor
-    shape: tuple[int, ...]
-    offset: tuple[int, ...] = ()  # torch_dist: where this chunk starts in the whole tensor
+    shape: tuple[int, ...]  # what the file gives it, of as many elements
+    offset: tuple[int, ...] = ()  # torch_dist: where this chunk begins in the whole tensor, for each axis
 
 
 @dataclass(frozen=True)
 class Written:
-    """Where an item came to lie."""
+    """An item that was written, and its place."""
 
     item: Item
     file: str
-    offset: int
-    length: int
+    offset: int  # bytes
+    length: int  # bytes
 
 
 class Cancelled(RuntimeError):
-    """Another file failed; that error is the one to report."""
+    """This file was stopped because another one failed. The other one's error is the one to report."""
 
 
 class Sink:
-    """A new file, written once from start to end and flushed at its close.
+    """A new file that is written once, from its start to its end, and flushed to the disk when it is closed.
 
-    Dirty pages are handed to the disk as they come, so that the closing flush is short and the page cache stays free.
+    Dirty pages are handed to the disk every `_WRITE_BACK` bytes. So the flush at the end is short, and a checkpoint
+    does not push everything else out of the page cache.
+
+    Args:
+        on_bytes: is told each number of bytes that was written.
+        cancelled: stops the writing when it is set.
     """
 
     def __init__(self, path: Path, on_bytes: Callable[[int], None], cancelled: threading.Event) -> None:
@@ -59,6 +67,11 @@ class Sink:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def write(self, data: bytes | memoryview) -> int:
+        """Append `data`; returns its number of bytes.
+
+        Raises:
+            Cancelled: another file has failed.
+        """
         if self._cancelled.is_set():
             raise Cancelled(str(self.path))
         view = memoryview(data).cast("B")
@@ -84,9 +97,10 @@ class Sink:
 
 
 def partition(items: Sequence[Item], max_bytes: int) -> list[list[Item]]:
-    """`items` in order, cut into as few files of at most `max_bytes` as can be, even in size and number.
+    """Cut `items`, in their order, into files of at most `max_bytes`: few of them, of about the same size.
 
-    A single item larger than `max_bytes` has a file of its own. Small models get one file.
+    Their number is a multiple of `WORKERS`, so that no worker waits at the end; small models get one file. An item
+    larger than `max_bytes` gets a file of its own.
     """
     total = sum(nbytes(item.tensor) for item in items)
     count = -(-total // max_bytes)
@@ -97,7 +111,7 @@ def partition(items: Sequence[Item], max_bytes: int) -> list[list[Item]]:
     size = 0
     for item in items:
         more = nbytes(item.tensor)
-        # Past the target by less than half an item is nearer to it than one item less, if the limit allows it.
+        # An item is added as long as the file then ends nearer to the target than without it, and within the limit.
         if files[-1] and (size + more > max_bytes or size + more / 2 > target):
             files.append([])
             size = 0
@@ -107,7 +121,7 @@ def partition(items: Sequence[Item], max_bytes: int) -> list[list[Item]]:
 
 
 def write_distcp(sink: Sink, items: Sequence[Item]) -> list[Written]:
-    """`items` as a `.distcp` file."""
+    """Write `items` as a `.distcp` file of torch_dist; returns their places."""
     buffer = torch.empty(PIECE_BYTES, dtype=torch.uint8)
     written = []
     for item in items:
@@ -118,7 +132,7 @@ def write_distcp(sink: Sink, items: Sequence[Item]) -> list[Written]:
 
 
 def write_safetensors(sink: Sink, items: Sequence[Item]) -> list[Written]:
-    """`items` as a safetensors file."""
+    """Write `items` as a safetensors file; returns their places."""
     buffer = torch.empty(PIECE_BYTES, dtype=torch.uint8)
     sink.write(_safetensors_header(items))
     written = []
@@ -143,7 +157,7 @@ def _safetensors_header(items: Sequence[Item]) -> bytes:
         header[item.name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data then begins at a multiple of 8, as the library writes it
     return struct.pack("<Q", len(text)) + text
 
 
@@ -153,10 +167,14 @@ def write_files(
     write: Callable[[Sink, Sequence[Item]], list[Written]],
     on_bytes: Callable[[int], None],
 ) -> list[Written]:
-    """Write `files` (name, items) into `folder`, two at a time.
+    """Write `files` (name, items) into `folder`, `WORKERS` at a time; returns the places of all items.
+
+    Args:
+        write: `write_distcp` or `write_safetensors`.
+        on_bytes: is told each number of bytes that was written, from several threads.
 
     Raises:
-        UserError, OSError: the first error of any file; the others stop at once.
+        UserError, OSError: the first error of any file. The other files stop at once.
     """
     cancelled = threading.Event()
 

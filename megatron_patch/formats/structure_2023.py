@@ -1,8 +1,8 @@
 """What the files of a 2023 checkpoint say about its vocabulary, without torch and without a tensor's bytes.
 
-The launcher needs the number of rows before any process starts. `torch.save` writes a zip archive with the structure as a
-pickle, `NAME/data.pkl`, of protocol 2; here it becomes plain values: dictionaries, numbers, shapes. Nothing that it names is
-looked up or called. The processes load the file through torch all the same and compare.
+The launcher needs the number of rows before any process starts. `torch.save` writes a zip archive, whose structure is a
+pickle of protocol 2, `NAME/data.pkl`. Here that pickle becomes plain values: dictionaries, numbers, shapes. Nothing
+that it names is looked up or called. The processes load the file through torch later and compare.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LARGEST = 64 << 20  # bytes of a data.pkl; those of LLaMA-2 70B have less than 
 _BYTES = {"HalfStorage": 2, "BFloat16Storage": 2, "FloatStorage": 4, "DoubleStorage": 8}
 _NAMESPACES = {("argparse", "Namespace"), ("types", "SimpleNamespace")}
 _TENSORS = {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor")}
-# What protocol 2 lacks, or torch.save never writes.
+# Steps of pickle that protocol 2 does not have, or that torch.save never writes.
 _REFUSED = (
     pickle.BYTEARRAY8,
     pickle.NEXT_BUFFER,
@@ -41,7 +41,7 @@ _REFUSED = (
 
 @dataclass(frozen=True)
 class _Global:
-    """A class or function by its name; never looked up."""
+    """A class or function by its name. It is never looked up."""
 
     module: str
     name: str
@@ -49,12 +49,16 @@ class _Global:
 
 @dataclass(frozen=True)
 class _Tensor:
+    """A tensor: its number of rows and the bytes of one element, 0 for a dtype that no weight has."""
+
     rows: int
     item_bytes: int
 
 
 @dataclass
 class _Namespace:
+    """The recorded arguments of a training run, which are read as attributes."""
+
     values: dict[str, Any] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
@@ -65,7 +69,7 @@ class _Namespace:
 
 
 class _Opaque:
-    """An object of any other class: takes what it is given and keeps nothing."""
+    """An object of any other class. It takes what the pickle gives it and keeps nothing."""
 
     def __setitem__(self, key: object, value: object) -> None:
         pass
@@ -78,7 +82,11 @@ class _Opaque:
 
 
 class _StructureReader(pickle._Unpickler):
-    """The pure Python unpickler, in which a call is a name and its arguments, and a memo's number costs no memory."""
+    """Python's own unpickler, with calls that call nothing.
+
+    It is the one written in Python: its memo is a dictionary, where C's is an array as long as the largest number in
+    it.
+    """
 
     stack: list[Any]  # `load` sets it; typeshed knows of no `stack`
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
@@ -86,18 +94,21 @@ class _StructureReader(pickle._Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> _Global:
+        """The name itself, where pickle would import it."""
         return _Global(module, name)
 
     def persistent_load(self, reference: Any) -> Any:
-        """('storage', class, key, device, number of elements) → bytes of one element."""
+        """A storage, ('storage', class, key, device, number of elements), becomes the bytes of one element."""
         return _BYTES.get(reference[1].name, 0)
 
     def _call(self) -> None:
+        """REDUCE and NEWOBJ: what `_made` gives, where pickle would call."""
         arguments = self.stack.pop()
         called = self.stack.pop()
         self.stack.append(_made(called, arguments))
 
     def _build(self) -> None:
+        """BUILD: only a namespace takes its state."""
         state = self.stack.pop()
         made = self.stack[-1]
         if isinstance(made, _Namespace) and isinstance(state, dict):
@@ -109,6 +120,7 @@ class _StructureReader(pickle._Unpickler):
 
 
 def _made(called: Any, arguments: Any) -> Any:
+    """The plain value that stands for `called(*arguments)`."""
     name = (called.module, called.name)
     if name in _NAMESPACES:
         return _Namespace()
@@ -118,13 +130,19 @@ def _made(called: Any, arguments: Any) -> Any:
         return _Tensor(arguments[2][0] if arguments[2] else 0, arguments[0])
     if name == ("torch._utils", "_rebuild_parameter"):
         return arguments[0]
-    if name == ("torch._tensor", "_rebuild_from_type_v2"):  # a tensor with attributes: (function, type, arguments, attributes)
+    if name == ("torch._tensor", "_rebuild_from_type_v2"):  # with attributes: (function, type, arguments, attributes)
         return _made(arguments[0], arguments[2])
     return _Opaque()
 
 
 def read_vocabulary_rows(folder: Path) -> VocabularyRows | None:
-    """What the first stage's files below `folder` say; None where they cannot be read, which the processes then explain."""
+    """What the first stage's files below `folder` say about the vocabulary.
+
+    None if they cannot be read. The processes, which read them with torch, then say why.
+
+    Raises:
+        UserError: a rank's folder or file is missing.
+    """
     rows, arguments, is_wider = 0, None, False
     files = rank_files(folder)[0]
     for path in files:
@@ -142,6 +160,7 @@ def read_vocabulary_rows(folder: Path) -> VocabularyRows | None:
 
 
 def _structure(path: Path) -> Any:
+    """The plain value that data.pkl of a torch.save file describes."""
     with zipfile.ZipFile(path) as archive:
         entry = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > min(_LARGEST, path.stat().st_size):
@@ -150,6 +169,7 @@ def _structure(path: Path) -> Any:
 
 
 def _embedding_and_norm(model: Any) -> tuple[_Tensor, _Tensor]:
+    """The embedding, and a norm to compare its dtype with, in the structure of any of the original's programs."""
     if "language_model" in model:
         encoder = model["language_model"].get("encoder") or model["language_model"]["transformer"]
         embedding = model["language_model"]["embedding"]["word_embeddings"]["weight"]

@@ -1,9 +1,9 @@
 """torch.save's archives, checked before torch loads them.
 
-An archive is an uncompressed zip of `data.pkl` (the values, tensors as calls of `_rebuild_tensor_v2`), `data/0`, `data/1`, …
-(the bytes of storages) and a few small records. torch's `weights_only` loader runs no code, but believes every number: it
-takes the memory that `data.pkl` asks for, and reads a storage's bytes from where another record lies. So the zip, the calls and
-all sizes are checked here first.
+An archive is an uncompressed zip. `data.pkl` holds the values, with tensors as calls of `_rebuild_tensor_v2`. `data/0`,
+`data/1`, … hold the bytes of storages. A few small records stand beside them. torch's `weights_only` loader runs no
+code, but it believes every number: it takes the memory that `data.pkl` asks for, and reads a storage's bytes from where
+another record lies. So the zip, the calls and all sizes are checked here first.
 """
 
 from __future__ import annotations
@@ -23,31 +23,44 @@ from megatron_patch.formats.unpickling import Built, Name, Persistent, read_pick
 
 # Bytes of one element by the name of its storage's class.
 STORAGE_ITEMSIZES = {one.storage: one.itemsize for one in dtypes.ALL} | {"UntypedStorage": 1}
-_MAX_SMALL_READ = 8 << 20  # the zip's directory, and data.pkl
-_MAX_DEPTH = 100  # Python walks what is loaded by recursion
-_MAX_VALUES = 20_000_000  # what is named many times counts as often
+_MAX_SMALL_READ = 8 << 20  # bytes of the zip's directory, and of data.pkl
+_MAX_DEPTH = 100  # of nested containers; Python walks what is loaded by recursion
+_MAX_VALUES = 20_000_000  # a value that is referred to many times counts as often: a loader may copy it
 
 
 class Window(io.RawIOBase):
-    """`length` bytes of a file from `offset` on, as a file of their own, of which no large part is read at once."""
+    """A part of a file as a file of its own: `length` bytes from `offset` on.
+
+    A read of more than `_MAX_SMALL_READ` bytes raises BadZipFile. zipfile would otherwise read as much as a damaged
+    directory says it is long.
+    """
 
     def __init__(self, stream: BinaryIO, offset: int, length: int) -> None:
         self.stream, self.offset, self.length, self.position = stream, offset, length, 0
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def seekable(self) -> bool:
+        """True."""
         return True
 
     def tell(self) -> int:
+        """The position in the window, in bytes."""
         return self.position
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position in the window and return it, as files do."""
         self.position = max(0, position + (0, self.position, self.length)[whence])
         return self.position
 
     def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes from the position on, never more than the window has.
+
+        Raises:
+            zipfile.BadZipFile: these would be more than `_MAX_SMALL_READ` bytes.
+        """
         rest = max(0, self.length - self.position)
         wanted = rest if size < 0 else min(size, rest)
         if wanted > _MAX_SMALL_READ:
@@ -60,38 +73,38 @@ class Window(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Archive:
-    """What an archive describes: `value`, of plain values, and where the bytes of each storage lie in the window."""
+    """What an archive describes."""
 
-    value: Any
-    storages: dict[str, tuple[int, int]]  # key → first byte, number of bytes
+    value: Any  # plain values, `Built` calls and `Persistent` storages
+    storages: dict[str, tuple[int, int]]  # a storage's key → its first byte in the window, its number of bytes
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a window: elements `start` … of storage `key`, whose class is `storage`."""
+    """A tensor of an archive. `start` and `stride` count elements."""
 
-    storage: str
-    key: str
-    start: int
+    storage: str  # the name of the storage's class, which tells the dtype
+    key: str  # of the storage
+    start: int  # of its first element in the storage
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
     def is_contiguous(self) -> bool:
-        """Row-major without gaps; the stride of an axis of one element says nothing."""
+        """Whether it is row-major without gaps. The stride of an axis of one element does not matter."""
         wanted = (prod(self.shape[axis + 1 :]) for axis in range(len(self.shape)))
         return all(size == 1 or stride == want for size, stride, want in zip(self.shape, self.stride, wanted))
 
     def span(self) -> int:
-        """Elements from the first to the last."""
+        """The number of elements of the storage from the tensor's first to its last."""
         return _span(self.shape, self.stride)
 
 
 def read_archive(window: Window) -> Archive:
-    """The archive in `window`, all of whose sizes, offsets and calls are sound.
+    """The archive in `window`. All its sizes, offsets and calls have been checked.
 
     Raises:
         pickle.UnpicklingError: `data.pkl` is refused; the message says why.
-        zipfile.BadZipFile: the zip is damaged, compressed, or such as torch does not write.
+        zipfile.BadZipFile: the zip is damaged or compressed, or torch does not write such ones.
     """
     records = _records(window)
     if "byteorder" in records and _content(window, records, "byteorder") != sys.byteorder.encode():
@@ -103,16 +116,17 @@ def read_archive(window: Window) -> Archive:
 
 
 def _content(window: Window, records: dict[str, tuple[int, int]], name: str) -> bytes:
+    """The bytes of a small record; none if it is not there."""
     start, size = records.get(name, (0, 0))
     window.seek(start)
     return window.read(size)
 
 
 def stored_tensor(archive: Archive, value: Any) -> StoredTensor:
-    """What a call of `_rebuild_tensor_v2` describes, within its storage.
+    """The tensor that a call of `_rebuild_tensor_v2` describes. It lies within its storage.
 
     Raises:
-        pickle.UnpicklingError: `value` is no such call, or leads out of its storage.
+        pickle.UnpicklingError: `value` is not such a call, or its tensor does not lie within the storage.
     """
     if type(value) is not Built or value.callee != REBUILD_TENSOR or len(value.arguments) < 4:
         raise pickle.UnpicklingError("it holds something else than a tensor")
@@ -126,11 +140,12 @@ def stored_tensor(archive: Archive, value: Any) -> StoredTensor:
 
 
 def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """The number of elements from the first to the last of a tensor; 0 for an empty one."""
     return 0 if 0 in shape else 1 + sum((size - 1) * step for size, step in zip(shape, stride))
 
 
 def _storage(archive: Archive, storage: Any) -> tuple[str, str, int]:
-    """Class, key and number of elements of a storage, whose record has as many bytes."""
+    """(class, key, number of elements) of a storage. Its record has exactly as many bytes."""
     identity = storage.identity if type(storage) is Persistent else None
     if type(identity) is not tuple or len(identity) != 5 or identity[0] != "storage":
         raise pickle.UnpicklingError("it names a storage otherwise than torch does")
@@ -145,10 +160,11 @@ def _storage(archive: Archive, storage: Any) -> tuple[str, str, int]:
 
 
 def _records(window: Window) -> dict[str, tuple[int, int]]:
-    """First byte and number of bytes of each record, by its name in the archive's one folder: stored as they are, apart.
+    """(first byte, number of bytes) of each record, by its name in the archive's one folder.
 
-    torch reads zips by other rules: names without regard to case, the folder of the record that is listed first. So there may
-    be no two of either.
+    Records must be uncompressed, and none may overlap another. torch reads zips by other rules than zipfile: it ignores
+    the case of names, and takes the folder of the record that is listed first. So two names that differ in case, or a
+    second folder, are refused: torch could see something else there than what was checked.
     """
     with zipfile.ZipFile(window) as archive:
         infos, directory = sorted(archive.infolist(), key=lambda info: info.header_offset), archive.start_dir
@@ -176,7 +192,7 @@ def _records(window: Window) -> dict[str, tuple[int, int]]:
 
 
 class _AnyName:
-    """Names alone do nothing here; whether they may be called is looked up below, and again by torch."""
+    """Allows every name: a name alone does nothing. `check_call` and then torch decide which ones may be called."""
 
     def __contains__(self, name: object) -> bool:
         return True
@@ -186,7 +202,11 @@ _ANY_NAME = _AnyName()
 
 
 def _check_values(archive: Archive) -> None:
-    """Every call in the value, from the innermost outwards; none nests too deep or stands for too much."""
+    """Check every call in the value, from the innermost outwards, and that nothing nests too deeply or holds too much.
+
+    It keeps its own stack of (value, whether what is inside it is done): Python's recursion would end before a hostile
+    file.
+    """
     sizes: dict[int, tuple[int, int]] = {}  # id → depth, values in it
     stack: list[tuple[Any, bool]] = [(archive.value, False)]
     open_now: set[int] = set()
@@ -223,6 +243,7 @@ def _inner(value: Any) -> list[Any] | None:
 
 
 def _check_call(archive: Archive, value: Any) -> None:
+    """Check one call or storage, the tensors' places included."""
     if type(value) is Persistent:
         _storage(archive, value)
     if type(value) is not Built:

@@ -1,7 +1,7 @@
-"""Reads files of torch.save (`pytorch_model.bin`, `model_rng.pt`): the structure, with tensors as places in the file.
+"""Files of torch.save (`pytorch_model.bin`, `model_rng.pt`): their structure, with tensors as places in the file.
 
-torch's `weights_only` loader maps the file into memory and touches no tensor's bytes. Where these lie is known from the zip's
-directory (`torch_archive`), so tensors are streamed from the file instead of being paged in.
+torch's `weights_only` loader maps the file into memory and touches no tensor's bytes. The zip's directory
+(`torch_archive`) says where those lie. So tensors are streamed from the file later, and nothing is paged in.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from megatron_patch.formats.unpickling import Built
 
 _WEIGHTS = {one.torch_dtype for one in dtypes.WEIGHTS}
 _ZIP = b"PK\3\4"
-# What torch.load raises for damaged content, beside UnpicklingError.
+# What torch.load raises for damaged content, besides UnpicklingError.
 _DAMAGED = (RuntimeError, EOFError, zipfile.BadZipFile, LookupError, TypeError, ValueError, AttributeError, AssertionError)
 
 
 class _EnumMember:
-    """Stands for a member of megatron's enumerations, which the arguments of a training run name."""
+    """Stands for a member of one of Megatron's enumerations. The recorded arguments of a training run name some."""
 
     def __init__(self, *value: object) -> None:
         self.value = value
 
 
 class _Bytes:
-    """Stands for io.BytesIO, in which Transformer Engine keeps the scales of fp8 (`_extra_state`)."""
+    """Stands for io.BytesIO. Transformer Engine keeps the scales of fp8 in one (`_extra_state`)."""
 
     def __setstate__(self, state: object) -> None:
-        """Its bytes are not needed."""
+        """Drop the bytes, which are not needed."""
 
 
 def _safe_globals() -> list[Any]:
-    """The classes that a checkpoint of 2023 may name beyond tensors: its arguments, and numpy's random state."""
+    """The classes that a checkpoint of 2023 may name besides tensors: of its arguments and of numpy's random state."""
     core = getattr(numpy, "_core", None) or numpy.core
     return [
         types.SimpleNamespace,
@@ -73,16 +73,17 @@ _ENUMS = (
 )
 
 
-# Pickles begin with the first, tar files of torch before 0.1.10 have the second at byte 257.
-_PICKLE, _TAR = b"\x80", b"ustar"
+_PICKLE = b"\x80"  # what a pickle begins with, as torch wrote before version 1.6
+_TAR = b"ustar"  # what a tar file has at byte 257, as torch wrote before version 0.1.10
 
 
 def _cut(path: Path) -> str:
+    """The sentence about a file that ends too early."""
     return f"{path} is damaged or was cut off (it has {path.stat().st_size} bytes); copy it again."
 
 
 def _not_zip(path: Path) -> str:
-    """A sentence about a file that is not in torch's zip format: what it is, and what to do."""
+    """The sentence about a file that is not in torch's zip format: what it is, and what to do."""
     with open(path, "rb") as stream:
         head = stream.read(512)
     if head.startswith(_PICKLE) or head[257:262] == _TAR:
@@ -92,7 +93,7 @@ def _not_zip(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _File:
-    """A torch file while its tensors are replaced by places in it."""
+    """A torch file whose tensors are being replaced by places in it."""
 
     path: Path
     archive: Archive
@@ -100,19 +101,21 @@ class _File:
 
 
 def _nothing_skipped(name: str, axes: int) -> bool:
+    """`read_torch_file`'s default: no tensor is skipped."""
     return False
 
 
 def read_torch_file(path: Path, skipped: Callable[[str, int], bool] = _nothing_skipped, only: str | None = None) -> Any:
-    """The object in `path`, every floating-point tensor of two or fewer axes in it a `LazyTensor`.
+    """The object in `path`. Its tensors of weights are `LazyTensor`s instead of tensors.
 
     Args:
         path: what torch.save wrote.
-        skipped: says by name and number of axes which tensors are given as they are, whatever their dtype and strides.
-        only: the key of a dictionary's entry that alone is treated so; what stands beside it may lie in any way.
+        skipped: says by name and number of axes which tensors stay as they are, whatever their dtype and strides.
+        only: if given, the key of the dictionary's entry in which tensors are replaced; everything else stays as it is.
 
     Raises:
-        UserError: it is missing, damaged, of torch's format from before 1.6, or names a class that is not allowed.
+        UserError: the file is missing, damaged, in torch's format from before 1.6, or names a class that is not
+            allowed; or a tensor of weights is stored with other strides than those of a matrix with contiguous rows.
     """
     with torch.serialization.safe_globals(_safe_globals()):
         try:
@@ -126,7 +129,7 @@ def read_torch_file(path: Path, skipped: Callable[[str, int], bool] = _nothing_s
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # torch maps what it takes for a file's end, which lies outside of one that was cut.
+            # In a file that was cut torch tries to map bytes behind its end, which the system refuses.
             raise UserError(_cut(path)) from None
     file, described = _File(path, archive, skipped), archive.value
     if only is None or not isinstance(content, dict):
@@ -136,9 +139,13 @@ def read_torch_file(path: Path, skipped: Callable[[str, int], bool] = _nothing_s
 
 
 def _lazy(file: _File, value: Any, described: Any, name: str) -> Any:
-    """`value`, as torch loaded it, with places for its tensors; `described` is the same value as the archive describes it.
+    """`value` with its tensors replaced.
 
-    It is None below a key that is an object, which no state dict has; tensors there stay as they are.
+    Args:
+        value: what torch loaded.
+        described: the same value, as the archive describes it. None below a key that is an object; no state dict has
+            such keys, and tensors there stay as they are.
+        name: the keys that lead to it, joined by dots.
     """
     if described is None:
         return value
@@ -151,12 +158,12 @@ def _lazy(file: _File, value: Any, described: Any, name: str) -> Any:
 
 
 def _entries(described: Any) -> dict[Any, Any]:
-    """The entries of a described dict or OrderedDict."""
+    """The entries of a dict or OrderedDict, as the archive describes it."""
     return (described.items or {}) if isinstance(described, Built) else described
 
 
 def _stored(archive: Archive, described: Any) -> StoredTensor:
-    """The tensor that is described: itself, as a parameter, or with attributes of Python's."""
+    """The tensor that is described by itself, as a parameter, or with Python attributes."""
     while described.callee != REBUILD_TENSOR:
         is_wrapped = described.callee == TENSOR_WITH_ATTRIBUTES  # (function, type, its arguments, attributes)
         described = Built(REBUILD_TENSOR, described.arguments[2]) if is_wrapped else described.arguments[0]
@@ -164,6 +171,7 @@ def _stored(archive: Archive, described: Any) -> StoredTensor:
 
 
 def _locate(file: _File, tensor: torch.Tensor, described: Any, name: str) -> LazyTensor | torch.Tensor:
+    """The place of a tensor of weights; other dtypes, single numbers and empty tensors stay as they are."""
     if tensor.dtype not in _WEIGHTS or tensor.dim() == 0 or tensor.numel() == 0:
         return tensor
     stored = _stored(file.archive, described)
@@ -180,10 +188,16 @@ def _locate(file: _File, tensor: torch.Tensor, described: Any, name: str) -> Laz
 
 
 def load_object(path: Path, data: bytes, what: str) -> Any:
-    """The object that torch.save wrote as `data`, a part of `path`: tensors, plain values and a few named classes.
+    """The object that torch.save wrote: tensors, plain values and a few named classes.
+
+    Args:
+        path: the file that `data` was read from, for errors.
+        data: the archive's bytes.
+        what: what `data` is, for errors.
 
     Raises:
-        UserError: it is damaged, or asks for a class, function or amount of memory that is not allowed; nothing of it has run.
+        UserError: it is damaged, or it asks for a class, a function or an amount of memory that is not allowed. Nothing
+            that it asks for has run.
     """
     if not data.startswith(_ZIP):
         raise UserError(f"{path}: {what} is no archive of torch.save; copy it again.")
@@ -192,10 +206,11 @@ def load_object(path: Path, data: bytes, what: str) -> Any:
 
 
 def _load_mapped(path: Path) -> tuple[Any, Archive]:
-    """`load_object` for a whole file, which is mapped into memory and not read; and the archive's description of it.
+    """(the object, the archive's description of it) for a whole file, whose tensors are mapped into memory and not
+    read.
 
     Raises:
-        UserError: as there; or it is missing, or no zip, as before torch 1.6.
+        UserError: as in `load_object`; or the file is missing, or it is not a zip, as before torch 1.6.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; the checkpoint is not whole: copy it again.")
@@ -209,6 +224,7 @@ def _load_mapped(path: Path) -> tuple[Any, Archive]:
 
 
 def _check_archive(path: Path, stream: BinaryIO, what: str) -> Archive:
+    """The archive's description, once its zip, sizes and calls are checked; UserError if they are not sound."""
     try:
         return read_archive(Window(stream, 0, stream.seek(0, io.SEEK_END)))
     except pickle.UnpicklingError as error:
@@ -218,6 +234,7 @@ def _check_archive(path: Path, stream: BinaryIO, what: str) -> Archive:
 
 
 def _load(path: Path, source: Path | BinaryIO, what: str, **options: Any) -> Any:
+    """torch.load with `weights_only`; its errors become UserErrors that name the file."""
     try:
         return torch.load(source, map_location="cpu", weights_only=True, **options)
     except pickle.UnpicklingError as error:
@@ -228,6 +245,6 @@ def _load(path: Path, source: Path | BinaryIO, what: str, **options: Any) -> Any
 
 
 def _short(reason: str) -> str:
-    """torch's own reason, without its advice to load the file unrestrictedly."""
+    """torch's reason, without its advice to load the file without restriction."""
     reason = reason.split("from a trusted source.")[-1].split("WeightsUnpickler error: ")[-1]
     return " ".join(reason.split("Check the documentation")[0].split(" Please use")[0].split())[:200]

@@ -1,6 +1,7 @@
-"""What is odd about a text that was typed, before its meaning is asked for: line ends, lengths, characters. Imports no torch.
+"""What is wrong with a typed text before anybody asks for its meaning: line ends, lengths, characters. Imports no
+torch.
 
-A sentence here says what is allowed and what to write; who got what stands before it, added by the caller.
+The sentences say what is allowed and what to write. The caller puts the argument's name and the text before them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import re
 from pathlib import Path
 
 _NAME_BYTES = 255  # of one part of a path, on every common file system
-_PATH_BYTES = 4096 - 512  # Linux takes 4096 with the names of the files in a folder
-MOST_DIGITS = 18  # a whole number below fits into 64 bits
+_PATH_BYTES = 4096 - 512  # Linux allows 4096, and names of files in a folder come on top
+MOST_DIGITS = 18  # a whole number of so many digits fits into 64 bits
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def line_end(text: str) -> str | None:
-    """A carriage return or a line's end that came along, which no terminal shows."""
+    """A sentence if the text holds a carriage return or ends with a newline, which no terminal shows; else None."""
     if "\r" in text:
         return (
             "it holds a carriage return (\\r), as texts from Windows have at their lines' ends: remove it; "
@@ -28,7 +29,7 @@ def line_end(text: str) -> str | None:
 
 
 def path_problem(text: str) -> str | None:
-    """Why no file can have this path, or why the system does not say what is there; None where it can be looked at."""
+    """Why no file can have this path, or why the system refuses to look there, as a sentence; None if it can look."""
     if "\0" in text:
         return "it holds a NUL character, which no path can: write another path."
     found = line_end(text)
@@ -50,7 +51,7 @@ def path_problem(text: str) -> str | None:
 
 
 def unwritable(folder: str | os.PathLike[str]) -> str | None:
-    """Why `folder` cannot be made or written into; None where it can. A path that `path_problem` has passed."""
+    """Why `folder` cannot be made or written into, as a sentence; None if it can. Ask `path_problem` first."""
     path = Path(folder)
     there = next((one for one in (path, *path.parents) if os.path.lexists(one)), Path("."))
     if not there.is_dir():
@@ -61,12 +62,12 @@ def unwritable(folder: str | os.PathLike[str]) -> str | None:
 
 
 def whole_number(text: str) -> int | None:
-    """A text of digits 0 to 9 and nothing else, at most 18; None for anything else, `1_000`, ` 1` and `٣` among it."""
+    """The number, if the text is 1 to `MOST_DIGITS` digits 0 to 9. None for all else, such as `1_000`, ` 1` and `٣`."""
     return int(text) if re.fullmatch(f"[0-9]{{1,{MOST_DIGITS}}}", text) else None
 
 
 def number(text: str) -> float | None:
-    """A number as `1e-5`, `0.1` or `3`, in digits 0 to 9; None for anything else, and for what a double cannot hold."""
+    """The number, if the text is one such as `1e-5`, `0.1` or `3`; None for all else and for what no double holds."""
     if not _NUMBER.fullmatch(text) or len(text) > 40:
         return None
     value = float(text)

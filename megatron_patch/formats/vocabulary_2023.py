@@ -1,10 +1,10 @@
-"""How many rows of a 2023 checkpoint's embedding and output layer are tokens beyond config.json's. Imports no torch.
+"""How many rows of a 2023 checkpoint's embedding are tokens beyond config.json's vocabulary. Imports no torch.
 
-What the original records, by program:
-    converter (checkpoint_reshaping_and_interoperability.py)   orig_vocab_size and padded_vocab_size, both without the extra rows
-    hf2te.py                       padded_vocab_size with the extra rows; no orig_vocab_size
-    training                       padded_vocab_size = the tokenizer's size + extra_vocab_size
-Both converters append the extra rows in fp32. None of them pads; NVIDIA's Megatron-LM does, to a multiple of
+What the original's programs record:
+    checkpoint_reshaping_and_interoperability.py, a converter: orig_vocab_size and padded_vocab_size, both without extra
+    rows hf2te.py, another converter: padded_vocab_size with the extra rows; no orig_vocab_size training:
+    padded_vocab_size = the tokenizer's size + extra_vocab_size
+Both converters append the extra rows in fp32. None of these programs pads. NVIDIA's Megatron-LM pads, to a multiple of
 make_vocab_size_divisible_by × TP.
 """
 
@@ -20,27 +20,30 @@ from megatron_patch.errors import UserError
 class VocabularyRows:
     """What a checkpoint's files say about the vocabulary."""
 
-    rows: int  # of the embedding, all tensor-parallel ranks together
-    ranks: int  # tensor-parallel ranks, T
-    is_wider: bool  # the embedding is fp32 beside 16-bit weights
+    rows: int  # of the embedding, over all tensor-parallel ranks
+    ranks: int  # number of tensor-parallel ranks
+    is_wider: bool  # whether the embedding is fp32 while other weights have 16 bits
     arguments: Any  # a namespace of the recorded arguments, or None
 
     def recorded(self, name: str) -> int | None:
-        """The whole number that the arguments hold as `name`; None where they do not."""
+        """The whole number that the recorded arguments hold as `name`; None if they hold none."""
         value = getattr(self.arguments, name, None)
         return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def recorded_vocab_size(found: VocabularyRows) -> int | None:
-    """V without extra rows, where there is no config.json; None where no argument tells."""
+    """The vocabulary's size without extra rows, as the arguments record it; None if they do not.
+
+    It is asked for where there is no config.json.
+    """
     padded, extra = found.recorded("padded_vocab_size"), found.recorded("extra_vocab_size")
     return found.recorded("orig_vocab_size") or (padded - (extra or 0) if padded is not None else None)
 
 
 def extra_rows(found: VocabularyRows, vocab_size: int) -> int:
-    """Rows beyond `vocab_size` that belong to tokens; the others beyond it are padding.
+    """How many rows beyond `vocab_size` belong to tokens. The rest of them are padding.
 
-    In doubt a row is kept: a row too many changes nothing, a row too few loses a token.
+    In doubt a row is kept: a row too many changes nothing, while a row too few loses a token.
     """
     beyond = found.rows - vocab_size
     if beyond <= 0 or (found.recorded("padded_vocab_size") == found.rows and _is_padding(found, vocab_size)):
@@ -49,7 +52,7 @@ def extra_rows(found: VocabularyRows, vocab_size: int) -> int:
 
 
 def _is_padding(found: VocabularyRows, vocab_size: int) -> bool:
-    """Whether `padded_vocab_size`, which all rows make up, means padding here."""
+    """Whether the rows up to the recorded `padded_vocab_size` are padding. Some programs count tokens in it."""
     if found.recorded("extra_vocab_size") is not None or found.is_wider:
         return False
     if found.recorded("orig_vocab_size") == vocab_size:
@@ -59,9 +62,15 @@ def _is_padding(found: VocabularyRows, vocab_size: int) -> bool:
 
 
 def claimed_rows(extra: int, rows: int, vocab_size: int, wanted: int, where: object) -> int:
-    """The extra rows that a conversion or a run takes: EXTRA_VOCAB_SIZE `wanted` compared with what `where` has.
+    """How many extra rows a conversion or a run takes.
 
-    0 keeps the `extra` rows that the files tell; where they tell none, `wanted` may claim some of those beyond `vocab_size`.
+    Args:
+        extra: rows of tokens beyond `vocab_size` that the files tell of (see `extra_rows`).
+        rows: all rows of the embedding.
+        vocab_size: the vocabulary without extra rows.
+        wanted: EXTRA_VOCAB_SIZE. 0 takes the `extra` rows. If the files tell of none, it may claim rows beyond
+            `vocab_size`.
+        where: the checkpoint, for the error.
 
     Raises:
         UserError: EXTRA_VOCAB_SIZE contradicts the checkpoint.

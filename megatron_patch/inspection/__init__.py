@@ -1,0 +1,1 @@
+"""What is in a checkpoint or a data file, as lines of text."""

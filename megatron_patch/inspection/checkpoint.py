@@ -1,4 +1,4 @@
-"""What is in a checkpoint, told from its small files: no weights are loaded, and nothing that is read can run code."""
+"""What is in a checkpoint, as lines of text. Only its small files are read, and nothing in them can run code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from megatron_patch.formats.json_files import json_object, one_line
 
 
 def describe_checkpoint(path: Path) -> list[str]:
-    """Lines about a checkpoint root, or one iteration's folder: place, versions, model, tensors, files."""
+    """Lines about a checkpoint root or one iteration's folder: place, versions, model, tensors, size in MB.
+
+    Raises:
+        UserError: there is no checkpoint, or a file of it is damaged.
+    """
     location = resolve_checkpoint(path)
     out = [
         f"checkpoint {location.root}, {location.folder.name} ("
@@ -30,10 +34,12 @@ def describe_checkpoint(path: Path) -> list[str]:
 
 
 def _is_state(name: str) -> bool:
+    """Whether a folder of this name is a state of the model: `release` or an iteration."""
     return name == "release" or name.startswith("iter_")
 
 
 def _model_lines(location: CheckpointLocation) -> list[str]:
+    """What model.json, config.json and the tokenizer's files say."""
     out = []
     description = read_model_description(location)
     if description:
@@ -64,6 +70,7 @@ def _model_lines(location: CheckpointLocation) -> list[str]:
 
 
 def _native_lines(folder: Path) -> list[str]:
+    """What torch_dist's metadata say: versions, numbers of tensors, dtypes, each tensor of the model."""
     versions = read_backends(folder)
     tensors: dict[str, TensorStorageMetadata] = {}
     others = 0
@@ -84,6 +91,7 @@ def _native_lines(folder: Path) -> list[str]:
 
 
 def _legacy_lines(folder: Path) -> list[str]:
+    """What the first rank's file of a 2023 checkpoint says: its arguments, and the tensors of its first layer."""
     from megatron_patch.formats.torch_files import read_torch_file
 
     files = sorted(folder.glob("mp_rank_*/model*rng.pt"))
@@ -101,6 +109,7 @@ def _legacy_lines(folder: Path) -> list[str]:
 
 
 def _flat(tree: Any, name: str = "") -> list[tuple[str, Any]]:
+    """(name, tensor) of all tensors in nested dictionaries; a name is the keys that lead there, joined by dots."""
     if isinstance(tree, dict):
         return [pair for key, value in tree.items() for pair in _flat(value, f"{name}.{key}" if name else str(key))]
     return [(name, tree)] if hasattr(tree, "shape") else []

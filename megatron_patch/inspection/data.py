@@ -8,20 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_patch.data.sft import build_sft_dataset
-from megatron_patch.data.sft_records import counted, read_records
+from megatron_patch.data.json_dataset import build_json_dataset, read_records
+from megatron_patch.data.json_report import counted
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
-from megatron_patch.preparation.pair import read_record, record_path
-from megatron_patch.records.documents import Skipped
+from megatron_patch.preparation.state import read_record, record_path
 from megatron_patch.records.indexed import read_index
+from megatron_patch.records.skipped import Skipped
 
-_WHOLE_BYTES = 1 << 30  # a .bin up to this size is read whole for its range of ids, a larger one in samples
-_SHOWN_TOKENS = 200
+_WHOLE_BYTES = 1 << 30  # of a .bin; up to this size all its ids are read for their range, of a larger one a sample
+_SHOWN_TOKENS = 200  # of a document
 
 
 def histogram(lengths: np.ndarray, unit: str, width: int = 40) -> list[str]:
-    """How many lengths lie in each doubling range, as bars; the longest bar is `width` characters."""
+    """Lines with the range of `lengths` and a bar for each power of two: how many lengths lie between it and the next.
+
+    The longest bar has `width` characters.
+    """
     edges = [0, *(1 << k for k in range(31))]
     counts = np.histogram(lengths, bins=edges)[0]
     used = np.flatnonzero(counts)
@@ -35,8 +38,12 @@ def histogram(lengths: np.ndarray, unit: str, width: int = 40) -> list[str]:
 
 
 def describe_indexed(prefix: str, tokenizer: Tokenizer | None, samples: int) -> list[str]:
-    """Counts, lengths, range of ids, first documents (decoded with a tokenizer). UserError for a pair that
-    is damaged.
+    """Lines about PREFIX.bin and PREFIX.idx: counts, lengths, range of ids, and the first `samples` documents.
+
+    Documents are shown as text if there is a tokenizer, otherwise as ids.
+
+    Raises:
+        UserError: a file of the pair is missing or damaged.
     """
     data = read_index(prefix)
     out = [
@@ -67,6 +74,7 @@ def describe_indexed(prefix: str, tokenizer: Tokenizer | None, samples: int) -> 
 
 
 def _id_range(prefix: str, dtype: np.dtype, tokens: int) -> tuple[int, int, bool]:
+    """(smallest id, largest id, whether all were read). Of a large file 256 blocks of 65,536 ids are read."""
     ids = np.memmap(prefix + ".bin", dtype=dtype, mode="r", shape=(tokens,))
     whole = ids.nbytes <= _WHOLE_BYTES
     starts = range(0, tokens, 1 << 22) if whole else np.linspace(0, tokens - (1 << 16), 256).astype(np.int64)
@@ -77,8 +85,17 @@ def _id_range(prefix: str, dtype: np.dtype, tokens: int) -> tuple[int, int, bool
 def describe_sft(
     path: Path, tokenizer: Tokenizer | None, samples: int, *, template: str, pad_len: int, seq_len: int
 ) -> list[str]:
-    """Counts, fields, lengths, and the first samples with what is learnt between ⟦ and ⟧. UserError for bad
-    data.
+    """Lines about a fine-tuning file: counts, fields, lengths, and the first `samples` records.
+
+    With a tokenizer lengths are in tokens, and of each sample the part that is learnt stands between ⟦ and ⟧. Without
+    one lengths are in characters of JSON.
+
+    Args:
+        template: the name of the prompt's template.
+        pad_len, seq_len: PAD_LEN and SEQ_LEN of the training, in tokens.
+
+    Raises:
+        UserError: the file cannot be read, or holds no usable record.
     """
     fields: Counter[str] = Counter()
     sizes: list[int] = []
@@ -102,9 +119,9 @@ def describe_sft(
         out += [f"{counted(bad, 'record')} cannot be read as JSON objects"] if bad else []
         out += histogram(np.array(sizes), "characters of JSON")
         return [*out, *first, "add --tokenizer-folder to see tokens, what is learnt and what is cut"]
-    dataset = build_sft_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, template=template, max_bad_fraction=1.0)
+    dataset = build_json_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, template=template, max_bad_fraction=1.0)
     out += [*dataset.report.lines(), *histogram(np.diff(dataset.table.offsets), "tokens")]
-    ids = np.asarray(dataset.table.flat) & ~np.int32(1 << 30)
+    ids = np.asarray(dataset.table.flat) & ~np.int32(1 << 30)  # the table marks learnt tokens by this bit
     out.append(f"ids from {ids.min()} to {ids.max()} of {tokenizer.vocab_size}; template {template}")
     for i in range(min(samples, len(dataset.table))):
         tokens, learnt = dataset.table.sample(i, dataset.length)
@@ -113,7 +130,7 @@ def describe_sft(
 
 
 def marked_text(ids: np.ndarray, learnt: np.ndarray, tokenizer: Tokenizer) -> str:
-    """The decoded text with learnt runs between ⟦ and ⟧, and special tokens written out."""
+    """The text of ids [S], with each run of `learnt` [S] tokens between ⟦ and ⟧, and special tokens written out."""
     literal = {i: text for text, i in tokenizer.special_tokens.items()}
     out, begin = [], 0
     changes = [*(np.flatnonzero(np.diff(learnt)) + 1), len(ids)]

@@ -1,8 +1,8 @@
-"""cuBLASLt through ctypes: the library that torch has loaded, asked for its candidates for one product.
+"""cuBLASLt through ctypes: the library that torch has loaded, its candidates for a product, and the launch of one.
 
-torch takes the first algorithm of cuBLAS's heuristics and offers no way to name another. Only what `products.py` needs is
-here: descriptions of column-major matrices, the list of candidates, one launch. Numbers are those of cublasLt.h, which
-keeps them across versions.
+torch takes the first algorithm of cuBLAS's heuristics and offers no way to name another. Here is only what
+`products.py` needs: descriptions of column-major matrices, the list of candidates, one launch. The constants are those
+of cublasLt.h, whose values stay the same across versions.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 
 _TYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 14}  # cudaDataType
-_COMPUTE_32F = 68
+_COMPUTE_32F = 68  # cublasComputeType_t: sums in float32
 _TRANSPOSE_A, _TRANSPOSE_B = 3, 4  # attributes of a product's description
-_MOST_WORKSPACE = 1  # attributes of a preference
-_LEAST_ALIGNMENT = (5, 6, 7, 8)
-_SPLIT_K = 2  # attribute of an algorithm
-_CANDIDATES = 16
-ALIGNMENT = 16  # bytes
+_MOST_WORKSPACE = 1  # attribute of a preference, in bytes
+_LEAST_ALIGNMENT = (5, 6, 7, 8)  # attributes of a preference: of A, B, C and D, in bytes
+_SPLIT_K = 2  # attribute of an algorithm: into how many parts it cuts the sum over k
+_CANDIDATES = 16  # that cuBLASLt is asked for
+ALIGNMENT = 16  # bytes; every matrix begins at a multiple of it
 
 
 class _Candidate(ctypes.Structure):
@@ -37,7 +37,7 @@ class _Candidate(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Shape:
-    """D [m, n] = op(A) [m, k] · op(B) [k, n] + beta · D, all column-major without gaps; op transposes or does nothing."""
+    """D [m, n] = op(A) [m, k] · op(B) [k, n] + beta · D, column-major and without gaps; op may be a transposition."""
 
     m: int
     n: int
@@ -50,7 +50,10 @@ class Shape:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """cuBLASLt as this process has it; None where torch brings none."""
+    """cuBLASLt as torch has loaded it into this process; None where torch brings none.
+
+    dlopen by the library's bare name finds what is loaded already, so both use one copy.
+    """
     version = torch.version.cuda
     if version is None:
         return None
@@ -70,29 +73,37 @@ def version() -> int:
 
 
 def _call(name: str, *arguments: object) -> None:
+    """Call a function of cuBLASLt; RuntimeError with its status if it fails."""
     status = getattr(library(), name)(*arguments)
     if status:
         raise RuntimeError(f"{name} of cuBLASLt failed with status {status}.")
 
 
 def _create(name: str, *arguments: object) -> ctypes.c_void_p:
+    """The object that a cublasLt…Create function makes. It lives as long as the process: shapes are few."""
     made = ctypes.c_void_p()
     _call(name, ctypes.byref(made), *arguments)
     return made
 
 
 def _set(name: str, target: ctypes.c_void_p, attribute: int, value: ctypes._SimpleCData) -> None:
+    """Set one attribute of an object of cuBLASLt."""
     _call(name, target, attribute, ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value)))
 
 
 @functools.cache
 def _handle(device: torch.device) -> ctypes.c_void_p:
+    """cuBLASLt's handle for a device, one a process."""
     with torch.cuda.device(device):
         return _create("cublasLtCreate")
 
 
 class Product:
-    """A described product on one device, and the algorithms that it may run with."""
+    """A product of one shape on one device.
+
+    Attributes:
+        algorithms: what it may run with, in cuBLASLt's order; empty if cuBLASLt has none.
+    """
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self._handle = _handle(device)
@@ -105,7 +116,10 @@ class Product:
         self.algorithms = self._find_algorithms()
 
     def _find_algorithms(self) -> list[ctypes.Array]:
-        """Those that need no workspace and sum over k in one go, in the order of cuBLAS's own guess."""
+        """The candidates that need no workspace and sum over k in one go, in cuBLASLt's order.
+
+        A workspace would be memory that nobody counts. Split sums would make the digits depend on the choice.
+        """
         preference = _create("cublasLtMatmulPreferenceCreate")
         set_ = functools.partial(_set, "cublasLtMatmulPreferenceSetAttribute", preference)
         set_(_MOST_WORKSPACE, ctypes.c_size_t(0))
@@ -123,7 +137,7 @@ class Product:
         return [c.algorithm for c in candidates if c.status == 0 and c.workspace == 0 and _split_k(c.algorithm) == 1]
 
     def launch(self, algorithm: ctypes.Array, a: int, b: int, d: int, beta: float, stream: int) -> None:
-        """Enqueue one product; `a`, `b` and `d` are addresses on the device."""
+        """Launch D = A · B + beta · D on `stream` and do not wait; `a`, `b` and `d` are addresses on the device."""
         out = ctypes.c_void_p(d)
         _call(
             "cublasLtMatmul", self._handle, self._description, ctypes.byref(ctypes.c_float(1.0)), ctypes.c_void_p(a), self._a,
@@ -133,11 +147,13 @@ class Product:
 
 
 def _layout(dtype: torch.dtype, rows: int, columns: int) -> ctypes.c_void_p:
+    """The description of a column-major matrix without gaps."""
     sizes = ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows)
     return _create("cublasLtMatrixLayoutCreate", _TYPES[dtype], *sizes)
 
 
 def _split_k(algorithm: ctypes.Array) -> int:
+    """Into how many parts an algorithm cuts the sum over k."""
     value, written = ctypes.c_int32(), ctypes.c_size_t()
     arguments = ctypes.byref(algorithm), _SPLIT_K, ctypes.byref(value), ctypes.c_size_t(4), ctypes.byref(written)
     _call("cublasLtMatmulAlgoConfigGetAttribute", *arguments)

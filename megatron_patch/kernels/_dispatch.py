@@ -1,9 +1,9 @@
 """Which implementation runs, and how a Triton kernel is launched.
 
-Every public function of this package takes `implementation`: "triton", "torch", or None, which means what
-`prefer` was told, and without that Triton on a CUDA device and PyTorch elsewhere. "triton" on a CPU tensor
-runs the kernel in Triton's interpreter, which is how kernels are tested without a GPU. Nothing else, and no
-failure, changes the choice.
+Public functions that have a kernel take `implementation`: "triton", "torch" or None. None means what `prefer` was told;
+if it was told nothing, Triton on a CUDA device and PyTorch elsewhere. "triton" on a CPU tensor runs the kernel in
+Triton's interpreter: kernels are tested without a GPU that way. Nothing else changes the choice. A kernel that fails
+raises, and PyTorch does not take its place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 if importlib.util.find_spec("triton") is not None:
     import triton
     import triton.language as tl
-else:  # no wheel for this platform: only the PyTorch path can run, and asking for the other says so
+else:  # There is no wheel for this platform. PyTorch computes, and whoever asks for "triton" gets a ValueError.
     triton = None
     tl = None
 
@@ -28,10 +28,10 @@ _preferred: str | None = None
 
 
 def prefer(implementation: str | None) -> None:
-    """Say what None means from now on in this process; None again: Triton on CUDA devices.
+    """Say what `implementation=None` means from now on in this process. None restores: Triton on CUDA devices.
 
     Raises:
-        ValueError: an unknown implementation.
+        ValueError: the implementation is unknown.
     """
     global _preferred
     if implementation is not None and implementation not in IMPLEMENTATIONS:
@@ -40,15 +40,15 @@ def prefer(implementation: str | None) -> None:
 
 
 def prefers_torch() -> bool:
-    """Whether `prefer` was told "torch", which products with a chosen algorithm obey too."""
+    """Whether `prefer` was told "torch". Then `products` calls torch too, and not cuBLASLt."""
     return _preferred == "torch"
 
 
 def use_triton(implementation: str | None, tensor: torch.Tensor) -> bool:
-    """Whether Triton computes what starts from `tensor`.
+    """Whether Triton computes an operation whose first input is `tensor`.
 
     Raises:
-        ValueError: an unknown implementation, or Triton is asked for and not installed.
+        ValueError: the implementation is unknown, or it is "triton" and Triton is not installed.
     """
     implementation = implementation or _preferred
     if implementation is None:
@@ -63,8 +63,8 @@ def use_triton(implementation: str | None, tensor: torch.Tensor) -> bool:
 class Kernel:
     """A Triton kernel that is compiled for CUDA tensors and interpreted for CPU tensors.
 
-    Triton's own switch, the environment variable TRITON_INTERPRET, is read once for a whole process; here the
-    two forms stand side by side, so that a test of a kernel changes nothing for the tests around it.
+    Triton's own switch is the environment variable TRITON_INTERPRET, which it reads once a process. Here both forms
+    exist side by side, so that a test in the interpreter changes nothing for the tests around it.
     """
 
     def __init__(self, function: Callable) -> None:
@@ -75,6 +75,7 @@ class Kernel:
 
     @functools.cached_property
     def compiled(self):
+        """triton.jit's function, made at the first launch: importing this package must work without Triton."""
         return triton.jit(self._function)
 
     @functools.cached_property
@@ -84,10 +85,11 @@ class Kernel:
         return InterpretedFunction(self._function)
 
     def _launch(self, grid, *args: Any, **kwargs: Any) -> None:
+        # The first tensor decides. Triton's TensorDescriptor, which benchmarks pass, has its tensor in `base`.
         first = next(arg for arg in args if hasattr(arg, "data_ptr") or hasattr(arg, "base"))
         device = getattr(first, "base", first).device
         if device.type == "cuda":
-            with torch.cuda.device(device):
+            with torch.cuda.device(device):  # Triton launches on the current device, wherever the tensors are
                 self.compiled[grid](*args, **kwargs)
         else:
             with _interpreted_standard_library():
@@ -101,7 +103,11 @@ def kernel(function: Callable) -> Kernel:
 
 @contextlib.contextmanager
 def _interpreted_standard_library() -> Iterator[None]:
-    """Let the interpreter call `tl.sum` and its kin, which are compiled functions unless TRITON_INTERPRET was set."""
+    """Let the interpreter call `tl.sum` and its kin.
+
+    Without TRITON_INTERPRET triton.language holds them as functions to be compiled, which the interpreter cannot call.
+    So they are interpreted functions inside this context, and what they were afterwards.
+    """
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
@@ -116,24 +122,26 @@ def _interpreted_standard_library() -> Iterator[None]:
 
 
 def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is n or more: the size of a Triton block that holds n elements."""
     return 1 << (n - 1).bit_length()
 
 
 def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up: how many blocks of b hold a elements."""
     return -(-a // b)
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many programs run side by side; on a CPU a small number, so that the interpreter's loops have turns."""
+    """How many programs run side by side on a GPU; 2 on a CPU, so that tests see loops of more than one turn."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def overwrite(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's data, to be written over, outside autograd.
+    """The tensor's data as a tensor that may be written outside autograd.
 
-    The version counter moves, so autograd raises its usual error if anything else saved the tensor for its
-    backward.
+    The version counter is raised. So if another function saved the tensor for its backward, autograd raises its
+    in-place error there, and no gradient is computed from what was written over it.
     """
     torch.autograd.graph.increment_version(tensor)
     return tensor.detach()

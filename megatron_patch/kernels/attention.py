@@ -1,6 +1,7 @@
-"""Fused attention from whichever library `attention_backends` chose, and unfused attention, behind one function.
+"""One function for attention: fused, by the library that `attention_backends` chose, or unfused, in separate kernels.
 
-softmax(scale · q kᵀ) v per head, causal at the bottom right: query i of Sq sees keys j ≤ i + Sk − Sq.
+It computes softmax(scale · q kᵀ) v for each head. A causal mask is aligned at the bottom right: query i of Sq sees keys
+j ≤ i + Sk − Sq, so the last query sees all keys.
 """
 
 from __future__ import annotations
@@ -43,13 +44,22 @@ def attention(
     recompute: bool = False,
     implementation: str | None = None,
 ) -> torch.Tensor:
-    """q [Sq, B, N, D], k and v [Sk, B, G, D], of any strides with a contiguous last dimension → [Sq, B, N·D].
+    """q [Sq, B, N, D], k and v [Sk, B, G, D] → [Sq, B, N·D].
 
-    segment_ids [B, S] integer: for packed samples, a query sees the keys of its own segment only (Sq = Sk =
-    S). Equal ids must adjoin: an id that comes back is another segment to 'flash_attn', 'flash_attn_3' and 'varlen', the same
-    one to a mask. recompute: 'unfused' keeps no probabilities for its backward pass, where it has a kernel for that (see
-    `recomputes_itself`). implementation: of the softmax in 'unfused'. ValueError for an unknown backend, heads that
-    are not a multiple of groups, more queries than keys under causal, or segment_ids of another shape.
+    Args:
+        q, k, v: of any strides, with a contiguous last dimension.
+        scale: what q kᵀ is multiplied by, usually 1 / √D.
+        backend: one of `BACKENDS`; `choose_attention_backend` names the fastest one for a machine.
+        segment_ids: integer [B, S], for packed samples: a query sees the keys of its own segment only, and Sq = Sk = S.
+            Tokens of one id must be adjacent. An id that comes back later is a new segment to 'flash_attn',
+            'flash_attn_3' and 'varlen', and the same one to the backends that take a mask.
+        recompute: 'unfused' keeps no probabilities and computes them again in its backward, where `recomputes_itself`
+            says that it can. It is ignored everywhere else.
+        implementation: of the softmax in 'unfused' (see `_dispatch`).
+
+    Raises:
+        ValueError: the backend is unknown or not for these arguments, heads are not a multiple of groups, a causal q is
+            longer than k, or segment_ids have another shape.
     """
     _check(q, k, causal, backend, segment_ids)
     if backend in _FLASH_ATTN and segment_ids is not None:
@@ -70,11 +80,12 @@ def attention(
 
 
 def recomputes_itself(backend: str, segment_ids: torch.Tensor | None) -> bool:
-    """Whether `attention` of rows as long as their keys takes its argument `recompute`; else autograd must recompute it whole."""
+    """Whether `attention` obeys `recompute`, for Sq = Sk. Where not, the caller lets autograd recompute all of it."""
     return backend == "unfused" and segment_ids is None
 
 
 def _check(q, k, causal, backend, segment_ids) -> None:
+    """ValueError for what `attention` does not take."""
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}.")
     if q.shape[2] % k.shape[2]:
@@ -98,12 +109,13 @@ def attention_mask(queries, keys, causal, segment_ids, device) -> torch.Tensor |
 
 
 def _sdpa(q, k, v, scale, causal, backend, segment_ids):
+    """PyTorch's scaled_dot_product_attention, with the one kernel that `backend` names."""
     plain = segment_ids is None and (not causal or q.shape[0] == k.shape[0])
     mask = None if plain else attention_mask(q.shape[0], k.shape[0], causal, segment_ids, q.device)
     heads, groups = q.shape[2], k.shape[2]
     kernels = _MASKABLE if mask is not None else [PYTORCH_BACKENDS.get(backend, SDPBackend.MATH)]
     if heads != groups and SDPBackend.EFFICIENT_ATTENTION in kernels:
-        # The memory-efficient kernel knows no groups.
+        # The memory-efficient kernel knows no groups: each head needs keys and values of its own.
         k, v = (t.repeat_interleave(heads // groups, dim=2) for t in (k, v))
     q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
     options = dict(attn_mask=mask, is_causal=causal and plain, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
@@ -112,11 +124,12 @@ def _sdpa(q, k, v, scale, causal, backend, segment_ids):
     else:
         with sdpa_kernel(kernels):
             out = F.scaled_dot_product_attention(q, k, v, **options)
-    # cuDNN keeps q's [S, B, N, D] order in memory, so that this is a view.
+    # cuDNN's output has q's order in memory, [S, B, N, D], so this is a view and copies nothing.
     return out.permute(2, 0, 1, 3).flatten(2)
 
 
 def _unfused(q, k, v, scale, causal, segment_ids, recompute, implementation):
+    """Product, softmax, product. Square causal attention goes through `unfused`, which skips what the mask hides."""
     (queries, batch, heads, head_dim), keys = q.shape, k.shape[0]
     if heads != k.shape[2]:
         k, v = (t.repeat_interleave(heads // t.shape[2], dim=2) for t in (k, v))
@@ -136,6 +149,7 @@ def _unfused(q, k, v, scale, causal, segment_ids, recompute, implementation):
 
 
 def _flash_attn(q, k, v, scale, causal, backend):
+    """flash-attn 2 and 3, which take [B, S, N, D]. Some of their versions return a tuple with the output first."""
     q, k, v = (t.transpose(0, 1) for t in (q, k, v))
     out = importlib.import_module(_FLASH_ATTN[backend]).flash_attn_func(q, k, v, softmax_scale=scale, causal=causal)
     out = out[0] if isinstance(out, tuple) else out
@@ -143,10 +157,12 @@ def _flash_attn(q, k, v, scale, causal, backend):
 
 
 def _flash_attn_4(q, k, v, scale, causal):
+    """flash-attn 4, for samples that are not packed."""
     from flash_attn.cute.interface import flash_attn_func
 
     length, batch, _, _ = q.shape
-    # Heads of all samples as those of one: [S, B, N, D] goes in and comes out without a copy, and groups stay in step.
+    # The heads of all samples pass for heads of one sample, [1, S, B·N, D]. That is a view, so nothing is copied on the
+    # way in or out. Query head b·N + n still meets group b·G + n // (N/G), since N/G is the same for each sample.
     q, k, v = (t.flatten(1, 2).unsqueeze(0) for t in (q, k, v))
     out = flash_attn_func(q, k, v, softmax_scale=scale, causal=causal)
     out = out[0] if isinstance(out, tuple) else out
@@ -154,6 +170,7 @@ def _flash_attn_4(q, k, v, scale, causal):
 
 
 def _flash_attn_packed(q, k, v, scale, causal, bounds, backend):
+    """flash-attn 2 and 3 on packed samples; `bounds` are `segment_bounds`."""
     length, batch, _, _ = q.shape
     out = importlib.import_module(_FLASH_ATTN[backend]).flash_attn_varlen_func(
         *_flat(q, k, v), cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=length, max_seqlen_k=length,
@@ -164,10 +181,11 @@ def _flash_attn_packed(q, k, v, scale, causal, bounds, backend):
 
 
 def _varlen(q, k, v, scale, causal, bounds):
+    """PyTorch's flash kernel on packed samples; `bounds` are `segment_bounds`."""
     from torch.nn.attention.varlen import varlen_attn
 
     length, batch, heads, _ = q.shape
-    # Not every version of it knows groups.
+    # Not every version of varlen_attn knows groups.
     k, v = (t.repeat_interleave(heads // t.shape[2], dim=2) if t.shape[2] != heads else t for t in (k, v))
     q, k, v = _flat(q, k, v)
     window = (-1, 0) if causal else (-1, -1)
@@ -182,19 +200,26 @@ def _flat(*tensors):
 
 
 def segment_bounds(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Where segments begin and end in the flattened [B·S]: int32 [segments + 1]. Waits for the device."""
+    """Where segments begin in the flattened [B·S], and its end: int32 [segments + 1].
+
+    The number of segments is the result's size, so the host waits for the device. Graphs cannot record that, and runs
+    with packed samples use none.
+    """
     starts = torch.ones_like(segment_ids, dtype=torch.bool)
     starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
     begins = starts.flatten().nonzero().flatten()
     return F.pad(begins, (0, 1), value=segment_ids.numel()).to(torch.int32)
 
 
-_last: tuple[tuple, torch.Tensor, torch.Tensor] | None = None
+_last: tuple[tuple, torch.Tensor, torch.Tensor] | None = None  # (place in memory, segment_ids, their bounds)
 
 
 def _last_bounds(segment_ids: torch.Tensor) -> torch.Tensor:
-    """`segment_bounds`, once for the layers of a micro-batch: they see the same numbers at the same place in memory, which
-    cannot become another tensor's while this holds it."""
+    """`segment_bounds`, computed once for all layers of a micro-batch, since each call waits for the device.
+
+    The layers pass the same tensor, or views of it: the same address, shape, strides and version. `_last` holds the
+    tensor, so that its memory cannot become another tensor's meanwhile.
+    """
     global _last
     place = segment_ids.data_ptr(), segment_ids.shape, segment_ids.stride(), segment_ids._version
     if _last is None or _last[0] != place:

@@ -1,7 +1,7 @@
-"""Which implementation of fused attention a machine gets: the fastest that takes its GPU, numbers and head size.
+"""Which implementation of fused attention a machine gets: the fastest one that takes its GPU, dtype and head size.
 
-What PyTorch's kernels take stands in its `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`, what the libraries take in the
-checks of their interfaces.
+PyTorch's `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` says what PyTorch's kernels take. The checks in the
+libraries' interfaces say what the libraries take.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ from dataclasses import dataclass
 
 import torch
 
-# What an import of a library raises that was built for another torch or CUDA, or lacks what it needs itself.
+# What importing a library raises if it was built for another torch or CUDA, or if its own dependencies are missing.
 _IMPORT_FAULTS = (ImportError, OSError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class Library:
-    """A flash-attn. `distribution`: its name in pip's list, where that tells more than its module (2 and 4 share a package, and
-    importing 4 takes seconds); empty for one that is installed without.
+    """One of the flash-attn libraries.
+
+    Attributes:
+        backend: its name in `attention.BACKENDS`.
+        title: its name in sentences.
+        module: what is imported.
+        distribution: its name in pip's list. Versions 2 and 4 share a package, and importing 4 takes seconds, so pip's
+            list says which is there. Empty where finding the module is enough.
+        functions: what the module must have.
     """
 
     backend: str
@@ -32,6 +39,7 @@ class Library:
     functions: tuple[str, ...] = ("flash_attn_func", "flash_attn_varlen_func")
 
     def is_there(self) -> bool:
+        """Whether it is installed; whether it can be imported is `library_fault`'s question."""
         if self.distribution:
             return is_installed(self.distribution)
         return self.module in sys.modules or importlib.util.find_spec(self.module) is not None
@@ -44,7 +52,7 @@ FLASH_ATTN_2 = Library("flash_attn", "flash-attn 2", "flash_attn", "flash-attn")
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a kernel has to take. `capability`: the GPU's compute capability."""
+    """What a kernel has to take: dtype, head size, packed samples or not, and the GPU's compute capability."""
 
     dtype: torch.dtype
     head_dim: int
@@ -53,20 +61,26 @@ class _Wanted:
 
     @property
     def has_flash(self) -> bool:
-        """Whether there are flash kernels for this at all: 16-bit numbers from compute capability 8.0 on, and heads of whose size
-        the smaller chips have a backward pass."""
+        """Whether there are flash kernels for this at all.
+
+        They take 16-bit numbers, from compute capability 8.0 on, and heads of up to 256. Chips with less shared memory
+        (8.6, 8.9, 12.x) have no backward pass beyond 192.
+        """
         small = self.capability in ((8, 6), (8, 9)) or self.capability[0] == 12
         half = self.dtype in (torch.bfloat16, torch.float16)
         return half and self.capability >= (8, 0) and self.head_dim <= (192 if small else 256)
 
     @property
     def is_aligned(self) -> bool:
-        """Heads of a multiple of 16 bytes; only PyTorch's flash kernel fills up others."""
+        """Whether a head is a multiple of 16 bytes; PyTorch's flash kernel pads others, the libraries refuse them."""
         return self.head_dim % 8 == 0
 
     @property
     def has_efficient(self) -> bool:
-        """Whether PyTorch's memory-efficient kernel takes it: bf16 from 8.0 on; heads of a multiple of what its products load."""
+        """Whether PyTorch's memory-efficient kernel takes it.
+
+        It takes bf16 from compute capability 8.0 on, and heads of a multiple of what its products load at a time.
+        """
         if self.dtype == torch.float32:
             return self.capability < (8, 0) or self.head_dim % 4 == 0
         return self.is_aligned and (self.dtype == torch.float16 or self.capability >= (8, 0))
@@ -77,10 +91,13 @@ class _Wanted:
 
 
 def choose_attention_backend(device: torch.device | str, dtype: torch.dtype, head_dim: int, segment_ids: bool) -> tuple[str, str]:
-    """The fastest fused backend that is present, and why, as a phrase for the log, which also names each library that was passed
-    over since it cannot be imported.
+    """(backend, reason): the fastest fused backend that is present, and a phrase for the log that says why.
 
-    segment_ids: whether samples are packed, so that attention is block-diagonal.
+    The phrase also names each library that is installed but cannot be imported.
+
+    Args:
+        head_dim: D.
+        segment_ids: whether samples are packed, so that attention is block-diagonal.
     """
     device = torch.device(device)
     if device.type != "cuda":
@@ -91,7 +108,10 @@ def choose_attention_backend(device: torch.device | str, dtype: torch.dtype, hea
 
 
 def _choices(wanted: _Wanted, faults: list[str]) -> Iterator[tuple[str, str]]:
-    """Whatever can be taken here, the fastest first, with its reason; no library is imported before its turn."""
+    """(backend, reason) of all that can be used here, the fastest first.
+
+    It is a generator so that no library is imported before its turn: an import can take seconds.
+    """
     major = wanted.capability[0]
     libraries = wanted.has_flash and wanted.is_aligned
     short = libraries and wanted.head_dim <= 128 and not wanted.packed
@@ -115,7 +135,7 @@ def _choices(wanted: _Wanted, faults: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _usable(library: Library, faults: list[str]) -> Iterator[tuple[str, str]]:
-    """The library, where it is installed and can be imported; where it cannot, `faults` gets a phrase."""
+    """The library's (backend, reason) if it is installed and can be imported. If it cannot, `faults` gets a phrase."""
     if not library.is_there():
         return
     fault = library_fault(library)
@@ -127,7 +147,7 @@ def _usable(library: Library, faults: list[str]) -> Iterator[tuple[str, str]]:
 
 @functools.cache
 def library_fault(library: Library) -> str | None:
-    """Why a library that is installed cannot be used (its own dependencies may be missing); None where it can."""
+    """Why an installed library cannot be used, as a phrase; None if it can."""
     try:
         module = importlib.import_module(library.module)
     except _IMPORT_FAULTS as error:

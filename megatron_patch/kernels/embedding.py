@@ -1,8 +1,9 @@
-"""Embedding lookup whose gradient goes into a float32 buffer, each touched row once, in an order that never changes.
+"""Embedding lookup whose backward adds to a float32 buffer, to each touched row once, in an order that never changes.
 
-PyTorch's backward makes a whole gradient [V, H] in the weight's dtype, which is then added to the float32 one: at
-LLaMA-2 7B's 32000 rows 0.7 ms for 2048 tokens, and on GPUs in an order of its own at every run. Here tokens are sorted;
-equal ones form a run, whose rows are summed and added to the buffer together.
+PyTorch's backward makes a whole gradient [V, H] in the weight's dtype, which is then added to the float32 one. With
+LLaMA-2 7B's 32000 rows that takes 0.7 ms for 2048 tokens. On GPUs it adds in another order at every run, so losses of
+equal runs differ. Here tokens are sorted first. Equal tokens form a run, whose rows are summed and then added to the
+buffer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 from ._dispatch import ceil_div, kernel, next_power_of_two, tl, use_triton
 
-CHUNK = 16  # sorted tokens that a program takes; a run that is longer is summed in parts
+CHUNK = 16  # sorted tokens that a program takes; a longer run is summed in parts
 BLOCK = 1024  # columns that a program takes
 
 
@@ -24,24 +25,29 @@ def embedding(
     weight_grad: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> torch.Tensor:
-    """Rows of weight [V, H] for tokens [...] integer → [..., H]; zeros for a token outside [vocab_start, vocab_start + V).
+    """Rows of weight [V, H] for tokens [...] integer → [..., H].
+
+    A token outside [vocab_start, vocab_start + V) gives zeros: another tensor-parallel rank has its row.
 
     Args:
-        weight_grad: a float32 tensor [V, H] that the backward adds the gradient to. autograd is then given a tensor whose content
-            means nothing, because hooks on the gradient (data parallelism's) run only where it is given one.
+        vocab_start: the token id of the weight's first row.
+        weight_grad: a float32 tensor [V, H] that the backward adds the gradient to. autograd itself then gets a tensor
+            of undefined content, because it calls the hooks on a gradient (DDP's) only if it gets one.
 
     Raises:
         ValueError: `weight_grad` is of another shape or dtype.
     """
     if weight_grad is not None and (weight_grad.shape != weight.shape or weight_grad.dtype != torch.float32):
         raise ValueError(
-            f"weight_grad is {weight_grad.dtype} {list(weight_grad.shape)}; it must be torch.float32 and, like"
-            f" weight, {list(weight.shape)}."
+            f"weight_grad is {weight_grad.dtype} {list(weight_grad.shape)}; "
+            f"it must be torch.float32 and, like weight, {list(weight.shape)}."
         )
     return _Embedding.apply(tokens, weight, vocab_start, weight_grad, use_triton(implementation, weight))
 
 
 class _Embedding(torch.autograd.Function):
+    """`embedding`. Saves the row of each token, −1 for a token of another rank."""
+
     @staticmethod
     def forward(ctx, tokens, weight, vocab_start, weight_grad, triton):
         ids = tokens - vocab_start
@@ -61,22 +67,23 @@ class _Embedding(torch.autograd.Function):
 
 
 def add_rows_reference(dy: torch.Tensor, ids: torch.Tensor, weight_grad: torch.Tensor) -> None:
-    """weight_grad [V, H] += dy [T, H] in the rows ids [T]; none where an id is -1."""
+    """weight_grad[ids[t]] += dy[t] for each t: dy [T, H], ids [T], weight_grad [V, H]; an id of −1 adds nothing."""
     rows = dy.float().masked_fill(ids[:, None] < 0, 0.0)
     weight_grad.index_put_((ids.clamp(min=0),), rows, accumulate=True)
 
 
 def _add_rows(dy: torch.Tensor, ids: torch.Tensor, weight_grad: torch.Tensor) -> None:
+    """`add_rows_reference` by two kernels: runs inside a chunk of sorted tokens, then runs that cross its border."""
     tokens, h = dy.shape
     if not tokens or not h:
         return
-    ids, order = ids.sort(stable=True)
+    ids, order = ids.sort(stable=True)  # stable: equal tokens keep their order, so sums do too
     block = min(BLOCK, next_power_of_two(h))
     grid = (ceil_div(tokens, CHUNK), ceil_div(h, block))
     partial = torch.empty(grid[0], 2, h, dtype=torch.float32, device=dy.device)
     dy = dy.contiguous()
     _runs_kernel[grid](dy, order, ids, weight_grad, partial, tokens, h, CHUNK, block)
-    # Where the run ends that each chunk's last token is in
+    # For each chunk's last token: where its run ends. Searched on the device, so that the host need not wait.
     ends = torch.searchsorted(ids, ids[CHUNK - 1 :: CHUNK].contiguous(), right=True)
     if len(ends):
         _long_runs_kernel[len(ends), grid[1]](ids, ends, weight_grad, partial, tokens, h, CHUNK, block)
@@ -86,10 +93,10 @@ def _add_rows(dy: torch.Tensor, ids: torch.Tensor, weight_grad: torch.Tensor) ->
 def _runs_kernel(dy_ptr, order_ptr, ids_ptr, grad_ptr, partial_ptr, tokens, h, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     """Add up the runs of equal ids in one chunk of CHUNK sorted tokens.
 
-    A run that lies inside the chunk is added to the gradient. A run that crosses a border is not: another program has the rest of
-    it. Its sum in this chunk goes to `partial` [chunks, 2, H]: to row 0 if the run began before the chunk, to row 1 if it begins
-    here and goes on. `_long_runs_kernel` adds these up in a fixed order, so the result is the same every time; atomic additions
-    would come in any order.
+    A run that lies inside the chunk is added to the gradient. A run that crosses a border is not, because another
+    program has the rest of it. Its sum in this chunk goes to `partial` [chunks, 2, H]: to row 0 if the run began before
+    the chunk, to row 1 if it begins here and goes on. `_long_runs_kernel` adds these up in a fixed order, so the result
+    is the same every time. Atomic additions would come in any order.
     """
     chunk = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -102,7 +109,7 @@ def _runs_kernel(dy_ptr, order_ptr, ids_ptr, grad_ptr, partial_ptr, tokens, h, C
         row_id = tl.load(ids_ptr + at, mask=at < tokens, other=-1)
         following = tl.load(ids_ptr + at + 1, mask=at + 1 < tokens, other=-2)
         row = tl.load(order_ptr + at, mask=at < tokens, other=0).to(tl.int64)
-        learnt = row_id >= 0
+        learnt = row_id >= 0  # this rank has the token's row
         total += tl.load(dy_ptr + row * h + columns, mask=here & learnt, other=0.0).to(tl.float32)
         ends = following != row_id
         leaves = (i == CHUNK - 1) & (at + 1 < tokens) & (following == row_id)
@@ -118,7 +125,10 @@ def _runs_kernel(dy_ptr, order_ptr, ids_ptr, grad_ptr, partial_ptr, tokens, h, C
 
 @kernel
 def _long_runs_kernel(ids_ptr, ends_ptr, grad_ptr, partial_ptr, tokens, h, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    """If a run begins in this chunk and goes on behind it, add up its parts from chunk to chunk, in their order."""
+    """If a run begins in this chunk and goes on behind it, add up its parts from chunk to chunk, in their order.
+
+    The program of the chunk where a run begins does so alone, so no two programs write the same row.
+    """
     chunk = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     here = columns < h

@@ -1,7 +1,7 @@
 """Weight gradients accumulated in float32: weight_grad (+)= dyᵀ x, what Apex's wgrad_gemm_accum_fp32 computes.
 
-cuBLAS with a measured algorithm is the fastest that was tried, also against the product in Triton that
-benchmarks/wgrad_gemm.py keeps for comparison, so there is no kernel here.
+There is no kernel here. cuBLASLt with a measured algorithm was the fastest of all that was tried;
+benchmarks/wgrad_gemm.py keeps a product in Triton to compare with.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ from .products import matmul
 
 
 def accumulate_weight_grad(weight_grad: torch.Tensor, x: torch.Tensor, dy: torch.Tensor, *, overwrite: bool = False) -> None:
-    """weight_grad [out, in] float32 += dyᵀ x, or = with overwrite; x [tokens, in], dy [tokens, out] of one dtype.
+    """weight_grad [out, in] += dyᵀ x, for x [tokens, in] and dy [tokens, out] of one dtype.
 
-    Products and sums are float32 and never rounded to the inputs' dtype.
+    Products and sums are float32 and never rounded to the inputs' dtype: over many micro-batches a 16-bit sum loses
+    what is small beside it.
+
+    Args:
+        weight_grad: float32, contiguous.
+        overwrite: write the product instead of adding it. A step's first micro-batch does so, and no zeroing is needed.
 
     Raises:
         ValueError: shapes or dtypes do not agree.
@@ -24,6 +29,7 @@ def accumulate_weight_grad(weight_grad: torch.Tensor, x: torch.Tensor, dy: torch
 
 
 def _check(weight_grad, x, dy) -> None:
+    """ValueError for other shapes or dtypes than `accumulate_weight_grad` takes."""
     if weight_grad.dtype != torch.float32:
         raise ValueError(f"weight_grad is {weight_grad.dtype}; gradients accumulate in torch.float32.")
     if x.dtype != dy.dtype:

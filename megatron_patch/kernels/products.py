@@ -1,14 +1,16 @@
-"""Large matrix products with the algorithm that was measured to be the fastest, where torch takes cuBLAS's first guess.
+"""Large matrix products, each with the algorithm that was measured to be the fastest for its shape.
 
-The guess is far off where a product adds to float32: LLaMA-2 7B's weight gradients at 2048 tokens take a sixth less time
-with another tile. Nor is the winner of a short race the one to train with. Products that go on for long bring an H200 to its
-power limit, which lowers its clock by a quarter; from then on what a product costs is its energy, and the algorithm of the
-fewest clock cycles may be among the hungriest. The clock follows the power with a time constant of about 40 ms (fitted to
-blocks of products that alternate), so an algorithm's own cost shows only after a tenth of a second of nothing else: a race
-at whatever clock rules out what cannot win, and the rest run for that long.
+torch takes cuBLAS's first guess. The guess is far off where a product adds to float32: LLaMA-2 7B's weight gradients at
+2048 tokens take a sixth less time with another tile.
 
-Candidates differ in tiles and in the order of tiles, not in the order in which an element's products are summed, so the
-choice may differ between processes and change no digit; tests/kernels/test_products.py asserts that on GPUs.
+A short race does not find the best one either. Products that go on for long bring an H200 to its power limit, which
+lowers its clock by a quarter. From then on a product costs what energy it takes, and the algorithm of the fewest clock
+cycles may take the most. The clock follows the power with a time constant of about 40 ms (fitted to blocks of products
+that alternate). So an algorithm's own cost shows only after a tenth of a second of nothing else. Hence two rounds: a
+short race, at whatever clock, rules out what cannot win; the finalists then run for that long each.
+
+Processes may choose differently, and no digit changes. Candidates differ in tiles and in the order of tiles, and not in
+the order in which an element's products are summed; tests/kernels/test_products.py asserts that on GPUs.
 """
 
 from __future__ import annotations
@@ -25,29 +27,30 @@ import torch
 from ._cublaslt import ALIGNMENT, Product, Shape, library
 from ._dispatch import prefers_torch
 
-# Multiply-adds below which a product is too short for its algorithm to matter.
-LARGE = 1 << 30
-_HEAT = 80.0  # milliseconds of products until a GPU that was idle is at its power limit and its clock has fallen
-_ROUNDS, _TURNS = 2, 5  # short measurements of each candidate, products in each
-# Those within this factor of the fewest cycles, and at most so many, are measured for long; with all a start would take too long.
+LARGE = 1 << 30  # multiply-adds; in a smaller product the algorithm does not matter
+_HEAT = 80.0  # milliseconds of products, after which an idle GPU is at its power limit and its clock has fallen
+_ROUNDS, _TURNS = 2, 5  # the race: measurements of each candidate, products in each
+# Finalists: at most so many, and none that takes more than this factor of the shortest time in the race. To measure all
+# candidates for long would lengthen a run's start too much.
 _CLOSE, _FINALISTS = 1.15, 6
-_SETTLE, _LONG = 100.0, 60.0  # milliseconds of each: until the clock is the algorithm's own, and measured
-_LAST, _SURE = 3, 1.02  # of the finalists these are measured again: one measurement scatters by some per cent
+_SETTLE, _LONG = 100.0, 60.0  # milliseconds of a finalist: until the clock is its own, and measured after that
+# The best so many within this factor are measured a second time: one measurement scatters by some per cent.
+_LAST, _SURE = 3, 1.02
 
-_chosen: dict[tuple[Shape, torch.device], tuple[Product, ctypes.Array] | None] = {}
-_remembered: dict[Shape, Choice] = {}
-_guessing = False
+_chosen: dict[tuple[Shape, torch.device], tuple[Product, ctypes.Array] | None] = {}  # None: cuBLASLt has no candidate
+_remembered: dict[Shape, Choice] = {}  # what `remember` was told
+_guessing = False  # inside `first_guess`
 
 
 class Choice(NamedTuple):
-    """Of a shape's candidates, in cuBLASLt's order: which one, and of how many."""
+    """The candidate of a shape that is the fastest: its place in cuBLASLt's list, and the length of that list."""
 
     place: int
     candidates: int
 
 
 def choices() -> dict[Shape, Choice]:
-    """What this process has measured or been told, for processes on GPUs of the same kind with the same libraries."""
+    """All that this process has measured or been told. It holds for GPUs of one kind with the same libraries."""
     made = {}
     for (shape, _), chosen in _chosen.items():
         if chosen is not None:
@@ -57,7 +60,7 @@ def choices() -> dict[Shape, Choice]:
 
 
 def remember(known: Mapping[Shape, Choice]) -> None:
-    """Products of these shapes are not measured, as long as cuBLASLt offers as many candidates as it did."""
+    """Take these choices without measuring. One is passed over if cuBLASLt's list has another length than it had."""
     _remembered.update(known)
 
 
@@ -76,11 +79,17 @@ def first_guess() -> Iterator[None]:
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, *, add: bool = False) -> torch.Tensor:
-    """out [M, N] = a [M, K] · b [K, N], or += with add; sums are float32 and rounded once, to out's dtype.
+    """out [M, N] = a [M, K] · b [K, N], or += with `add`. Sums are float32 and are rounded once, to out's dtype.
 
-    a and b: contiguous or transposed views of contiguous tensors, of one dtype; out: contiguous, of that dtype or float32.
-    The first large product of a shape on a GPU tries the candidates, and waits for the device; inside a CUDA graph's capture
-    nothing is tried. ValueError if the shapes do not agree.
+    The first large product of a shape on a GPU measures the candidates, and the host waits for the device. While a CUDA
+    graph is recorded nothing may wait, so nothing is measured.
+
+    Args:
+        a, b: of one dtype, contiguous or transposed views of contiguous tensors.
+        out: contiguous, of their dtype or float32. It is also returned.
+
+    Raises:
+        ValueError: the shapes do not agree.
     """
     if a.shape[1] != b.shape[0] or tuple(out.shape) != (a.shape[0], b.shape[1]):
         raise ValueError(f"out is {list(out.shape)}; a {list(a.shape)} · b {list(b.shape)} does not fit it.")
@@ -93,7 +102,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, *, add: bool = F
 
 
 def is_tunable(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> bool:
-    """Whether cuBLASLt is asked: a large 16-bit product on a GPU, of aligned matrices without gaps."""
+    """Whether cuBLASLt computes a · b: a large 16-bit product on a GPU, of aligned matrices without gaps."""
     return (
         out.is_cuda
         and not prefers_torch()
@@ -110,21 +119,23 @@ def is_tunable(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> bool:
 
 
 def _addresses(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> tuple[int, int, int]:
-    """In cuBLAS's order: column-major, outᵀ = bᵀ · aᵀ."""
+    """The matrices in cuBLAS's order. It is column-major, and computes outᵀ = bᵀ · aᵀ."""
     return b.data_ptr(), a.data_ptr(), out.data_ptr()
 
 
 def _stream(tensor: torch.Tensor) -> int:
+    """The current CUDA stream's address, for ctypes."""
     return torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def shape_of(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Shape:
-    """The product as column-major cuBLAS sees it: a contiguous row-major matrix is its own transpose there."""
+    """The product as column-major cuBLAS sees it. There a contiguous row-major matrix is its transpose, contiguous."""
     rows, columns = out.shape
     return Shape(columns, rows, a.shape[1], not b.is_contiguous(), not a.is_contiguous(), a.dtype, out.dtype)
 
 
 def _choice(a, b, out, add) -> tuple[Product, ctypes.Array] | None:
+    """The product of this shape and its algorithm, measured now if need be; None: torch must compute it this time."""
     key = shape_of(a, b, out), out.device
     if key not in _chosen:
         measures = not _guessing and not torch.cuda.is_current_stream_capturing()
@@ -135,12 +146,14 @@ def _choice(a, b, out, add) -> tuple[Product, ctypes.Array] | None:
         if algorithm is None and not measures:
             return None
         if algorithm is None:
+            # Measuring writes its target many times, so a sum needs another one than `out`.
             algorithm = _fastest(product, a, b, torch.empty_like(out) if add else out)
         _chosen[key] = (product, algorithm) if algorithm is not None else None
     return _chosen[key]
 
 
 def _known(product: Product, shape: Shape) -> ctypes.Array | None:
+    """The algorithm that `remember` was told, if the list of candidates has the length that it had then."""
     choice = _remembered.get(shape)
     if choice is None or choice.candidates != len(product.algorithms) or not 0 <= choice.place < choice.candidates:
         return None
@@ -148,8 +161,10 @@ def _known(product: Product, shape: Shape) -> ctypes.Array | None:
 
 
 def _fastest(product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.Tensor) -> ctypes.Array | None:
-    """The algorithm that takes the least time when it runs for long; writes to `scratch`. A float32 result is measured
-    adding, the usual case."""
+    """The algorithm that takes the least time when it runs for long; None if cuBLASLt has no candidate.
+
+    It writes to `scratch`. A float32 result is measured adding, as all but a step's first micro-batch do.
+    """
     if len(product.algorithms) < 2:
         return next(iter(product.algorithms), None)
     beta = 1.0 if scratch.dtype == torch.float32 else 0.0
@@ -165,17 +180,21 @@ def _fastest(product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.
 
 
 def _ahead(spent: dict[int, float], most: int, factor: float) -> list[int]:
-    """At most so many places, best first, that have spent no more than the best times the factor."""
+    """The places of the shortest times, best first: at most `most`, and none above `factor` times the best."""
     ranked = sorted(spent, key=spent.__getitem__)
     return [place for place in ranked[:most] if spent[place] <= factor * spent[ranked[0]]]
 
 
 def _heat(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array) -> None:
+    """Keep the GPU busy for `_HEAT` milliseconds, so that the race does not begin at an idle GPU's clock."""
     run(math.ceil(_HEAT / _short(run, algorithm)), algorithm)
 
 
 def _race(run: Callable[[int, ctypes.Array], float], algorithms: Sequence[ctypes.Array]) -> list[float]:
-    """Milliseconds of each, briefly, first to last and last to first, so that a drift of the clock favours none."""
+    """Milliseconds of one product with each algorithm, briefly measured.
+
+    They run first to last and then last to first, so that a drift of the clock favours none.
+    """
     spent = [0.0] * len(algorithms)
     for turn in range(_ROUNDS):
         places = range(len(algorithms))
@@ -185,12 +204,14 @@ def _race(run: Callable[[int, ctypes.Array], float], algorithms: Sequence[ctypes
 
 
 def _for_long(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array, short: float) -> float:
+    """Milliseconds of one product at the clock that this algorithm brings about; `short` is its time in the race."""
     run(math.ceil(_SETTLE / short), algorithm)
     turns = math.ceil(_LONG / short)
     return run(turns, algorithm) / turns
 
 
 def _short(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array) -> float:
+    """Milliseconds of one product, from `_TURNS` in a row after one that is not counted."""
     run(1, algorithm)
     return run(_TURNS, algorithm) / _TURNS
 
@@ -198,7 +219,7 @@ def _short(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array) -
 def _time(
     product: Product, addresses: tuple[int, int, int], beta: float, stream: int, turns: int, algorithm: ctypes.Array
 ) -> float:
-    """Milliseconds of `turns` products in a row."""
+    """Milliseconds of `turns` products in a row, all of them together."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(turns):
@@ -209,7 +230,7 @@ def _time(
 
 
 def _torch_matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, add: bool) -> torch.Tensor:
-    """The same through torch, which on CPUs cannot keep a 16-bit product's sums: its factors are widened first."""
+    """`matmul` through torch. On CPUs it cannot put a 16-bit product into float32, so a and b become float32 first."""
     if a.dtype == out.dtype:
         return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
     if out.is_cuda:

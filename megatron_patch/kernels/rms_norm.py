@@ -1,12 +1,11 @@
-"""RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467): y = x / sqrt(mean(x²) + eps) · weight, with its residual
-adds fused.
+"""RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467): y = x / sqrt(mean(x²) + eps) · weight, fused with residual sums.
 
-Activations may have any leading shape; the last dimension is H. The norm is computed in float32, the result
-is in the dtype of x. Saved for the backward: the norm's input and 1 / rms as float32, one number a row.
+Activations may have any leading shape; the last dimension is H. The norm is computed in float32, and the result has the
+dtype of x. Two things are saved for the backward: the norm's input, and 1 / rms as one float32 number a row.
 
-`weight_grad`, where a function takes it, is a float32 tensor [H] that the backward adds the weight's gradient
-to, in one kernel where autograd would take three. autograd itself is then given a tensor whose content means
-nothing, because hooks on the gradient (data parallelism's) must run all the same.
+`weight_grad` is a float32 tensor [H], where a function takes it. The backward adds the weight's gradient to it in one
+kernel, where autograd would take three. autograd itself then gets a tensor of undefined content, since it calls the
+hooks on a gradient only if it gets one. DDP's hook is one: it counts which gradients are ready.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ import torch
 
 from ._dispatch import ceil_div, kernel, multiprocessors, next_power_of_two, tl, use_triton
 
-# The backward has one program a multiprocessor, so that few partial sums of dweight are written, and keeps
-# the loads of three rows in flight instead, where two rows' fit into this many bytes of shared memory.
+# The backward runs one program on each multiprocessor, so that few partial sums of dweight are written. With no other
+# program beside it, nothing hides the time of its loads. So it keeps the loads of three rows of x and dy in flight, if
+# they fit into this many bytes of shared memory.
 PIPELINE_BYTES = 196608
 
 
@@ -45,9 +45,10 @@ def rms_norm_residual(
     weight_grad: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(RMSNorm(x), x), where the backward adds the gradients of both outputs in the norm's own kernel.
+    """(RMSNorm(x), x). The backward adds the gradients of both outputs in the norm's own kernel.
 
-    x [..., H], weight [H] → y [..., H] and residual [..., H], which shares x's data and must not be written in place.
+    x [..., H], weight [H] → y [..., H] and residual [..., H]. The residual is x's own memory, so nobody may write it in
+    place.
 
     Raises:
         ValueError: weight is not [H], or `weight_grad` is not float32 [H].
@@ -65,9 +66,9 @@ def add_rms_norm(
     weight_grad: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(RMSNorm(x + residual), x + residual); the sum is rounded to x's dtype before it is normalized.
+    """(RMSNorm(x + residual), x + residual), each [..., H]. The sum is rounded to x's dtype before it is normalized.
 
-    x and residual [..., H] of one dtype, weight [H]. The backward hands one tensor to both as their gradient.
+    x and residual [..., H] of one dtype, weight [H]. Both inputs get the same tensor as their gradient.
 
     Raises:
         ValueError: shapes or dtypes do not agree.
@@ -82,14 +83,17 @@ def add_rms_norm(
 
 
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """y [..., H] and 1 / rms [rows], float32 inside."""
+    """y [..., H] in x's dtype and 1 / rms [rows] in float32; computed in float32."""
     x_fp32 = x.float()
     rstd = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps)
     return (x_fp32 * rstd * weight.float()).to(x.dtype), rstd.flatten()
 
 
 def rms_norm_backward_reference(dy, dresidual, x, weight, rstd) -> tuple[torch.Tensor, torch.Tensor]:
-    """dx = rstd · (dy·w − x̂ · mean(x̂ · dy·w)) + dresidual and dweight = Σ_rows dy · x̂, float32."""
+    """dx [..., H] in x's dtype and dweight [H] in float32, where x̂ = x · rstd is the normalized input.
+
+    dx = rstd · (dy·w − x̂ · mean(x̂ · dy·w)) + dresidual (None: 0), dweight = Σ_rows dy · x̂.
+    """
     rstd = rstd.view(*x.shape[:-1], 1)
     x_hat = x.float() * rstd
     dy_fp32 = dy.float()
@@ -101,6 +105,8 @@ def rms_norm_backward_reference(dy, dresidual, x, weight, rstd) -> tuple[torch.T
 
 
 class _RMSNorm(torch.autograd.Function):
+    """`rms_norm`."""
+
     @staticmethod
     def forward(ctx, x, weight, eps, weight_grad, triton):
         y, _, rstd = _forward(x, None, weight, eps, triton)
@@ -115,6 +121,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _RMSNormResidual(torch.autograd.Function):
+    """`rms_norm_residual`. A gradient that did not come stays None: zeros would cost a tensor and a read of it."""
+
     @staticmethod
     def forward(ctx, x, weight, eps, weight_grad, triton):
         y, _, rstd = _forward(x, None, weight, eps, triton)
@@ -132,6 +140,8 @@ class _RMSNormResidual(torch.autograd.Function):
 
 
 class _AddRMSNorm(torch.autograd.Function):
+    """`add_rms_norm`. It saves the sum, which is the norm's input, and neither of the two summands."""
+
     @staticmethod
     def forward(ctx, x, residual, weight, eps, weight_grad, triton):
         y, total, rstd = _forward(x, residual, weight, eps, triton)
@@ -149,6 +159,7 @@ class _AddRMSNorm(torch.autograd.Function):
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, weight_grad: torch.Tensor | None) -> None:
+    """ValueError unless weight is [H] and weight_grad None or float32 [H]."""
     if weight.shape != x.shape[-1:]:
         raise ValueError(
             f"weight is {list(weight.shape)}; for x {list(x.shape)} it must be [{x.shape[-1]}], "
@@ -156,13 +167,13 @@ def _check(x: torch.Tensor, weight: torch.Tensor, weight_grad: torch.Tensor | No
         )
     if weight_grad is not None and (weight_grad.shape != weight.shape or weight_grad.dtype != torch.float32):
         raise ValueError(
-            f"weight_grad is {weight_grad.dtype} {list(weight_grad.shape)}; it must be torch.float32 and, like"
-            f" weight, {list(weight.shape)}."
+            f"weight_grad is {weight_grad.dtype} {list(weight_grad.shape)}; "
+            f"it must be torch.float32 and, like weight, {list(weight.shape)}."
         )
 
 
 def _forward(x, residual, weight, eps, triton):
-    """(y, the norm's input, rstd)"""
+    """(y, the norm's input, 1 / rms [rows]). The input is x, or x + residual where there is a residual."""
     if not triton:
         total = x if residual is None else x + residual
         y, rstd = rms_norm_reference(total, weight, eps)
@@ -181,7 +192,7 @@ def _forward(x, residual, weight, eps, triton):
 
 
 def _backward(ctx, dy, dresidual):
-    """(dx, dweight); with ctx.weight_grad, dweight is added to that and what is returned for it is unwritten."""
+    """(dx, dweight). With ctx.weight_grad, dweight is added to that, and the returned dweight has undefined content."""
     x, weight, rstd = ctx.saved_tensors
     weight_grad = ctx.weight_grad
     target = torch.zeros_like(weight, dtype=torch.float32) if weight_grad is None else weight_grad
@@ -194,7 +205,10 @@ def _backward(ctx, dy, dresidual):
 
 
 def _launch_backward(dy, dresidual, x, weight, rstd, weight_grad):
-    """dx; adds dweight to weight_grad."""
+    """Return dx, and add dweight to weight_grad [H].
+
+    Two kernels: one writes each program's part of dweight to `partial` [programs, H], one adds the parts up.
+    """
     x, dy = x.contiguous(), dy.contiguous()
     h = x.shape[-1]
     rows = x.numel() // h
@@ -204,7 +218,7 @@ def _launch_backward(dy, dresidual, x, weight, rstd, weight_grad):
     rows_each = ceil_div(rows, multiprocessors(x.device))
     programs = ceil_div(rows, rows_each)
     partial = torch.empty(programs, h, dtype=torch.float32, device=x.device)
-    incoming = dy if dresidual is None else dresidual.contiguous()
+    incoming = dy if dresidual is None else dresidual.contiguous()  # dy in its place is not read
     block = next_power_of_two(h)
     stages = 3 if 2 * 3 * block * x.element_size() <= PIPELINE_BYTES else 1
     _rms_norm_backward_kernel[(programs,)](
@@ -219,7 +233,7 @@ def _launch_backward(dy, dresidual, x, weight, rstd, weight_grad):
 
 
 def _warps(block: int) -> int:
-    """Sixteen elements a thread: enough loads in flight, no spilled registers."""
+    """512 elements a warp, 16 a thread: enough loads in flight, and few enough values that no register spills."""
     return min(16, max(1, block // 512))
 
 
@@ -244,7 +258,7 @@ def _rms_norm_kernel(
     if ADD:
         total = (x + tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)).to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + offsets, total, mask=mask)
-        # The sum as it is stored, because the backward starts from that
+        # Normalize the rounded sum: it is what is stored, and the backward computes x̂ from it.
         x = total.to(tl.float32)
     rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / h + eps)
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
@@ -261,8 +275,9 @@ def _rms_norm_backward_kernel(
     columns = tl.arange(0, BLOCK)
     mask = columns < h
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
-    # A program takes ROWS_EACH rows and sums its part of dweight in registers. The parts are added up by another kernel in a
-    # fixed order, so the result is the same every time.
+    # A program takes ROWS_EACH rows and sums its part of dweight in registers. The next kernel adds up the parts in a
+    # fixed order. Atomic additions would need no second kernel, but their order, and with it the last digits, changes
+    # from run to run.
     dweight = tl.zeros([BLOCK], dtype=tl.float32)
     for i in tl.range(0, ROWS_EACH, num_stages=STAGES):
         row = program * ROWS_EACH + i
@@ -285,6 +300,7 @@ def _rms_norm_backward_kernel(
 def _rms_norm_weight_kernel(
     partial_ptr, grad_ptr, programs, h, TURNS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
+    """grad [H] += the sum of partial [programs, H] over its rows; a program takes COLUMNS columns, ROWS rows a turn."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
     for i in range(0, TURNS):

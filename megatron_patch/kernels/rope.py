@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in LLaMA's rotate-half convention.
 
-Element i of a head's first half is paired with element i of its second half (Megatron's `rotary_interleaved=False`, Hugging
-Face's `rotate_half`): (a, b) → (a·cos − b·sin, b·cos + a·sin). Computed in float32.
+Element i of a head's first half is paired with element i of its second half (Megatron's `rotary_interleaved=False`,
+Hugging Face's `rotate_half`): (a, b) → (a·cos − b·sin, b·cos + a·sin). Computed in float32 for every dtype of q and k.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def rope_tables(
 
     Args:
         positions: a length S (positions 0 … S−1), or a tensor [S] or, with positions per sample, [S, B].
-        interpolation_factor: the factor of linear scaling. It divides the frequency and not the position, as in transformers,
-            because the two round differently.
+        interpolation_factor: the factor of linear scaling. It divides the frequency, as in transformers, and not the
+            position: the two round differently.
 
     Returns:
         Two tables [S, D/2] or [S, B, D/2].
@@ -63,33 +63,35 @@ def rope_qkv(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Split Megatron's packed projection and rotate q and k in one pass.
 
-    **qkv is consumed** by the Triton kernel where N = G: q and k are rotated in its own memory, and q, k, v are strided views of
-    it. The linear layer that made it does not need it again. If anything else saved it for a backward, autograd raises its
-    in-place error. With N > G the kernel writes three contiguous tensors (slices of one buffer). The backward writes the packed
-    gradient in one kernel.
+    **The Triton kernel overwrites qkv where N = G.** It rotates q and k in qkv's own memory, and q, k, v are strided
+    views of it: a copy would move as many bytes again. The linear layer that made qkv does not need its output for a
+    gradient. If anything else saved qkv for a backward, autograd raises its in-place error. With N > G the queries of
+    all groups cannot be one view [S, B, N, D], so the kernel writes three contiguous tensors (slices of one buffer).
+    The backward writes the packed gradient in one kernel.
 
     Args:
-        qkv: [S, B, G·(N/G+2)·D]; for each of the G groups its N/G queries, then key, then value.
+        qkv: [S, B, G·(N/G+2)·D]; for each of the G groups its N/G queries, then its key, then its value.
         cos, sin: float32 [S, D/2] or [S, B, D/2].
 
     Returns:
         q [S, B, N, D], k [S, B, G, D], v [S, B, G, D].
 
     Raises:
-        ValueError: shapes do not agree.
+        ValueError: shapes do not agree, or num_heads is not a multiple of num_groups.
     """
     head_dim = _check_qkv(qkv, cos, sin, num_heads, num_groups)
     return _RopeQKV.apply(qkv, cos, sin, num_heads, num_groups, head_dim, use_triton(implementation, qkv))
 
 
 def rope_reference(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [S, B, N, D], rotated by the angles of the tables; pass −sin to rotate back."""
+    """x [S, B, N, D] rotated by the angles of the tables, in x's dtype; pass −sin to rotate back."""
     cos, sin = (t.unsqueeze(-2) if t.dim() == 3 else t[:, None, None] for t in (cos, sin))
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 def _check_qkv(qkv, cos, sin, num_heads, num_groups) -> int:
+    """The head size D that qkv's width gives; ValueError if shapes do not agree."""
     if num_groups < 1 or num_heads % num_groups:
         raise ValueError(f"num_heads {num_heads} is not a multiple of num_groups {num_groups}; it must be.")
     slots = num_heads + 2 * num_groups
@@ -112,6 +114,8 @@ def _check_tables(cos, sin, length, batch, head_dim) -> None:
 
 
 class _RopeQKV(torch.autograd.Function):
+    """`rope_qkv`. A rotation's gradient is the rotation back, so only cos and sin are saved."""
+
     @staticmethod
     def forward(ctx, qkv, cos, sin, num_heads, num_groups, head_dim, triton):
         ctx.save_for_backward(cos, sin)
@@ -145,6 +149,7 @@ def _views(packed, num_heads, num_groups, head_dim):
 
 
 def _split_and_rotate(qkv, cos, sin, num_heads, num_groups, head_dim):
+    """The forward kernel: q, k and v as `rope_qkv` returns them."""
     length, batch, _ = qkv.shape
     in_place = num_heads == num_groups and qkv.is_contiguous()
     source = overwrite(qkv) if in_place else qkv.contiguous()
@@ -159,6 +164,7 @@ def _split_and_rotate(qkv, cos, sin, num_heads, num_groups, head_dim):
 
 
 def _launch_rotation(source, target, cos, sin, groups, queries, head_dim, in_place):
+    """Run the forward kernel; `queries` is N/G, the queries of one group."""
     length, batch = source.shape[:2]
     slots = groups * (queries + 2)
     if source.numel():
@@ -171,6 +177,7 @@ def _launch_rotation(source, target, cos, sin, groups, queries, head_dim, in_pla
 
 
 def _join_and_rotate_back(dq, dk, dv, cos, sin, dqkv, queries):
+    """Write dqkv from dq, dk and dv; `queries` is N/G. The kernel takes any strides but the last, which must be 1."""
     length, batch, groups, head_dim = dk.shape
     dq, dk, dv = (t if t.stride(-1) == 1 else t.contiguous() for t in (dq, dk, dv))
     if dqkv.numel():
@@ -183,7 +190,10 @@ def _join_and_rotate_back(dq, dk, dv, cos, sin, dqkv, queries):
 
 
 def _grid(tokens, slots, head_dim):
-    """A program takes one token and up to 32 of its heads: 4096 elements at D = 128, 32 for each thread of four warps."""
+    """(grid, D/2, heads of a program, its columns).
+
+    A program takes one token and up to 32 of its heads: at D = 128 4096 elements, 32 for each thread of four warps.
+    """
     heads_block = min(32, next_power_of_two(slots))
     return (
         (tokens, ceil_div(slots, heads_block)),
@@ -194,7 +204,10 @@ def _grid(tokens, slots, head_dim):
 
 
 def _table_strides(cos, sin):
-    """Halves of one table are read where they are: copying them costs two launches in each layer."""
+    """The tables, and their strides over S and over B (0 where all samples share one row).
+
+    cos and sin are usually two halves of one tensor. The kernels read them there; copies would be two launches a layer.
+    """
     if cos.stride() != sin.stride() or cos.stride(-1) != 1:
         cos, sin = cos.contiguous(), sin.contiguous()
     return cos, sin, cos.stride(0), cos.stride(1) if cos.dim() == 3 else 0
@@ -206,19 +219,21 @@ def _rotation_kernel(
     QUERIES: tl.constexpr, HALF: tl.constexpr, IN_PLACE: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
+    # A slot is one head of the packed row: N/G queries, a key and a value for each group.
     slot = tl.program_id(1) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK)
     group, place = slot // (QUERIES + 2), slot % (QUERIES + 2)
     column = tl.arange(0, HALF_BLOCK)
     slots = groups * (QUERIES + 2)
     is_value = place == QUERIES + 1
     wanted = slot < slots
-    if IN_PLACE:  # values stay where they are: neither read nor written
+    if IN_PLACE:  # values are not rotated, so the kernel neither reads nor writes them
         wanted = wanted & (place <= QUERIES)
     mask = wanted[:, None] & (column < HALF)[None, :]
     angle = (token // batch) * stride_s + (token % batch) * stride_b + column
     cos = tl.load(cos_ptr + angle, mask=column < HALF, other=0.0)[None, :]
     sin = tl.load(sin_ptr + angle, mask=column < HALF, other=0.0)[None, :]
     source = (token.to(tl.int64) * slots + slot)[:, None] * (2 * HALF) + column[None, :]
+    # Both halves of a pair are loaded before either is stored, so a program may write where it read.
     a = tl.load(source_ptr + source, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(source_ptr + source + HALF, mask=mask, other=0.0).to(tl.float32)
     rotated_a = tl.where(is_value[:, None], a, a * cos - b * sin)
@@ -260,6 +275,7 @@ def _rotation_backward_kernel(
     pointers = tl.where(is_query, dq, tl.where(is_key, dk, dv))
     da = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     db = tl.load(pointers + HALF, mask=mask, other=0.0).to(tl.float32)
+    # The transposed rotation, which turns by −angle. Values pass through.
     back_a = tl.where(is_value, da, da * cos + db * sin)
     back_b = tl.where(is_value, db, db * cos - da * sin)
     target = (token.to(tl.int64) * slots + slot)[:, None] * (2 * HALF) + column[None, :]

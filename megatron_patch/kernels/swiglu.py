@@ -1,4 +1,8 @@
-"""SwiGLU (Shazeer 2020, arXiv:2002.05202): silu(gate) · up, on the packed output of one linear layer, gate first."""
+"""SwiGLU (Shazeer 2020, arXiv:2002.05202): silu(gate) · up, silu(x) = x · σ(x).
+
+gate and up are one linear layer's output, packed as [..., 2F] with gate first: one product is faster than two halves of
+it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from ._dispatch import ceil_div, kernel, next_power_of_two, tl, use_triton
 def swiglu(packed: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
     """packed [..., 2F], gate then up → silu(gate) · up [..., F], computed in float32.
 
-    Only packed is saved; the backward writes one new packed gradient.
+    Only packed is saved. The backward computes σ(gate) again, because saving it too would keep another [..., F] in
+    memory. It writes one new packed gradient.
 
     Raises:
         ValueError: the last dimension is odd.
@@ -22,12 +27,16 @@ def swiglu(packed: torch.Tensor, *, implementation: str | None = None) -> torch.
 
 
 def swiglu_reference(packed: torch.Tensor) -> torch.Tensor:
+    """`swiglu` in PyTorch: [..., 2F] → [..., F]."""
     gate, up = packed.float().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(packed.dtype)
 
 
 def swiglu_backward_reference(dy: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """dgate = dy · up · σ(gate) · (1 + gate · (1 − σ(gate))), dup = dy · silu(gate), packed [..., 2F]."""
+    """The packed gradient [..., 2F] for dy [..., F] and packed [..., 2F].
+
+    dgate = dy · up · σ(gate) · (1 + gate · (1 − σ(gate))), dup = dy · silu(gate).
+    """
     gate, up = packed.float().chunk(2, dim=-1)
     dy = dy.float()
     sigmoid = torch.sigmoid(gate)
@@ -36,6 +45,8 @@ def swiglu_backward_reference(dy: torch.Tensor, packed: torch.Tensor) -> torch.T
 
 
 class _SwiGLU(torch.autograd.Function):
+    """`swiglu`."""
+
     @staticmethod
     def forward(ctx, packed, triton):
         ctx.save_for_backward(packed)
@@ -49,7 +60,7 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def _launch(packed):
-    """(rows, F, grid, block); a block is at most 2048 elements, 16 for each thread of four warps."""
+    """(rows, F, grid, block). A program takes up to 2048 elements of a row, 16 for each thread of four warps."""
     ffn = packed.shape[-1] // 2
     rows = packed.numel() // (2 * ffn) if ffn else 0
     block = min(2048, next_power_of_two(max(ffn, 1)))

@@ -1,9 +1,13 @@
-"""Causal attention in separate kernels (FL false) without most of what lies behind the diagonal.
+"""Causal attention in separate kernels (FL false). It skips most of the work behind the diagonal.
 
-Queries are taken in chunks of `CHUNK`; a chunk's scores end with the last key that its last query sees. At 2048 tokens in
-chunks of 256 that is 56 % of the arithmetic and of the bytes. Scores, probabilities and their gradients lie in whole [S, S]
-matrices, of which what no chunk reaches is neither written nor read; so the products that sum over queries (the gradients of
-keys and values, chunk of keys by chunk of keys) sum once, in fp32, and round once, as those over whole matrices do.
+A query sees no later key, so half of each [S, S] matrix of scores is never used. Queries are taken in chunks of `CHUNK`
+rows, and a chunk's scores end with the last key that its last query sees. At 2048 tokens in chunks of 256 that is 56 %
+of the arithmetic and of the bytes.
+
+Scores, probabilities and their gradients are still allocated as whole [S, S] matrices. The part that no chunk reaches
+is neither written nor read. Whole matrices let the gradients of keys and values sum over all queries in one product: it
+sums in fp32 and rounds once, as a product over the whole matrix would. Sums of separate chunks would round once a
+chunk.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import torch
 from ._dispatch import use_triton
 from .softmax import causal_softmax_, causal_softmax_backward_
 
-CHUNK = 256
+CHUNK = 256  # queries
 
 
 def causal_attention(
@@ -23,13 +27,17 @@ def causal_attention(
 ) -> torch.Tensor:
     """softmax(scale · q kᵀ) v per head under a causal mask: q, k, v [S, B, N, D] → [S, B, N·D].
 
-    recompute: keep no probabilities for the backward pass, which computes them again; nothing else is computed twice.
-    implementation: of the softmax.
+    Args:
+        recompute: keep no probabilities [B·N, S, S] for the backward pass, which computes them again. Nothing else is
+            computed twice: the output is not needed for a gradient.
+        implementation: of the softmax (see `_dispatch`); the products are torch's.
     """
     return _CausalAttention.apply(q, k, v, scale, recompute, use_triton(implementation, q))
 
 
 class _CausalAttention(torch.autograd.Function):
+    """`causal_attention`. Saves q, k, v and, without `recompute`, the probabilities."""
+
     @staticmethod
     def forward(ctx, q, k, v, scale, recompute, triton):
         probabilities = _probabilities(_heads(q), _heads(k), scale, triton)
@@ -52,17 +60,20 @@ class _CausalAttention(torch.autograd.Function):
         dscores = torch.empty_like(probabilities)
         for rows, end in _chunks(length):
             torch.bmm(dout[:, rows], values[:, :end].transpose(1, 2), out=dscores[:, rows, :end])
+        # In place: the gradient of the scores takes the memory of the probabilities' gradient.
         causal_softmax_backward_(dscores, probabilities, CHUNK, triton=ctx.triton)
         for rows, end in _chunks(length):
             _scaled(dscores[:, rows, :end], keys[:, :end], ctx.scale, _heads(dq)[:, rows])
-            below = slice(rows.start, length)  # the queries that see this chunk's keys, and some that see a part of them
+            # `rows` counts keys now. The queries from the first of these keys on see some or all of them. What a query
+            # does not see has probability and gradient 0, which the softmax kernels wrote up to the chunk's end.
+            below = slice(rows.start, length)
             _scaled(dscores[:, below, rows].transpose(1, 2), queries[:, below], ctx.scale, _heads(dk)[:, rows])
             torch.bmm(probabilities[:, below, rows].transpose(1, 2), dout[:, below], out=_heads(dv)[:, rows])
         return dq, dk, dv, None, None, None
 
 
 def _probabilities(queries: torch.Tensor, keys: torch.Tensor, scale: float, triton: bool) -> torch.Tensor:
-    """[B·N, S, D] twice → [B·N, S, S], of which what lies to the right of a chunk's last query stays undefined."""
+    """queries and keys [B·N, S, D] → probabilities [B·N, S, S]. Columns beyond a chunk's last query stay undefined."""
     heads, length, _ = queries.shape
     scores = queries.new_empty(heads, length, length)
     for rows, end in _chunks(length):
@@ -72,11 +83,12 @@ def _probabilities(queries: torch.Tensor, keys: torch.Tensor, scale: float, trit
 
 
 def _scaled(a: torch.Tensor, b: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+    """out := scale · a b, for batches of matrices. With beta 0 the content of `out` is not read."""
     torch.baddbmm(out, a, b, beta=0.0, alpha=scale, out=out)
 
 
 def _chunks(length: int) -> Iterator[tuple[slice, int]]:
-    """Of the queries: their rows, and how many keys the last of them sees."""
+    """For each chunk: the rows of its queries, and the number of keys that the last of them sees."""
     for start in range(0, length, CHUNK):
         end = min(start + CHUNK, length)
         yield slice(start, end), end

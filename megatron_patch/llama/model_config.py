@@ -1,4 +1,5 @@
-"""What a LLaMA model is: one frozen dataclass, the published sizes, and the way from and to Hugging Face's config.json.
+"""The numbers that define a LLaMA model, the published sizes, and the conversion from and to Hugging Face's
+config.json.
 
 Shape letters: B batch, S sequence, H hidden, N heads, G KV groups, D head size, F ffn, V vocabulary. Imports no torch.
 """
@@ -15,7 +16,7 @@ from megatron_patch.formats.json_files import finite_in, json_object, one_line, 
 from megatron_patch.formats.placeholders import refuse_placeholder
 from megatron_patch.llama.rope_scaling import DEFAULT, DYNAMIC, SUPPORTED, Rope, read_rope, rope_keys
 
-# config.json keys whose other values would change the computation in a way this model does not have.
+# Keys of config.json and the values that this model computes. Any other value would mean another computation.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...] | None] = {
     "model_type": ("llama",),
     "hidden_act": ("silu",),
@@ -23,10 +24,11 @@ _REQUIRED_VALUES: dict[str, tuple[Any, ...] | None] = {
     "mlp_bias": (False,),
     "tie_word_embeddings": (False,),
     "attention_dropout": (0, 0.0),
-    "pretraining_tp": None,  # any: it only splits the same products
+    "pretraining_tp": None,  # any value: it only says in how many parts transformers computes the same products
 }
 
-# What a number of LlamaConfig may be: far above every model that exists, and small enough to be counted with and looped over.
+# The range of each whole number of LlamaConfig. The upper ends are far above every model that exists, and low enough
+# for loops over layers and products of sizes.
 _WHOLE = {
     "num_layers": (1, 4096),
     "hidden_size": (1, 1 << 20),
@@ -63,7 +65,11 @@ _UNQUANTIZED = "take the folder that it was made from, with float16 or bfloat16 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """The architecture, in megatron-core's vocabulary. Field comments name the Hugging Face key."""
+    """The architecture, in megatron-core's terms. A field's comment names config.json's key and the shape letter.
+
+    Raises:
+        UserError: a number is out of range, or two of them do not fit together.
+    """
 
     num_layers: int  # num_hidden_layers
     hidden_size: int  # hidden_size, H
@@ -108,24 +114,25 @@ class LlamaConfig:
 
     @property
     def position_limit(self) -> int:
-        """Positions that the model is made for.
+        """How many positions the model is made for, in tokens.
 
-        max_position_embeddings, times the factor of a linear or dynamic scaling: such a config.json keeps the number that
-        the model was pre-trained with. vLLM counts so too; transformers itself has no limit.
+        That is max_position_embeddings times the factor of a linear or dynamic scaling. A config.json with a scaling
+        keeps the limit that the model was pre-trained with. vLLM computes the same limit; transformers has none.
         """
         return int(self.max_position_embeddings * self.rope_factor)
 
     def parameter_count(self, extra_vocab_size: int = 0) -> int:
-        """Number of weights, embedding and output layer included."""
+        """The number of weights, embedding and output layer included."""
         h, d = self.hidden_size, self.kv_channels
         attention = 2 * h * self.num_attention_heads * d + 2 * h * self.num_query_groups * d
         layer = attention + 3 * h * self.ffn_hidden_size + 2 * h
         return self.num_layers * layer + 2 * (self.vocab_size + extra_vocab_size) * h + h
 
     def flops_per_token(self, seq_length: int, extra_vocab_size: int = 0) -> float:
-        """Floating-point operations of forward and backward for one token, causal attention counted by its half.
+        """Floating-point operations of the forward and the backward pass for one token.
 
-        6·(N − V·H) + 6·L·S·H, the formula of the PaLM paper's appendix B with half of the attention square.
+        6·(P − V·H) + 6·L·S·H for P weights and L layers: the formula of PaLM's appendix B (arXiv:2204.02311), with half
+        of the attention, since a causal query sees half of the keys on average.
         """
         embedding = (self.vocab_size + extra_vocab_size) * self.hidden_size
         weights = self.parameter_count(extra_vocab_size) - embedding
@@ -141,19 +148,19 @@ LLAMA_SIZES: dict[str, LlamaConfig] = {
     "llama2-7b": LlamaConfig(32, 4096, 11008, 32, 32),
     "llama2-13b": LlamaConfig(40, 5120, 13824, 40, 40),
     "llama2-70b": LlamaConfig(80, 8192, 28672, 64, 8),
-    # Small enough for a laptop without a GPU, with every dimension different and two KV groups.
+    # Small enough for a laptop without a GPU. All sizes differ, and there are two KV groups: a swapped axis shows.
     "tiny": LlamaConfig(4, 128, 352, 8, 2, vocab_size=2048, max_position_embeddings=2048),
 }
 
-# MODEL_SIZE of the training scripts.
+# MODEL_SIZE of the training scripts → a size above.
 TRAINING_SIZES = {"7B": "llama2-7b", "13B": "llama2-13b", "70B": "llama2-70b", "tiny": "tiny"}
 
-# What decides the shapes of the weights; position limit, epsilon and rotary base may differ within one size.
+# What decides the shapes of the weights. Position limit, epsilon and rotary base may differ within one size.
 _SHAPE_FIELDS = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
 
 
 def shape_differences(size: LlamaConfig, actual: LlamaConfig) -> list[str]:
-    """What in `actual` contradicts the named `size`, as `field: expected, got` phrases; empty where they agree."""
+    """A phrase for each field in which `actual` has other shapes than the named `size`; none if they agree."""
     return [
         f"{name} is {getattr(actual, name)} where that size has {getattr(size, name)}"
         for name in _SHAPE_FIELDS
@@ -162,7 +169,7 @@ def shape_differences(size: LlamaConfig, actual: LlamaConfig) -> list[str]:
 
 
 def refused_features(hf_config: Mapping[str, Any]) -> list[str]:
-    """Everything in a config.json that this model would compute wrongly, one phrase each."""
+    """A phrase for each thing in a config.json that this model would compute wrongly."""
     found = []
     for key, allowed in _REQUIRED_VALUES.items():
         if allowed is not None and key in hf_config and hf_config[key] not in allowed:
@@ -174,7 +181,7 @@ def refused_features(hf_config: Mapping[str, Any]) -> list[str]:
 
 
 def _quantization_method(quantization: object) -> str:
-    """The name by which a quantization_config goes: GPTQ, AWQ, bitsandbytes, fp8 …"""
+    """How a quantization_config is called in a sentence: GPTQ, AWQ, bitsandbytes, fp8 …"""
     if not isinstance(quantization, Mapping):
         return f"= {shown(quantization)}"
     bits = {"load_in_4bit": "bitsandbytes, 4 bits", "load_in_8bit": "bitsandbytes, 8 bits"}
@@ -183,10 +190,11 @@ def _quantization_method(quantization: object) -> str:
 
 
 def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
-    """A `LlamaConfig` from the contents of a Hugging Face config.json.
+    """The `LlamaConfig` that the content of a Hugging Face config.json describes.
 
     Raises:
-        UserError: a feature that this model lacks, or a key without which the shape is unknown.
+        UserError: it asks for a feature that this model lacks, a key that decides a shape is missing, or a number is
+            out of range.
     """
     refused = refused_features(hf_config)
     if refused:
@@ -209,7 +217,8 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
         "rms_norm_eps": hf_config.get("rms_norm_eps", 1e-6),
         "rope_theta": rope.theta,
     }
-    for key, name in _HF_KEYS.items():  # under config.json's own names first
+    # LlamaConfig checks the ranges again. Here the sentence names config.json's own key.
+    for key, name in _HF_KEYS.items():
         if name in _WHOLE:
             whole_in(numbers, key, *_WHOLE[name])
         else:
@@ -219,7 +228,7 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
 
 
 def to_hf_config(config: LlamaConfig, *, dtype: str, extra_vocab_size: int = 0) -> dict[str, Any]:
-    """The config.json of `config`; `dtype` is `float16`, `bfloat16` or `float32`."""
+    """The content of a config.json for `config`; `dtype` is `float16`, `bfloat16` or `float32`."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -249,7 +258,7 @@ def read_hf_config(folder: str | Path) -> LlamaConfig:
     """The `LlamaConfig` of the config.json in `folder`.
 
     Raises:
-        UserError: the file is missing, is no JSON object, or asks for what this model lacks.
+        UserError: the file is missing, is not a JSON object, or describes a model that this one is not.
     """
     path = Path(folder) / "config.json"
     if path.is_file():

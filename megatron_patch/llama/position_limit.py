@@ -1,4 +1,4 @@
-"""Sequences that are longer than the model was made for: refused, or with the flag trained on, under a new limit.
+"""Sequences longer than the model was made for. They are refused, or with a flag trained on under a new limit.
 
 Imports no torch.
 """
@@ -18,7 +18,7 @@ FLAG = "--allow-longer-sequences"
 
 
 def length_finding(model: LlamaConfig, length: int) -> str | None:
-    """Why rows of `length` tokens are too long for `model`, and what to do; None where they are not."""
+    """A sentence if rows of `length` tokens are too long for `model`, with what to do; else None."""
     if length <= model.position_limit:
         return None
     counted = f"max_position_embeddings {model.max_position_embeddings}"
@@ -31,10 +31,10 @@ def length_finding(model: LlamaConfig, length: int) -> str | None:
 
 
 def with_positions(model: LlamaConfig, length: int) -> tuple[LlamaConfig, str | None]:
-    """(`model` with a limit of at least `length`, a sentence on what changed or None).
+    """(`model` with a limit of at least `length` tokens, a sentence that says what changed or None).
 
-    Under dynamic scaling max_position_embeddings is where scaling begins, a number that the rotary angles depend on. It stays:
-    such a model computes any length.
+    Under dynamic scaling nothing changes. There max_position_embeddings is the length at which scaling begins, and the
+    rotary angles depend on it; the model computes any length.
     """
     if length <= model.position_limit:
         return model, None
@@ -50,7 +50,7 @@ def with_positions(model: LlamaConfig, length: int) -> tuple[LlamaConfig, str | 
 
 
 def raised_limit(path: Path, model: LlamaConfig) -> str | None:
-    """The text of the config.json at `path` with the limit of `model`; None where it allows as much already."""
+    """The text of the config.json at `path` with the limit of `model`; None if its own limit is as high already."""
     content = json_object(path)
     limit = content.get("max_position_embeddings")
     if is_whole_number(limit) and limit >= model.max_position_embeddings:

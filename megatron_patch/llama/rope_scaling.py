@@ -1,11 +1,11 @@
-"""How a config.json says rotary positions are spaced, read and written in every spelling that transformers has had.
+"""Rotary base and scaling in a config.json, read in every spelling that transformers has had.
 
-    rope_theta: 10000.0, rope_scaling: {"type": "linear", "factor": 4.0}                        transformers 4.31 to 4.42
-    rope_theta: 10000.0, rope_scaling: {"rope_type": "linear", "type": "linear", "factor": 4.0} 4.43 to 4.57
+    rope_theta: 10000.0, rope_scaling: {"type": "linear", "factor": 4.0}                        transformers 4.31 to
+    4.42 rope_theta: 10000.0, rope_scaling: {"rope_type": "linear", "type": "linear", "factor": 4.0} 4.43 to 4.57
     rope_parameters: {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}              from 5.0 on
 
-Where a file says one thing in two places, both must agree: transformers of different ages would read different ones.
-Imports no torch.
+If a file says one thing in two places, both must agree: an older and a newer transformers would read different ones.
+Files are written in the first spelling, which every version reads. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KNOWN = {"type", "rope_type", "factor", "rope_theta", "original_max_position_em
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary base, kind of scaling, and its factor (1 for `default`)."""
+    """Rotary base, kind of scaling, and the scaling's factor, which is 1 for `default`."""
 
     theta: float = DEFAULT_THETA
     rope_type: str = DEFAULT
@@ -37,7 +37,8 @@ def read_rope(hf_config: Mapping[str, Any]) -> Rope:
     """What a config.json says about rotary positions.
 
     Raises:
-        UserError: a kind that this model does not compute, no number where one belongs, or two places that disagree.
+        UserError: it names a kind that this model does not compute, something else than a number where one belongs, or
+            two places disagree.
     """
     theta = _theta(hf_config)
     _check_whole_head(hf_config)
@@ -55,7 +56,7 @@ def read_rope(hf_config: Mapping[str, Any]) -> Rope:
 def rope_keys(rope: Rope) -> dict[str, Any]:
     """The keys of a config.json that mean `rope` to every transformers since 4.31.
 
-    Those before 4.43 accept `rope_scaling` with exactly these two keys, and its factor as a float above 1 only;
+    Before 4.43 it accepts `rope_scaling` with exactly these two keys, and a factor only if it is a float above 1.
     transformers 5 reads both keys as its `rope_parameters`.
     """
     scaling = None if rope.rope_type == DEFAULT else {"type": rope.rope_type, "factor": float(rope.factor)}
@@ -63,17 +64,18 @@ def rope_keys(rope: Rope) -> dict[str, Any]:
 
 
 def _is_given(hf_config: Mapping[str, Any], place: str) -> bool:
+    """Whether `place` says anything about scaling."""
     value = hf_config.get(place)
     if value is None or value == {}:
         return False
     if not isinstance(value, Mapping):
         raise UserError(f"{place} is {value!r}; it must be null or an object such as {{'type': 'linear', 'factor': 2.0}}.")
-    # rope_parameters that hold the base alone say nothing about scaling.
+    # rope_parameters may hold the base alone, which says nothing about scaling.
     return place == "rope_scaling" or any(value[key] is not None for key in value if key != "rope_theta")
 
 
 def _scaling(hf_config: Mapping[str, Any], place: str) -> tuple[str, float]:
-    """(kind, factor) of one place; linear by 1 is the default."""
+    """(kind, factor) as one place says. Linear scaling by 1 counts as none."""
     given = {key: value for key, value in hf_config[place].items() if value is not None}
     kinds = {str(given[key]) for key in ("rope_type", "type") if key in given}
     if len(kinds) > 1:
@@ -98,7 +100,7 @@ def _scaling(hf_config: Mapping[str, Any], place: str) -> tuple[str, float]:
 
 
 def _check_original_limit(hf_config: Mapping[str, Any], place: str, kind: str) -> None:
-    """Dynamic scaling begins at max_position_embeddings for transformers, whatever stands in its own object."""
+    """Refuse a dynamic scaling whose own limit differs from max_position_embeddings, where transformers begins it."""
     original = hf_config[place].get("original_max_position_embeddings")
     limit = hf_config.get("max_position_embeddings")
     if kind == DYNAMIC and original is not None and original != limit:
@@ -109,6 +111,7 @@ def _check_original_limit(hf_config: Mapping[str, Any], place: str, kind: str) -
 
 
 def _theta(hf_config: Mapping[str, Any]) -> float:
+    """The rotary base; all places that give one must agree."""
     found = {name: _number(name, value) for name, value in _values(hf_config, "rope_theta") if value is not None}
     if len(set(found.values())) > 1:
         said = " and ".join(f"{name} {value:g}" for name, value in found.items())
@@ -120,13 +123,14 @@ def _theta(hf_config: Mapping[str, Any]) -> float:
 
 
 def _check_whole_head(hf_config: Mapping[str, Any]) -> None:
+    """Refuse a rotation of a part of each head, which other models have."""
     for name, value in _values(hf_config, "partial_rotary_factor"):
         if value is not None and _number(name, value) != 1:
             raise UserError(f"{name} is {value!r}; supported is 1: a LLaMA rotates whole heads.")
 
 
 def _values(hf_config: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
-    """(name, value) of `key` wherever it may stand."""
+    """(name, value) of `key` at each place where it may be; None where it is not."""
     yield key, hf_config.get(key)
     for place in _PLACES:
         if isinstance(hf_config.get(place), Mapping):
@@ -134,7 +138,9 @@ def _values(hf_config: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e30:  # a NaN is not
+    """`value` as a finite float; the sentence of the UserError calls it `name`."""
+    # `not … <=` is true for a NaN too.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e30:
         got = value if not isinstance(value, int) or abs(value) <= 1e30 else "a number of many digits"
         raise UserError(f"{name} is {got!r}; it must be a finite number.")
     return float(value)

@@ -1,8 +1,8 @@
-"""Self-attention of LLaMA: packed QKV, rotary positions, a core attention chosen by name.
+"""Self-attention of LLaMA: packed QKV, rotary positions, and a core attention that is chosen by name.
 
-Two of core's slots carry other things than their names say; `LlamaModel.forward` fills them. `rotary_pos_emb` is the rotary
-table, fp32 [S, D] or [S, B, D]: cosines in the first half, sines in the second. `attention_mask` holds the segment numbers of
-packed samples, [B, S]; None means plain causal attention.
+Two of core's slots carry something else than their names say. `LlamaModel.forward` fills both. `rotary_pos_emb` is the
+rotary table, fp32 [S, D] or [S, B, D]: cosines in the first half of D, sines in the second. `attention_mask` holds the
+segment numbers of packed samples, [B, S]; None means plain causal attention.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from megatron_patch.kernels.rope import rope_qkv
 
 
 class CoreAttention(torch.nn.Module):
-    """core's `core_attention` slot: scaled dot product attention over [S, B, N, D], [S, B, G, D] twice → [S, B, N·D]."""
+    """What stands in core's slot `core_attention`: query [S, B, N, D], key and value [S, B, G, D] → [S, B, N·D]."""
 
-    backend = "unfused"  # `with_backend` makes the class whose implementation the configuration chose
+    backend = "unfused"  # `with_backend` makes a subclass with another one
 
     def __init__(self, config: TransformerConfig, *, softmax_scale: float | None = None, **_: Any) -> None:
         super().__init__()
@@ -41,9 +41,13 @@ class CoreAttention(torch.nn.Module):
         packed_seq_params: None = None,
         recompute: bool = False,
     ) -> torch.Tensor:
-        """query [S, B, N, D], key and value [S, B, G, D], attention_mask: segment numbers [B, S] or None → [S, B, N·D]."""
+        """query [S, B, N, D], key and value [S, B, G, D] → [S, B, N·D]. The result is causal.
+
+        Args:
+            attention_mask: not a mask but segment numbers, [B, S], or None.
+            recompute: see `kernels.attention.attention`.
+        """
         assert attention_bias is None and packed_seq_params is None, "LLaMA has neither"
-        # core's `attention_mask` holds segment numbers here.
         return attention(
             query,
             key,
@@ -51,18 +55,25 @@ class CoreAttention(torch.nn.Module):
             scale=self.scale,
             backend=self.backend,
             causal=True,
-            segment_ids=attention_mask,
+            segment_ids=attention_mask,  # core's slot for a mask holds segment numbers here
             recompute=recompute,
         )
 
 
 def with_backend(backend: str) -> type[CoreAttention]:
-    """The `CoreAttention` that computes with `backend`, a name that `kernels.attention` knows."""
+    """A subclass of `CoreAttention` that computes with `backend`, one of `kernels.attention.BACKENDS`.
+
+    core makes the module from a class, without arguments of ours, so the choice must be in the class.
+    """
     return type("CoreAttention", (CoreAttention,), {"backend": backend})
 
 
 class LlamaSelfAttention(SelfAttention):
-    """core's self-attention with its weights and its checkpoints, and a forward pass of three steps."""
+    """core's self-attention: its weights and its way to save them, with a shorter forward pass.
+
+    core's own forward pass also serves inference, cross-attention and Transformer Engine. Here are the three steps that
+    training needs: one product and rotation, attention, one product.
+    """
 
     def forward(
         self,
@@ -72,7 +83,12 @@ class LlamaSelfAttention(SelfAttention):
         rotary_pos_emb: torch.Tensor,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """hidden_states [S, B, H] → ([S, B, H], None: there is no bias). attention_mask: segment numbers [B, S] or None."""
+        """hidden_states [S, B, H] → ([S, B, H], None, since there is no bias).
+
+        Args:
+            attention_mask: not a mask but segment numbers, [B, S], or None.
+            rotary_pos_emb: cosines and then sines, fp32 [S, D] or [S, B, D].
+        """
         qkv, _ = self.linear_qkv(hidden_states)
         cos, sin = rotary_pos_emb.chunk(2, dim=-1)  # `LlamaModel.rotary_table` joined them for core's one slot
         query, key, value = rope_qkv(qkv, cos, sin, self.num_attention_heads_per_partition, self.num_query_groups_per_partition)
@@ -80,7 +96,11 @@ class LlamaSelfAttention(SelfAttention):
         return self.linear_proj(context)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: torch.Tensor | None) -> torch.Tensor:
-        # AC sel with unfused attention: its [B·N, S, S] probabilities are computed again in the backward pass, not kept.
+        """Attention, recomputed where AC sel says so: query [S, B, N, D], key and value [S, B, G, D] → [S, B, N·D].
+
+        core sets `checkpoint_core_attention` for AC sel with unfused attention. Its probabilities [B·N, S, S] are then
+        computed again in the backward pass instead of kept.
+        """
         if self.checkpoint_core_attention and self.training:
             if recomputes_itself(self.core_attention.backend, segments):
                 return self.core_attention(query, key, value, segments, recompute=True)

@@ -1,4 +1,4 @@
-"""One rank's part of the model, in core's DDP wrapper, on its device."""
+"""Build one rank's part of the model, in core's DDP wrapper, on its device."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from megatron_patch.model.llama import LlamaModel
 
 
 def choose_backend(config: TrainConfig, layout: Layout) -> tuple[str, str]:
-    """(attention backend, why): FL false is unfused, true the fastest fused one that the machine has."""
+    """(attention backend, reason): unfused with FL false, the fastest fused one that the machine has with FL true."""
     if not config.use_flash_attn:
         return "unfused", "FL is false"
     return choose_attention_backend(layout.device, DTYPES[config.precision], config.model.kv_channels, config.options.packing)
 
 
 def build_model(config: TrainConfig, layout: Layout, backend: str) -> DistributedDataParallel:
-    """This stage and tensor-parallel share of `config.model`, with its gradient buffer."""
+    """This pipeline stage's and tensor-parallel rank's part of `config.model`, with its fp32 gradient buffer."""
     core = transformer_config(config)
     recompute_layers = config.recompute == "full"
     model = LlamaModel(core, config.model, config.vocab_size, backend, recompute_layers).to(layout.device)

@@ -1,4 +1,7 @@
-"""Token embedding over core's weight, straight into the layout and the split that the layers take."""
+"""Token embedding over core's weight, with a backward that adds to DDP's fp32 buffer.
+
+It writes [S, B, H] at once, split as the layers take it; core's own makes [B, S, H] and transposes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ from megatron_patch.kernels.embedding import embedding
 
 
 def embed(module: LanguageModelEmbedding, tokens: torch.Tensor) -> torch.Tensor:
-    """tokens [B, S] → [S, B, H], or under sequence parallelism this rank's [S / TP, B, H]."""
+    """tokens [B, S] → [S, B, H], or this rank's part [S / TP, B, H] under sequence parallelism.
+
+    Each tensor-parallel rank has some rows of the weight and gives zeros for the others, so a sum over ranks completes
+    it.
+    """
     words = module.word_embeddings
     weight, start = words.weight, words.vocab_start_index
     rows = embedding(tokens.t(), weight, vocab_start=start, weight_grad=direct_main_grad(weight))

@@ -1,4 +1,8 @@
-"""core's parallel linear layers, with products whose algorithm is measured: kernels/products.py says why."""
+"""core's parallel linear layers, with products whose algorithm is measured; kernels/products.py says why.
+
+A layer's weight gradient goes straight into DDP's fp32 buffer, and the communication of its input's gradient runs
+beside that product.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,14 @@ from megatron_patch.kernels.products import matmul
 
 
 class _Linear(torch.autograd.Function):
-    """x [..., in], weight [out, in] → [..., out]; the weight's gradient goes into its fp32 `main_grad`.
+    """x [..., in], weight [out, in] → [..., out]. The weight's gradient goes into its fp32 `main_grad` [out, in].
 
-    With a `group` of tensor-parallel ranks, whose weights are parts of the output: where `split`, x is this rank's part of the
-    sequence, [S / TP, B, in], and is gathered, once more on the way back; otherwise x is whole and the same on all ranks. The
-    input's gradients are summed over the group while the weight's is computed.
+    Without a `group` it is a layer that does not communicate. With one, each rank of the tensor-parallel group has some
+    rows of the weight, and the input's gradients are summed over the group while the weight's is computed.
+
+    split: x is this rank's part of the sequence, [S / TP, B, in]. It is gathered for the product, and gathered again in
+    the backward pass, because keeping the whole sequence would take TP times the memory. Otherwise x is whole and the
+    same on all ranks.
     """
 
     @staticmethod
@@ -41,40 +48,43 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        # The gathering runs beside the product for dx, which does not need x.
         whole = _gather(x, ctx.group, beside=True) if ctx.split else _Arriving(x)
         dy, dx = dy.contiguous(), torch.empty_like(whole.tensor)
         matmul(_flat(dy), weight, _flat(dx))
         flat = _flat(whole.get())
+        # The sum over ranks runs beside the product for the weight's gradient, which does not need dx.
         sums = _Arriving(dx) if ctx.group is None else _sum(dx, x, ctx.group, ctx.split)
         counted = add_weight_gradient(weight, flat, _flat(dy), ctx.main_grad)
         return sums.get(), counted, None, None, None
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """[S, B, width] → [S·B, width]."""
     return tensor.view(-1, tensor.size(-1))
 
 
 class _Arriving(NamedTuple):
-    """A tensor that a collective still writes."""
+    """A tensor that a collective may still be writing."""
 
     tensor: torch.Tensor
     work: distributed.Work | None = None
 
     def get(self) -> torch.Tensor:
-        """The tensor; whatever is launched from here on comes after it was written."""
+        """The tensor. What is launched from here on runs after it was written."""
         if self.work is not None:
             self.work.wait()
         return self.tensor
 
 
 def _gather(part: torch.Tensor, group: ProcessGroup, beside: bool) -> _Arriving:
-    """The sequence [S, B, H] of which each rank has a part; with `beside`, beside what is launched next."""
+    """The whole sequence [S, B, H] from each rank's `part`; with `beside`, gathered beside what is launched next."""
     whole = part.new_empty(part.size(0) * group.size(), *part.shape[1:])
     return _Arriving(whole, distributed.all_gather_into_tensor(whole, part, group=group, async_op=beside))
 
 
 def _sum(whole: torch.Tensor, part: torch.Tensor, group: ProcessGroup, split: bool) -> _Arriving:
-    """Sums over the ranks, of which each gets its part where the sequence is `split`."""
+    """The sum of `whole` [S, B, H] over the ranks. Where the sequence is `split`, only this rank's part of it."""
     if not split:
         return _Arriving(whole, distributed.all_reduce(whole, group=group, async_op=True))
     mine = torch.empty_like(part)
@@ -82,7 +92,10 @@ def _sum(whole: torch.Tensor, part: torch.Tensor, group: ProcessGroup, split: bo
 
 
 def _linear(core: Callable[..., torch.Tensor], input: torch.Tensor, weight: torch.Tensor, kwargs: Any) -> torch.Tensor:
-    """`_Linear` where gradients go to fp32 inside the product; else core's own."""
+    """`_Linear` where the weight has an fp32 gradient buffer; core's own function `core` everywhere else.
+
+    Everything else is: no gradients wanted, a bias, another dtype of the buffer, or core's deferred embedding gradient.
+    """
     main_grad = getattr(weight, "main_grad", None)
     fp32 = main_grad is not None and main_grad.dtype == torch.float32
     deferred = kwargs["grad_output_buffer"] is not None
@@ -94,14 +107,14 @@ def _linear(core: Callable[..., torch.Tensor], input: torch.Tensor, weight: torc
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """Split over TP by output."""
+    """Linear layer whose weight [out, in] is split over TP by its output."""
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return _linear(super()._forward_impl, input, weight, kwargs)
 
 
 class RowLinear(RowParallelLinear):
-    """Split over TP by input."""
+    """Linear layer whose weight [out, in] is split over TP by its input; core sums the ranks' outputs."""
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return _linear(super()._forward_impl, input, weight, kwargs)

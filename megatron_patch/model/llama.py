@@ -29,7 +29,8 @@ from megatron_patch.model.mlp import LlamaMLP
 from megatron_patch.model.norm import RMSNorm
 from megatron_patch.model.padding import without_padding, zero_padding
 
-# Checkpoint keys of the norms are the ones that Transformer Engine's fused layers have, so that files are exchangeable.
+# In checkpoints the norms have the names that Transformer Engine's fused layers give them. So files can be exchanged
+# with Megatron-LM.
 _NORM_KEYS = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
@@ -37,21 +38,22 @@ _NORM_KEYS = {
 
 
 class LlamaLayer(TransformerLayer):
-    """norm, attention, norm, feed-forward; each residual sum is fused with the norm that follows it.
+    """norm, attention, norm, feed-forward. Each residual sum is fused with the norm that follows it.
 
-    The kernel of the next layer's first norm also adds this layer's residual. So a layer returns its output and its residual
-    apart, and the residual is passed in core's `context` argument.
+    The kernel of the next layer's first norm also adds this layer's residual. So a layer returns its output and its
+    residual separately, and the residual is passed in core's `context` argument.
 
-    core's slots carry other things here than their names say:
-        attention_mask: segment numbers of packed samples, [B, S]. `LlamaModel.forward` fills it, `CoreAttention` reads it.
-        context: the previous layer's residual, [S, B, H]. The layer before fills it, this one reads it. core hands it from layer
-            to layer, since other models have cross-attention.
+    core's slots carry something else here than their names say:
+        attention_mask: segment numbers of packed samples, [B, S]. `LlamaModel.forward` fills it, `CoreAttention` reads
+        it. context: the previous layer's residual, [S, B, H]. The layer before fills it, this one reads it. core passes
+        it
+            from layer to layer because other models have cross-attention.
         rotary_pos_emb: cosines and sines beside each other, [S, D]. `LlamaModel.rotary_table` joins them,
-            `LlamaSelfAttention.forward` parts them.
+            `LlamaSelfAttention.forward` splits them.
 
-    Attributes:
-        leaves_sum: whether the next layer adds this one's residual; if not, this layer adds it. `LlamaModel` decides.
-        is_recomputed: whether only the layer's input is kept for the backward pass (AC full); likewise.
+    Attributes, which `LlamaModel` sets:
+        leaves_sum: whether the next layer adds this one's residual; if not, this layer adds it.
+        is_recomputed: whether only the layer's input is kept for the backward pass (AC full).
     """
 
     leaves_sum = False
@@ -71,7 +73,8 @@ class LlamaLayer(TransformerLayer):
         Args:
             hidden_states: [S, B, H], the previous layer's output, or the embeddings.
             attention_mask: not a mask but segment numbers, int [B, S]; None for plain causal attention.
-            context: not a context but the previous layer's residual, [S, B, H], not yet added to `hidden_states`; None: none.
+            context: not a context but the previous layer's residual, [S, B, H], not yet added to `hidden_states`; None
+                if there is none.
             rotary_pos_emb: fp32 [S, D] or [S, B, D], cosines and then sines of the whole sequence's positions.
 
         Returns:
@@ -88,6 +91,7 @@ class LlamaLayer(TransformerLayer):
         context: torch.Tensor | None,
         rotary_pos_emb: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`forward` without recomputation."""
         if context is None:
             normed, residual = self.input_layernorm.with_residual(hidden_states)
         else:
@@ -99,7 +103,7 @@ class LlamaLayer(TransformerLayer):
 
 
 def llama_block_spec(config: TransformerConfig, attention_backend: str) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage and the final norm."""
+    """core's description of this pipeline stage: its layers and the final norm."""
     layer = ModuleSpec(
         module=LlamaLayer,
         submodules=TransformerLayerSubmodules(
@@ -129,7 +133,8 @@ class LlamaModel(GPTModel):
 
     Attributes:
         vocab_rows: rows of the whole vocabulary, without padding.
-        first_row, valid_rows: this tensor-parallel rank's first row, and how many of its rows are vocabulary.
+        first_row: the token id of this tensor-parallel rank's first row.
+        valid_rows: how many of this rank's rows are vocabulary; the others are padding.
     """
 
     def __init__(
@@ -153,8 +158,8 @@ class LlamaModel(GPTModel):
             share_embeddings_and_output_weights=False,
             position_embedding_type="none",  # rotary tables are made below
         )
-        # Recomputation keeps each layer's inputs. An output and a residual apart would be two tensors to keep, so with it
-        # every layer adds. The last layer adds in any case: the final norm takes one tensor.
+        # Recomputation keeps each layer's inputs. Output and residual as separate tensors would be two to keep, so
+        # layers that are recomputed add. The last layer adds in any case, because the final norm takes one tensor.
         for layer in self.decoder.layers:
             layer.is_recomputed = recompute_layers
             layer.leaves_sum = not recompute_layers and layer is not self.decoder.layers[-1]
@@ -167,7 +172,7 @@ class LlamaModel(GPTModel):
         self._rotary_table_base = llama.rotary_base
 
     def _padded_weights(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """This stage's matrices over the vocabulary, if they have padding on some rank."""
+        """Name and weight of this stage's matrices over the vocabulary, if they have padding on any rank."""
         if padded_rows(self.vocab_rows, parallel_state.get_tensor_model_parallel_world_size()) == self.vocab_rows:
             return
         if self.pre_process:
@@ -176,18 +181,21 @@ class LlamaModel(GPTModel):
             yield "output_layer.weight", self.output_layer.weight
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict[str, Any]:
-        """core's entries, those of the vocabulary without padding: a checkpoint loads at any TP."""
+        """core's entries for a checkpoint. Those of the vocabulary have no padding, so that files load at any TP."""
         entries = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         for name, _ in self._padded_weights():
             entries[prefix + name] = without_padding(entries[prefix + name], self.vocab_rows, self.first_row, self.valid_rows)
         return entries
 
     def rotary_table(self, length: int, position_ids: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-        """Cosines, then sines, joined into one tensor, since core has one slot for both: fp32 [S, D].
+        """The rotary table of `length` positions: fp32 [S, D], or [S, B, D] with `position_ids` [B, S].
 
-        It is [S, B, D] where `position_ids` [B, S] restart inside a row. Under dynamic scaling `length` decides the base, so
-        every row of a batch has the same. transformers does the same with one difference: after a longer sequence it keeps that
-        sequence's base until a sequence is shorter than the model's limit.
+        Cosines and then sines are joined into one tensor, since core has one slot for both. `position_ids` are given
+        where positions restart inside a row. Under dynamic scaling `length` decides the base, so all rows of a batch
+        have the same. transformers differs in one thing: after a longer sequence it keeps that sequence's base until a
+        sequence is shorter than the model's limit.
+
+        The table is kept from call to call and grows with the longest sequence: it is the same for every micro-batch.
         """
         base = self._base(length)
         if position_ids is not None:
@@ -199,11 +207,13 @@ class LlamaModel(GPTModel):
         return table[:length]
 
     def _tables(self, positions: int | torch.Tensor, base: float, device: torch.device) -> torch.Tensor:
+        """The joined table for `positions`; under linear scaling positions advance by 1 / factor."""
         factor = self.llama.rope_factor if self.llama.rope_type == LINEAR else 1.0
         tables = rope_tables(positions, self.config.kv_channels, base, device, interpolation_factor=factor)
         return torch.cat(tables, dim=-1)
 
     def _base(self, length: int) -> float:
+        """The rotary base of a sequence of `length`; only dynamic scaling makes it depend on that."""
         model = self.llama
         if model.rope_type != DYNAMIC:
             return model.rotary_base
@@ -219,13 +229,14 @@ class LlamaModel(GPTModel):
         """Losses of this stage, its logits, or its activations for the next stage.
 
         Args:
-            tokens: [B, S], token ids.
-            labels: [B, S], the token that follows each; without them the last stage returns logits.
+            tokens: token ids, [B, S]. Stages behind the first use their shape alone.
+            labels: the token that follows each, [B, S]. Without them the last stage returns logits.
             position_ids: [B, S], only where positions restart inside a row; otherwise they count from 0.
-            segment_ids: [B, S], only for packed samples: attention stays inside equal numbers.
+            segment_ids: [B, S], only for packed samples: a token sees only tokens of its own number.
 
         Returns:
-            Last stage: fp32 losses [B, S], or logits [B, S, V / TP], −inf in padding; otherwise activations [S (/ TP), B, H].
+            On the last stage fp32 losses [B, S], or logits [B, S, V / TP] with −inf in padding. On others the
+            activations [S, B, H], or [S / TP, B, H] under sequence parallelism.
         """
         hidden = embed(self.embedding, tokens) if self.pre_process else None
         hidden = self.decoder(
@@ -237,12 +248,15 @@ class LlamaModel(GPTModel):
             return hidden
         logits, _ = self.output_layer(hidden)
         if labels is None:
-            logits[..., self.valid_rows :] = -float("inf")  # never sampled
+            logits[..., self.valid_rows :] = -float("inf")  # padding is no token, so it must never be sampled
             return logits.transpose(0, 1)
         return self.losses(logits, labels)
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross entropy of each token: logits [S, B, V / TP], labels [B, S] → fp32 [B, S]. Consumes `logits`."""
+        """Cross entropy of each token, in nats: logits [S, B, V / TP], labels [B, S] → fp32 [B, S].
+
+        The backward pass writes the gradient over `logits`.
+        """
         group = parallel_state.get_tensor_model_parallel_group()
         losses = vocab_parallel_cross_entropy(
             logits,

@@ -15,13 +15,14 @@ from megatron_patch.model.linear import ColumnLinear, RowLinear
 
 
 class LlamaMLP(MLP):
-    """down(silu(gate(x)) · up(x)), gate and up in one product: Shazeer, arXiv:2002.05202."""
+    """down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202). gate and up are one product, of width 2F."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, **_: Any) -> None:
+        """core from 0.18 on also hands over its process groups and a name, of which core's MLP makes the same without them."""
         layers = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
         super().__init__(config, layers, ffn_hidden_size=config.ffn_hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
-        """[S, B, H] → ([S, B, H], no bias)."""
+        """[S, B, H] → ([S, B, H], None, since there is no bias)."""
         gate_and_up, _ = self.linear_fc1(hidden_states)
         return self.linear_fc2(swiglu(gate_and_up))

@@ -1,6 +1,7 @@
-"""Rows of the vocabulary's two matrices that fill up a rank's share: zero for ever, and in memory alone.
+"""Padding rows of the vocabulary's two matrices, where TP does not divide the vocabulary. They exist in memory alone.
 
-Their logits take no part in the loss, so their gradients are zero; Adam and weight decay leave zero as it is.
+They are zero and stay zero: the loss leaves their logits out, so their gradients are zero, and Adam and weight decay
+leave zero as it is. So a checkpoint need not have them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,17 @@ from megatron.core.dist_checkpointing.mapping import ReplicaId, ShardedTensor, S
 
 
 def without_padding(entry: ShardedTensor, rows: int, first: int, valid: int) -> ShardedTensorFactory:
-    """`entry`, a rank's share [R / TP, H] of a padded matrix, as its first `valid` rows at row `first` of [`rows`, H].
+    """The checkpoint entry of a matrix without its padding.
 
-    A factory, as core uses them for gate and up: it also makes the entries of the optimizer's tensors, and puts the zeros back
-    into what was loaded.
+    Args:
+        entry: core's entry of this rank's part [R / TP, H], with padding.
+        rows: rows of the whole matrix without padding.
+        first: the row of the whole matrix at which this rank's part begins.
+        valid: how many rows of this rank's part are vocabulary.
+
+    Returns:
+        A factory. core uses factories for gate and up: it makes the entries of the optimizer's tensors with them too,
+        and asks them to put together what was loaded, which is where the zeros come back.
     """
     height, width = entry.local_shape
 
@@ -38,6 +46,7 @@ def without_padding(entry: ShardedTensor, rows: int, first: int, valid: int) -> 
         ]
 
     def merge(loaded: list[torch.Tensor]) -> torch.Tensor:
+        """What was loaded, [valid, H], with zero rows up to this rank's [R / TP, H]."""
         (part,) = loaded
         return torch.cat([part, part.new_zeros(height - valid, width)])
 
@@ -45,6 +54,6 @@ def without_padding(entry: ShardedTensor, rows: int, first: int, valid: int) -> 
 
 
 def zero_padding(weight: Any, valid: int) -> None:
-    """Rows from `valid` on become zero, where random initialization has filled them."""
+    """Set the rows of `weight` [R / TP, H] from `valid` on to zero. Random initialization has filled them."""
     with torch.no_grad():
         weight[valid:].zero_()

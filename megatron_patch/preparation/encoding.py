@@ -1,4 +1,4 @@
-"""Chunks of records → token ids, here or in worker processes."""
+"""Chunks of records → token ids, in this process or in workers."""
 
 from __future__ import annotations
 
@@ -17,28 +17,41 @@ import numpy as np
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.preparation.wudao import CLEANERS
-from megatron_patch.records.documents import Chunk, Skipped, texts_of
+from megatron_patch.records.chunks import Chunk
 from megatron_patch.records.indexed import token_dtype
-from megatron_patch.records.json_records import MAX_DOCUMENT_MB
+from megatron_patch.records.skipped import MAX_DOCUMENT_MB, Skipped
+from megatron_patch.records.texts import texts_of
 
-_IN_FLIGHT = 256 << 20  # bytes of chunks on the way beyond which no more are read
+_IN_FLIGHT = 256 << 20  # bytes of chunks on the way; beyond them no more are read
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the output depends on besides the input's content."""
+    """What the output depends on besides the input's content.
+
+    Attributes:
+        tokenizer_folder: folder of the tokenizer's files.
+        keys: a record's text is the value of the first of these keys that it has.
+        clean: a name in wudao.CLEANERS.
+        append_eod: whether an end token follows each document.
+        max_document_mb: 10^6 bytes that a line or list item may have; a longer one is bad.
+    """
 
     tokenizer_folder: str
-    keys: tuple[str, ...] = ("text", "content")  # a record's text is the first of these that it has
-    clean: str = "none"  # a name in wudao.CLEANERS
+    keys: tuple[str, ...] = ("text", "content")
+    clean: str = "none"
     append_eod: bool = True
-    max_document_mb: int = MAX_DOCUMENT_MB  # 10^6 bytes of a line or list item; a longer one is bad
+    max_document_mb: int = MAX_DOCUMENT_MB
 
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """What a worker makes of a chunk: token bytes, int32 lengths [documents], and the records that gave no
-    document.
+    """What becomes of a chunk.
+
+    Attributes:
+        tokens: the ids of its documents end to end, as bytes of `token_dtype`.
+        lengths: int32 [documents], ids in each.
+        skipped: the records that gave no document.
     """
 
     tokens: bytes
@@ -47,7 +60,7 @@ class ChunkResult:
 
 
 def encode_chunk(chunk: Chunk, settings: Settings, tokenizer: Tokenizer) -> ChunkResult:
-    """Tokenize a chunk's documents, each followed by one end token."""
+    """Tokenize a chunk's documents, each followed by an end token if the settings say so."""
     texts, skipped = texts_of(chunk, settings.keys, CLEANERS[settings.clean])
     end = [tokenizer.eod] if settings.append_eod else []
     ids: list[int] = []
@@ -66,9 +79,13 @@ def encode_chunk(chunk: Chunk, settings: Settings, tokenizer: Tokenizer) -> Chun
 def encode_chunks(
     chunks: Iterator[Chunk], settings: Settings, tokenizer: Tokenizer, workers: int
 ) -> Generator[tuple[Chunk, ChunkResult], None, None]:
-    """Each chunk with its result, in order; at most two chunks a worker are on the way, fewer of long documents.
+    """Yield each chunk, without its records, and its result, in order.
 
-    The workers end when this is exhausted or closed, and when this process is gone, however it went.
+    At most two chunks a worker are on the way at a time, fewer if their documents are long. The workers end when this
+    generator is exhausted or closed, and when this process has ended, however it ended.
+
+    Raises:
+        UserError: a worker was killed.
     """
     if workers <= 1:
         yield from ((chunk, encode_chunk(chunk, settings, tokenizer)) for chunk in chunks)
@@ -93,10 +110,11 @@ def encode_chunks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[Settings, Tokenizer] | None = None  # a worker process's own, set once as it starts
+_worker: tuple[Settings, Tokenizer] | None = None  # set in each worker process when it starts
 
 
 def _start_worker(settings: Settings) -> None:
+    """Run once in each worker: watch the main process, and load the tokenizer."""
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -106,8 +124,8 @@ def _start_worker(settings: Settings) -> None:
 def _end_with_parent() -> None:
     """End this worker when the main process has ended.
 
-    A worker holds both ends of the queue that it waits on, so it would wait forever. The pipe that this waits on has its
-    other end in the main process alone; every system closes it when that process ends.
+    A worker waits on a queue of which it holds both ends, so it would wait for ever. The pipe behind `parent.join` has
+    its other end in the main process alone, and every system closes that end when the process ends.
     """
     parent = parent_process()
     assert parent is not None
@@ -116,5 +134,6 @@ def _end_with_parent() -> None:
 
 
 def _work(chunk: Chunk) -> ChunkResult:
+    """`encode_chunk` with the worker's own settings and tokenizer."""
     assert _worker is not None
     return encode_chunk(chunk, *_worker)

@@ -1,26 +1,26 @@
-"""Data files → PREFIX.bin and PREFIX.idx: streaming, in several processes, in the order of the input, to be
-gone on with.
+"""Data files → PREFIX.bin and PREFIX.idx: streaming, in several processes, in the order of the input. A killed run goes
+on.
 
-The main process reads chunks of about a MiB and writes results in the chunks' order; workers parse, clean and
-tokenize. What is finished so far lies in `PREFIX.partial/` (tokens, lengths, skipped records) with a
-`state.json` that says how much of it counts: a run that was killed is gone on with behind the last state. The
-pair gets its names when all is done. An old pair that it replaces stays until then; its `.idx` goes first and the
-new one comes last, so that no moment shows the `.idx` of one pair beside the `.bin` of another.
+The main process reads chunks of about a MiB and writes results in the chunks' order. Workers parse, clean and tokenize.
 
-Beside the pair: `PREFIX_skipped.jsonl`, a line for each record that gave no document (file, number, reason),
-and `PREFIX.made`, the counts and what they were made from, as JSON under a name that no data file has.
+What is finished so far lies in `PREFIX.partial/`: tokens, lengths, skipped records, and a `state.json` that says how
+much of them counts. A run that was killed goes on behind the last state. The pair gets its names when everything is
+done. An old pair that it replaces stays until then. Its `.idx` goes first and the new one comes last, so at no moment
+does the `.idx` of one pair stand beside the `.bin` of another.
+
+Two files lie beside the pair. `PREFIX_skipped.jsonl` has a line for each record that gave no document: file, number,
+reason. `PREFIX.made` holds the counts and what they were made from, as JSON under a name that no data file has.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +28,14 @@ import numpy as np
 
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import UserError
-from megatron_patch.formats.json_files import json_object, one_line, whole_in
 from megatron_patch.preparation.encoding import ChunkResult, Settings, encode_chunks
-from megatron_patch.records.documents import REPORT_BYTES, START, Chunk, Place, read_chunks, report_lines
+from megatron_patch.preparation.state import Counts, made_from_of, record_path, saved_record, write_record
+from megatron_patch.records.chunks import Chunk, Place, read_chunks
+from megatron_patch.records.files import find_files
 from megatron_patch.records.indexed import token_dtype, write_index
-from megatron_patch.records.json_records import MAX_DOCUMENT_MB, MEGABYTE, find_files
+from megatron_patch.records.skipped import MEGABYTE, REPORT_BYTES, report_lines
 
-FORMAT = "megatron_patch preprocess 1"
-_STATE_BYTES = 64 << 20  # input between two states: what a killed run may lose
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How far a run is. `bad`: records lost, an estimate where a JSON list breaks off; `empty`: empty
-    records, nothing lost.
-    """
-
-    place: Place = START
-    documents: int = 0
-    tokens: int = 0
-    bad: int = 0
-    empty: int = 0
-    size: int = 0  # bytes of input
-    report_bytes: int = 0  # of the skipped records' report
-
-    def lines(self, prefix: str) -> list[str]:
-        """Sentences for the console."""
-        out = [f"{prefix}: {self.documents} documents, {self.tokens} tokens from {self.size / 1e6:.1f} MB."]
-        if self.bad or self.empty:
-            out.append(
-                f"{self.bad} bad and {self.empty} empty records gave no document; "
-                f"{prefix}_skipped.jsonl lists {'the first of ' if self.report_bytes >= REPORT_BYTES else ''}them."
-            )
-        return out
+_STATE_BYTES = 64 << 20  # bytes of input between two states; a killed run loses at most these
 
 
 def preprocess(
@@ -74,16 +49,22 @@ def preprocess(
 ) -> Counts:
     """Make the pair at `prefix`, or finish one that was begun, or find that it is there already.
 
-    Raises UserError for input, tokenizer or folder that cannot be used, for an output that is an input, for a
-    `prefix` that holds another pair (`overwrite` allows it), and where more than `max_bad_fraction` of the records
-    are bad; then the report is written and no pair, and an old pair stays.
+    Args:
+        workers: processes that tokenize; 1 tokenizes in this one.
+        max_bad_fraction: share of the records that may be bad. Beyond it the report is written and no pair, and an old
+            pair stays.
+        overwrite: replace a pair that was made from other input.
+
+    Raises:
+        UserError: input, tokenizer or folder cannot be used; an output is an input; `prefix` holds another pair; or too
+            many records are bad.
     """
     files, prefix = find_files(list(inputs)), str(prefix)
     require_apart(files, output_paths(prefix))
     tokenizer = load_tokenizer(settings.tokenizer_folder)
     if tokenizer.separator_note:
         print(f"{prefix}: {tokenizer.separator_note}", file=sys.stderr)
-    made_from = _made_from(files, settings, tokenizer)
+    made_from = made_from_of(files, settings, tokenizer)
     finished = _finished(prefix, made_from, overwrite)
     if finished:
         return finished
@@ -98,18 +79,17 @@ def preprocess(
     return counts
 
 
-def record_path(prefix: str) -> Path:
-    """Where the counts of the pair at `prefix` stand, and what it was made from."""
-    return Path(prefix + ".made")
-
-
 def output_paths(prefix: str) -> list[Path]:
     """Every file that a run for `prefix` leaves."""
     return [Path(prefix + end) for end in (".bin", ".idx", "_skipped.jsonl")] + [record_path(prefix)]
 
 
 def require_apart(files: Iterable[Path], outputs: Iterable[Path]) -> None:
-    """UserError where an output is one of the input's files, by whatever name."""
+    """Check that no output is one of the input's files, by whatever name.
+
+    Raises:
+        UserError: one is.
+    """
     there = [path for path in outputs if path.exists()]
     for file in files:
         for path in there:
@@ -117,18 +97,14 @@ def require_apart(files: Iterable[Path], outputs: Iterable[Path]) -> None:
                 raise UserError(f"{path} is read as input and would be written over; choose another output, or move that file.")
 
 
-def _made_from(files: list[Path], settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
-    stats = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    chosen = {k: v for k, v in asdict(settings).items() if k != "tokenizer_folder"} | {"tokenizer": tokenizer.fingerprint}
-    if settings.max_document_mb == MAX_DOCUMENT_MB:  # so that pairs made before there was this setting are known again
-        del chosen["max_document_mb"]
-    return json.loads(json.dumps({"format": FORMAT, "files": stats} | chosen))
-
-
 def _finished(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts | None:
-    """The counts of a pair that this very input made; None where one is to be made or finished. Removes nothing."""
+    """The counts of a pair that this very input made; None if one is to be made or finished. Removes nothing.
+
+    Raises:
+        UserError: there is another pair, and `overwrite` is not given.
+    """
     there = [prefix + end for end in (".bin", ".idx") if os.path.exists(prefix + end)]
-    record, state = _saved(record_path(prefix)), _saved(Path(prefix + ".partial", "state.json"))
+    record, state = saved_record(record_path(prefix)), saved_record(Path(prefix + ".partial", "state.json"))
     own, begun = (saved is not None and saved.made_from == made_from for saved in (record, state))
     if len(there) == 2 and record is not None and own and not begun:
         print(
@@ -143,47 +119,14 @@ def _finished(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts
     return None
 
 
-@dataclass(frozen=True)
-class Record:
-    """PREFIX.made or a state: what a pair is made from, and how far."""
-
-    made_from: dict[str, Any]
-    counts: Counts
-
-
-def read_record(path: Path) -> Record:
-    """A record or a state that a run of preparation wrote.
-
-    Raises UserError: it is no JSON object, or holds other things than such a run writes.
-    """
-    content = json_object(path)
-    try:
-        made_from, counts = content["made_from"], dict(content["counts"])
-        place = counts.pop("place")
-        for numbers, names in ((counts, Counts), (place, Place)):
-            for field in fields(names):
-                if field.name != "place":
-                    whole_in(numbers, field.name, 0, 1 << 62)
-        if not isinstance(made_from, dict) or not isinstance(made_from["files"], list):
-            raise UserError("made_from is no object with files")
-        return Record(made_from, Counts(place=Place(**place), **counts))
-    except (KeyError, TypeError, ValueError) as error:
-        why = one_line(error)
-        raise UserError(f"{path} is no record of a preparation ({why}); remove it, and prepare the data again.") from None
-
-
-def _saved(path: Path) -> Record | None:
-    """None where there is no such file."""
-    return read_record(path) if path.is_file() else None
-
-
 def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
-    """What an earlier run finished, files cut back to it; zero where there is none or it was another run's.
+    """How far an earlier run of this input came; zero if there was none, or it was another input's.
 
-    One that read its input to the end was not interrupted: it was refused for its bad records, or killed as it named its files.
+    A state at the input's end is no interrupted run's: that run was refused for its bad records, or killed while it
+    named its files.
     """
     state = partial / "state.json"
-    if not (saved := _saved(state)):
+    if not (saved := saved_record(state)):
         return Counts()
     counts = saved.counts
     if saved.made_from != made_from:
@@ -198,7 +141,11 @@ def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
 
 
 def _require_whole(partial: Path, prefix: str, counts: Counts, itemsize: int) -> None:
-    """UserError where the partial files are shorter than the state says, so that no gap is filled with zeros."""
+    """Check that the partial files are as long as the state says. Truncating a shorter one would fill it with zeros.
+
+    Raises:
+        UserError: one is shorter.
+    """
     for name, size in (("tokens", counts.tokens * itemsize), ("lengths", counts.documents * 4), ("skipped", counts.report_bytes)):
         path = partial / name
         if name == "tokens" and not path.is_file():  # a run that was killed as it named its files
@@ -212,7 +159,7 @@ def _encode_all(
     files: list[Path], partial: Path, counts: Counts, made_from: dict[str, Any],
     settings: Settings, tokenizer: Tokenizer, workers: int,
 ) -> Counts:  # fmt: skip
-    """Everything behind `counts.place` into the partial files."""
+    """Encode everything behind `counts.place` into the partial files. Returns the counts at the input's end."""
     from tqdm import tqdm
 
     if counts.place.file >= len(files):
@@ -227,7 +174,7 @@ def _encode_all(
     chunks = read_chunks(files, counts.place, settings.max_document_mb * MEGABYTE)
     with (
         bar,
-        # Closed at once, however this block is left: the workers end with it.
+        # `closing` ends the workers at once, however this block is left.
         closing(encode_chunks(chunks, settings, tokenizer, workers)) as results,
         _open_at(partial / "tokens", counts.tokens * itemsize) as tokens,
         _open_at(partial / "lengths", counts.documents * 4) as lengths,
@@ -251,6 +198,7 @@ def _encode_all(
 
 
 def _advance(counts: Counts, chunk: Chunk, result: ChunkResult, itemsize: int, report_bytes: int) -> Counts:
+    """The counts behind a chunk."""
     return Counts(
         place=chunk.after,
         documents=counts.documents + len(result.lengths),
@@ -263,11 +211,11 @@ def _advance(counts: Counts, chunk: Chunk, result: ChunkResult, itemsize: int, r
 
 
 def _save_state(partial: Path, counts: Counts, made_from: dict[str, Any], *files: Any) -> None:
-    """Make the partial files durable, then say how much of them counts."""
+    """Flush the partial files to the disk, and only then write how much of them counts."""
     for file in files:
         file.flush()
         os.fsync(file.fileno())
-    _write_json(partial / "state.json", {"made_from": made_from, "counts": asdict(counts)})
+    write_record(partial / "state.json", made_from, counts)
 
 
 def _finish(
@@ -278,9 +226,13 @@ def _finish(
     dtype: np.dtype,
     max_bad_fraction: float,
 ) -> None:
-    """Judge the counts, then give the files their names, the `.idx` last. Can be done again at any point.
+    """Judge the counts, then give the files their names, the `.idx` last. A killed run can do it again from any point.
 
-    From the moment that a replaced pair's `.idx` is gone there is none until its `.bin` is the new one.
+    When it replaces a pair, there is no `.idx` from the moment that the old one is removed until the new `.bin` has its
+    name.
+
+    Raises:
+        UserError: too many records are bad, or there is no document.
     """
     if (partial / "skipped").exists() and counts.report_bytes:
         shutil.copyfile(partial / "skipped", prefix + "_skipped.jsonl")
@@ -293,17 +245,21 @@ def _finish(
         write_index(file, np.memmap(partial / "lengths", dtype=np.int32, mode="r", shape=(counts.documents,)), dtype)
         file.flush()
         os.fsync(file.fileno())
-    renamed = not (partial / "tokens").exists()  # a killed run came so far
+    renamed = not (partial / "tokens").exists()  # by an earlier run that was killed after it
     if not renamed:
         Path(prefix + ".idx").unlink(missing_ok=True)
-    _write_json(record_path(prefix), {"made_from": made_from, "counts": asdict(counts)})
+    write_record(record_path(prefix), made_from, counts)
     if not renamed:
         os.replace(partial / "tokens", prefix + ".bin")
     os.replace(partial / "index", prefix + ".idx")
 
 
 def check_bad_fraction(bad: int, good: int, allowed: float, report: Path) -> None:
-    """UserError where `bad` is more than the `allowed` fraction of all records, empty ones left out."""
+    """Check that `bad` is at most the `allowed` fraction of bad and good records. Empty ones do not count.
+
+    Raises:
+        UserError: it is more.
+    """
     fraction = bad / max(1, bad + good)
     if fraction > allowed:
         raise UserError(
@@ -314,7 +270,7 @@ def check_bad_fraction(bad: int, good: int, allowed: float, report: Path) -> Non
 
 @contextmanager
 def _open_at(path: Path, size: int) -> Iterator[Any]:
-    """A file to be written on from its byte `size`, what follows cut off."""
+    """A file to be written from byte `size` on; what follows there is cut off."""
     with open(path, "r+b" if path.exists() else "w+b") as file:
         file.truncate(size)
         file.seek(size)
@@ -323,19 +279,14 @@ def _open_at(path: Path, size: int) -> Iterator[Any]:
 
 @contextmanager
 def _only_run(partial: Path) -> Iterator[None]:
-    """Refuse a second run on the same prefix at the same time."""
+    """Hold a lock, so that no second run writes the same prefix at the same time.
+
+    Raises:
+        UserError: another run holds it.
+    """
     with open(partial / "lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another run is writing {partial} now; wait for it, or choose another output.") from error
         yield
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

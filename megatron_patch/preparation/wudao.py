@@ -12,11 +12,12 @@ _NOT_KEPT = re.compile(f"[^0-9A-Za-z一-龥{re.escape(_PUNCTUATION)}]+")
 
 
 def clean_wudao(text: str) -> str:
-    """The original's cleaning: http(s) URLs out, runs of spaces to one, then everything out that is not a
-    digit, a Latin letter, a common Chinese character or one of its few punctuation marks; outer white space
-    out.
+    """The original's cleaning of a text.
 
-    It removes `?`, `;`, line ends, emoji, accented letters and every other script: meant for Chinese web text
+    It removes http(s) URLs, makes one space of several, and then removes every character but digits, Latin letters,
+    common Chinese characters and a few punctuation marks. White space at both ends goes too.
+
+    So it removes `?`, `;`, line ends, emoji, accented letters and every other script. It is meant for Chinese web text
     only.
     """
     return _NOT_KEPT.sub("", _SPACES.sub(" ", _URL.sub("", text))).strip()

@@ -14,15 +14,17 @@ from typing import Any, BinaryIO
 from megatron_patch.errors import UserError
 from megatron_patch.preparation.pair import check_bad_fraction, require_apart
 from megatron_patch.preparation.wudao import CLEANERS
-from megatron_patch.records.documents import REPORT_BYTES, START, Chunk, Skipped, read_chunks, report_lines, texts_of
-from megatron_patch.records.json_records import MAX_DOCUMENT_MB, MEGABYTE, find_files, require_unicode
+from megatron_patch.records.chunks import START, Chunk, read_chunks
+from megatron_patch.records.files import find_files
+from megatron_patch.records.skipped import MAX_DOCUMENT_MB, MEGABYTE, REPORT_BYTES, Skipped, report_lines
+from megatron_patch.records.texts import require_unicode, texts_of
 
 TRAIN, VALID, REPORT = "wudao_train.json", "wudao_valid.json", "wudao_skipped.jsonl"
 
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Samples in the two files, and records that gave none (`bad` as in preprocess.Counts)."""
+    """Samples in the two files, and records that gave none: `bad` ones were lost, `empty` ones lose nothing."""
 
     train: int
     valid: int
@@ -43,11 +45,22 @@ def split_wudao(
 ) -> SplitCounts:
     """Write both files into `folder`, each a JSON list of `instruction`, `input` and `content`.
 
-    `instruction` is the record's `title` (empty without one), `input` is empty, `content` its text: the
-    original's samples, whose instruction was always empty, with the title put to use. Whether a record is
-    validation is a matter of its text alone, so that it does not move when files are added, and equal texts
-    never stand on both sides. The files appear when both are whole. Raises UserError as `preprocess` does, and
-    as `require_free`.
+    `instruction` is the record's `title`, or empty; `input` is empty; `content` is its text. The original's samples are
+    the same, but their instruction was always empty. Whether a record goes into validation depends on its text alone.
+    So it does not move when files are added, and equal texts never stand on both sides. The files get their names when
+    both are whole.
+
+    Args:
+        keys: a record's text is the value of the first of these keys that it has.
+        clean: a name in wudao.CLEANERS.
+        valid_fraction: share of the texts for validation, at least 0 and below 1.
+        max_bad_fraction: share of the records that may be bad.
+        overwrite: replace a split that is there.
+        max_document_mb: 10^6 bytes that a record may have; a longer one is bad.
+
+    Raises:
+        UserError: input or folder cannot be used, an output is an input, a split is there already, or too many records
+            are bad.
     """
     if not 0 <= valid_fraction < 1:
         raise UserError(f"the validation fraction is {valid_fraction}; it must be at least 0 and below 1.")
@@ -73,7 +86,11 @@ def split_wudao(
 
 
 def require_free(files: Iterable[Path], folder: Path, overwrite: bool) -> None:
-    """UserError where `folder` holds a split already, unless `overwrite`, or where a file of it is an input."""
+    """Check that `folder` holds no split, unless `overwrite`, and that no file of a split there is an input.
+
+    Raises:
+        UserError: it does, or one is.
+    """
     require_apart(files, [folder / name for name in (TRAIN, VALID, REPORT)])
     there = [str(folder / name) for name in (TRAIN, VALID) if (folder / name).exists()]
     if there and not overwrite:
@@ -84,7 +101,7 @@ def _write_samples(
     files: list[Path], chunks: Iterable[Chunk], outputs: Mapping[str, BinaryIO], keys: tuple[str, ...], clean: str,
     valid_fraction: float,
 ) -> SplitCounts:  # fmt: skip
-    """Every record into the training or the validation list, or into the report."""
+    """Write every record into the training or the validation list, or into the report."""
     written, bad, empty = {TRAIN: 0, VALID: 0}, 0, 0
     for chunk in chunks:
         samples, skipped = _samples(chunk, keys, clean)
@@ -116,11 +133,16 @@ def _samples(chunk: Chunk, keys: tuple[str, ...], clean: str) -> tuple[list[dict
 
 
 def _title(record: Any) -> str:
-    """Empty where there is none; UserError, one phrase, for one that is not Unicode."""
+    """The record's title; empty without one.
+
+    Raises:
+        UserError: one phrase: it is not Unicode.
+    """
     record = json.loads(record) if isinstance(record, bytes) else record
     title = record.get("title")
     return require_unicode(title) if isinstance(title, str) else ""
 
 
 def _dump(sample: dict[str, str]) -> bytes:
+    """A sample as one line of JSON in UTF-8."""
     return json.dumps(sample, ensure_ascii=False).encode()

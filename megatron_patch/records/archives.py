@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _READ = 1 << 20
-# A Zstandard block gives at most 128 KiB and takes at least 4 bytes: this many give at most 16 MiB. More at a time is no faster.
+# Compressed bytes unpacked at a time. A Zstandard block takes at least 4 bytes and gives at most 128 KiB, so these give
+# at most 16 MiB. Larger pieces are no faster.
 _FEED = 512
-_WINDOW = 1 << 27  # what zstd itself unpacks without --long or --memory
+_WINDOW = 1 << 27  # largest window that the zstd command unpacks without --long or --memory
 
 
 def open_archive(path: Path) -> io.RawIOBase:
-    """The uncompressed bytes of a `.gz` or `.zst` file; all its members or frames, one after the other.
+    """The uncompressed bytes of a `.gz` or `.zst` file: all its members or frames, one after the other.
 
-    Reading a damaged one raises OSError, EOFError or zlib.error, also where it is cut within a frame.
+    Reading from it raises OSError, EOFError or zlib.error if the file is damaged or cut within a frame.
     """
     if path.name.endswith(".gz"):
         file: Any = gzip.open(path, "rb")  # noqa: SIM115 _Pieces closes it
@@ -27,8 +28,11 @@ def open_archive(path: Path) -> io.RawIOBase:
 
 
 class _Pieces(io.RawIOBase):
-    """Pieces of bytes as a raw stream, which reads less than it is asked for at its end only: so a buffer above it sees a file's
-    beginning whole, however small its first frames are."""
+    """Pieces of bytes as a raw stream that fills each read, except the last.
+
+    io.BufferedReader's `peek` makes one raw read. Since that read is filled, `peek` shows enough of a file's beginning,
+    however small the first frames are.
+    """
 
     def __init__(self, file: BinaryIO, pieces: Iterator[bytes]) -> None:
         self.file, self.pieces, self.piece = file, pieces, memoryview(b"")
@@ -55,7 +59,14 @@ class _Pieces(io.RawIOBase):
 
 
 def _zstd_pieces(file: BinaryIO) -> Iterator[bytes]:
-    """What the frames give, none of it empty. zstandard's own reader takes a truncated file for the end; this raises EOFError."""
+    """The uncompressed pieces of a Zstandard file, none of them empty.
+
+    zstandard's own reader takes a truncated file for one that has ended.
+
+    Raises:
+        EOFError: the file ends within a frame.
+        OSError: the file is damaged, or a frame needs a window of more than 128 MiB.
+    """
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW)

@@ -1,10 +1,19 @@
-r"""Megatron's indexed data: `PREFIX.bin` holds the token ids end to end, `PREFIX.idx` says where each
-document lies.
+r"""Megatron's indexed data: `PREFIX.bin` holds the token ids end to end, `PREFIX.idx` tells where each document lies.
 
-The `.idx`, little-endian (NVIDIA Megatron-LM, `indexed_dataset.py`): magic `MMIDIDX\0\0`, version uint64 1,
-type code uint8 (4 int32, 8 uint16), sequences uint64 n, document boundaries uint64 d; lengths int32 [n]; byte
-offsets int64 [n]; the sequence at which each document begins, and n at the end, int64 [d]. Here a document is
-one sequence, d = n + 1.
+The `.idx` file, little-endian (format: NVIDIA Megatron-LM, `indexed_dataset.py`):
+
+| field | type |
+|---|---|
+| magic `MMIDIDX\0\0` | 9 bytes |
+| version, 1 | uint64 |
+| type code of the ids (4 int32, 8 uint16) | uint8 |
+| number of sequences n | uint64 |
+| number of document boundaries d | uint64 |
+| length of each sequence, in ids | int32 [n] |
+| byte offset of each sequence in the `.bin` | int64 [n] |
+| sequence at which each document begins, and n at the end | int64 [d] |
+
+This project writes one sequence a document, so d = n + 1.
 """
 
 from __future__ import annotations
@@ -23,40 +32,52 @@ from megatron_patch.errors import UserError
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _CODES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
-_BLOCK = 1 << 20  # documents
+_BLOCK = 1 << 20  # documents read or written at a time
 _SAMPLED_DOCUMENTS = 64
 _SAMPLED_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class IndexedData:
-    """A checked pair. `lengths` int32 [n] and `offsets` int64 [n] (bytes) are memory maps."""
+    """A checked pair.
+
+    Attributes:
+        prefix: its path without `.bin` and `.idx`.
+        dtype: of the ids in the `.bin`.
+        lengths: int32 [n], ids in each sequence; a memory map.
+        offsets: int64 [n], byte at which each sequence begins in the `.bin`; a memory map.
+        boundaries: d, see the module's docstring.
+    """
 
     prefix: str
     dtype: np.dtype
     lengths: np.ndarray
     offsets: np.ndarray
-    boundaries: int  # d
+    boundaries: int
 
     @property
     def tokens(self) -> int:
-        """Tokens of the `.bin` that the `.idx` covers."""
+        """Number of ids in the `.bin`, by the `.idx`."""
         return (int(self.offsets[-1]) // self.dtype.itemsize + int(self.lengths[-1])) if len(self.lengths) else 0
 
     def document(self, i: int, limit: int | None = None) -> np.ndarray:
-        """The first `limit` ids of sequence i, in the file's own type."""
+        """The first `limit` ids of sequence i (all without a limit), as an array of `dtype`."""
         count = int(self.lengths[i]) if limit is None else min(limit, int(self.lengths[i]))
         return np.fromfile(f"{self.prefix}.bin", dtype=self.dtype, count=count, offset=int(self.offsets[i]))
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 below 65500 ids, else int32: Megatron's rule."""
+    """The type of ids in a new `.bin`: uint16 below 65500 ids, else int32. This is Megatron's rule."""
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
 
 def write_index(file: BinaryIO, lengths: np.ndarray, dtype: np.dtype) -> None:
-    """The `.idx` of documents of `lengths` int32 [n], one sequence each. Works in blocks: `lengths` may be a
-    memory map.
+    """Write the `.idx` for documents of one sequence each.
+
+    Args:
+        lengths: int32 [n], ids in each document. It is read in blocks, so it may be a memory map larger than the
+            memory.
+        dtype: of the ids in the `.bin`.
     """
     code = next(code for code, kind in _CODES.items() if np.dtype(kind) == dtype)
     n = len(lengths)
@@ -73,10 +94,13 @@ def write_index(file: BinaryIO, lengths: np.ndarray, dtype: np.dtype) -> None:
 
 
 def read_index(prefix: str | Path) -> IndexedData:
-    """The pair at `prefix`, its form, sizes and places checked, its tokens not read. A second for 100 million documents.
+    """Open the pair at `prefix` and check its form, sizes and places. Ids are not read.
 
-    Raises UserError: a missing file, another format, an `.idx` cut short or damaged, a `.bin` that is not as long as
-    the `.idx` says.
+    Takes a second for 100 million documents.
+
+    Raises:
+        UserError: a file is missing, has another format, or is cut short or damaged; or the `.bin` is not as long as
+            the `.idx` says.
     """
     prefix = str(prefix)
     missing = [prefix + end for end in (".bin", ".idx") if not Path(prefix + end).is_file()]
@@ -104,10 +128,11 @@ def read_index(prefix: str | Path) -> IndexedData:
 
 
 def _check_places(idx: Path, data: IndexedData) -> None:
-    """Lengths, offsets and boundaries against each other, 20 bytes a document, 2 GB/s.
+    """Check lengths, offsets and boundaries against each other. Reads 20 bytes a document, at 2 GB/s.
 
-    Raises UserError: sequences that do not lie end to end, as every writer of this format lays them; boundaries that do not rise
-    from 0 to the number of sequences.
+    Raises:
+        UserError: the sequences do not lie end to end, as every writer of this format lays them; or the boundaries do
+            not rise from 0 to the number of sequences.
     """
     n, offset = len(data.lengths), 0
     for i in range(0, n, _BLOCK):
@@ -136,10 +161,13 @@ def _damaged(idx: Path, what: str) -> UserError:
 
 
 def lengths_fingerprint(prefixes: Iterable[str | Path]) -> str:
-    """32 hex digits for the documents' lengths of these pairs, in this order.
+    """32 hex digits that identify the documents' lengths of these pairs, in this order.
 
-    Where samples begin and end depends on them and on nothing else in a pair: neither on its tokens nor on when or where it
-    was written. Reads 4 bytes a document, 2 GB/s. Raises UserError as `read_index`.
+    Only the lengths decide where core's samples begin and end. Ids, file times and paths do not. Reads 4 bytes a
+    document, at 2 GB/s.
+
+    Raises:
+        UserError: as `read_index`.
     """
     digest = hashlib.sha256()
     for prefix in prefixes:
@@ -151,6 +179,11 @@ def lengths_fingerprint(prefixes: Iterable[str | Path]) -> str:
 
 
 def _check_sizes(data: IndexedData) -> None:
+    """Check the `.bin`'s size against the `.idx`.
+
+    Raises:
+        UserError: the sizes differ, or there is no token.
+    """
     has, wants = Path(data.prefix + ".bin").stat().st_size, data.tokens * data.dtype.itemsize
     if has != wants:
         how = "shorter" if has < wants else "longer"
@@ -163,11 +196,12 @@ def _check_sizes(data: IndexedData) -> None:
 
 
 def check_indexed_dataset(prefix: str | Path, vocab_size: int) -> IndexedData:
-    """`read_index`, and the ids of some documents against the vocabulary: up to 64 from first to last, 4096
-    ids of each.
+    """Open the pair as `read_index` does, and check ids of some documents against the vocabulary.
 
-    Milliseconds, and those of `read_index`. Raises UserError naming document and token for an id outside [0,
-    vocab_size).
+    Reads up to 64 documents, evenly spread from the first to the last, 4096 ids of each. That takes milliseconds.
+
+    Raises:
+        UserError: an id lies outside [0, vocab_size), with its document and place; or as `read_index`.
     """
     data = read_index(prefix)
     count = min(_SAMPLED_DOCUMENTS, len(data.lengths))

@@ -1,10 +1,16 @@
-"""Forward and backward of micro-batches as CUDA graphs: one launch in the place of a few thousand.
+"""Forward and backward of micro-batches as CUDA graphs: one launch replaces a few thousand.
 
-A 7B model's forward pass at micro-batch 1 is shorter on the GPU than Python takes to launch it, and split over two GPUs
-much shorter. A graph is captured for the micro-batches that open a step, whose products overwrite the gradient buffer, one
-for those that add to it, and on several GPUs one for the last, during which gradients are reduced; all draw on one memory
-pool, and NCCL's kernels are recorded with the others. Where memory allows, two micro-batches go through at once. Pipeline
-stages have passes of their own, in pipeline.py; `why_no_graphs` says what cannot be recorded.
+At micro-batch 1 the GPU computes a 7B model's forward pass faster than Python launches its kernels, and a model split
+over two GPUs much faster. So a run records up to three graphs:
+
+- one for the micro-batch that opens a step; its products overwrite the gradient buffer;
+- one for the micro-batches that add to that buffer;
+- on several GPUs one for the last micro-batch, which also reduces the gradients; NCCL's kernels are recorded with the
+  rest.
+
+All three share one memory pool, since only one runs at a time and leaves nothing for the next. Where memory allows, two
+micro-batches go through the model at once. A pipeline stage records other passes (pipeline.py). `why_no_graphs` says
+which runs record none.
 """
 
 from __future__ import annotations
@@ -21,16 +27,17 @@ from megatron_patch.core import parallel
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.batches import Batch
 
-# Forward and backward of a batch, and if told so that it closes the step, the reductions: losses and tokens summed, fp64 [2].
+# (batch, closes) → fp64 [2]: the summed losses and the number of tokens. Runs forward and backward, and with `closes`
+# also the reductions of a step's gradients.
 Work = Callable[[Batch, bool], torch.Tensor]
 Result = TypeVar("Result")
 
-# Of a GPU's memory, what stays free beside two micro-batches: fragments, and what libraries load later.
+# Share of a GPU's memory that must stay free beside two micro-batches: fragments, and what libraries load later.
 _SPARE = 0.0125
 
 
 def why_no_graphs(config: TrainConfig, layout: Layout) -> str:
-    """The reasons why this run's micro-batches cannot be recorded as graphs; empty if they can."""
+    """Why this run's micro-batches cannot be recorded as graphs, as one phrase; empty if they can."""
     obstacles = {
         "there is no GPU": not device.HAS_CUDA,
         "--cuda-graphs false": not config.options.cuda_graphs,
@@ -41,29 +48,34 @@ def why_no_graphs(config: TrainConfig, layout: Layout) -> str:
 
 
 class MicroBatchGraphs:
-    """The graphs of a run, captured in its second step, and how many micro-batches go through one of them at once.
+    """A run's graphs, and the number of micro-batches that one of them computes.
 
-    The loss is a sum over tokens, so two micro-batches in one pass give the same gradient as one after the other, from larger
-    products and with half the traffic of fp32 gradients.
+    The first step is launched kernel by kernel, because the matrix products choose their algorithms in it. The second
+    step records the graphs; every later step replays them.
+
+    The loss is a sum over tokens. So two micro-batches in one pass give the same gradient as one after the other. The
+    products are larger, and the fp32 gradients are read and written half as often.
 
     Args:
-        reduces: whether the pass that closes a step differs from the others, since it reduces gradients over ranks.
+        work: runs one batch forward and backward.
+        reduces: whether the pass that closes a step reduces gradients over ranks, and so needs a graph of its own.
     """
 
     def __init__(self, work: Work, reduces: bool) -> None:
         self.work = work
         self.reduces = reduces
         self.together = 1  # micro-batches in a pass
-        self.decision = ""  # about that, in words
-        self.launched = False  # a whole step, after which products' algorithms are chosen
-        self.captured: dict[tuple[bool, bool], tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]] = {}  # by (opens, closes)
+        self.decision = ""  # a sentence for the log about `together`
+        self.launched = False  # whether a whole step was launched, so that the products have chosen their algorithms
+        # (opens, closes) → the graph, the batch whose memory it reads, and the sums that it writes
+        self.captured: dict[tuple[bool, bool], tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]] = {}
 
     def pair_if_it_fits(self, training: int, evaluation: int) -> None:
-        """From now on two micro-batches in a pass, if every rank's memory holds them.
+        """Run two micro-batches in a pass from now on, if every rank has the memory.
 
         Args:
-            training, evaluation: bytes that one takes forward and backward, and forward only, beside what is allocated now.
-                Graphs keep their memory, so an evaluation needs its own.
+            training: bytes that one micro-batch takes forward and backward, beside what is allocated now.
+            evaluation: bytes that one takes forward only. Graphs keep their memory, so an evaluation needs its own.
         """
         left, total = device.memory_left()
         needed = 2 * training + evaluation + int(_SPARE * total)
@@ -75,7 +87,10 @@ class MicroBatchGraphs:
         self.decision = f"{number} through the model in one pass: {memory}"
 
     def run(self, batches: Iterator[Batch], count: int) -> torch.Tensor:
-        """`count` micro-batches of a step, the first of which overwrite gradients: fp64 [2], losses and tokens summed."""
+        """Run a step's `count` micro-batches; the first pass overwrites the gradients, later ones add.
+
+        Returns fp64 [2]: the summed losses and the number of tokens, of this rank.
+        """
         sums = torch.zeros(2, dtype=torch.float64, device=device.local_device())
         for start in range(0, count, self.together):
             group = [next(batches) for _ in range(self.together)]
@@ -85,17 +100,18 @@ class MicroBatchGraphs:
         return sums
 
     def launch(self, group: list[Batch], closes: bool = False) -> torch.Tensor:
-        """One pass, each kernel launched from Python."""
+        """Run one pass without a graph: Python launches each kernel. Returns as `run`."""
         return self.work(_joined(group), closes)
 
     def close(self) -> None:
-        """Let go of the graphs, before NCCL's communicators, which they use, are taken down."""
+        """Drop the graphs. Call before NCCL's communicators are destroyed: the graphs use them."""
         self.captured.clear()
 
     def _replay(self, group: list[Batch], opens: bool, closes: bool) -> torch.Tensor:
         if (opens, closes) not in self.captured:
             self.captured[opens, closes] = self._capture(group, closes)
         graph, static, sums = self.captured[opens, closes]
+        # A graph reads the addresses that it was recorded with, so the batch is copied there.
         for key, whole in static.items():
             for place, batch in zip(whole.chunk(self.together), group):
                 place.copy_(batch[key], non_blocking=True)
@@ -103,21 +119,22 @@ class MicroBatchGraphs:
         return sums
 
     def _capture(self, group: list[Batch], closes: bool) -> tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]:
-        static = _joined(group)
+        static = _joined(group)  # this batch's memory is what the graph reads in every later step
         pool = next((graph.pool() for graph, _, _ in self.captured.values()), None)
         graph, sums = record(lambda: self.work(static, closes), pool)
         return graph, static, sums
 
 
 def record(work: Callable[[], Result], pool: Any) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """The kernels that `work` launches, as a graph with memory from `pool` (None: a new one), and what `work` returned.
+    """Record the kernels that `work` launches as a graph, with memory from `pool` (None: from a new pool).
 
-    Nothing is computed yet, though Python has marked gradients as it will be. What the graph leaves is there until another graph
-    of the pool runs: that one may have been recorded when its memory was still free.
+    Returns the graph and what `work` returned. Recording computes nothing: the returned tensors hold values only after
+    the first replay. Python's side of `work` has run, though, so gradients are already marked as written. A replay's
+    results stay valid until another graph of the same pool runs, because that graph may use the same memory.
     """
     torch.cuda.empty_cache()
     graph = torch.cuda.CUDAGraph()
-    # From here on an error of `work` may come as the context of one of the recording, which it leaves unfinished.
+    # If `work` fails, torch raises a second error for the unfinished recording, with the first one as its context.
     recording = torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local")
     with parallel.without_random_streams(), recording:
         result = work()
@@ -125,6 +142,6 @@ def record(work: Callable[[], Result], pool: Any) -> tuple[torch.cuda.CUDAGraph,
 
 
 def _joined(group: list[Batch]) -> Batch:
-    """Micro-batches as one batch on the device."""
+    """Join micro-batches of [B, S] rows into one batch of [n · B, S] on the device."""
     local = device.local_device()
     return {key: torch.cat([batch[key].to(local, non_blocking=True) for batch in group]) for key in group[0]}

@@ -1,8 +1,8 @@
-"""What a run tells: Megatron's console line, the log file, TensorBoard's tags.
+"""What a run tells: Megatron's console line, the log file, and TensorBoard's tags.
 
-Lines and warnings go through Python's `logging`, below the name megatron_patch. The rank that writes the log has one handler for
-the console and one for the file. The others have none: their lines are dropped, and Python's handler of last resort
-writes their warnings and errors to stderr.
+Lines and warnings go through Python's `logging`, below the name megatron_patch. On the rank that writes the log, one
+handler serves the console and one the file. The other ranks have none: their lines are dropped, and Python's handler of
+last resort writes their warnings and errors to stderr.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.train.step import StepResult
+from megatron_patch.train.state import StepResult
 
 _LOGGER = logging.getLogger("megatron_patch")
 
 
 class _Console(logging.Handler):
-    """Lines on stdout, warnings and errors on stderr, each flushed. What fails here is raised; logging's own would go on."""
+    """Lines go to stdout, warnings and errors to stderr; each is flushed. A failure raises, where logging's own would
+    go on.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
 
 
 class _File(logging.FileHandler):
-    """A full disk is raised, too, where logging's own would go on without the line."""
+    """A log file. A full disk raises, where logging's own handler would go on without the line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         raise  # what `emit` has just caught
 
 
 class RunLog:
-    """Console, `log/NAME_DATE/`, `tensorboard/NAME_DATE/` of one rank; on the other ranks every call does nothing."""
+    """One rank's console, `log/NAME_DATE/` and `tensorboard/NAME_DATE/`. If not `active`, every call does nothing."""
 
     def __init__(self, config: TrainConfig, active: bool) -> None:
         self.active = active
@@ -56,18 +58,21 @@ class RunLog:
         self.writer = SummaryWriter(str(base / "tensorboard" / f"{config.name}_{stamp}"), max_queue=100, flush_secs=30)
 
     def line(self, text: str) -> None:
-        """One line on the console and in the file."""
+        """Write one line to console and file."""
         if self.active:
             _LOGGER.info(text)
 
     def scalar(self, tag: str, value: float, iteration: int, samples: int | None = None) -> None:
-        """A TensorBoard scalar, and where Megatron has it, the same over consumed samples."""
+        """Write a TensorBoard scalar over iterations. With `samples`, also over consumed samples, where Megatron has
+        it.
+        """
         if self.active:
             self.writer.add_scalar(tag, value, iteration)
             if samples is not None:
                 self.writer.add_scalar(f"{tag} vs samples", value, samples)
 
     def close(self) -> None:
+        """Close the files, and leave Python's `logging` as it was."""
         if self.active:
             self.writer.close()
             for handler in self.handlers:
@@ -92,13 +97,15 @@ def training_line(
     skipped: int,
     nan: int,
 ) -> str:
-    """Megatron-LM's line of `training_log`, with its separators and widths, and tokens per second beside TFLOP/s.
+    """Megatron-LM's line of `training_log`, with its separators and widths. Tokens per second stand beside TFLOP/s.
 
     Args:
         seconds: mean wall time of an iteration since the last line.
-        tflops: model TFLOP/s of one GPU; tokens_per_second: likewise of one GPU.
-        loss: mean since the last line; None where every iteration since was skipped.
-        skipped, nan: iterations since the last line whose gradient overflowed, or was not finite without fp16.
+        tflops: model TFLOP/s of one GPU.
+        tokens_per_second: of one GPU.
+        loss: mean since the last line; None if every iteration since was skipped.
+        skipped: iterations since the last line whose fp16 gradient overflowed.
+        nan: iterations since the last line whose gradient was not finite in another precision.
     """
     now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")
     parts = [
@@ -119,7 +126,7 @@ def training_line(
 
 
 def validation_lines(iteration: int, loss: float) -> list[str]:
-    """Megatron-LM's framed validation line."""
+    """Megatron-LM's validation line, between two rules of its length."""
     text = f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity(loss):.6E} | "
     return ["-" * len(text), text, "-" * len(text)]
 

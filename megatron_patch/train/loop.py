@@ -1,30 +1,27 @@
-"""A training run from its configuration to its last checkpoint."""
+"""A training run, from its configuration to its last checkpoint."""
 
 from __future__ import annotations
 
 import megatron_patch.core.device as device
 
-import signal
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.checkpoint.resume import resume
 from megatron_patch.checkpoint.save import Progress, save_checkpoint
-from megatron_patch.config import TrainConfig
-from megatron_patch.core import parallel
-from megatron_patch.data.batches import Batch, micro_batches
-from megatron_patch.data.run_data import RunData
-from megatron_patch.data.samplers import MicroBatchSampler
+from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.resumption import find_start
 from megatron_patch.train import optimizer as optim
-from megatron_patch.train.log import RunLog, perplexity, training_line, validation_lines
+from megatron_patch.train.evaluation import run_evaluation
+from megatron_patch.train.log import RunLog, training_line
 from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.profiling import profiler
-from megatron_patch.train.step import StepResult, TrainState, evaluate, train_step
+from megatron_patch.train.state import StepResult, TrainState
+from megatron_patch.train.step import train_step
+from megatron_patch.train.stopping import StopRequest
 
-# Iterations of a process after which its memory does not grow any more.
+# After this many iterations a process's memory does not grow any more.
 _SETTLED = 3
 
 
@@ -32,7 +29,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way."""
     if state.iteration >= data.train_iters:
         log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
-    stop = _StopRequest(state.config)
+    stop = StopRequest(state.config)
     batches = train_batches(state, data)
     window = _Window()
     with profiler(state.config, state.layout) as profile:
@@ -65,17 +62,19 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
 
 
 def _due(iteration: int, every: int, last: int) -> bool:
-    """Whether something done every so often, and in any case after the last iteration, is due now."""
+    """Whether something that is done every `every` iterations and after the last one is due now."""
     return (every > 0 and iteration % every == 0) or iteration == last
 
 
 def _advance(state: TrainState, data: RunData, result: StepResult) -> None:
+    """Count an iteration that is done, and step the schedule."""
     plan = data.plan
     place = state.iteration % plan.batches_per_pass
     in_batch = min(plan.global_batch_size, plan.samples - place * plan.global_batch_size)
     state.iteration += 1
     state.consumed_samples += in_batch
-    if not result.found_inf:  # also after a batch that taught nothing: the schedule goes by iterations, and ends at MIN_LR
+    if not result.found_inf:
+        # Also after a batch without a token to learn: the schedule counts iterations, and must end at MIN_LR.
         state.scheduler.step(increment=1)
     elif state.config.precision == "fp16":
         state.skipped_iterations += 1
@@ -84,7 +83,7 @@ def _advance(state: TrainState, data: RunData, result: StepResult) -> None:
 
 
 class _Window:
-    """What happened since the last log line; its clock stands still for evaluations and saves.
+    """What happened since the last log line. Its clock stops for evaluations and saves.
 
     Args:
         follows: when the host got the last loss of the window before; None after a pause, and for the first window.
@@ -98,10 +97,11 @@ class _Window:
         self.skipped = 0
 
     def restart_clock(self) -> None:
-        """After an evaluation or a save, whose time is no iteration's."""
+        """Start the clock anew, after an evaluation or a save: their time belongs to no iteration."""
         self.started, self.began_at_rest, self.iterations = time.perf_counter(), True, 0
 
     def add(self, result: StepResult) -> None:
+        """Count an iteration."""
         self.iterations += 1
         self.skipped += int(result.found_inf)
         if not result.found_inf and result.tokens:  # a batch without a token to learn has no mean loss
@@ -111,9 +111,10 @@ class _Window:
         """Mean seconds of an iteration.
 
         Args:
-            known: when the host got the last loss. The device was still running that iteration's update then. A window that
-                follows another one begins with such an update and ends before one, so they cancel. After a pause the window
-                begins with an idle device, so the device is synchronized first, and the last update counts too.
+            known: when the host got the last loss. The device was still running that iteration's update then. A window
+                that follows another begins with such an update and ends before one, so the two cancel. After a pause a
+                window begins with an idle device; then the device is synchronized first, so that the last update counts
+                too.
         """
         if self.began_at_rest:
             device.synchronize()
@@ -122,12 +123,14 @@ class _Window:
 
     @property
     def loss(self) -> float | None:
+        """Mean of the iterations' losses; None if every iteration was skipped."""
         return sum(self.losses) / len(self.losses) if self.losses else None
 
 
 def _log_training(
     state: TrainState, data: RunData, log: RunLog, window: _Window, seconds: float, result: StepResult, lr: float
 ) -> None:
+    """Write Megatron's line and TensorBoard's scalars for the window that ends now."""
     config, layout = state.config, state.layout
     tokens = config.global_batch_size * config.sample_length / seconds / layout.world_size
     tflops = tokens * config.model.flops_per_token(config.sample_length, config.extra_vocab_size) / 1e12
@@ -164,14 +167,14 @@ def _log_training(
 
 
 def _log_memory(state: TrainState, log: RunLog) -> None:
-    """Megatron-LM's line, once: by now everything is allocated that a step needs, CUDA graphs too."""
+    """Write Megatron-LM's line about memory, once. By now all that a step needs is allocated, CUDA graphs too."""
     memory = device.memory_report()
     if memory is not None:
         log.line(f"[Rank {state.layout.rank}] (after {state.iteration} iterations) memory (MB) | {memory}")
 
 
 def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
-    """This rank's micro-batches from the state's iteration on."""
+    """This rank's micro-batches from the state's iteration on, in host memory."""
     sampler = MicroBatchSampler(data.plan, state.layout.data_parallel_rank, state.iteration, data.train_iters)
     config = state.config
     return micro_batches(
@@ -183,41 +186,27 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
     )
 
 
-def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | None:
-    """Mean validation loss, on console and TensorBoard; None where there is nothing to evaluate on."""
-    if data.valid is None or data.valid_plan is None or data.eval_batches == 0:
-        return None
-    first = 0
-    if data.valid_plan.passes is None:
-        done = -(-state.iteration // data.eval_every) - 1
-        first = done * data.eval_batches % data.valid_plan.batches_per_pass
-    sampler = MicroBatchSampler(data.valid_plan, state.layout.data_parallel_rank, first, first + data.eval_batches)
-    vocabulary = state.config.vocab_size
-    batches = micro_batches(data.valid, sampler, vocab_size=vocabulary, num_workers=0, pin_memory=device.HAS_CUDA)
-    loss = evaluate(state, batches, data.eval_batches)
-    for line in validation_lines(state.iteration, loss):
-        log.line(line)
-    log.scalar("lm loss validation", loss, state.iteration, state.consumed_samples)
-    log.scalar("lm loss validation ppl", perplexity(loss), state.iteration, state.consumed_samples)
-    return loss
-
-
 def save(state: TrainState, log: RunLog) -> None:
-    """Write a checkpoint and say where it lies."""
+    """Write a checkpoint, and a line about where it lies."""
     started = time.perf_counter()
     if state.gathers is not None:
         state.gathers.finish()
     progress = Progress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
-    folder = save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress)
+    folder = save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
     log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
 
 
 def start_state(state: TrainState, log: RunLog) -> None:
-    """Go on from the run's own last checkpoint or another's, or start from PRETRAIN_CHECKPOINT_PATH, or from random weights."""
+    """Load what the run starts from into `state`, and write a line about it.
+
+    That is the run's own last checkpoint, or another run's, or the weights of PRETRAIN_CHECKPOINT_PATH, or nothing for
+    random weights.
+    """
     start = find_start(state.config)
     config = state.config = start.config
+    state.origin = start.origin
     if start.folder is not None:
-        # Said before it is done, since reading a large state takes minutes.
+        # The line comes before the reading, because a large state takes minutes.
         log.line(f"  going on from iteration {int(start.folder.resolve().name.removeprefix('iter_'))}: {start.folder}")
         progress = resume(start.folder, state.model, state.optimizer, state.scheduler)
         for name, value in vars(progress).items():
@@ -230,28 +219,3 @@ def start_state(state: TrainState, log: RunLog) -> None:
     for note in load_weights(config.load, state.model, config.options.gqa_layout, config.model):
         log.line(f"  {note}")
     optim.weights_were_loaded(state.optimizer)
-
-
-class _StopRequest:
-    """SIGTERM, --exit-interval or --exit-duration-in-mins: finish the iteration, save, leave."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.started = time.monotonic()
-        self.iterations = 0
-        self.signalled = False
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, *_: Any) -> None:
-        self.signalled = True
-
-    def requested(self) -> bool:
-        """Whether any rank was asked to stop; all ranks get the same answer."""
-        options = self.config.options
-        self.iterations += 1
-        here = self.signalled
-        if options.exit_interval and self.iterations >= options.exit_interval:
-            here = True
-        if options.exit_duration_in_mins and time.monotonic() - self.started > options.exit_duration_in_mins * 60:
-            here = True
-        return parallel.any_rank(here)

@@ -1,8 +1,8 @@
-"""One optimizer step without a pass over memory that is not needed, and without waiting for the device.
+"""One optimizer step without needless passes over memory, and without waiting for the device.
 
-megatron-core's optimizers hold the state and its sharding; what they do to gradients between the last backward pass and
-the new weights (unscale, divide by tokens, norm, clip, copy to 16 bits: a pass each) happens here inside the norm and
-inside Adam's one pass.
+megatron-core's optimizers hold the state and divide it over ranks. Between the last backward pass and the new weights
+core makes a pass over the gradients for each of: unscale, divide by tokens, norm, clip, copy to 16 bits. Here the norm
+takes one pass, and Adam's own pass does the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, MegatronOptimizer
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    param_is_not_tensor_parallel_duplicate,
+)
+from megatron.core.transformer.module import param_is_not_shared
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.transformer_config import optimizer_config
@@ -27,12 +32,13 @@ from megatron_patch.kernels.adamw import grad_norm_squared
 
 @dataclass(frozen=True)
 class GradientNorm:
-    """Still on the device: 0-dimensional fp32 tensors.
+    """Results that stay on the device: 0-dimensional fp32 tensors.
 
     Attributes:
         norm: L2 norm of the mean loss's gradient over the whole model, before clipping.
-        found_inf: 1 where the norm is not finite; else 0.
-        unchanged: 1 where Adam is to change nothing: the norm is not finite, or the batch has no token to learn; else 0.
+        found_inf: 1 if the norm is not finite; else 0.
+        unchanged: 1 if Adam is to change nothing, because the norm is not finite or the batch has no token to learn;
+            else 0.
     """
 
     norm: torch.Tensor
@@ -41,9 +47,10 @@ class GradientNorm:
 
 
 def build_optimizer(config: TrainConfig, model: DistributedDataParallel) -> ChainedOptimizer:
-    """core's optimizer for `model`, with Adam writing the 16-bit weights in its own pass.
+    """core's optimizer for `model`. Adam writes the 16-bit weights in its own pass.
 
-    ZeRO's fp32 weights are kept as what the bf16 ones lack of them; core's other optimizer saves its own by itself.
+    With ZeRO in bf16, the fp32 weights are kept as the bf16 weights and the 16 bits that these lack. core's other
+    optimizer keeps whole fp32 weights, because it saves them by itself.
     """
     optimizer = get_megatron_optimizer(optimizer_config(config), [model])
     inner = single(optimizer)
@@ -54,7 +61,7 @@ def build_optimizer(config: TrainConfig, model: DistributedDataParallel) -> Chai
 
 
 def weights_were_loaded(optimizer: ChainedOptimizer) -> None:
-    """The model's weights have been set by others: they are the main ones from now on."""
+    """Make the model's 16-bit weights the main ones, after a loader has written them."""
     inner = single(optimizer)
     if inner.optimizer.remainders:
         inner.optimizer.copies_were_set()
@@ -63,13 +70,13 @@ def weights_were_loaded(optimizer: ChainedOptimizer) -> None:
 
 
 def single(optimizer: ChainedOptimizer) -> MegatronOptimizer:
-    """The one optimizer in the chain; only mixtures of experts have more."""
+    """The only optimizer in core's chain; mixtures of experts have several."""
     assert len(optimizer.chained_optimizers) == 1
     return optimizer.chained_optimizers[0]
 
 
 def _model_copies(optimizer: MegatronOptimizer) -> dict[torch.Tensor, torch.Tensor]:
-    """From each fp32 main parameter, or this rank's shard of it, to the 16-bit values it stands for, flat."""
+    """fp32 main parameter, or this rank's shard of it → the 16-bit values [n] that it stands for."""
     if isinstance(optimizer, DistributedOptimizer):
         pairs = zip(optimizer.shard_fp32_from_float16_groups, optimizer.model_float16_groups)
         return {
@@ -82,20 +89,20 @@ def _model_copies(optimizer: MegatronOptimizer) -> dict[torch.Tensor, torch.Tens
 
 
 def _shard_of(optimizer: DistributedOptimizer, parameter: torch.nn.Parameter) -> torch.Tensor:
-    """This data-parallel rank's part of a parameter inside the buffer that the all-gather fills."""
+    """This data-parallel rank's part [n] of a parameter, inside the buffer that the all-gather fills."""
     place = optimizer._get_model_param_range_map(parameter)["gbuf_world_in_bucket"]
     buffer, _, bucket = optimizer.model_param_gbuf_map[parameter]
     return optimizer.buffers[buffer].buckets[bucket].param_data.view(-1)[place.start : place.end]
 
 
 def fused_weights(model: torch.nn.Module) -> set[torch.nn.Parameter]:
-    """Weights whose gradients the products themselves write into the fp32 buffer."""
+    """The weights whose gradients the matrix products write into the fp32 buffer themselves."""
     linear = (ColumnParallelLinear, RowParallelLinear)
     return {module.weight for module in model.modules() if isinstance(module, linear)}
 
 
 def begin_step(optimizer: ChainedOptimizer, model: DistributedDataParallel, fused: set[torch.nn.Parameter]) -> None:
-    """Make the gradient buffer ready: the products overwrite the `fused` weights' part, so only the rest is zeroed."""
+    """Make the gradient buffer ready. Products overwrite the part of the `fused` weights; only the rest is zeroed."""
     optimizer.zero_grad()
     others = []
     for parameter in model.params_with_grad:
@@ -112,18 +119,18 @@ def begin_step(optimizer: ChainedOptimizer, model: DistributedDataParallel, fuse
 
 @torch.no_grad()
 def measure_gradients(optimizer: ChainedOptimizer, factor: torch.Tensor, tokens: torch.Tensor) -> GradientNorm:
-    """The norm of the gradients that have been accumulated, all on the device.
+    """The norm of the accumulated gradients, computed on the device.
 
     A batch without a token to learn has gradients of zero. Adam must not see them: it would decay weights and moments
     and count a step.
 
     Args:
-        factor: 0-dimensional fp32; what they are to be multiplied by to be those of the mean loss.
-        tokens: 0-dimensional; the global batch's unmasked tokens, the same on every rank.
+        factor: fp32, 0-dimensional; the accumulated gradients times this are those of the mean loss.
+        tokens: 0-dimensional; number of the global batch's unmasked tokens, the same on every rank.
     """
     inner = single(optimizer)
     _attach_gradients(inner)
-    gradients = inner.get_main_grads_for_grad_norm()
+    gradients = [one.grad for one in inner.get_parameters() if one.grad is not None and _is_counted_here(one, inner)]
     squared = grad_norm_squared(gradients, scale=factor) if gradients else torch.zeros_like(factor)
     torch.distributed.all_reduce(squared, group=inner.get_grad_stats_parallel_group())
     norm = squared.sqrt()
@@ -131,23 +138,37 @@ def measure_gradients(optimizer: ChainedOptimizer, factor: torch.Tensor, tokens:
     return GradientNorm(norm, infinite.float(), (infinite | (tokens == 0)).float())
 
 
+def _is_counted_here(parameter: torch.Tensor, optimizer: MegatronOptimizer) -> bool:
+    """Whether no other rank counts this parameter: core's own list of gradients for the norm has two names, by its version."""
+    group = getattr(optimizer, "tp_group", None)
+    return param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter, group)
+
+
 @torch.no_grad()
 def update_weights(optimizer: ChainedOptimizer, measured: GradientNorm, factor: torch.Tensor, clip: float) -> None:
-    """Clip and update, all on the device; `clip` is the largest allowed norm, 0 for none. With ZeRO each rank updates a part."""
+    """Clip the gradients and update the weights, on the device. With ZeRO each rank updates its part.
+
+    Args:
+        factor: as in `measure_gradients`.
+        clip: largest allowed norm; 0 does not clip.
+    """
     inner = single(optimizer)
     scale = factor * (clip / (measured.norm + 1e-6)).clamp(max=1.0) if clip > 0 else factor
     inner.optimizer.step(grad_scale=scale, found_inf=measured.unchanged)
 
 
 def weight_gathers(optimizer: ChainedOptimizer, model: DistributedDataParallel, records: bool) -> WeightGathers | None:
-    """Through which every rank gets the parts that the others have updated; None where each rank updates all of its weights."""
+    """The gathers by which every rank gets the weights that other ranks have updated.
+
+    None if each rank updates all of its weights. `records`: whether the passes are CUDA graphs.
+    """
     inner = single(optimizer)
     shared = isinstance(inner, DistributedOptimizer) and inner.data_parallel_group.size() > 1
     return WeightGathers(model, records) if shared else None
 
 
 def _attach_gradients(optimizer: MegatronOptimizer) -> None:
-    """Point each main parameter's `.grad` at its part of the gradient buffer; no data moves."""
+    """Point each main parameter's `.grad` at its part of the gradient buffer. No data moves."""
     if isinstance(optimizer, (DistributedOptimizer, Float16OptimizerWithFloat16Params)):
         optimizer._copy_model_grads_to_main_grads()
     else:
@@ -155,7 +176,7 @@ def _attach_gradients(optimizer: MegatronOptimizer) -> None:
 
 
 def settle(optimizer: ChainedOptimizer, found_inf: bool, tokens: int) -> None:
-    """Host-side bookkeeping of a step whose numbers have been read: the loss scale, and the count of steps.
+    """Update the loss scale and the count of steps, on the host, after a step's numbers have been read.
 
     A batch without `tokens` says nothing about overflows, so it does not count towards the loss scale's next growth.
     """
@@ -167,5 +188,5 @@ def settle(optimizer: ChainedOptimizer, found_inf: bool, tokens: int) -> None:
 
 
 def loss_scale(optimizer: ChainedOptimizer) -> torch.Tensor:
-    """The current loss scale, 0-dimensional fp32 on the device; 1 without fp16."""
+    """The current loss scale, fp32, 0-dimensional, on the device; 1 without fp16."""
     return single(optimizer).get_loss_scale().reshape(())

@@ -1,17 +1,21 @@
-"""One pipeline stage's share of a step, one forward pass then one backward pass (1F1B: Narayanan et al., arXiv:2104.04473,
-section 2.2), with passes that may be CUDA graphs.
+"""One pipeline stage's share of a step in 1F1B order, with passes that may be CUDA graphs.
 
-The order of passes and of transfers is that of core's schedule without interleaving. What differs is the memory: activations
-come into and gradients go out of places that stay, one for each micro-batch that may be in flight on the stage, so that a
-pass can be recorded once for each place. Transfers stay outside the graphs, and nothing waits for the device. A stage computes
-the gradients of its weights only when it has sent its input's gradient (the half of what Qi et al., arXiv:2401.10241, do that
-needs no more memory): at a step's end the stages before wait less, a third of the pipeline's bubble.
+1F1B (one forward pass, then one backward pass) is the schedule of Narayanan et al., arXiv:2104.04473, section 2.2.
+Passes and transfers come in the order of core's schedule without interleaving. Three things differ from core's:
 
-A forward pass leaves to its backward pass what autograd has saved, while other passes run in between. So that memory must not
-be any other graph's. A recorded backward pass does not give it back, since it keeps autograd's graph (`keep`), whose output the
-stage holds; and each place's forward pass has a memory pool of its own, for what one graph leaves could lie where a graph that
-was recorded before it works. Backward passes leave only a gradient, which is sent at once, and share a pool. The last stage,
-where a micro-batch's backward pass follows its forward pass at once, has one graph for both.
+- **Memory stays where it is.** A stage has one slot for each micro-batch that may be in flight. Activations are
+  received into the slot and gradients are sent out of it, so a pass can be recorded once for each slot.
+- **Transfers stay outside the graphs**, and the host never waits for the device.
+- **A stage sends its input's gradient before it computes its weights' gradients.** At a step's end the stages before it
+  wait less, which saves a third of the pipeline's bubble. Qi et al., arXiv:2401.10241, postpone the weights' gradients
+  further; that would need more memory.
+
+A forward pass leaves what autograd saved to its backward pass, and other passes run in between. So no other graph may
+use that memory. Two rules keep it safe. A recorded backward pass does not free it: it keeps autograd's graph (`keep`),
+whose output the slot holds. And each slot's forward pass has a memory pool of its own: in a shared pool, the memory
+that one graph leaves its results in may be memory that an earlier recorded graph works in. Backward passes leave only a
+gradient, which is sent at once, so they share a pool. On the last stage a micro-batch's backward pass follows its
+forward pass at once, so one graph does both.
 """
 
 from __future__ import annotations
@@ -30,14 +34,18 @@ from megatron_patch.train.graphs import record
 
 @dataclass(frozen=True)
 class StageWork:
-    """What a stage computes.
+    """What a stage computes, in three functions.
+
+    With `closes`, the last of `backward` and `weights` that runs also reduces the gradients over ranks.
 
     Attributes:
-        forward: (batch, activations of the stage before or None) → (activations for the next stage or the scaled loss,
-            losses and tokens summed: fp64 [2], zeros but on the last stage).
-        backward: (what `forward` returned first, its gradient or None for a loss, closes, keep) → weights' gradients that are
-            left for `weights`, None where all is done. With `keep` another one can follow over the same saved tensors.
-        weights: (what `backward` left, closes). The last of the two reduces gradients over ranks with `closes`.
+        forward: (batch, activations [S (/ TP), B, H] of the stage before, None on the first stage) → (output, sums).
+            The output is the activations for the next stage; on the last stage it is the scaled loss. Sums are fp64
+            [2], the summed losses and the number of tokens; zeros on every stage but the last.
+        backward: (output of `forward`, its gradient or None for a loss, closes, keep) → the weights' gradients that are
+            left for `weights`; None if none is left. `keep` keeps what autograd saved, so that another backward pass
+            can use it.
+        weights: (what `backward` returned, closes) computes those gradients.
     """
 
     forward: Callable[[Batch, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
@@ -46,7 +54,7 @@ class StageWork:
 
 
 class _Slot:
-    """Places of a micro-batch in flight: its batch, what came from the stage before, what the forward pass made of it."""
+    """Fixed memory of one micro-batch in flight: its batch, the activations received, and the forward pass's output."""
 
     def __init__(self, received: torch.Tensor | None) -> None:
         self.batch: Batch = {}
@@ -54,7 +62,10 @@ class _Slot:
         self.output: torch.Tensor | None = None
 
     def fill(self, batch: Batch) -> None:
-        """Copy into the tensors of the first batch, which recorded kernels read; `.data`, as in `StageTransfers.exchange`."""
+        """Copy `batch` into the tensors of the slot's first batch, because recorded kernels read those.
+
+        Copies through `.data`, as `StageTransfers.exchange` does, so that autograd does not see it.
+        """
         if not self.batch:
             self.batch = batch
         for key, place in self.batch.items():
@@ -62,20 +73,20 @@ class _Slot:
                 place.data.copy_(batch[key], non_blocking=True)
 
 
-# A pass: what it gives at once, and what it leaves for later.
+# A pass returns its results, and the weights' gradients that it left for later.
 Pass = Callable[[], tuple[tuple, Postponed | None]]
 
 
 class PipelinePasses:
-    """The passes of one stage, launched in a process's first step and recorded in its second.
+    """The passes of one stage: launched in a process's first step, recorded in its second, replayed from then on.
 
     Args:
         shape, dtype: of the activations between two stages, [S (/ TP), B, H].
-        micro_batches: of a step, for each replica.
-        reduces: whether the pass that closes a step differs from the others, since it reduces gradients over ranks.
+        micro_batches: number in a step, for each replica.
+        reduces: whether the pass that closes a step reduces gradients over ranks, and so needs a graph of its own.
     """
 
-    together = 1  # micro-batches in a pass: with two the pipeline would be half as full
+    together = 1  # micro-batches in a pass; two would halve the number in flight, and so fill the pipeline less
     decision = ""
 
     def __init__(
@@ -83,7 +94,7 @@ class PipelinePasses:
         reduces: bool,
     ) -> None:  # fmt: skip
         self.work, self.layout, self.reduces, self.micro_batches = work, layout, reduces, micro_batches
-        self.launched = False  # a whole step, after which products' algorithms are chosen
+        self.launched = False  # whether a whole step was launched, so that the products have chosen their algorithms
         self.recorded: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph | None, tuple]] = {}
         self.shared_pool: tuple[int, int] | None = None
         self.transfers = parallel.StageTransfers()
@@ -96,8 +107,11 @@ class PipelinePasses:
         ]
 
     def rehearse(self, batch: Batch) -> None:
-        """Forward and backward of numbers out of nowhere, as large as activations are, on all stages at once: products are
-        measured here, and not by one stage after the other while the rest wait. Gradients are spoilt; nothing is sent."""
+        """Run forward and backward over random numbers of the activations' size, on all stages at once.
+
+        The matrix products measure their algorithms here. Otherwise one stage after the other would measure in the
+        first step while the rest wait. Sends nothing. Leaves wrong gradients, so the caller must begin the step anew.
+        """
         generator = torch.Generator(self.layout.device).manual_seed(1)
         slot = self.slots[0]
         slot.fill(to_device(batch, self.layout.device))
@@ -110,8 +124,10 @@ class PipelinePasses:
             slot.received.grad = None
 
     def run(self, batches: Iterator[Batch], count: int) -> torch.Tensor:
-        """The `count` micro-batches of a step, the first of which overwrite gradients: fp64 [2], losses and tokens summed,
-        zeros on every stage but the last."""
+        """Run a step's `count` micro-batches; the first backward pass overwrites the gradients, later ones add.
+
+        Returns fp64 [2]: the summed losses and the number of tokens; zeros on every stage but the last.
+        """
         assert count == self.micro_batches
         sums = torch.zeros(2, dtype=torch.float64, device=self.layout.device)
         steady = count - self.ahead
@@ -137,7 +153,7 @@ class PipelinePasses:
         return sums
 
     def close(self) -> None:
-        """Let go of the graphs, before NCCL's communicators, which they use, are taken down."""
+        """Drop the graphs and slots. Call before NCCL's communicators are destroyed: the graphs use them."""
         self.recorded.clear()
         self.slots.clear()
 
@@ -149,7 +165,7 @@ class PipelinePasses:
         return self.slots[number % len(self.slots)]
 
     def _forward(self, number: int, batch: Batch) -> torch.Tensor:
-        """Micro-batch `number` through the stage: its losses and tokens."""
+        """Run micro-batch `number` forward. Returns fp64 [2]: its summed losses and its tokens."""
         slot = self._slot(number)
         slot.fill(to_device(batch, self.layout.device))
         work = lambda: (self.work.forward(slot.batch, slot.received), None)  # noqa: E731
@@ -157,9 +173,11 @@ class PipelinePasses:
         return kept
 
     def _backward(self, number: int, following: torch.Tensor | None = None, batch: Batch | None = None) -> torch.Tensor | int:
-        """The backward pass of micro-batch `number`, on the last stage with its forward pass over `batch`: losses and tokens.
+        """Run micro-batch `number` backward; on the last stage, which passes `batch`, run it forward first.
 
-        The stage before gets its gradient, and sends what is to come to `following`, while the weights' gradients are computed.
+        Sends the input's gradient to the stage before and receives the next activations into `following`. Both
+        transfers run while this stage computes its weights' gradients. Returns fp64 [2] as `_forward` with a batch,
+        else 0.
         """
         slot, opens, closes = self._slot(number), number == 0, self.reduces and number + 1 == self.micro_batches
         if batch is not None:
@@ -188,8 +206,10 @@ class PipelinePasses:
             self.work.weights(postponed, closes)
 
     def _perform(self, key: tuple[object, ...], work: Pass, closes: bool) -> tuple[tuple, Callable[[], None]]:
-        """`work` launched, or its graph replayed, which is recorded the first time: what it gives, and a function that does
-        what it has left for later."""
+        """Launch `work`, or replay its graph, which the first call after the first step records.
+
+        Returns the pass's results, and a function that computes the weights' gradients that the pass left.
+        """
         if not self.launched:
             result, later = work()
             return result, lambda: self._later(later, closes)
@@ -202,7 +222,7 @@ class PipelinePasses:
     def _record(
         self, work: Pass, closes: bool, leaves_activations: bool
     ) -> tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph | None, tuple]:
-        """A pass as a graph, and as another what it leaves for later, if it does."""
+        """Record a pass. Returns its graph, the graph of the weights' gradients that it left (or None), its results."""
         graph, (result, later) = record(work, None if leaves_activations else self.shared_pool)
         if leaves_activations:
             return graph, None, result

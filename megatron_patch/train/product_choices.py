@@ -1,7 +1,8 @@
-"""Which algorithms this run's matrix products were measured to be fastest with, kept below OUTPUT_BASEPATH for the next start.
+"""Which algorithms this run's matrix products were measured to be fastest with, kept for the next start.
 
-Measuring takes some twenty seconds of a process's first iteration (kernels/products.py says why). A file is for one kind of GPU
-and one version of torch and of cuBLASLt, by its name. It holds places in cuBLASLt's list of candidates and nothing that runs.
+Measuring takes some twenty seconds of a process's first iteration (kernels/products.py says why). The file lies in
+`products/` below OUTPUT_BASEPATH. Its name holds the kind of GPU and the versions of torch and cuBLASLt, for which
+alone it is right. It holds places in cuBLASLt's list of candidates, and nothing that runs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _DTYPES = {str(one.torch_dtype): one.torch_dtype for one in dtypes.WEIGHTS}
 
 
 def read_choices(config: TrainConfig) -> str:
-    """Use what an earlier start has measured. Returns a phrase for the log; empty where there is nothing to read."""
+    """Use what an earlier start has measured. Returns a phrase for the log; empty if there is no file."""
     path = _path(config)
     if path is None or not path.is_file():
         return ""
@@ -40,7 +41,7 @@ def read_choices(config: TrainConfig) -> str:
 
 
 def write_choices(config: TrainConfig) -> None:
-    """After a first iteration: what all ranks have measured, in one file. Every rank calls this."""
+    """Write what all ranks have measured in their first iteration, in one file. Every rank calls this."""
     path = _path(config)
     if path is None:
         return
@@ -55,6 +56,7 @@ def write_choices(config: TrainConfig) -> None:
 
 
 def _path(config: TrainConfig) -> Path | None:
+    """The file's path; None without a GPU."""
     if not device.HAS_CUDA:
         return None
     gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name())
@@ -62,15 +64,25 @@ def _path(config: TrainConfig) -> Path | None:
 
 
 def _read(path: Path) -> dict[Shape, products.Choice]:
+    """The choices in a file.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it is no file of choices.
+    """
     return dict(_entry(row) for row in json.loads(path.read_text(encoding="utf-8")))
 
 
 def _plain(shape: Shape) -> dict[str, Any]:
+    """A product's shape as JSON values."""
     return {key: str(value) if isinstance(value, torch.dtype) else value for key, value in asdict(shape).items()}
 
 
 def _entry(row: dict[str, Any]) -> tuple[Shape, products.Choice]:
-    """A row of the file, of which every value must be what it should."""
+    """One row of the file, with every value checked to be of its kind.
+
+    Raises:
+        KeyError, TypeError: it is not.
+    """
     values = {field.name: row[field.name] for field in fields(Shape)}
     for name in ("dtype", "out_dtype"):
         values[name] = _DTYPES[values[name]]

@@ -1,4 +1,4 @@
-"""--profile: a PyTorch profiler trace of a few iterations, where TensorBoard finds it."""
+"""--profile: a PyTorch profiler trace of a few iterations, in a folder where TensorBoard finds it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from megatron_patch.core.parallel import Layout
 
 
 class _Idle:
-    """The profiler of a run that is not profiled."""
+    """Stands for the profiler in a run that is not profiled."""
 
     def step(self) -> None:
+        """Do nothing."""
         pass
 
 
 @contextmanager
 def profiler(config: TrainConfig, layout: Layout) -> Iterator[Any]:
-    """Something with a `step()` to be called after each iteration."""
+    """A profiler for the run, or something that does nothing; `step()` is to be called after each iteration."""
     options = config.options
     if not options.profile or not layout.is_logger:
         yield _Idle()
@@ -30,7 +31,7 @@ def profiler(config: TrainConfig, layout: Layout) -> Iterator[Any]:
     folder = Path(config.output_path) / "tensorboard" / f"{config.name}_profile"
     schedule = torch.profiler.schedule(
         wait=max(options.profile_step_start - 2, 0),
-        warmup=min(1, options.profile_step_start - 1),  # before the first iteration there is none to warm up in
+        warmup=min(1, options.profile_step_start - 1),  # without an iteration before the first one, none can warm up
         active=options.profile_step_end - options.profile_step_start,
         repeat=1,
     )

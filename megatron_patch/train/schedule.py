@@ -1,4 +1,4 @@
-"""Learning rate and weight decay over a run."""
+"""The learning rate and weight decay over a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from megatron_patch.config import TrainConfig
 
 
 def lr_scheduler(config: TrainConfig, optimizer: Any, train_iters: int) -> OptimizerParamScheduler:
-    """Linear decay with warm-up for pre-training, cosine for fine-tuning; a step is an iteration."""
+    """The schedule: linear decay with warm-up for pre-training, cosine decay for fine-tuning. A step of it is an
+    iteration.
+    """
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,

@@ -14,7 +14,8 @@ from megatron_patch.train.log import RunLog
 from megatron_patch.train.optimizer import build_optimizer, fused_weights
 from megatron_patch.train.product_choices import read_choices
 from megatron_patch.train.schedule import lr_scheduler
-from megatron_patch.train.step import TrainState, prepare_model
+from megatron_patch.train.state import TrainState
+from megatron_patch.train.step import prepare_model
 
 
 def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: int) -> TrainState:

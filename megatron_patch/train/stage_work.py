@@ -1,4 +1,4 @@
-"""What a pipeline stage computes in a pass, for pipeline.py: core's model parts and DDP, without core's schedule."""
+"""What a pipeline stage computes in a pass, through core's model parts and DDP. pipeline.py decides when it runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ ForwardStep = Callable[[Iterator[Batch], Any], tuple[torch.Tensor, Callable]]
 
 
 def stage_work(model: DistributedDataParallel, layout: Layout, forward_step: ForwardStep) -> StageWork:
-    """Of this rank's stage. The first one computes its weights' gradients at once: no one waits for its input's."""
+    """The three functions of this rank's stage.
+
+    The first stage sends no gradient to a stage before it. So no one waits, and it computes its weights' gradients at
+    once.
+    """
 
     def forward(batch: Batch, received: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         model.module.set_input_tensor([received])
@@ -51,9 +55,14 @@ def stage_work(model: DistributedDataParallel, layout: Layout, forward_step: For
 
 @torch.no_grad()
 def _weights(model: DistributedDataParallel, later: Postponed, closes: bool) -> None:
-    """`StageWork.weights`. Where it closes a step, gradients are reduced as soon as they are there, as DDP's hooks do it."""
+    """`StageWork.weights`: compute the gradients that were left. With `closes`, reduce each as soon as it is complete.
+
+    DDP's hooks normally count the gradients that are complete and start the reductions. `backward` ran under `no_sync`,
+    where they count nothing, so this function counts for them.
+    """
     overlaps = closes and model.ddp_config.overlap_grad_reduce
     left = {weight for weight, _ in later}
+    # The gradients of all other parameters were complete before this call.
     ready = [parameter for parameter in model.module.parameters() if parameter not in left] if overlaps else []
     for parameter in ready:
         model.param_to_bucket_group[parameter].register_grad_ready(parameter)

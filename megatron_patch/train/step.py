@@ -1,4 +1,6 @@
-"""Forward and backward over a global batch, and the loss's bookkeeping: per token, whatever the batch is cut into."""
+"""Forward and backward over a global batch, and the loss's bookkeeping. The loss is per token, however the batch is
+cut.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +9,17 @@ import megatron_patch.core.device as device
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
-from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.transformer_config import DTYPES
-from megatron_patch.core.weight_gathers import WeightGathers
 from megatron_patch.data.batches import Batch, to_device
 from megatron_patch.kernels import prefer
 from megatron_patch.kernels.products import first_guess
@@ -28,63 +27,25 @@ from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
 from megatron_patch.train.pipeline import PipelinePasses
 from megatron_patch.train.stage_work import stage_work
-
-
-@dataclass
-class TrainState:
-    """All that a run carries from one iteration to the next."""
-
-    config: TrainConfig
-    layout: Layout
-    model: DistributedDataParallel
-    optimizer: ChainedOptimizer
-    scheduler: Any
-    fused: set[torch.nn.Parameter]
-    loss_scale: torch.Tensor  # of the current global batch: 0-dimensional fp32, always at one place in memory
-    iteration: int = 0
-    consumed_samples: int = 0
-    skipped_iterations: int = 0
-    nan_iterations: int = 0
-    tokens: torch.Tensor | None = None  # unmasked tokens of the current global batch
-    graphs: MicroBatchGraphs | PipelinePasses | None = None
-    gathers: WeightGathers | None = None
-    steps_here: int = 0  # iterations that this process has done
-
-    @property
-    def runs_pairs(self) -> bool:
-        """Whether two micro-batches go through the model at once."""
-        return self.graphs is not None and self.graphs.together == 2
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One iteration, read from the device at once.
-
-    Attributes:
-        loss: mean over the global batch's unmasked tokens; on the last pipeline stage only, elsewhere 0.
-        tokens: the global batch's unmasked tokens, on every stage; without one the weights and Adam's state did not change.
-        found_inf: the gradient was not finite, so the weights did not change.
-    """
-
-    loss: float
-    tokens: int
-    grad_norm: float
-    found_inf: bool
-    loss_scale: float
+from megatron_patch.train.state import StepResult, TrainState
 
 
 def gradient_divisor(config: TrainConfig) -> float:
-    """A constant near the number of tokens of a micro-batch. Losses are divided by it before the backward pass.
+    """A constant near the number of tokens in a micro-batch, by which losses are divided before the backward pass.
 
-    Without it fp16 gradients would be those of a sum over thousands of tokens, and could overflow. The division by the true
-    number of tokens comes later, once, in Adam's pass. The constant is a power of two, so it changes no digit.
+    Without it fp16 gradients would be those of a sum over thousands of tokens, and could overflow. The division by the
+    true number of tokens comes later, once, in Adam's pass. The constant is a power of two, so it changes no digit.
     """
     tokens = config.micro_batch_size * config.sample_length
     return float(1 << (tokens - 1).bit_length())
 
 
 def forward_step(where: torch.device) -> Callable[[Iterator[Batch], Any], tuple[torch.Tensor, Callable]]:
-    """core's `forward_step_func`: one micro-batch through this stage, and the function that sums its losses."""
+    """core's `forward_step_func` for tensors on `where`.
+
+    It takes an iterator of batches and the model, and runs one micro-batch through this stage. It returns the stage's
+    output and a function that sums the losses. On the last stage the output is the loss of each token, [B, S].
+    """
 
     def run(batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable]:
         batch = to_device(next(batches), where)
@@ -96,7 +57,7 @@ def forward_step(where: torch.device) -> Callable[[Iterator[Batch], Any], tuple[
         )
 
         def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            """(sum of the unmasked losses, their number, what the log keeps)."""
+            """losses [B, S] → their sum over unmasked tokens, int32 number of those; both as fp64 [2]."""
             mask = batch["loss_mask"]
             total, count = (losses * mask).sum(), mask.sum()
             return total, count.to(torch.int), torch.stack([total.detach().double(), count.double()])
@@ -107,9 +68,10 @@ def forward_step(where: torch.device) -> Callable[[Iterator[Batch], Any], tuple[
 
 
 def prepare_model(state: TrainState) -> str:
-    """Choose the kernels, and tell core's schedules how to scale the loss and what to do with the last gradient.
+    """Choose the kernels, and tell core's schedules how to scale the loss and what to do after the last gradient.
 
-    Returns what keeps the run from using CUDA graphs; nothing, if it does.
+    Also decides whether the run's passes are CUDA graphs. Returns a phrase about what speaks against that; empty if
+    nothing does.
     """
     prefer("torch" if state.config.options.kernels == "torch" else None)
     config = get_model_config(state.model)
@@ -126,11 +88,13 @@ def prepare_model(state: TrainState) -> str:
 
 
 def _whole_model_passes(state: TrainState) -> MicroBatchGraphs:
+    """The passes of a run without pipeline stages."""
     several = state.layout.world_size > 1
     return MicroBatchGraphs(lambda batch, closes: _forward_backward(state, batch, closes), reduces=several)
 
 
 def _pipeline_passes(state: TrainState) -> PipelinePasses:
+    """The passes of this rank's pipeline stage."""
     config, layout = state.config, state.layout
     length = config.sample_length // (config.tensor_model_parallel_size if config.sequence_parallel else 1)
     return PipelinePasses(
@@ -144,14 +108,15 @@ def _pipeline_passes(state: TrainState) -> PipelinePasses:
 
 
 def _micro_batches(state: TrainState) -> int:
-    """Of a step, for each replica."""
+    """Number of micro-batches in a step, for each replica."""
     return state.config.global_batch_size // (state.config.micro_batch_size * state.layout.data_parallel_size)
 
 
 def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Tensor:
-    """A batch through the whole model without a schedule: fp64 [2], this rank's losses and tokens summed.
+    """Run a batch forward and backward through the whole model, without core's schedule.
 
-    During the pass that `closes` a step gradients are reduced, as soon as they are there.
+    The pass that `closes` a step also reduces each gradient over ranks as soon as it is complete. Returns fp64 [2]:
+    this rank's summed losses and tokens.
     """
     run, scale = forward_step(state.layout.device), get_model_config(state.model).grad_scale_func
     with contextlib.nullcontext() if closes else state.model.no_sync():
@@ -164,13 +129,17 @@ def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Te
 
 
 def _finalize(state: TrainState, models: list[Any], tokens: torch.Tensor, **kwargs: Any) -> None:
-    """core's reductions of gradients, told of no tokens: the division by their number is left to Adam's pass."""
+    """core's reductions of gradients at a step's end.
+
+    core would also divide the gradients by the number of tokens, in a pass of its own. It is told of no tokens; Adam's
+    pass divides.
+    """
     finalize_model_grads(models, None, **kwargs)
     state.tokens = _over_replicas(_of_last_stage(tokens.detach().clone().float()))
 
 
 def _of_last_stage(numbers: torch.Tensor) -> torch.Tensor:
-    """What they are there, in place."""
+    """Overwrite `numbers` on every pipeline stage with those of the last one."""
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         torch.distributed.broadcast(numbers, last, group=parallel_state.get_pipeline_model_parallel_group())
@@ -178,7 +147,10 @@ def _of_last_stage(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def _over_replicas(numbers: torch.Tensor) -> torch.Tensor:
-    """Summed in place; over the group whose communicator core's gradients have anyway."""
+    """Sum `numbers` over the data-parallel ranks, in place.
+
+    Uses the group whose communicator core's gradients use, since another would take memory on the GPU.
+    """
     torch.distributed.all_reduce(numbers, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     return numbers
 
@@ -186,10 +158,11 @@ def _over_replicas(numbers: torch.Tensor) -> torch.Tensor:
 def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     """One global batch: forward, backward, update.
 
-    Waits for the device once, before the update: while that runs, the caller does what it has to do between two steps.
+    The host waits for the device once, before the update. While the update runs, the caller does what is to do between
+    two steps.
     """
     config = state.config
-    if not state.model.training:  # the switch visits every module, while the device waits
+    if not state.model.training:  # `train()` visits every module while the device waits, so only after an evaluation
         state.model.train()
     optim.begin_step(state.optimizer, state.model, state.fused)
     state.loss_scale.copy_(optim.loss_scale(state.optimizer))
@@ -212,7 +185,11 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
 
 
 def _run_passes(state: TrainState, graphs: MicroBatchGraphs | PipelinePasses, batches: Iterator[Batch]) -> torch.Tensor:
-    """`run_schedule` in passes of our own: a step's kernels are launched once, and recorded the next time."""
+    """`run_schedule` in passes of our own. The first step launches its kernels; the second records them.
+
+    Before a process's first step the first micro-batch is rehearsed: on pipeline stages to measure products, elsewhere
+    to see whether two micro-batches fit into a pass.
+    """
     count = _micro_batches(state)
     if isinstance(graphs, PipelinePasses):
         if not graphs.launched:
@@ -228,9 +205,10 @@ def _run_passes(state: TrainState, graphs: MicroBatchGraphs | PipelinePasses, ba
 
 
 def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """See what memory the first micro-batch takes, to run two in a pass if that much is left; its gradients are dropped.
+    """Measure the memory that the first micro-batch takes, and run two in a pass if that much is left.
 
-    Products run by torch's guess, since those of two micro-batches may be the ones to be measured. Returns all `batches`.
+    Products run by torch's guess of an algorithm, because those of two micro-batches may be the ones to be measured.
+    The gradients are dropped. Returns the batches, with the first one in front again.
     """
     optim.single(state.optimizer).optimizer.make_state()
     first = next(batches)
@@ -238,7 +216,8 @@ def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Bat
         training = device.bytes_taken(lambda: graphs.launch([first], closes=graphs.reduces))
         with torch.no_grad():
             evaluation = device.bytes_taken(lambda: forward_step(state.layout.device)(iter([first]), state.model))
-    # What communicates after a step's passes, so that NCCL has taken all its memory before what is left is counted.
+    # NCCL takes memory when a collective first runs. So those that follow a step's passes run here too, before the
+    # memory that is left is counted.
     sums = _over_replicas(torch.ones(2, dtype=torch.float64, device=state.layout.device))
     optim.measure_gradients(state.optimizer, sums[1].float(), sums[1])
     if state.gathers is not None:
@@ -251,9 +230,9 @@ def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Bat
 def run_schedule(
     model: DistributedDataParallel, config: TrainConfig, layout: Layout, batches: Iterator[Batch], forward_only: bool
 ) -> torch.Tensor:
-    """A global batch through core's pipeline schedule: fp64 [2] (sum of losses, unmasked tokens) over all replicas.
+    """A global batch through core's pipeline schedule.
 
-    Zeros on every stage but the last.
+    Returns fp64 [2]: summed losses and unmasked tokens over all replicas; zeros on every stage but the last.
     """
     step = config.micro_batch_size * layout.data_parallel_size
     logged = get_forward_backward_func()(
@@ -267,16 +246,3 @@ def run_schedule(
     )
     sums = torch.stack(logged).sum(0) if logged else torch.zeros(2, dtype=torch.float64, device=layout.device)
     return _over_replicas(sums)
-
-
-@torch.no_grad()
-def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> float:
-    """Mean loss of `count` global batches over their unmasked tokens; 0 on every pipeline stage but the last."""
-    state.model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=state.layout.device)
-    with first_guess():  # where training runs pairs, algorithms for single micro-batches would be sought for this alone
-        for _ in range(count):
-            sums += run_schedule(state.model, state.config, state.layout, batches, forward_only=True)
-    state.model.train()
-    total, tokens = sums.tolist()
-    return total / max(tokens, 1)

@@ -1,22 +1,36 @@
-"""Opening any checkpoint by the reader of its kind, and fitting its vocabulary, dtype and shapes."""
+"""Opening any checkpoint by the reader of its kind, and fitting it: vocabulary, dtype, shapes, a rank's share."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.errors import UserError
 from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
 from megatron_patch.folders.layout import resolve_checkpoint
 from megatron_patch.formats.dtypes import of_name
-from megatron_patch.formats.lazy import Cast, LazyTensor, MeanRow, Rows, stack
+from megatron_patch.formats.lazy import Cast, LazyTensor, MeanRow, Rows, pieces, stack
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.weights.hugging_face import open_hf
 from megatron_patch.weights.megatron_2023 import open_2023
 from megatron_patch.weights.meta import open_meta
 from megatron_patch.weights.native import open_native
-from megatron_patch.weights.table import BY_KEY, EMBEDDING, Place, Source, megatron_shape, places
+from megatron_patch.weights.table import (
+    BY_KEY,
+    DOWN,
+    EMBEDDING,
+    GATE_UP,
+    OUTPUT_LAYER,
+    PROJECTION,
+    QKV,
+    Place,
+    Source,
+    megatron_shape,
+    places,
+)
 
 
 def open_source(path: str | Path, fallback: LlamaConfig | None = None, gqa_layout: str = PER_KV_HEAD) -> Source:
@@ -103,3 +117,40 @@ def check_shapes(source: Source) -> None:
             raise UserError(
                 f"{source.root}: {place} is {tensor.dtype}, and the others are {wanted}; give --dtype to make them one."
             )
+
+
+def split_axis(place: Place) -> int | None:
+    """The axis along which tensor parallelism cuts a weight; None: every rank has all of it."""
+    if place.entry.key in (PROJECTION, DOWN):
+        return 1
+    return 0 if place.entry.key in (EMBEDDING, OUTPUT_LAYER, QKV, GATE_UP) else None
+
+
+def share_of_rows(place: Place, tensor: LazyTensor, rank: int, size: int) -> LazyTensor:
+    """Rank's rows [R / size, …] of `tensor` [R, …]; of gate and up its rows of each, one after the other."""
+    parts = 2 if place.entry.rule == "gate_up" else 1
+    height = tensor.shape[0] // parts
+    share = height // size
+    return stack([Rows(tensor, part * height + rank * share, part * height + (rank + 1) * share) for part in range(parts)])
+
+
+def copy_rows(where: str, place: Place, tensor: LazyTensor, out: torch.Tensor, column_rank: int = 0) -> None:
+    """Copy the rows of `tensor` [R, C] or [R] into `out`, cast to its dtype, a piece at a time.
+
+    If `out` has fewer columns, it gets those of the tensor-parallel rank `column_rank`.
+
+    Args:
+        where: the checkpoint, for the error.
+
+    Raises:
+        UserError: the shapes do not fit.
+    """
+    columns = slice(None)
+    if out.dim() == 2:
+        columns = slice(column_rank * out.shape[1], (column_rank + 1) * out.shape[1])
+    if tensor.shape[0] != out.shape[0] or tensor.shape[1:] and tensor.shape[1] % out.shape[1]:
+        raise UserError(f"{where}: {place} has shape {list(tensor.shape)}, of which {list(out.shape)} is no share.")
+    with torch.no_grad():
+        out = out.detach()
+        for first, last, piece in pieces(tensor):
+            out[first:last].copy_(piece[:, columns] if out.dim() == 2 else piece)

@@ -46,18 +46,20 @@ def test_every_script_with_documented_lines_has_a_list():
     assert {str(path.relative_to(ROOT)) for path in found} == {script.path for script in SHELL}
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("script", SHELL, ids=lambda script: script.name)
-def test_help_shows_the_whole_list_and_no_other_script_s_flags(script: Script):
-    said = run(ROOT / script.path, "--help").stdout
-    entries = re.split(r"^  (?=\S)", said, flags=re.MULTILINE)
+def test_help_shows_the_whole_list_once_and_no_other_script_s_flags(script: Script, language: str):
+    said = run(ROOT / script.path, "--help", job={"LC_ALL": "zh_CN.UTF-8" if language == "zh" else "C.UTF-8"}).stdout
+    assert (script.zh if language == "zh" else script.en) in said.splitlines()[0]
+    entries = re.split(r"^  (?=\S)", said.partition("\n\n")[2], flags=re.MULTILINE)[1:]
     shown = {entry.split("  ")[0]: entry for entry in entries}
-    for one in script.documented:
-        assert one.zh in shown[f"${one.number} {one.name} {one.flag}"]
-    assert [name for name in shown if name.startswith("--")] == [*(one.flag for one in script.flags), "--help\n"]
-    for one in script.flags:
-        first, *meaning = shown[one.flag].splitlines()
-        assert ("; default " in first) == (one.default not in (None, ""))
-        assert meaning[0].strip() and one.en.startswith(meaning[0].strip()) and one.zh == meaning[-1].strip()
+    assert len(shown) == len(entries)
+    wanted = [*(f"${one.number} {one.name} {one.flag}" for one in script.documented), *(one.flag for one in script.flags)]
+    assert [*shown][:-2] == wanted and [*shown][-2:] == ["--language en|zh\n", "--help\n"]
+    for name, one in zip(wanted, (*script.documented, *script.flags)):
+        first, *meaning = (line.strip() for line in shown[name].splitlines())
+        assert ("; default " in first or "；默认 " in first) == (one.default not in (None, ""))
+        assert " ".join(line for line in meaning if line).startswith(getattr(one, language))
 
 
 def test_ranges_and_defaults_are_in_the_help_and_in_both_tables(capsys):
@@ -103,7 +105,7 @@ def test_a_value_of_the_wrong_kind_is_found_under_the_argument_s_name(script: Sc
         given = {one.dest: "1" for one in script.all if one.required} | {argument.dest: text}
         flags = {one.dest: f"{one.flag}=" if one.flag else "" for one in script.all}
         findings = Findings()
-        texts = findings.refuse_line_ends(script, given_texts(script, [flags[name] + value for name, value in given.items()]))
+        texts = findings.texts(script, given_texts(script, [flags[name] + value for name, value in given.items()]))
         findings.value(argument, texts[argument.dest])
         assert findings.sentences[0].startswith(f"{argument.label}: got '") and findings.sentences[0].endswith(".")
 

@@ -1,6 +1,8 @@
-"""How many processes, where: DSW's and DLC's environments. tests/scripts/test_two_nodes.py trains as a DLC job."""
+"""How many processes, where: DSW's, DLC's and Kubeflow's environments. tests/pai/test_several_nodes.py trains as such jobs."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +36,40 @@ def test_dlc_without_its_environment_says_what_is_missing(gpus):
     _, findings = plan_processes("dlc", 1, {"WORLD_SIZE": "2", "RANK": "2"})
     assert any("MASTER_ADDR, MASTER_PORT" in sentence for sentence in findings)
     assert any("RANK is 2 and WORLD_SIZE 2" in sentence for sentence in findings)
+
+
+PET = {
+    "PET_NNODES": "3", "PET_NODE_RANK": "2", "PET_NPROC_PER_NODE": "2",
+    "PET_MASTER_ADDR": "job-node-0-0.job", "PET_MASTER_PORT": "29400",
+}  # fmt: skip
+
+
+def test_kubeflow_trainer_says_the_same_in_pet_variables(gpus):
+    plan, findings = plan_processes("dlc", 1, PET)
+    assert (plan.nodes, plan.node_rank, plan.per_node, plan.world_size) == (3, 2, 2, 6) and not findings
+    assert (plan.master_addr, plan.master_port) == ("job-node-0-0.job", 29400)
+    for word in ("auto", "gpu", "cpu", ""):  # what torchrun would count by itself
+        assert plan_processes("dlc", 2, {**PET, "PET_NPROC_PER_NODE": word}) == (replace(plan, per_node=gpus or 2), [])
+    dlc = {"WORLD_SIZE": "3", "RANK": "1", "MASTER_ADDR": "master-0", "MASTER_PORT": "23456", "NPROC_PER_NODE": "5"}
+    plan, findings = plan_processes("dlc", 1, {**PET, **dlc})
+    assert (plan.node_rank, plan.per_node, plan.master_addr) == (1, 5, "master-0") and not findings, "DLC's own win"
+
+
+def test_kubeflow_variables_that_cannot_be_used_are_named():
+    _, findings = plan_processes("dlc", 1, {**PET, "PET_NODE_RANK": "3", "PET_MASTER_PORT": ""})
+    assert [sentence.split(";")[0] for sentence in findings] == [
+        "dlc takes PET_MASTER_PORT from the environment, which lacks them: write dsw, or run as a DLC job.",
+        "PET_NODE_RANK is 3 and PET_NNODES 3",
+    ]
+
+
+def test_a_world_size_that_counts_processes_is_refused():
+    """Kubeflow's PyTorchJob with nprocPerNode: 8 on two nodes; RANK and PET_NNODES count nodes all the same."""
+    job = {"WORLD_SIZE": "16", "RANK": "1", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456", "PET_NNODES": "2"}
+    _, findings = plan_processes("dlc", 1, job)
+    assert len(findings) == 1 and "WORLD_SIZE is 16 and PET_NNODES 2" in findings[0] and "nprocPerNode" in findings[0]
+    for harmless in ({"WORLD_SIZE": "2"}, {"PET_NNODES": "1:4"}):  # the same count; an elastic range
+        assert not plan_processes("dlc", 1, {**job, **harmless})[1]
 
 
 def test_torchrun_s_processes_count_as_their_launcher_did(monkeypatch):

@@ -19,7 +19,7 @@ from megatron_patch.checkpoint.checked_load import load_checked
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.formats.distcp import read_item, read_part
-from megatron_patch.formats.distcp_metadata import read_common, read_dcp_metadata
+from megatron_patch.formats.distcp_metadata import read_dcp_metadata
 from tests.formats.attacks import Payload, edit_metadata, saved
 from tests.tiny import be_alone, tiny_config
 
@@ -91,6 +91,15 @@ def test_all_of_it(folder):
     assert sum(isinstance(value, torch.Tensor) and bool(value.any()) for value in found.values()) > 10
 
 
+def test_common_values_among_the_objects(tmp_path):
+    """As core 0.19 writes them, without common.pt."""
+    state = content(random)
+    state["common_state"] = ShardedObject("common_state", {"common": state["common"]}, (1,), (0,))
+    dist_checkpointing.save(state, str(tmp_path))
+    (tmp_path / "common.pt").unlink(missing_ok=True)
+    assert load_checked(tmp_path, content(empty))["common"] == state["common"]
+
+
 def test_parts_of_it(folder):
     """Another cut than that of the file: rows, columns, a block of one layer, and the transposed one, whose bytes are not."""
 
@@ -103,8 +112,7 @@ def test_parts_of_it(folder):
         }
 
     truth = dist_checkpointing.load(asked(), str(folder), validate_access_integrity=False)
-    strategies = checked_load._Tensors(folder, read_dcp_metadata(folder)), checked_load._Common(read_common(folder))
-    found = dist_checkpointing.load(asked(), str(folder), *strategies, validate_access_integrity=False)
+    found = checked_load.load_tensors(folder, read_dcp_metadata(folder), asked())
     for name in asked():
         assert truth[name].any() and torch.equal(truth[name], found[name]), name
 
@@ -128,7 +136,7 @@ def replace_object(folder, content):
     (folder / "planted.distcp").write_bytes(content)
 
     def edit(metadata):
-        (index,) = (index for index in metadata.storage_data if index.offset is None)
+        (index,) = (index for index in metadata.storage_data if index.fqn.startswith("object/"))
         info = metadata.storage_data[index]
         info.relative_path, info.offset, info.length = "planted.distcp", 0, len(content)
 

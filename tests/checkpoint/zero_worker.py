@@ -1,4 +1,4 @@
-"""One of four processes (TP 2 × data parallel 2) that save ZeRO's state with this project and load it with megatron-core."""
+"""One of four processes (TP 2, DP 2) that save ZeRO's state with this project and load it with megatron-core."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main(folder: str) -> None:
-    """Raises where a shard that core loaded differs from the one that was saved."""
+    """Save and load; raises AssertionError if a shard that core loaded differs from the one that was saved."""
     import megatron_patch.core.device  # noqa: F401
 
     import torch

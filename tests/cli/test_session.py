@@ -10,8 +10,7 @@ import torch
 from megatron_patch.cli import session as training
 from megatron_patch.cli.session import _sentence
 from megatron_patch.core import parallel
-from megatron_patch.data.batches import micro_batches
-from megatron_patch.data.samplers import BatchPlan, MicroBatchSampler
+from megatron_patch.data.batches import BatchPlan, MicroBatchSampler, micro_batches
 from megatron_patch.errors import UserError
 from tests.tiny import be_alone, tiny_config
 

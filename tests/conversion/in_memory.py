@@ -1,4 +1,4 @@
-"""A lazy tensor over one in memory."""
+"""A lazy tensor that reads from a tensor in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A whole small life of the distributed optimizer, with all rows of the patch table and without each, in one process."""
+"""The distributed optimizer from its first step to a resumed one: with all rows of the patch table, and without each of
+them.
+
+All of it runs in one process, since a process that has imported megatron-core is expensive.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from typing import Any
 
 
 def train_save_and_resume(folder: str, layout: Any) -> None:
-    """Two steps, a save, a fresh start from it and two more.
+    """Two steps, a save, two steps more; then a new start from the save, and its two steps.
 
-    Raises where the resumed losses differ from the uninterrupted ones, or anything on the way fails.
+    Raises an exception if the resumed losses differ from the uninterrupted ones, or if anything on the way fails.
     """
     from megatron_patch.checkpoint.resume import resume
     from megatron_patch.checkpoint.save import Progress, save_checkpoint
@@ -43,7 +47,7 @@ def train_save_and_resume(folder: str, layout: Any) -> None:
 
 
 def outcomes(folder: Path) -> dict[str, str]:
-    """The error of a life without a row, by the row's name; empty where there was none. `all`: with every row."""
+    """The error without a row, by the row's name; empty if there was none. `all` is the error with every row."""
     import megatron_patch.core.device  # noqa: F401
 
     from megatron_patch.core import parallel, patches

@@ -1,4 +1,4 @@
-"""Parameters kept in halves are the same fp32 numbers, whoever sets them."""
+"""Parameters that are kept as bf16 copy and remainder are the same fp32 numbers as whole ones."""
 
 from __future__ import annotations
 

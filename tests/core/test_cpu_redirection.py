@@ -1,4 +1,4 @@
-"""What the redirection for machines without CUDA must leave as it was."""
+"""What the redirection for machines without CUDA must not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What processes share and what each has of its own."""
+"""Process groups and seeds: what processes share, and what differs between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_patch.core import parallel
 
 
 def test_groups_made_meanwhile_are_bound_to_no_device(monkeypatch):
-    """Bound ones get an NCCL communicator at once."""
+    """A group that is bound to a device gets an NCCL communicator at once, so groups must not be bound."""
     world = SimpleNamespace(bound_device_id="cuda:3")
     monkeypatch.setattr(torch.distributed, "group", SimpleNamespace(WORLD=world))
     with pytest.raises(RuntimeError), parallel._communicators_at_first_use():
@@ -26,7 +26,7 @@ def test_groups_made_meanwhile_are_bound_to_no_device(monkeypatch):
 
 
 def test_random_streams_are_left_alone_for_a_while():
-    """Reading one while a CUDA graph is recorded is an error."""
+    """To read a random state while a CUDA graph is recorded is an error, so none is read."""
     tracker = parallel.tensor_parallel.get_cuda_rng_tracker()
     with pytest.raises(Exception, match="is not added"), tracker.fork("no such stream"):
         pass
@@ -38,7 +38,7 @@ def test_random_streams_are_left_alone_for_a_while():
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_each_pipeline_stage_draws_numbers_of_its_own(monkeypatch, stage):
-    """Megatron's rule: the seed plus 100 a stage. With one stream for all, layers of two stages would begin as twins."""
+    """Megatron's rule: the seed plus 100 for each stage. With one seed the layers of two stages would begin equal."""
     monkeypatch.setattr(parallel_state, "get_pipeline_model_parallel_rank", lambda: stage)
     monkeypatch.setattr(parallel.tensor_parallel, "model_parallel_cuda_manual_seed", lambda seed: seeds.append(seed))
     seeds: list[int] = []

@@ -1,4 +1,4 @@
-"""Each row of the patch table is needed, takes effect however often it is applied, and says so when its target is gone."""
+"""Each row of the patch table is needed, may be applied twice, and is an error if its target is gone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.launching import ROOT
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[str, str]:
-    """What became of training and resuming with all rows, and without each: nothing, or the error."""
+    """The error of training and resuming with all rows, and without each of them; empty if there was none."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.core.patched_training", str(tmp_path_factory.mktemp("runs"))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -26,7 +26,7 @@ def outcomes(tmp_path_factory) -> dict[str, str]:
 
 
 def test_with_every_row_training_resumes(outcomes):
-    """Before and after the others, which leave core as they found it."""
+    """It runs before and after the runs without a row, which must put core back as it was."""
     assert outcomes["all"] == outcomes["all again"] == ""
 
 
@@ -46,13 +46,13 @@ def test_a_row_whose_target_is_gone_is_an_error(monkeypatch):
 def test_a_core_that_was_not_tried_is_what_a_user_can_mend(version, monkeypatch):
     monkeypatch.setattr(megatron.core, "__version__", version)
     monkeypatch.setattr(patches, "PATCHES", None)  # nothing may be replaced before
-    with pytest.raises(UserError, match=f"megatron-core {version} is used, and this project was tried with .* pip install"):
+    with pytest.raises(UserError, match=f"megatron-core {version} is used, and this project was tried with .*: run pip install"):
         patches.apply_patches()
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_core_has_every_replacement_however_often_it_is_applied(monkeypatch, times):
-    """Each model of a process applies the table; core's names may be anything before."""
+    """Each model of a process applies the table, whatever core's names are before."""
     rows = [(importlib.import_module(row.module), row) for row in patches.PATCHES + patches.ADDITIONS]
     for module, row in rows:
         monkeypatch.setattr(module, row.attribute, "core's own", raising=False)

@@ -1,4 +1,4 @@
-"""Recomputation gives the gradients of plain autograd and touches no random state, which a CUDA graph could not record."""
+"""Recomputation gives the gradients of plain autograd, and reads no random state, which no CUDA graph could record."""
 
 import megatron_patch.core.device  # noqa: F401
 

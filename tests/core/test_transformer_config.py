@@ -14,7 +14,7 @@ LAYERS, MICRO_BATCHES = 4, 2  # of tests/tiny.py's model and global batch
 
 
 def counts() -> dict[str, int]:
-    """Of one training step, by AC and FL: fused attentions, or softmaxes of unfused ones."""
+    """Calls in one training step, by AC and FL: of fused attention, or of the softmax of unfused attention."""
     import megatron_patch.core.device  # noqa: F401
 
     import torch

@@ -7,8 +7,8 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from megatron_patch.data.conversation import chat_turns, unused_keys
+from megatron_patch.data.json_dataset import build_json_dataset
 from megatron_patch.data.prompts import encoder
-from megatron_patch.data.sft import build_sft_dataset
 from megatron_patch.errors import UserError
 
 TURNS = [
@@ -67,7 +67,7 @@ def test_every_form_is_the_same_conversation(form, tokenizer, pieces):
 
 @pytest.mark.parametrize("form", ["pairs", "turns as history", "sharegpt turns as history"])
 def test_alpaca_has_a_place_for_system_and_history(form, tokenizer, pieces):
-    """LLaMA-Factory's: the system's text for the prompt's first sentences, earlier turns before the last in the same form."""
+    """As in LLaMA-Factory the system's text replaces the prompt's first sentences; earlier turns have the same form."""
     ids, learnt = encoder("alpaca", tokenizer)(FORMS[form])
     asked = "Be brief.\n\n### Instruction:\nmy name is bob\n\n### Response:"
     whole = asked + "well hello bob\n\n### Instruction:\nwhat is my name\n\n### Response:bob"
@@ -185,14 +185,14 @@ def test_odd_records_are_used_or_listed(record, used, tokenizer, tmp_path):
     own = replace(tokenizer, chat_template=WITH_TOOLS.replace("{{ tools | tojson }}", "{{ tools }}{{ tools[0].name }}"))
     (tmp_path / "data.jsonl").write_text(f"{json.dumps(record)}\n{json.dumps({'messages': TURNS})}\n")
     options = dict(pad_len=80, seq_len=80, template="tokenizer", max_bad_fraction=0.5)
-    assert len(build_sft_dataset(tmp_path / "data.jsonl", own, **options)) == 1 + used
+    assert len(build_json_dataset(tmp_path / "data.jsonl", own, **options)) == 1 + used
 
 
 def test_a_template_without_the_end_token_that_the_model_waits_for_is_a_warning(tokenizer, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps([{"messages": TURNS[1:]}]))
     for end, warned in (("", True), ("<|im_end|>", True), ("{{ eos_token }}", False)):
         own = replace(tokenizer, chat_template="{% for m in messages %}{{ m.content }}" + end + "{% endfor %}")
-        data = build_sft_dataset(tmp_path / "data.json", own, pad_len=80, seq_len=80, template="tokenizer")
+        data = build_json_dataset(tmp_path / "data.json", own, pad_len=80, seq_len=80, template="tokenizer")
         assert any("hold no end token that the folder's model waits for" in line for line in data.report.lines()) is warned
 
 
@@ -207,7 +207,7 @@ def test_unknown_keys_are_counted_and_named_also_from_the_cache(tokenizer, tmp_p
     records[0]["history"] = [{"role": "user", "content": "a", "mood": "x"}, {"role": "assistant", "content": "", "name": "bob"}]
     (tmp_path / "data.json").write_text(json.dumps(records))
     for _ in "made", "read":
-        lines = build_sft_dataset(tmp_path / "data.json", tokenizer, pad_len=256, seq_len=256, cache_dir=tmp_path).report.lines()
+        lines = build_json_dataset(tmp_path / "data.json", tokenizer, pad_len=256, seq_len=256, cache_dir=tmp_path).report.lines()
         assert lines[1:] == [
             "1 sample has an empty answer, which teaches nothing, not even to end.",
             "keys with content that are not used: "
@@ -223,7 +223,7 @@ def test_bad_records_are_listed_left_out_and_counted(tokenizer, tmp_path):
     path, options = tmp_path / "data.jsonl", dict(pad_len=80, seq_len=80, cache_dir=tmp_path / "cache")
     path.write_text("\n".join(lines))
     for _ in "made", "read":
-        data = build_sft_dataset(path, tokenizer, **options)
+        data = build_json_dataset(path, tokenizer, **options)
         (report,) = (tmp_path / "cache").glob("*_skipped.jsonl")
         assert len(data) == 297
         assert data.report.lines()[1] == f"3 of 300 records cannot be used and are left out; {report} lists them."
@@ -232,9 +232,9 @@ def test_bad_records_are_listed_left_out_and_counted(tokenizer, tmp_path):
         assert rows[0]["reason"].startswith("it has neither 'output' nor 'content'")
     words = rf"data\.jsonl: 3 of 300 .* fraction 0\.009; {report} lists them\. The first: line 7: .*--max-bad-fraction 0\.01"
     with pytest.raises(UserError, match=words):
-        build_sft_dataset(path, tokenizer, **options, max_bad_fraction=0.009)
+        build_json_dataset(path, tokenizer, **options, max_bad_fraction=0.009)
     path.write_text("[" + ",".join(line for line in lines if line.startswith("{")) + ', {"instruction": "cut')
-    data = build_sft_dataset(path, tokenizer, **options, max_bad_fraction=0.01)
+    data = build_json_dataset(path, tokenizer, **options, max_bad_fraction=0.01)
     assert len(data) == 297 and data.report.account.bad == 2, "the rest of a broken list is one record or more"
 
 
@@ -242,7 +242,7 @@ def test_bad_records_are_listed_left_out_and_counted(tokenizer, tmp_path):
 def test_empty_answers_alone_teach_nothing(tokenizer, tmp_path, template):
     def report(*outputs):
         (tmp_path / "data.json").write_text(json.dumps([{"instruction": "a", "output": text} for text in outputs]))
-        return build_sft_dataset(tmp_path / "data.json", tokenizer, pad_len=80, seq_len=80, template=template).report
+        return build_json_dataset(tmp_path / "data.json", tokenizer, pad_len=80, seq_len=80, template=template).report
 
     assert report("", "").teaches_nothing and report("", "").account.empty_answers == 2
     assert not report("", "b").teaches_nothing
@@ -251,13 +251,13 @@ def test_empty_answers_alone_teach_nothing(tokenizer, tmp_path, template):
 def test_more_than_half_cut_is_a_warning_with_the_length_that_keeps_95_of_100_whole(tokenizer, tmp_path):
     sizes = list(range(1, 101))
     (tmp_path / "data.json").write_text(json.dumps([{"instruction": "a", "output": " 1" * n} for n in sizes]))
-    whole = build_sft_dataset(tmp_path / "data.json", tokenizer, pad_len=400, seq_len=400)
+    whole = build_json_dataset(tmp_path / "data.json", tokenizer, pad_len=400, seq_len=400)
     lengths = sorted(int(row["loss_mask"].nonzero()[0].max()) + 2 for row in whole)
     assert not any("PAD_LEN" in line for line in whole.report.lines())
-    half = build_sft_dataset(tmp_path / "data.json", tokenizer, pad_len=lengths[49], seq_len=400)
+    half = build_json_dataset(tmp_path / "data.json", tokenizer, pad_len=lengths[49], seq_len=400)
     assert not any("WARNING" in line for line in half.report.lines())
-    cut = build_sft_dataset(tmp_path / "data.json", tokenizer, pad_len=lengths[48], seq_len=400)
+    cut = build_json_dataset(tmp_path / "data.json", tokenizer, pad_len=lengths[48], seq_len=400)
     warning = next(line for line in cut.report.lines() if line.startswith("WARNING: 51 of 100 samples, more than half,"))
     assert f"A PAD_LEN of {lengths[94]} " in warning
-    again = build_sft_dataset(tmp_path / "data.json", tokenizer, pad_len=lengths[94], seq_len=400)
+    again = build_json_dataset(tmp_path / "data.json", tokenizer, pad_len=lengths[94], seq_len=400)
     assert again.report.cut == 5

@@ -10,7 +10,7 @@ from megatron_patch.records.indexed import write_index
 
 
 def test_every_label_counts_and_is_the_next_token(tokenizer, tmp_path):
-    stream = np.random.default_rng(0).integers(0, 800, 4001).astype(np.uint16)  # 0, 1 and 2, the special ids, among them
+    stream = np.random.default_rng(0).integers(0, 800, 4001).astype(np.uint16)  # with the special ids 0, 1 and 2
     stream.tofile(tmp_path / "pair.bin")
     with open(tmp_path / "pair.idx", "wb") as file:
         write_index(file, np.array([1500, 1, 2500], dtype=np.int32), stream.dtype)

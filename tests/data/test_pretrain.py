@@ -12,7 +12,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron_patch.config import Options
 from megatron_patch.core.parallel import Layout
 from megatron_patch.records.indexed import lengths_fingerprint, write_index
-from megatron_patch.data.pretrain import pretrain_run_data
+from megatron_patch.data.indexed_pretrain import indexed_run_data
 from megatron_patch.data.splits import usable_split
 from tests.tiny import tiny_config
 
@@ -31,7 +31,7 @@ def write_pair(prefix, lengths, first=3):
 def samples(prefix, output):
     """The training tokens of a run into `output`, in its order."""
     config = tiny_config(train_data_path=prefix, output_path=str(output))
-    train = pretrain_run_data(config, ALONE, pytest.fail).train
+    train = indexed_run_data(config, ALONE, pytest.fail).train
     return [train[i]["tokens"].tolist() for i in range(config.train_iters * config.global_batch_size)]
 
 
@@ -46,14 +46,14 @@ def test_the_defaults_split_off_some_validation():
 def test_a_share_without_documents_is_none(tmp_path):
     """core would add up epochs of no document for ever."""
     few, many = (write_pair(tmp_path / name, [50] * count) for name, count in (("few", 20), ("many", 100)))
-    assert usable_split("98,2,0", [(1.0, many)]) == "98,2,0"
-    assert usable_split("949,50,1", [(1.0, many)]) == "949,50,0"
-    assert usable_split("98,2", [(0.5, many), (0.5, few)]) == usable_split("98,2,0", [(1.0, few)]) == "98,0,0"
+    assert usable_split("98,2,0", [many]) == "98,2,0"
+    assert usable_split("949,50,1", [many]) == "949,50,0"
+    assert usable_split("98,2", [many, few]) == usable_split("98,2,0", [few]) == "98,0,0"
     with pytest.raises(ValueError, match="few has 20 documents, of which the split 1,99,0 leaves none for training"):
-        usable_split("1,99,0", [(1.0, few)])
+        usable_split("1,99,0", [few])
     said = []
     config = tiny_config(train_data_path=few, output_path=str(tmp_path / "out"))
-    data = pretrain_run_data(config, ALONE, said.append)
+    data = indexed_run_data(config, ALONE, said.append)
     assert data.valid is None and "leaves no validation data" in said[0]
     assert len(data.train[0]["tokens"]) == config.seq_length
 

@@ -7,8 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from megatron_patch.data.batches import micro_batches
-from megatron_patch.data.samplers import ABSENT, BatchPlan, MicroBatchSampler
+from megatron_patch.data.batches import ABSENT, BatchPlan, MicroBatchSampler, micro_batches
 
 
 @pytest.mark.parametrize("replicas, micro", [(1, 1), (1, 4), (2, 2), (4, 1)])

@@ -1,4 +1,4 @@
-"""The original's arrays (golden/sft) are the truth where it is right; where it is not, what happens now is written here."""
+"""The original's arrays (golden/sft) are the truth. Where the original is wrong, the tests say what is right."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 import torch
 from sentencepiece import SentencePieceProcessor
 
-from megatron_patch.data.sft import build_sft_dataset
+from megatron_patch.data.json_dataset import build_json_dataset
 
 PAD = 800  # the original's padding id, outside the vocabulary of 800
 ALIKE = (0, 1, 2, 3, 4, 7, 8)  # sample 6 has an empty answer, of which the original learns the end token: see below
@@ -29,7 +29,7 @@ def build(tokenizer, tmp_path):
     def build(records, pad_len=80, seq_len=256, **options):
         path = tmp_path / "data.json"
         path.write_text(records if isinstance(records, str) else json.dumps(records), encoding="utf-8")
-        return build_sft_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, **options)
+        return build_json_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, **options)
 
     return build
 
@@ -69,7 +69,7 @@ def test_pre_training_s_prompt_is_the_original_s(build, samples, pretraining, i)
 
 
 def test_pre_training_s_prompt_where_the_original_is_wrong(build, samples, pretraining, golden):
-    """A null input is none. A literal `[PAD]` is text: the answer of sample 9 begins where it does, and all of 10's is learnt."""
+    """A null input is none. A literal `[PAD]` is text: sample 9's answer begins rightly, and all of 10's is learnt."""
     pieces = SentencePieceProcessor(model_file=str(golden / "hf_mha" / "tokenizer.model"))
     behind = [635, 361, 637, 273, 639, 645, 638]  # " literals" after the literal </s>, as the original has it
     assert behind in [pretraining["input_ids"][10][i : i + 7].tolist() for i in range(70)]
@@ -191,7 +191,7 @@ def test_a_chat_template_that_makes_nothing_of_a_sample_is_refused(tokenizer, tm
     options = dict(pad_len=80, seq_len=80, template="tokenizer", cache_dir=tmp_path)
     for _ in "made", "read from the cache":
         with pytest.raises(ValueError, match=r"data\.jsonl.*line 2: it has no tokens; choose another"):
-            build_sft_dataset(tmp_path / "data.jsonl", own, **options)
+            build_json_dataset(tmp_path / "data.jsonl", own, **options)
 
 
 def test_lengths_that_cannot_be_are_refused(build, samples):

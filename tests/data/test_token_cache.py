@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_patch.data.sft import build_sft_dataset
+from megatron_patch.data.json_dataset import build_json_dataset
 from megatron_patch.data.token_cache import cached_at, make_table, table_path
 
 SAMPLES = [([1, 5, 6, 2], [False, False, True, True]), ([1, 7], [False, False])]
@@ -71,12 +71,12 @@ def test_lengths_and_packing_share_one_cache(golden, tokenizer, tmp_path):
     path = golden / "sft" / "alpaca_output.json"
     for pad_len, seq_len, packing in ((80, 80, False), (40, 128, False), (80, 99, True)):
         options = {"pad_len": pad_len, "seq_len": seq_len, "packing": packing}
-        cached = build_sft_dataset(path, tokenizer, cache_dir=tmp_path, **options)
-        fresh = build_sft_dataset(path, tokenizer, **options)
+        cached = build_json_dataset(path, tokenizer, cache_dir=tmp_path, **options)
+        fresh = build_json_dataset(path, tokenizer, **options)
         assert cached.report == fresh.report
         assert all((a[k] == b[k]).all() for a, b in zip(cached, fresh) for k in a)
     assert len(list(tmp_path.glob("*.bin"))) == 1
-    build_sft_dataset(path, tokenizer, pad_len=80, seq_len=80, template="llama2-chat", cache_dir=tmp_path)
+    build_json_dataset(path, tokenizer, pad_len=80, seq_len=80, template="llama2-chat", cache_dir=tmp_path)
     assert len(list(tmp_path.glob("*.bin"))) == 2
 
 
@@ -84,14 +84,14 @@ def test_a_cache_of_other_settings_is_not_used(golden, tokenizer, tmp_path, monk
     path, made = golden / "sft" / "alpaca_output.json", {}
 
     def rows(used=tokenizer, template="alpaca"):
-        data = build_sft_dataset(path, used, pad_len=80, seq_len=80, template=template, cache_dir=tmp_path)
+        data = build_json_dataset(path, used, pad_len=80, seq_len=80, template=template, cache_dir=tmp_path)
         made[len(list(tmp_path.glob("*.bin")))] = data
         return data[0]["tokens"].tolist()
 
     first = rows()
     assert rows(replace(tokenizer, answer_end=5)) == [5 if i == 2 else i for i in first]
     assert rows(template="pretrain")[:2] == [1, 305] and rows() == first and sorted(made) == [1, 2, 3]
-    monkeypatch.setattr("megatron_patch.data.sft.VERSION", 10**6)
+    monkeypatch.setattr("megatron_patch.data.json_dataset.VERSION", 10**6)
     assert rows() == first and sorted(made) == [1, 2, 3, 4], "made anew once prompts are made otherwise"
 
 
@@ -137,12 +137,12 @@ def test_an_account_that_nobody_wrote_is_damage_too(tokenizer, tmp_path, caplog,
     """Its checksum is right: a file of another version, or one that was changed."""
     (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
     options = dict(pad_len=80, seq_len=80, cache_dir=tmp_path)
-    build_sft_dataset(tmp_path / "data.json", tokenizer, **options)
+    build_json_dataset(tmp_path / "data.json", tokenizer, **options)
     (path,) = tmp_path.glob("tokens-*.bin")
     good = path.read_bytes()
     body = good[4096:].replace(was, now)
     assert body != good[4096:]
     header = json.loads(good[:4096]) | {"crc": zlib.crc32(body)}
     path.write_bytes(json.dumps(header).encode().ljust(4095) + b"\n" + body)
-    assert len(build_sft_dataset(tmp_path / "data.json", tokenizer, **options)) == 1
+    assert len(build_json_dataset(tmp_path / "data.json", tokenizer, **options)) == 1
     assert "is damaged" in caplog.text and path.read_bytes() == good

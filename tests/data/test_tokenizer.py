@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor
 
 from megatron_patch.config import Options
 from megatron_patch.data.prompts import encode_alpaca
-from megatron_patch.data.run_tokenizer import run_tokenizer
+from megatron_patch.data.run_tokenizer import text_tokenizer
 from megatron_patch.data.tokenizer import load_tokenizer
 from tests.tiny import tiny_config
 
@@ -186,22 +186,22 @@ def test_the_model_s_files_may_stand_elsewhere(folder, golden):
 
 
 def test_a_run_that_goes_on_ends_answers_as_it_began(folder, golden, tmp_path):
-    """From random weights config.json is the run's own; with a checkpoint its numbers count, wherever the tokenizer is from."""
+    """From random weights config.json is the run's own; with a checkpoint that one's counts, whatever the tokenizer."""
     from megatron_patch.checkpoint.housekeeping import write_companions
 
     begun = tiny_config(output_path=str(tmp_path))
     begun = replace(begun, options=Options(tokenizer_path=str(chatml(folder))))
     root = Path(begun.checkpoint_folder)
     root.mkdir(parents=True)
-    assert run_tokenizer(begun, text=True).answer_end == 801
+    assert text_tokenizer(begun, print).answer_end == 801
     write_companions(begun, root, "bfloat16")
     assert json.loads((root / "config.json").read_text())["eos_token_id"] == 801
     for goes_on in (begun, replace(begun, options=Options())):
-        assert run_tokenizer(goes_on, text=True).answer_end == 801
+        assert text_tokenizer(goes_on, print).answer_end == 801
     source = tmp_path / "source"
     shutil.copytree(golden / "hf_mha", source)
     (source / "latest_checkpointed_iteration.txt").write_text("release")
-    assert run_tokenizer(replace(begun, load=str(source)), text=True).answer_end == 2
+    assert text_tokenizer(replace(begun, load=str(source)), print).answer_end == 2
 
 
 def test_the_cache_key_is_the_contents(folder, tokenizer, tmp_path):

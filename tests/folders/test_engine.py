@@ -24,7 +24,7 @@ def test_a_supported_tree_is_put_in_front(tmp_path):
 @pytest.mark.parametrize(
     "numbers, reason",
     [
-        ((0, 2, 0), "holds megatron.core 0.2.0, which is not in >=0.16,<0.17"),
+        ((0, 2, 0), "holds megatron.core 0.2.0, which is not in >=0.16,<0.20"),
         (None, "holds megatron.core unknown (2023 or older)"),
     ],
 )

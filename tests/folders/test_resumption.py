@@ -13,13 +13,14 @@ import pytest
 
 from megatron_patch.config import Options, TrainConfig
 from megatron_patch.errors import UserError
-from megatron_patch.folders.fingerprint import with_fingerprints
+from megatron_patch.folders.fingerprint import observe
 from megatron_patch.folders.layout import iteration_folder, write_tracker
 from megatron_patch.folders.other_runs import offers
+from megatron_patch.folders.recorded_run import run_record
 from megatron_patch.folders.resumption import find_start
 from megatron_patch.llama.model_config import LLAMA_SIZES
 from tests.launching import GOLDEN
-from tests.tiny import tiny_config
+from tests.tiny import source, tiny_config
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 
@@ -34,17 +35,26 @@ def checkpoint(root: Path, iteration: int | None, **files: str) -> Path:
     return folder
 
 
-def written(config: TrainConfig, iteration: int = 20) -> Path:
+def written(config: TrainConfig, iteration: int = 20, resumed_from: str | None = None) -> Path:
     """The folder that a run of `config` leaves after `iteration`."""
+    origin = replace(observe(config), resumed_from=resumed_from)
     folder = checkpoint(Path(config.checkpoint_folder), iteration)
-    (folder / "run_config.json").write_text(json.dumps(with_fingerprints(config).as_dict()))
+    (folder / "run_config.json").write_text(json.dumps(run_record(config, origin)))
     return folder
 
 
 def asked(config: TrainConfig, resume_from: object = "", **changed: object) -> TrainConfig:
     """The configuration that a user's next command comes to."""
     options = replace(changed.pop("options", config.options), resume_from=str(resume_from))
-    return with_fingerprints(replace(config, **changed, options=options))
+    for name in ("train_data", "valid_data"):
+        if (text := changed.pop(f"{name}_path", None)) is not None:
+            changed[name] = source(text, config.task)
+    return replace(config, **changed, options=options)
+
+
+def offered(config: TrainConfig) -> list[str]:
+    """What is said about the runs beside `config`'s."""
+    return offers(config, observe(config))
 
 
 @pytest.fixture
@@ -96,23 +106,23 @@ def test_a_run_that_learns_the_same_is_offered(config, difference):
     folder = written(config)
     new = asked(config, name="second", **HARMLESS[difference])
     assert find_start(new).folder is None
-    (line,) = offers(new)
+    (line,) = offered(new)
     assert difference in line and "is at iteration 20" in line
     words = shlex.split(line.partition(", add ")[2])
     assert words[:2] == ["--resume-from", str(folder.parent)]
     start = find_start(asked(new, words[1]))
-    assert start.folder == folder and start.config.resumed_from == str(folder)
+    assert start.folder == folder and start.origin.resumed_from == str(folder)
     # The run's own first checkpoint records that, and it goes on with the flag and without.
-    own = written(start.config, 30)
+    own = written(start.config, 30, start.origin.resumed_from)
     for again in (new, asked(new, words[1])):
-        assert find_start(again).folder == own and find_start(again).config.resumed_from == str(folder)
+        assert find_start(again).folder == own and find_start(again).origin.resumed_from == str(folder)
 
 
 @pytest.mark.parametrize("difference", DECISIVE)
 def test_a_run_that_learns_something_else_is_refused_and_not_offered(config, difference):
     folder = written(config)
     new = asked(config, name="second", **DECISIVE[difference])
-    assert offers(new) == []
+    assert offered(new) == []
     with pytest.raises(UserError) as caught:
         find_start(asked(new, folder, options=new.options))
     assert f"whose run learns something else: {difference}. " in str(caught.value)
@@ -128,14 +138,14 @@ def test_the_furthest_run_comes_first_and_what_is_no_run_is_passed_over(config):
     checkpoint(Path(config.checkpoint_folder).with_name("converted"), None)
     checkpoint(Path(config.checkpoint_folder).with_name("foreign"), 50)
     (Path(config.checkpoint_folder).with_name("empty")).mkdir()
-    lines = offers(asked(config, tensor_model_parallel_size=2))
+    lines = offered(asked(config, tensor_model_parallel_size=2))
     assert [line.partition(",")[0].rpartition("/")[2] for line in lines] == ["b", "d", "c"]
 
 
 def test_a_longer_run_goes_on_only_if_asked_to(config):
     folder = written(config)
     longer = asked(config, name="second", train_iters=8)
-    assert "(train_iters (TRAIN_TOKENS) was 4 and is 8): to go on from it, add --resume-from" in offers(longer)[0]
+    assert "(train_iters (TRAIN_TOKENS) was 4 and is 8): to go on from it, add --resume-from" in offered(longer)[0]
     start = find_start(asked(longer, folder))
     assert start.folder == folder and "linear decay to MIN_LR" in start.lines[1] and "within one pass" in start.lines[1]
     start = find_start(asked(longer, load=str(folder.parent)))
@@ -157,7 +167,7 @@ def test_ones_own_folder_as_pretrain_checkpoint_path(config, model):
     new = asked(config, name="second", tensor_model_parallel_size=2, load=str(folder.parent))
     start = find_start(new)
     assert start.folder == folder and start.config.load == str(model) and "TP was 1 and is 2" in start.lines[0]
-    own = written(start.config, 30)
+    own = written(start.config, 30, start.origin.resumed_from)
     assert find_start(new).folder == own and find_start(asked(new, load=str(model))).folder == own
 
 
@@ -208,7 +218,7 @@ def test_data_and_model_are_known_by_what_they_hold(config, model, tmp_path):
     with pytest.raises(UserError, match=f"train_data_path was '{CORPUS}' and is '{tmp_path}/copy'"):
         find_start(asked(config, train_data_path=str(tmp_path / "copy")))
     # At its own place, too.
-    written(replace(config, name="third", train_data_path=str(tmp_path / "copy")))
+    written(replace(config, name="third", train_data=source(tmp_path / "copy")))
     shutil.copy(f"{CORPUS}.bin", pairs[0])
     with pytest.raises(UserError, match=f"{tmp_path}/copy holds other data than then"):
         find_start(asked(config, name="third", train_data_path=str(tmp_path / "copy")))
@@ -222,7 +232,7 @@ def test_moved_and_renamed_folders(config, tmp_path):
     assert find_start(asked(config, name="second", output_path=str(out), tensor_model_parallel_size=2)).folder is not None
     # What it went on from may have moved as well, or have gone.
     start = find_start(asked(config, out / "checkpoint/second", name="third", output_path=str(out)))
-    own = written(replace(start.config, options=Options()), 30)
+    own = written(replace(start.config, options=Options()), 30, start.origin.resumed_from)
     old = (out / "checkpoint/second").rename(out / "checkpoint/old")
     assert find_start(asked(config, old, name="third", output_path=str(out))).folder == own
 
@@ -234,7 +244,7 @@ def test_a_checkpoint_that_is_linked_from_another_disk(config, tmp_path):
     folder.symlink_to(tmp_path / "disk/iter_0000020")
     for path in (folder.parent, folder):
         start = find_start(asked(config, path, name="second"))
-        assert start.folder == folder and start.config.resumed_from == str(folder)
+        assert start.folder == folder and start.origin.resumed_from == str(folder)
 
 
 def test_fine_tuning_is_offered_with_the_flag_that_keeps_its_global_batch(tmp_path):
@@ -244,11 +254,11 @@ def test_fine_tuning_is_offered_with_the_flag_that_keeps_its_global_batch(tmp_pa
     config = replace(config, name="first", epochs=2, global_batch_size=4)
     folder = written(config)
     new = asked(config, name="second", tensor_model_parallel_size=2, global_batch_size=2)
-    (line,) = offers(new)
+    (line,) = offered(new)
     assert line.endswith(f"add --resume-from {folder.parent} --gradient-accumulation-steps 2 after the last argument.")
     with pytest.raises(UserError, match="--gradient-accumulation-steps 2 keeps it"):
         find_start(asked(new, folder))
-    assert offers(asked(new, global_batch_size=3)) == []
+    assert offered(asked(new, global_batch_size=3)) == []
 
 
 def test_another_tokenizer_is_noticed_and_a_moved_one_is_not(tmp_path):
@@ -278,7 +288,7 @@ def test_a_damaged_record_is_a_sentence(config, text):
     (folder / "run_config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="run_config.json is not what a training run writes there"):
         find_start(asked(config))
-    (line,) = offers(asked(config, name="second"))
+    (line,) = offered(asked(config, name="second"))
     assert line.startswith(f"Whether this run could go on from {folder.parent} is not known: ") and len(line) < 1000
 
 

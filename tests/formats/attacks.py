@@ -1,4 +1,4 @@
-"""Checkpoints that run code under torch's own readers, each in a way that a look at `.metadata` alone does not show."""
+"""Checkpoints that run code under torch's own readers. A check of the names in `.metadata` alone finds none of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 
 class Payload:
-    """Makes a folder when it is unpickled."""
+    """What an attacker wants to run: unpickling it makes a folder, the trace that tests look for."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -43,7 +43,7 @@ def objects(metadata) -> list:
 
 
 class _Hiding:
-    """Pickles as an OrderedDict of `content` with an attribute `items` that, called, shows nothing."""
+    """Pickles as an OrderedDict of `content` whose attribute `items` returns nothing when it is called."""
 
     def __init__(self, content: dict) -> None:
         self.content = content
@@ -53,7 +53,7 @@ class _Hiding:
 
 
 def hide_behind_an_attribute(folder: Path, trace: Path) -> None:
-    """`storage_data` whose `items` shows nothing, while `[]` leads to the payload."""
+    """A `storage_data` whose `items` shows nothing, while looking up a key leads to the payload."""
     content = saved([Payload(trace)])
     (folder / "planted.distcp").write_bytes(content)
 
@@ -66,7 +66,7 @@ def hide_behind_an_attribute(folder: Path, trace: Path) -> None:
 
 
 def hide_behind_a_transform(folder: Path, trace: Path) -> None:
-    """A file that begins with a frame for a reader without zstd; one with it gets the payload."""
+    """A file that torch's reader decompresses: decompressed it is the payload, raw it is harmless."""
     harmless = saved([None])
     skipped = b"\x50\x2a\x4d\x18" + len(harmless).to_bytes(4, "little") + harmless
     content = skipped + zstandard.compress(saved([Payload(trace)]))
@@ -80,12 +80,12 @@ def hide_behind_a_transform(folder: Path, trace: Path) -> None:
 
 
 def plant_common(folder: Path, trace: Path) -> None:
-    """The payload in common.pt."""
+    """Put the payload into common.pt."""
     (folder / "common.pt").write_bytes(saved({"progress": Payload(trace)}))
 
 
 def misname_progress(folder: Path, trace: Path) -> None:
-    """No attack: a common.pt whose progress is text."""
+    """Not an attack: a common.pt whose progress is text instead of numbers."""
     content = torch.load(folder / "common.pt", weights_only=True)
     content["progress"]["iteration"] = "two"
     torch.save(content, folder / "common.pt")

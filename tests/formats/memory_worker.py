@@ -1,4 +1,4 @@
-"""Reads files that ask for more memory than they have bytes, with 500 MB to take; prints what each is answered with."""
+"""Read files that ask for more memory than they have bytes, within 500 MB, and print what answers each of them."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def sparse(path: Path, size: int, tail: bytes) -> None:
 
 
 def directory(size: int) -> bytes:
-    """The end of a zip whose directory is said to have `size` bytes."""
+    """The end of a zip that says that its directory has `size` bytes."""
     return struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, size, 0, 0)
 
 
 def cases(folder: Path):
-    """(name, what reads it) after its file has been written."""
+    """Write one file after the other, and yield (its name, the function that reads it)."""
     for name, content in PICKLES.items():
         (folder / ".metadata").write_bytes(content)
         yield f".metadata: {name}", lambda: read_dcp_metadata(folder)

@@ -1,4 +1,4 @@
-"""No file is given more memory than it has bytes: each is refused in a sentence by a process that has 500 MB to take."""
+"""No file gets more memory than it has bytes: a process with a limit of 500 MB refuses each of them in a sentence."""
 
 from __future__ import annotations
 

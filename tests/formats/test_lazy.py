@@ -1,4 +1,4 @@
-"""Lazy tensors against torch's own cutting and joining, read whole and at any rows."""
+"""Lazy tensors equal what torch cuts and joins, read as a whole and at any rows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ WHOLE = torch.arange(42, dtype=torch.float32).view(7, 6)
 
 
 def in_file(path, tensor: torch.Tensor, before: int = 12) -> FileTensor:
-    """`tensor` in a file, behind so many other bytes."""
+    """`tensor` written to a file behind other bytes, as a lazy tensor."""
     path.write_bytes(b"\xff" * before + tensor.contiguous().numpy().tobytes())
     return FileTensor(path, "w", before, tuple(tensor.shape), tensor.dtype)
 
 
 def cases(folder) -> dict[str, tuple[LazyTensor, torch.Tensor]]:
-    """(lazy, what torch makes of the same), by name."""
+    """Name → (a lazy tensor, the same made by torch)."""
     base = in_file(folder / "whole", WHOLE)
     # From row 0, column 2 on; rows of four are six apart.
     storage = FileTensor(base.path, "w", base.offset + 2 * 4, (40,), torch.float32)

@@ -1,4 +1,4 @@
-"""Converting a native checkpoint whose `.metadata` is sound by itself and speaks of other tensors than the files hold."""
+"""Converting a native checkpoint whose `.metadata` is sound but describes other tensors than its files hold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sound(tmp_path_factory):
 
 
 def replace(tensor, sizes=None):
-    """The final norm becomes `tensor`, in a file of its own, in one chunk for each of `sizes`."""
+    """Replace the final norm by `tensor`, in a new file, with one chunk for each of `sizes`."""
 
     def edit(folder, metadata):
         entry = metadata.state_dict_metadata[NORM]

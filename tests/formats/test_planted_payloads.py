@@ -1,4 +1,4 @@
-"""Files that would run code under an unrestricted unpickler are refused by name, and do not run it."""
+"""Files that would run code under an unrestricted unpickler: a sentence names them, and nothing runs."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def attacked(sound, tmp_path, trace):
 
 
 def test_the_hidden_object_is_what_torch_loads(attacked, trace):
-    """`items` shows nothing, and `[]`, which torch uses, leads to the payload."""
+    """`items` shows nothing, while a look-up by key, which torch makes, leads to the payload."""
     release = attacked("attribute") / "release"
     metadata = pickle.loads((release / ".metadata").read_bytes())
     assert not metadata.storage_data.items()
@@ -131,7 +131,7 @@ def test_converting_and_inspecting_what_is_hidden(name, attacked, trace, capsys)
 
 
 def test_going_on_from_what_was_planted(tmp_path, trace):
-    """A run's own checkpoint, changed between two starts: an object, common.pt, and what is no attack but wrong."""
+    """A run's own checkpoint, changed between two starts: an object, common.pt, and a value that is only wrong."""
     said = {**HIDDEN, "common.pt": "mkdir", "progress": "does not hold such a run's state"}
     values = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, OUTPUT_BASEPATH=tmp_path)
     train(PRETRAIN, tmp_path, "--exit-interval", 2, **{name: values[name] for name in ("MODEL_SIZE", "DATASET_PATH")})

@@ -1,4 +1,4 @@
-"""Places of tensors in safetensors files: the library's values where it reads the file, a sentence where it does not."""
+"""Tensors of safetensors files: the library's values if it reads the file, a sentence if it does not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def entry(shape, first, last, dtype="F32"):
 
 
 def write(path, header, size):
-    """A file of this header (JSON, or text as it is) and `size` bytes that differ."""
+    """A file with this header (an object, or text that is written as it is) and `size` different bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     data = numpy.arange(size // 4 + 1, dtype=numpy.float32).tobytes()[:size]
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
@@ -97,7 +97,7 @@ def test_a_dtype_that_is_no_weight_s(tmp_path):
 @pytest.mark.parametrize("verify", [False, True])
 @pytest.mark.parametrize("offsets", [[-512, 0], [0, 512]])
 def test_conversion_refuses_offsets_that_are_anothers(offsets, verify, tmp_path):
-    """A norm whose bytes would be the header's, or another tensor's."""
+    """A header that gives a norm the bytes of the header itself, or those of another tensor."""
     folder = write_hf(tmp_path / "hf", SMALL, random_weights(SMALL))
     path = folder / "model.safetensors"
     content = path.read_bytes()

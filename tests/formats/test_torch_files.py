@@ -66,7 +66,7 @@ def test_what_is_refused_before_torch_is_asked(kind, tmp_path, monkeypatch):
 
 
 class _Array:
-    """An array whose dtype has a state of its own: flags that say that its bytes are addresses of objects."""
+    """An array whose dtype has flags that tell numpy that its bytes are pointers to objects."""
 
     def __reduce__(self):
         return numpy.core.multiarray._reconstruct, (numpy.ndarray, (0,), b"b"), (1, (1,), _Dtype(), False, b"\x41" * 8)

@@ -3,8 +3,8 @@
     python -m tests.fuzz [--inputs N] [--seed S] [--jobs N] [--only TARGET ...]
     python -m tests.fuzz --only TARGET --seed S --number N     one input again, with its traceback
 
-Prints the seed, how many inputs were tried, the slowest, the largest memory, and each distinct failure with the first input that
-shows it. The exit status is 1 where there is one.
+It prints the seed, the number of inputs that were tried, the slowest one, the largest memory, and each distinct failure
+with the first input that shows it. The exit status is 1 if there is a failure.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from tests.fuzz.run import TARGETS, attempt, prepared, random_of
 
 _CHUNK = 5000  # inputs of one process
-# Shares of all inputs: what takes ten milliseconds gets fewer than what takes one.
+# The share of all inputs that each target gets: a slow reader gets fewer.
 _SLOW = ("torch-files", "preparation-input", "preparation-state")
 _SLOW += ("arguments-pretrain", "arguments-finetune", "arguments-preprocess")
 _SHARES = {name: 0.3 if name in _SLOW else 1.0 for name in TARGETS}
@@ -59,7 +59,7 @@ def _again(name: str, seed: str, number: int) -> int:
 
 
 def _child(name: str, seed: str, first: int, last: int, at: Path) -> int:
-    """Inputs of one target; a line of JSON with what became of them."""
+    """Try some inputs of one target, and print a line of JSON that says what became of them."""
     from tests.fuzz.outcome import limits
 
     target, failures = prepared(name, Path(tempfile.mkdtemp(prefix="fuzz-"))), {}
@@ -100,7 +100,7 @@ def _parent(args: argparse.Namespace) -> int:
 
 
 def _run(seed: str, name: str, first: int, last: int) -> dict:
-    """One child process; one that dies names its last input."""
+    """Run one child process and read its line. If it dies, the input that it had begun is a failure."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         words = ["--only", name, "--seed", seed, "--from-to", str(first), str(last), "--at", f"{folder}/at"]
         result = subprocess.run(

@@ -32,7 +32,7 @@ def hf_config(folder: Path) -> Target:
 
 
 def described(folder: Path) -> Target:
-    """Whatever of a native checkpoint is text: the tracker, model.json, metadata.json, config.json; opened and inspected."""
+    """A native checkpoint's text files: tracker, model.json, metadata.json, config.json. It is opened and inspected."""
     from megatron_patch.cli import inspection as inspect
     from megatron_patch.folders.layout import read_model_description, resolve_checkpoint
     from megatron_patch.weights.source import open_source
@@ -101,7 +101,7 @@ def distributed(folder: Path) -> Target:
 
 
 def _metadata(random: Random, data: bytes) -> bytes:
-    """By opcodes, or one field of the objects set to something else."""
+    """Change `.metadata` by its opcodes, or set one field of its objects to something else."""
     if random.random() < 0.5:
         return changed_pickle(random, data)
     found = pickle.loads(data)  # our own valid file
@@ -207,7 +207,7 @@ def run_config(folder: Path) -> Target:
     def read(_: Random) -> None:
         start = find_start(config)
         assert start.config.load is None or isinstance(start.config.load, str), f"load is {start.config.load!r}"
-        offers(replace(config, name="another"))  # which meets the same files as those of a run beside it
+        offers(replace(config, name="another"), start.origin)  # which meets the same files as those of a run beside it
 
     place = root.relative_to(folder)
     names = {

@@ -18,7 +18,7 @@ from tests.launching import GOLDEN
 
 
 def tokenizers(folder: Path, fast: bool = False) -> Target:
-    """Whatever stands in a tokenizer's folder, tokenizing and rendering with it."""
+    """All files of a tokenizer's folder; texts are tokenized and rendered with it."""
     from megatron_patch.data.prompts import encoder
     from megatron_patch.data.tokenizer import load_tokenizer
 
@@ -60,7 +60,7 @@ def _settings(random: Random, data: bytes) -> bytes:
 
 def indexed(folder: Path) -> Target:
     from megatron_patch.cli import inspection as inspect
-    from megatron_patch.preparation.pair import Counts
+    from megatron_patch.preparation.state import Counts
     from megatron_patch.records.indexed import check_indexed_dataset, lengths_fingerprint
 
     for end in (".bin", ".idx"):
@@ -84,7 +84,7 @@ def indexed(folder: Path) -> Target:
 
 
 def _index(random: Random, data: bytes) -> bytes:
-    """One number of the header or of an array changed; with new counts, mostly arrays of that size too."""
+    """Change one number of the header or of an array. With a new count the arrays mostly get the new length too."""
     if random.random() < 0.2:
         return changed_bytes(random, data)
     magic, version, code, n, d = struct.unpack("<9sQBQQ", data[:34])
@@ -134,7 +134,7 @@ def _nudge(random: Random, numbers: list[int], low: int, high: int) -> None:
 
 
 def token_cache(folder: Path) -> Target:
-    from megatron_patch.data.sft import build_sft_dataset
+    from megatron_patch.data.json_dataset import build_json_dataset
     from megatron_patch.data.tokenizer import load_tokenizer
 
     records = json.loads((GOLDEN / "sft" / "alpaca_output.json").read_text(encoding="utf-8"))[:3]
@@ -143,7 +143,7 @@ def token_cache(folder: Path) -> Target:
     found = load_tokenizer(GOLDEN / "hf_mha")
 
     def build(**kwargs: Any) -> Any:
-        return build_sft_dataset(data, found, pad_len=64, seq_len=64, cache_dir=folder / "cache", **kwargs)
+        return build_json_dataset(data, found, pad_len=64, seq_len=64, cache_dir=folder / "cache", **kwargs)
 
     right = [row["tokens"].tolist() for row in map(build().__getitem__, range(3))]
 
@@ -154,7 +154,7 @@ def token_cache(folder: Path) -> Target:
         found = (folder / name).read_bytes()[4096:]
         got = build()
         again = [got[i]["tokens"].tolist() for i in range(len(got))]
-        # Tokens of another kind under a checksum that was made for them are nothing that anyone can tell.
+        # Nobody can tell other tokens whose checksum is right.
         forged = (folder / name).read_bytes()[4096:] == found != body
         assert again == right or forged, "a damaged cache was believed"
 
@@ -162,7 +162,7 @@ def token_cache(folder: Path) -> Target:
 
 
 def _cache(random: Random, data: bytes) -> bytes:
-    """Header by its structure, with a checksum that is right, so that what the checksum does not cover is tried too."""
+    """Change the header and make its checksum right again, so that the checks behind the checksum are tried too."""
     if random.random() < 0.3:
         return changed_bytes(random, data)
     header, body = json.loads(data[:4096]), data[4096:]

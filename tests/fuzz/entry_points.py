@@ -1,4 +1,4 @@
-"""Every argument and flag of the five entry points, one of them odd at a time, as a shell would hand it on."""
+"""Every argument and flag of the five entry points. One at a time gets an odd value, as a shell would pass it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _WRITTEN = ("output-path", "target", "output-prefix", "output-dir", "sft-output-
 
 
 class Arguments:
-    """One entry point: `flags` (name, valid value), which follow in `optional` too, now and then, and its main()."""
+    """One entry point: its main(), its `flags` with valid values, and `optional` flags that are sometimes added."""
 
     def __init__(
         self, folder: Path, main: Callable[[list[str]], object], optional: tuple[str, ...], words: tuple[str, ...] = (),
@@ -97,13 +97,13 @@ class Arguments:
         return argv, job
 
     def _inside(self, name: str, odd: str) -> str:
-        """Nothing is written outside of this target's folder."""
+        """The odd value, changed so that nothing is written outside of this target's folder."""
         outside = odd.startswith(("/", "..")) and not odd.startswith((str(self.folder), "/dev/null/", "/proc/"))
         return "/dev/null/x" if name in _WRITTEN and outside else odd
 
     @contextlib.contextmanager
     def surroundings(self, job: dict[str, str]) -> Iterator[None]:
-        """An empty current folder, and no exec."""
+        """Run the block in an empty current folder, and with an exec that replaces nothing."""
         before, execve, environment = os.getcwd(), os.execve, dict(os.environ)
         inside = self.folder / "cwd"
         inside.mkdir(exist_ok=True)
@@ -185,7 +185,7 @@ def preparation(folder: Path) -> Arguments:
 
 
 def _not_1(status: object) -> object:
-    """Status 1 with a sentence is preparation's way to say that data or disk stopped it."""
+    """Status 1 as status 2: with 1 and a sentence preparation says that data or the disk stopped it."""
     return 2 if status == 1 else status
 
 

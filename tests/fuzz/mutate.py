@@ -1,4 +1,5 @@
-"""Valid files with one thing changed: JSON by its structure, pickles by opcodes, zips by entries, anything by its bytes.
+"""Valid files with one thing changed: JSON by its structure, pickles by opcodes, zips by entries, anything by its
+bytes.
 
 Every choice is drawn from a `random.Random`: Python's own with a seed (fast), or hypothesis's (shrinks).
 """
@@ -15,7 +16,7 @@ import zipfile
 from random import Random
 from typing import Any
 
-# JSON as text, since several of these are nothing that json.dumps would write.
+# As JSON text, because json.dumps would not write several of them.
 VALUES = (
     "null", "true", "false", "0", "-1", "1", "2", "3", "7", "64", "1000000000", "2147483648", "9223372036854775807",
     "18446744073709551616",
@@ -52,7 +53,10 @@ _MARK = "@changed-here@"
 
 
 def changed_json(random: Random, content: Any, keys: tuple[str, ...] = ()) -> bytes:
-    """`content` with one value, key or item changed; now and then with its bytes changed. `keys`: more that may be set."""
+    """`content` as JSON with one value, key or item changed, sometimes with its bytes changed.
+
+    `keys` are further keys that may be set.
+    """
     if random.random() < 0.1:
         return changed_bytes(random, json.dumps(content).encode())
     content = copy.deepcopy(content)
@@ -80,7 +84,7 @@ def changed_json(random: Random, content: Any, keys: tuple[str, ...] = ()) -> by
 
 
 def _places(content: Any) -> Any:
-    """(holder, key or index) of everything in it."""
+    """(container, key or index) of everything in `content`, at every depth."""
     pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in list(pairs):
         yield content, key
@@ -88,7 +92,7 @@ def _places(content: Any) -> Any:
 
 
 def changed_bytes(random: Random, data: bytes) -> bytes:
-    """One flip, cut, insertion, repetition or number in it."""
+    """`data` with one bit flipped, or with one part cut, inserted, repeated or replaced by a number."""
     how = random.choice(
         ("flip", "flip", "set", "number", "number", "cut", "delete", "insert", "repeat", "append", "empty", "begin")
     )
@@ -122,7 +126,7 @@ def _packed(code: str, value: int) -> bytes:
 
 
 def changed_pickle(random: Random, data: bytes) -> bytes:
-    """One opcode dropped, doubled, swapped, or given another argument; or bytes changed."""
+    """A pickle with one opcode dropped, doubled, swapped or given another argument, or with its bytes changed."""
     if random.random() < 0.2:
         return changed_bytes(random, data)
     starts = [position for _, _, position in pickletools.genops(data)] + [len(data)]
@@ -145,7 +149,7 @@ def changed_pickle(random: Random, data: bytes) -> bytes:
 
 
 def _with_argument(random: Random, pieces: list[bytes], at: int) -> int:
-    """An opcode that pushes a plain value, if one is near."""
+    """The place of an opcode near `at` that pushes a plain value; `at` itself if there is none."""
     plain = [i for i in range(len(pieces)) if pieces[i][:1] in b"KMJX\x8c\x88\x89N\x8aI"]
     return random.choice(plain) if plain else at
 
@@ -167,7 +171,7 @@ _ARGUMENTS = (
 
 
 def changed_zip(random: Random, data: bytes) -> bytes:
-    """One entry of an archive of torch.save changed, dropped, renamed or compressed; or bytes changed."""
+    """An archive of torch.save with one entry changed, dropped, renamed or compressed, or with its bytes changed."""
     if random.random() < 0.3:
         return changed_bytes(random, data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:

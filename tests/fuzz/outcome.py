@@ -1,7 +1,9 @@
-"""One input and what becomes of it: a result or a sentence is right, everything else is a failure with a place.
+"""One input and what becomes of it. A result is right, and so is a sentence. Everything else is a failure, with its
+place.
 
-A sentence is a UserError, or exit status 2 with something on standard error. Any other ValueError is none: it is a bug's, or one
-of int(), numpy or json that passes through unchanged and names no file and no remedy. `limits` holds 5 s and 500 MB.
+A sentence is a UserError, or exit status 2 with something on standard error. Any other ValueError is a failure: it
+comes from a bug, or from int(), numpy or json, and names no file and no remedy. `limits` allows an input 5 s and 500
+MB.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ _PACKAGE = str(Path(__file__).resolve().parents[2] / "megatron_patch")
 
 
 class TooSlow(BaseException):
-    """Not an Exception, so that no reader takes it for one of its own."""
+    """An input took too long. It is not an Exception, so that no reader catches it as one of its own errors."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """`place`: where in this project, and what; two inputs of one place are one defect."""
+    """What went wrong. `place` is the line of this project and the error; two inputs with one place are one defect."""
 
     place: str
     detail: str
@@ -95,7 +97,7 @@ def resident() -> int:
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """5 s of an input end in TooSlow, more than 500 MB beyond what the process has now in MemoryError. Linux."""
+    """Inside, an input of more than 5 s ends in TooSlow, one that takes 500 MB more in MemoryError. For Linux."""
     gc.collect()
     with open("/proc/self/statm", encoding="ascii") as stream:
         address_space = int(stream.read().split()[0]) * resource.getpagesize()
@@ -116,7 +118,7 @@ def _too_slow(_number: int, _frame: object) -> None:
 
 @contextlib.contextmanager
 def timed() -> Iterator[None]:
-    """Inside `limits`: the time of one input."""
+    """Inside `limits`: begin to measure the time of one input."""
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield

@@ -55,14 +55,14 @@ def records(folder: Path, tool: str = "finetune") -> Target:
 
 
 def _changed_file(folder: Path) -> Path:
-    """The one file that is not empty, or the only one that is there."""
+    """The file that was changed: the one that is not empty, or the only one that is there."""
     there = [path for path in folder.iterdir() if path.is_file() and path.stat().st_size]
     return there[0] if there else next(path for path in folder.iterdir() if path.is_file())
 
 
 def _finetune(folder: Path, _: Target) -> Callable[[Random], object]:
     from megatron_patch.cli import inspection as inspect
-    from megatron_patch.data.sft import build_sft_dataset
+    from megatron_patch.data.json_dataset import build_json_dataset
     from megatron_patch.data.tokenizer import load_tokenizer
 
     model = valid.tokenizer(folder.parent / f"{folder.name}-tokenizer")
@@ -73,7 +73,7 @@ def _finetune(folder: Path, _: Target) -> Callable[[Random], object]:
         if random.random() < 0.1:
             return inspect.main([str(path), "--samples", "1"])
         template = "alpaca" if path.name.startswith("alpaca") else random.choice(("llama2-chat", "tokenizer"))
-        made = build_sft_dataset(path, found, pad_len=32, seq_len=64, template=template, packing=random.random() < 0.3)
+        made = build_json_dataset(path, found, pad_len=32, seq_len=64, template=template, packing=random.random() < 0.3)
         for i in range(len(made)):
             made[i]
         return None

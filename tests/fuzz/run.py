@@ -1,4 +1,4 @@
-"""Inputs by target and number: input `number` of a target under a seed is the same everywhere, and can be repeated alone."""
+"""Inputs by target, seed and number. These three decide an input, so any input can be repeated alone on any machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TARGETS = (*READERS, *ENTRY_POINTS)
 
 
 def prepared(name: str, folder: Path) -> Target | Arguments:
-    """The target `name`, with its valid input in `folder`, which is empty."""
+    """The target of this name, with its valid input written into `folder`, which is empty before."""
     if name in ENTRY_POINTS:
         return ENTRY_POINTS[name](folder)
     (folder / "files").mkdir()

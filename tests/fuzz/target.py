@@ -1,4 +1,4 @@
-"""One kind of input: its valid files, who changes them, and who reads them."""
+"""One kind of input: its valid files, the functions that change them, and the function that reads them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.fuzz.mutate import changed_bytes, changed_json
 
 @dataclass
 class Target:
-    """One kind of input. `files` by name: their valid bytes, and who changes them."""
+    """One kind of input. `files` has for each name the valid bytes and the function that changes them."""
 
     folder: Path
     read: Callable[[Random], object]
     files: dict[str, tuple[bytes, Callable[[Random, bytes], bytes]]] = field(default_factory=dict)
 
     def change(self, random: Random) -> dict[str, bytes]:
-        """Write the valid files, one of them changed; what was changed."""
+        """Write the valid files, one of them changed; returns the changed ones by name."""
         name = random.choice(list(self.files))
         content, changer = self.files[name]
         changed = {name: changer(random, content)}
@@ -35,7 +35,7 @@ class Target:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """As a new file: one that a reader has mapped stays as it was."""
+    """Write a new file under this name. The old one may be mapped by a reader, which must not see new bytes."""
     path.unlink(missing_ok=True)
     path.write_bytes(data)
 

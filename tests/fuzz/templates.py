@@ -98,7 +98,7 @@ _PIECES = (
 
 
 def changed_template(random: Random, text: str) -> str:
-    """One of the odd ones, one inside the valid one, or the valid one with a piece changed."""
+    """An odd template, an odd one inside the valid one, or the valid one with a piece changed."""
     how = random.randrange(4)
     if how == 0:
         return random.choice(TEMPLATES)

@@ -1,4 +1,4 @@
-"""What is typed and cannot be, with its sentence: arguments, flags, a job's environment, scripts from Windows."""
+"""Wrong input and its sentence: arguments, flags, a job's environment, scripts with Windows line ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.launching import CONVERT, FINETUNE, GOLDEN, PRETRAIN, PRETRAIN_ARGUME
 LONG, DIGITS = "a" * 256, "9" * 5000
 PREPARE = ROOT / "toolkits/pretrain_data_preprocessing/run_make_pretraining_dataset.sh"
 
-# What is typed: (text, what is said of it as a number, as a path).
+# (text that is typed, what the sentence says of it as a number, what it says of it as a path).
 WHOLE = {
     "8\r": "it holds a carriage return (\\r), as texts from Windows have", "٣": "in digits", "８": "in digits",
     "1_000": "in digits",
@@ -39,7 +39,7 @@ def pretraining(tmp_path: Path, **changed: object) -> list[str]:
 
 
 def refused(capsys, main, argv: list[str]) -> str:
-    """Standard error of what must end with status 2."""
+    """Run a command that must end with status 2; returns its standard error."""
     try:
         status = main(argv)
     except SystemExit as end:

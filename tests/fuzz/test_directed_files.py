@@ -1,4 +1,4 @@
-"""What the fuzz tests have found in files, one case a line, with its sentence."""
+"""What the fuzz tests have found in files: each case with its sentence."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from megatron_patch.cli import inspection as inspect
 from megatron_patch.cli import preprocess
 from megatron_patch.data.chat_template import compile_chat_template
-from megatron_patch.data.sft import build_sft_dataset
-from megatron_patch.data.sft_records import read_records
+from megatron_patch.data.json_dataset import build_json_dataset, read_records
 from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.layout import ModelDescription, read_model_description, read_tracker, write_model_description
 from megatron_patch.folders.resumption import own_checkpoint
 from megatron_patch.llama.model_config import LLAMA_SIZES, read_hf_config
@@ -58,7 +58,7 @@ CONFIGS = {
 
 
 def with_value(content: dict, key: str, raw: str) -> str:
-    """`content` as JSON, with `raw` as it stands for the value of `key`."""
+    """`content` as JSON, in which the text `raw` stands for the value of `key`."""
     return json.dumps({**content, key: "@here@"}).replace('"@here@"', raw)
 
 
@@ -127,9 +127,9 @@ def test_run_config_json(key, raw, said, tmp_path):
     (folder.parent / "latest_checkpointed_iteration.txt").write_text("4")
     (folder / "run_config.json").write_text(with_value(config.as_dict(), key, raw))
     with pytest.raises(ValueError, match=said):
-        own_checkpoint(config)
+        own_checkpoint(config, Origin())
     (folder / "run_config.json").write_text(json.dumps(config.as_dict()))
-    assert own_checkpoint(config) == folder
+    assert own_checkpoint(config, Origin()) == folder
 
 
 N = 47  # sequences of the golden corpus
@@ -182,7 +182,7 @@ def test_a_damaged_token_cache_is_made_again(change, tmp_path, caplog):
     records = json.loads((GOLDEN / "sft" / "alpaca_output.json").read_text(encoding="utf-8"))[:3]
     (tmp_path / "d.json").write_text(json.dumps(records))
     tokenizer = load_tokenizer(GOLDEN / "hf_mha")
-    build = lambda: build_sft_dataset(tmp_path / "d.json", tokenizer, pad_len=64, seq_len=64, cache_dir=tmp_path)  # noqa: E731
+    build = lambda: build_json_dataset(tmp_path / "d.json", tokenizer, pad_len=64, seq_len=64, cache_dir=tmp_path)  # noqa: E731
     right = [build()[i]["tokens"].tolist() for i in range(3)]
     (path,) = tmp_path.glob("*.bin")
     data = path.read_bytes()
@@ -273,7 +273,7 @@ def test_a_hostile_chat_template_is_refused(source, said):
 
 
 def test_a_long_conversation_has_room():
-    """Longer than every bound that is not reckoned from the conversation."""
+    """A rendering longer than each bound that does not depend on the conversation."""
     turns = [{"role": "user", "content": "a" * (1 << 22)}, {"role": "assistant", "content": "b" * (1 << 22)}]
     text = compile_chat_template(valid.CHAT, bos_token="<s>", eos_token="</s>")(turns, False)
     assert text == "<s>[INST] " + "a" * (1 << 22) + " [/INST] " + "b" * (1 << 22) + " </s>"
@@ -314,7 +314,7 @@ def test_preparation_s_own_records(name, made, tmp_path, capsys):
 
 
 def test_a_state_that_promises_more_than_is_there_is_refused(tmp_path, capsys):
-    """The gap would be filled with zeros, which are tokens."""
+    """A reader would take the gap for zeros, which are tokens."""
     argv = ["--input", str(GOLDEN / "data" / "corpus.jsonl"), "--output-prefix", str(tmp_path / "p"), "--workers", "1"]
     argv += ["--tokenizer-folder", str(GOLDEN / "hf_mha")]
     assert preprocess.main(argv) == 0

@@ -1,8 +1,7 @@
 """Some thousand changed inputs over every reader and every argument: each ends in a right result or in a sentence.
 
-Every valid file is tried unchanged too. hypothesis drives some of the choices and shrinks what fails; the examples are the same
-each time.
-`make fuzz` tries a million, in processes of their own.
+Every valid file is also tried unchanged. hypothesis makes some of the choices and shrinks what fails. The examples are
+the same each time. `make fuzz` tries a million, in processes of their own.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def test_every_changed_input_is_a_result_or_a_sentence(name, tmp_path):
 
 @pytest.mark.parametrize("name", READERS)
 def test_what_is_valid_is_read(name, tmp_path):
-    """Else the changed inputs would all be refused for what is no change."""
+    """The unchanged input is accepted. Otherwise every changed one would be refused for another reason."""
     target = prepared(name, tmp_path)
     if name in ("fine-tuning-data", "preparation-input"):  # which have no file but the changed one
         (target.folder / "alpaca-d.json").write_text('[{"instruction": "a", "output": "b", "text": "to be"}]')

@@ -1,4 +1,4 @@
-"""The valid files that the fuzz tests start from: golden ones where they are small, else a LLaMA of one layer made here."""
+"""The valid files that the fuzz tests start from: small golden ones, and a LLaMA of one layer that is made here."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def native(folder: Path) -> Path:
 
 
 def of_2023(folder: Path) -> Path:
-    """A checkpoint in the layout of September 2023: the golden one's first layer, cut to size."""
+    """A checkpoint in the layout of September 2023: the first layer of the golden one, with smaller matrices."""
     import torch
 
     golden = GOLDEN / "megatron_2023" / "september" / "mha_tp1_pp1" / "release" / "mp_rank_00" / "model_rng.pt"

@@ -1,4 +1,4 @@
-"""What the host reads while the device goes on: run by `make gpu`."""
+"""The host reads numbers while the device goes on: run by `make gpu`."""
 
 from megatron_patch.core.device import read_later
 
@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_numbers_are_read_before_what_is_asked_for_afterwards():
     numbers, second = torch.zeros(2, dtype=torch.float64, device="cuda"), 2_000_000_000  # clock cycles
     given = torch.tensor([1.5, -2.0], dtype=torch.float64, device="cuda")
-    # Each kernel once before: one that is loaded now would wait for those that run.
+    # Each kernel runs once before: loading one waits for the kernels that run.
     numbers.copy_(given), numbers.zero_(), torch.cuda._sleep(1)
     torch.cuda.synchronize()
     torch.cuda._sleep(second)

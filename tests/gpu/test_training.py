@@ -25,14 +25,16 @@ def console(output):
 
 
 def test_graphs_change_no_digit(tmp_path):
-    """The kernels of a micro-batch are the same, whoever launches them; unfused attention, since flash-attn's backward adds up
-    in the order in which its blocks happen to end."""
+    """Graphs launch the same kernels as Python does, so no digit changes.
+
+    Attention is unfused: flash-attn's backward adds up in the order in which its blocks happen to end.
+    """
     graphs = tiny(tmp_path / "graphs", "--pair-micro-batches", "false", FL="false", AC="none")
     assert graphs == tiny(tmp_path / "launched", "--cuda-graphs", "false", FL="false", AC="none")
 
 
 def test_graphs_of_fused_attention_learn_the_same(tmp_path):
-    """Up to the order in which sums are made."""
+    """Equal up to the order in which sums are made."""
     graphs = tiny(tmp_path / "graphs", "--pair-micro-batches", "false")
     launched = tiny(tmp_path / "launched", "--cuda-graphs", "false")
     assert [step.loss for step in graphs] == pytest.approx([step.loss for step in launched], rel=1e-3)
@@ -49,8 +51,10 @@ def test_pairs_of_micro_batches_change_no_curve(tmp_path):
 
 @pytest.mark.parametrize("recompute", ["sel", "none"])
 def test_losses_after_a_stop_are_the_same_bits(tmp_path, recompute):
-    """What is saved is what the last update made, though the host did not wait for it; without recomputation in graphs of
-    pairs, which the process that goes on finds to fit as well."""
+    """A checkpoint holds what the last update made, though the host did not wait for it.
+
+    Without recomputation the run has graphs of pairs, and the process that goes on finds that pairs fit as well.
+    """
     unfused = {"FL": "false", "AC": recompute}
     whole = tiny(tmp_path / "whole", **unfused)
     first = tiny(tmp_path / "parts", "--exit-interval", 5, **unfused)
@@ -86,7 +90,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """The same for every layout, which random ones are not."""
+    """Converted weights are the same for every layout; random ones are not."""
     return convert(GOLDEN / "hf_mha", tmp_path_factory.mktemp("megatron") / "mha")
 
 
@@ -104,7 +108,7 @@ FOUR = {
 @pytest.mark.parametrize("pairs", ["true", "false"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_two_gpus_learn_what_one_learns(tmp_path, gpus, weights, layout, pairs):
-    """In graphs, NCCL's kernels among them."""
+    """Steps run in graphs, with NCCL's kernels recorded in them."""
     learn_what_one_learns(2, tmp_path, gpus, weights, layout, "--pair-micro-batches", pairs)
 
 
@@ -122,7 +126,8 @@ def test_recomputation_in_graphs_learns_what_one_learns(tmp_path, gpus, weights,
 
 def learn_what_one_learns(number, tmp_path, gpus, weights, layout, *flags):
     common = dict(PR="fp32", FL="false", AC="none", MODEL_SIZE="auto", PRETRAIN_CHECKPOINT_PATH=weights)
-    common |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)  # three pairs for each of two replicas; four stages in flight
+    # Twelve samples: three pairs for each of two replicas, and enough micro-batches for four stages.
+    common |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)
     one = tiny(tmp_path / "one", "--cuda-graphs", "false", **common)
     gpus(number)
     several = tiny(tmp_path / "several", *flags, **{**common, **layout})
@@ -134,12 +139,12 @@ def learn_what_one_learns(number, tmp_path, gpus, weights, layout, *flags):
 @two_gpus
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_two_gpus_go_on_with_the_same_bits(tmp_path, gpus, layout):
-    """With evaluations between the steps, whose passes are launched."""
+    """With evaluations between the steps; their passes are launched and not replayed."""
     go_on_with_the_same_bits(2, tmp_path, gpus, layout)
 
 
 @four_gpus
-@pytest.mark.parametrize("name", [name for name in FOUR if "TP4" not in name])  # which the tiny model's two groups do not take
+@pytest.mark.parametrize("name", [name for name in FOUR if "TP4" not in name])  # the tiny model has two KV groups only
 def test_four_gpus_go_on_with_the_same_bits(tmp_path, gpus, name):
     layout = FOUR[name]
     go_on_with_the_same_bits(4, tmp_path, gpus, layout)

@@ -1,8 +1,7 @@
 """Every kernel test runs on the GPU if there is one, else on the CPU, where Triton kernels are interpreted.
 
-The truth is plain PyTorch in float64, written in each test. An error is a ratio of norms. A result rounded
-once from its exact value is off by at most half an eps of its dtype, so that, plus what float32 sums lose, is
-the tolerance.
+The truth is plain PyTorch in float64, written in each test. An error is a ratio of norms. A result that is rounded once
+from its exact value is off by at most half an eps of its dtype. The tolerance is that, plus what float32 sums lose.
 """
 
 import zlib
@@ -16,7 +15,7 @@ FLOAT32_SUMS = 16 * torch.finfo(torch.float32).eps
 
 @pytest.fixture(autouse=True)
 def seed(request):
-    """By the test's name, so that what failed among others fails by itself as well."""
+    """Seed by the test's name, so that a test that fails among others also fails alone."""
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
@@ -52,7 +51,7 @@ def agree(request, device):
     def agree(actual, truth, roundings=1):
         assert actual.shape == truth.shape
         if interpreted and actual.dtype == torch.bfloat16:
-            roundings *= 2  # the interpreter cuts float32 off to bfloat16 where GPUs round
+            roundings *= 2  # Triton's interpreter truncates float32 to bfloat16, where GPUs round
         error = (actual.double() - truth.double()).norm() / truth.double().norm()
         bound = roundings * torch.finfo(actual.dtype).eps / 2 + FLOAT32_SUMS
         assert error <= bound, f"relative error {error:.2e} exceeds {bound:.2e} in {actual.dtype}"

@@ -36,7 +36,7 @@ def test_ten_steps_equal_torch_adamw_in_float64(draw, agree, device, implementat
         )
         truth.grad = grad.double() * 0.125
         optimizer.step()
-    # The moves, not the weights, so that an error in the update is not hidden behind its size.
+    # Compare what the steps changed: beside the weights themselves an error in an update would be too small to see.
     moves = (master.double() - start.double()).norm()
     assert ((master.double() - truth).norm() / moves).item() < 2e-5
     agree(master, truth.detach())
@@ -63,7 +63,7 @@ def test_a_split_master_loses_no_bit(draw, device, implementation):
 
 
 def test_every_number_splits_into_the_nearest_and_a_remainder(device):
-    """All upper halves with some lower ones: among them both zeros, infinities, subnormals, ties and NaNs."""
+    """Every upper half with some lower ones. Both zeros, infinities, subnormals, ties and NaNs are among them."""
     lower = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], device=device)
     bits = ((torch.arange(1 << 16, device=device)[:, None] << 16) + lower).to(torch.int32)
     values = bits.view(torch.float32)
@@ -91,7 +91,7 @@ def test_low_precision_gradients_are_widened_first(draw, device, implementation)
 
 
 def test_a_nan_stays_one(device, implementation):
-    """Also the one that NVIDIA's float32 instructions make, which rounds to zero as an integer."""
+    """Also the NaN that NVIDIA's float32 instructions make, whose bits would round to zero as an integer."""
     master, exp_avg, exp_avg_sq = (torch.zeros(9, device=device) for _ in range(3))
     copy, remainder = torch.zeros(9, dtype=torch.bfloat16, device=device), torch.zeros(9, dtype=torch.int16, device=device)
     grad = torch.full((9,), 0x7FFFFFFF, dtype=torch.int32, device=device).view(torch.float32)

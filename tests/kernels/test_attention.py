@@ -21,7 +21,7 @@ EXTRA = ["flash_attn_4"] if CUDA and is_installed("flash-attn-4") else []
 
 
 def truth_attention(q, k, v, scale, causal=True, segment_ids=None):
-    """Head by head, [Sq, B, N, D] and [Sk, B, G, D] → [Sq, B, N·D]."""
+    """Attention by its formula, head by head: q [Sq, B, N, D], k and v [Sk, B, G, D] → [Sq, B, N·D]."""
     (queries, batch, heads, _), (keys, _, groups, _) = q.shape, k.shape
     visible = torch.ones(batch, queries, keys, dtype=torch.bool, device=q.device)
     if causal:
@@ -68,7 +68,7 @@ def test_causal(draw, agree, truth_of, dtype, backend, heads, groups, head_dim):
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "computed again"])
 @pytest.mark.parametrize("length", [8, 13, 16])
 def test_unfused_attention_in_chunks_of_queries(draw, agree, truth_of, monkeypatch, implementation, length, recompute):
-    """One chunk, some with an incomplete last one, some that fill it; what no chunk reaches is left as it was, here NaN."""
+    """One chunk, several with an incomplete last one, several that fill it. What no chunk reaches stays NaN."""
     monkeypatch.setattr(unfused, "CHUNK", 8)
     made = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: made(*args, **kwargs).fill_(torch.nan))
@@ -128,7 +128,7 @@ def test_choice_says_why(device):
 
 
 def test_flash_attn_4_without_what_it_needs(tmp_path):
-    """pip lists it, importing it fails: training goes on with the next best and says so at its start."""
+    """pip lists a library that cannot be imported: training takes the next best one and says so at its start."""
     (tmp_path / "flash_attn_4-4.0.0.dist-info").mkdir()
     (tmp_path / "flash_attn_4-4.0.0.dist-info" / "METADATA").write_text("Name: flash-attn-4\nVersion: 4.0.0\n")
     package = tmp_path / "flash_attn" / "cute"

@@ -1,4 +1,4 @@
-"""Which attention a GPU gets, tested without one: capabilities and libraries are stand-ins, with the real signatures."""
+"""Which attention a GPU gets. There is no GPU here: capabilities and libraries are stand-ins with real signatures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, ma
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """Makes a machine: `gpu(capability, libraries)`, a library's text being what stands in its module."""
+    """gpu(capability, libraries) makes a machine; a library is the source text of its module."""
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.syspath_prepend(tmp_path)
     caches = (attention_backends.library_fault, attention_backends.is_installed)
@@ -79,7 +79,7 @@ def gpu(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("capability", "dtype", "head_dim", "packed", "libraries", "expected"),
     [
-        # Below 8.0 (V100, T4) no flash kernel runs, whatever is installed; bf16 has no memory-efficient kernel there either.
+        # Below 8.0 (V100, T4) no flash kernel runs, whatever is installed, and no memory-efficient one in bf16.
         ((7, 0), HALF, 128, False, (FOUR, THREE, TWO), "efficient"),
         ((7, 5), HALF, 128, True, (TWO,), "efficient"),
         ((7, 5), HALF, 100, False, (), "math"),
@@ -147,7 +147,7 @@ def test_a_library_is_not_imported_where_it_is_not_for_the_gpu(gpu):
 
 @pytest.mark.parametrize(("library", "backend"), [(TWO, "flash_attn"), (THREE, "flash_attn_3")])
 def test_libraries_are_called_as_their_signatures_want(gpu, monkeypatch, library, backend):
-    """Dense and packed, with groups, against attention head by head; flash-attn 2 beside 3 is another one."""
+    """Dense and packed samples with groups, compared with attention head by head."""
 
     class Truth:
         @staticmethod

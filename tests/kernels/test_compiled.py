@@ -1,7 +1,7 @@
 """Every kernel is compiled for an H100 or H200 at LLaMA-2 7B's widths, which takes no GPU.
 
-The interpreter, in which the other tests run kernels here, accepts more than Triton's compiler does. It also leaves Triton's
-language changed behind it, so that this happens in a process of its own.
+The other tests run kernels in Triton's interpreter, which accepts more than its compiler does. The interpreter also
+changes Triton's language and does not change it back, so kernels are compiled in a process of their own.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def all_kernels() -> set[str]:
 
 
 def both_ways(function, *tensors, **options):
-    """Forward and backward; the numbers are whatever memory held."""
+    """Run forward and backward. The numbers are uninitialized memory: only the compilation matters."""
     outputs = function(*tensors, **options, implementation="triton")
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
 
 
 def compile_all(dtype: torch.dtype) -> None:
-    """Raises what the compiler says; every kernel must have had its turn."""
+    """Compile every kernel of the package; raises the compiler's error."""
     compiled: list[str] = []
     _dispatch.Kernel._launch = lambda kernel, grid, *args, **named: compile_instead(kernel, compiled, *args, **named)
 

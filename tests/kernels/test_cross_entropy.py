@@ -7,7 +7,7 @@ from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 
 
 def losses(logits, labels):
-    """log Σ exp − the label's logit, 0 where a label is below 0"""
+    """log Σ exp − the label's logit; 0 where a label is below 0."""
     at_label = logits.gather(-1, labels.clamp(0, logits.shape[-1] - 1)[..., None])[..., 0]
     at_label = torch.where(labels < logits.shape[-1], at_label, 0.0)
     return torch.where(labels < 0, 0.0, logits.logsumexp(-1) - at_label)
@@ -21,7 +21,7 @@ def test_loss_and_gradient(draw, agree, truth_of, device, implementation, dtype,
     labels[-1] = -100
     dloss = draw(torch.float32, *shape[:-1], requires_grad=False)
     logits64, dloss64 = truth_of(logits, dloss)
-    # A product before, because the logits are overwritten.
+    # A product makes the logits, because the loss overwrites them.
     scaled = logits * 4
     loss, truth = (
         vocab_parallel_cross_entropy(scaled, labels, implementation=implementation),
@@ -65,7 +65,7 @@ def test_labels_beyond_the_vocabulary_are_finite_and_masked_away(draw, device, i
 
 @pytest.mark.parametrize("width, valid", [(808, 801), (9001, 5000), (16, 1)])
 def test_padding_is_neither_summed_nor_learnt(draw, agree, truth_of, device, implementation, width, valid):
-    """The columns from `valid` on hold what would win every softmax, and one label lies in them."""
+    """The columns from `valid` on hold the largest logits, and one label lies in them: they must not count."""
     padded = torch.full((5, width), 100.0, device=device)
     logits = draw(torch.float32, 5, valid)
     labels = torch.randint(0, valid, (5,), device=device)

@@ -30,7 +30,7 @@ def test_against_float64(draw, agree, truth_of, device, implementation, dtype, h
 
 
 def test_a_part_of_the_vocabulary(draw, device, implementation):
-    """Two halves give together what one whole gives: zeros for tokens of the other half, and no gradient."""
+    """Two halves of the vocabulary sum to the whole: each gives zeros and no gradient for the other's tokens."""
     tokens = tokens_of(device).view(2, -1)
     weight = draw(torch.float32, 32, 24)
     whole = embedding(tokens, weight, implementation=implementation)

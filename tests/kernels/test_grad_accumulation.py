@@ -9,7 +9,7 @@ from megatron_patch.kernels.grad_accumulation import accumulate_weight_grad
 def test_sum_is_kept_in_float32(draw, agree, device, dtype, overwrite):
     x, dy = draw(dtype, 70, 176, requires_grad=False), draw(dtype, 70, 344, requires_grad=False)
     before = draw(torch.float32, 344, 176, requires_grad=False)
-    # What overwriting finds there may be anything, so it must not be multiplied by zero.
+    # A product that overwrites must not read what was there: 0 · NaN is NaN.
     weight_grad = torch.full_like(before, torch.nan) if overwrite else before.clone()
     accumulate_weight_grad(weight_grad, x, dy, overwrite=overwrite)
     agree(weight_grad, dy.double().t() @ x.double() + (0 if overwrite else before.double()))

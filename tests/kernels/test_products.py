@@ -12,7 +12,7 @@ FORMS = {"forward": (False, True), "data gradient": (False, False), "weight grad
 
 
 def operand(draw, dtype, rows, columns, transposed):
-    """[rows, columns], in memory as it is or transposed."""
+    """A random matrix [rows, columns], contiguous or the transposed view of a contiguous one."""
     if transposed:
         return draw(dtype, columns, rows, requires_grad=False).t()
     return draw(dtype, rows, columns, requires_grad=False)
@@ -28,16 +28,16 @@ def test_against_float64(draw, agree, form, add, dtype, out_dtype, m, n, k):
     dtype, out_dtype = getattr(torch, dtype), getattr(torch, out_dtype)
     a, b = (operand(draw, dtype, *sizes, transposed) for sizes, transposed in zip(((m, k), (k, n)), FORMS[form]))
     before = draw(out_dtype, m, n, requires_grad=False)
-    # What overwriting finds there may be anything, so it must not be multiplied by zero.
+    # A product that overwrites must not read what was there: 0 · NaN is NaN.
     out = before.clone() if add else torch.full_like(before, torch.nan)
     assert matmul(a, b, out, add=add) is out
     agree(out, a.double() @ b.double() + (before.double() if add else 0.0), roundings=2 if a.is_cuda else 3)
 
 
 class FakeGPU:
-    """Products at a power limit: the clock follows what runs with a time constant of 40 ms; all begins cool and fast.
+    """A GPU at its power limit: the clock follows the running product with a time constant of 40 ms, from a cool start.
 
-    Algorithm i takes CYCLES[i] at the full clock, and kept up 0.36 ms, but the leanest 0.34.
+    Algorithm i takes CYCLES[i] at the full clock. Kept up each takes 0.36 ms, and the leanest 0.34 ms.
     """
 
     CYCLES = (0.30, 0.306, 0.315, 0.33)
@@ -59,7 +59,7 @@ class FakeGPU:
 
 @pytest.mark.parametrize("leanest", range(4))
 def test_the_choice_is_what_costs_the_least_when_kept_up(monkeypatch, leanest):
-    """Whatever it is in a short race: the last needs a tenth more cycles than the first."""
+    """The leanest algorithm is chosen, though in a short race it needs a tenth more cycles than the first."""
     gpu = FakeGPU(leanest)
     monkeypatch.setattr(products, "_time", gpu.time)
     monkeypatch.setattr(products, "_stream", lambda tensor: 0)

@@ -8,8 +8,7 @@ S, B = 7, 2
 
 
 def rotate(x, angles):
-    """x [S, B, heads, D] as complex numbers (first half + i · second half) turned by angles [S, B or 1,
-    D/2]."""
+    """x [S, B, heads, D] as complex numbers, first half + i · second half, turned by angles [S, B or 1, D/2]."""
     first, second = x.chunk(2, -1)
     turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles).unsqueeze(2)
     return torch.cat([turned.real, turned.imag], -1)
@@ -35,11 +34,11 @@ def test_packed_projection(draw, agree, truth_of, device, implementation, dtype,
     cos, sin = rope_tables(positions.to(device), head_dim, device=device)
     angles = angles_of(positions.to(device), head_dim)
     angles = angles if per_sample else angles[:, None]
-    # A product before, because the projection itself may be consumed.
+    # A product makes the projection, because the kernel may overwrite it.
     out = rope_qkv(qkv * 1, cos, sin, heads, groups, implementation=implementation)
     q64, k64, v64 = split(qkv64, groups, head_dim)
     truth = rotate(q64, angles), rotate(k64, angles), v64
-    # As attention's backward hands them over: [S, B, heads, D] views of [B, heads, S, D].
+    # As attention's backward passes them: [S, B, heads, D] as views of [B, heads, S, D].
     grads = [draw(dtype, B, t.shape[2], S, head_dim, requires_grad=False).permute(2, 0, 1, 3) for t in out]
     torch.autograd.backward(out, grads)
     torch.autograd.backward(truth, truth_of(*grads))

@@ -16,7 +16,7 @@ def test_probabilities_and_gradient(draw, agree, truth_of, implementation, dtype
     probabilities.backward(dp)
     truth.backward(dp64)
     agree(probabilities, truth)
-    # The backward starts from probabilities that were rounded already, and subtracts their products.
+    # The backward starts from rounded probabilities and subtracts products of them, so its error is larger.
     agree(scores.grad, scores64.grad, roundings=3)
     assert not probabilities[..., hidden].any() and not scores.grad[..., hidden].any()
 

@@ -1,4 +1,4 @@
-"""Model FLOPs against an independent count: PyTorch's own, of transformers' model, forward and backward."""
+"""A model's FLOPs equal an independent count: PyTorch counts those of transformers' forward and backward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig, to_hf_co
 
 @pytest.mark.parametrize("length", [64, 512])
 def test_flops_of_a_token_are_those_that_pytorch_counts(length):
-    """PyTorch counts the whole square of attention, of which a causal model needs half."""
+    """PyTorch counts all of attention; a causal model needs half of it."""
     config = LlamaConfig(2, 128, 352, 8, 8, vocab_size=2048, max_position_embeddings=2048)
     model = LlamaForCausalLM(HFConfig.from_dict({**to_hf_config(config, dtype="float32"), "attn_implementation": "eager"}))
     tokens = torch.randint(0, 2048, (1, length))

@@ -1,4 +1,4 @@
-"""Rotary positions as config.json spells them: read and computed as transformers does, carried both ways."""
+"""Rotary scaling in config.json: read and computed as transformers does, and kept by conversion both ways."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_logits_equal_transformers_below_at_and_above_the_limit(tmp_path, scalin
     core = transformer_config(tiny_config(model=llama, precision="fp32"))
     model = LlamaModel(core, llama, llama.vocab_size, "unfused").eval()
     load_weights(str(tmp_path / "mg"), model)
-    for length in (48, 96, 31, 32, 33):  # down and up again: nothing of one length may stay for the next
+    for length in (48, 96, 31, 32, 33):  # down and up again: a length must leave nothing behind for the next
         tokens = torch.randint(0, 16, (2, length), generator=torch.Generator().manual_seed(length))
         with torch.no_grad():
             got = model(tokens)

@@ -9,19 +9,17 @@ def main(checkpoint: str, tokens_file: str, target: str, tp: int, pp: int, fused
     import torch
 
     from megatron_patch.checkpoint.initial_weights import load_weights
-    from megatron_patch.config import TrainConfig
+    from megatron_patch.config import one_process_config
     from megatron_patch.core import parallel
     from megatron_patch.core.patches import apply_patches
     from megatron_patch.llama.model_config import read_hf_config
     from megatron_patch.model.build import build_model, choose_backend
 
     tokens = torch.load(tokens_file, weights_only=True)
-    config = TrainConfig(
-        task="pretrain", name="logits", model=read_hf_config(checkpoint), extra_vocab_size=0, load=checkpoint,
-        output_path=".", tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, sequence_parallel=False,
-        use_distributed_optimizer=False, precision="fp32", recompute="none", use_flash_attn=fused,
-        micro_batch_size=tokens.size(0), global_batch_size=tokens.size(0), lr=0.0, min_lr=0.0,
-        seq_length=tokens.size(1), pad_length=tokens.size(1), train_data_path="", valid_data_path=None,
+    rows, length = tokens.shape
+    config = one_process_config(
+        read_hf_config(checkpoint), length, load=checkpoint, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp,
+        use_flash_attn=fused, micro_batch_size=rows, global_batch_size=rows,
     )  # fmt: skip
     layout = parallel.start(config)
     apply_patches()

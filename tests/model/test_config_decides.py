@@ -1,4 +1,4 @@
-"""Settings of config.json that no golden model varies reach the model: logits against transformers, one setting at a time."""
+"""Settings of config.json that no golden model varies reach the model: its logits are those of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forward logits after conversion against transformers, at every small layout."""
+"""Logits after conversion equal those of transformers, at every small layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def checkpoints(tmp_path_factory):
     return {name: convert(GOLDEN / name, folder / name) for name in ("hf_mha", "hf_gqa")}
 
 
-# The layout does not reach into attention's implementation, so one of each is enough.
+# The layout does not change how attention is computed, so each implementation is tried at one layout.
 LAYOUTS = [(1, 1, "fused"), (1, 1, "unfused"), (2, 1, "fused"), (1, 2, "fused"), (2, 2, "fused")]
 
 

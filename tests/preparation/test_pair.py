@@ -56,7 +56,7 @@ def repack(corpus, folder, form):
 
 @pytest.mark.parametrize(("form", "workers"), [("jsonl", 1), ("jsonl", 2), ("jsonl.gz", 1), ("jsonl.zst", 1), ("json", 2)])
 def test_the_pair_is_megatron_s_byte_for_byte(golden, corpus, settings, tmp_path, monkeypatch, form, workers):
-    monkeypatch.setattr("megatron_patch.records.documents.CHUNK_BYTES", 900)  # many chunks, to be kept in order
+    monkeypatch.setattr("megatron_patch.records.chunks.CHUNK_BYTES", 900)  # many chunks, to be kept in order
     counts = preprocess([repack(corpus, tmp_path, form)], tmp_path / "out", settings, workers=workers)
     assert pair(tmp_path / "out") == pair(golden / "data" / "corpus_text_document")
     assert (counts.documents, counts.tokens, counts.bad, counts.empty) == (47, 3528, 0, 1)
@@ -133,7 +133,7 @@ def test_a_document_that_is_too_long_is_a_bad_record(corpus, settings, tmp_path)
 
 def test_a_report_of_endless_records_ends(corpus, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "REPORT_BYTES", 20_000)
-    monkeypatch.setattr("megatron_patch.records.documents.CHUNK_BYTES", 900)
+    monkeypatch.setattr("megatron_patch.records.chunks.CHUNK_BYTES", 900)
     (tmp_path / "in.jsonl").write_bytes(corpus.read_bytes() + b"\n" * 5000 + b"no JSON\n" * 3000)
     counts = preprocess([tmp_path / "in.jsonl"], tmp_path / "out", settings, max_bad_fraction=0.99)
     assert (counts.documents, counts.empty, counts.bad) == (47, 5001, 3000)

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from megatron_patch.data.sft import build_sft_dataset
+from megatron_patch.data.json_dataset import build_json_dataset
 from megatron_patch.preparation.wudao import clean_wudao
 from megatron_patch.preparation.wudao_split import split_wudao
 
@@ -36,7 +36,7 @@ def test_every_record_is_on_one_side_with_its_title(golden, tmp_path, tokenizer)
     assert (len(train), len(valid)) == (counts.train, counts.valid) and min(counts.train, counts.valid) > 2
     wanted = [{"instruction": r["title"], "input": "", "content": r["content"]} for r in raw(golden)]
     assert sorted(train + valid, key=str) == sorted(wanted, key=str)
-    dataset = build_sft_dataset(tmp_path / "wudao_train.json", tokenizer, pad_len=256, seq_len=256)
+    dataset = build_json_dataset(tmp_path / "wudao_train.json", tokenizer, pad_len=256, seq_len=256)
     assert len(dataset) == counts.train
     assert sorted(p.name for p in tmp_path.iterdir()) == ["wudao_skipped.jsonl", "wudao_train.json", "wudao_valid.json"]
 
@@ -64,7 +64,7 @@ def test_a_title_that_is_no_unicode_is_a_bad_record(tmp_path, tokenizer):
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, records)))
     counts = split_wudao([tmp_path / "in.jsonl"], tmp_path / "out", valid_fraction=0, max_bad_fraction=0.5)
     assert (counts.train, counts.bad, counts.empty) == (1, 1, 1)
-    assert len(build_sft_dataset(tmp_path / "out" / "wudao_train.json", tokenizer, pad_len=80, seq_len=80)) == 1
+    assert len(build_json_dataset(tmp_path / "out" / "wudao_train.json", tokenizer, pad_len=80, seq_len=80)) == 1
     rows = [json.loads(line) for line in (tmp_path / "out" / "wudao_skipped.jsonl").read_text("utf-8").splitlines()]
     assert [(row["line"], row["reason"]) for row in rows] == [
         (1, "its 'title': it holds half of a surrogate pair, which is no character"),

@@ -1,3 +1,5 @@
+import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
+
 import struct
 
 import numpy as np

@@ -9,16 +9,11 @@ import sys
 import pytest
 import zstandard
 
-from megatron_patch.records.documents import Place, read_chunks, texts_of
-from megatron_patch.records.json_records import (
-    BrokenListError,
-    Unread,
-    begins_list,
-    find_files,
-    list_items,
-    open_stream,
-)
-from megatron_patch.records.lines import Blank, read_lines
+from megatron_patch.records.chunks import Blank, Place, begins_list, open_stream, read_chunks, read_lines
+from megatron_patch.records.files import find_files
+from megatron_patch.records.json_list import BrokenListError, list_items
+from megatron_patch.records.skipped import Unread
+from megatron_patch.records.texts import texts_of
 from tests.launching import ROOT
 
 RECORDS = [{"text": f"document {i} 词表 [{{}}]", "id": i} for i in range(50)]
@@ -39,8 +34,9 @@ def write(folder, form):
 @pytest.mark.parametrize("form", ["jsonl", "bom.jsonl", "json", "lines.json", "jsonl.gz", "json.zst"])
 @pytest.mark.parametrize("size", [1, 200, 1 << 20])
 def test_every_form_gives_the_same_texts_from_any_place(tmp_path, monkeypatch, form, size):
-    monkeypatch.setattr("megatron_patch.records.documents.CHUNK_BYTES", size)
-    monkeypatch.setattr("megatron_patch.records.json_records._READ", 64)
+    monkeypatch.setattr("megatron_patch.records.chunks.CHUNK_BYTES", size)
+    monkeypatch.setattr("megatron_patch.records.json_list._READ", 64)
+    monkeypatch.setattr("megatron_patch.records.chunks.PEEK", 64)
     files = [write(tmp_path, form)]
     expected = [(i + 1, r["text"]) for i, r in enumerate(RECORDS)]
     chunks = list(read_chunks(files))
@@ -71,7 +67,8 @@ def test_a_truncated_archive_is_an_error_and_not_the_end(tmp_path, form):
     ],
 )
 def test_a_broken_list_gives_what_stands_before_and_names_the_item(tmp_path, monkeypatch, text, good, broken_at):
-    monkeypatch.setattr("megatron_patch.records.json_records._READ", 64)
+    monkeypatch.setattr("megatron_patch.records.json_list._READ", 64)
+    monkeypatch.setattr("megatron_patch.records.chunks.PEEK", 64)
     (tmp_path / "data.json").write_bytes(text)
     got = []
     with open_stream(tmp_path / "data.json") as stream, pytest.raises(BrokenListError) as error:
@@ -109,8 +106,9 @@ def some_json(rng, depth=0):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_long_items_are_passed_over_and_the_others_are_json_s(monkeypatch, seed):
-    monkeypatch.setattr("megatron_patch.records.json_records._READ", 64)
-    monkeypatch.setattr("megatron_patch.records.json_records._SKIPPED", 50)
+    monkeypatch.setattr("megatron_patch.records.json_list._READ", 64)
+    monkeypatch.setattr("megatron_patch.records.chunks.PEEK", 64)
+    monkeypatch.setattr("megatron_patch.records.json_list._SKIPPED", 50)
     rng = random.Random(seed)
     values = [some_json(rng) for _ in range(100)]
     texts = [json.dumps(value, ensure_ascii=rng.random() < 0.5) for value in values]
@@ -200,7 +198,7 @@ MEASURED = """
 import re, sys
 from pathlib import Path
 import numpy, zstandard
-from megatron_patch.records.documents import START, read_chunks
+from megatron_patch.records.chunks import START, read_chunks
 def peak():  # ru_maxrss would begin with that of the process that started this one
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
 before = peak()

@@ -62,7 +62,7 @@ A_FLAG = {PRETRAIN: "--pair-micro-batches", FINETUNE: "--packing", CONVERT: "--v
 def test_help_lists_arguments_and_flags(script):
     result = run(script, "--help")
     assert result.returncode == 0
-    assert "ARGUMENT..." in result.stdout and re.search(rf"^  {A_FLAG[script]}\b.*\w", result.stdout, re.MULTILINE)
+    assert re.search(rf"^  {A_FLAG[script]}\b.*\w", result.stdout, re.MULTILINE)
 
 
 CASES = {
@@ -73,8 +73,8 @@ CASES = {
     "PP": (3, "divide the 4 layers: write one of 1, 2, 4"),
     "DATASET_PATH": ("/nowhere/corpus", "there is no /nowhere/corpus.idx and /nowhere/corpus.bin"),
     "GLOBAL_BATCH_SIZE": (7, "multiple of BATCH_SIZE × data-parallel size = 2 × 1: write 6"),
-    "LR": ("fast", "a number of at least 0: write 1e-5"),
-    "DO": ("yes", "true, false"),
+    "LR": ("fast", "a number of at least 0: write 1e-4, for example."),
+    "DO": ("yes", "it takes true or false: write true."),
     "MODEL_SIZE": ("8B", "7B, 13B, 70B, tiny, auto"),
     "PRETRAIN_CHECKPOINT_PATH": ("/nowhere", "model_convertor.sh made, or none"),
     "MEGATRON_PATCH_PATH": ("/nowhere", f"write {ROOT}"),
@@ -97,8 +97,8 @@ def test_all_findings_come_at_once_in_the_script_s_order(tmp_path):
     lines = refused(PRETRAIN, *pretrain_values(tmp_path, **wrong)).splitlines()
     numbers = [int(line.split()[0][1:]) for line in lines if line.startswith("  $")]
     names = list(PRETRAIN_ARGUMENTS)
-    # TP and PP are judged against the tiny model that an unknown MODEL_SIZE leaves.
-    assert set(numbers) == {names.index(name) + 1 for name in wrong}
+    # TP and PP are not judged where MODEL_SIZE says of no model.
+    assert set(numbers) == {names.index(name) + 1 for name in wrong if name not in ("TP", "PP")}
     assert numbers == sorted(numbers)
 
 
@@ -166,7 +166,8 @@ def test_an_interpreter_without_the_libraries_is_named(script, tmp_path):
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
     bare.chmod(0o755)
     output = refused(script, *["x"] * COUNTS[script], job={"PYTHON": bare})
-    assert f"{bare} has no torch megatron numpy" in output and f"-m pip install '{ROOT}'" in output
+    assert f"{bare} has no torch megatron jinja2 numpy" in output
+    assert f"or make one: {bare} -m venv '{ROOT}/.venv' && '{ROOT}/.venv/bin/python' -m pip install '{ROOT}'" in output
 
 
 FLAGS = {

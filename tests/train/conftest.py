@@ -8,7 +8,7 @@ from tests.tiny import be_alone, tiny_config
 
 @pytest.fixture(scope="module")
 def alone():
-    """Layout of a group of one process, for `tiny_config`."""
+    """The layout of a group of this process alone, for `tiny_config`."""
     be_alone()
     yield parallel.start(tiny_config())
     parallel.stop()

@@ -1,4 +1,7 @@
-"""A global batch without a token to learn between two others, beside the same two without it; alone, or one of two processes."""
+"""Two global batches with one between them that has no token to learn, compared with the same two batches alone.
+
+It runs as one process, or as one of two.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,13 @@ from megatron_patch.core import parallel
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
-from megatron_patch.train.step import TrainState, train_step
+from megatron_patch.train.state import TrainState
+from megatron_patch.train.step import train_step
 from tests.tiny import tiny_batches, tiny_config
 
 
 def held(state: TrainState) -> dict[str, Any]:
-    """Everything that an update could change, by name: weights, moments, the fp32 weights or what bf16 ones lack, counts."""
+    """Everything that an update could change, by name: weights, moments, fp32 weights or remainders, counts."""
     adam = optim.single(state.optimizer).optimizer
     found = {f"weight {name}": value for name, value in state.model.named_parameters()}
     for number, parameter in enumerate(p for group in adam.param_groups for p in group["params"]):
@@ -45,7 +49,7 @@ def step(state: TrainState, layout: parallel.Layout, seed: int, learnt: bool) ->
 
 
 def compare(config: TrainConfig, layout: parallel.Layout) -> None:
-    """Raises AssertionError where the batch left a trace, or changed what the next one does."""
+    """Raises AssertionError if the empty batch changed anything, or changed what the next batch does."""
     after = []
     for batches in ([0, None, None, 1], [0, 1]):
         parallel.seed_everything(1)

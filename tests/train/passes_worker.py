@@ -1,4 +1,7 @@
-"""Steps whose passes are launched as graphs would be, beside steps through core's schedule; one process, or several."""
+"""Compare steps whose passes run in the order of graphs with steps through core's schedule, in one process or several.
+
+There is no GPU here, so a pass is launched where a graph would be replayed.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ from tests.tiny import tiny_batches, tiny_config
 
 
 class Launched(MicroBatchGraphs):
-    """Graphs whose replays are launches, so that nothing is captured.
+    """`MicroBatchGraphs` that launch where they would replay; nothing is captured.
 
     Attributes:
-        passes: of each, how many samples went through it and whether it was the one that closes a step.
+        passes: for each pass the number of its samples, and whether it closes a step.
     """
 
     def __init__(self, work: Work, reduces: bool) -> None:
@@ -49,10 +52,10 @@ class Launched(MicroBatchGraphs):
 
 
 class LaunchedStage(PipelinePasses):
-    """The same of a pipeline stage.
+    """`PipelinePasses` that launch where they would replay.
 
     Attributes:
-        passes: of each, what tells its graph from the others, with places as numbers.
+        passes: for each pass the key of its graph, with places as numbers.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -66,13 +69,16 @@ class LaunchedStage(PipelinePasses):
 
 
 def rows(seed: int, samples: int) -> Iterator[dict[str, Any]]:
-    """Samples of unequal numbers of learnt tokens, 16 - 3 i."""
+    """Micro-batches of one sample each; sample i has 16 − 3 i learnt tokens, so that a mean of means would show."""
     for sample, batch in enumerate(tiny_batches(seed, samples)):
         yield {**batch, "loss_mask": (torch.arange(16) >= 3 * sample).int()[None]}
 
 
 def two_steps(config: TrainConfig, layout: parallel.Layout) -> tuple[list[steps.StepResult], steps.TrainState]:
-    """Their results, and the state afterwards; in passes where `device.HAS_CUDA` and `Launched` were put in their place."""
+    """(the results of two steps, the state afterwards).
+
+    The steps run in passes if the caller has set `device.HAS_CUDA` and put `Launched` in the place of the graphs.
+    """
     parallel.seed_everything(1)
     state, results = build_state(config, layout, RunLog(config, active=False), 4), []
     for number in range(2):
@@ -84,14 +90,15 @@ def two_steps(config: TrainConfig, layout: parallel.Layout) -> tuple[list[steps.
     return results, state
 
 
-# Of two stages and four micro-batches, in the order of 1F1B: forward passes by place, and backward ones (place, opens, closes).
+# The passes of two stages and four micro-batches, in the order of 1F1B: forward by place, backward by (place, opens,
+# closes).
 _FIRST_STAGE = [("forward", 0), ("forward", 1), (0, True, False), ("forward", 0), (1, False, False), ("forward", 1),
                 (0, False, False), (1, False, True)]  # fmt: skip
 _LAST_STAGE = [(0, True, False), (0, False, False), (0, False, False), (0, False, True)]
 
 
 def assert_passes(state: steps.TrainState, layout: parallel.Layout) -> None:
-    """Of two steps, reductions beside the backward pass that closes each."""
+    """Check the passes of two steps: which samples went together, and that the closing pass reduces gradients."""
     pipeline = state.config.pipeline_model_parallel_size
     if pipeline == 1:
         pairs = 8 // layout.data_parallel_size // 2
@@ -105,7 +112,7 @@ def assert_passes(state: steps.TrainState, layout: parallel.Layout) -> None:
 
 
 def main(changed: str) -> None:
-    """Raises where the two ways differ; gradients are reduced while the backward pass runs, as on GPUs."""
+    """Raises AssertionError if the two ways differ. Gradients are reduced while the backward pass runs, as on GPUs."""
     overlapped = build.ddp_config
     build.ddp_config = lambda config, size: replace(overlapped(config, size), overlap_grad_reduce=size > 1)
     config = tiny_config(global_batch_size=8, precision="fp32", **json.loads(changed))

@@ -1,4 +1,7 @@
-"""Twenty-one steps of fine-tuning against LlamaForCausalLM with torch's AdamW: prompts, masks, order, rate, weight decay."""
+"""Twenty-one steps of fine-tuning learn what LlamaForCausalLM with torch's AdamW learns.
+
+Prompts, masks, order of samples, learning rate and weight decay must be right for that.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.launching import FINETUNE, GOLDEN, Step, convert, train
 
 LR, MIN_LR, EPOCHS, BATCH, PAD_LEN = 1e-3, 1e-4, 7, 2, 80
-# Records of which the original makes what it should (golden/sft): no input, an input, no such key, an answer that is cut, line
+# Records that the original encodes rightly (golden/sft): no input, an input, no such key, an answer that is cut, line
 # breaks, an answer that begins with a blank.
 RECORDS = (0, 1, 2, 3, 7, 8)
 STEPS = EPOCHS * len(RECORDS) // BATCH
@@ -34,7 +37,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def reference() -> list[Step]:
-    """The recipe written out: AdamW 0.9/0.95, decay 0.1 but not on norms, clip 1.0, the mean over a batch's learnt tokens."""
+    """The recipe: AdamW 0.9/0.95, decay 0.1 except on norms, clip 1.0, the mean over a batch's learnt tokens."""
     model = AutoModelForCausalLM.from_pretrained(GOLDEN / "hf_gqa", dtype=torch.float32)
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     norms = [parameter for parameter in model.parameters() if parameter.dim() == 1]

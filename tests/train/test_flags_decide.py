@@ -1,4 +1,4 @@
-"""Flags of the optimizer and of the weights reach them: steps against transformers and torch's AdamW, one flag at a time."""
+"""Flags of the optimizer and of initial weights decide: steps equal those of transformers and torch's AdamW."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ SP, AC = dict(sequence_parallel=True), dict(recompute="full")
     ids=["DP2 with DO", "DP2", "TP2 with SP", "TP2 DP2 with SP", "PP2 with AC full", "PP2 DP2", "PP4", "TP2 PP2 with SP"],
 )
 def test_passes_of_several_processes_equal_core_s_schedule(processes, layout):
-    """Single micro-batches there, pairs here where no pipeline is to be filled, and gradients are reduced in the last pass."""
+    """core runs single micro-batches; passes take pairs without a pipeline, and the last one reduces gradients."""
     options = [f"--nproc-per-node={processes}", f"--master-port={free_port()}", "-m", "tests.train.passes_worker"]
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options, json.dumps(layout)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -89,7 +89,7 @@ class Collectives(TorchDispatchMode):
 
 
 def test_the_rehearsal_counts_memory_when_all_that_stays_is_there(alone, monkeypatch):
-    """Adam's state, and every communicator of a step; and no time is spent on products of a size that may not come again."""
+    """Adam's state and every communicator of a step are there then, and no products are measured for it alone."""
     monkeypatch.setattr(steps, "why_no_graphs", lambda *_: "")
     monkeypatch.setattr(steps, "MicroBatchGraphs", Launched)
     monkeypatch.setattr(parallel, "any_rank", lambda here: here)

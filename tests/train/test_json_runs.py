@@ -12,8 +12,7 @@ import torch
 
 from megatron_patch.config import Options
 from megatron_patch.data.finetune import finetune_run_data
-from megatron_patch.data.json_pretrain import json_split
-from megatron_patch.data.pretrain import pretrain_run_data
+from megatron_patch.data.json_pretrain import json_run_data, json_split
 from megatron_patch.errors import UserError
 from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run, scalars, succeed
 from tests.tiny import tiny_config
@@ -55,7 +54,7 @@ def test_the_held_out_part_is_the_split_s_and_never_trained_on(samples, split, t
 @pytest.mark.parametrize("packing", [False, True])
 def test_pre_training_learns_and_evaluates_two_parts_of_the_file(configured, alone, packing):
     said = []
-    data = pretrain_run_data(configured("pretrain", SAMPLES, split="70,30,0", packing=packing), alone, said.append)
+    data = json_run_data(configured("pretrain", SAMPLES, split="70,30,0", packing=packing), alone, said.append)
     assert "samples 1 to 8 of 11 are trained on, and 3 are held out (number 9 to 11, in the order of the file" in said[-1]
     assert said[-1].endswith("evaluated on every 100 iterations.")
     (begin,) = {int(row["tokens"][1]) for row in data.train}
@@ -66,15 +65,15 @@ def test_pre_training_learns_and_evaluates_two_parts_of_the_file(configured, alo
 
 
 def test_every_batch_of_an_evaluation_has_something_learnt(configured, alone):
-    """Of 30 samples held out two teach something; the first batches of a shuffled pass could be without them, a loss of 0."""
+    """Two of 30 held-out samples teach something. Batches without them would show a loss of 0."""
     records = [*SAMPLES[:3], *[LONG] * 15, SAMPLES[0], *[EMPTY] * 13, SAMPLES[1]]
-    data = pretrain_run_data(configured("pretrain", records, split="10,90,0", eval_iters=1), alone, lambda _: None)
+    data = json_run_data(configured("pretrain", records, split="10,90,0", eval_iters=1), alone, lambda _: None)
     assert [i for group in data.valid.groups for i in group] == [18, 32] and data.eval_batches == 1
     assert all(row["loss_mask"].any() for row in data.valid)
 
 
 def test_a_template_can_be_chosen_for_pre_training_too(configured, alone):
-    chosen = pretrain_run_data(configured("pretrain", SAMPLES, template="alpaca"), alone, lambda _: None).train
+    chosen = json_run_data(configured("pretrain", SAMPLES, template="alpaca"), alone, lambda _: None).train
     tuned = finetune_run_data(configured("finetune", SAMPLES), alone, lambda _: None).train
     assert all((chosen[i]["tokens"] == tuned[i]["tokens"]).all() for i in range(len(chosen)))
 
@@ -86,7 +85,7 @@ def test_what_answers_end_in_is_said_once(configured, alone, task, tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
     config, said = configured(task, SAMPLES), []
     config = replace(config, options=replace(config.options, tokenizer_path=str(tmp_path)))
-    data = (finetune_run_data if task == "finetune" else pretrain_run_data)(config, alone, said.append)
+    data = (finetune_run_data if task == "finetune" else json_run_data)(config, alone, said.append)
     assert sum("name different end tokens" in line for line in said) == 1
     assert data.train[0]["labels"][data.train[0]["loss_mask"] == 1][-1] == 5
 
@@ -94,7 +93,7 @@ def test_what_answers_end_in_is_said_once(configured, alone, task, tmp_path):
 @pytest.mark.parametrize("task", ["finetune", "pretrain"])
 @pytest.mark.parametrize("records", [[LONG] * 3, [EMPTY] * 3, [LONG, EMPTY]], ids=["cut", "empty", "both"])
 def test_nothing_to_learn_is_an_error_before_the_start(configured, alone, task, records):
-    build = finetune_run_data if task == "finetune" else pretrain_run_data
+    build = finetune_run_data if task == "finetune" else json_run_data
     words = "PAD_LEN of [0-9]+ .*keeps 95 % of them whole" if LONG in records else "have no answer that is not empty"
     with pytest.raises(UserError, match=rf"train: .*{words}"):
         build(configured(task, records), alone, lambda _: None)
@@ -104,13 +103,13 @@ def test_validation_without_anything_learnt_is_said_and_skipped(configured, alon
     said = []
     data = finetune_run_data(configured("finetune", SAMPLES, valid=[LONG]), alone, said.append)
     assert data.valid is None and data.eval_batches == 0 and said[-1].endswith("Evaluation is skipped.")
-    data = pretrain_run_data(configured("pretrain", [*SAMPLES, LONG]), alone, said.append)
+    data = json_run_data(configured("pretrain", [*SAMPLES, LONG]), alone, said.append)
     assert data.valid is None and "Evaluation is skipped." in said[-1] and len(data.train) == 11
 
 
 def test_one_file_for_both_parts_is_reported_once(configured, alone):
     said, config = [], configured("finetune", SAMPLES)
-    finetune_run_data(replace(config, valid_data_path=config.train_data_path), alone, said.append)
+    finetune_run_data(replace(config, valid_data=config.train_data), alone, said.append)
     assert "11 samples in 11 sequences" in said[0] and len(said) == len(set(said))
 
 

@@ -20,7 +20,8 @@ STEPS = 50
 
 
 def curves(precision: str, implementations: list[str]) -> dict[str, list[float]]:
-    """Loss of each step, by implementation, from the same weights and the same tokens, which repeat so that they are learnt."""
+    """Implementation → losses of its steps, from the same weights and tokens; tokens repeat, so that they are
+    learnt."""
     import megatron_patch.core.device as device
 
     from megatron_patch.core import parallel
@@ -87,8 +88,8 @@ def test_kernels_do_not_change_learning():
     apart = distance(rounded["triton"], rounded["torch"])
     assert apart < 2e-2
     if torch.cuda.is_available():
-        # What bf16 alone does to the curve: two that both have it differ by at most twice that. Triton's interpreter does
-        # more, because it cuts float32 off to bfloat16 where GPUs round.
+        # bf16 alone changes the curve, and two curves in bf16 differ by at most twice that. Triton's interpreter
+        # differs more, because it truncates float32 to bfloat16 where GPUs round.
         assert apart < 2 * distance(rounded["torch"], exact["torch"])
 
 

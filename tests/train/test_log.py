@@ -1,4 +1,4 @@
-"""One rank's lines go to the console and into the file, byte for byte the same; another rank's only if they are warnings."""
+"""One rank's lines go to console and file, the same bytes to both; other ranks' lines only if they are warnings."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_patch.train import loop
-from megatron_patch.train.step import StepResult
+from megatron_patch.train.state import StepResult
 from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run, succeed
 
 PASSES, UPDATE = 10.0, 2.0  # seconds of an iteration: until its numbers are known, and what comes then

@@ -1,4 +1,4 @@
-"""A run that goes on under another NAME, split over processes in another way, learns what the uninterrupted run learns."""
+"""A run that goes on under another NAME and in another layout learns what the uninterrupted run learns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(output: Path, *parts: str) -> Path:
 
 
 def test_a_run_goes_on_with_other_settings(tmp_path):
-    """Each part has other settings than the one that it goes on from: PP1→PP2→PP1→TP2, DP1→DP2→DP1, without and with ZeRO-1."""
+    """Each part has another layout than the one before: PP1→PP2→PP1→TP2, DP1→DP2→DP1, without and with ZeRO-1."""
     for end in (".bin", ".idx"):
         shutil.copy(f"{CORPUS}{end}", tmp_path / f"corpus{end}")
     out = tmp_path / "out"

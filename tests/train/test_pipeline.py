@@ -1,4 +1,4 @@
-"""What a stage does when: 1F1B, gradients sent before those of the weights are computed, graphs that leave each other alone.
+"""The order of a pipeline stage's work: 1F1B, the input's gradient sent before the weights' gradients are computed.
 
 That the numbers are those of core's schedule is in test_graphs.py; recording needs a GPU: see tests/gpu."""
 

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from megatron_patch.config import Options
-from megatron_patch.train import loop
+from megatron_patch.train import stopping
 from tests.tiny import tiny_config
 
 
@@ -23,8 +23,8 @@ def handler():
 @pytest.mark.parametrize("minutes, stops_at", [(1.0, 60), (0.5, 30), (90.0, 5400)])
 def test_minutes_are_minutes(alone, monkeypatch, minutes, stops_at):
     now = 1000.0
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
-    stop = loop._StopRequest(tiny_config(options=Options(exit_duration_in_mins=minutes)))
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now)
+    stop = stopping.StopRequest(tiny_config(options=Options(exit_duration_in_mins=minutes)))
     now += stops_at - 1
     assert not stop.requested()
     now += 2
@@ -33,12 +33,12 @@ def test_minutes_are_minutes(alone, monkeypatch, minutes, stops_at):
 
 @pytest.mark.parametrize("interval, answers", [(1, [True]), (3, [False, False, True]), (0, [False] * 5)])
 def test_so_many_iterations_of_this_process_are_done(alone, interval, answers):
-    stop = loop._StopRequest(tiny_config(options=Options(exit_interval=interval)))
+    stop = stopping.StopRequest(tiny_config(options=Options(exit_interval=interval)))
     assert [stop.requested() for _ in answers] == answers
 
 
 def test_a_signal_ends_the_iteration_in_which_it_comes(alone):
-    stop = loop._StopRequest(tiny_config())
+    stop = stopping.StopRequest(tiny_config())
     assert not stop.requested()
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.requested()

@@ -11,7 +11,7 @@ from tests.launching import GOLDEN
 
 @pytest.fixture(scope="session")
 def later(tmp_path_factory):
-    """The folder with `converted`, `trained` and `truth`."""
+    """The unpacked folder; it has `converted`, `trained` and `truth`."""
     folder = tmp_path_factory.mktemp("megatron_2023_later")
     with tarfile.open(GOLDEN / "megatron_2023_later.tar.xz") as archive:
         archive.extractall(folder, filter="data")

@@ -1,4 +1,4 @@
-"""A transformers LLaMA written as Meta publishes one, after llama/model.py of meta-llama/llama and fairscale's layers."""
+"""Write a transformers LLaMA as Meta publishes one, after llama/model.py of meta-llama/llama and fairscale's layers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import torch
 
-# Meta's name: the axis that fairscale's ranks share, None for what each has whole.
+# Meta's name → the axis along which fairscale's ranks have parts; None if each rank has the whole tensor.
 _ATTENTION = {"wq": ("q_proj", 0), "wk": ("k_proj", 0), "wv": ("v_proj", 0), "wo": ("o_proj", 1)}
 _FEED_FORWARD = {"w1": ("gate_proj", 0), "w2": ("down_proj", 1), "w3": ("up_proj", 0)}
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of q or k from Hugging Face's order to Meta's, one by one: i and i + D/2 of a head become neighbours."""
+    """Put the rows of q or k from Hugging Face's order into Meta's: rows i and i + D/2 of a head become neighbours."""
     size = weight.shape[0] // heads
     rows = [head * size + pair + half * size // 2 for head in range(heads) for pair in range(size // 2) for half in (0, 1)]
     return weight[rows]
 
 
 def write_meta(folder: Path, model, shards: int, generation: int = 2, rows_of_embedding: bool = False, **changed) -> Path:
-    """consolidated.NN.pth and params.json of a transformers LlamaForCausalLM; `changed` are keys of params.json."""
+    """Write consolidated.NN.pth and params.json for a LlamaForCausalLM; `changed` are keys of params.json."""
     config, weights = model.config, {name: tensor.detach() for name, tensor in model.state_dict().items()}
     whole = {
         "tok_embeddings.weight": (weights["model.embed_tokens.weight"], 0 if rows_of_embedding else 1),

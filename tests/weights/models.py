@@ -1,4 +1,4 @@
-"""Hugging Face folders of random weights, and reading their tensors with the library instead of this project's reader."""
+"""Hugging Face folders of random weights, written and read by the safetensors library, not by this project."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_m
 
 
 def random_weights(config: LlamaConfig, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Tensor]:
-    """Every tensor of the model, different everywhere."""
+    """Every tensor of the model, with numbers that all differ."""
     generator = torch.Generator().manual_seed(7)
     return {
         name: torch.randn(shape, generator=generator).to(dtype)
@@ -39,7 +39,7 @@ def megatron_tensor(source: Source, key: str, layer: int | None = None) -> torch
 
 
 def write_hf(folder: Path, config: LlamaConfig, weights: dict[str, torch.Tensor], shards: int = 1) -> Path:
-    """As transformers lays it out: one model.safetensors, or shards with an index."""
+    """Write a folder as transformers does: one model.safetensors, or shards with an index."""
     folder.mkdir(parents=True)
     dtype = str(weights["lm_head.weight"].dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(to_hf_config(config, dtype=dtype)))
@@ -64,7 +64,7 @@ def read_hf(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    """Bit for bit, dtype and names included."""
+    """Assert that names, dtypes and all bits are the same."""
     assert set(got) == set(wanted)
     for name, tensor in wanted.items():
         assert got[name].dtype == tensor.dtype, name

@@ -1,6 +1,7 @@
-"""Checkpoints as the original's programs write them, at any TP and PP, from a Hugging Face folder's weights.
+"""Write checkpoints as the original's programs do, at any TP and PP, from a Hugging Face folder's weights.
 
-Written from the original's converters and models, with torch alone: nothing here knows this project's reader.
+This file follows the original's converters and models and uses torch alone. It shares nothing with this project's
+reader.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Style:
-    """How one program writes: names of norms, QKV, feed-forward weights; the file's name; the order of QKV rows."""
+    """How one program writes: names of norms, QKV and feed-forward weights, the file's name, the order of QKV's rows."""
 
     norms: tuple[str, str, str]
     qkv: str = "self_attention.query_key_value.weight"
@@ -82,7 +83,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Written:
-    """What to write: a style, how many ranks, how many extra rows, and arguments to add, change or (None) leave out."""
+    """What to write: a style, numbers of ranks, extra rows, and arguments to add, change, or with None leave out."""
 
     style: str
     tp: int = 1
@@ -93,7 +94,7 @@ class Written:
 
 
 def write_original(folder: Path, hf: Path, weights: Weights, written: Written) -> Path:
-    """`folder`, a new checkpoint of the model in the Hugging Face folder `hf`."""
+    """Write a checkpoint of the model in the Hugging Face folder `hf` into the new folder `folder`, and return that."""
     style, config = STYLES[written.style], json.loads((hf / "config.json").read_text())
     root = folder / style.folder
     for name in ("config.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):

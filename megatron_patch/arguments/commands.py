@@ -1,0 +1,57 @@
+"""Whole commands, to be copied and run: the example of a usage text, a command in the documented order, the next step.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from megatron_patch.arguments.argument import Script
+from megatron_patch.arguments.conversion_list import CONVERT
+from megatron_patch.arguments.preparation_list import PREPARE
+from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
+from megatron_patch.folders.checkout import ROOT
+
+_SAMPLES = "tests/golden"  # small files of every kind, in the checkout
+_SMALL = {"MEGATRON_PATH": "none", "MEGATRON_PATCH_PATH": "."}
+# What a script does with them, from the checkout's root, in less than a minute without a GPU.
+_EXAMPLES: dict[str, dict[str, str]] = {
+    CONVERT.name: {
+        **_SMALL, "SOURCE_CKPT_PATH": f"{_SAMPLES}/hf_mha", "TARGET_CKPT_PATH": "example/tiny-megatron", "MN": "auto",
+    },
+    PREPARE.name: {
+        **_SMALL, "input_data_dir": f"{_SAMPLES}/data/corpus.jsonl", "tokenizer": "llamabpe", "output_data_dir": "example/data",
+        "load_dir": f"{_SAMPLES}/hf_mha",
+    },
+    PRETRAIN.name: {
+        **_SMALL, "MODEL_SIZE": "tiny", "BATCH_SIZE": "2", "GLOBAL_BATCH_SIZE": "16", "LR": "1e-3", "MIN_LR": "1e-4",
+        "SEQ_LEN": "128", "PAD_LEN": "128", "DATASET_PATH": f"{_SAMPLES}/data/corpus_text_document",
+        "PRETRAIN_CHECKPOINT_PATH": "none", "TRAIN_TOKENS": "40960", "WARMUP_TOKENS": "4096", "OUTPUT_BASEPATH": "example/output",
+    },
+    FINETUNE.name: {
+        **_SMALL, "MODEL_SIZE": "auto", "LR": "1e-3", "MIN_LR": "1e-4", "SEQ_LEN": "128",
+        "TRAIN_DATASET_PATH": f"{_SAMPLES}/sft/alpaca_output.json", "VALID_DATASET_PATH": f"{_SAMPLES}/sft/alpaca_output.json",
+        "PRETRAIN_CHECKPOINT_PATH": f"{_SAMPLES}/megatron_2023/september/mha_tp1_pp1", "EPOCH": "1",
+        "OUTPUT_BASEPATH": "example/output",
+    },
+}  # fmt: skip
+
+
+def command(script: Script, values: Mapping[str, object], flags: Sequence[str] = (), path: str | Path | None = None) -> str:
+    """The command line of a script, safe for a shell.
+
+    values: by the documented names. For one that is left out the documented commands' value stands, or else its name, which
+    the user replaces. path: of the script; by default in full.
+    """
+    words = [str(values.get(one.name, one.example or one.name)) for one in script.documented]
+    return shlex.join(["sh", str(path or ROOT / script.path), *words, *flags])
+
+
+def example(script: Script) -> str:
+    """A command that works as it stands, with the checkout's small files; where they are not, the documented command."""
+    if not (ROOT / _SAMPLES).is_dir():
+        return command(script, {})
+    return f"cd {shlex.quote(str(ROOT))} && {command(script, _EXAMPLES[script.name], path=script.path)}"

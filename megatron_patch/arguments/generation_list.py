@@ -1,0 +1,67 @@
+"""Text generation's list. Imports no torch."""
+
+from __future__ import annotations
+
+from megatron_patch.arguments.argument import Range, Script, documented, flagged, numbered
+from megatron_patch.arguments.documented_rows import rows
+from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
+
+PROMPT_TEMPLATES = ("auto", "none", "alpaca", "pretrain", "llama2-chat", "tokenizer")
+_ONE = Range(1)
+
+GENERATE = Script(
+    name="run_text_generation_megatron_llama.sh",
+    path="examples/llama2/run_text_generation_megatron_llama.sh",
+    zh="用 LLaMA-2 生成文本",
+    en="text generation with LLaMA-2",
+    documented=numbered(
+        *rows("ENV MEGATRON_PATH MEGATRON_PATCH_PATH"),
+        documented("CHECKPOINT_PATH", "--load", "path", "模型路径",
+                   en="A Megatron checkpoint of training or conversion, one of 2023, or a Hugging Face folder."),
+        *rows("MODEL_SIZE TP"),
+        documented("BS", "--micro-batch-size", "whole", "同时生成的样本数", range=_ONE,
+                   en="Requests that are answered at once; a place that becomes free is filled with the next one."),
+        documented("SEQ_LEN", "--seq-length", "whole", "序列长度", range=_ONE,
+                   en="Tokens of a sequence, prompt and answer together: at least INPUT_SEQ_LEN + OUTPUT_SEQ_LEN."),
+        documented("PAD_LEN", "--max-padding-length", "whole", "Padding长度", range=_ONE,
+                   en="Not used: prompts of unequal length need no padding."),
+        *rows("EXTRA_VOCAB_SIZE"),
+        documented("PR", "--precision", "choice", "推理精度: fp16, bf16", choices=("fp16", "bf16", "fp32"),
+                   en="Precision of the computation."),
+        documented("TOP_K", "--top-k", "whole", "采样候选token数: 0为不限制",
+                   en="Only this many of the most probable tokens may come; 0: all, 1: the most probable one always."),
+        documented("INPUT_SEQ_LEN", "--input-len", "whole", "输入序列长度", range=_ONE,
+                   en="Most tokens of a prompt; of a longer one the last ones are used."),
+        documented("OUTPUT_SEQ_LEN", "--out-seq-length", "whole", "输出序列长度", range=_ONE,
+                   en="Most tokens of an answer."),
+        documented("INPUT_FILE", "--text-generate-input-file", "path", "输入文件, 每行一个含query的JSON: none为交互模式",
+                   en="JSON Lines of objects with query; none opens a prompt on the terminal."),
+        documented("OUTPUT_FILE", "--text-generate-output-file", "path", "输出文件",
+                   en="JSON Lines of index, query, response and finish_reason; a run that ended early goes on with it."),
+        documented("TOP_P", "--top-p", "number", "核采样概率: 0为不限制", range=Range(0, 1), example="0.85",
+                   en="Only the most probable tokens may come that reach this probability together; 0 or 1: all."),
+        documented("TEMPERATURE", "--temperature", "number", "采样温度", example="1",
+                   en="Logits are divided by it; 0: the most probable token always."),
+        documented("REPETITION_PENALTY", "--repetition-penalty", "number", "重复惩罚: 1为不惩罚, 可取1.1至1.5",
+                   range=Range(0, above=True), example="1.2",
+                   en="Tokens that came before become less probable; 1: no penalty."),
+    ),
+    flags=(
+        flagged("--seed", "whole", "采样的随机种子；第 i 条用 seed + i", default=1234,
+                en="Seed of the sampling; request number i takes seed + i."),
+        flagged("--template", "choice", "提示模板；auto：微调检查点用其训练时的模板，否则文件为原文、终端为文件夹自带的对话模板",
+                choices=PROMPT_TEMPLATES, default="auto",
+                en="Form of a prompt; auto: what the checkpoint was fine-tuned with, else the text as it stands for a file, "
+                "and the folder's own chat template on the terminal."),
+        flagged("--system", "text", "系统提示", default="", en="A system message before each prompt."),
+        flagged("--stop", "texts", "遇到其中任一文本即停止；不写入回答",
+                en="Texts that end an answer; they are not part of it."),
+        flagged("--pipeline-model-parallel-size", "whole", "流水并行度", range=_ONE, default=1,
+                en="Stages that the layers are parted into, on so many times as many GPUs."),
+        flagged("--tokenizer-path", "path", "分词器文件夹；空：检查点的文件夹", default="",
+                en="Folder of the tokenizer; empty: the checkpoint's."),
+        flagged("--gqa-layout", "choice", "2023 年的分组查询检查点中 QKV 行的顺序（文件本身无法判断时）",
+                choices=(PER_KV_HEAD, ALL_Q_FIRST), default=PER_KV_HEAD,
+                en="Order of QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it."),
+    ),
+)  # fmt: skip

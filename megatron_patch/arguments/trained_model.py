@@ -1,0 +1,149 @@
+"""Arguments by which a trained model is used: its checkpoint, size, layout, tokenizer, processes. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_patch.arguments.argument import Argument, Script
+from megatron_patch.arguments.divisibility import layout_findings
+from megatron_patch.arguments.findings import Findings
+from megatron_patch.arguments.processes import Processes, plan_processes
+from megatron_patch.errors import UserError
+from megatron_patch.folders.checkout import checkout_problem
+from megatron_patch.folders.hugging_face_folder import find_weights, is_hf_folder, is_meta_folder
+from megatron_patch.folders.layout import read_model_description, resolve_checkpoint
+from megatron_patch.folders.names import holds_tokenizer
+from megatron_patch.formats.typed import path_problem
+from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
+
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model to be used, and where.
+
+    Attributes:
+        fallback: the model that MODEL_SIZE names, for what a checkpoint without config.json does not record; None for `auto`.
+        precision: `fp16`, `bf16` or `fp32`.
+    """
+
+    checkpoint: Path
+    tokenizer: Path
+    fallback: LlamaConfig | None
+    precision: str
+    tensor_model_parallel_size: int
+    pipeline_model_parallel_size: int
+    gqa_layout: str
+
+
+@dataclass
+class TrainedModelReader:
+    """One pass over the values of a script's arguments; each method checks one group."""
+
+    script: Script
+    value: dict[str, Any]
+    findings: Findings
+
+    def argument(self, flag: str) -> Argument:
+        """The argument behind a flag, documented or not."""
+        return next(one for one in self.script.all if one.flag == flag)
+
+    def problem(self, flag: str, problem: str) -> None:
+        """A finding, unless the argument was found wrong already."""
+        argument = self.argument(flag)
+        if not (argument.number and self.findings.is_about(argument)):
+            self.findings.add(argument, self.value[argument.dest], problem)
+
+    def processes(self) -> Processes:
+        """The processes of the run; findings about ENV, TP and MEGATRON_PATCH_PATH."""
+        tp, pp = self.value["tensor_model_parallel_size"], self.value["pipeline_model_parallel_size"]
+        processes, problems = plan_processes(self.value["env"], tp * pp)
+        for problem in problems:
+            self.findings.add(self.argument("--env"), self.value["env"], problem)
+        if processes.world_size % (tp * pp):
+            self.problem(
+                "--tensor-model-parallel-size",
+                f"TP × PP = {tp * pp} must divide the {processes.world_size} processes "
+                f"({processes.nodes} nodes of {processes.per_node}): write smaller ones, or use more GPUs.",
+            )
+        if wrong := checkout_problem(self.value["megatron_patch_path"]):
+            self.problem("--megatron-patch-path", wrong)
+        return processes
+
+    def notes(self) -> tuple[str, ...]:
+        """What is said before the start."""
+        unused = self.value["megatron_path"] not in ("", NONE)
+        return ("MEGATRON_PATH is not used: no engine of Megatron's is needed without training.",) if unused else ()
+
+    def model(self) -> TrainedModel | None:
+        """The checkpoint and its tokenizer; None where one of them was found wrong."""
+        root = None if path_problem(self.value["load"]) else self._checkpoint()
+        tokenizer = self._tokenizer(root)
+        if root is None or tokenizer is None:
+            return None
+        size = TRAINING_SIZES.get(self.value["model_size"])
+        return TrainedModel(
+            checkpoint=Path(self.value["load"]),
+            tokenizer=tokenizer,
+            fallback=LLAMA_SIZES[size] if size else None,
+            precision=self.value["precision"],
+            tensor_model_parallel_size=self.value["tensor_model_parallel_size"],
+            pipeline_model_parallel_size=self.value["pipeline_model_parallel_size"],
+            gqa_layout=self.value["gqa_layout"],
+        )
+
+    def _checkpoint(self) -> Path | None:
+        """The folder with config.json and tokenizer; None where the checkpoint cannot be used."""
+        try:
+            root, model, extra = _model(Path(self.value["load"]))
+        except UserError as error:
+            self.problem("--load", str(error))
+            return None
+        if model is not None:
+            self._check_against(model, extra)
+        return root
+
+    def _check_against(self, model: LlamaConfig, extra: int) -> None:
+        """What in the arguments does not go with the model."""
+        size = TRAINING_SIZES.get(self.value["model_size"])
+        differences = shape_differences(LLAMA_SIZES[size], model) if size else []
+        if differences:
+            found = "; ".join(differences)
+            self.problem("--model-size", f"the checkpoint's config.json disagrees ({found}): write auto, or another checkpoint.")
+        tp, pp = self.value["tensor_model_parallel_size"], self.value["pipeline_model_parallel_size"]
+        flags = {"TP": "--tensor-model-parallel-size", "PP": "--pipeline-model-parallel-size"}
+        for name, problem in layout_findings(model, tp, pp, model.vocab_size + extra):
+            self.problem(flags[name], problem)
+        if self.value["seq_length"] > model.position_limit:
+            self.problem("--seq-length", f"the model is made for {model.position_limit} positions: write that or less.")
+        if extra != self.value["extra_vocab_size"]:
+            self.problem("--extra-vocab-size", f"the checkpoint has {extra}: write {extra}.")
+
+    def _tokenizer(self, root: Path | None) -> Path | None:
+        """The tokenizer's folder; a finding where it is none."""
+        given = self.value["tokenizer_path"]
+        folder = Path(given) if given else root
+        if folder is None or holds_tokenizer(folder):
+            return folder
+        problem = f"{folder} holds neither tokenizer.model nor tokenizer.json: write --tokenizer-path and the folder that does."
+        self.problem("--tokenizer-path" if given else "--load", problem)
+        return None
+
+
+def _model(path: Path) -> tuple[Path, LlamaConfig | None, int]:
+    """(folder with the tokenizer, the model, its extra rows); the model is None where only the weights' own files tell it."""
+    if is_meta_folder(path):
+        return path, None, 0
+    if is_hf_folder(path):
+        find_weights(path)
+        return path, read_hf_config(path), 0
+    location = resolve_checkpoint(path)
+    if location.kind != "native":
+        return location.root, None, 0
+    described = read_model_description(location)
+    if described is not None:
+        return location.root, described.model, described.extra_vocab_size
+    return location.root, read_hf_config(location.root), 0

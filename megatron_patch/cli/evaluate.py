@@ -1,0 +1,70 @@
+"""Evaluation, one process of it: `python -m megatron_patch.cli.evaluate --flags`, or the same behind torchrun."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from megatron_patch.arguments.evaluation import Evaluation, read_evaluation
+from megatron_patch.arguments.evaluation_list import EVALUATE
+from megatron_patch.errors import UserError, print_any_text, sentence
+
+
+def main(argv: list[str]) -> None:
+    """Read, load, score, write the table and the results.
+
+    Raises:
+        SystemExit: status 2, with the sentence, for what a user can mend.
+    """
+    print_any_text()
+    try:
+        _evaluate(read_evaluation(argv).job)
+    except (UserError, OSError) as error:
+        print(f"{EVALUATE.name}: {sentence(error)}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _evaluate(job: Evaluation) -> None:
+    from megatron_patch.evaluate.scoring import score_file, table, together
+    from megatron_patch.evaluate.sequences import Reading
+    from megatron_patch.generate.ranks import join, leave
+    from megatron_patch.generate.trained import open_model
+
+    ranks = join(job.model.tensor_model_parallel_size, job.model.pipeline_model_parallel_size)
+
+    def say(line: str) -> None:
+        if ranks.speaks and ranks.replica == 0:
+            print(line, flush=True)
+
+    model = open_model(job.model, ranks, say)
+    reading = Reading(model.tokenizer, job.seq_length, job.pad_length, job.stride, job.template, job.max_bad_fraction)
+    decoder = model.decoder(requests=0, longest=0)
+    started = time.perf_counter()
+    scores = [score_file(decoder, path, reading, job.batch) for path in job.paths]
+    seconds = time.perf_counter() - started
+    table(scores, say)
+    tokens = sum(score.tokens for score in scores)
+    say(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s.")
+    if ranks.speaks and ranks.replica == 0:
+        _write(job, {"files": [score.as_dict() for score in scores], "all": together(scores).as_dict()})
+        say(f"Written: {job.results}")
+    leave()
+
+
+def _write(job: Evaluation, results: dict[str, Any]) -> None:
+    arguments = {
+        "checkpoint": str(job.model.checkpoint),
+        "precision": job.model.precision,
+        "seq_length": job.seq_length,
+        "max_padding_length": job.pad_length,
+        "stride": job.stride,
+        "template": job.template,
+    }
+    job.results.parent.mkdir(parents=True, exist_ok=True)
+    job.results.write_text(json.dumps({"arguments": arguments, **results}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

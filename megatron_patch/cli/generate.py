@@ -1,0 +1,55 @@
+"""Text generation, one process of it: `python -m megatron_patch.cli.generate --flags`, or the same behind torchrun."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from megatron_patch.arguments.generation import Generation, read_generation
+from megatron_patch.arguments.generation_list import GENERATE
+from megatron_patch.errors import UserError, print_any_text, sentence
+
+
+def main(argv: list[str]) -> None:
+    """Read, load, answer.
+
+    Raises:
+        SystemExit: status 2, with the sentence, for what a user can mend; 130 after Ctrl-C.
+    """
+    print_any_text()
+    try:
+        _generate(read_generation(argv).job)
+    except (UserError, OSError) as error:
+        _leave(2, sentence(error))
+    except KeyboardInterrupt:
+        _leave(130, "interrupted; the same command goes on behind the answers that are written.")
+
+
+def _generate(job: Generation) -> None:
+    from megatron_patch.generate.batch import answer_file
+    from megatron_patch.generate.conversation import converse
+    from megatron_patch.generate.ranks import join, leave
+    from megatron_patch.generate.session import KEEPS_TURNS, open_session
+
+    ranks = join(job.model.tensor_model_parallel_size, job.model.pipeline_model_parallel_size)
+
+    def say(line: str) -> None:
+        if ranks.speaks and ranks.replica == 0:
+            print(line, flush=True)
+
+    session = open_session(job, ranks, say)
+    if job.input_file is None:
+        converse(session.engine, session.asking, session.template in KEEPS_TURNS, say)
+    else:
+        answer_file(session.engine, session.asking, job.input_file, job.output_file, say)
+        say(f"Written: {job.output_file}")
+    leave()
+
+
+def _leave(status: int, text: str) -> NoReturn:
+    print(f"{GENERATE.name}: {text}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,102 @@
+"""`megatron-patch COMMAND …`, which pip installs: each command becomes the module that the documented script starts.
+
+    megatron-patch pretrain --model-size=7B --data-path=corpus_text_document …
+
+takes the flags that run_pretrain_megatron_llama.sh hands on. What only a checkout has is filled in where it is not given:
+MEGATRON_PATCH_PATH is the installed package, MEGATRON_PATH none, and ENV dsw. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+from megatron_patch import __version__
+from megatron_patch.folders.checkout import ROOT
+
+_ENGINE = "--megatron-path=none"
+_HERE = f"--megatron-patch-path={ROOT}"
+
+
+@dataclass(frozen=True)
+class Command:
+    """`python -m module *words *flags` is what it becomes; of `defaults`, those that the user did not give come first."""
+
+    module: str
+    en: str
+    zh: str
+    words: tuple[str, ...] = ()
+    defaults: tuple[str, ...] = ()
+
+    def line(self, flags: list[str]) -> list[str]:
+        """The command line behind python."""
+        given = {flag.partition("=")[0] for flag in flags}
+        filled = [default for default in self.defaults if default.partition("=")[0] not in given]
+        return ["-m", self.module, *self.words, *([] if given & {"--help", "-h"} else filled), *flags]
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "megatron_patch.launch", "continued pre-training", "继续预训练", ("pretrain",), ("--env=dsw", _ENGINE, _HERE)
+    ),
+    "finetune": Command(
+        "megatron_patch.launch", "supervised fine-tuning", "有监督微调", ("finetune",), ("--env=dsw", _ENGINE, _HERE)
+    ),
+    "generate": Command(
+        "megatron_patch.launch",
+        "text generation, from a file or on the terminal",
+        "文本生成",
+        ("generate",),
+        ("--env=dsw", _ENGINE, _HERE),
+    ),
+    "evaluate": Command(
+        "megatron_patch.launch", "loss and perplexity over files", "评估", ("evaluate",), ("--env=dsw", _ENGINE, _HERE)
+    ),
+    "convert": Command("megatron_patch.cli.convert", "Hugging Face ↔ Megatron checkpoints", "模型格式转换", defaults=(_ENGINE,)),
+    "preprocess": Command("megatron_patch.cli.preprocess", "raw text → .bin/.idx, or fine-tuning data", "预训练与微调数据处理"),
+    "inspect": Command(
+        "megatron_patch.cli.inspection", "what is in a data file or a checkpoint", "查看数据文件或 checkpoint 的内容"
+    ),
+}
+
+
+def usage() -> str:
+    """The commands, a line each, in both languages."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.en} · {command.zh}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        (
+            "Usage: megatron-patch COMMAND --flag=value ...",
+            "",
+            *lines,
+            "",
+            "megatron-patch COMMAND --help lists its arguments and flags; --version prints the version.",
+        )
+    )
+
+
+def main() -> None:
+    """Become the command that is asked for.
+
+    Raises:
+        SystemExit: 0 after --help or --version; 2 after a sentence about a command that there is not.
+    """
+    arguments = sys.argv[1:]
+    asked = arguments[0] if arguments else ""
+    if asked in ("--help", "-h"):
+        print(usage())
+    elif asked == "--version":
+        print(f"megatron-patch {__version__}")
+    elif asked not in COMMANDS:
+        got = f"got {asked[:100]!r}" if arguments else "got no command"
+        print(f"{usage()}\n\nmegatron-patch: {got}; write one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(2)
+    else:
+        # A folder megatron_patch/ where the user stands, the original's for example, is not taken for this one.
+        environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        os.execve(sys.executable, [sys.executable, *COMMANDS[asked].line(arguments[1:])], environment)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Windows through the model, a few at a time, each replica its share; the sums of all replicas together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from megatron_patch.errors import UserError
+from megatron_patch.evaluate.sequences import Reading, Window, kind_of, windows_of
+from megatron_patch.generate.decoder import Decoder
+
+# Documents of which a window is not made yet are few, so that a file of any size fits.
+_PATIENCE = 64
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the model makes of one file.
+
+    Attributes:
+        documents: samples or documents.
+        tokens: that were predicted.
+        loss: mean of −ln of their probabilities; NaN where there is none.
+    """
+
+    path: str
+    kind: str
+    documents: int
+    tokens: int
+    loss: float
+
+    @property
+    def perplexity(self) -> float:
+        """e^loss."""
+        return math.exp(min(self.loss, 700.0)) if self.loss == self.loss else math.nan
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values, for JSON, which knows no NaN."""
+        found = {**asdict(self), "perplexity": self.perplexity}
+        return {name: None if isinstance(value, float) and value != value else value for name, value in found.items()}
+
+
+def score_file(decoder: Decoder, path: str, reading: Reading, batch: int) -> Score:
+    """Loss over a file, the same on every process.
+
+    Args:
+        batch: windows of one pass.
+
+    Raises:
+        UserError: the file cannot be read, or nothing in it is to be predicted.
+    """
+    ranks, kind = decoder.ranks, kind_of(path)
+    sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
+    documents = 0
+
+    def all_windows() -> Iterator[Window]:
+        nonlocal documents
+        for number, of_document in enumerate(windows_of(path, kind, reading)):
+            documents += 1
+            if number % ranks.replicas == ranks.replica:
+                yield from (window for window in of_document if (window.labels >= 0).any())
+
+    progress = tqdm(all_windows(), desc=path, unit="window", disable=not (ranks.speaks and ranks.replica == 0), delay=1)
+    for windows in _batches(progress, batch):
+        sums += _sums(decoder, windows)
+    if dist.is_initialized():
+        if not (ranks.is_last_stage and ranks.tensor == 0):
+            sums.zero_()
+        dist.all_reduce(sums)
+    total, tokens = sums.tolist()
+    if not tokens:
+        raise UserError(
+            f"{path}: nothing in its {documents} documents is to be predicted; PAD_LEN may be too small, or answers empty."
+        )
+    return Score(path, kind, documents, int(tokens), total / tokens)
+
+
+def _batches(windows: Iterator[Window], size: int) -> Iterator[list[Window]]:
+    """`size` windows at a time, those of like length beside each other: equal lengths are one launch of attention."""
+    held: list[Window] = []
+    for window in windows:
+        held.append(window)
+        if len(held) == _PATIENCE * size:
+            held.sort(key=lambda one: len(one.tokens))
+            yield from (held[i : i + size] for i in range(0, len(held), size))
+            held = []
+    held.sort(key=lambda one: len(one.tokens))
+    yield from (held[i : i + size] for i in range(0, len(held), size))
+
+
+def _sums(decoder: Decoder, windows: list[Window]) -> torch.Tensor:
+    """fp64 [2]: the sum of the losses of a batch, and how many they are."""
+    device = decoder.ranks.device
+    tokens, labels = (torch.cat([torch.from_numpy(getattr(one, name)) for one in windows]) for name in ("tokens", "labels"))
+    positions = torch.cat([torch.arange(len(one.tokens)) for one in windows])
+    ends = torch.tensor([len(one.tokens) for one in windows]).cumsum(0).tolist()
+    losses = decoder.losses(tokens.to(device), positions.to(device), labels.to(device), ends)
+    return torch.stack([losses.double().sum(), (labels >= 0).sum().double().to(device)])
+
+
+def table(scores: list[Score], say: Callable[[str], None]) -> None:
+    """A line a file, and their sum where they are several."""
+    rows = [("file", "kind", "documents", "tokens", "loss", "perplexity")]
+    rows += [_row(score) for score in scores]
+    if len(scores) > 1:
+        rows.append(_row(together(scores)))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    for row in rows:
+        say("  ".join(cell.ljust(width) if n < 2 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths))))
+
+
+def together(scores: list[Score]) -> Score:
+    """All files as one: the mean over their tokens."""
+    tokens = sum(score.tokens for score in scores)
+    loss = sum(score.loss * score.tokens for score in scores) / tokens
+    return Score("all", "", sum(score.documents for score in scores), tokens, loss)
+
+
+def _row(score: Score) -> tuple[str, str, str, str, str, str]:
+    return (score.path, score.kind, f"{score.documents:,}", f"{score.tokens:,}", f"{score.loss:.6f}", f"{score.perplexity:.4f}")

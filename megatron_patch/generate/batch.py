@@ -1,0 +1,114 @@
+"""A file of prompts through the engine: answers are written as they are found, each replica its own share of the queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+from megatron_patch.data.tokenizer import Tokenizer
+from megatron_patch.generate.answers_file import AnswersWriter, Query, answered, put_in_order, read_queries
+from megatron_patch.generate.engine import Engine, Request
+from megatron_patch.generate.prompt import Prompt
+from megatron_patch.generate.sampling import Sampling
+from megatron_patch.generate.text_stream import TextStream
+
+STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How prompts are made and answers found, for all of a run's requests. Lengths are tokens."""
+
+    tokenizer: Tokenizer
+    prompt: Prompt
+    prompt_length: int
+    answer_length: int
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    system: str = ""
+
+    def ids(self, turns: Sequence[dict]) -> tuple[list[int], bool]:
+        """A conversation's prompt, and whether it was cut: of one that is too long the last tokens, behind its start token."""
+        begin = [{"role": "system", "content": self.system}] if self.system else []
+        ids = self.prompt([*begin, *turns])
+        if len(ids) <= self.prompt_length:
+            return ids, False
+        head = ids[:1] if ids[0] == self.tokenizer.bos and self.prompt_length > 1 else []
+        return head + ids[len(ids) - self.prompt_length + len(head) :], True
+
+    def request(self, number: int, ids: Sequence[int]) -> Request:
+        """The request of a prompt's token ids, with a seed of its own."""
+        sampling = replace(self.sampling, seed=self.sampling.seed + number)
+        ends = frozenset({self.tokenizer.answer_end, self.tokenizer.eod, self.tokenizer.eos})
+        return Request(number, tuple(ids), self.answer_length, sampling, ends)
+
+    def stream(self, request: Request) -> TextStream:
+        """The text of the request's answer."""
+        return TextStream(self.tokenizer, request.prompt, self.stop)
+
+
+def add_token(stream: TextStream, token: int, ends: frozenset[int], finished: str) -> tuple[str, str]:
+    """(text that is certain now, why the answer ended or nothing), after one more token.
+
+    An end token has no text. A stop word ends the answer like an end token.
+    """
+    text = "" if token in ends else stream.add(token)
+    if stream.is_stopped:
+        return text, STOP
+    return text + (stream.end() if finished else ""), finished
+
+
+def answer_file(engine: Engine, asking: Asking, source: Path, output: Path, say: Callable[[str], None]) -> None:
+    """Answer every query of `source` that `output` has no answer to.
+
+    Raises:
+        UserError: a query cannot be read, or `output` holds something else.
+    """
+    ranks = engine.decoder.ranks
+    queries = read_queries(source)
+    done = answered(output, queries)
+    if ranks.replicas > 1 or ranks.replica_group is not None:
+        dist.barrier()  # before anyone writes
+    if done:
+        say(f"{len(done)} of {len(queries)} queries are answered in {output} already; the rest follows.")
+    mine = [query for query in queries if query.index not in done][ranks.replica :: ranks.replicas]
+    cut = _answer(engine, asking, mine, AnswersWriter(output, ranks.replica) if ranks.speaks else None)
+    if cut:
+        say(f"{cut} of {len(mine)} prompts were longer than INPUT_SEQ_LEN = {asking.prompt_length}; their last tokens were used.")
+    if ranks.replicas > 1 or ranks.replica_group is not None:
+        dist.barrier()
+    if ranks.speaks and ranks.replica == 0:
+        put_in_order(output, queries)
+
+
+def _answer(engine: Engine, asking: Asking, queries: list[Query], writer: AnswersWriter | None) -> int:
+    """Answer `queries`, as many at a time as the engine has slots for; how many prompts were cut."""
+    streams: dict[int, tuple[Query, Request, TextStream]] = {}
+    waiting, cut = iter(queries), 0
+    with tqdm(total=len(queries), unit="answer", disable=writer is None) as progress:
+        while True:
+            # A few more than there are slots, so that one that becomes free finds its next request.
+            while len(streams) < 2 * engine.slots and (query := next(waiting, None)) is not None:
+                ids, was_cut = asking.ids([{"role": "user", "content": query.text}])
+                cut += was_cut
+                request = asking.request(query.index, ids)
+                streams[query.index] = (query, request, asking.stream(request))
+                engine.submit(request)
+            if engine.is_idle:
+                break
+            for new in engine.step():
+                query, request, stream = streams[new.number]
+                _, finished = add_token(stream, new.token, request.ends, new.finished)
+                if finished:
+                    engine.cancel(new.number)
+                    del streams[new.number]
+                    if writer is not None:
+                        writer.write(query, stream.text, finished)
+                    progress.update()
+    if writer is not None:
+        writer.close()
+    return cut

@@ -1,0 +1,83 @@
+"""From what a person asks to the token ids behind which the model writes, in the form that it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_patch.arguments.generation_list import PROMPT_TEMPLATES
+from megatron_patch.data.conversation import Turn
+from megatron_patch.data.prompts import encode_alpaca, encode_llama2_chat, encode_pretrain
+from megatron_patch.data.rendered import chat_renderer
+from megatron_patch.data.tokenizer import Tokenizer
+from megatron_patch.errors import UserError
+from megatron_patch.folders.recorded_run import RUN_CONFIG
+from megatron_patch.formats.json_files import json_object
+
+Prompt = Callable[[Sequence[Turn]], list[int]]
+
+
+def recorded_template(checkpoint: str | Path) -> str | None:
+    """The template that a training run's checkpoint was fine-tuned with; None where its iteration's folder does not say.
+
+    Raises:
+        UserError: the record cannot be read.
+    """
+    path = Path(checkpoint) / RUN_CONFIG
+    if not path.is_file():
+        return None
+    run = json_object(path)
+    options = run.get("options")
+    found = options.get("template") if isinstance(options, dict) else None
+    # Pre-training on JSON has a template too, but whoever continues a text after it wants no prompt around it.
+    return found if run.get("task") == "finetune" and found in PROMPT_TEMPLATES and found != "auto" else None
+
+
+def resolve_template(wanted: str, recorded: str | None, tokenizer: Tokenizer, *, chat: bool) -> str:
+    """`wanted`, or for `auto` what was recorded; else, in a conversation, the folder's own, or LLaMA-2-chat's."""
+    if wanted != "auto":
+        return wanted
+    if recorded is not None:
+        return recorded
+    if not chat:
+        return "none"
+    return "tokenizer" if tokenizer.chat_template else "llama2-chat"
+
+
+def prompt_maker(template: str, tokenizer: Tokenizer) -> Prompt:
+    """turns → ids up to where the answer begins; the last turn is the user's. `template` is one of PROMPT_TEMPLATES but `auto`.
+
+    `none` is the text as it stands, behind the start token.
+
+    Raises:
+        UserError: there is no such template, or the tokenizer's folder has none.
+    """
+    if template == "none":
+        return lambda turns: [tokenizer.bos, *tokenizer.tokenize(str(_last(turns, template)["content"]))]
+    if template == "alpaca":
+        return lambda turns: encode_alpaca(_as_record(turns), tokenizer)[0][:-1]
+    if template == "pretrain":
+        return lambda turns: encode_pretrain(_as_record(turns), tokenizer)[0][:-1]
+    if template == "llama2-chat":
+        return lambda turns: encode_llama2_chat(list(turns), tokenizer)[0]
+    if template == "tokenizer":
+        render = chat_renderer(tokenizer)
+        return lambda turns: tokenizer.tokenize_marked(render(list(turns), True))
+    raise UserError(f"template {template!r} is not known; it is one of {', '.join(PROMPT_TEMPLATES)}.")
+
+
+def _last(turns: Sequence[Turn], template: str) -> Turn:
+    if len(turns) > 1:
+        raise UserError(
+            f"template {template!r} has no place for earlier turns; choose another one, or ask one question at a time."
+        )
+    return turns[-1]
+
+
+def _as_record(turns: Sequence[Turn]) -> dict[str, Any]:
+    """Turns as a fine-tuning record without an answer."""
+    spoken = [turn for turn in turns if turn["role"] != "system"]
+    system = "\n\n".join(str(turn["content"]) for turn in turns if turn["role"] == "system")
+    pairs = [[asked["content"], said["content"]] for asked, said in zip(spoken[:-1:2], spoken[1:-1:2])]
+    return {"system": system, "history": pairs, "instruction": spoken[-1]["content"], "content": ""}

@@ -1,0 +1,52 @@
+"""From a run's arguments to an engine that can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from megatron_patch.arguments.generation import Generation
+from megatron_patch.generate.batch import Asking
+from megatron_patch.generate.engine import Engine
+from megatron_patch.generate.prompt import prompt_maker, resolve_template
+from megatron_patch.generate.ranks import Ranks
+from megatron_patch.generate.sampling import Sampling
+from megatron_patch.generate.trained import open_model
+
+# Templates with a place for earlier turns.
+KEEPS_TURNS = ("alpaca", "llama2-chat", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Session:
+    """An engine, and how it is asked."""
+
+    engine: Engine
+    asking: Asking
+    template: str
+
+
+def open_session(job: Generation, ranks: Ranks, say: Callable[[str], None]) -> Session:
+    """Read the checkpoint's weights and its tokenizer.
+
+    Args:
+        say: prints a line, on one process.
+
+    Raises:
+        UserError: one of them cannot be read, or does not go with the other.
+    """
+    model = open_model(job.model, ranks, say)
+    longest = job.prompt_length + job.answer_length
+    decoder = model.decoder(job.requests, longest)
+    template = resolve_template(job.template, model.recorded_template, model.tokenizer, chat=job.input_file is None)
+    say(f"Prompts are written in the form {template}.")
+    asking = Asking(
+        tokenizer=model.tokenizer,
+        prompt=prompt_maker(template, model.tokenizer),
+        prompt_length=job.prompt_length,
+        answer_length=job.answer_length,
+        sampling=Sampling(job.temperature, job.top_k, job.top_p, job.repetition_penalty, job.seed),
+        stop=job.stop,
+        system=job.system,
+    )
+    return Session(Engine(decoder, job.requests, longest), asking, template)

@@ -1,0 +1,67 @@
+"""A trained model as its arguments name it: opened, its tokenizer beside it, ready to be given memory for its work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from megatron_patch.arguments.trained_model import TrainedModel
+from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_patch.errors import UserError
+from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
+from megatron_patch.folders.layout import resolve_checkpoint
+from megatron_patch.formats.dtypes import of_precision
+from megatron_patch.generate.decoder import Decoder
+from megatron_patch.generate.loading import load_decoder
+from megatron_patch.generate.prompt import recorded_template
+from megatron_patch.generate.ranks import Ranks
+from megatron_patch.weights.source import open_source
+from megatron_patch.weights.table import Source
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """Weights that were found and not read yet, and the tokenizer that goes with them."""
+
+    source: Source
+    tokenizer: Tokenizer
+    ranks: Ranks
+    dtype: torch.dtype
+    recorded_template: str | None  # what the checkpoint was fine-tuned with, where it says so
+
+    def decoder(self, requests: int, longest: int) -> Decoder:
+        """This process's share of the weights, with a cache for `requests` sequences of up to `longest` tokens.
+
+        Raises:
+            UserError: memory does not hold one of them.
+        """
+        return load_decoder(self.source, self.ranks, self.dtype, requests, longest)
+
+
+def open_model(model: TrainedModel, ranks: Ranks, say: Callable[[str], None]) -> OpenModel:
+    """Look at every file of the checkpoint, and load its tokenizer.
+
+    Args:
+        say: prints a line, on one process.
+
+    Raises:
+        UserError: one of them cannot be read, or does not go with the other.
+    """
+    source = open_source(model.checkpoint, model.fallback, model.gqa_layout)
+    rows = source.config.vocab_size + source.extra_vocab_size
+    tokenizer = load_tokenizer(model.tokenizer, rows, source.root)
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"the tokenizer in {model.tokenizer} has {tokenizer.vocab_size} tokens and the model {rows} rows; write "
+            "--tokenizer-path and the folder of the tokenizer that the model was trained with."
+        )
+    for note in source.notes:
+        say(note)
+    parameters = source.config.parameter_count(source.extra_vocab_size)
+    say(f"LLaMA with {parameters:,} parameters in {model.precision} on {ranks.device.type}, from {model.checkpoint}.")
+    recorded = None
+    if not (is_hf_folder(model.checkpoint) or is_meta_folder(model.checkpoint)):
+        recorded = recorded_template(resolve_checkpoint(model.checkpoint).folder)
+    return OpenModel(source, tokenizer, ranks, of_precision(model.precision).torch_dtype, recorded)

@@ -1,0 +1,80 @@
+"""What a run carries from one iteration to the next, and what one iteration gives."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import ChainedOptimizer
+
+from megatron_patch.config import TrainConfig
+from megatron_patch.core.parallel import Layout
+from megatron_patch.core.weight_gathers import WeightGathers
+from megatron_patch.folders.fingerprint import Origin
+from megatron_patch.train.graphs import MicroBatchGraphs
+from megatron_patch.train.pipeline import PipelinePasses
+
+
+@dataclass
+class TrainState:
+    """What a run carries from one iteration to the next.
+
+    Attributes:
+        fused: weights whose gradients the matrix products write into the fp32 buffer themselves.
+        loss_scale: of the current global batch; fp32, 0-dimensional, always at one place in memory, because recorded
+            graphs read it there.
+        origin: what the run was found to begin with, recorded at each save.
+        iteration, consumed_samples: since the run's beginning, over all its processes.
+        skipped_iterations: fp16 steps whose gradient overflowed.
+        nan_iterations: steps in another precision whose gradient was not finite.
+        tokens: number of unmasked tokens of the current global batch; fp32, 0-dimensional, on the device.
+        graphs: this project's own passes, which may be CUDA graphs; None runs core's schedule.
+        gathers: the gathers of ZeRO's weights; None if no rank needs weights of another.
+        steps_here: iterations that this process has done.
+    """
+
+    config: TrainConfig
+    layout: Layout
+    model: DistributedDataParallel
+    optimizer: ChainedOptimizer
+    scheduler: Any
+    fused: set[torch.nn.Parameter]
+    loss_scale: torch.Tensor
+    origin: Origin = Origin()
+    iteration: int = 0
+    consumed_samples: int = 0
+    skipped_iterations: int = 0
+    nan_iterations: int = 0
+    tokens: torch.Tensor | None = None
+    graphs: MicroBatchGraphs | PipelinePasses | None = None
+    gathers: WeightGathers | None = None
+    steps_here: int = 0
+
+    @property
+    def runs_pairs(self) -> bool:
+        """Whether two micro-batches go through the model at once."""
+        return self.graphs is not None and self.graphs.together == 2
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One iteration's numbers, which the host read from the device at once.
+
+    Attributes:
+        loss: mean over the global batch's unmasked tokens; 0 on every pipeline stage but the last.
+        tokens: number of unmasked tokens of the global batch, on every stage. With 0 neither the weights nor Adam's
+            state changed.
+        grad_norm: L2 norm of the mean loss's gradient before clipping.
+        found_inf: the gradient was not finite, so the weights did not change.
+        loss_scale: with which the gradients were computed; 1 without fp16.
+    """
+
+    loss: float
+    tokens: int
+    grad_norm: float
+    found_inf: bool
+    loss_scale: float

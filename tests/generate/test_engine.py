@@ -1,0 +1,100 @@
+"""Answers of the engine against transformers', token for token, and the same answers in every layout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_patch.arguments.processes import free_port
+from megatron_patch.generate.engine import Engine, Request, run_all
+from megatron_patch.generate.sampling import Sampling
+from tests.generate.models import engine_of, greedy_answers, random_prompts, transformers_answers
+
+NEW = 128
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return random_prompts(64, 800, 1, 40)
+
+
+@pytest.fixture(scope="module")
+def truth(golden, prompts):
+    return transformers_answers(golden / "hf_gqa", prompts, NEW)
+
+
+def test_greedy_answers_are_transformers_s(golden, prompts, truth):
+    """64 prompts of unequal length in 10 slots: slots are refilled as answers end, so every batch is a mixture."""
+    assert greedy_answers(engine_of(golden / "hf_gqa", slots=10, longest=40 + NEW), prompts, NEW) == truth
+
+
+def test_heads_without_groups(golden):
+    few = random_prompts(6, 800, 1, 40, seed=1)
+    ours = greedy_answers(engine_of(golden / "hf_mha", slots=4, longest=100), few, 24)
+    assert ours == transformers_answers(golden / "hf_mha", few, 24)
+
+
+@pytest.mark.parametrize("rope", [("linear", 2.0), ("dynamic", 2.0)])
+def test_scaled_positions(golden, tmp_path, rope):
+    """Prompts and answers beyond the limit that the model was trained for, where dynamic scaling moves the base."""
+    for file in (golden / "hf_gqa").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"max_position_embeddings": 64, "rope_scaling": {"type": rope[0], "factor": rope[1]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    few = random_prompts(3, 800, 50, 80, seed=2)
+    ours = [greedy_answers(engine_of(tmp_path, slots=1, longest=128), [prompt], 30)[0] for prompt in few]
+    assert ours == [transformers_answers(tmp_path, [prompt], 30)[0] for prompt in few]
+
+
+@pytest.mark.parametrize("layout", [(2, 1), (1, 2)])
+def test_two_processes_answer_as_one(golden, tmp_path, layout, prompts, truth):
+    tensor, stages = layout
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}",
+        "-m", "tests.generate.engine_worker", str(golden / "hf_gqa"), str(tensor), str(stages), str(tmp_path),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == truth[:16]
+
+
+def test_a_cache_that_is_too_small_for_all_changes_no_answer(golden, prompts, truth):
+    """Sequences are put back when blocks run out, and go on from what they had answered."""
+    engine = engine_of(golden / "hf_gqa", slots=10, longest=40 + NEW)
+    memory = engine.decoder.cache
+    engine.decoder.cache = replace(memory, keys=memory.keys[:, :24].clone(), values=memory.values[:, :24].clone())
+    engine = Engine(engine.decoder, 10, 40 + NEW)
+    put_back = []
+    leave = engine._leave
+    engine._leave = lambda one: (put_back.append(one.answered < one.request.new_tokens), leave(one))
+    assert greedy_answers(engine, prompts[:12], NEW) == truth[:12]
+    assert any(put_back), "the cache held everything, so nothing was tried"
+
+
+def test_an_answer_depends_on_its_own_request_alone(golden):
+    """The same seed gives the same answer alone and among others; another seed gives another."""
+    drawn = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, seed=7)
+    others = random_prompts(5, 800, 3, 30, seed=4)
+    alone = run_all(engine_of(golden / "hf_gqa", 6, 80), [Request(0, (5, 6, 7), 30, drawn)])[0]
+    requests = [Request(i + 1, tuple(p), 25, Sampling(temperature=2.0, seed=i)) for i, p in enumerate(others)]
+    requests.insert(3, Request(0, (5, 6, 7), 30, drawn))
+    assert run_all(engine_of(golden / "hf_gqa", 3, 80), requests)[0] == alone
+    assert run_all(engine_of(golden / "hf_gqa", 6, 80), [Request(0, (5, 6, 7), 30, replace(drawn, seed=8))])[0] != alone
+
+
+def test_an_end_token_ends_an_answer(golden, prompts, truth):
+    end = truth[0][10]
+    first = truth[0].index(end)
+    engine = engine_of(golden / "hf_gqa", 2, 40 + NEW)
+    engine.submit(Request(0, tuple(prompts[0]), NEW, ends=frozenset({end})))
+    news = [new for _ in range(first + 1) for new in engine.step()]
+    assert [new.token for new in news] == truth[0][: first + 1]
+    assert [new.finished for new in news] == [""] * first + ["stop"]
+    assert engine.is_idle
+    assert torch.equal(torch.tensor(sorted(engine._tables.free)), torch.arange(1, engine._tables.blocks))

@@ -1,0 +1,44 @@
+"""Run the DSW notebook as a user does with "Run all", and store what it shows.
+
+    python -m tests.pai.notebook WORK_DIR
+
+runs it with that working directory, which holds PAI-Megatron-Patch, and writes the outputs into the file. For paths like those
+of a DSW instance, WORK_DIR is /mnt/workspace.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from tests.launching import HIDDEN, ROOT
+
+NOTEBOOK = ROOT / "examples" / "llama2" / "llama2_dsw.ipynb"
+
+
+def execute(work: Path, timeout: int = 300, **environment: str) -> nbformat.NotebookNode:
+    """The notebook after a run of all its cells in a kernel of this Python, with WORK_DIR at `work`; the file stays as it is.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed.
+    """
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    changed = {"WORK_DIR": str(work), "PYTHON": sys.executable, "PYTHONWARNINGS": "ignore", **HIDDEN, **environment}
+    kernel = os.environ | changed
+    where = {"metadata": {"path": str(work)}}
+    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=where, coalesce_streams=True)
+    return client.execute(env=kernel)
+
+
+if __name__ == "__main__":
+    executed = execute(Path(sys.argv[1]))
+    for cell in executed.cells:
+        cell.metadata.pop("execution", None)  # times of the run
+    nbformat.write(executed, NOTEBOOK)
