@@ -1,8 +1,9 @@
 """Loading a torch_dist checkpoint through megatron-core, without letting core or torch read a file.
 
-Their readers unpickle `.metadata`, common.pt and the objects beside the tensors without restriction, so a file could run code.
-Here `formats.distcp_metadata` reads and checks these files. core's steps around the reading are taken here one by one, since core
-has no slot for common.pt from 0.17 on; torch gets the results through its slots for a storage reader and a planner.
+Their readers unpickle `.metadata`, common.pt and the objects beside the tensors without restriction, so a file could
+run code. Here `formats.distcp_metadata` reads and checks these files. core has no slot for common.pt from 0.17 on, so
+its steps around the reading are taken here one by one. torch gets the results through its slots for a storage reader
+and a planner.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ _COMMON_KEY = "common_state/shard_0_1"
 
 
 def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """What `dist_checkpointing.load` gives for `state` and `folder`. Each file is read once and checked; every rank calls it.
+    """What `dist_checkpointing.load` gives for `state` and `folder`, every rank calling it.
+
+    Each file is read once and checked.
 
     Args:
         folder: one iteration's.
@@ -70,6 +73,7 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         UserError: a file is missing, damaged or refused, or lacks what `state` asks for. Nothing of it has run.
+        RuntimeError: an error of another rank that is no UserError, and so a bug.
     """
     read_backends(folder)
     metadata = read_dcp_metadata(folder)
@@ -146,7 +150,9 @@ def _sharded(state: object) -> Iterator[object]:
 
 
 def _load(folder: Path, metadata: Metadata, common: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-    """core's `dist_checkpointing.load`, step for step, with what was read of the files; `common` is filled and returned."""
+    """core's `dist_checkpointing.load`, step for step, with what was read of the files; `common` is filled and
+    returned.
+    """
     asked, own, factories = load_preprocess(state)
     merge(common, own)
     asked, _ = extract_sharded_base(asked)
@@ -158,7 +164,18 @@ def _load(folder: Path, metadata: Metadata, common: dict[str, Any], state: dict[
 
 
 def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> dict[str, Any]:
-    """core's `load` of the torch_dist strategy, step for step, with our reader and planner: tensors and objects of `sharded`."""
+    """Tensors and objects of `sharded`: core's `load` of the torch_dist strategy, step for step.
+
+    The reader and the planner are this module's. core has no slot for them.
+
+    Args:
+        folder: one iteration's.
+        metadata: its `.metadata`, checked.
+        sharded: core's description of what is asked for; its tensors are filled in place.
+
+    Raises:
+        UserError: an item is damaged, or an object is not what core saves.
+    """
     entries, structure, renamed = _replace_state_dict_keys_with_sharded_keys(sharded)
     tensors = [entry for entry in nested_values(sharded) if isinstance(entry, ShardedTensor)]
     planner = _Planner(
@@ -177,8 +194,10 @@ def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> d
 
 
 def sharded_metadata(metadata: Metadata) -> dict[str, Any]:
-    """core's description of what the checkpoint has: whole tensors, and objects, by key. Objects under other keys than core's are
-    none that a model asks for."""
+    """core's description of what the checkpoint has: whole tensors, and objects, by key.
+
+    Objects whose keys have another form than core's are left out: no model asks for them.
+    """
     found: dict[str, Any] = {}
     for key, entry in metadata.state_dict_metadata.items():
         if isinstance(entry, TensorStorageMetadata):
@@ -190,7 +209,7 @@ def sharded_metadata(metadata: Metadata) -> dict[str, Any]:
 
 
 class _Planner(MCoreLoadPlanner):
-    """core's planner, to whom objects come as values."""
+    """core's planner, but that objects come as values instead of as bytes that it would unpickle."""
 
     def load_bytes(self, read_item: ReadItem, value: Any) -> None:
         fqn = read_item.dest_index.fqn
@@ -201,7 +220,10 @@ class _Planner(MCoreLoadPlanner):
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's reader of files, with the metadata given; tensors' bytes come from where their items say, checked."""
+    """torch's reader of files, with metadata that has been read already.
+
+    Each item is checked, and its tensor's bytes are read from where the item says.
+    """
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         super().__init__(folder)

@@ -175,11 +175,11 @@ def module(model: Any) -> Any:
 def _write_state(state: dict[str, Any], folder: Path) -> None:
     """Write what `dist_checkpointing.save` writes of `state` into the empty `folder`; every rank calls it.
 
-    core's steps are taken one by one, so that torch's own writer takes tensor by tensor from the device to the disk. core's
-    writer first copies everything that a rank saves into host memory (94 GB for LLaMA-2 7B), and starts a process that
-    imports everything again, to hand the results of other processes over. torch's keeps one tensor for each file that it
-    is writing. Both write the same files, but that core 0.19 keeps common.pt among the objects. It is a file here in any
-    case, which every core reads.
+    core's steps are taken one by one, so that torch's own writer takes tensor by tensor from the device to the disk.
+    core's writer first copies everything that a rank saves into host memory (94 GB for LLaMA-2 7B), and starts a
+    process that imports everything again, to hand the results of other processes over. torch's keeps one tensor for
+    each file that it is writing. Both write the same files, but that core 0.19 keeps common.pt among the objects. Here
+    it is a file in any case, which every core reads.
     """
     sharded, common = save_preprocess({**state, "content_metadata": dict(SHARDING)})
     first = torch.distributed.get_rank() == 0

@@ -75,8 +75,8 @@ def apply_patches() -> None:
     """Put every row in place.
 
     Raises:
-        UserError: this megatron-core is none of those that the table was tried with (`folders/engine.py` has the range). A patch
-            could replace something else there, and training would go wrong without a word.
+        UserError: this megatron-core is none of those that the table was tried with (`folders/engine.py` has the
+            range). A patch could replace something else there, and training would go wrong without a word.
         RuntimeError: a megatron-core of that range has no such name.
     """
     version = megatron.core.__version__

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from megatron_patch.errors import UserError
 
-# Tried: 0.16.1, 0.17.1, 0.18.2, 0.19.2 (docs/matrix.md); pyproject.toml says the same. The upper bound is where core/patches.py
-# must be looked at again.
+# Tried: 0.16.1, 0.17.1, 0.18.2, 0.19.2 (docs/matrix.md); pyproject.toml says the same. The upper bound is where
+# core/patches.py must be looked at again.
 SUPPORTED = ((0, 16), (0, 20))
 NO_TREE = "none"  # MEGATRON_PATH of a user who has no source tree
 
@@ -31,6 +31,7 @@ def tree_version(folder: str | Path) -> str | None:
 
 
 def is_supported(version: str) -> bool:
+    """Whether `version` is one that this project was tried with; only its first two numbers count."""
     match = re.match(r"([0-9]{1,9})\.([0-9]{1,9})", version)
     return match is not None and SUPPORTED[0] <= (int(match[1]), int(match[2])) < SUPPORTED[1]
 

@@ -1,4 +1,4 @@
-"""What a training run recorded about itself beside each checkpoint, and how a new configuration differs. Imports no torch."""
+"""What a training run recorded beside each checkpoint, and how a new configuration differs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Comparison:
         hindering: what may not differ when a run goes on.
         longer: more iterations or epochs.
         harmless: what changes nothing that is learnt.
-        accumulation: the `--gradient-accumulation-steps` with which the global batch would be as it was; None elsewhere.
+        accumulation: the `--gradient-accumulation-steps` with which the global batch would be as it was; None
+            elsewhere.
     """
 
     hindering: list[str] = field(default_factory=list)
@@ -87,7 +88,8 @@ def read_run_config(folder: Path) -> dict[str, Any] | None:
 def compare(config: TrainConfig, origin: Origin, recorded: dict[str, Any], root: Path) -> Comparison:
     """How a run asked for by `config` differs from the one that the checkpoints below `root` recorded.
 
-    origin: what was observed of the files that `config` names. A field that the checkpoints do not record has its default.
+    origin: what was observed of the files that `config` names. A field that the checkpoints do not record has its
+        default.
     """
     now, found = json.loads(json.dumps(config.as_dict())), Comparison()
     if recorded.get("task", config.task) != config.task:  # every other difference follows from it
@@ -164,7 +166,8 @@ def _model_differences(config: TrainConfig, origin: Origin, recorded: dict[str, 
     """PRETRAIN_CHECKPOINT_PATH and, for text, the tokenizer.
 
     Paths are compared with links resolved, and models by content where a fingerprint was recorded. A missing `load` or
-    `tokenizer_path` is accepted, since a resumed run uses its own checkpoint folder's; so is the run that this one goes on from.
+    `tokenizer_path` is accepted, since a resumed run uses its own checkpoint folder's; so is the run that this one goes
+    on from.
     """
     sentences, load, old = [], config.load, recorded.get("load")
     own = [str(root)] + ([os.path.dirname(recorded["resumed_from"])] if recorded.get("resumed_from") else [])

@@ -23,8 +23,8 @@ class Start:
     """What a run starts from.
 
     Attributes:
-        folder: one iteration's folder, of which everything is taken: weights, optimizer, schedule, progress. None: `config.load`
-            gives the weights, or they are random.
+        folder: one iteration's folder, of which everything is taken: weights, optimizer, schedule, progress. None:
+            `config.load` gives the weights, or they are random.
         config: the run's configuration. A run that goes on keeps naming the model that it began with.
         origin: what the run began with, to be recorded at each save.
         lines: what the user should know about it.
@@ -58,7 +58,8 @@ def own_checkpoint(config: TrainConfig, origin: Origin) -> Path | None:
     """The run's own last finished checkpoint, which it goes on from; None at its first start.
 
     Raises:
-        UserError: the tracker names a folder that is not there, or the folder belongs to a run that learns something else.
+        UserError: the tracker names a folder that is not there, or the folder belongs to a run that learns something
+            else.
     """
     root = Path(config.checkpoint_folder)
     tracker = read_tracker(root)
@@ -71,10 +72,7 @@ def own_checkpoint(config: TrainConfig, origin: Origin) -> Path | None:
         )
     folder = iteration_folder(root, int(tracker))
     if not folder.is_dir():
-        raise UserError(
-            f"{root / TRACKER} says {tracker}, and there is no {folder.name}; "
-            "remove that file to start anew."
-        )
+        raise UserError(f"{root / TRACKER} says {tracker}, and there is no {folder.name}; remove that file to start anew.")
     recorded = read_run_config(folder)
     if recorded is not None:
         found = compare(config, origin, recorded, root)
@@ -180,7 +178,10 @@ def _longer_lines(config: TrainConfig, found: Comparison) -> list[str]:
 
 
 def _from_load(config: TrainConfig, origin: Origin) -> Start:
-    """PRETRAIN_CHECKPOINT_PATH: a run of this output folder goes on; any other training checkpoint gives its weights."""
+    """The start from PRETRAIN_CHECKPOINT_PATH.
+
+    A run of this output folder goes on; any other training checkpoint gives its weights alone.
+    """
     location = _location(config.load)
     if location is None or location.iteration is None:
         return Start(None, config, origin)

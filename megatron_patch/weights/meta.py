@@ -65,10 +65,12 @@ class HalvesOfHeads:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """That of `base`: [N·D, H]."""
         return self.base.shape
 
     @property
     def dtype(self) -> torch.dtype:
+        """That of `base`."""
         return self.base.dtype
 
     def read(self, first: int, last: int, out: torch.Tensor) -> None:

@@ -1,8 +1,10 @@
 """The files of a checkpoint of 2023, one a rank: what each weight in them is, whatever its name.
 
-FOLDER/mp_rank_TT[_PPP]/model_rng.pt or model_optim_rng.pt    TT tensor-parallel rank, PPP pipeline stage
-FOLDER/mp_rank_TT[_PPP]/distrib_optim.pt                      optimizer state, not read
-FOLDER/mp_rank_TT[_PPP]_DDD/optim.pt                          the same in September 2023; DDD data-parallel rank
+    FOLDER/mp_rank_TT[_PPP]/model_rng.pt or model_optim_rng.pt    TT tensor-parallel rank, PPP pipeline stage
+    FOLDER/mp_rank_TT[_PPP]/distrib_optim.pt                      optimizer state
+    FOLDER/mp_rank_TT[_PPP]_DDD/optim.pt                          the same in September 2023; DDD data-parallel rank
+
+Optimizer state is not read.
 """
 
 from __future__ import annotations

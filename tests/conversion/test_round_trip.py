@@ -27,7 +27,7 @@ def there_and_back(folder, source, verify=True, **options):
 
 
 def reduced(name: str) -> LlamaConfig:
-    """The named size with its true numbers of heads, groups and layers, heads of 2 and an ffn and vocabulary to match."""
+    """The named size with its true numbers of heads, groups and layers, and small heads, ffn and vocabulary."""
     size = LLAMA_SIZES[name]
     heads = size.num_attention_heads
     return replace(size, hidden_size=2 * heads, kv_channels=2, ffn_hidden_size=6 * heads, vocab_size=16 * heads)

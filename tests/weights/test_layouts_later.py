@@ -161,7 +161,7 @@ def test_fp8_scales_are_passed_by(tmp_path):
 
 
 def test_optimizer_state_in_the_same_file_is_passed_by(tmp_path):
-    """Without the distributed optimizer: fp32 weights in lists, with the attributes by which Megatron knows their split."""
+    """Without the distributed optimizer: fp32 weights in lists, with the attributes that say how they are split."""
     hf = GOLDEN / "hf_mha"
     folder = write_original(tmp_path / "source", hf, read_hf(hf), Written("trained", tp=2, extra=torch.ones(8, 64)))
     weight = torch.ones(64, 64)
