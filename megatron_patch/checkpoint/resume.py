@@ -26,6 +26,9 @@ _LENGTHS = ("lr_decay_steps", "wd_incr_steps")
 _GROUP_KEYS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
 _GROUP_NUMBERS = {"lr": 0.0, "weight_decay": 0.0, "eps": 0.0, "betas": (0.0, 0.0)}
 
+# What Python, numpy and torch raise for numbers of the right form that are no random state of theirs.
+_NO_STATE = (RuntimeError, ValueError, OverflowError)
+
 
 def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> Progress:
     """Load everything that `save_checkpoint` wrote to `folder` into the objects given. Every rank calls it.
@@ -68,11 +71,7 @@ def _restore_rng(folder: Path, stored: Any) -> None:
     if problem is None:
         try:
             parallel.set_rng_state(stored)
-        except (
-            RuntimeError,
-            ValueError,
-            OverflowError,
-        ) as error:  # Python, numpy and torch, of numbers that are no state of theirs
+        except _NO_STATE as error:
             problem = f"rng: {error}"
     if problem is not None:
         raise _not_such_a_state(folder, problem)
