@@ -20,10 +20,11 @@ import torch
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.formats import dtypes
 from megatron_patch.kernels import products
 from megatron_patch.kernels._cublaslt import Shape, version
 
-_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+_DTYPES = {str(one.torch_dtype): one.torch_dtype for one in dtypes.WEIGHTS}
 
 
 def read_choices(config: TrainConfig) -> str:
