@@ -90,6 +90,8 @@ class Options:
     """Replay micro-batches as CUDA graphs where the run allows it; a line of the log says if not, and why."""
     pair_micro_batches: bool = True
     """With CUDA graphs, run two micro-batches in one pass where a step has an even number of them and memory allows it."""
+    peer_copies: bool = True
+    """GPUs of one host read each other's memory for sequence parallelism and ZeRO, by copy engines in the place of NCCL."""
     profile: bool = False
     """Write a PyTorch profiler trace of a few iterations for TensorBoard."""
     profile_step_start: int = 10

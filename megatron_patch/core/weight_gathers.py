@@ -4,6 +4,9 @@ core can overlap this too, but by handles that Python waits for, which a CUDA gr
 of their own, in the order in which a forward pass needs them, and each leaves an event; modules wait for the events of their
 weights. In a graph that is a wait for whatever the event was recorded for last (an external event, in CUDA's terms). The gathers
 themselves, some hundred launches, become one graph as well: the next forward pass is launched after them.
+
+Where the ranks read each other's memory (peer_memory.py), each copies the others' parts, which takes nothing from that forward
+pass. No rank updates its part again before all have copied it: the norm of the next gradients waits for every rank's passes.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ from collections.abc import Callable, Iterable
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucket as Bucket
 from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as BucketGroup
+
+from megatron_patch.core.peer_memory import Peers
 
 
 class WeightGathers:
@@ -22,6 +28,7 @@ class WeightGathers:
 
     Args:
         records: whether the gathers are launched as a CUDA graph, from the second time on.
+        peers: the ranks that share the weights, if they read each other's memory.
 
     Attributes:
         lazy: on CPUs, whether a gather is left until someone waits for it, as far as possible what GPUs do; tests do so.
@@ -29,8 +36,9 @@ class WeightGathers:
 
     lazy = False
 
-    def __init__(self, model: DistributedDataParallel, records: bool) -> None:
-        self.records, self.started = records, 0
+    def __init__(self, model: DistributedDataParallel, records: bool, peers: Peers | None = None) -> None:
+        self.records, self.started, self.peers = records, 0, peers
+        self.of_ranks: dict[Bucket, list[torch.Tensor]] = {} if peers is None else _bucket_views(model, peers)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.groups = list(reversed(model.bucket_groups))  # DDP's order is that of the backward pass
         self.pending: set[BucketGroup] = set()  # on CPUs
@@ -47,6 +55,8 @@ class WeightGathers:
     def start(self) -> None:
         """Begin to gather what this rank and the others have updated, after all that was launched."""
         if not device.HAS_CUDA:
+            if self.peers is not None:
+                self.peers.meet()
             self.pending = set(self.groups)
             if not self.lazy:
                 self.finish()
@@ -64,13 +74,25 @@ class WeightGathers:
         self.started += 1
 
     def _launch(self) -> None:
+        if self.peers is not None:
+            self.peers.meet()
         for group in self.groups:
-            group.start_param_sync()
+            self._gather(group)
             self.events[group].record()
 
+    def _gather(self, group: BucketGroup) -> None:
+        if self.peers is None:
+            group.start_param_sync()
+            return
+        for bucket in group.buckets:
+            part = bucket.param_data.numel() // self.peers.size
+            for rank in self.peers.others(range(self.peers.size)):
+                its = slice(rank * part, (rank + 1) * part)
+                bucket.param_data[its].copy_(self.of_ranks[bucket][rank][its])
+
     def close(self) -> None:
-        """Let go of the graph, before NCCL's communicator, which it uses, is taken down."""
-        self.graph = None
+        """Let go of the graph, before NCCL's communicator, which it uses, is taken down, and of other ranks' memory."""
+        self.graph, self.of_ranks = None, {}
 
     def finish(self) -> None:
         """From here on all weights may be read, outside the modules too."""
@@ -89,10 +111,21 @@ class WeightGathers:
             for group in groups:
                 if group in self.pending:
                     self.pending.remove(group)
-                    group.start_param_sync()
+                    self._gather(group)
             return
         for group in groups:
             self.events[group].wait()
+
+
+def _bucket_views(model: DistributedDataParallel, peers: Peers) -> dict[Bucket, list[torch.Tensor]]:
+    """Every rank's weights of each bucket."""
+    views = {}
+    for buffer in model.buffers:
+        whole = peers.views(buffer.param_data)
+        for bucket in buffer.buckets:
+            there = slice(bucket.offset, bucket.offset + bucket.param_data.numel())
+            views[bucket] = [data[there] for data in whole]
+    return views
 
 
 def _units(model: DistributedDataParallel) -> Iterable[torch.nn.Module]:

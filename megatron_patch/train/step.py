@@ -18,6 +18,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.core import peer_memory, tensor_exchange
+from megatron_patch.core.gradient_reductions import GradientReductions
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.transformer_config import DTYPES
 from megatron_patch.core.weight_gathers import WeightGathers
@@ -48,7 +50,16 @@ class TrainState:
     tokens: torch.Tensor | None = None  # unmasked tokens of the current global batch
     graphs: MicroBatchGraphs | PipelinePasses | None = None
     gathers: WeightGathers | None = None
+    reductions: GradientReductions | None = None
     steps_here: int = 0  # iterations that this process has done
+
+    def close(self) -> None:
+        """Let go of graphs, before NCCL's communicators, which they use, are taken down, and of other ranks' memory."""
+        for part in (self.graphs, self.gathers, self.reductions):
+            if part is not None:
+                part.close()
+        tensor_exchange.close()
+        peer_memory.close()
 
     @property
     def runs_pairs(self) -> bool:
@@ -119,6 +130,7 @@ def prepare_model(state: TrainState) -> str:
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
     obstacle = why_no_graphs(state.config, state.layout)
     state.gathers = optim.weight_gathers(state.optimizer, state.model, records=not obstacle)
+    state.reductions = optim.gradient_reductions(state.optimizer, state.model)
     if not obstacle:
         pipeline = state.config.pipeline_model_parallel_size > 1
         state.graphs = _pipeline_passes(state) if pipeline else _whole_model_passes(state)
