@@ -70,12 +70,15 @@ class Peers:
         self.group, self.rank, self.size = group, group.rank(), group.size()
         self._meeting = _meeting_place(group) if device.HAS_CUDA else None
 
-    def meet(self) -> None:
-        """What is launched on the current stream from here on comes after what all ranks have launched before they meet."""
+    def meet(self, place: int = 0) -> None:
+        """What is launched on the current stream from here on comes after what all ranks have launched before they meet.
+
+        Streams that do not wait for each other meet at different places.
+        """
         if self._meeting is None:
             distributed.barrier(group=self.group)
         else:
-            self._meeting.barrier(0)
+            self._meeting.barrier(place)
 
     def views(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Every rank's `tensor`, in the order of ranks; each rank calls this, with one as large."""

@@ -20,7 +20,7 @@ from torch import distributed
 from torch.distributed import ProcessGroup
 
 from megatron_patch.core.peer_memory import Peers, Side, peers_of
-from megatron_patch.kernels.sums import sum_parts
+from megatron_patch.kernels.sums import MOST_APART, sum_parts
 
 # (which rows of the whole sequence, these rows [n, H]): what is computed from a gathered sequence.
 Use = Callable[[slice, torch.Tensor], None]
@@ -49,6 +49,11 @@ class Room:
     of_ranks: list[torch.Tensor]
 
 
+# Multiply-adds for each element of a sum from which half a product takes as long as it takes to copy the other half from the
+# other ranks: at 600 TFLOP/s and 370 GB/s.
+HIDES = 1600
+
+
 class CollectiveExchange:
     """Through torch.distributed."""
 
@@ -67,8 +72,12 @@ class CollectiveExchange:
         work = distributed.all_gather_into_tensor(whole, part, group=self.group, async_op=True)
         return Arriving(whole, work.wait)
 
-    def sum(self, produce: Produce, rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
-        """This rank's part of the ranks' sums, [rows / TP, width], of `like`'s dtype."""
+    def sum(self, produce: Produce, rows: int, width: int, like: torch.Tensor, depth: int) -> torch.Tensor:
+        """This rank's part of the ranks' sums, [rows / TP, width], of `like`'s dtype.
+
+        Args:
+            depth: multiply-adds that each element costs this rank.
+        """
         room = self.room(rows, width, like)
         produce(slice(0, rows), room.own)
         return self.begin_sum(room).get()
@@ -138,23 +147,32 @@ class CopyExchange:
             self._own(whole, n).copy_(part)
         return Arriving(whole, self.side.join)
 
-    def sum(self, produce: Produce, rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
-        """`produce` is called for two halves."""
-        room, n = self.room(rows, width, like), rows // self.peers.size
-        parts = like.new_empty(self.peers.size - 1, n, width)
-        filled = 0
-        for half in self.far, self.near:
-            here = _rows(half, n)
-            produce(here, room.own[here])
-            if half is self.near and self.peers.size == 2:
-                break  # the other rank's are here already
-            with self.side.after():
-                self.peers.meet()
-                # The ranks of the far half have begun with this one's rows.
-                filled = self._parts(parts, room, self.peers.others(half), filled)
+    def sum(self, produce: Produce, rows: int, width: int, like: torch.Tensor, depth: int) -> torch.Tensor:
+        """`produce` is called for two halves if half a product hides the copies of the other half. What remains is read where it
+        lies, by the kernel that adds."""
+        size = self.peers.size
+        room, n = self.room(rows, width, like), rows // size
+        if depth < HIDES and size - 1 <= MOST_APART:
+            produce(slice(0, rows), room.own)
+            return self._added(room, like.new_empty(0, n, width), range(size))
+        parts, here = like.new_empty(len(self.far), n, width), _rows(self.far, n)
+        produce(here, room.own[here])
+        with self.side.after():
+            self.peers.meet()
+            # The ranks of the far half have begun with this one's rows.
+            self._parts(parts, room, self.far)
+        here = _rows(self.near, n)
+        produce(here, room.own[here])
+        return self._added(room, parts, self.near)
+
+    def _added(self, room: Room, parts: torch.Tensor, ranks: range) -> torch.Tensor:
+        """This rank's rows, the `parts` that are copied beside, and those that `ranks` have computed last."""
+        n, apart = parts.size(1), [self._own(room.of_ranks[rank], parts.size(1)) for rank in self.peers.others(ranks)]
+        if self.peers.size > 2 or apart:  # otherwise met for the parts
+            self.peers.meet(1)
         self.side.join()
-        mine = like.new_empty(n, width)
-        sum_parts(self._own(room.own, n), parts, mine)
+        mine = parts.new_empty(parts.shape[1:])
+        sum_parts(self._own(room.own, n), parts, mine, apart)
         return mine
 
     def room(self, rows: int, width: int, like: torch.Tensor) -> Room:
@@ -167,7 +185,7 @@ class CopyExchange:
         mine = torch.empty_like(parts[0])
         with self.side.after():
             self.peers.meet()
-            self._parts(parts, room, self.peers.others(range(self.peers.size)), 0)
+            self._parts(parts, room, range(self.peers.size))
             sum_parts(self._own(room.own, n), parts, mine)
         return Arriving(mine, self.side.join)
 
@@ -180,12 +198,10 @@ class CopyExchange:
             n = len(place[rank])
             whole[rank * n : (rank + 1) * n].copy_(place[rank])
 
-    def _parts(self, parts: torch.Tensor, room: Room, ranks: list[int], filled: int) -> int:
-        """What `ranks` have computed of this rank's rows, behind the first `filled` of `parts`; how many there are then."""
-        for rank in ranks:
-            parts[filled].copy_(self._own(room.of_ranks[rank], parts.size(1)))
-            filled += 1
-        return filled
+    def _parts(self, parts: torch.Tensor, room: Room, ranks: range) -> None:
+        """What `ranks` have computed of this rank's rows."""
+        for place, rank in zip(parts, self.peers.others(ranks), strict=True):
+            place.copy_(self._own(room.of_ranks[rank], parts.size(1)))
 
     def _place(self, rows: int, width: int, like: torch.Tensor) -> list[torch.Tensor]:
         """The next place as a matrix of every rank. The first of a size is allocated in a pass that is launched."""
@@ -205,7 +221,8 @@ def exchange_of(group: ProcessGroup) -> Exchange:
     """Through copy engines where `peer_memory.open_groups` has opened the group."""
     if group not in _exchanges:
         peers = peers_of(group)
-        _exchanges[group] = CollectiveExchange(group) if peers is None else CopyExchange(peers)
+        copies = peers is not None and peers.size <= 2 * (MOST_APART + 1)
+        _exchanges[group] = CopyExchange(peers) if copies else CollectiveExchange(group)
     return _exchanges[group]
 
 

@@ -81,7 +81,8 @@ class _SummedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.main_grad, ctx.exchange = main_grad, exchange
         flat = _flat(x)
-        sums = exchange.sum(lambda rows, out: _into(out, flat[rows], weight.t()), len(flat), weight.size(0), x)
+        product = lambda rows, out: _into(out, flat[rows], weight.t())  # noqa: E731
+        sums = exchange.sum(product, len(flat), weight.size(0), like=x, depth=weight.size(1))
         return sums.view(-1, x.size(1), weight.size(0))
 
     @staticmethod

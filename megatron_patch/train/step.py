@@ -29,6 +29,7 @@ from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
 from megatron_patch.train.pipeline import PipelinePasses
+from megatron_patch.train.product_choices import measure_together
 from megatron_patch.train.stage_work import stage_work
 
 
@@ -139,7 +140,8 @@ def prepare_model(state: TrainState) -> str:
 
 def _whole_model_passes(state: TrainState) -> MicroBatchGraphs:
     several = state.layout.world_size > 1
-    return MicroBatchGraphs(lambda batch, closes: _forward_backward(state, batch, closes), reduces=several)
+    work = lambda batch, closes: _forward_backward(state, batch, closes)  # noqa: E731
+    return MicroBatchGraphs(work, reduces=several, tune=measure_together if several else None)
 
 
 def _pipeline_passes(state: TrainState) -> PipelinePasses:
@@ -152,6 +154,7 @@ def _pipeline_passes(state: TrainState) -> PipelinePasses:
         dtype=DTYPES[config.precision],
         micro_batches=_micro_batches(state),
         reduces=config.tensor_model_parallel_size * layout.data_parallel_size > 1,
+        tune=measure_together,
     )
 
 

@@ -12,6 +12,10 @@ def test_sum_rounded_once(draw, agree, implementation, dtype, shape, parts):
     out = torch.empty_like(own)
     sum_parts(own, others, out, implementation=implementation)
     agree(out, truth)
+    apart = list(others[-3:])  # added in the same order
+    again = torch.empty_like(own)
+    sum_parts(own, others[: parts - len(apart)], again, apart, implementation=implementation)
+    assert torch.equal(again, out)
     sum_parts(own, others, own, implementation=implementation)  # in place
     assert torch.equal(own, out)
 
@@ -20,3 +24,5 @@ def test_parts_of_another_shape_are_an_error():
     own = torch.zeros(4, 2)
     with pytest.raises(ValueError, match="parts must be n of them"):
         sum_parts(own, torch.zeros(3, 2, 4), own)
+    with pytest.raises(ValueError, match="at most 3"):
+        sum_parts(own, torch.zeros(0, 4, 2), own, [own] * 4)

@@ -20,7 +20,7 @@ from megatron_patch.core.weight_gathers import WeightGathers
 from megatron_patch.data.batches import Batch
 from megatron_patch.model import build
 from megatron_patch.train import step as steps
-from megatron_patch.train.graphs import MicroBatchGraphs, Work
+from megatron_patch.train.graphs import MicroBatchGraphs, Tune, Work
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.pipeline import PipelinePasses
 from megatron_patch.train.setup import build_state
@@ -34,9 +34,9 @@ class Launched(MicroBatchGraphs):
         passes: of each, how many samples went through it and whether it was the one that closes a step.
     """
 
-    def __init__(self, work: Work, reduces: bool) -> None:
+    def __init__(self, work: Work, reduces: bool, tune: Tune | None = None) -> None:
         self.passes: list[tuple[int, bool]] = []
-        super().__init__(self._recorded(work), reduces)
+        super().__init__(self._recorded(work), reduces, tune)
 
     def _recorded(self, work: Work) -> Work:
         def run(batch: Batch, closes: bool) -> torch.Tensor:
