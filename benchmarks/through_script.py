@@ -140,7 +140,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         overdue = threading.Timer(options.timeout, kill_tree, [process.pid])
         overdue.start()
-        rates, tail, memory, first, graphs = [], [], None, None, "?"
+        rates, losses, tail, memory, first, graphs = [], [], [], None, None, "?"
         for line in process.stdout:
             tail = [*tail[-60:], line]
             if options.echo:
@@ -150,6 +150,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
             first = first or re.search(r"iteration +1/.*elapsed time per iteration \(ms\): ([\d.]+)", line)
             found = re.search(r"tokens per second per GPU: (\d+)", line)
             rates += [float(found[1])] if found else []
+            losses += re.findall(r"lm loss: (\S+)", line) if found else []
             if len(rates) >= options.iterations:
                 break
         overdue.cancel()
@@ -164,6 +165,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
     return {
         "tokens_per_second": statistics.median(rates[WARM_UP:]),
         "lines": rates,
+        "losses": losses,
         "max_allocated_mb": float(memory[1]) if memory else None,
         "first_iteration_ms": float(first[1]) if first else None,
         "graphs": graphs,

@@ -77,6 +77,13 @@ def test_profile_is_written(tmp_path):
     assert traces and any("nvjet" in trace.read_text() or "gemm" in trace.read_text() for trace in traces)
 
 
+def test_a_run_that_waits_for_its_launches_says_so(tmp_path):
+    """The tiny model's kernels take a few microseconds each."""
+    tiny(tmp_path, "--cuda-graphs", "false")
+    (line,) = (line for line in console(tmp_path).splitlines() if "the GPU is idle for" in line)
+    assert line.endswith("What helps: --cuda-graphs true; BATCH_SIZE above 1, whose kernels are longer.")
+
+
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 LAYOUTS = {
     "TP2 with SP": dict(TP=2, SP="true"),
