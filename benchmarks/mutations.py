@@ -322,6 +322,31 @@ MUTATIONS = (
         "{data.boundaries - 1} documents", "{data.boundaries} documents",
         "tests/inspection/test_inspection.py",
     ),
+    Mutation(
+        "a rank begins with the half that is not there yet", "megatron_patch/core/tensor_exchange.py",
+        "halves if rank in halves[0] else (halves[1], halves[0])", "halves",
+        "tests/core/test_tensor_exchange.py",
+    ),
+    Mutation(
+        "ZeRO's weights are copied from this rank itself", "megatron_patch/core/weight_gathers.py",
+        "self.of_ranks[bucket][rank][its]", "self.of_ranks[bucket][self.peers.rank][its]",
+        "tests/train/test_graphs.py -k several_processes",
+    ),
+    Mutation(
+        "the second of two parts apart is left out", "megatron_patch/kernels/sums.py",
+        "if APART > 1:", "if APART > 2:",
+        "tests/kernels/test_sums.py",
+    ),
+    Mutation(
+        "every rank measures every product", "megatron_patch/train/product_choices.py",
+        "list(all_noted)[rank::ranks]", "list(all_noted)",
+        "tests/train/test_product_choices.py",
+    ),
+    Mutation(
+        "a GPU that waits for Python says nothing", "megatron_patch/train/launch_watch.py",
+        "_MUCH = 0.15", "_MUCH = 0.65",
+        "tests/train/test_launch_watch.py",
+    ),
 )  # fmt: skip
 
 
