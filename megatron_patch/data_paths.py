@@ -106,7 +106,7 @@ def data_findings(text: str, json_data: bool) -> list[str]:
     sentences = []
     for _, prefix in pairs:
         if os.path.isfile(prefix) and not os.path.exists(f"{prefix}.idx"):
-            sentences.append(f"{prefix} {_wrong_file(prefix)}")
+            sentences.append(_wrong_file(prefix))
             continue
         missing = [suffix for suffix in (".idx", ".bin") if not os.path.isfile(prefix + suffix)]
         if missing:
@@ -119,8 +119,9 @@ def _wrong_file(path: str) -> str:
     """What to write instead of a file that is neither JSON nor the prefix of a pair."""
     prefix, ending = os.path.splitext(path)
     if ending in (".bin", ".idx"):
-        return f"is one file of a pair: write it without its ending, {prefix}."
-    return "is a file whose content is no JSON: write a JSON list or JSON Lines file, or a .bin/.idx pair without its ending."
+        return f"{path} is one file of a pair: write it without its ending, {prefix}."
+    wanted = "a JSON list or JSON Lines file, or a .bin/.idx pair without its ending"
+    return f"{path} is a file whose content is no JSON: write {wanted}."
 
 
 def data_bytes(text: str, json_data: bool) -> int:

@@ -16,6 +16,7 @@ from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.other_runs import offers
 from megatron_patch.folders.resumption import find_start
+from megatron_patch.language.sentences import fill, in_language
 
 
 def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[str]:
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
     try:
         _start(task, flags)
     except (UserError, OSError) as error:
-        print(f"{SCRIPTS[task]}: {sentence(error)}", file=sys.stderr)
+        print(f"{SCRIPTS[task]}: {in_language(sentence(error))}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -85,15 +86,15 @@ def _start(task: str, flags: list[str]) -> None:
     """
     reading = read(task, flags)
     engine, line = choose_engine(reading.megatron_path)
-    print(line, flush=True)
+    print(in_language(line), flush=True)
     inherited, left_out = usable_python_path(engine)
     for folder in left_out:
-        print(f"PYTHONPATH names {folder}, which holds another Megatron; it is left out.", flush=True)
+        print(fill("PYTHONPATH names {}, which holds another Megatron; it is left out.", folder), flush=True)
     for note in reading.notes:
-        print(note, flush=True)
+        print(in_language(note), flush=True)
     start = find_start(reading.config)
     for line in (*start.lines, *(offers(reading.config) if start.folder is None else ())):
-        print(line, flush=True)
+        print(in_language(line), flush=True)
     command = torchrun_command(task, reading.processes, flags)
     tensor_parallel = reading.config.tensor_model_parallel_size > 1
     os.execve(command[0], command, worker_environment(engine, inherited, tensor_parallel))
