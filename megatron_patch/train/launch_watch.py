@@ -1,7 +1,8 @@
 """Whether a GPU waits for Python to launch its kernels, in a run whose micro-batches are not CUDA graphs.
 
-Two micro-batches of a step are timed by events. One is launched as usual. Before the other the GPU is held until most of its
-kernels have been launched, so its time is what the kernels take. What the usual one takes longer, the GPU was idle.
+Two micro-batches of a step are timed by events. One is launched as usual. Before the other the GPU is held until most
+of its kernels have been launched, so its time is what the kernels take. The time that the usual one takes longer is the
+time that the GPU was idle.
 """
 
 from __future__ import annotations
@@ -107,6 +108,9 @@ class LaunchWatch:
 
 
 def launch_watch(config: TrainConfig, obstacle: str) -> LaunchWatch | None:
-    """For a run on GPUs whose micro-batches are launched; none for a pipeline, whose stages wait for each other as well."""
+    """The watch of a run on GPUs whose micro-batches are launched kernel by kernel; None for other runs.
+
+    A pipeline has none, because its stages also wait for each other.
+    """
     watches = device.HAS_CUDA and obstacle and config.pipeline_model_parallel_size == 1
     return LaunchWatch(config, obstacle) if watches else None
