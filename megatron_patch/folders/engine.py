@@ -40,12 +40,16 @@ def installed_version() -> str:
     """Version of pip's megatron-core.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one outside the tried range.
     """
+    wanted = f"run: pip install 'megatron-core{supported_range()}'."
     try:
-        return importlib.metadata.version("megatron-core")
+        version = importlib.metadata.version("megatron-core")
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"megatron-core is not installed; run: pip install 'megatron-core{supported_range()}'.") from None
+        raise UserError(f"megatron-core is not installed; {wanted}") from None
+    if not is_supported(version):
+        raise UserError(f"megatron-core {version} is installed, and this project was tried with {supported_range()}; {wanted}")
+    return version
 
 
 def choose_engine(megatron_path: str) -> tuple[str | None, str]:

@@ -42,6 +42,8 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
+            if state.watch is not None and (idle := state.watch.step_done()):
+                log.line(idle)
             if state.steps_here == 1 and state.graphs is not None and state.graphs.decision:
                 log.line(f"  {state.graphs.decision}")
             if state.steps_here == 1:
