@@ -1,11 +1,12 @@
 """Which fields the published CRDs have, of those that a training job may want; a table of our own.
 
-Sources: kubeflow/trainer v2.3.0, manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml (runtimePatches is there since 2.2.0, in
-the place of podTemplateOverrides); kubeflow/training-operator v1.9.0, manifests/base/crds/kubeflow.org_pytorchjobs.yaml. The API
-server drops other fields in silence, or refuses them where the client asks it to.
+Sources: kubeflow/trainer v2.3.0, manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml (runtimePatches is there since
+2.2.0, in the place of podTemplateOverrides); kubeflow/training-operator v1.9.0,
+manifests/base/crds/kubeflow.org_pytorchjobs.yaml. The API server drops other fields in silence, or refuses them where
+the client asks it to.
 
-A field's entry is the type of its value, a list with the entry of its items, or the fields of an object; `{"*": entry}` is an
-object with keys of any name.
+A field's entry is the type of its value, a list with the entry of its items, or the fields of an object;
+`{"*": entry}` is an object with keys of any name.
 """
 
 from __future__ import annotations
