@@ -1,8 +1,8 @@
-"""Which of the project's files hold a sample, or the source that names it, while a run goes from its arguments to the loss.
+"""Which files of the project hold a sample, or the source that names it, from a run's arguments to its loss.
 
-A profile hook looks at the local variables of every function of the package when it returns or yields. A file counts if one
-of them is the data source, its path, the record, its ids, or a batch with them. Two holders do not count: the configuration,
-which holds the source, and the rooms that read every argument's text alike before it is parsed.
+A profile hook looks at the local variables of every function of the package when it returns or yields. A file counts if
+one of them is the data source, its path, the record, its ids, or a batch with them. Two holders do not count: the
+configuration, which holds the source, and the rooms that read every argument's text alike before it is parsed.
 """
 
 from __future__ import annotations

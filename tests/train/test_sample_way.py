@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md's section "A sample's way" lists the files that a sample passes; here a sample is followed through a run."""
+"""ARCHITECTURE.md's section "A sample's way" lists the files that a sample passes in a run."""
 
 from __future__ import annotations
 
