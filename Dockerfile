@@ -22,7 +22,7 @@ ARG TORCH=torch==2.13.0
 RUN pip install --no-cache-dir "$TORCH"
 
 WORKDIR /opt/PAI-Megatron-Patch
-COPY LICENSE README.md pyproject.toml setup.py ./
+COPY LICENSE NOTICE README.md pyproject.toml setup.py ./
 COPY examples examples
 COPY megatron_patch megatron_patch
 COPY toolkits toolkits

@@ -32,10 +32,8 @@ CORNERS = (
 )
 # Where a change of version shows: classes of core and torch, files between versions, training, the scripts.
 CORE = (
-    "tests/core", "tests/model", "tests/checkpoint", "tests/formats", "tests/conversion", "tests/weights",
-    "tests/data/test_core_dataset.py", "tests/data/test_pretrain.py",
-    "tests/train/test_resume.py", "tests/train/test_pipeline.py", "tests/train/test_against_hugging_face.py",
-    "tests/scripts/test_console.py",
+    "tests/core", "tests/model", "tests/checkpoint", "tests/formats", "tests/conversion", "tests/data/test_core_dataset.py",
+    "tests/train/test_resume.py", "tests/train/test_pipeline.py", "tests/scripts/test_console.py",
 )  # fmt: skip
 HEAD = """# What was run with which versions
 

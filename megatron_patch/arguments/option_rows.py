@@ -74,6 +74,7 @@ SHARED = (
     _option("kernels", "auto：GPU 上用 Triton 内核；torch：用 PyTorch 参考实现"),
     _option("cuda_graphs", "条件允许时把 micro-batch 录成 CUDA graph 重放；不行时日志说明原因"),
     _option("pair_micro_batches", "使用 CUDA graph 时，若一步的 micro-batch 为偶数且显存足够，一次跑两个"),
+    _option("peer_copies", "同一台机器的 GPU 之间，TP（SP true）与 ZeRO 的通信由拷贝引擎完成，不占用计算单元"),
     _option("profile", "为 TensorBoard 记录若干迭代的 PyTorch profiler 轨迹"),
     _option("profile_step_start", "本次运行中第一个被记录的迭代", least=1, most=WHOLE_MOST - 2),
     _option("profile_step_end", "记录到此迭代为止，它本身不记录", least=2),

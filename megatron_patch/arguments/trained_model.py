@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,28 @@ class TrainedModel:
 
 @dataclass
 class TrainedModelReader:
-    """One pass over the values of a script's arguments; each method checks one group."""
+    """One pass over the values of a script's arguments; each method checks one group.
+
+    Attributes:
+        flags: this script's own flag for one that is named here; empty: the argument stands without one.
+        position_limit: of the model, once it was read; None where only the weights' own files tell it.
+    """
 
     script: Script
     value: dict[str, Any]
     findings: Findings
+    flags: Mapping[str, str] = field(default_factory=dict)
+    position_limit: int | None = None
 
     def argument(self, flag: str) -> Argument:
         """The argument behind a flag, documented or not."""
-        return next(one for one in self.script.all if one.flag == flag)
+        own = self.flags.get(flag, flag)
+        return next(one for one in self.script.all if one.flag == own)
 
     def problem(self, flag: str, problem: str) -> None:
         """Note a finding, unless the argument was found wrong already."""
         argument = self.argument(flag)
-        if not (argument.number and self.findings.is_about(argument)):
+        if not self.findings.is_about(argument):
             self.findings.add(argument, self.value[argument.dest], problem)
 
     def processes(self) -> Processes:
@@ -118,9 +127,10 @@ class TrainedModelReader:
         flags = {"TP": "--tensor-model-parallel-size", "PP": "--pipeline-model-parallel-size"}
         for name, problem in layout_findings(model, tp, pp, model.vocab_size + extra):
             self.problem(flags[name], problem)
-        if self.value["seq_length"] > model.position_limit:
+        self.position_limit = model.position_limit
+        if (self.value["seq_length"] or 0) > model.position_limit:
             self.problem("--seq-length", f"the model is made for {model.position_limit} positions: write that or less.")
-        if extra != self.value["extra_vocab_size"]:
+        if self.value["extra_vocab_size"] not in (None, extra):
             self.problem("--extra-vocab-size", f"the checkpoint has {extra}: write {extra}.")
 
     def _tokenizer(self, root: Path | None) -> Path | None:

@@ -70,7 +70,7 @@ class KnownLine(logging.Filter):
     reason: str
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line of the logger is shown."""
+        """Whether the line is shown."""
         return not record.getMessage().startswith(self.message)
 
 

@@ -11,9 +11,8 @@ from megatron_patch.generate.decoder import Decoder, DecoderWeights, LayerWeight
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.kernels.attention import choose_attention_backend
 from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank
-from megatron_patch.weights.shares import copy_rows, share_of_rows, split_axis
-from megatron_patch.weights.source import Source
-from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, megatron_shape
+from megatron_patch.weights.source import copy_rows, share_of_rows, split_axis
+from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, Source, megatron_shape
 
 _FINAL_NORM = "decoder.final_layernorm.weight"
 _LAYER = {

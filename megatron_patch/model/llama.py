@@ -260,9 +260,9 @@ class LlamaModel(GPTModel):
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens [B, S] → [S, B, H], or this rank's part [S / TP, B, H] under sequence parallelism.
 
-        core's own makes [B, S, H] and transposes; the kernel writes the layers' order at once, and its backward pass
-        adds to DDP's fp32 buffer. Each tensor-parallel rank has some rows of the weight and gives zeros for the others,
-        so a sum over ranks completes it.
+        core's own makes [B, S, H] and transposes. Here the kernel writes the layers' order at once, and its backward
+        pass adds to DDP's fp32 buffer. Each tensor-parallel rank has some rows of the weight and gives zeros for the
+        others, so a sum over ranks completes it.
         """
         words = self.embedding.word_embeddings
         weight, start = words.weight, words.vocab_start_index

@@ -27,6 +27,7 @@ class _Console(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
         print(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
 
 
@@ -34,6 +35,7 @@ class _File(logging.FileHandler):
     """A log file. A full disk raises, where logging's own handler would go on without the line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what `emit` has just caught."""
         raise  # what `emit` has just caught
 
 

@@ -26,7 +26,9 @@ from megatron_patch.kernels import prefer
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
+from megatron_patch.train.launch_watch import LaunchWatch, launch_watch
 from megatron_patch.train.pipeline import PipelinePasses
+from megatron_patch.train.product_choices import measure_together
 from megatron_patch.train.stage_work import stage_work
 from megatron_patch.train.state import StepResult, TrainState
 
@@ -82,6 +84,8 @@ def prepare_model(state: TrainState) -> str:
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
     obstacle = why_no_graphs(state.config, state.layout)
     state.gathers = optim.weight_gathers(state.optimizer, state.model, records=not obstacle)
+    state.reductions = optim.gradient_reductions(state.optimizer, state.model)
+    state.watch = launch_watch(state.config, obstacle)
     if not obstacle:
         pipeline = state.config.pipeline_model_parallel_size > 1
         state.graphs = _pipeline_passes(state) if pipeline else _whole_model_passes(state)
@@ -91,7 +95,8 @@ def prepare_model(state: TrainState) -> str:
 def _whole_model_passes(state: TrainState) -> MicroBatchGraphs:
     """The passes of a run without pipeline stages."""
     several = state.layout.world_size > 1
-    return MicroBatchGraphs(lambda batch, closes: _forward_backward(state, batch, closes), reduces=several)
+    work = lambda batch, closes: _forward_backward(state, batch, closes)  # noqa: E731
+    return MicroBatchGraphs(work, reduces=several, tune=measure_together if several else None)
 
 
 def _pipeline_passes(state: TrainState) -> PipelinePasses:
@@ -105,6 +110,7 @@ def _pipeline_passes(state: TrainState) -> PipelinePasses:
         dtype=DTYPES[config.precision],
         micro_batches=_micro_batches(state),
         reduces=config.tensor_model_parallel_size * layout.data_parallel_size > 1,
+        tune=measure_together,
     )
 
 
@@ -168,7 +174,7 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     optim.begin_step(state.optimizer, state.model, state.fused)
     state.loss_scale.copy_(optim.loss_scale(state.optimizer))
     if state.graphs is None:
-        sums = run_schedule(state.model, config, state.layout, batches, forward_only=False)
+        sums = run_schedule(state.model, config, state.layout, _watched(batches, state.watch), forward_only=False)
     else:
         sums = _run_passes(state, state.graphs, batches)
     state.steps_here += 1
@@ -185,6 +191,14 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     total, count, norm, found_inf, scale_used = read()
     optim.settle(state.optimizer, bool(found_inf), int(count))
     return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)
+
+
+def _watched(batches: Iterator[Batch], watch: LaunchWatch | None) -> Iterator[Batch]:
+    """`batches`; with each a micro-batch begins."""
+    for batch in batches:
+        if watch is not None:
+            watch.micro_batch()
+        yield batch
 
 
 def _run_passes(state: TrainState, graphs: MicroBatchGraphs | PipelinePasses, batches: Iterator[Batch]) -> torch.Tensor:

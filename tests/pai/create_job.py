@@ -1,5 +1,4 @@
-"""What PAI documents of a CreateJob body: keys, types, which must be there, which values are allowed. A table of our
-own.
+"""What PAI documents of a CreateJob body: keys, types, what must be there, which values it takes. A table of our own.
 
 Sources, by the titles of the documentation's pages: "CreateJob", "JobSpec", "ResourceConfig", "JobSettings", "AIMaster:
 An elastic and automatic fault tolerance engine". Keys that the documentation calls deprecated or unsupported are left
@@ -16,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Key:
-    """A value's `type`; `form`, a pattern of the whole string; `inner`, the keys of an object or a list's objects."""
+    """`type` of the value; `form`, a pattern of the whole string; `inner`, an object's or a list's objects' keys."""
 
     type: type
     required: bool = False

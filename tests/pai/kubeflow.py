@@ -5,8 +5,8 @@ Sources: kubeflow/trainer v2.3.0, manifests/base/crds/trainer.kubeflow.org_train
 manifests/base/crds/kubeflow.org_pytorchjobs.yaml. The API server drops other fields in silence, or refuses them where
 the client asks it to.
 
-A field's entry is the type of its value, a list with the entry of its items, or the fields of an object; `{"*": entry}`
-is an object with keys of any name.
+A field's entry is the type of its value, a list with the entry of its items, or the fields of an object;
+`{"*": entry}` is an object with keys of any name.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Several nodes on one machine: network namespaces with addresses and names of their own, joined by a bridge; for root
-on Linux.
+"""Several nodes on one machine: network namespaces with addresses of their own, joined by a bridge; for root on Linux.
 
-A node is what a container of a job is: its own network, host name, /etc/hosts and process numbers, so that the command
-that the platform starts is process 1, which a signal reaches only if it has a handler. Files are shared, but for what
-is mounted in it.
+A node is what a container of a job is: its own network, host name, /etc/hosts and process numbers. So the command that
+the platform starts is process 1, which a signal reaches only if it has a handler. Files are shared, but for what is
+mounted in a node.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def nodes(count: int, folder: Path) -> Iterator[list[Node]]:
 
 
 def _join(prefix: str, made: list[Node]) -> None:
-    """A switch in its own namespace and a cable to it from each node; the machine's own network is not touched."""
+    """A switch in a namespace of its own and a cable from each node to it; the machine's own network is not touched."""
     switch = f"{prefix}-lan"
     commands = [f"netns add {switch}", f"-n {switch} link add br0 type bridge", f"-n {switch} link set br0 up"]
     for number, node in enumerate(made):

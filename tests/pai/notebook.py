@@ -21,8 +21,7 @@ NOTEBOOK = ROOT / "examples" / "llama2" / "llama2_dsw.ipynb"
 
 
 def execute(work: Path, timeout: int = 300, **environment: str) -> nbformat.NotebookNode:
-    """The notebook after a run of all its cells in a kernel of this Python, with WORK_DIR at `work`; the file stays as
-    it is.
+    """The notebook after a run of all cells in a kernel of this Python; WORK_DIR is `work`; the file stays as it is.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.

@@ -1,4 +1,4 @@
-"""The Dockerfile: linted, and its steps taken as far as they can be without Docker: copies, pip, paths."""
+"""The Dockerfile: linted, and its steps taken as far as can be without Docker: copies, installation, mount points."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def defaults() -> dict[str, str]:
 
 
 def sent(path: str) -> bool:
-    """Whether .dockerignore leaves this path in what Docker is sent. The last fitting pattern decides."""
+    """Whether Docker is sent a path, relative to the project: the last pattern of .dockerignore that fits decides."""
     kept = True
     for pattern in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
         if pattern.startswith("#") or not pattern:
@@ -70,7 +70,7 @@ def test_hadolint_finds_nothing():
 
 def test_docker_is_sent_what_is_copied_and_no_more():
     assert {path.name for path in ROOT.iterdir() if sent(path.name)} == {
-        "LICENSE", "README.md", "examples", "megatron_patch", "pyproject.toml", "setup.py", "toolkits",
+        "LICENSE", "NOTICE", "README.md", "examples", "megatron_patch", "pyproject.toml", "setup.py", "toolkits",
     }  # fmt: skip
     assert sent("megatron_patch/launch.sh") and not sent("megatron_patch/core/__pycache__/device.cpython-311.pyc")
 
@@ -84,7 +84,7 @@ def test_the_extras_and_torch_are_the_project_s():
 
 
 def test_pip_installs_what_was_copied(image, tmp_path):
-    """The image's last pip step into a plain folder, without the libraries that it fetches; then a script and a job."""
+    """The image's last pip step, without the libraries it would fetch, into a plain folder; then a copied script."""
     (step,) = [words for name, words in instructions() if name == "RUN" and '".[$EXTRAS]"' in words]
     pip, *words = [word.replace("[$EXTRAS]", "") for word in shlex.split(step)]
     assert pip == "pip"

@@ -1,4 +1,7 @@
-"""docs/pai.md and docs/zh/pai.md: what they name exists, and both say the same."""
+"""docs/pai.md and docs/zh/pai.md: what they name exists, and both say the same.
+
+Their blocks are fenced as `shell`, since tests/documents runs what is fenced as `sh`, and neither Docker nor PAI is here.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ SUBMIT_FLAGS = {
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of each command in a page's sh blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", PAGES[page].read_text(encoding="utf-8"), re.DOTALL)
+    """The words of each command in a page's shell blocks."""
+    blocks = re.findall(r"```shell\n(.*?)```", PAGES[page].read_text(encoding="utf-8"), re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines]
 
@@ -32,6 +35,8 @@ def test_links_and_files_are_there(page):
     text = PAGES[page].read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#]+)\)", text)
     assert links and all((PAGES[page].parent / link).exists() for link in links)
+    paths = re.findall(r"`((?:examples|docs|tests)/[\w./-]+)`", text)
+    assert "examples/llama2/llama2_dsw.ipynb" in paths and all((ROOT / path).exists() for path in paths)
     named = set(re.findall(r"`(\w+\.(?:json|yaml|py))`", text)) - {"job.json"}
     assert named == {path.name for path in DLC.iterdir() if path.is_file()}
 

@@ -1,4 +1,4 @@
-"""examples/llama2/dlc/*.json fit PAI's documentation (the table) and PAI's SDK, which drops what it does not know."""
+"""examples/llama2/dlc/*.json against PAI's documentation (the table) and its SDK, which drops what it does not know."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_leaf_is_documented_and_survives_the_sdk(name):
 
 @pytest.mark.parametrize("name", BODIES)
 def test_a_misspelling_anywhere_is_found(name):
-    """Each key loses its last letter or changes its case; the SDK's round trip and the table find each."""
+    """Each key in turn loses its last letter or changes its case; the SDK's round trip and the table both catch it."""
     whole = submit.filled(body(name), FILLED)
     places = [path for path in _keys(whole) if path[0] != "Envs" or len(path) == 1]
     assert len(places) > 25
@@ -77,7 +77,7 @@ def test_a_value_that_is_not_allowed_is_found(path, value):
 
 @pytest.mark.parametrize("name", BODIES)
 def test_the_command_is_the_documented_call(name):
-    """`cd`, then `exec` of the script with ENV dlc: the platform's SIGTERM must reach the training."""
+    """`cd` and the script with its arguments, ENV being dlc; `exec`, so that the platform's SIGTERM reaches the run."""
     task = name.split("_")[0]
     job = body(name)
     change, script = (shlex.split(part) for part in job["UserCommand"].split(" && "))

@@ -1,4 +1,4 @@
-"""examples/llama2/dlc/*.yaml: only fields of the CRDs, the same job as PAI DLC's, and names that belong together."""
+"""examples/llama2/dlc/*.yaml: only fields that the CRDs have, the same job as DLC's, and names that belong together."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_train_job_refers_to_torch_s_runtime(name, kind):
 
 @pytest.mark.parametrize("name", [f"{task}_pytorchjob" for task in TASKS])
 def test_a_pytorch_job_counts_nodes(name):
-    """One master, and workers in containers named pytorch. Without nprocPerNode WORLD_SIZE counts nodes, as in dlc."""
+    """One master, and containers named pytorch; without nprocPerNode WORLD_SIZE counts nodes, as dlc takes it."""
     job = manifest(name)
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
     replicas = job["spec"]["pytorchReplicaSpecs"]

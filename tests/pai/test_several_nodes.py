@@ -1,4 +1,4 @@
-"""Jobs of two and three nodes with networks of their own: the documented scripts, and DLC's own command strings."""
+"""Jobs of two and three nodes with networks of their own: the documented scripts with ENV=dlc, and DLC's commands."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_data_parallel_across_three_with_kubeflow_s_variables(checkpoint, one_no
 
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory):
-    """(workspace, data), the job's data sources: this project; data sets and a converted model of 2048 positions."""
+    """(workspace, data): what the job's data sources hold; this project, and data sets with a converted model."""
     folder = tmp_path_factory.mktemp("dlc")
     workspace, data = folder / "workspace", folder / "data"
     (data / "llama2-datasets" / "wudao").mkdir(parents=True)

@@ -97,8 +97,8 @@ def test_what_cannot_be_sent_is_said(tmp_path, served, capsys):
 
 
 def test_following_prints_each_line_once_and_ends_with_the_job(served, capsys):
-    """The second window begins in the first; equal lines are not taken for one; a failed request is not the end, and
-    what comes after the end is printed."""
+    """The second window begins in the first; equal lines are not taken for one; a failed request is not the end; what
+    comes after the end is printed."""
     service = served(
         {"status": "Queuing"},
         {"status": "Running", "logs": {"worker-0": ["a", "b", "b"], "worker-1": []}},

@@ -1,4 +1,4 @@
-"""Which files of the project hold a sample, or the source that names it, from a run's arguments to its loss.
+"""Which of the project's files hold a sample, or the source that names it, on the way from arguments to the loss.
 
 A profile hook looks at the local variables of every function of the package when it returns or yields. A file counts if
 one of them is the data source, its path, the record, its ids, or a batch with them. Two holders do not count: the
