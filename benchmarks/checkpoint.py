@@ -77,7 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import train as speed
 
-    from megatron_patch.checkpoint.run_state import Progress, save_checkpoint
+    from megatron_patch.checkpoint.save import Progress, save_checkpoint
     from megatron_patch.config import Options
     from megatron_patch.core import device, parallel
     from megatron_patch.core.adam import Adam

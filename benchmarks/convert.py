@@ -28,11 +28,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from megatron_patch.conversion.write_hugging_face import INDEX, write_json  # noqa: E402
+from megatron_patch.conversion.write import INDEX, write_json  # noqa: E402
 from megatron_patch.formats.lazy import nbytes  # noqa: E402
 from megatron_patch.weights.table import hf_shapes, places  # noqa: E402
 from megatron_patch.formats.progress import Progress  # noqa: E402
-from megatron_patch.weights.source import TORCH_DTYPES  # noqa: E402
+from megatron_patch.formats.dtypes import WEIGHT_NAMES, of_name  # noqa: E402
 from megatron_patch.formats.streaming import Item, partition, write_files, write_safetensors  # noqa: E402
 from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig, to_hf_config  # noqa: E402
 
@@ -85,7 +85,7 @@ class Measurement:
 def make_model(folder: Path, config: LlamaConfig, dtype: str) -> int:
     """Write a Hugging Face folder of random weights; returns its size in bytes."""
     folder.mkdir(parents=True)
-    pool = torch.randn(_POOL, generator=torch.Generator().manual_seed(1)).mul_(0.02).to(TORCH_DTYPES[dtype])
+    pool = torch.randn(_POOL, generator=torch.Generator().manual_seed(1)).mul_(0.02).to(of_name(dtype).torch_dtype)
     items = []
     for place in places(config):
         for name, shape in zip(place.hf_names, hf_shapes(config, place)):
@@ -203,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=LLAMA_SIZES, default="llama2-7b")
     parser.add_argument("--layers", type=int, help="cut the model to so many layers")
-    parser.add_argument("--dtype", choices=TORCH_DTYPES, default="bfloat16")
+    parser.add_argument("--dtype", choices=WEIGHT_NAMES, default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, required=True, help="on the disk to measure; a new folder in it is used")
     parser.add_argument("--json", type=Path, help="write the figures there as well")

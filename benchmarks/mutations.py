@@ -58,7 +58,7 @@ MUTATIONS = (
         "tests/train/test_loss_scale.py",
     ),
     Mutation(
-        "tracker before the rename", "megatron_patch/checkpoint/run_state.py",
+        "tracker before the rename", "megatron_patch/checkpoint/save.py",
         "    put_in_place(partial, final)\n    write_tracker(root, str(progress.iteration))\n",
         "    write_tracker(root, str(progress.iteration))\n    put_in_place(partial, final)\n",
         "tests/checkpoint/test_saved_state.py",
@@ -84,8 +84,8 @@ MUTATIONS = (
         "tests/train/test_evaluation.py",
     ),
     Mutation(
-        "random state is not restored", "megatron_patch/checkpoint/run_state.py",
-        'parallel.set_rng_state(loaded["rng"])', "pass",
+        "random state is not restored", "megatron_patch/checkpoint/resume.py",
+        "parallel.set_rng_state(stored)", "pass",
         "tests/checkpoint/test_saved_state.py",
     ),
     Mutation(
@@ -130,7 +130,7 @@ MUTATIONS = (
         "tests/train/test_stopping.py",
     ),
     Mutation(
-        "--keep-last ignored", "megatron_patch/checkpoint/run_state.py",
+        "--keep-last ignored", "megatron_patch/checkpoint/save.py",
         "discard_old(root, config.options.keep_last)", "discard_old(root, 0)",
         "tests/checkpoint/test_housekeeping.py",
     ),
@@ -308,7 +308,7 @@ MUTATIONS = (
         "tests/core/test_adam.py tests/checkpoint/test_saved_state.py",
     ),
     Mutation(
-        "the schedule is not restored", "megatron_patch/checkpoint/run_state.py",
+        "the schedule is not restored", "megatron_patch/checkpoint/resume.py",
         'scheduler.load_state_dict({**loaded["scheduler"], **lengths})', "pass",
         "tests/train/test_run.py",
     ),

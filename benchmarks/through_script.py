@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import json
 import os
 import random
@@ -107,6 +108,17 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
     return ["sh", str(FINETUNE if shape.get("finetune") else PRETRAIN), *map(str, values), *shape["flags"]]
 
 
+# The last rank's kernels of one iteration among those that are counted; the median of five lines leaves it and the next out.
+_PROFILED = ("--profile", "true", "--profile-step-start", "5", "--profile-step-end", "6")
+
+
+def keep_trace(output: Path, to: Path) -> None:
+    """The profiler's file, compressed."""
+    (trace,) = output.glob("tensorboard/*_profile/*.pt.trace.json")
+    with trace.open("rb") as read, gzip.open(to, "wb", 5) as written:
+        shutil.copyfileobj(read, written)
+
+
 def kill_tree(pid: int) -> None:
     """End torchrun and its workers, which have sessions of their own. When it returns, their GPU memory is free."""
     try:
@@ -120,22 +132,19 @@ def kill_tree(pid: int) -> None:
     psutil.wait_procs(processes, timeout=60)
 
 
-def measure(shape: dict, folder: Path, options: argparse.Namespace) -> dict:
-    """Run one shape and end it: tokens per second and GPU of each line, and what else its output says.
-
-    Raises:
-        SystemExit: the run ended by itself; its last lines are shown.
-    """
+def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
+    """Tokens per second and GPU of the lines after the first ones, and the memory line, of one run that is then ended."""
+    shape = SHAPES[name]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[: shape["gpus"]]), "PYTHON": sys.executable}
     with tempfile.TemporaryDirectory(dir=folder) as output:
-        command = command_of(shape, folder, Path(output))
+        command = [*command_of(shape, folder, Path(output)), *(_PROFILED if options.traces else ())]
         if options.products and options.products.is_dir():
             shutil.copytree(options.products, Path(output) / "products")
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         overdue = threading.Timer(options.timeout, kill_tree, [process.pid])
         overdue.start()
-        rates, tail, memory, first, graphs = [], [], None, None, "?"
+        rates, losses, tail, memory, first, graphs = [], [], [], None, None, "?"
         for line in process.stdout:
             tail = [*tail[-60:], line]
             if options.echo:
@@ -145,11 +154,14 @@ def measure(shape: dict, folder: Path, options: argparse.Namespace) -> dict:
             first = first or re.search(r"iteration +1/.*elapsed time per iteration \(ms\): ([\d.]+)", line)
             found = re.search(r"tokens per second per GPU: (\d+)", line)
             rates += [float(found[1])] if found else []
+            losses += re.findall(r"lm loss: (\S+)", line) if found else []
             if len(rates) >= options.iterations:
                 break
         overdue.cancel()
         kill_tree(process.pid)
         process.wait()
+        if options.traces and len(rates) >= options.iterations:
+            keep_trace(Path(output), options.traces / f"{name}.json.gz")
         if options.products and (Path(output) / "products").is_dir():
             shutil.copytree(Path(output) / "products", options.products, dirs_exist_ok=True)
     if len(rates) < options.iterations:
@@ -157,6 +169,7 @@ def measure(shape: dict, folder: Path, options: argparse.Namespace) -> dict:
     return {
         "tokens_per_second": statistics.median(rates[WARM_UP:]),
         "lines": rates,
+        "losses": losses,
         "max_allocated_mb": float(memory[1]) if memory else None,
         "first_iteration_ms": float(first[1]) if first else None,
         "graphs": graphs,
@@ -189,6 +202,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=WARM_UP + 5, help="console lines to wait for")
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which a run that prints too little is ended")
     parser.add_argument("--products", type=Path, help="folder in which measured products are kept from run to run")
+    parser.add_argument("--traces", type=Path, help="folder in which the profiler's trace of one iteration is kept, NAME.json.gz")
     parser.add_argument("--no-rates", action="store_true", help="do not measure how fast this GPU multiplies")
     parser.add_argument("--echo", action="store_true", help="show the scripts' output")
     parser.add_argument("--json", type=Path)
@@ -204,7 +218,7 @@ def main() -> None:
         write_json(folder / "sft.json")
         print(f"{'shape':16} {'tokens/s':>9} {'of one':>9} {'of 8192³':>9} {'peak GiB':>8} {'first s':>8} graphs", flush=True)
         for shape in arguments.shapes:
-            results[shape] = measure(SHAPES[shape], folder, arguments)
+            results[shape] = measure(shape, folder, arguments)
             print(row_of(shape, results), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_patch.arguments.argument import Script
-from megatron_patch.arguments.evaluation import EvaluationReading, read_evaluation
+from megatron_patch.arguments.evaluation import Evaluation, EvaluationReading, read_evaluation
 from megatron_patch.arguments.evaluation_list import EVALUATE
-from megatron_patch.arguments.generation import GenerationReading, read_generation
+from megatron_patch.arguments.generation import Generation, GenerationReading, read_generation
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus
 from megatron_patch.arguments.processes import Processes
+from megatron_patch.arguments.serving import Serving, ServingReading, read_chat, read_serve
+from megatron_patch.arguments.serving_list import CHAT, SERVE
 from megatron_patch.arguments.training import SCRIPTS, read
 from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import ROOT
@@ -25,9 +27,11 @@ from megatron_patch.folders.other_runs import offers
 from megatron_patch.folders.resumption import find_start
 
 # What uses a trained model: its list, and the reader of its arguments.
-_USERS: dict[str, tuple[Script, Callable[[list[str]], GenerationReading | EvaluationReading]]] = {
+_USERS: dict[str, tuple[Script, Callable[[list[str]], GenerationReading | EvaluationReading | ServingReading]]] = {
     "generate": (GENERATE, read_generation),
     "evaluate": (EVALUATE, read_evaluation),
+    "chat": (CHAT, read_chat),
+    "serve": (SERVE, read_serve),
 }
 _NAMES = {**SCRIPTS, **{task: script.name for task, (script, _) in _USERS.items()}}
 
@@ -79,6 +83,12 @@ def worker_environment(engine: str | None, inherited: list[str], tensor_parallel
     return environment
 
 
+def _refuse_unusable_gpus() -> None:
+    """UserError where this machine has GPUs that torch cannot use: everything would run on the CPU without a word."""
+    if found := unusable_gpus(find_driver(), find_torch()):
+        raise UserError(found)
+
+
 def start_user(task: str, flags: list[str]) -> None:
     """Become what uses a trained model, `generate` or `evaluate`: this process itself where one is enough, else torchrun.
 
@@ -86,14 +96,19 @@ def start_user(task: str, flags: list[str]) -> None:
         UserError, OSError: what the arguments name cannot be used.
     """
     reading = _USERS[task][1](flags)
+    _refuse_unusable_gpus()
     for note in reading.notes:
         print(note, flush=True)
     inherited, _ = usable_python_path(None)
-    environment = worker_environment(None, inherited, reading.job.model.tensor_model_parallel_size > 1)
+    environment = worker_environment(None, inherited, _tensor_parallel(reading.job) > 1)
     command = [sys.executable, "-m", f"megatron_patch.cli.{task}", *flags]
     if reading.processes.world_size > 1:
         command = torchrun_command(task, reading.processes, flags)
     os.execve(command[0], command, environment)
+
+
+def _tensor_parallel(job: Generation | Evaluation | Serving) -> int:
+    return (job.generation if isinstance(job, Serving) else job).model.tensor_model_parallel_size
 
 
 def main(argv: list[str]) -> None:
@@ -116,8 +131,7 @@ def _start(task: str, flags: list[str]) -> None:
         UserError, OSError: what the arguments name cannot be used.
     """
     reading = read(task, flags)
-    if sentence := unusable_gpus(find_driver(), find_torch()):
-        raise UserError(sentence)
+    _refuse_unusable_gpus()
     engine, line = choose_engine(reading.megatron_path)
     print(line, flush=True)
     inherited, left_out = usable_python_path(engine)

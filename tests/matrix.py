@@ -2,9 +2,9 @@
 
     python -m tests.matrix [PYTHON/CORE/TORCH ...]
 
-A corner needs its Python on this machine: on PATH, of uv, or of pyenv. Its environment in .matrix/ takes about 5 GB where
-PyPI's torch comes with CUDA, and is removed after its run. Rows of corners that were not run stay as they are. The exit
-status is 1 where a test failed.
+A corner needs its Python on this machine: on PATH, of uv, or of pyenv. Its environment in .matrix/ takes about 5 GB
+where PyPI's torch comes with CUDA, and is removed after its run. Rows of corners that were not run stay as they are.
+The exit status is 1 where a test failed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ CORNERS = (
     "3.13/0.18.2/2.13.0",
     "3.13/0.19.2/2.15.0",
 )
-# Where a change of version shows: classes of core and torch, files between versions, training, the scripts as users run them.
+# Where a change of version shows: classes of core and torch, files between versions, training, the scripts.
 CORE = (
-    "tests/core", "tests/model", "tests/checkpoint", "tests/formats", "tests/conversion", "tests/weights",
-    "tests/data/test_core_dataset.py", "tests/data/test_pretrain.py",
-    "tests/train/test_resume.py", "tests/train/test_pipeline.py", "tests/train/test_against_hugging_face.py",
-    "tests/scripts/test_console.py",
+    "tests/core", "tests/model", "tests/checkpoint", "tests/formats", "tests/conversion", "tests/data/test_core_dataset.py",
+    "tests/train/test_resume.py", "tests/train/test_pipeline.py", "tests/scripts/test_console.py",
 )  # fmt: skip
 HEAD = """# What was run with which versions
 

@@ -107,7 +107,7 @@ def test_inside_a_training_session(raises, place, workers, monkeypatch, tmp_path
     def fails(*_):
         next(iter(torch.utils.data.DataLoader(Rows(raises), sampler=[0], num_workers=workers)))
 
-    monkeypatch.setattr(session, "build_state", lambda *_: SimpleNamespace(gathers=None, graphs=None))
+    monkeypatch.setattr(session, "build_state", lambda *_: SimpleNamespace(close=lambda: None, runs_pairs=False))
     monkeypatch.setattr(session, "start_state", lambda *_: None)
     monkeypatch.setattr(session, "run", fails)
     build = fails if place == "build_data" else lambda *_: SimpleNamespace(train_iters=1)

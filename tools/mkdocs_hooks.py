@@ -1,4 +1,5 @@
-"""What mkdocs needs beside docs/: the documents of the project's root become pages too, and GitHub's links to them lead there.
+"""What mkdocs needs beside docs/: the documents of the project's root become pages too, and GitHub's links to them lead
+there.
 
 Without it a link such as ../ARCHITECTURE.md, which GitHub follows, would lead out of the site.
 """

@@ -1,7 +1,7 @@
 """What an argument is: name, flag, kind, range, default and meaning, as data. Every script's list is made of these.
 
-A list is the one source of the checks and their sentences (`findings.py`), of the words on a command line (`command_line.py`), of
-`--help` and of the tables in Markdown (`description.py`). Imports no torch.
+A list is the one source of four things: the checks and their sentences (`findings.py`), the words that a command line
+takes (`command_line.py`), `--help`, and the tables in Markdown (`description.py`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, Literal
 WHOLE_MOST = (1 << 31) - 1  # of a whole number that goes into C or onto a GPU as 32 bits
 TRUE_FALSE = ("true", "false")
 
-# choice: one of `choices`. boolean: true or false. path: a file or folder. data: a prefix, a blend of them or a JSON file.
-# size: bytes, such as 5GB. text: anything. paths, texts: one or more of them.
+# choice: one of `choices`. boolean: true or false. path: a file or folder. data: a prefix, a blend of them or a JSON
+# file. size: bytes, such as 5GB. text: anything. paths, texts: one or more of them.
 Kind = Literal["whole", "number", "choice", "boolean", "path", "data", "size", "text", "paths", "texts"]
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `least` to `most`; `above` and `below` leave out these two themselves."""
+    """The numbers from `least` to `most`. `above` leaves out `least` itself, `below` leaves out `most`."""
 
     least: float = 0
     most: float | None = None
@@ -27,9 +27,11 @@ class Range:
     below: bool = False
 
     def too_low(self, value: float) -> bool:
+        """Whether `value` lies below the range."""
         return value < self.least or (self.above and value == self.least)
 
     def too_high(self, value: float) -> bool:
+        """Whether `value` lies above the range."""
         return self.most is not None and (value > self.most or (self.below and value == self.most))
 
 
@@ -52,15 +54,17 @@ class Argument:
 
     @property
     def label(self) -> str:
-        """The name that its user knows it by."""
+        """The name by which its user knows it: `$13 TP` for a documented argument, `--seed` for a flag."""
         return f"${self.number} {self.name}" if self.number else self.flag or self.name
 
     @property
     def dest(self) -> str:
+        """The name under which argparse keeps its text."""
         return (self.flag.lstrip("-") or self.name.lower()).replace("-", "_")
 
     @property
     def several(self) -> bool:
+        """Whether it takes more than one word."""
         return self.kind in ("paths", "texts")
 
 
@@ -79,11 +83,12 @@ class Script:
 
     @property
     def by_name(self) -> dict[str, Argument]:
-        """The documented arguments."""
+        """The documented arguments: name → argument."""
         return {argument.name: argument for argument in self.documented}
 
     @property
     def all(self) -> tuple[Argument, ...]:
+        """Every argument that can be read, those that are known and not listed too."""
         return (*self.documented, *self.flags, *self.others)
 
 

@@ -1,6 +1,6 @@
-"""Words of a command line → the text behind each argument of a script's list. Nothing is judged here but what is no argument.
+"""From the words of a command line to a text for each argument of a script's list. Imports no torch.
 
-Imports no torch.
+Values are not judged here. A word that belongs to no argument is found, with what to write instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NEAR = 0.86  # likeness of two flags from which one is taken for a slip of the 
 
 @dataclass(frozen=True)
 class Given:
-    """What was typed: a text for every argument that was given, and the words that belong to none, each with what to write."""
+    """What was typed: a text for each argument that was given, and for each word that belongs to none what to write."""
 
     texts: Texts
     strangers: tuple[tuple[str, str], ...]

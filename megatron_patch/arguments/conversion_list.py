@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron_patch.arguments.argument import Range, Script, documented, flagged, numbered
 from megatron_patch.arguments.documented_rows import rows
 from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
-from megatron_patch.folders.layout import DTYPES
+from megatron_patch.formats.dtypes import WEIGHT_NAMES
 from megatron_patch.llama.model_config import LLAMA_SIZES
 
 DEFAULT_FILE_BYTES = 5 * 10**9
@@ -35,7 +35,7 @@ CONVERT = Script(
                    en="false: Hugging Face → Megatron; true: Megatron → Hugging Face."),
     ),
     flags=(
-        flagged("--dtype", "choice", "写出权重的数据类型；不写则与源相同", choices=DTYPES,
+        flagged("--dtype", "choice", "写出权重的数据类型；不写则与源相同", choices=WEIGHT_NAMES,
                 en="Dtype of the written weights; without it, the source's."),
         flagged("--overwrite", "boolean", "替换目标文件夹中的模型", default=False,
                 en="Replace the model that is in the target folder."),

@@ -82,7 +82,7 @@ def default_text(argument: Argument) -> str:
 
 
 def help_text(script: Script) -> str:
-    """What `--help` prints in the user's language: every argument and flag, with what it takes, its default and its meaning."""
+    """What `--help` prints, in the user's language: each argument and flag with its range, default and meaning."""
     language = spoken()
     words = _HELP[language]
     lines = [f"{script.name}: {_meaning(script, language)}", ""]

@@ -14,10 +14,12 @@ _MOST_NAMED = 64  # divisors above that are not named
 def layout_findings(
     model: LlamaConfig, tp: int, pp: int, rows: int | None = None, processes: int | None = None
 ) -> list[tuple[str, str]]:
-    """What in TP and PP does not go with the model: (argument's name, what is allowed and what to write), one an argument.
+    """What is wrong with TP and PP for this model: (argument's name, what is allowed and what to write), one each at
+    most.
 
-    rows: of embedding and output layer, where they are split too. processes: of the run, which TP × PP must divide; only sizes
-    that do are named.
+    Args:
+        rows: rows of embedding and output layer, if they are split as well.
+        processes: processes of the run, which TP × PP must divide. The sentence then names only sizes that do.
     """
     found = []
     counts = (

@@ -1,4 +1,4 @@
-"""Documented arguments that scripts of runs share, by name: a script's list is a line of these names. Imports no torch."""
+"""The documented arguments that scripts of runs share, by name. A script's list is a line of these names. No torch."""
 
 from __future__ import annotations
 

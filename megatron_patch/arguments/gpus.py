@@ -1,6 +1,7 @@
 """The machine's GPUs as the driver has them, and whether the installed torch can use them. Imports no torch.
 
-A torch without CUDA, or for a newer CUDA than the driver has, sees no GPU and says nothing: a run would train on the CPU.
+A torch without CUDA sees no GPU and says nothing, and so does one for a newer CUDA than the driver's. A run would then
+train on the CPU.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ _ON_PURPOSE = "to train on the CPU on purpose, put CUDA_VISIBLE_DEVICES= in fron
 
 @dataclass(frozen=True)
 class Driver:
-    """NVIDIA's driver. `gpus` a process started now would see; `cuda` the newest that it runs, 13000 for 13.0, 0 if unknown;
-    `error` cuInit's, 0 for none; `release` such as 550.54, empty if unknown."""
+    """NVIDIA's driver.
+
+    Attributes:
+        gpus: how many GPUs a process that starts now sees.
+        cuda: the newest CUDA that it runs, 13000 for 13.0; 0 if unknown.
+        error: what cuInit returns; 0 for no error.
+        release: such as 550.54; empty if unknown.
+    """
 
     gpus: int
     cuda: int = 0
@@ -74,14 +81,16 @@ def find_torch() -> Torch | None:
 
 
 def visible_gpus() -> int:
-    """GPUs that a process started now would see; 0 where torch is a build without CUDA, for then no process could use them."""
+    """How many GPUs a process that starts now can use; 0 if torch is a build without CUDA."""
     torch, driver = find_torch(), find_driver()
     return driver.gpus if torch is not None and torch.cuda is not None and not driver.error else 0
 
 
 def unusable_gpus(driver: Driver, torch: Torch | None) -> str | None:
-    """The sentence about GPUs that this torch cannot use: how many, with which driver, what torch wants, what to install. None
-    where it can use them, or where none is visible."""
+    """The sentence about GPUs that this torch cannot use; None if it can use them, or if none is visible.
+
+    It says how many there are, with which driver, what torch needs, and what to install.
+    """
     if not driver.gpus or torch is None or driver.error == _NO_DEVICE:
         return None
     has = f"This machine has {driver.gpus} GPU{'s' if driver.gpus > 1 else ''} with {_named(driver)}"
@@ -101,7 +110,10 @@ def unusable_gpus(driver: Driver, torch: Torch | None) -> str | None:
 
 
 def _install(driver: Driver, torch: Torch) -> str:
-    """The command that brings a torch for this driver: PyPI's builds are for CUDA 13, PyTorch's index has others up to 2.13."""
+    """The command that installs a torch for this driver.
+
+    PyPI's builds are for CUDA 13. PyTorch's own index has builds for other versions, up to torch 2.13.
+    """
     if 0 < driver.cuda < 13000:
         wanted = "'torch>=2.11,<2.14' --index-url https://download.pytorch.org/whl/cu126"
     else:

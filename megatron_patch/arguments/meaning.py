@@ -23,7 +23,7 @@ _SYNONYMS = {
 
 
 def meant_whole(text: str) -> int | None:
-    """The whole number behind `1e8`, ` 2048 `, `1_000`, `1,000`, `+8`, `8.0` or digits of another script; None: it is none."""
+    """The whole number that `1e8`, ` 2048 `, `1_000`, `1,000`, `+8`, `8.0` or another script's digits mean, or None."""
     plain = re.sub("(?<=[0-9])[_,](?=[0-9]{3})", "", _plain(text))
     if not _NUMBER.fullmatch(plain) or len(plain) > 40:
         return None
@@ -34,20 +34,20 @@ def meant_whole(text: str) -> int | None:
 
 
 def meant_number(text: str) -> str | None:
-    """A number as it would be typed, behind blanks, other dashes and digits of other scripts; None: it is none."""
+    """The number in its usual form, without blanks, other dashes and digits of other scripts; None if it is not one."""
     plain = _plain(text)
     return plain if number(plain) is not None else None
 
 
 def meant_choice(text: str, choices: Iterable[str]) -> str | None:
-    """The choice that differs from `text` in blanks, quotes or capitals, or is another word for the same; None: there is none."""
+    """The choice that differs from `text` in blanks, quotes or capitals, or that means the same; None without one."""
     plain = _plain(text).strip("'\"").casefold()
     by_name = {choice.casefold(): choice for choice in choices}
     return by_name.get(plain) or by_name.get(_SYNONYMS.get(plain, plain))
 
 
 def meant_size(text: str) -> str | None:
-    """`5GB` for `5G`, `5 gbytes` or `5.0GB`; None: it is no size."""
+    """`5GB` for `5G`, `5 gbytes` or `5.0GB`; None if it is not a size."""
     match = re.fullmatch(r"([0-9]+)(?:\.0+)? *([kmg])(i?)(?:b|bytes?)?", _plain(text).casefold())
     if not match or whole_number(match[1]) in (None, 0):
         return None

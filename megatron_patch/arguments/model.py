@@ -1,7 +1,4 @@
-"""The documented arguments that say which model a training run starts from: size, checkpoint, positions, tokenizer, name.
-
-Imports no torch.
-"""
+"""Arguments that say which model a training run starts from: size, checkpoint, positions, tokenizer. No torch."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from megatron_patch.llama.rope_scaling import DYNAMIC
 
 @dataclass
 class ModelReader:
-    """One pass over the raw strings; each method reads one group of arguments and notes what is wrong in it."""
+    """One pass over the texts of a command line. Each method reads a group of arguments and notes what is wrong."""
 
     task: str
     arguments: dict[str, Argument]
@@ -38,36 +35,46 @@ class ModelReader:
     longest_row: int = 2048  # tokens, that a sentence may offer
 
     def whole(self, name: str, least: int | None = None, example: int | None = None) -> int:
-        """`least`: the range's, where other arguments raise it. `example`: what goes with them."""
+        """The argument as a whole number.
+
+        Args:
+            least: the lower end of the range, if other arguments raise it.
+            example: a number that the sentence may name, if other arguments decide what fits.
+        """
         argument = self.arguments[name]
         argument = argument if least is None else replace(argument, range=Range(least))
         return self.findings.whole(argument, self.raw[name], example)
 
     def number(self, name: str, example: str | None = None) -> float:
+        """The argument as a number."""
         return self.findings.number(self.arguments[name], self.raw[name], example)
 
     def choice(self, name: str, fitting: Sequence[str] | None = None) -> str:
+        """The argument as one of its choices; `fitting` are those that go with the other arguments."""
         return self.findings.choice(self.arguments[name], self.raw[name], fitting)
 
     def boolean(self, name: str) -> bool:
+        """The argument as true or false."""
         return self.findings.boolean(self.arguments[name], self.raw[name])
 
     def refused(self, *names: str) -> bool:
-        """Whether one of these has been found wrong already: then nothing more is said of the value that stands in its place."""
+        """Whether one of these was found wrong already. Another value stands in its place then, which nobody typed."""
         return any(self.findings.is_about(self.arguments[name]) for name in names)
 
     def problem(self, name: str, sentence: str) -> None:
+        """Note that the argument is wrong."""
         self.findings.add(self.arguments[name], self.raw[name], sentence)
 
     @property
     def begins_at_random(self) -> bool:
-        """PRETRAIN_CHECKPOINT_PATH was typed as none; `none` also stands for a path that was refused."""
+        """Whether PRETRAIN_CHECKPOINT_PATH was typed as none. A refused path is `none` too, and does not count."""
         return self.raw["PRETRAIN_CHECKPOINT_PATH"] == "none" and not self.refused("PRETRAIN_CHECKPOINT_PATH")
 
     def source_and_model(self) -> tuple[CheckpointLocation | None, LlamaConfig]:
-        """The checkpoint to start from, None without one, and the model as its config.json or MODEL_SIZE has it.
+        """(the checkpoint to start from or None, the model as its config.json or MODEL_SIZE describes it).
 
-        Where neither can be read, the tiny model stands in its place, `model_is_known` is False, and nothing is judged by it.
+        If neither can be read, the tiny model stands in its place and `model_is_known` is False. Nothing is judged by
+        it.
         """
         source = self.source()
         root = source.root if source else self.own_root()
@@ -82,7 +89,7 @@ class ModelReader:
         return source, self._named_model(size)
 
     def _described_model(self, root: Path) -> LlamaConfig:
-        """What config.json in `root` says, which MODEL_SIZE must agree with."""
+        """The model that config.json in `root` describes. MODEL_SIZE must agree with it."""
         try:
             model = read_hf_config(root)
         except UserError as error:
@@ -101,7 +108,10 @@ class ModelReader:
         return LLAMA_SIZES[TRAINING_SIZES.get(size, "tiny")]
 
     def source(self) -> CheckpointLocation | None:
-        """PRETRAIN_CHECKPOINT_PATH's; None for `none`, and where it has gone, which does not stop a run with its own."""
+        """The checkpoint of PRETRAIN_CHECKPOINT_PATH; None for `none`.
+
+        It is also None if the checkpoint is gone: that does not stop a run that has a checkpoint of its own.
+        """
         text = self.raw["PRETRAIN_CHECKPOINT_PATH"]
         if text == "none":
             return None
@@ -116,13 +126,13 @@ class ModelReader:
         return None
 
     def own_root(self) -> Path | None:
-        """This run's own folder of checkpoints, where it has one to go on from; else that of `--resume-from`."""
+        """This run's own folder of checkpoints, if it has one to go on from; otherwise that of `--resume-from`."""
         root = run_root(self.raw["OUTPUT_BASEPATH"], self.name())
-        # os.path answers where NAME, made of what was typed, is longer than a name may be; pathlib raises.
+        # NAME is made of what was typed and may be longer than a name may be. pathlib's functions raise then.
         return root if os.path.isfile(root / TRACKER) else self.resume_root
 
     def resume(self, path: str) -> None:
-        """`--resume-from`: the run's folder, whose model and tokenizer stand in where PRETRAIN_CHECKPOINT_PATH names none."""
+        """Read `--resume-from`. That run's model and tokenizer count if PRETRAIN_CHECKPOINT_PATH is none."""
         if not path:
             return
         try:
@@ -134,7 +144,10 @@ class ModelReader:
                 self.notes.append(f"--resume-from: {error} Still, the run goes on from its own checkpoint.")
 
     def extra_vocabulary(self, source: CheckpointLocation | None, model: LlamaConfig) -> int:
-        """Rows beyond config.json's vocabulary: EXTRA_VOCAB_SIZE, compared with what the checkpoint has."""
+        """How many rows the embedding has beyond config.json's vocabulary.
+
+        That is EXTRA_VOCAB_SIZE, which is compared with what the checkpoint has.
+        """
         if source is not None and source.kind == "megatron_2023":
             extra = self.whole("EXTRA_VOCAB_SIZE")
             return self._extra_of_2023(source, model, extra) if self.model_is_known else extra
@@ -174,7 +187,7 @@ class ModelReader:
         return taken
 
     def _too_few_rows(self, source: CheckpointLocation, rows: int, vocabulary: int) -> None:
-        """An embedding smaller than the vocabulary, which config.json says, or MODEL_SIZE in its place."""
+        """Note that the embedding has fewer rows than the vocabulary of config.json or, without one, of MODEL_SIZE."""
         size = self.raw["MODEL_SIZE"]
         if (source.root / "config.json").is_file():
             sentence = f"its embedding has {rows} rows, and config.json's vocabulary {vocabulary}: put its own there."
@@ -184,7 +197,7 @@ class ModelReader:
             self.problem("MODEL_SIZE", sentence)
 
     def _own_extra_vocabulary(self, own: Path) -> int:
-        """The extra rows of the run's own last checkpoint, where what it began with has gone."""
+        """The extra rows of the run's own last checkpoint. They count if the checkpoint that it began with is gone."""
         try:
             described = read_model_description(resolve_checkpoint(own))
         except UserError:  # said where the run looks for its own checkpoint
@@ -192,7 +205,7 @@ class ModelReader:
         return described.extra_vocab_size if described is not None else 0
 
     def gqa_layout(self, source: CheckpointLocation | None, options: Options) -> None:
-        """--gqa-layout says something about a checkpoint of 2023 alone; one that has gone is no reason to stop a run."""
+        """Check --gqa-layout: it is for checkpoints of 2023 only. If the checkpoint is gone, nothing is checked."""
         is_2023 = source is not None and source.kind == "megatron_2023"
         has_gone = source is None and not self.begins_at_random
         if options.gqa_layout == ALL_Q_FIRST and not is_2023 and not has_gone:
@@ -200,9 +213,9 @@ class ModelReader:
             self.findings.add_flag("--gqa-layout", ALL_Q_FIRST, wanted)
 
     def within_positions(self, config: TrainConfig) -> TrainConfig:
-        """`config` with a model that is made for its rows; longer ones want a flag that says so.
+        """`config` with a model whose position limit allows its rows; a higher limit needs a flag.
 
-        JSON data without packing is padded or cut to PAD_LEN, so that bounds the positions, whatever SEQ_LEN is.
+        JSON data without packing is padded or cut to PAD_LEN. There PAD_LEN bounds the positions, and SEQ_LEN does not.
         """
         options, length = config.options, config.sample_length
         if options.packing and config.model.rope_type == DYNAMIC and length > config.model.max_position_embeddings:
@@ -220,7 +233,7 @@ class ModelReader:
         return replace(config, model=model)
 
     def tokenizer(self, options: Options, source: CheckpointLocation | None) -> None:
-        """JSON data is text: --tokenizer-path, or the checkpoint's folder or the run's own, must hold a tokenizer."""
+        """Check that JSON data has a tokenizer: in --tokenizer-path, the checkpoint's folder or the run's own."""
         folders = [source.root if source else None, self.own_root()]
         has_gone = source is None and not self.begins_at_random  # which has been said
         refused = has_gone or self.findings.is_about_flag("--tokenizer-path")

@@ -1,6 +1,7 @@
 """Flags behind a training script's documented arguments, from the fields of `config.Options`. Imports no torch.
 
-Name, kind, default and English meaning of a flag are those of its field; the rows here add range and Chinese.
+A flag takes name, kind, default and English meaning from its field. The rows here add its range and its Chinese
+meaning.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _KINDS: dict[type, Kind] = {int: "whole", float: "number", bool: "boolean", str:
 
 
 def _docstrings(cls: type) -> dict[str, str]:
-    """The texts that stand below the fields of a class, by field; Python keeps none of them at run time."""
+    """Field → the text below it in the source of a class. Python itself does not keep these texts."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(tree, ast.ClassDef)
     found = {}
@@ -36,7 +37,7 @@ _ENGLISH = _docstrings(Options)
 
 
 def _option(name: str, zh: str, kind: Kind | None = None, **bounds: Any) -> Argument:
-    """The flag of a field of Options; `bounds` are a Range's. Whole numbers end at 31 bits unless they say otherwise."""
+    """The flag of a field of Options. `bounds` are those of a Range; without `most` a whole number may have 31 bits."""
     flag, hint, default = "--" + name.replace("_", "-"), _HINTS[name], _FIELDS[name].default
     assert default is not MISSING
     choices = get_args(hint) if get_origin(hint) is Literal else ()
@@ -73,6 +74,7 @@ SHARED = (
     _option("kernels", "auto：GPU 上用 Triton 内核；torch：用 PyTorch 参考实现"),
     _option("cuda_graphs", "条件允许时把 micro-batch 录成 CUDA graph 重放；不行时日志说明原因"),
     _option("pair_micro_batches", "使用 CUDA graph 时，若一步的 micro-batch 为偶数且显存足够，一次跑两个"),
+    _option("peer_copies", "同一台机器的 GPU 之间，TP（SP true）与 ZeRO 的通信由拷贝引擎完成，不占用计算单元"),
     _option("profile", "为 TensorBoard 记录若干迭代的 PyTorch profiler 轨迹"),
     _option("profile_step_start", "本次运行中第一个被记录的迭代", least=1, most=WHOLE_MOST - 2),
     _option("profile_step_end", "记录到此迭代为止，它本身不记录", least=2),

@@ -1,7 +1,9 @@
-"""Commands of the original project in the forms that its scripts take today, put into the documented order. Imports no torch.
+"""Commands in the forms that the original project's scripts take today, put into the documented order. Imports no
+torch.
 
-The documented lists are those of September 2023. In October of that year the original dropped MEGATRON_PATH and added TE, and
-later scripts took more. Such a command has every word in another place than here, so that nearly each would be a finding.
+The documented lists are those of September 2023. In October of that year the original dropped MEGATRON_PATH and added
+TE; its later scripts take more arguments. In such a command every word is in another place than here, and nearly every
+one would be a finding.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _MCORE_CONVERT = (
     "MODEL_SIZE HG_CKPT_PATH MEGATRON_PATH SOURCE_CKPT_PATH TARGET_CKPT_PATH TP PP EXTRA_VOCAB_SIZE NUM_EXPERTS EXPERTS_TOPK EP "
     "NUM_EXPERT_SPLITS mg2hf"
 )
-# Of each script here: (the original's script, its arguments in their order).
+# A script here → (the original's script, its arguments in their order).
 _FORMS: dict[str, tuple[tuple[str, str], ...]] = {
     PRETRAIN.name: (
         ("run_pretrain_megatron_llama.sh", f"{_BATCHES} {_SIZES} TE {_TAIL}"),
@@ -68,7 +70,7 @@ class Original:
 
     @property
     def sentence(self) -> str:
-        """What it is, what differs, and on a line of its own the command to write instead."""
+        """A sentence that says what the command is and what differs, and a line with the command to write instead."""
         ours = [one.name for one in self.script.documented]
         less, more = [[name for name in a if name not in b] for a, b in ((ours, self.values), (list(self.values), ours))]
         template = "these are the {} arguments of the original's present {}, not the {} documented ones ({}). Write:"
@@ -78,7 +80,7 @@ class Original:
 
     @property
     def command(self) -> str:
-        """In the documented order. What the original did not take stands in capitals where nobody can know it."""
+        """The command in the documented order. An argument that the original did not take stands there as its name."""
         known = {"MEGATRON_PATH": "none", "EXTRA_VOCAB_SIZE": "0", "EPOCH": "EPOCH"}
         if self.script is CONVERT:
             known["MN"] = TRAINING_SIZES.get(self.values["MODEL_SIZE"], "auto")
@@ -86,7 +88,7 @@ class Original:
 
 
 def original_command(script: Script, words: Sequence[str]) -> Original | None:
-    """What `words`, typed behind `script`, are in the original's order; None where they are no command of the original."""
+    """The command of the original that `words`, typed behind `script`, are; None if they are not one."""
     end = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
     documented = [one.name for one in script.documented]
     odd = _odd_words(script, documented, words[:end]) if end == len(documented) else len(words)
@@ -98,10 +100,10 @@ def original_command(script: Script, words: Sequence[str]) -> Original | None:
 
 
 def refuse_original(script: Script, words: Sequence[str]) -> None:
-    """Leave with status 2 and the command in the documented order, where `words` are as many and in the original's.
+    """End with status 2, and print the command in the documented order, if `words` are a command of the original.
 
     Raises:
-        SystemExit: they are.
+        SystemExit: they are one.
     """
     original = original_command(script, words)
     if original is not None:
@@ -110,7 +112,7 @@ def refuse_original(script: Script, words: Sequence[str]) -> None:
 
 
 def _odd_words(script: Script, names: Sequence[str], words: Sequence[str]) -> int:
-    """How many of `words` cannot be what the argument of that place takes."""
+    """How many of `words` cannot be a value of the argument in their place."""
     return sum(not _may_be(script.by_name.get(name), name, word) for name, word in zip(names, words))
 
 

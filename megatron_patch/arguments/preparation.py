@@ -1,4 +1,4 @@
-"""Data preparation's arguments, checked as far as no tokenizer and no reader of texts is needed. Imports no torch."""
+"""Data preparation's arguments, checked as far as that needs no tokenizer and reads no text. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BY_FLAG = {argument.flag: argument for argument in PREPARE.all}
 
 @dataclass(frozen=True)
 class Preparation:
-    """One preparation, a field for each argument of the list, under its flag's name. None: not given."""
+    """One preparation. It has a field for each argument of the list, named as the flag; None means not given."""
 
     input: tuple[str, ...]
     tokenizer: str
@@ -41,7 +41,7 @@ class Preparation:
 
     @property
     def prefix(self) -> str | None:
-        """Of the pair; None where none is asked for."""
+        """The prefix of the pair .bin and .idx; None if no pair is asked for."""
         if self.output_prefix or not self.output_dir:
             return self.output_prefix
         return os.path.join(self.output_dir, f"wudao_{self.tokenizer}_text_document")
@@ -54,23 +54,23 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was read, and what was found wrong so far; `usable` is False where a path cannot be looked at."""
+    """What was read, and what was found wrong so far. `usable` is False if a path cannot be looked at."""
 
     job: Preparation
     findings: Findings
     usable: bool
 
     def add(self, flag: str, got: object, problem: str | None) -> None:
-        """A finding about a flag, under the name that its user knows, where there is a problem."""
+        """Note a finding about a flag, under the name that its user knows, if there is a problem."""
         if problem:
             self.findings.add(_BY_FLAG[flag], got, problem)
 
 
 def read(argv: Sequence[str]) -> Checked:
-    """`argv` as the script writes it or as typed behind the command beneath it. The caller goes on checking, and ends it.
+    """Read `argv`, as the script writes it or as a user types it behind the command. The caller checks the rest.
 
     Raises:
-        SystemExit: status 2, where `argv` has unknown flags or lacks the input.
+        SystemExit: with status 2, if `argv` has unknown flags or lacks the input.
     """
     given = given_texts(PREPARE, argv)
     # Only the script gives MEGATRON_PATCH_PATH.
@@ -107,5 +107,5 @@ def _check_folders(checked: Checked) -> None:
 
 
 def _processors() -> int:
-    """Those that this process may use; macOS tells only how many there are."""
+    """How many processors this process may use. macOS says only how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

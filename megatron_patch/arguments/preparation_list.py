@@ -1,6 +1,7 @@
 """Data preparation's list. Imports no torch.
 
-The command beneath the script also works by itself, with flags alone, so none of the documented ones but the input must be there.
+The command that the script calls can be typed with flags alone. There the input is the only argument that must be
+given.
 """
 
 from __future__ import annotations

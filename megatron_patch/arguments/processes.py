@@ -17,7 +17,7 @@ from megatron_patch.formats.typed import whole_number
 
 @dataclass(frozen=True)
 class Processes:
-    """The layout that torchrun is asked for."""
+    """The processes that torchrun is asked for."""
 
     nodes: int
     node_rank: int
@@ -27,6 +27,7 @@ class Processes:
 
     @property
     def world_size(self) -> int:
+        """Processes of all nodes."""
         return self.nodes * self.per_node
 
 
@@ -36,13 +37,14 @@ _KUBEFLOW = ("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"
 
 
 def plan_processes(env: str, model_parallel_size: int, environ: Mapping[str, str] | None = None) -> tuple[Processes, list[str]]:
-    """The processes of a `dsw` or `dlc` run, and what is wrong with the environment that says so.
+    """(the processes of a run, findings about the environment variables that decide them).
 
-    dsw: one node, a process for each visible GPU; without a GPU GPUS_PER_NODE, else TP × PP (`model_parallel_size`).
-    dlc: WORLD_SIZE nodes, RANK this node's index, MASTER_ADDR and MASTER_PORT; processes per node from
-    KUBERNETES_CONTAINER_RESOURCE_GPU, else NPROC_PER_NODE, else the visible devices. Without WORLD_SIZE and RANK: the
-    PET_* that Kubeflow Trainer sets.
-    In a process that torchrun started: what torchrun was told, for by then WORLD_SIZE and RANK count processes.
+    dsw: one node, and a process for each visible GPU. Without a GPU GPUS_PER_NODE processes; without that TP × PP
+    (`model_parallel_size`).
+    dlc: WORLD_SIZE nodes, of which this is number RANK, with MASTER_ADDR and MASTER_PORT. Processes of a node are
+    KUBERNETES_CONTAINER_RESOURCE_GPU, else NPROC_PER_NODE, else the visible devices. Without WORLD_SIZE and RANK the
+    PET_* variables of Kubeflow Trainer count. In a process that torchrun has started: what torchrun was told, because
+    WORLD_SIZE and RANK count processes there.
 
     Source of the names: PAI's page "Built-in environment variables"; Kubeflow Trainer's pkg/constants/constants.go.
     """
@@ -78,7 +80,7 @@ def plan_processes(env: str, model_parallel_size: int, environ: Mapping[str, str
 
 
 def _counts_processes(world_size: int, nodes: str) -> str:
-    """What to say of a PyTorchJob with a number as `nprocPerNode`, by which its operator multiplies WORLD_SIZE."""
+    """The finding about a PyTorchJob whose `nprocPerNode` is a number, by which its operator multiplies WORLD_SIZE."""
     return (
         f"WORLD_SIZE is {world_size} and PET_NNODES {one_line(nodes)}; under dlc both count nodes. "
         "In a Kubeflow PyTorchJob leave nprocPerNode out and set NPROC_PER_NODE in the container's env."
@@ -86,7 +88,7 @@ def _counts_processes(world_size: int, nodes: str) -> str:
 
 
 def _whole(environ: Mapping[str, str], findings: list[str], name: str, default: int, minimum: int, most: int = 1 << 20) -> int:
-    """The environment's whole number `name`; `default` where it is unset, empty or, with a finding, anything else."""
+    """The whole number of an environment variable; `default` if it is unset, empty or, with a finding, wrong."""
     text = environ.get(name)
     if text is None or text == "":
         return default
@@ -99,15 +101,20 @@ def _whole(environ: Mapping[str, str], findings: list[str], name: str, default: 
 
 
 def _from_torchrun(environ: Mapping[str, str]) -> Processes:
+    """The processes of a run, in one of them."""
     nodes, rank, per_node = (int(environ[name]) for name in ("GROUP_WORLD_SIZE", "GROUP_RANK", "LOCAL_WORLD_SIZE"))
     return Processes(nodes, rank, per_node, environ["MASTER_ADDR"], int(environ["MASTER_PORT"]))
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now.
+    """A TCP port of this machine on which nobody listens now.
 
-    Below the range from which the system takes ports for outgoing connections (32768 on Linux), or one of those could take
-    it before torchrun listens; at random, so that two runs that start together do not find the same one.
+    It lies below the range from which the system takes ports for outgoing connections (from 32768 on Linux): one of
+    those could take it before torchrun listens. It is drawn at random, so that two runs that start together find
+    different ones.
+
+    Raises:
+        UserError: none of 100 ports is free.
     """
     for port in random.sample(range(12000, 32000), 100):
         with socket.socket() as probe:

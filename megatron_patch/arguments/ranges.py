@@ -1,4 +1,4 @@
-"""What the flags of a training script must be beyond their kinds and ranges; each finding is a sentence. Imports no torch."""
+"""What the flags of a training script must be, besides their kinds and ranges. Each finding is a sentence. No torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from megatron_patch.formats.typed import number
 
 
 def option_findings(task: str, options: Options, refused: Callable[[str], bool]) -> Iterator[tuple[str, object, str]]:
-    """(flag, what it got, what is allowed and what to write) of each that cannot be.
+    """(flag, what it got, what is allowed and what to write) for each flag that is wrong.
 
-    refused: whether a flag has been found wrong already. Then a default stands in its place, of which nothing is said.
+    refused: says whether a flag was found wrong already. A default stands in its place then, and is not judged.
     """
     if not refused("--split") and not _is_split(options.split):
         wanted = "it takes shares of training, validation and test, the first above 0, those left out 0: write 98,2,0."

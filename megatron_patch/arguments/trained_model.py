@@ -1,8 +1,9 @@
-"""Arguments by which a trained model is used: its checkpoint, size, layout, tokenizer, processes. Imports no torch."""
+"""The arguments for using a trained model: its checkpoint, size, layout, tokenizer, processes. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ class TrainedModel:
     """A model to be used, and where.
 
     Attributes:
-        fallback: the model that MODEL_SIZE names, for what a checkpoint without config.json does not record; None for `auto`.
+        fallback: the model that MODEL_SIZE names; None for `auto`. It counts for what a checkpoint without config.json
+            does not record.
         precision: `fp16`, `bf16` or `fp32`.
     """
 
@@ -41,24 +43,32 @@ class TrainedModel:
 
 @dataclass
 class TrainedModelReader:
-    """One pass over the values of a script's arguments; each method checks one group."""
+    """One pass over the values of a script's arguments; each method checks one group.
+
+    Attributes:
+        flags: this script's own flag for one that is named here; empty: the argument stands without one.
+        position_limit: of the model, once it was read; None where only the weights' own files tell it.
+    """
 
     script: Script
     value: dict[str, Any]
     findings: Findings
+    flags: Mapping[str, str] = field(default_factory=dict)
+    position_limit: int | None = None
 
     def argument(self, flag: str) -> Argument:
         """The argument behind a flag, documented or not."""
-        return next(one for one in self.script.all if one.flag == flag)
+        own = self.flags.get(flag, flag)
+        return next(one for one in self.script.all if one.flag == own)
 
     def problem(self, flag: str, problem: str) -> None:
-        """A finding, unless the argument was found wrong already."""
+        """Note a finding, unless the argument was found wrong already."""
         argument = self.argument(flag)
-        if not (argument.number and self.findings.is_about(argument)):
+        if not self.findings.is_about(argument):
             self.findings.add(argument, self.value[argument.dest], problem)
 
     def processes(self) -> Processes:
-        """The processes of the run; findings about ENV, TP and MEGATRON_PATCH_PATH."""
+        """The processes of the run. It notes findings about ENV, TP and MEGATRON_PATCH_PATH."""
         tp, pp = self.value["tensor_model_parallel_size"], self.value["pipeline_model_parallel_size"]
         processes, problems = plan_processes(self.value["env"], tp * pp)
         for problem in problems:
@@ -74,12 +84,12 @@ class TrainedModelReader:
         return processes
 
     def notes(self) -> tuple[str, ...]:
-        """What is said before the start."""
+        """Lines to print before the start."""
         unused = self.value["megatron_path"] not in ("", NONE)
         return ("MEGATRON_PATH is not used: no engine of Megatron's is needed without training.",) if unused else ()
 
     def model(self) -> TrainedModel | None:
-        """The checkpoint and its tokenizer; None where one of them was found wrong."""
+        """The checkpoint and its tokenizer; None if one of them was found wrong."""
         root = None if path_problem(self.value["load"]) else self._checkpoint()
         tokenizer = self._tokenizer(root)
         if root is None or tokenizer is None:
@@ -96,7 +106,7 @@ class TrainedModelReader:
         )
 
     def _checkpoint(self) -> Path | None:
-        """The folder with config.json and tokenizer; None where the checkpoint cannot be used."""
+        """The folder with config.json and tokenizer; None if the checkpoint cannot be used."""
         try:
             root, model, extra = _model(Path(self.value["load"]))
         except UserError as error:
@@ -107,7 +117,7 @@ class TrainedModelReader:
         return root
 
     def _check_against(self, model: LlamaConfig, extra: int) -> None:
-        """What in the arguments does not go with the model."""
+        """Note what in the arguments does not fit the model."""
         size = TRAINING_SIZES.get(self.value["model_size"])
         differences = shape_differences(LLAMA_SIZES[size], model) if size else []
         if differences:
@@ -117,13 +127,14 @@ class TrainedModelReader:
         flags = {"TP": "--tensor-model-parallel-size", "PP": "--pipeline-model-parallel-size"}
         for name, problem in layout_findings(model, tp, pp, model.vocab_size + extra):
             self.problem(flags[name], problem)
-        if self.value["seq_length"] > model.position_limit:
+        self.position_limit = model.position_limit
+        if (self.value["seq_length"] or 0) > model.position_limit:
             self.problem("--seq-length", f"the model is made for {model.position_limit} positions: write that or less.")
-        if extra != self.value["extra_vocab_size"]:
+        if self.value["extra_vocab_size"] not in (None, extra):
             self.problem("--extra-vocab-size", f"the checkpoint has {extra}: write {extra}.")
 
     def _tokenizer(self, root: Path | None) -> Path | None:
-        """The tokenizer's folder; a finding where it is none."""
+        """The tokenizer's folder; a finding if it holds none."""
         given = self.value["tokenizer_path"]
         folder = Path(given) if given else root
         if folder is None or holds_tokenizer(folder):
@@ -134,7 +145,7 @@ class TrainedModelReader:
 
 
 def _model(path: Path) -> tuple[Path, LlamaConfig | None, int]:
-    """(folder with the tokenizer, the model, its extra rows); the model is None where only the weights' own files tell it."""
+    """(folder with the tokenizer, the model, its extra rows). The model is None if only the weights' files tell it."""
     if is_meta_folder(path):
         return path, None, 0
     if is_hf_folder(path):

@@ -1,6 +1,7 @@
-"""What a script says when its arguments are too few or too many: `python -m megatron_patch.arguments.usage SCRIPT WORD…`.
+"""What a script says when its arguments are too few or too many: `python -m megatron_patch.arguments.usage SCRIPT
+WORD…`.
 
-launch.sh calls it, and prints the documented lines by itself where this cannot run. Imports no torch.
+launch.sh calls it. If Python cannot run it, launch.sh prints the documented lines itself. Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _DOCUMENTED = re.compile(r"^[A-Za-z][A-Za-z0-9_]*=\$[0-9{].*$", re.MULTILINE)
 
 
 def usage_text(script: Script, path: str, words: list[str]) -> str:
-    """The documented lines as they stand in the script at `path`, what is wrong with `words`, and an example that works."""
+    """The documented lines of the script at `path`, a sentence about what is wrong with `words`, and an example."""
     lines = [fill("Usage: sh {} ARGUMENT...", path), ""]
     lines += _DOCUMENTED.findall(Path(path).read_text(encoding="utf-8"))
     lines += ["", fill("Flags may follow the last one: --flag value ...; --help lists them."), ""]
@@ -45,7 +46,7 @@ def _wrong(script: Script, path: str, words: list[str]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """0 after the text; 1 where the script's name is none that is known."""
+    """Print the text. Returns 0; 1 if there is no script of that name."""
     path, words = argv[0], argv[1:]
     script = next((one for one in SCRIPTS if one.path and one.name == Path(path).name), None)
     if script is None:

@@ -1,8 +1,9 @@
 """Loading a torch_dist checkpoint through megatron-core, without letting core or torch read a file.
 
-Their readers unpickle `.metadata`, common.pt and the objects beside the tensors without restriction, so a file could run code.
-Here `formats.distcp_metadata` reads and checks these files. core's steps around the reading are taken here one by one, since core
-has no slot for common.pt from 0.17 on; torch gets the results through its slots for a storage reader and a planner.
+Their readers unpickle `.metadata`, common.pt and the objects beside the tensors without restriction, so a file could
+run code. Here `formats.distcp_metadata` reads and checks these files. core has no slot for common.pt from 0.17 on, so
+its steps around the reading are taken here one by one. torch gets the results through its slots for a storage reader
+and a planner.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,11 +47,11 @@ from megatron_patch.formats.distcp import read_item, read_part
 from megatron_patch.formats.distcp_metadata import (
     MAX_OBJECT,
     inside,
-    load_object,
     read_backends,
     read_common,
     read_dcp_metadata,
 )
+from megatron_patch.formats.torch_files import load_object
 
 _OBJECT_KEY = re.compile(r"[^/]+/shard_[0-9]{1,9}(\.[0-9]{1,9})*_[0-9]{1,9}(\.[0-9]{1,9})*")
 
@@ -57,20 +59,32 @@ _COMMON_KEY = "common_state/shard_0_1"
 
 
 def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """What `dist_checkpointing.load` gives for `state` and `folder`, every rank calling it; each file is read once and checked.
+    """What `dist_checkpointing.load` gives for `state` and `folder`, every rank calling it.
+
+    Each file is read once and checked.
+
+    Args:
+        folder: one iteration's.
+        state: core's sharded state dict, whose tensors are filled in place.
+
+    Returns:
+        `state`'s structure with the loaded tensors and objects, and everything that common.pt holds. That may have any
+        form: look it through before you use it.
 
     Raises:
-        UserError: a file is missing, damaged or refused, or lacks what `state` asks for; nothing of it has run.
+        UserError: a file is missing, damaged or refused, or lacks what `state` asks for. Nothing of it has run.
+        RuntimeError: an error of another rank that is no UserError, and so a bug.
     """
     read_backends(folder)
     metadata = read_dcp_metadata(folder)
     common = _common_object(folder, metadata) or read_common(folder)
     _check_asked(folder, metadata, state)
+    _check_common(folder, common, state)
     try:
         return _load(folder, metadata, common, state)
     except CheckpointingException as error:
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from None
-    except CheckpointException as error:  # torch's, of any rank; no Exception
+    except CheckpointException as error:  # torch's for an error of any rank; it is a BaseException
         causes = [failure for failure, _ in error.failures.values()]
         for cause in causes:
             if isinstance(cause, UserError):
@@ -79,7 +93,7 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _common_object(folder: Path, metadata: Metadata) -> dict[str, Any] | None:
-    """What stands in common.pt, where core from 0.19 on has written it among the objects; None where it has not."""
+    """What core before 0.19 writes as common.pt, if it stands among the objects, where core 0.19 puts it; else None."""
     info = metadata.storage_data.get(MetadataIndex(_COMMON_KEY))
     if info is None:
         return None
@@ -93,7 +107,10 @@ def _common_object(folder: Path, metadata: Metadata) -> dict[str, Any] | None:
 
 
 def _check_asked(folder: Path, metadata: Metadata, state: dict[str, Any]) -> None:
-    """Each tensor that is asked for is one in the checkpoint, of the same shape but for rows of vocabulary."""
+    """Raise where `state` asks for a tensor and the checkpoint has an object there, or another shape.
+
+    Rows of vocabulary may differ in number, since other programs' files may hold padding.
+    """
     for entry in nested_values(state):
         if isinstance(entry, ShardedTensorFactory):
             _check_asked(folder, metadata, {"built": entry.build()})
@@ -114,8 +131,28 @@ def _check_asked(folder: Path, metadata: Metadata, state: dict[str, Any]) -> Non
             raise UserError(f"{folder}: {entry.key} has shape {list(found.size)} there, and {list(wanted)} in this run.")
 
 
+def _check_common(folder: Path, common: object, state: object, name: str = "") -> None:
+    """Raise where common.pt has a value at a place where `state` asks for a tensor or an object.
+
+    core merges the two afterwards, and takes it for granted that they share no place.
+    """
+    if isinstance(common, dict) and isinstance(state, dict):
+        for key in common.keys() & state.keys():
+            _check_common(folder, common[key], state[key], f"{name}.{key}" if name else str(key))
+    elif any(True for _ in _sharded(state)):
+        raise UserError(f"{folder}: common.pt has a {type(common).__name__} as {name}, where tensors belong; copy it again.")
+
+
+def _sharded(state: object) -> Iterator[object]:
+    """core's descriptions of tensors and objects in a state dict."""
+    values = nested_values(state) if isinstance(state, (dict, list)) else [state]
+    return (value for value in values if isinstance(value, (ShardedTensor, ShardedObject, ShardedTensorFactory)))
+
+
 def _load(folder: Path, metadata: Metadata, common: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-    """core's `dist_checkpointing.load`, step for step, with what was read of the files; `common` is filled and returned."""
+    """core's `dist_checkpointing.load`, step for step, with what was read of the files; `common` is filled and
+    returned.
+    """
     asked, own, factories = load_preprocess(state)
     merge(common, own)
     asked, _ = extract_sharded_base(asked)
@@ -127,7 +164,18 @@ def _load(folder: Path, metadata: Metadata, common: dict[str, Any], state: dict[
 
 
 def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> dict[str, Any]:
-    """core's `load` of the torch_dist strategy, step for step, with our reader and planner: tensors and objects of `sharded`."""
+    """Tensors and objects of `sharded`: core's `load` of the torch_dist strategy, step for step.
+
+    The reader and the planner are this module's. core has no slot for them.
+
+    Args:
+        folder: one iteration's.
+        metadata: its `.metadata`, checked.
+        sharded: core's description of what is asked for; its tensors are filled in place.
+
+    Raises:
+        UserError: an item is damaged, or an object is not what core saves.
+    """
     entries, structure, renamed = _replace_state_dict_keys_with_sharded_keys(sharded)
     tensors = [entry for entry in nested_values(sharded) if isinstance(entry, ShardedTensor)]
     planner = _Planner(
@@ -146,8 +194,10 @@ def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> d
 
 
 def sharded_metadata(metadata: Metadata) -> dict[str, Any]:
-    """core's description of what the checkpoint has: whole tensors, and objects, by key. Objects under other keys than core's are
-    none that a model asks for."""
+    """core's description of what the checkpoint has: whole tensors, and objects, by key.
+
+    Objects whose keys have another form than core's are left out: no model asks for them.
+    """
     found: dict[str, Any] = {}
     for key, entry in metadata.state_dict_metadata.items():
         if isinstance(entry, TensorStorageMetadata):
@@ -159,7 +209,7 @@ def sharded_metadata(metadata: Metadata) -> dict[str, Any]:
 
 
 class _Planner(MCoreLoadPlanner):
-    """core's planner, to whom objects come as values."""
+    """core's planner, but that objects come as values instead of as bytes that it would unpickle."""
 
     def load_bytes(self, read_item: ReadItem, value: Any) -> None:
         fqn = read_item.dest_index.fqn
@@ -170,7 +220,10 @@ class _Planner(MCoreLoadPlanner):
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's reader of files, with the metadata given; tensors' bytes come from where their items say, checked."""
+    """torch's reader of files, with metadata that has been read already.
+
+    Each item is checked, and its tensor's bytes are read from where the item says.
+    """
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         super().__init__(folder)

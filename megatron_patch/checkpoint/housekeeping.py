@@ -1,7 +1,7 @@
-"""The folder of a training run's checkpoints: partial names, config.json and tokenizer beside them, removal of old ones.
+"""The folder of a training run's checkpoints: partial names, companions, removal of old ones. Imports no torch.
 
-Only one run at a time may write into such a folder. Another run would take its unfinished save for one that a kill has left, and
-remove it. Imports no torch.
+Companions are config.json and the tokenizer's files. Only one run at a time may write into such a folder. Another run
+would take its unfinished save for one that a kill has left, and remove it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from megatron_patch.llama.position_limit import raised_limit
 
 _LOGGER = logging.getLogger(__name__)
 
-# Ends the name of whatever is no checkpoint: one in the making, one that is being removed.
+# Ends the name of a folder that is no checkpoint: one that is being written, or one that is to be removed.
 _PARTIAL = ".partial"
 
 
@@ -55,10 +55,11 @@ def put_in_place(partial: Path, final: Path) -> None:
 def discard_old(root: Path, keep: int) -> None:
     """Discard each iteration's folder of which `keep` others have higher numbers and were written after it.
 
-    Folders numbered above the tracker are neither counted nor removed: the user went back behind them and may want them. Once
-    the run has passed those numbers, they count as what they are: older than what was written since.
+    Folders numbered above the tracker are neither counted nor removed: the user went back behind them and may want
+    them. Once the run has passed those numbers, they count as what they are: older than what was written since.
 
     Args:
+        root: the run's folder of checkpoints.
         keep: how many stay, the tracker's own included; 0 keeps all.
 
     Raises:
@@ -94,15 +95,18 @@ def remove_left_over(root: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Rename a checkpoint to what `remove_left_over` removes, so that a kill amid the removal leaves nothing that looks whole."""
+    """Give a checkpoint a name that `remove_left_over` removes.
+
+    It is renamed and not removed at once, so that a kill amid the removal leaves nothing that looks whole.
+    """
     os.replace(folder, folder.with_name(f"{folder.name}.old{_PARTIAL}"))
 
 
 def write_companions(config: TrainConfig, root: Path, dtype: str, resumed_from: str | None = None) -> None:
     """config.json and the tokenizer beside the iterations, so that any of them converts to Hugging Face form.
 
-    What is there stays as it is, but for a position limit that the run has raised. A checkpoint is whole without these files,
-    so one that cannot be copied does not stop the run: it is told on stderr, and tried again at the next save.
+    What is there stays as it is, but for a position limit that the run has raised. A checkpoint is whole without these
+    files, so one that cannot be copied does not stop the run. It is a warning, and is tried again at the next save.
     """
     tokenizer = config.options.tokenizer_path
     # Two tokenizers' files beside each other would make a third one.
@@ -119,7 +123,7 @@ def write_companions(config: TrainConfig, root: Path, dtype: str, resumed_from: 
     with _told(root, ("config.json",)):
         if not (root / "config.json").exists():
             made = to_hf_config(config.model, dtype=dtype)
-            if holds_tokenizer(root):  # what answers were taught to end in
+            if holds_tokenizer(root):  # the token that answers were taught to end in
                 made["eos_token_id"] = load_tokenizer(root, rows=config.vocab_size).eos
             write_text(root / "config.json", json.dumps(made, indent=2) + "\n")
         raised = raised_limit(root / "config.json", config.model)

@@ -1,4 +1,4 @@
-"""Filling one rank's part of the model from any checkpoint that `open_source` reads, without a copy on the disk."""
+"""Filling one rank's part of the model with the weights of any checkpoint, without a copy on the disk."""
 
 from __future__ import annotations
 
@@ -14,28 +14,22 @@ from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import LazyTensor, Rows
 from megatron_patch.llama.model_config import LlamaConfig
-from megatron_patch.weights.opening import open_source
-from megatron_patch.weights.shares import copy_rows, share_of_rows
-from megatron_patch.weights.source import Source
-from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place
+from megatron_patch.weights.source import copy_rows, open_source, share_of_rows
+from megatron_patch.weights.table import BY_KEY, Place, Source
 
-# The model's own names of what the checkpoint calls as Transformer Engine does.
-_NORMS = {
-    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
-}
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
 
-def load_from_source(
+def load_weights(
     path: str | Path, model: Any, gqa_layout: str = PER_KV_HEAD, fallback: LlamaConfig | None = None
 ) -> tuple[str, ...]:
-    """Copy this rank's share of every weight into `model` (a GPTModel, one pipeline stage), cast to its dtype.
+    """Copy this rank's share of every weight into `model`, cast to its dtype. Each rank reads for itself.
 
     Args:
-        path: a checkpoint's root, or one iteration's folder.
-        model: one pipeline stage.
-        gqa_layout, fallback: as `open_source` takes them.
+        path: a Hugging Face or Meta folder, a checkpoint's root, or one iteration's folder.
+        model: one pipeline stage of a `LlamaModel`, in core's DDP wrapper or not.
+        gqa_layout: the order of QKV rows in a checkpoint of 2023 that does not tell it, `per-kv-head` or `all-q-first`.
+        fallback: the model, for what the checkpoint's files do not tell.
 
     Returns:
         What the user should know, one sentence each.
@@ -44,14 +38,17 @@ def load_from_source(
         UserError: the checkpoint cannot be read, or does not have this model's shapes.
     """
     source = open_source(path, fallback, gqa_layout)
+    model = model.module if hasattr(model, "module") else model
     rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
     for name, parameter in model.named_parameters():
         place = _place(model, name)
+        # core's marks: along which axis the ranks' shares are cut. Norms have none, and are whole on every rank.
         axis = getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", False) else -1
         tensor = source.megatron(place)
-        if place.entry.key in (EMBEDDING, OUTPUT_LAYER):
+        if place.is_vocabulary:
             _check_rows(source, place, tensor, model.vocab_rows)
             tensor = Rows(tensor, model.first_row, model.first_row + model.valid_rows)
+            # The rows behind are padding, and stay zero.
             copy_rows(str(path), place, tensor, parameter[: model.valid_rows])
             continue
         share = share_of_rows(place, tensor, rank, size) if axis == 0 else tensor
@@ -60,15 +57,26 @@ def load_from_source(
 
 
 def _place(model: Any, name: str) -> Place:
+    """What the table calls the parameter `name` of this stage.
+
+    The model's norms are modules of their own. In checkpoints they have the names that Transformer Engine's fused
+    layers give them; core's spec of the layer has the pairs.
+    """
     match = _LAYER.fullmatch(name)
     if not match:
         return Place(BY_KEY[name], None)
-    layer = model.decoder.layers[int(match[1])].layer_number - 1
-    return Place(BY_KEY[f"decoder.layers.{_NORMS.get(match[2], match[2])}"], layer)
+    layer, name = model.decoder.layers[int(match[1])], match[2]
+    for own, saved in layer.submodules_config.sharded_state_dict_keys_map.items():
+        if name.startswith(own):
+            name = saved + name.removeprefix(own)
+    return Place(BY_KEY[f"decoder.layers.{name}"], layer.layer_number - 1)
 
 
 def _check_rows(source: Source, place: Place, tensor: LazyTensor, rows: int) -> None:
-    """A vocabulary matrix must have the model's `rows`; a checkpoint may have padding behind them, but no row of a token."""
+    """Raise unless a vocabulary matrix has the model's `rows`.
+
+    There may be padding behind them, but no row of a token.
+    """
     known = source.config.vocab_size + source.extra_vocab_size
     if rows < known <= tensor.shape[0]:
         raise UserError(

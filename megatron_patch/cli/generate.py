@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from collections.abc import Callable
 
 from megatron_patch.arguments.generation import Generation, read_generation
 from megatron_patch.arguments.generation_list import GENERATE
@@ -16,16 +16,37 @@ def main(argv: list[str]) -> None:
     Raises:
         SystemExit: status 2, with the sentence, for what a user can mend; 130 after Ctrl-C.
     """
+    interrupted = "interrupted; the same command goes on behind the answers that are written."
+    run_and_leave(GENERATE.name, lambda: generate(read_generation(argv).job), interrupted)
+
+
+def run_and_leave(name: str, work: Callable[[], None], interrupted: str) -> None:
+    """Do `work`, and turn what a user can mend into a sentence.
+
+    Args:
+        name: of the command, in front of the sentence.
+        interrupted: what is said after Ctrl-C.
+
+    Raises:
+        SystemExit: status 2 or 130.
+    """
     print_any_text()
     try:
-        _generate(read_generation(argv).job)
+        work()
     except (UserError, OSError) as error:
-        _leave(2, sentence(error))
+        print(f"{name}: {sentence(error)}", file=sys.stderr, flush=True)
+        sys.exit(2)
     except KeyboardInterrupt:
-        _leave(130, "interrupted; the same command goes on behind the answers that are written.")
+        print(f"{name}: {interrupted}", file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
-def _generate(job: Generation) -> None:
+def generate(job: Generation) -> None:
+    """Answer a file of queries, or converse on the terminal.
+
+    Raises:
+        UserError, OSError: the checkpoint, the tokenizer or a file cannot be used.
+    """
     from megatron_patch.generate.batch import answer_file
     from megatron_patch.generate.conversation import converse
     from megatron_patch.generate.ranks import join, leave
@@ -44,11 +65,6 @@ def _generate(job: Generation) -> None:
         answer_file(session.engine, session.asking, job.input_file, job.output_file, say)
         say(f"Written: {job.output_file}")
     leave()
-
-
-def _leave(status: int, text: str) -> NoReturn:
-    print(f"{GENERATE.name}: {text}", file=sys.stderr, flush=True)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     megatron-patch pretrain --model-size=7B --data-path=corpus_text_document …
 
-takes the flags that run_pretrain_megatron_llama.sh hands on. What only a checkout has is filled in where it is not given:
-MEGATRON_PATCH_PATH is the installed package, MEGATRON_PATH none, and ENV dsw. Imports no torch.
+takes the flags that run_pretrain_megatron_llama.sh hands on. What only a checkout has is filled in where it is not
+given: MEGATRON_PATCH_PATH is the installed package, MEGATRON_PATH none, and ENV dsw. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HERE = f"--megatron-patch-path={ROOT}"
 
 @dataclass(frozen=True)
 class Command:
-    """`python -m module *words *flags` is what it becomes; of `defaults`, those that the user did not give come first."""
+    """It becomes `python -m module *words *flags`, behind those of `defaults` that the user did not give."""
 
     module: str
     en: str
@@ -36,23 +36,17 @@ class Command:
         return ["-m", self.module, *self.words, *([] if given & {"--help", "-h"} else filled), *flags]
 
 
+def _launched(task: str, en: str, zh: str) -> Command:
+    return Command("megatron_patch.launch", en, zh, (task,), ("--env=dsw", _ENGINE, _HERE))
+
+
 COMMANDS = {
-    "pretrain": Command(
-        "megatron_patch.launch", "continued pre-training", "继续预训练", ("pretrain",), ("--env=dsw", _ENGINE, _HERE)
-    ),
-    "finetune": Command(
-        "megatron_patch.launch", "supervised fine-tuning", "有监督微调", ("finetune",), ("--env=dsw", _ENGINE, _HERE)
-    ),
-    "generate": Command(
-        "megatron_patch.launch",
-        "text generation, from a file or on the terminal",
-        "文本生成",
-        ("generate",),
-        ("--env=dsw", _ENGINE, _HERE),
-    ),
-    "evaluate": Command(
-        "megatron_patch.launch", "loss and perplexity over files", "评估", ("evaluate",), ("--env=dsw", _ENGINE, _HERE)
-    ),
+    "pretrain": _launched("pretrain", "continued pre-training", "继续预训练"),
+    "finetune": _launched("finetune", "supervised fine-tuning", "有监督微调"),
+    "generate": _launched("generate", "text from a checkpoint", "文本生成"),
+    "evaluate": _launched("evaluate", "loss and perplexity of a checkpoint", "模型评估"),
+    "chat": Command("megatron_patch.launch", "a conversation with a model on the terminal", "在终端与模型对话", ("chat",)),
+    "serve": Command("megatron_patch.launch", "a model behind OpenAI's interface", "以 OpenAI 兼容接口提供模型", ("serve",)),
     "convert": Command("megatron_patch.cli.convert", "Hugging Face ↔ Megatron checkpoints", "模型格式转换", defaults=(_ENGINE,)),
     "preprocess": Command("megatron_patch.cli.preprocess", "raw text → .bin/.idx, or fine-tuning data", "预训练与微调数据处理"),
     "inspect": Command(

@@ -70,9 +70,8 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         sys.exit(1)
     finally:
         log.close()
-        for recorded in () if state is None else (state.graphs, state.gathers):
-            if recorded is not None:
-                recorded.close()
+        if state is not None:
+            state.close()
     parallel.stop()
 
 

@@ -1,4 +1,4 @@
-"""A whole conversion: open, check, stream, verify, put in place, sum up."""
+"""A whole conversion: open the source, check it, write the target, verify it, put it in place, sum up."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 
 from megatron_patch.arguments.conversion import Conversion, model_findings
 from megatron_patch.conversion.verify import verify
-from megatron_patch.conversion.write_hugging_face import write_hf, write_json
-from megatron_patch.conversion.write_native import write_native
+from megatron_patch.conversion.write import write_hf, write_json, write_native
 from megatron_patch.errors import UserError
 from megatron_patch.folders.atomic_folder import new_folder
 from megatron_patch.folders.hugging_face_folder import meta_companions
@@ -27,37 +26,45 @@ from megatron_patch.folders.layout import (
 from megatron_patch.formats.lazy import nbytes
 from megatron_patch.formats.placeholders import refuse_placeholders
 from megatron_patch.formats.progress import Progress, peak_memory
+from megatron_patch.formats.streaming import Written
 from megatron_patch.formats.vocabulary_2023 import claimed_rows
 from megatron_patch.llama.model_config import LLAMA_SIZES, to_hf_config
-from megatron_patch.weights.opening import open_source
 from megatron_patch.weights.source import (
-    Source,
     check_shapes,
+    open_source,
     with_dtype,
     with_extra_vocabulary,
     with_vocabulary_rows,
 )
-from megatron_patch.weights.table import BY_KEY, EMBEDDING, Place, places
+from megatron_patch.weights.table import BY_KEY, EMBEDDING, Place, Source, places
 
-_MARGIN = 64 << 20  # what the headers and the small files may take
+_MARGIN = 64 << 20  # bytes that headers and small files may take beside the weights
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion did."""
+    """What a conversion did.
+
+    Attributes:
+        tensors, files, bytes: how many were written; of the bytes, those of the tensors.
+        seconds: how long all of it took.
+        peak_bytes: largest resident memory of the process so far.
+        verified: tensors compared; None where `--verify` was not asked for.
+        notes: what the user should know, one sentence each.
+    """
 
     target: Path
     tensors: int
     files: int
     bytes: int
     seconds: float
-    peak_bytes: int  # largest resident memory of the process so far
-    verified: int | None  # tensors compared, None: not asked for
+    peak_bytes: int
+    verified: int | None
     notes: tuple[str, ...]
 
 
 def convert(job: Conversion, engine: str | None = None) -> Summary:
-    """Run `job`; the target is there only if everything went well.
+    """Run `job`. The target is there only if everything went well.
 
     Args:
         job: what to convert.
@@ -92,6 +99,7 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
 
 
 def _logits_note(job: Conversion, source: Source, folder: Path, engine: str | None) -> tuple[str, ...]:
+    """What `--verify-logits` has found, as a sentence; nothing where it was not asked for."""
     if not job.verify_logits:
         return ()
     from megatron_patch.conversion.verify_logits import verify_logits
@@ -106,7 +114,11 @@ def _opened(job: Conversion) -> Source:
 
 
 def prepared(job: Conversion) -> Source:
-    """The source with the rows and the dtype that the target is to have, every shape checked."""
+    """The source of `job` with the rows and the dtype that the target is to have, every shape checked.
+
+    Raises:
+        UserError: it cannot be read, is of the wrong kind for `job`, or contradicts an argument.
+    """
     source = _opened(job)
     if source.kind == "meta" and job.verify_logits:
         raise UserError(f"--verify-logits needs a folder that transformers loads; {job.source} holds Meta's files: leave it out.")
@@ -127,10 +139,10 @@ def prepared(job: Conversion) -> Source:
 
 
 def _with_recorded_rows(source: Source, extra: int) -> Source:
-    """`source` with the extra rows that it records, or with `extra` where it records none.
+    """`source` with the extra rows that it records, or with `extra`, EXTRA_VOCAB_SIZE, where it records none.
 
     Raises:
-        UserError: `extra` contradicts what is recorded.
+        UserError: EXTRA_VOCAB_SIZE contradicts what is recorded.
     """
     recorded = source.extra_vocab_size
     if recorded == extra:
@@ -147,8 +159,15 @@ def _with_recorded_rows(source: Source, extra: int) -> Source:
     )
 
 
-def write_release(folder: Path, source: Source, job: Conversion, progress: Progress) -> list:
-    """The root of a native checkpoint with `source` as its release."""
+def write_release(folder: Path, source: Source, job: Conversion, progress: Progress) -> list[Written]:
+    """Make the empty `folder` the root of a native checkpoint with `source` as its release.
+
+    Returns:
+        Where each chunk lies.
+
+    Raises:
+        UserError: a tensor cannot be read, or float16 cannot hold its values.
+    """
     release = iteration_folder(folder, None)
     release.mkdir()
     written = write_native(release, source, job.max_file_bytes, progress.add)
@@ -169,7 +188,7 @@ def write_release(folder: Path, source: Source, job: Conversion, progress: Progr
 
 
 def _complete_metas(folder: Path, source: Source) -> None:
-    """The tokenizer from where Meta puts it, and the config.json that Meta does not write."""
+    """Add the tokenizer, which Meta puts one folder up, and config.json, which Meta does not write."""
     for path in meta_companions(source.root):
         copy_companions(path.parent, folder, (path.name,))
     if not (folder / "config.json").exists():
@@ -177,7 +196,7 @@ def _complete_metas(folder: Path, source: Source) -> None:
 
 
 def _check_space(target: Path, total: int) -> None:
-    """Fail before a byte is written where the disk cannot hold the target."""
+    """Raise before a byte is written if the disk cannot hold the `total` bytes of the target's tensors."""
     folder = target.resolve()
     while not folder.exists():
         folder = folder.parent

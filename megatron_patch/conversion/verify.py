@@ -1,4 +1,4 @@
-"""Reading both sides of a conversion again and comparing every tensor, a piece at a time."""
+"""Reading both sides of a conversion again, and comparing every tensor a piece at a time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import torch
 from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import LazyTensor, nbytes, pieces
 from megatron_patch.formats.progress import Progress
-from megatron_patch.weights.opening import open_source
-from megatron_patch.weights.source import Source
-from megatron_patch.weights.table import places
+from megatron_patch.weights.source import open_source
+from megatron_patch.weights.table import Source, places
 
 
 def verify(source: Source, folder: Path, total: int) -> int:
-    """Compare every Hugging Face tensor of `source` with that of the finished `folder`, bit for bit.
+    """Compare every Hugging Face tensor of `source` with that of the written `folder`, bit for bit.
+
+    Args:
+        total: bytes of all tensors, for the progress line.
 
     Returns:
         The number of tensors compared.
@@ -35,18 +37,20 @@ def verify(source: Source, folder: Path, total: int) -> int:
 
 
 def _compare(source: Source, folder: Path, name: str, expected: LazyTensor, got: LazyTensor) -> None:
+    """Raise where the two differ in shape, dtype or a bit, or hold what is no finite number."""
     if tuple(expected.shape) != tuple(got.shape) or expected.dtype != got.dtype:
         raise UserError(f"{folder}: {name} is {got.dtype} {list(got.shape)}; it must be {expected.dtype} {list(expected.shape)}.")
     for (first, _, want), (_, _, have) in zip(pieces(expected), pieces(got)):
         if not bool(torch.isfinite(want).all()):
             row = first + int((~torch.isfinite(want)).flatten(1).any(1).nonzero()[0]) if want.dim() > 1 else first
             raise UserError(f"{_where(expected, source)}: tensor {name} holds a NaN or an infinity, in row {row} first.")
+        # As bytes: equal numbers may have other bits, −0.0 and 0.0.
         if not torch.equal(want.view(-1).view(torch.uint8), have.view(-1).view(torch.uint8)):
             raise UserError(f"{folder}: tensor {name} differs from the source's from row {first} on; convert again.")
 
 
 def _where(tensor: LazyTensor, source: Source) -> str:
-    """The file of `tensor`, where it has one; else the folder."""
+    """The first file that `tensor` is made of; the source's folder where it is made of none."""
     inner = tensor
     while not hasattr(inner, "path"):
         parts = getattr(inner, "parts", None)

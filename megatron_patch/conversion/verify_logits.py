@@ -1,7 +1,8 @@
-"""The same tokens through transformers and through this project's model, each in a process of its own, in fp32 on the CPU.
+"""The same tokens through transformers and through this project's model, in fp32 on the CPU.
 
-`python -m megatron_patch.conversion.verify_logits SIDE FOLDER TOKENS OUTPUT GQA_LAYOUT` is one such process. They are apart
-so that memory holds one model at a time, and that megatron-core's redirection of CUDA calls on a CPU is not near transformers.
+`python -m megatron_patch.conversion.verify_logits SIDE FOLDER TOKENS OUTPUT GQA_LAYOUT` is one process, for one of the
+two. There are two because memory then holds one model at a time, and because `core.cpu_redirection` must not change the
+torch that transformers runs on.
 """
 
 from __future__ import annotations
@@ -16,19 +17,29 @@ import torch
 
 from megatron_patch.config import PER_KV_HEAD, TrainConfig, one_process_config
 from megatron_patch.errors import UserError
-from megatron_patch.weights.source import Source
+from megatron_patch.weights.table import Source
 
 _SHAPE = (2, 48)  # B, S
-_TOLERANCE = 2e-4  # of the largest logit; a wrong epsilon or rotary base moves logits by more
+# Of the largest logit. A wrong epsilon or rotary base moves logits by more.
+_TOLERANCE = 2e-4
 _ROUNDED_TOLERANCE = 5e-2  # where --dtype rounds the weights of one side
 
 
 def verify_logits(
     source: Source, source_folder: Path, target: Path, *, to_hf: bool, rounded: bool, engine: str | None, gqa_layout: str
 ) -> str:
-    """Compare both sides' logits; a sentence on how near they are.
+    """Compare both sides' logits [B, S, V] of random tokens. Needs memory for the model in fp32, 4 bytes a weight.
 
-    Needs memory for the model in fp32, 4 bytes a weight.
+    Args:
+        source: the conversion's source, for the size of its vocabulary.
+        source_folder, target: the two checkpoints.
+        to_hf: which of the two is the Hugging Face folder: the target if true.
+        rounded: whether `--dtype` has rounded the target's weights, which logits show.
+        engine: a Megatron-LM source tree whose megatron.core is used instead of the installed one.
+        gqa_layout: as `open_source` takes it.
+
+    Returns:
+        A sentence on how near they are.
 
     Raises:
         UserError: transformers is not installed, a side does not load, or the logits differ.
@@ -52,7 +63,7 @@ def verify_logits(
 
 
 def _logits(side: str, folder: Path, exchange: Path, engine: str | None, gqa_layout: str = PER_KV_HEAD) -> torch.Tensor:
-    """Run one side's process, which finds tokens.pt in `exchange`; its logits [B, S, V]."""
+    """Run one side's process, which finds tokens.pt in `exchange`. Returns its logits [B, S, V]."""
     output = exchange / f"{side}.pt"
     root = Path(__file__).resolve().parents[2]
     paths = [engine, str(root), os.environ.get("PYTHONPATH")]
@@ -70,7 +81,8 @@ def _logits(side: str, folder: Path, exchange: Path, engine: str | None, gqa_lay
             raise UserError("--verify-logits needs transformers; run: pip install 'transformers>=5,<6', or leave it out.")
         last = (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[-1]
         ours = f"{UserError.__module__}.{UserError.__name__}: "
-        # Of transformers' errors none is a class of its own for what a user can mend; of this project's every other is a bug.
+        # transformers has no class of its own for what a user can mend, so any of its errors may be that. Of this
+        # project's, UserError alone is; any other is a bug, and keeps its traceback.
         if side == "megatron" and "Traceback" in result.stderr and not last.startswith(ours):
             raise RuntimeError(f"--verify-logits: {folder}:\n{result.stderr}")
         raise UserError(f"--verify-logits: {folder} does not load ({last.removeprefix(ours).rstrip('.')}).")
@@ -78,6 +90,7 @@ def _logits(side: str, folder: Path, exchange: Path, engine: str | None, gqa_lay
 
 
 def _hf_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [B, S, V] by transformers."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -85,11 +98,12 @@ def _hf_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _megatron_logits(folder: Path, tokens: torch.Tensor, gqa_layout: str) -> torch.Tensor:
-    from megatron_patch.checkpoint.run_state import load_weights
+    """Logits [B, S, V] by this project's model, alone in its process groups."""
+    from megatron_patch.checkpoint.initial_weights import load_weights
     from megatron_patch.core.patches import apply_patches
     from megatron_patch.core.transformer_config import transformer_config
     from megatron_patch.model.llama import LlamaModel
-    from megatron_patch.weights.opening import open_source
+    from megatron_patch.weights.source import open_source
 
     source = open_source(folder, gqa_layout=gqa_layout)
     config = _single_process_config(source, folder)
@@ -111,6 +125,7 @@ def _join_alone() -> None:
 
 
 def _single_process_config(source: Source, folder: Path) -> TrainConfig:
+    """The configuration of a run of one process; what only training asks for has any value."""
     return one_process_config(
         source.config,
         _SHAPE[1],
@@ -122,7 +137,7 @@ def _single_process_config(source: Source, folder: Path) -> TrainConfig:
 
 
 def main(side: str, folder: str, tokens: str, output: str, gqa_layout: str) -> None:
-    """One side's process."""
+    """One side's process: write the logits of `tokens` to `output`, both files of torch.save."""
     if side == "megatron":
         import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 

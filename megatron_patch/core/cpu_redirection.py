@@ -1,8 +1,8 @@
 """megatron-core assumes CUDA everywhere. On a machine without it, this module makes the assumptions hold on the CPU.
 
 `core.device` applies it once, before the first import of `megatron.core`, and only where `torch.cuda.is_available()` is
-false. Each redirection says which assumption it meets. Streams of one's own and events are left out on purpose: megatron-core
-touches them only in features that this project does not switch on.
+false. Each redirection says which assumption it meets. Streams of one's own and events are left out on purpose:
+megatron-core touches them only in features that this project does not switch on.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _redirect_torch() -> None:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
     torch.cuda.synchronize = lambda *args, **kwargs: None
-    # core from 0.19 on asks for the stream before each reduction of gradients, and lets it wait for events of CUDA graphs.
+    # From 0.19 on core asks for the current stream before each reduction of gradients, and lets it wait for graphs.
     torch.cuda.current_stream = lambda *args, **kwargs: torch.cpu.current_stream()  # type: ignore[assignment]
     # core forks the CUDA generator, so that ranks initialize different weights. Here it forks the CPU's default one.
     torch.cuda.get_rng_state = _get_rng_state

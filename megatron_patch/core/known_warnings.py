@@ -1,7 +1,7 @@
 """Warnings of megatron-core and torch that do not reach the console, because a user can do nothing about them.
 
-A row names one warning by its text and by who gives it: its class and modules, or a logger. Every other warning is shown, and a
-new one of the same modules too.
+A row names one warning by its text and by who gives it: its class and modules, or a logger. Every other warning is
+shown, and a new one of the same modules too.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class KnownLine(logging.Filter):
     reason: str
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is shown."""
         return not record.getMessage().startswith(self.message)
 
 

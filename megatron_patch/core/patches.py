@@ -1,7 +1,7 @@
 """The one table of replacements inside megatron-core: what is replaced, why, and when to look at it again.
 
 A kernel enters through core's own slots (see model/). A row stands here only where core has no slot. Applying the table
-twice is the same as once. A row whose target is gone is an error.
+twice is the same as once. A row whose target is gone is an error, and so is a megatron-core that was not tried.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import megatron.core
+
 from megatron_patch.core.adam import Adam
 from megatron_patch.core.weight_gradients import wgrad_gemm_accum_fp32
+from megatron_patch.errors import UserError
+from megatron_patch.folders.engine import is_supported, supported_range
 
 
 @dataclass(frozen=True)
@@ -36,22 +40,22 @@ class Patch:
 _NO_ADAM = "torch's AdamW does not resume in the distributed optimizer, and its foreach form needs a copy of all gradients"
 
 PATCHES = (
-    Patch("megatron.core.optimizer", "Adam", Adam, _NO_ADAM, "0.17"),
-    Patch("megatron.core.optimizer.distrib_optimizer", "Adam", Adam, "the sharded optimizer accepts this class only", "0.17"),
-    Patch("megatron.core.optimizer", "USING_PYTORCH_OPTIMIZER", False, "Adam above takes Apex's arguments", "0.17"),
+    Patch("megatron.core.optimizer", "Adam", Adam, _NO_ADAM, "0.20"),
+    Patch("megatron.core.optimizer.distrib_optimizer", "Adam", Adam, "the sharded optimizer accepts this class only", "0.20"),
+    Patch("megatron.core.optimizer", "USING_PYTORCH_OPTIMIZER", False, "Adam above takes Apex's arguments", "0.20"),
     Patch(
         "megatron.core.optimizer.distrib_optimizer",
         "HAVE_APEX_OR_TE",
         True,
         "the step is counted in the parameter group, as Apex does, so state moves the way it does there",
-        "0.17",
+        "0.20",
     ),
     Patch(
         "megatron.core.tensor_parallel.layers",
         "_grad_accum_fusion_available",
         True,
         "the product below answers for Apex's extension",
-        "0.17",
+        "0.20",
     ),
 )
 
@@ -62,7 +66,7 @@ ADDITIONS = (
         "fused_weight_gradient_mlp_cuda",
         SimpleNamespace(wgrad_gemm_accum_fp32=wgrad_gemm_accum_fp32),
         "core accumulates weight gradients in fp32 inside the product through this name only",
-        "0.17",
+        "0.20",
     ),
 )
 
@@ -71,14 +75,22 @@ def apply_patches() -> None:
     """Put every row in place.
 
     Raises:
-        RuntimeError: this megatron-core has no such name any more.
+        UserError: this megatron-core is none of those that the table was tried with (`folders/engine.py` has the
+            range). A patch could replace something else there, and training would go wrong without a word.
+        RuntimeError: a megatron-core of that range has no such name.
     """
+    version = megatron.core.__version__
+    if not is_supported(version):
+        raise UserError(
+            f"megatron-core {version} is used, and this project was tried with {supported_range()}: run pip install "
+            f"'megatron-core{supported_range()}', or name such a source tree as MEGATRON_PATH."
+        )
     for patch in PATCHES:
         module = importlib.import_module(patch.module)
         if not hasattr(module, patch.attribute):
             raise RuntimeError(
-                f"{patch.module} of this megatron-core has no {patch.attribute}, which megatron_patch replaces "
-                f"({patch.why}); install megatron-core 0.16.x."
+                f"{patch.module} of megatron-core {version} has no {patch.attribute}, which megatron_patch replaces "
+                f"({patch.why}): please report it."
             )
         setattr(module, patch.attribute, patch.replacement)
     for patch in ADDITIONS:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
-import torch
 import torch.nn.functional as F
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.formats import dtypes
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {one.precision: one.torch_dtype for one in dtypes.WEIGHTS}
 
 
 def transformer_config(config: TrainConfig) -> TransformerConfig:
@@ -95,7 +95,7 @@ def optimizer_config(config: TrainConfig) -> OptimizerConfig:
         optimizer="adam",
         lr=config.lr,
         min_lr=config.min_lr,
-        weight_decay=options.weight_decay,
+        # No weight_decay: the schedule sets each parameter group's when it is built (train/schedule.py).
         adam_beta1=options.adam_beta1,
         adam_beta2=options.adam_beta2,
         adam_eps=options.adam_eps,

@@ -7,6 +7,10 @@ term): a wait that was recorded in a graph then waits, at every replay, for the 
 
 Some hundred gathers are some hundred launches, and the next forward pass is launched after them. So the gathers are
 recorded as one graph too.
+
+Where the ranks read each other's memory (`peer_memory.py`), each rank copies the others' parts, which takes nothing from
+that forward pass. No rank updates its part again before all have copied it: the norm of the next gradients waits for
+every rank's passes.
 """
 
 from __future__ import annotations
@@ -17,7 +21,10 @@ from collections.abc import Callable, Iterable
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucket as Bucket
 from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as BucketGroup
+
+from megatron_patch.core.peer_memory import Peers
 
 
 class WeightGathers:
@@ -27,6 +34,7 @@ class WeightGathers:
         model: core's DDP around the model; its bucket groups are what is gathered.
         records: whether the gathers become a CUDA graph. The first time they are launched one by one, because NCCL sets
             up its communicator then; the second time they are recorded.
+        peers: the ranks that share the weights, if they read each other's memory.
 
     Attributes:
         lazy: for CPUs, which have no streams. True: a group is gathered when someone waits for it, which is as late as
@@ -35,8 +43,9 @@ class WeightGathers:
 
     lazy = False
 
-    def __init__(self, model: DistributedDataParallel, records: bool) -> None:
-        self.records, self.started = records, 0
+    def __init__(self, model: DistributedDataParallel, records: bool, peers: Peers | None = None) -> None:
+        self.records, self.started, self.peers = records, 0, peers
+        self.of_ranks: dict[Bucket, list[torch.Tensor]] = {} if peers is None else _bucket_views(model, peers)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.groups = list(reversed(model.bucket_groups))  # DDP's order is that of the backward pass
         self.pending: set[BucketGroup] = set()  # on CPUs: groups that are not gathered yet
@@ -57,6 +66,8 @@ class WeightGathers:
         Call it after the optimizer's step. The gathers wait for all that was launched on the current stream before.
         """
         if not device.HAS_CUDA:
+            if self.peers is not None:
+                self.peers.meet()
             self.pending = set(self.groups)
             if not self.lazy:
                 self.finish()
@@ -76,13 +87,25 @@ class WeightGathers:
 
     def _launch(self) -> None:
         """Gather group after group on the current stream, and record each group's event."""
+        if self.peers is not None:
+            self.peers.meet()
         for group in self.groups:
-            group.start_param_sync()
+            self._gather(group)
             self.events[group].record()
 
+    def _gather(self, group: BucketGroup) -> None:
+        if self.peers is None:
+            group.start_param_sync()
+            return
+        for bucket in group.buckets:
+            part = bucket.param_data.numel() // self.peers.size
+            for rank in self.peers.others(range(self.peers.size)):
+                its = slice(rank * part, (rank + 1) * part)
+                bucket.param_data[its].copy_(self.of_ranks[bucket][rank][its])
+
     def close(self) -> None:
-        """Let go of the graph. Call it before NCCL's communicator, which the graph uses, is taken down."""
-        self.graph = None
+        """Let go of the graph, before NCCL's communicator, which it uses, is taken down, and of other ranks' memory."""
+        self.graph, self.of_ranks = None, {}
 
     def finish(self) -> None:
         """Wait for all gathers. Afterwards any code may read the weights: a checkpoint, an evaluation."""
@@ -103,10 +126,21 @@ class WeightGathers:
             for group in groups:
                 if group in self.pending:
                     self.pending.remove(group)
-                    group.start_param_sync()
+                    self._gather(group)
             return
         for group in groups:
             self.events[group].wait()
+
+
+def _bucket_views(model: DistributedDataParallel, peers: Peers) -> dict[Bucket, list[torch.Tensor]]:
+    """Every rank's weights of each bucket."""
+    views = {}
+    for buffer in model.buffers:
+        whole = peers.views(buffer.param_data)
+        for bucket in buffer.buckets:
+            there = slice(bucket.offset, bucket.offset + bucket.param_data.numel())
+            views[bucket] = [data[there] for data in whole]
+    return views
 
 
 def _units(model: DistributedDataParallel) -> Iterable[torch.nn.Module]:

@@ -85,6 +85,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         self.output, self.most = _MOST_OUTPUT + 4 * characters, _MOST_TEXT + 4 * characters
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        """Jinja's hook for a template's source: parse it, and put the bounds into the parsed template."""
         return _Counted().visit(super()._parse(source, name, filename))
 
     def _step(self) -> None:
@@ -113,15 +114,23 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return text
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Jinja's hook for attributes: texts lack the methods that make a large text of a small one."""
         return not (isinstance(obj, (str, bytes)) and attr in _NO_METHODS) and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Any:
+        """Jinja's hook for `str.format`: refuse a width of four digits, or one that the template computes."""
         wrapped, text = super().wrap_str_format(value), getattr(value, "__self__", None)
         if wrapped is not None and isinstance(text, str) and re.search(r"[0-9]{4}|\{[^{}]*\{", text):
             raise _TooMuch("a text is formatted to a width of thousands, or to one that is reckoned")
         return wrapped
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Jinja's hook for every call in a template: count it, and bound what it returns.
+
+        Two methods of texts are bounded before they run, since their result can be much larger than their arguments:
+        `replace` and `join`. A recursive loop is a call of the loop with new items, which are counted like those of any
+        other loop.
+        """
         self._step()
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
         if isinstance(obj, LoopContext) and args:  # of a recursive loop
@@ -133,6 +142,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return self._bounded(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Jinja's hook for operators: refuse what would make too much before it is computed, and bound the result."""
         if operator == "**" and isinstance(right, int) and right > 100:
             raise _TooMuch("it reckons with numbers of more than 30 digits")
         if operator == "*":
@@ -174,6 +184,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return before
 
     def _too_large(self) -> _TooMuch:
+        """The error for a text or a list beyond the bound."""
         return _TooMuch(f"it makes a text or a list of more than {self.most} characters or items")
 
     def _bounded_filter(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -195,10 +206,12 @@ class _Bounded(ImmutableSandboxedEnvironment):
             yield item
 
     def _join(self, items: Iterable[Any], between: str = "", attribute: str | None = None) -> str:
+        """The filter `join`, bounded while it reads its items."""
         named = (item[attribute] if isinstance(item, Mapping) else item for item in items) if attribute else items
         return str(between).join(str(item) for item in self._items_to_join(str(between), named))
 
     def _replace(self, text: Any, old: Any, new: Any, count: int | None = None) -> str:
+        """The filter and the method `replace`. The size of the result is computed before it is made."""
         self._step()
         text, old, new = str(text), str(old), str(new)
         times = text.count(old) if count is None or count < 0 else min(count, text.count(old))
@@ -207,6 +220,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return text.replace(old, new, -1 if count is None else count)
 
     def _indent(self, text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+        """The filter `indent`. The size of what it adds is computed before it is made."""
         margin = width if isinstance(width, str) else " " * min(width, 1000)
         if (str(text).count("\n") + 1) * len(margin) > self.most:
             raise self._too_large()
@@ -220,15 +234,18 @@ class _Counted(NodeTransformer):
     """Rewrites a parsed template: what loops go over passes `_steps`, and what `~` joins passes `_bounded`."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
+        """Send what a loop goes over through `_steps`."""
         self.generic_visit(node)  # changes it in place
         node.iter = nodes.Filter(node.iter, _STEPS, [], [], None, None, lineno=node.lineno)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
+        """Send a text that `~` joins through `_bounded`."""
         return nodes.Filter(self.generic_visit(node), _VALUE, [], [], None, None, lineno=node.lineno)
 
 
 def _raise_exception(message: object = "") -> None:
+    """The function `raise_exception(message)`, by which a template refuses a conversation."""
     raise TemplateError(str(message))
 
 

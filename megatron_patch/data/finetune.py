@@ -17,14 +17,14 @@ def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
         UserError: a file cannot be used, or training on it would teach nothing.
     """
     assert config.valid_data is not None
-    say = _said_once(say)
+    say, path, valid_path = _said_once(say), config.train_data.text, config.valid_data.text
     tokenizer = text_tokenizer(config, say)
-    train = run_dataset(config, tokenizer, config.train_data.text, say)
+    train = run_dataset(config, tokenizer, path, say)
     train.report.require_something_to_learn()
-    held_out = run_dataset(config, tokenizer, config.valid_data.text, say)
+    held_out = run_dataset(config, tokenizer, valid_path, say)
     valid = None if held_out.report.teaches_nothing else held_out
     if valid is None:
-        say(f"  {config.valid_data.text}: {held_out.report.why_nothing} Evaluation is skipped.")
+        say(f"  {valid_path}: {held_out.report.why_nothing} Evaluation is skipped.")
     plan = plan_of(config, layout.data_parallel_size, len(train), shuffled=True, passes=config.epochs)
     valid_plan = plan_of(config, layout.data_parallel_size, len(valid), shuffled=True, passes=1) if valid else None
     return RunData(

@@ -56,11 +56,10 @@ def encoder(template: str, tokenizer: Tokenizer) -> Callable[[dict[str, Any]], E
 
 
 def encode_alpaca(record: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
-    """The original's prompt: BOS, the Stanford Alpaca prompt, the answer, the end token. Answer and end token are
-    learnt.
+    """The original's prompt: BOS, the Stanford Alpaca prompt, the answer, the end token.
 
-    A missing, null or empty `input` takes the shorter prompt. Earlier turns stand before `### Instruction:`, each
-    answer with its end token and a blank line.
+    The answer and its end token are learnt. A missing, null or empty `input` takes the shorter prompt. Earlier turns
+    stand before `### Instruction:`, each answer with its end token and a blank line.
     """
     instruction, context, answer = _one_instruction(record)
     turns = history(record)

@@ -116,4 +116,5 @@ def _nothing_to_train(where: tuple[str, _Part], split: str) -> str:
 
 
 def _tokens(count: int) -> str:
+    """`no tokens`, `1 token`, `2 tokens`, …"""
     return f"{count or 'no'} token{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Files as sequences of tokens of which some are to be predicted: samples of fine-tuning, documents in windows that overlap."""
+"""Files as sequences of tokens of which some are to be predicted: fine-tuning samples, and windows over documents."""
 
 from __future__ import annotations
 
@@ -156,8 +156,8 @@ def _documents(path: Path, allowed: float) -> Iterator[str]:
 def windows(ids: np.ndarray, length: int, stride: int) -> Iterator[Window]:
     """Windows of up to `length` tokens over a document int64 [n], each `stride` behind the one before.
 
-    Every token but the first is counted once, in the first window that reaches it: with as many tokens before it as windows
-    allow without going through the text once for each token.
+    Every token but the first is counted once, in the first window that reaches it: with as many tokens before it as
+    windows allow without going through the text once for each token.
     """
     counted = 1  # the first token that no window has predicted yet
     for begin in range(0, len(ids), stride):

@@ -1,4 +1,4 @@
-"""A folder that exists whole or not at all: made beside its final name, flushed, renamed."""
+"""A folder that exists whole or not at all: made beside its final name, flushed, renamed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         UserError: `target` is there already, now or at the end, or is a mount point.
     """
-    # Through links: beside a link is another disk than beside what it names, and a link cannot be replaced by a folder.
+    # Links are resolved first. What a link names may be on another disk than the link, and a folder can be renamed only
+    # on its own disk. Nor can it take a link's place.
     target = Path(os.path.realpath(target))
     finding = target_finding(target, overwrite)
     if finding:
@@ -63,12 +64,14 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _beside(target: Path, mark: str) -> Path:
+    """A name beside `target` that says whose it is, so that two hosts or processes do not take each other's."""
     return target.with_name(f"{target.name}{mark}{socket.gethostname()}-{os.getpid()}")
 
 
 def _remove_left_over(target: Path) -> None:
-    """Folders that a killed process of this host left beside `target`: one in the making, or one that `target` has replaced."""
-    # Where there is no target, the kill came before the new folder was in place, and the old one is all there is.
+    """Remove what a killed process of this host left beside `target`: a folder in the making, or a replaced one."""
+    # If there is no target, the process was killed between the two renames of `_put_in_place`: the old folder is all
+    # there is, and stays.
     for mark in (_PARTIAL, _OLD) if target.exists() else (_PARTIAL,):
         prefix = f"{target.name}{mark}{socket.gethostname()}-"
         for folder in target.parent.iterdir():
@@ -78,11 +81,14 @@ def _remove_left_over(target: Path) -> None:
 
 
 def _has_ended(process: int) -> bool:
-    # Our own number was another's before: in a container, every run may be process 1.
+    """Whether the process of this number that made a folder on this host is no more."""
+    # A number is given again once its process has ended. In a container every run may be process 1, so what is called
+    # by our own number is another's.
     return process == os.getpid() or not psutil.pid_exists(process)
 
 
 def _flush_tree(folder: Path) -> None:
+    """Wait until all files and entries below `folder` are on the disk."""
     for path, folders, files in os.walk(folder, topdown=False):
         for name in (*files, *folders):
             flush(os.path.join(path, name))
@@ -90,6 +96,7 @@ def _flush_tree(folder: Path) -> None:
 
 
 def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
+    """Give `partial` the name `target`. With `overwrite`, what was there is put back if that fails."""
     finding = target_finding(target, overwrite)
     if finding:
         raise UserError(f"{target} came to be while this ran; {finding}")

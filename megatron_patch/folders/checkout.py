@@ -1,7 +1,7 @@
 """MEGATRON_PATCH_PATH: the checkout of this project whose code runs. Imports no torch.
 
-launch.sh puts it onto PYTHONPATH before Python starts, as the original's scripts do. Here we look whether that code is what runs:
-Python 3.10 prefers a megatron_patch/ in the current folder, and an entry can be started without its script.
+launch.sh puts it onto PYTHONPATH before Python starts, as the original's scripts do. Here we look whether that code is
+what runs: Python 3.10 prefers a megatron_patch/ in the current folder, and an entry can be started without its script.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from megatron_patch.errors import UserError
 
-# Tried: 0.16.1, 0.17.1, 0.18.2, 0.19.2 (docs/matrix.md); pyproject.toml says the same. The upper bound is where core/patches.py
-# must be looked at again.
+# Tried: 0.16.1, 0.17.1, 0.18.2, 0.19.2 (docs/matrix.md); pyproject.toml says the same. The upper bound is where
+# core/patches.py must be looked at again.
 SUPPORTED = ((0, 16), (0, 20))
 NO_TREE = "none"  # MEGATRON_PATH of a user who has no source tree
 
@@ -31,6 +31,7 @@ def tree_version(folder: str | Path) -> str | None:
 
 
 def is_supported(version: str) -> bool:
+    """Whether `version` is one that this project was tried with; only its first two numbers count."""
     match = re.match(r"([0-9]{1,9})\.([0-9]{1,9})", version)
     return match is not None and SUPPORTED[0] <= (int(match[1]), int(match[2])) < SUPPORTED[1]
 
@@ -39,12 +40,16 @@ def installed_version() -> str:
     """Version of pip's megatron-core.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one outside the tried range.
     """
+    wanted = f"run: pip install 'megatron-core{supported_range()}'."
     try:
-        return importlib.metadata.version("megatron-core")
+        version = importlib.metadata.version("megatron-core")
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"megatron-core is not installed; run: pip install 'megatron-core{_range()}'.") from None
+        raise UserError(f"megatron-core is not installed; {wanted}") from None
+    if not is_supported(version):
+        raise UserError(f"megatron-core {version} is installed, and this project was tried with {supported_range()}; {wanted}")
+    return version
 
 
 def choose_engine(megatron_path: str) -> tuple[str | None, str]:
@@ -56,7 +61,7 @@ def choose_engine(megatron_path: str) -> tuple[str | None, str]:
         return megatron_path, f"megatron.core {tree} of MEGATRON_PATH {megatron_path} is used."
     installed = installed_version()
     if tree is not None:
-        reason = f"holds megatron.core {tree}, which is not in {_range()}"
+        reason = f"holds megatron.core {tree}, which is not in {supported_range()}"
     elif Path(megatron_path).exists():
         reason = "holds no megatron.core"
     else:
@@ -64,6 +69,7 @@ def choose_engine(megatron_path: str) -> tuple[str | None, str]:
     return None, f"MEGATRON_PATH {megatron_path} {reason}; the installed megatron-core {installed} is used."
 
 
-def _range() -> str:
+def supported_range() -> str:
+    """The tried versions of megatron-core, as pip writes a range: >=0.16,<0.20."""
     (low, high) = (".".join(map(str, bound)) for bound in SUPPORTED)
     return f">={low},<{high}"

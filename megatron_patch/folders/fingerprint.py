@@ -1,6 +1,7 @@
-"""Whether two files are the same without reading all of either: what a run records of its data and of the model it began with.
+"""Telling whether two files are the same without reading all of either. Imports no torch.
 
-Paths change when folders are moved or renamed; this does not. Imports no torch.
+A run records this of its data and of the model that it began with. Paths change when folders are moved or renamed; a
+fingerprint does not.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ _PIECE, _PIECES = 1 << 16, 16
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run was found to begin with. Recorded with its configuration; nobody asked for it by an argument.
+    """What a run was found to begin with. It is recorded with its configuration; no argument asked for it.
 
     Attributes:
-        train_data_bytes: size of the training data's files together; 0 if they cannot be read. A run goes on only over the data
-            that it began with.
+        train_data_bytes: size of the training data's files together; 0 if they cannot be read. A run goes on only over
+            the data that it began with.
         train_data_fingerprint: `fingerprint` of those files, by which data is known wherever it lies; "" if unknown.
         load_fingerprint: the same of PRETRAIN_CHECKPOINT_PATH's files.
         resumed_from: the iteration's folder of another run that this one went on from.
@@ -49,8 +50,9 @@ def observe(config: TrainConfig) -> Origin:
 def fingerprint(files: Iterable[tuple[str, str | Path]]) -> str:
     """32 hex digits for files given as (what to call one, path), in their order; "" where one cannot be read.
 
-    Takes each file's length and up to 1 MiB of its bytes: all of a file that is no longer, else 16 pieces of 64 KiB, evenly
-    spread from the first byte to the last. A change between the pieces that keeps a file's length is not seen.
+    It takes each file's length and up to 1 MiB of its bytes: all of a file that is no longer, else 16 pieces of 64
+    KiB, evenly spread from the first byte to the last. A change between the pieces that keeps a file's length is not
+    seen.
     """
     digest = hashlib.sha256()
     try:
@@ -77,7 +79,10 @@ def _of_data(source: DataSource) -> str:
 
 
 def _of_checkpoint(path: str | None) -> str:
-    """The fingerprint of the iteration that PRETRAIN_CHECKPOINT_PATH means now; a run that goes on there may change it later."""
+    """The fingerprint of the iteration that PRETRAIN_CHECKPOINT_PATH means now.
+
+    A run that goes on there may change that later.
+    """
     if path is None:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Which files of a Hugging Face folder hold its weights, and what a folder is that has none to read. Imports no torch."""
+"""Which files of a Hugging Face folder hold its weights, and what a folder without any is. Imports no torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,14 @@ _OTHER_WEIGHTS = (
 
 @dataclass(frozen=True)
 class HFWeights:
-    """Where a folder's weights are: `where` is from tensor to file for an index, None where the files themselves tell."""
+    """Where a folder's weights are.
+
+    Attributes:
+        files: every file that holds weights.
+        where: tensor → file's name, as the index has it; None without an index, where the files themselves tell.
+        source: what a sentence names: the index, the single file, or the folder.
+        notes: what the user should know, one sentence each.
+    """
 
     files: tuple[Path, ...]
     where: dict[str, str] | None
@@ -57,7 +64,10 @@ class _Candidate:
 
 
 def is_hf_folder(path: Path) -> bool:
-    """Whether `path` is meant as a Hugging Face folder, readable or not: nothing of Megatron's, and anything of a model's."""
+    """Whether `path` is meant as a Hugging Face folder, readable or not.
+
+    It must hold nothing of Megatron's, and anything of a model's.
+    """
     if not path.is_dir() or any((path / name).exists() for name in (TRACKER, ".metadata", "release")):
         return False
     if any(path.glob("mp_rank_[0-9][0-9]*")) or any(path.glob("iter_[0-9]*")):
@@ -67,13 +77,16 @@ def is_hf_folder(path: Path) -> bool:
 
 
 def is_meta_folder(path: Path) -> bool:
-    """Whether `path` is a folder as Meta publishes it: consolidated.00.pth, …, params.json, and no Hugging Face weights."""
+    """Whether `path` is a folder as Meta publishes it: params.json or consolidated files, no Hugging Face weights."""
     there = (path / PARAMS).is_file() or any(path.glob("consolidated.[0-9]*.pth"))
     return there and not any(_candidate_names(path))
 
 
 def meta_companions(folder: Path) -> list[Path]:
-    """What stands beside Meta's weights: config.json, which a user may add, and the tokenizer, which Meta puts one folder up."""
+    """What stands beside Meta's weights: config.json, if a user has added one, and the tokenizer.
+
+    Meta puts the tokenizer one folder up.
+    """
     own = [folder / name for name in ("config.json", "tokenizer.model") if (folder / name).is_file()]
     above = folder.absolute().parent / "tokenizer.model"
     return own if folder / "tokenizer.model" in own or not above.is_file() else [*own, above]
@@ -133,7 +146,8 @@ def _candidates(folder: Path, stem: str, ending: str) -> Iterable[_Candidate]:
         where = _weight_map(index)
         indexed = set(where.values())
         names = sorted(indexed)
-        missing = tuple(name for name in names if not os.path.isfile(folder / name))  # pathlib raises for one that is too long
+        # os.path and not pathlib, which raises where a name is longer than a name may be.
+        missing = tuple(name for name in names if not os.path.isfile(folder / name))
         yield _Candidate(index.name, HFWeights(tuple(folder / name for name in names), where, index), missing)
     if single.is_file():
         yield _Candidate(single.name, HFWeights((single,), None, single), ())
@@ -219,7 +233,7 @@ def _other_weights(folder: Path) -> str | None:
 
 
 def _merge(folder: Path) -> str:
-    """The command that merges an adapter, for a shell; a path that a shell would read otherwise is left to be filled in."""
+    """The shell command that merges an adapter. A path that a shell would read otherwise is left to be filled in."""
     plain = re.fullmatch(r"[\w./+-]+", str(folder))
     return _MERGE.format(str(folder) if plain else "FOLDER")
 
@@ -231,7 +245,10 @@ def snapshot_finding(folder: Path) -> str | None:
 
 
 def _check_quantized(folder: Path) -> None:
-    """Refuse by name what AutoGPTQ and AutoAWQ mark with a file of their own; config.json's mark is checked where it is read."""
+    """Raise for a model of AutoGPTQ or AutoAWQ, which mark it with a file of their own.
+
+    A mark in config.json is found where that is read.
+    """
     for name, method in (("quantize_config.json", "GPTQ"), ("quant_config.json", "AWQ")):
         if (folder / name).is_file():
             raise UserError(

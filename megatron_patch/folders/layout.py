@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.folders.engine import installed_version
 from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
 from megatron_patch.folders.names import TRACKER
+from megatron_patch.formats.dtypes import WEIGHT_NAMES
 from megatron_patch.formats.json_files import json_object, shown, whole_in
 from megatron_patch.formats.placeholders import refuse_placeholder
 from megatron_patch.llama.model_config import LlamaConfig
@@ -38,7 +39,6 @@ TOKENIZER_FILES = (
 COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 CORE_METADATA = "metadata.json"
 RELEASE = "release"
-DTYPES = ("bfloat16", "float16", "float32")
 _FORMAT = 1
 _MOST_DIGITS = 12  # of an iteration's number
 
@@ -172,7 +172,11 @@ def copy_companions(source: str | Path, target: str | Path, names: tuple[str, ..
 
 
 def write_model_description(folder: str | Path, description: ModelDescription) -> None:
-    """Write model.json, with the versions that wrote it."""
+    """Write model.json, with the versions that wrote it.
+
+    Raises:
+        UserError: megatron-core is not installed, so that its version is unknown.
+    """
     content = {"format": _FORMAT, **asdict(description)}
     content |= {"megatron_core": installed_version(), "megatron_patch": __version__}
     write_text(Path(folder) / DESCRIPTION, json.dumps(content, indent=2) + "\n")
@@ -200,15 +204,19 @@ def _description(path: Path, content: dict[str, Any]) -> ModelDescription:
     missing = [name for name in names if name not in content]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; convert the checkpoint again.")
+    model = content["model"]
+    known = {field.name for field in fields(LlamaConfig)}
+    required = {field.name for field in fields(LlamaConfig) if field.default is MISSING}
+    if not isinstance(model, dict) or not required <= model.keys() <= known:
+        got = ", ".join(map(repr, sorted(model))) if isinstance(model, dict) else shown(model)
+        raise UserError(f"{path}: `model` does not describe a LLaMA (it has {got[:300]}); convert the checkpoint again.")
     try:
         for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
             whole_in(content, name, 1, 1 << 20)
         whole_in(content, "extra_vocab_size", 0, 1 << 28)
-        model = LlamaConfig(**content["model"])
-    except TypeError as error:
-        raise UserError(f"{path}: `model` does not describe a LLaMA ({error}); convert the checkpoint again.") from None
+        config = LlamaConfig(**model)
     except UserError as error:
         raise UserError(f"{path}: {str(error).rstrip('.')}; convert the checkpoint again.") from None
-    if content["dtype"] not in DTYPES:
-        raise UserError(f"{path}: dtype is {shown(content['dtype'])}; allowed are {', '.join(DTYPES)}.")
-    return ModelDescription(**{name: content[name] for name in names if name != "model"}, model=model)
+    if content["dtype"] not in WEIGHT_NAMES:
+        raise UserError(f"{path}: dtype is {shown(content['dtype'])}; allowed are {', '.join(WEIGHT_NAMES)}.")
+    return ModelDescription(**{name: content[name] for name in names if name != "model"}, model=config)

@@ -8,7 +8,10 @@ TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def checkpoint_root(path: Path) -> Path | None:
-    """The folder with the tracker file: `path` itself, or its parent where `path` is one iteration's folder, there or gone."""
+    """The folder with the tracker file: `path` itself, or its parent. None if neither has one.
+
+    `path` may be one iteration's folder that is gone.
+    """
     return next((folder for folder in (path, path.parent) if (folder / TRACKER).is_file()), None)
 
 

@@ -1,7 +1,7 @@
 """Runs of one output folder that a run could go on from, told at its first start. Imports no torch.
 
-NAME holds TP, PP, AC, SP, DO and BATCH_SIZE, none of which changes what is learnt. A run with another value of one gets a folder
-of its own and begins anew, though a run of many days may stand beside it.
+NAME holds TP, PP, AC, SP, DO and BATCH_SIZE, none of which changes what is learnt. A run with another value of one gets
+a folder of its own and begins anew, though a run of many days may stand beside it.
 """
 
 from __future__ import annotations

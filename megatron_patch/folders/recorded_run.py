@@ -1,4 +1,4 @@
-"""What a training run recorded about itself beside each checkpoint, and how a new configuration differs. Imports no torch."""
+"""What a training run recorded beside each checkpoint, and how a new configuration differs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from megatron_patch.llama.model_config import LlamaConfig
 
 RUN_CONFIG = "run_config.json"
 _MOST_BYTES = 1 << 20
-# What is learnt does not depend on these. The scripts' names for them, where a user wants to hear of a change.
+# What is learnt does not depend on these. Each has its name in the scripts, or none if a change of it is not worth a
+# line.
 _FREE = {
     "tensor_model_parallel_size": "TP",
     "pipeline_model_parallel_size": "PP",
@@ -34,7 +35,7 @@ _FREE = {
 _DECISIVE_OPTIONS = ("adam_beta1", "adam_beta2", "adam_eps", "clip_grad", "packing", "seed", "split", "template", "weight_decay")
 # How long a run is. Going on may make it longer, which changes the decay of the learning rate.
 _DURATION = {"train_iters": "TRAIN_TOKENS", "epochs": "EPOCH"}
-# Compared by what they hold.
+# Compared by their content: `_data_differences`, `_model_differences`.
 _IDENTITIES = {"load", "train_data_path"}
 
 
@@ -46,7 +47,8 @@ class Comparison:
         hindering: what may not differ when a run goes on.
         longer: more iterations or epochs.
         harmless: what changes nothing that is learnt.
-        accumulation: the `--gradient-accumulation-steps` with which the global batch would be as it was; None elsewhere.
+        accumulation: the `--gradient-accumulation-steps` with which the global batch would be as it was; None
+            elsewhere.
     """
 
     hindering: list[str] = field(default_factory=list)
@@ -86,10 +88,11 @@ def read_run_config(folder: Path) -> dict[str, Any] | None:
 def compare(config: TrainConfig, origin: Origin, recorded: dict[str, Any], root: Path) -> Comparison:
     """How a run asked for by `config` differs from the one that the checkpoints below `root` recorded.
 
-    origin: what was observed of the files that `config` names. A field that the checkpoints do not record has its default.
+    origin: what was observed of the files that `config` names. A field that the checkpoints do not record has its
+        default.
     """
     now, found = json.loads(json.dumps(config.as_dict())), Comparison()
-    if recorded.get("task", config.task) != config.task:  # of which every other difference follows
+    if recorded.get("task", config.task) != config.task:  # every other difference follows from it
         return Comparison(hindering=[_was("task", recorded["task"], config.task)])
     for name in now.keys() - _IDENTITIES - _DURATION.keys() - {"model", "options"}:
         if name not in recorded or recorded[name] == now[name] or (name == "pad_length" and not config.reads_json):
@@ -163,7 +166,8 @@ def _model_differences(config: TrainConfig, origin: Origin, recorded: dict[str, 
     """PRETRAIN_CHECKPOINT_PATH and, for text, the tokenizer.
 
     Paths are compared with links resolved, and models by content where a fingerprint was recorded. A missing `load` or
-    `tokenizer_path` is accepted, since a resumed run uses its own checkpoint folder's; so is the run that this one goes on from.
+    `tokenizer_path` is accepted, since a resumed run uses its own checkpoint folder's; so is the run that this one goes
+    on from.
     """
     sentences, load, old = [], config.load, recorded.get("load")
     own = [str(root)] + ([os.path.dirname(recorded["resumed_from"])] if recorded.get("resumed_from") else [])

@@ -14,7 +14,7 @@ from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
 from megatron_patch.folders.fingerprint import Origin, observe
 from megatron_patch.folders.layout import CheckpointLocation, iteration_folder, read_tracker, resolve_checkpoint
-from megatron_patch.folders.names import checkpoint_root
+from megatron_patch.folders.names import TRACKER, checkpoint_root
 from megatron_patch.folders.recorded_run import Comparison, compare, read_run_config
 
 
@@ -23,9 +23,9 @@ class Start:
     """What a run starts from.
 
     Attributes:
-        folder: one iteration's folder, of which everything is taken: weights, optimizer, schedule, progress. None: `config.load`
-            gives the weights, or they are random.
-        config: the run's configuration; one that goes on keeps naming the model that it began with.
+        folder: one iteration's folder, of which everything is taken: weights, optimizer, schedule, progress. None:
+            `config.load` gives the weights, or they are random.
+        config: the run's configuration. A run that goes on keeps naming the model that it began with.
         origin: what the run began with, to be recorded at each save.
         lines: what the user should know about it.
     """
@@ -58,7 +58,8 @@ def own_checkpoint(config: TrainConfig, origin: Origin) -> Path | None:
     """The run's own last finished checkpoint, which it goes on from; None at its first start.
 
     Raises:
-        UserError: the tracker names a folder that is not there, or the folder belongs to a run that learns something else.
+        UserError: the tracker names a folder that is not there, or the folder belongs to a run that learns something
+            else.
     """
     root = Path(config.checkpoint_folder)
     tracker = read_tracker(root)
@@ -66,15 +67,12 @@ def own_checkpoint(config: TrainConfig, origin: Origin) -> Path | None:
         return None
     if not tracker.isdecimal():
         raise UserError(
-            f"{root}/latest_checkpointed_iteration.txt says {tracker!r}, which no training run writes there; "
+            f"{root / TRACKER} says {tracker!r}, which no training run writes there; "
             "write another OUTPUT_BASEPATH, or remove what is in that folder."
         )
     folder = iteration_folder(root, int(tracker))
     if not folder.is_dir():
-        raise UserError(
-            f"{root}/latest_checkpointed_iteration.txt says {tracker}, and there is no {folder.name}; "
-            "remove that file to start anew."
-        )
+        raise UserError(f"{root / TRACKER} says {tracker}, and there is no {folder.name}; remove that file to start anew.")
     recorded = read_run_config(folder)
     if recorded is not None:
         found = compare(config, origin, recorded, root)
@@ -110,6 +108,7 @@ def root_of(location: CheckpointLocation) -> Path:
 
 
 def _from_own(config: TrainConfig, origin: Origin, folder: Path) -> Start:
+    """The start from the run's own checkpoint `folder`. Lines say where the arguments name one that is not read."""
     recorded = read_run_config(folder) or {}
     root = Path(os.path.realpath(folder.parent))
     start = _going_on(config, replace(origin, resumed_from=recorded.get("resumed_from")), folder)
@@ -119,7 +118,7 @@ def _from_own(config: TrainConfig, origin: Origin, folder: Path) -> Start:
         if named is not None and root_of(named) == root and named.folder.name != folder.name:
             lines.append(
                 f"{flag} names an earlier checkpoint of this run, which goes on from its last one, {folder.name}. To go back, "
-                f"write {named.iteration} into {root}/latest_checkpointed_iteration.txt."
+                f"write {named.iteration} into {root / TRACKER}."
             )
         elif named is not None and flag == "--resume-from":
             _check_began_there(root, root_of(named), recorded.get("resumed_from"))
@@ -127,7 +126,7 @@ def _from_own(config: TrainConfig, origin: Origin, folder: Path) -> Start:
 
 
 def _location(path: str | None) -> CheckpointLocation | None:
-    """What a path means; None where it is gone, which the reader of the arguments has said."""
+    """The iteration that `path` means. None if it is gone: then the reader of the arguments has said so."""
     try:
         return resolve_checkpoint(path) if path else None
     except (OSError, UserError):
@@ -135,7 +134,7 @@ def _location(path: str | None) -> CheckpointLocation | None:
 
 
 def _check_began_there(own: Path, wanted: Path, began: str | None) -> None:
-    """A run that has checkpoints must not be taken for one that will begin from another folder."""
+    """Raise where `--resume-from` names a folder that the run `own` did not begin from: it would not be read."""
     began_in = Path(began).parent if began else None
     # The other run's folder may have moved since.
     if wanted == own or (began_in is not None and (wanted == began_in or not began_in.is_dir())):
@@ -147,6 +146,11 @@ def _check_began_there(own: Path, wanted: Path, began: str | None) -> None:
 
 
 def _from_other(config: TrainConfig, origin: Origin, location: CheckpointLocation) -> Start:
+    """The start from another run's checkpoint, of which everything is taken.
+
+    Raises:
+        UserError: that run learns something else.
+    """
     found = _compared(config, origin, location)
     if found.hindering:
         raise UserError(
@@ -174,7 +178,10 @@ def _longer_lines(config: TrainConfig, found: Comparison) -> list[str]:
 
 
 def _from_load(config: TrainConfig, origin: Origin) -> Start:
-    """PRETRAIN_CHECKPOINT_PATH: a run of this output folder goes on; any other training checkpoint gives its weights."""
+    """The start from PRETRAIN_CHECKPOINT_PATH.
+
+    A run of this output folder goes on; any other training checkpoint gives its weights alone.
+    """
     location = _location(config.load)
     if location is None or location.iteration is None:
         return Start(None, config, origin)

@@ -21,28 +21,14 @@ from typing import Any, BinaryIO, Protocol
 import torch
 
 from megatron_patch.errors import UserError
+from megatron_patch.formats import dtypes
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, nbytes, pieces, read_bytes
 from megatron_patch.formats.torch_archive import StoredTensor, Window, read_archive, stored_tensor
 
 _ALIGNMENT = 64  # bytes, as torch aligns storages in its archives
-_STORAGES = {
-    torch.bfloat16: torch.BFloat16Storage,
-    torch.float16: torch.HalfStorage,
-    torch.float32: torch.FloatStorage,
-}
+_STORAGES = {one.torch_dtype: getattr(torch, one.storage) for one in dtypes.WEIGHTS}
 _REBUILD = torch._utils._rebuild_tensor_v2
-_DTYPES = {
-    "BFloat16Storage": torch.bfloat16,
-    "HalfStorage": torch.float16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "ByteStorage": torch.uint8,
-    "CharStorage": torch.int8,
-    "ShortStorage": torch.int16,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-    "BoolStorage": torch.bool,
-}
+_DTYPES = {one.storage: one.torch_dtype for one in dtypes.ALL}
 
 
 class _Storage:

@@ -6,21 +6,17 @@ objects are made of those (`rebuilt_metadata`), and nothing reads the file again
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
-import struct
-import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_patch.errors import UserError
 from megatron_patch.formats.rebuilt_metadata import ALLOWED, rebuild_metadata
-from megatron_patch.formats.torch_archive import Archive, Window, read_archive
+from megatron_patch.formats.torch_files import load_object
 from megatron_patch.formats.unpickling import read_pickle
 
 METADATA = ".metadata"
@@ -36,9 +32,6 @@ _BACKENDS = {
 _MAX_METADATA = 64 << 20  # bytes; enough for 400,000 chunks with names of usual length
 _MAX_JSON = 1 << 20  # bytes
 MAX_OBJECT = 1 << 28  # bytes of an object beside the tensors; it is read as a whole
-_ZIP = b"PK\3\4"
-# What torch.load raises for damaged content, besides UnpicklingError.
-_DAMAGED = (RuntimeError, EOFError, zipfile.BadZipFile, LookupError, TypeError, ValueError, AttributeError, AssertionError)
 
 
 def read_dcp_metadata(folder: str | Path) -> Metadata:
@@ -130,66 +123,3 @@ def read_common(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} where a dictionary belongs; copy the checkpoint again.")
     return content
-
-
-def load_object(path: Path, data: bytes, what: str) -> Any:
-    """The object that torch.save wrote: tensors, plain values and a few named classes.
-
-    Args:
-        path: the file that `data` was read from, for errors.
-        data: the archive's bytes.
-        what: what `data` is, for errors.
-
-    Raises:
-        UserError: it is damaged, or it asks for a class, a function or an amount of memory that is not allowed. Nothing
-            that it asks for has run.
-    """
-    if not data.startswith(_ZIP):
-        raise UserError(f"{path}: {what} is no archive of torch.save; copy it again.")
-    _check_archive(path, io.BytesIO(data), what)
-    return _load(path, io.BytesIO(data), what)
-
-
-def load_mapped(path: Path) -> tuple[Any, Archive]:
-    """(the object, the archive's description of it) for a whole file, whose tensors are mapped into memory and not
-    read.
-
-    Raises:
-        UserError: as in `load_object`; or the file is missing, or it is not a zip, as before torch 1.6.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the checkpoint is not whole: copy it again.")
-    archive = None
-    with open(path, "rb") as stream:
-        if stream.read(len(_ZIP)) == _ZIP:
-            archive = _check_archive(path, stream, "the file")
-    content = _load(path, path, "the file", mmap=True)
-    assert archive is not None, "torch maps zip archives only"
-    return content, archive
-
-
-def _check_archive(path: Path, stream: BinaryIO, what: str) -> Archive:
-    """The archive's description, once its zip, sizes and calls are checked; UserError if they are not sound."""
-    try:
-        return read_archive(Window(stream, 0, stream.seek(0, io.SEEK_END)))
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: {what} was refused and not run: {error}.") from None
-    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({str(error)[:200]}); copy it again.") from None
-
-
-def _load(path: Path, source: Path | BinaryIO, what: str, **options: Any) -> Any:
-    """torch.load with `weights_only`; its errors become UserErrors that name the file."""
-    try:
-        return torch.load(source, map_location="cpu", weights_only=True, **options)
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: {what} was refused and not run: {_short(reason)}") from None
-    except _DAMAGED as error:
-        raise UserError(f"{path} is damaged ({_short(str(error))}); copy it again.") from None
-
-
-def _short(reason: str) -> str:
-    """torch's reason, without its advice to load the file without restriction."""
-    reason = reason.split("from a trusted source.")[-1].split("WeightsUnpickler error: ")[-1]
-    return " ".join(reason.split("Check the documentation")[0].split(" Please use")[0].split())[:200]

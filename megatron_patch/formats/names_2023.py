@@ -43,19 +43,8 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 PART = {name: part for part, names in SPELLINGS.items() for name in names}
 FINAL_NORMS = ("final_layernorm.weight", "final_norm.weight")
 
-_BIASES = {
-    "input_layernorm.bias",
-    "input_norm.bias",
-    "post_attention_layernorm.bias",
-    "post_attention_norm.bias",
-    "pre_mlp_layernorm.bias",
-    "self_attention.layernorm_qkv.layer_norm_bias",
-    "self_attention.linear_qkv.layer_norm_bias",
-    "layernorm_mlp.layer_norm_bias",
-    "mlp.linear_fc1.layer_norm_bias",
-    "final_layernorm.bias",
-    "final_norm.bias",
-}
+_NORMS = (*SPELLINGS["attention_norm"], *SPELLINGS["mlp_norm"], *FINAL_NORMS)
+_BIASES = {name.removesuffix("weight") + "bias" for name in _NORMS}
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
 

@@ -27,14 +27,12 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron_patch.errors import UserError
+from megatron_patch.formats import dtypes
 from megatron_patch.formats.unpickling import Built, Name
 
 _METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
 _SIZE, _LAYOUT, _MEMORY_FORMAT = Name("torch", "Size"), Name("torch.serialization", "_get_layout"), "_MEM_FORMAT_ENCODING"
-_DTYPES = {
-    Name("torch", name): getattr(torch, name)
-    for name in ("bfloat16", "float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
-}
+_DTYPES = {Name("torch", one.name): one.torch_dtype for one in dtypes.ALL}
 _PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path", "PurePath")
 _PLANS = ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData")
 _CLASSES = (

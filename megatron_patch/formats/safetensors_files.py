@@ -1,34 +1,28 @@
-"""Where tensors lie in safetensors files, and the header for a file that is about to be streamed.
+"""Where tensors lie in safetensors files.
 
 The format: 8 bytes with a little-endian length, that many bytes of JSON, then the data. The library checks headers. It
-reads and writes whole tensors or shards, which would not fit into memory in a conversion, so the bytes are read and
-written here.
+reads whole tensors, which would not fit into memory in a conversion, so it is asked for their places alone. `streaming`
+writes such files.
 """
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_patch.errors import UserError
-from megatron_patch.formats.lazy import FileTensor, LazyTensor, nbytes
+from megatron_patch.formats import dtypes
+from megatron_patch.formats.lazy import FileTensor
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_DTYPES = {one.safetensors: one.torch_dtype for one in dtypes.WEIGHTS}
 # Bytes of one element, for each dtype of the format whose elements are whole bytes.
-_ITEM_BYTES = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"), 1),
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ITEM_BYTES = {one.safetensors: one.itemsize for one in dtypes.ALL}
+_ITEM_BYTES |= {"U64": 8, "C64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 _MAX_HEADER = 100 << 20  # the library's own limit
 
 
@@ -81,16 +75,3 @@ def _places(
     if start != size:
         raise UserError(f"{path} changed while it was read; copy it again.")
     return found, left_out
-
-
-def safetensors_header(tensors: Sequence[tuple[str, LazyTensor]]) -> bytes:
-    """The first bytes of a file that will hold `tensors`. Their bytes must follow in this order, without gaps."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, tensor in tensors:
-        end = offset + nbytes(tensor)
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data then begins at a multiple of 8, as the library writes it
-    return struct.pack("<Q", len(text)) + text

@@ -5,18 +5,21 @@ Two files are written at a time. They are flushed to the disk, progress is count
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from megatron_patch.formats.distcp import write_item
+from megatron_patch.formats.dtypes import of_torch
 from megatron_patch.formats.lazy import PIECE_BYTES, LazyTensor, nbytes, pieces
-from megatron_patch.formats.safetensors_files import safetensors_header
 
 WORKERS = 2  # files at a time
 _WRITE_BACK = 64 << 20  # bytes after which dirty pages are handed to the disk
@@ -131,7 +134,7 @@ def write_distcp(sink: Sink, items: Sequence[Item]) -> list[Written]:
 def write_safetensors(sink: Sink, items: Sequence[Item]) -> list[Written]:
     """Write `items` as a safetensors file; returns their places."""
     buffer = torch.empty(PIECE_BYTES, dtype=torch.uint8)
-    sink.write(safetensors_header([(item.name, item.tensor) for item in items]))
+    sink.write(_safetensors_header(items))
     written = []
     for item in items:
         start = sink.position
@@ -139,6 +142,23 @@ def write_safetensors(sink: Sink, items: Sequence[Item]) -> list[Written]:
             sink.write(piece.view(-1).view(torch.uint8).numpy().data)
         written.append(Written(item, sink.path.name, start, sink.position - start))
     return written
+
+
+def _safetensors_header(items: Sequence[Item]) -> bytes:
+    """The start of a safetensors file: 8 bytes little-endian length, that many bytes of JSON.
+
+    The items' bytes follow without gaps.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for item in items:
+        end = offset + nbytes(item.tensor)
+        dtype, shape = of_torch(item.tensor.dtype).safetensors, list(item.tensor.shape)
+        header[item.name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data then begins at a multiple of 8, as the library writes it
+    return struct.pack("<Q", len(text)) + text
 
 
 def write_files(

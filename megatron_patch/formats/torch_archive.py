@@ -17,16 +17,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO
 
+from megatron_patch.formats import dtypes
 from megatron_patch.formats.archive_calls import REBUILD_TENSOR, TENSOR_WITH_ATTRIBUTES, are_counts, check_call, is_count
 from megatron_patch.formats.unpickling import Built, Name, Persistent, read_pickle
 
 # Bytes of one element by the name of its storage's class.
-STORAGE_ITEMSIZES = {
-    **dict.fromkeys(("BFloat16Storage", "HalfStorage", "ShortStorage"), 2),
-    **dict.fromkeys(("FloatStorage", "IntStorage"), 4),
-    **dict.fromkeys(("DoubleStorage", "LongStorage"), 8),
-    **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage", "UntypedStorage"), 1),
-}
+STORAGE_ITEMSIZES = {one.storage: one.itemsize for one in dtypes.ALL} | {"UntypedStorage": 1}
 _MAX_SMALL_READ = 8 << 20  # bytes of the zip's directory, and of data.pkl
 _MAX_DEPTH = 100  # of nested containers; Python walks what is loaded by recursion
 _MAX_VALUES = 20_000_000  # a value that is referred to many times counts as often: a loader may copy it

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
+import pickle
+import struct
 import types
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy
 import torch
 
 from megatron_patch.errors import UserError
+from megatron_patch.formats import dtypes
 from megatron_patch.formats.archive_calls import REBUILD_TENSOR, TENSOR_WITH_ATTRIBUTES
-from megatron_patch.formats.distcp_metadata import load_mapped
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, Strided
-from megatron_patch.formats.torch_archive import Archive, StoredTensor, stored_tensor
+from megatron_patch.formats.torch_archive import Archive, StoredTensor, Window, read_archive, stored_tensor
 from megatron_patch.formats.unpickling import Built
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_WEIGHTS = {one.torch_dtype for one in dtypes.WEIGHTS}
+_ZIP = b"PK\3\4"
+# What torch.load raises for damaged content, besides UnpicklingError.
+_DAMAGED = (RuntimeError, EOFError, zipfile.BadZipFile, LookupError, TypeError, ValueError, AttributeError, AssertionError)
 
 
 class _EnumMember:
@@ -112,7 +119,7 @@ def read_torch_file(path: Path, skipped: Callable[[str, int], bool] = _nothing_s
     """
     with torch.serialization.safe_globals(_safe_globals()):
         try:
-            content, archive = load_mapped(path)
+            content, archive = _load_mapped(path)
         except UserError as error:
             if "PytorchStreamReader" in str(error):
                 raise UserError(_cut(path)) from None
@@ -165,7 +172,7 @@ def _stored(archive: Archive, described: Any) -> StoredTensor:
 
 def _locate(file: _File, tensor: torch.Tensor, described: Any, name: str) -> LazyTensor | torch.Tensor:
     """The place of a tensor of weights; other dtypes, single numbers and empty tensors stay as they are."""
-    if tensor.dtype not in DTYPES or tensor.dim() == 0 or tensor.numel() == 0:
+    if tensor.dtype not in _WEIGHTS or tensor.dim() == 0 or tensor.numel() == 0:
         return tensor
     stored = _stored(file.archive, described)
     first_byte, _ = file.archive.storages[stored.key]
@@ -178,3 +185,66 @@ def _locate(file: _File, tensor: torch.Tensor, described: Any, name: str) -> Laz
             f"{file.path}: tensor {name} is stored with strides {stored.stride}; rows must be contiguous: save it again."
         )
     return Strided(FileTensor(file.path, name, offset, (stored.span(),), tensor.dtype), shape, stored.stride[0])
+
+
+def load_object(path: Path, data: bytes, what: str) -> Any:
+    """The object that torch.save wrote: tensors, plain values and a few named classes.
+
+    Args:
+        path: the file that `data` was read from, for errors.
+        data: the archive's bytes.
+        what: what `data` is, for errors.
+
+    Raises:
+        UserError: it is damaged, or it asks for a class, a function or an amount of memory that is not allowed. Nothing
+            that it asks for has run.
+    """
+    if not data.startswith(_ZIP):
+        raise UserError(f"{path}: {what} is no archive of torch.save; copy it again.")
+    _check_archive(path, io.BytesIO(data), what)
+    return _load(path, io.BytesIO(data), what)
+
+
+def _load_mapped(path: Path) -> tuple[Any, Archive]:
+    """(the object, the archive's description of it) for a whole file, whose tensors are mapped into memory and not
+    read.
+
+    Raises:
+        UserError: as in `load_object`; or the file is missing, or it is not a zip, as before torch 1.6.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; the checkpoint is not whole: copy it again.")
+    archive = None
+    with open(path, "rb") as stream:
+        if stream.read(len(_ZIP)) == _ZIP:
+            archive = _check_archive(path, stream, "the file")
+    content = _load(path, path, "the file", mmap=True)
+    assert archive is not None, "torch maps zip archives only"
+    return content, archive
+
+
+def _check_archive(path: Path, stream: BinaryIO, what: str) -> Archive:
+    """The archive's description, once its zip, sizes and calls are checked; UserError if they are not sound."""
+    try:
+        return read_archive(Window(stream, 0, stream.seek(0, io.SEEK_END)))
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: {what} was refused and not run: {error}.") from None
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged ({str(error)[:200]}); copy it again.") from None
+
+
+def _load(path: Path, source: Path | BinaryIO, what: str, **options: Any) -> Any:
+    """torch.load with `weights_only`; its errors become UserErrors that name the file."""
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True, **options)
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: {what} was refused and not run: {_short(reason)}") from None
+    except _DAMAGED as error:
+        raise UserError(f"{path} is damaged ({_short(str(error))}); copy it again.") from None
+
+
+def _short(reason: str) -> str:
+    """torch's reason, without its advice to load the file without restriction."""
+    reason = reason.split("from a trusted source.")[-1].split("WeightsUnpickler error: ")[-1]
+    return " ".join(reason.split("Check the documentation")[0].split(" Please use")[0].split())[:200]

@@ -1,1 +1,1 @@
-"""Text from a trained model: sampling, the cache of keys and values, the decoder, and the engine that runs many requests."""
+"""Text from a trained model: the decoder, its cache of keys and values, sampling, the engine of many requests."""

@@ -1,8 +1,9 @@
-"""Prompts from a file of JSON Lines, answers into another as they are found, and going on after an end that came too early.
+"""Queries from a file of JSON Lines, and answers into another one as they are found, which a later run goes on with.
 
-A line of INPUT_FILE is an object with `query`. A line of OUTPUT_FILE is that object's number in its file, counted from 0
-(`index`), its `query`, the `response`, and why it ended (`finish_reason`: `stop` or `length`). While several replicas work each
-writes a file of its own beside OUTPUT_FILE; at the end one file holds all in the order of the queries.
+A line of INPUT_FILE is an object with `query`. A line of OUTPUT_FILE is that object's number in its file, counted
+from 0 (`index`), its `query`, the `response`, and why it ended (`finish_reason`: `stop` or `length`). While several
+replicas work each writes a file of its own beside OUTPUT_FILE; at the end one file holds all in the order of the
+queries.
 """
 
 from __future__ import annotations

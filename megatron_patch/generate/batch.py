@@ -1,4 +1,4 @@
-"""A file of prompts through the engine: answers are written as they are found, each replica its own share of the queries."""
+"""A file of queries through the engine. Each replica answers its share and writes each answer as it is found."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Asking:
     system: str = ""
 
     def ids(self, turns: Sequence[dict]) -> tuple[list[int], bool]:
-        """A conversation's prompt, and whether it was cut: of one that is too long the last tokens, behind its start token."""
+        """A conversation's prompt, and whether it was cut. Of a prompt that is too long the last tokens are kept."""
         begin = [{"role": "system", "content": self.system}] if self.system else []
         ids = self.prompt([*begin, *turns])
         if len(ids) <= self.prompt_length:

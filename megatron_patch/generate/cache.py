@@ -1,6 +1,7 @@
 """Keys and values of every token so far, in blocks of a few tokens: memory holds what answers use, not what they might.
 
-The layout is that of PagedAttention (Kwon et al. 2023, arXiv:2309.06180): a sequence owns a list of blocks, in any order.
+The layout is that of PagedAttention (Kwon et al. 2023, arXiv:2309.06180): a sequence owns a list of blocks, in any
+order.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def blocks_of(tokens: int) -> int:
 
 @dataclass
 class BlockTables:
-    """Which blocks each row of a batch owns, on the host. `table[row]` are block numbers, SCRATCH where it owns none."""
+    """Which blocks each row of a batch owns, on the host."""
 
     rows: int
     blocks: int  # of the cache, the scratch one included

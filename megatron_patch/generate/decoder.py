@@ -1,8 +1,8 @@
 """LLaMA's forward pass for generation: whole prompts, or one token a sequence, over the cache of keys and values.
 
-It is not the model of training. Nothing here has a gradient, tokens of different sequences lie beside each other without
-padding ([T, H]), and the layers of all requests share their launches. The kernels are those of training, and decoding's own
-attention. T tokens, B sequences; N, G: this rank's heads and KV groups.
+It is not the model of training. Nothing here has a gradient, tokens of different sequences lie beside each other
+without padding ([T, H]), and the layers of all requests share their launches. The kernels are those of training, and
+decoding's own attention. T tokens, B sequences; N, G: this rank's heads and KV groups.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Decoder:
         """Whole sequences into the cache, and the logits behind the last token of each.
 
         Args:
-            tokens, positions, places: int64 [T]: token ids of the sequences one after the other, each one's place in its
-                sequence, and where the cache keeps it.
+            tokens, positions, places: int64 [T]: token ids of the sequences one after the other, each one's place in
+                its sequence, and where the cache keeps it.
             ends: for each sequence, the index in T behind its last token.
 
         Returns:
@@ -136,7 +136,10 @@ class Decoder:
         return torch.cat(parts)
 
     def _within(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
-        """Causal attention inside each sequence: q [T, N, D], k and v [T, G, D] → [T, N·D]. Equal lengths are one launch."""
+        """Causal attention inside each sequence: q [T, N, D], k and v [T, G, D] → [T, N·D].
+
+        Sequences of equal length share one launch.
+        """
         starts = [0, *ends[:-1]]
         lengths = {b - a for a, b in zip(starts, ends)}
         bounds = [(0, len(q))] if len(lengths) == 1 else list(zip(starts, ends))

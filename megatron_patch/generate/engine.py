@@ -1,7 +1,7 @@
-"""Many requests through one decoder: a place that an answer leaves is taken by the next request at once (continuous batching).
+"""Many requests through one decoder. A place that an answer leaves goes to the next request (continuous batching).
 
-Every process of a replica runs the same engine over the same requests in the same order. What it does next depends on requests
-and tokens alone, so the processes need no word from each other but the chosen tokens.
+Every process of a replica runs the same engine over the same requests in the same order. What it does next depends on
+requests and tokens alone, so the processes need no word from each other but the chosen tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from megatron_patch.generate.cache import BlockTables, blocks_of
 from megatron_patch.generate.decoder import Decoder
 from megatron_patch.generate.sampling import Sampling, choose, most_probable, sampling_rows
 
-# Prompt tokens that one pass takes at most, if it has more than one prompt: activations of so many are small beside a model.
+# Prompt tokens that one pass takes at most, if it has more than one prompt: activations of so many are small beside a
+# model.
 _PREFILL_TOKENS = 8192
 
 END, LENGTH = "stop", "length"  # why an answer ended, in the words of OpenAI's interface
@@ -75,6 +76,7 @@ class Engine:
 
     @property
     def is_idle(self) -> bool:
+        """Whether every request is answered."""
         return not self.waiting and not self.running
 
     def submit(self, request: Request) -> None:
@@ -90,7 +92,11 @@ class Engine:
         self.waiting = deque(one for one in self.waiting if one.request.number != number)
 
     def step(self) -> list[NewToken]:
-        """One pass: of prompts that find room, else one token for each running request. Empty if there is nothing to do."""
+        """One pass over the prompts that find room, or else one more token for each running request.
+
+        Returns:
+            The tokens that were chosen; nothing where there is nothing to do.
+        """
         admitted = self._admit()
         if admitted:
             return self._take(admitted, self._prefill(admitted))
@@ -122,9 +128,9 @@ class Engine:
         return admitted
 
     def _make_room(self) -> None:
-        """A block for every running sequence whose last one is full; where none is left, the youngest goes back to the queue.
+        """Give a block to every running sequence whose last one is full, if need be the youngest sequence's.
 
-        What it has answered is kept. Its keys and values are computed again when it returns.
+        That one goes back to the queue. What it has answered is kept, and its keys and values are computed again later.
         """
         for sequence in list(self.running):
             while sequence in self.running and not self._tables.grow(sequence.slot, len(sequence.tokens)):

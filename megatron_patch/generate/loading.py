@@ -1,4 +1,4 @@
-"""A decoder from any checkpoint that this project reads: weights of this rank, and a cache in the memory that is left."""
+"""A decoder from any checkpoint that this project reads: this rank's weights, and a cache in the memory beside."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from megatron_patch.generate.decoder import Decoder, DecoderWeights, LayerWeight
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.kernels.attention import choose_attention_backend
 from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank
-from megatron_patch.weights.shares import copy_rows, share_of_rows, split_axis
-from megatron_patch.weights.source import Source
-from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, megatron_shape
+from megatron_patch.weights.source import copy_rows, share_of_rows, split_axis
+from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, Source, megatron_shape
 
 _FINAL_NORM = "decoder.final_layernorm.weight"
 _LAYER = {
@@ -101,7 +100,11 @@ def _weight(source: Source, ranks: Ranks, dtype: torch.dtype, place: Place) -> t
 
 
 def _vocabulary(source: Source, place: Place, dtype: torch.dtype, ranks: Ranks, *, whole: bool) -> torch.Tensor:
-    """The embedding, `whole` since a row of it is little to read; or this rank's rows of the output layer, zeros behind them."""
+    """One of the two matrices over the vocabulary, with zeros behind its rows.
+
+    Args:
+        whole: for the embedding, of which one row a token is read. Of the output layer a rank has its share.
+    """
     rows, hidden = source.config.vocab_size + source.extra_vocab_size, source.config.hidden_size
     size = 1 if whole else ranks.tensor_size
     first, valid = rows_of_rank(rows, size, 0 if whole else ranks.tensor)

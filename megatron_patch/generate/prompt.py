@@ -19,7 +19,7 @@ Prompt = Callable[[Sequence[Turn]], list[int]]
 
 
 def recorded_template(checkpoint: str | Path) -> str | None:
-    """The template that a training run's checkpoint was fine-tuned with; None where its iteration's folder does not say.
+    """The template that an iteration's checkpoint was fine-tuned with; None where its folder does not say.
 
     Raises:
         UserError: the record cannot be read.
@@ -46,9 +46,10 @@ def resolve_template(wanted: str, recorded: str | None, tokenizer: Tokenizer, *,
 
 
 def prompt_maker(template: str, tokenizer: Tokenizer) -> Prompt:
-    """turns → ids up to where the answer begins; the last turn is the user's. `template` is one of PROMPT_TEMPLATES but `auto`.
+    """The function from turns, of which the last is the user's, to token ids up to where the answer begins.
 
-    `none` is the text as it stands, behind the start token.
+    Args:
+        template: one of PROMPT_TEMPLATES but `auto`. `none` is the text as it stands, behind the start token.
 
     Raises:
         UserError: there is no such template, or the tokenizer's folder has none.

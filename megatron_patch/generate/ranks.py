@@ -20,7 +20,8 @@ class Ranks:
         tensor, tensor_size: this rank among those that share each weight.
         stage, stages: this one's place in the pipeline.
         replica, replicas: which copy of the model this process belongs to.
-        tensor_group, replica_group: of the processes that share weights, and of the whole replica; None where there is one.
+        tensor_group, replica_group: of the processes that share weights, and of the whole replica; None where there
+            is one.
         previous, following: global ranks of the neighbouring stages.
         first: global rank of the replica's first process, which reads and writes.
         last: global rank of the process whose choice of tokens the replica follows.
@@ -42,10 +43,12 @@ class Ranks:
 
     @property
     def is_first_stage(self) -> bool:
+        """Whether it has the embedding."""
         return self.stage == 0
 
     @property
     def is_last_stage(self) -> bool:
+        """Whether it has the output layer."""
         return self.stage == self.stages - 1
 
     @property

@@ -1,7 +1,7 @@
 """How the next token is chosen from logits, for many requests at once, each with settings of its own.
 
-The order is that of transformers' `generate`: repetition penalty, temperature, top-k, top-p. All functions are made of tensor
-operations without a look at their values, so a CUDA graph can hold them.
+The order is that of transformers' `generate`: repetition penalty, temperature, top-k, top-p. All functions are made
+of tensor operations without a look at their values, so a CUDA graph can hold them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Sampling:
         temperature: logits are divided by it; 0 takes the most probable token.
         top_k: only this many tokens may come; 0: all.
         top_p: only the most probable tokens may come, as many as reach this probability together; 0 or 1: all.
-        repetition_penalty: makes tokens of the prompt and of the answer less probable (Keskar et al. 2019, arXiv:1909.05858).
+        repetition_penalty: makes tokens of the prompt and of the answer less probable (Keskar et al. 2019,
+            arXiv:1909.05858).
         seed: the same seed, prompt and settings give the same answer, whatever runs beside it.
     """
 
@@ -80,7 +81,10 @@ def sampling_rows(settings: Sequence[Sampling], vocabulary: int, device: torch.d
 
 
 def penalized(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Logits [B, V], those of `seen` tokens (bool [B, V]) made smaller: positive ones ÷ the penalty [B], negative ones × it."""
+    """Logits [B, V], lower for tokens that were `seen` (bool [B, V]).
+
+    There positive logits are divided by the row's penalty [B], negative ones multiplied by it.
+    """
     factor = penalty[:, None]
     return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
 
@@ -93,8 +97,8 @@ def most_probable(logits: torch.Tensor) -> torch.Tensor:
 def probabilities(logits: torch.Tensor, rows: SamplingRows) -> tuple[torch.Tensor, torch.Tensor]:
     """(probabilities, tokens), both [B, V], from the most probable token down, after temperature, top-k and top-p.
 
-    As in transformers, tokens that equal the k-th largest logit all stay, and top-p keeps a token if those above it have less
-    than `top_p` together. So the most probable token always stays.
+    As in transformers, tokens that equal the k-th largest logit all stay, and top-p keeps a token if those above it
+    have less than `top_p` together. So the most probable token always stays.
     """
     ordered, tokens = (logits / rows.temperature[:, None]).sort(dim=-1, descending=True, stable=True)
     least = ordered.gather(1, rows.top_k[:, None] - 1)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from megatron_patch.data.tokenizer import Tokenizer
 
-# Tokens before the answer that are decoded with it: what the first token's text is may depend on them (SentencePiece drops the
-# space at a text's beginning).
+# Tokens before the answer that are decoded with it: what the first token's text is may depend on them (SentencePiece
+# drops the space at a text's beginning).
 _CONTEXT = 6
 _UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character yet
 

@@ -12,14 +12,13 @@ from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
 from megatron_patch.folders.layout import resolve_checkpoint
+from megatron_patch.formats.dtypes import of_precision
 from megatron_patch.generate.decoder import Decoder
 from megatron_patch.generate.loading import load_decoder
 from megatron_patch.generate.prompt import recorded_template
 from megatron_patch.generate.ranks import Ranks
-from megatron_patch.weights.opening import open_source
-from megatron_patch.weights.source import Source
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+from megatron_patch.weights.source import open_source
+from megatron_patch.weights.table import Source
 
 
 @dataclass(frozen=True)
@@ -65,4 +64,4 @@ def open_model(model: TrainedModel, ranks: Ranks, say: Callable[[str], None]) ->
     recorded = None
     if not (is_hf_folder(model.checkpoint) or is_meta_folder(model.checkpoint)):
         recorded = recorded_template(resolve_checkpoint(model.checkpoint).folder)
-    return OpenModel(source, tokenizer, ranks, DTYPES[model.precision], recorded)
+    return OpenModel(source, tokenizer, ranks, of_precision(model.precision).torch_dtype, recorded)

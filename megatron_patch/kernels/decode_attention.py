@@ -1,8 +1,9 @@
 """Attention of one new token a sequence over keys and values that lie in blocks: what decoding does in every layer.
 
 Each query reads all keys and values of its sequence once, so memory's speed is the limit. Few sequences would keep few
-multiprocessors busy. So the keys of a sequence are split: each program reads one part and leaves its softmax unfinished, and a
-second kernel joins the parts (split-KV, as in Dao et al. 2023, "Flash-Decoding for long-context inference").
+multiprocessors busy. So the keys of a sequence are split: each program reads one part and leaves its softmax
+unfinished, and a second kernel joins the parts (split-KV, as in Dao et al. 2023, "Flash-Decoding for long-context
+inference").
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _check(q, keys, values, table, lengths) -> None:
 
 
 def splits(batch: int, groups: int, longest: int, device: torch.device) -> int:
-    """Into how many parts a sequence's keys are cut; it depends on no length, so that a CUDA graph can hold the launch."""
+    """Into how many parts a sequence's keys are cut. No length decides it, so a CUDA graph can hold the launch."""
     wanted = ceil_div(_PROGRAMS * multiprocessors(device), batch * groups)
     return max(1, min(wanted, ceil_div(longest, _TILE), _MOST_SPLITS))
 

@@ -40,6 +40,7 @@ _LAST, _SURE = 3, 1.02
 _chosen: dict[tuple[Shape, torch.device], tuple[Product, ctypes.Array] | None] = {}  # None: cuBLASLt has no candidate
 _remembered: dict[Shape, Choice] = {}  # what `remember` was told
 _guessing = False  # inside `first_guess`
+_noted: dict[Shape, None] | None = None  # inside `noting`: the shapes, in their order
 
 
 class Choice(NamedTuple):
@@ -76,6 +77,35 @@ def first_guess() -> Iterator[None]:
         yield
     finally:
         _guessing = before
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[dict[Shape, None]]:
+    """Inside, products of shapes that are not tuned yet run through torch; afterwards what is yielded has these shapes.
+
+    For a first pass, after which each of several processes can `measure` some of them.
+    """
+    global _noted
+    noted: dict[Shape, None] = {}
+    _noted = noted
+    try:
+        yield noted
+    finally:
+        _noted = None
+
+
+def measure(shape: Shape, device: torch.device) -> None:
+    """Find the fastest algorithm on random numbers of this shape; `choices` then has it. Waits for the device."""
+    if (shape, device) in _chosen:
+        return
+    draw = functools.partial(torch.randn, dtype=shape.dtype, device=device)
+    a = draw(shape.k, shape.n).t() if shape.transpose_b else draw(shape.n, shape.k)
+    b = draw(shape.m, shape.k).t() if shape.transpose_a else draw(shape.k, shape.m)
+    out = torch.zeros(shape.n, shape.m, dtype=shape.out_dtype, device=device)
+    assert shape_of(a, b, out) == shape
+    product = Product(shape, device)
+    algorithm = _fastest(product, a, b, out)
+    _chosen[shape, device] = None if algorithm is None else (product, algorithm)
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, *, add: bool = False) -> torch.Tensor:
@@ -138,8 +168,10 @@ def _choice(a, b, out, add) -> tuple[Product, ctypes.Array] | None:
     """The product of this shape and its algorithm, measured now if need be; None: torch must compute it this time."""
     key = shape_of(a, b, out), out.device
     if key not in _chosen:
-        measures = not _guessing and not torch.cuda.is_current_stream_capturing()
+        measures = not _guessing and _noted is None and not torch.cuda.is_current_stream_capturing()
         if not measures and key[0] not in _remembered:
+            if _noted is not None and not _guessing:
+                _noted[key[0]] = None
             return None
         product = Product(*key)
         algorithm = _known(product, key[0])

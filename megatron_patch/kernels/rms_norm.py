@@ -47,8 +47,7 @@ def rms_norm_residual(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(RMSNorm(x), x). The backward adds the gradients of both outputs in the norm's own kernel.
 
-    x [..., H], weight [H] → y [..., H] and residual [..., H]. The residual is x's own memory, so nobody may write it in
-    place.
+    x [..., H], weight [H] → y and residual, each [..., H]. The residual is x's memory; nobody may write it in place.
 
     Raises:
         ValueError: weight is not [H], or `weight_grad` is not float32 [H].
@@ -239,17 +238,8 @@ def _warps(block: int) -> int:
 
 @kernel
 def _rms_norm_kernel(
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    y_ptr,
-    total_ptr,
-    rstd_ptr,
-    h,
-    eps,
-    ADD: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, rstd_ptr, h, eps, ADD: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     mask = columns < h
@@ -276,8 +266,7 @@ def _rms_norm_backward_kernel(
     mask = columns < h
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     # A program takes ROWS_EACH rows and sums its part of dweight in registers. The next kernel adds up the parts in a
-    # fixed order. Atomic additions would need no second kernel, but their order, and with it the last digits, changes
-    # from run to run.
+    # fixed order. Atomic additions would need no second kernel, but their order and last digits change from run to run.
     dweight = tl.zeros([BLOCK], dtype=tl.float32)
     for i in tl.range(0, ROWS_EACH, num_stages=STAGES):
         row = program * ROWS_EACH + i

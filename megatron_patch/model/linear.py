@@ -1,21 +1,19 @@
-"""core's parallel linear layers, with products whose algorithm is measured; kernels/products.py says why.
-
-A layer's weight gradient goes straight into DDP's fp32 buffer, and the communication of its input's gradient runs
-beside that product.
-"""
+"""core's parallel linear layers, with products whose algorithm is measured (kernels/products.py says why), and under sequence
+parallelism with what ranks exchange beside them (core/tensor_exchange.py)."""
 
 from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import distributed
 from torch.distributed import ProcessGroup
 
+from megatron_patch.core.tensor_exchange import Exchange, exchange_of
 from megatron_patch.core.weight_gradients import add_weight_gradient
 from megatron_patch.kernels.products import matmul
 
@@ -23,40 +21,78 @@ from megatron_patch.kernels.products import matmul
 class _Linear(torch.autograd.Function):
     """x [..., in], weight [out, in] → [..., out]. The weight's gradient goes into its fp32 `main_grad` [out, in].
 
-    Without a `group` it is a layer that does not communicate. With one, each rank of the tensor-parallel group has some
-    rows of the weight, and the input's gradients are summed over the group while the weight's is computed.
-
-    split: x is this rank's part of the sequence, [S / TP, B, in]. It is gathered for the product, and gathered again in
-    the backward pass, because keeping the whole sequence would take TP times the memory. Otherwise x is whole and the
-    same on all ranks.
+    With a `group` of tensor-parallel ranks x is the same on all of them, and weights are parts of the output: the input's
+    gradients are summed over the group while the weight's is computed.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, group: ProcessGroup | None, split: bool
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, group: ProcessGroup | None
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.main_grad, ctx.group, ctx.split = main_grad, group, split
-        whole = x
-        if split:
-            assert group is not None, "a sequence is split over a group"
-            whole = _gather(x, group, beside=False).tensor
-        y = whole.new_empty(*whole.shape[:-1], weight.size(0))
-        matmul(_flat(whole), weight.t(), _flat(y))
+        ctx.main_grad, ctx.group = main_grad, group
+        y = x.new_empty(*x.shape[:-1], weight.size(0))
+        matmul(_flat(x), weight.t(), _flat(y))
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        # The gathering runs beside the product for dx, which does not need x.
-        whole = _gather(x, ctx.group, beside=True) if ctx.split else _Arriving(x)
-        dy, dx = dy.contiguous(), torch.empty_like(whole.tensor)
+        dy, dx = dy.contiguous(), torch.empty_like(x)
         matmul(_flat(dy), weight, _flat(dx))
-        flat = _flat(whole.get())
-        # The sum over ranks runs beside the product for the weight's gradient, which does not need dx.
-        sums = _Arriving(dx) if ctx.group is None else _sum(dx, x, ctx.group, ctx.split)
-        counted = add_weight_gradient(weight, flat, _flat(dy), ctx.main_grad)
-        return sums.get(), counted, None, None, None
+        summing = None if ctx.group is None else distributed.all_reduce(dx, group=ctx.group, async_op=True)
+        counted = add_weight_gradient(weight, _flat(x), _flat(dy), ctx.main_grad)
+        if summing is not None:
+            summing.wait()
+        return dx, counted, None, None
+
+
+class _GatheredLinear(torch.autograd.Function):
+    """x, this rank's part [S / TP, B, in] of the sequence, and weight [out / TP, in] → [S, B, out / TP] of the whole sequence."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, exchange: Exchange, ranks: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.main_grad, ctx.exchange = main_grad, exchange
+        y = x.new_empty(x.size(0) * ranks, x.size(1), weight.size(0))
+        exchange.gather(_flat(x), lambda rows, whole: _into(_flat(y)[rows], whole, weight.t()), keeps=False)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        gathered = ctx.exchange.begin_gather(_flat(x))
+        dy = _flat(dy.contiguous())
+        room = ctx.exchange.room(dy.size(0), x.size(2), x)
+        matmul(dy, weight, room.own)
+        whole = gathered.get()
+        sums = ctx.exchange.begin_sum(room)
+        counted = add_weight_gradient(weight, whole, dy, ctx.main_grad)
+        return sums.get().view_as(x), counted, None, None, None
+
+
+class _SummedLinear(torch.autograd.Function):
+    """x [S, B, in / TP] and weight [out, in / TP] → this rank's part [S / TP, B, out] of the ranks' sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, exchange: Exchange) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.main_grad, ctx.exchange = main_grad, exchange
+        flat = _flat(x)
+        product = lambda rows, out: _into(out, flat[rows], weight.t())  # noqa: E731
+        sums = exchange.sum(product, len(flat), weight.size(0), like=x, depth=weight.size(1))
+        return sums.view(-1, x.size(1), weight.size(0))
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        into = _flat(dx)
+        whole = ctx.exchange.gather(_flat(dy.contiguous()), lambda rows, part: _into(into[rows], part, weight), keeps=True)
+        counted = add_weight_gradient(weight, _flat(x), whole, ctx.main_grad)
+        return dx, counted, None, None
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -64,46 +100,26 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1, tensor.size(-1))
 
 
-class _Arriving(NamedTuple):
-    """A tensor that a collective may still be writing."""
-
-    tensor: torch.Tensor
-    work: distributed.Work | None = None
-
-    def get(self) -> torch.Tensor:
-        """The tensor. What is launched from here on runs after it was written."""
-        if self.work is not None:
-            self.work.wait()
-        return self.tensor
+def _into(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    matmul(a, b, out)
 
 
-def _gather(part: torch.Tensor, group: ProcessGroup, beside: bool) -> _Arriving:
-    """The whole sequence [S, B, H] from each rank's `part`; with `beside`, gathered beside what is launched next."""
-    whole = part.new_empty(part.size(0) * group.size(), *part.shape[1:])
-    return _Arriving(whole, distributed.all_gather_into_tensor(whole, part, group=group, async_op=beside))
-
-
-def _sum(whole: torch.Tensor, part: torch.Tensor, group: ProcessGroup, split: bool) -> _Arriving:
-    """The sum of `whole` [S, B, H] over the ranks. Where the sequence is `split`, only this rank's part of it."""
-    if not split:
-        return _Arriving(whole, distributed.all_reduce(whole, group=group, async_op=True))
-    mine = torch.empty_like(part)
-    return _Arriving(mine, distributed.reduce_scatter_tensor(mine, whole, group=group, async_op=True))
+def _fp32_gradient(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """Where this module's functions add the weight's gradient; None where core's own function is to compute."""
+    main_grad = getattr(weight, "main_grad", None)
+    if main_grad is None or main_grad.dtype != torch.float32 or not weight.requires_grad or not torch.is_grad_enabled():
+        return None
+    return main_grad if bias is None else None
 
 
 def _linear(core: Callable[..., torch.Tensor], input: torch.Tensor, weight: torch.Tensor, kwargs: Any) -> torch.Tensor:
-    """`_Linear` where the weight has an fp32 gradient buffer; core's own function `core` everywhere else.
-
-    Everything else is: no gradients wanted, a bias, another dtype of the buffer, or core's deferred embedding gradient.
-    """
-    main_grad = getattr(weight, "main_grad", None)
-    fp32 = main_grad is not None and main_grad.dtype == torch.float32
-    deferred = kwargs["grad_output_buffer"] is not None
-    if deferred or not fp32 or not weight.requires_grad or not torch.is_grad_enabled() or kwargs["bias"] is not None:
+    main_grad = _fp32_gradient(weight, kwargs["bias"])
+    if main_grad is None or kwargs["grad_output_buffer"] is not None:
         return core(input, weight, **kwargs)
-    communicates = kwargs["allreduce_dgrad"] or kwargs["sequence_parallel"]
-    group = kwargs["tp_group"] if communicates else None
-    return _Linear.apply(input.contiguous(), weight, main_grad, group, kwargs["sequence_parallel"])
+    group = kwargs["tp_group"]
+    if kwargs["sequence_parallel"]:
+        return _GatheredLinear.apply(input.contiguous(), weight, main_grad, exchange_of(group), group.size())
+    return _Linear.apply(input.contiguous(), weight, main_grad, group if kwargs["allreduce_dgrad"] else None)
 
 
 class ColumnLinear(ColumnParallelLinear):
@@ -118,3 +134,10 @@ class RowLinear(RowParallelLinear):
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return _linear(super()._forward_impl, input, weight, kwargs)
+
+    def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[S, B, in / TP] → ([S, B, out], or with sequence parallelism [S / TP, B, out]; no bias)."""
+        main_grad = _fp32_gradient(self.weight, self.bias) if self.sequence_parallel else None
+        if main_grad is None:
+            return super().forward(input_)
+        return _SummedLinear.apply(input_.contiguous(), self.weight, main_grad, exchange_of(self.tp_group)), None

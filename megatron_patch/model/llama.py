@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.mappings import (
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -17,13 +21,14 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_patch.core.recomputation import recomputed
+from megatron_patch.core.weight_gradients import direct_main_grad
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
+from megatron_patch.kernels.embedding import embedding
 from megatron_patch.kernels.rope import dynamic_ntk_base, rope_tables
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.rope_scaling import DYNAMIC, LINEAR
 from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank
 from megatron_patch.model.attention import LlamaSelfAttention, with_backend
-from megatron_patch.model.embedding import embed
 from megatron_patch.model.linear import ColumnLinear, RowLinear
 from megatron_patch.model.mlp import LlamaMLP
 from megatron_patch.model.norm import RMSNorm
@@ -45,8 +50,8 @@ class LlamaLayer(TransformerLayer):
 
     core's slots carry something else here than their names say:
         attention_mask: segment numbers of packed samples, [B, S]. `LlamaModel.forward` fills it, `CoreAttention` reads
-        it. context: the previous layer's residual, [S, B, H]. The layer before fills it, this one reads it. core passes
-        it
+            it.
+        context: the previous layer's residual, [S, B, H]. The layer before fills it, this one reads it. core passes it
             from layer to layer because other models have cross-attention.
         rotary_pos_emb: cosines and sines beside each other, [S, D]. `LlamaModel.rotary_table` joins them,
             `LlamaSelfAttention.forward` splits them.
@@ -238,7 +243,7 @@ class LlamaModel(GPTModel):
             On the last stage fp32 losses [B, S], or logits [B, S, V / TP] with −inf in padding. On others the
             activations [S, B, H], or [S / TP, B, H] under sequence parallelism.
         """
-        hidden = embed(self.embedding, tokens) if self.pre_process else None
+        hidden = self.embed(tokens) if self.pre_process else None
         hidden = self.decoder(
             hidden_states=hidden,
             attention_mask=segment_ids,  # core's slot for a mask; CoreAttention reads segment numbers from it
@@ -251,6 +256,22 @@ class LlamaModel(GPTModel):
             logits[..., self.valid_rows :] = -float("inf")  # padding is no token, so it must never be sampled
             return logits.transpose(0, 1)
         return self.losses(logits, labels)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens [B, S] → [S, B, H], or this rank's part [S / TP, B, H] under sequence parallelism.
+
+        core's own makes [B, S, H] and transposes. Here the kernel writes the layers' order at once, and its backward
+        pass adds to DDP's fp32 buffer. Each tensor-parallel rank has some rows of the weight and gives zeros for the
+        others, so a sum over ranks completes it.
+        """
+        words = self.embedding.word_embeddings
+        weight, start = words.weight, words.vocab_start_index
+        rows = embedding(tokens.t(), weight, vocab_start=start, weight_grad=direct_main_grad(weight))
+        if words.tp_group.size() == 1:
+            return rows
+        if words.reduce_scatter_embeddings:
+            return reduce_scatter_to_sequence_parallel_region(rows, group=words.tp_group)
+        return reduce_from_tensor_model_parallel_region(rows, group=words.tp_group)
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy of each token, in nats: logits [S, B, V / TP], labels [B, S] → fp32 [B, S].

@@ -18,7 +18,7 @@ class LlamaMLP(MLP):
     """down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202). gate and up are one product, of width 2F."""
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
-        """core from 0.18 on also hands over its process groups and a name, of which core's MLP makes the same without them."""
+        """From 0.18 on core also passes its process groups and a name; without them core's MLP finds the same."""
         layers = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
         super().__init__(config, layers, ffn_hidden_size=config.ffn_hidden_size)
 

@@ -1,12 +1,11 @@
-"""Data files → PREFIX.bin and PREFIX.idx: streaming, in several processes, in the order of the input. A killed run goes
-on.
+"""Data files → PREFIX.bin and PREFIX.idx, streaming, in several processes, in the order of the input.
 
 The main process reads chunks of about a MiB and writes results in the chunks' order. Workers parse, clean and tokenize.
 
-What is finished so far lies in `PREFIX.partial/`: tokens, lengths, skipped records, and a `state.json` that says how
-much of them counts. A run that was killed goes on behind the last state. The pair gets its names when everything is
-done. An old pair that it replaces stays until then. Its `.idx` goes first and the new one comes last, so at no moment
-does the `.idx` of one pair stand beside the `.bin` of another.
+A run that was killed can go on. What is finished lies in `PREFIX.partial/`: tokens, lengths, skipped records, and a
+`state.json` that says how much of them counts. The next run goes on behind the last state. The pair gets its names when
+everything is done. An old pair that it replaces stays until then. Its `.idx` goes first and the new one comes last, so
+at no moment does the `.idx` of one pair stand beside the `.bin` of another.
 
 Two files lie beside the pair. `PREFIX_skipped.jsonl` has a line for each record that gave no document: file, number,
 reason. `PREFIX.made` holds the counts and what they were made from, as JSON under a name that no data file has.

@@ -98,8 +98,9 @@ def record_path(prefix: str) -> Path:
 
 
 def made_from_of(files: list[Path], settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What decides a pair's content, as JSON values: names, sizes and times of the files, settings, the tokenizer's
-    files.
+    """What decides a pair's content, as JSON values.
+
+    These are the files' names, sizes and times, the settings, and the fingerprint of the tokenizer's files.
     """
     stats = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     chosen = {k: v for k, v in asdict(settings).items() if k != "tokenizer_folder"} | {"tokenizer": tokenizer.fingerprint}

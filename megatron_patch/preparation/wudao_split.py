@@ -46,9 +46,8 @@ def split_wudao(
     """Write both files into `folder`, each a JSON list of `instruction`, `input` and `content`.
 
     `instruction` is the record's `title`, or empty; `input` is empty; `content` is its text. The original's samples are
-    the same, but their instruction was always empty. Whether a record goes into validation depends on its text alone.
-    So it does not move when files are added, and equal texts never stand on both sides. The files get their names when
-    both are whole.
+    the same, but their instruction was always empty. A record's text alone decides whether it goes into validation. So
+    added files move no record, and equal texts stay together. The files get their names when both are whole.
 
     Args:
         keys: a record's text is the value of the first of these keys that it has.

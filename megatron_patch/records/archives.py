@@ -38,13 +38,18 @@ class _Pieces(io.RawIOBase):
         self.file, self.pieces, self.piece = file, pieces, memoryview(b"")
 
     def readable(self) -> bool:
+        """What io.BufferedReader asks for."""
         return True
 
     def close(self) -> None:
+        """Close the file below, too."""
         self.file.close()
         super().close()
 
     def readinto(self, target: Any) -> int:
+        """Fill `target` from as many pieces as it takes. Returns the bytes written; fewer than asked for at the end
+        only.
+        """
         filled, size = 0, len(target)
         while filled < size:
             if not self.piece:

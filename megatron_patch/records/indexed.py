@@ -157,6 +157,7 @@ def _check_places(idx: Path, data: IndexedData) -> None:
 
 
 def _damaged(idx: Path, what: str) -> UserError:
+    """The error for an `.idx` whose parts do not fit each other."""
     return UserError(f"{idx} is damaged: {what}; copy the pair again, or prepare the data again.")
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -26,11 +26,15 @@ from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.batches import Batch
+from megatron_patch.kernels._cublaslt import Shape
+from megatron_patch.kernels.products import noting
 
 # (batch, closes) → fp64 [2]: the summed losses and the number of tokens. Runs forward and backward, and with `closes`
 # also the reductions of a step's gradients.
 Work = Callable[[Batch, bool], torch.Tensor]
 Result = TypeVar("Result")
+# Measures products of these shapes, on every rank at the same time.
+Tune = Callable[[Iterable[Shape]], None]
 
 # Share of a GPU's memory that must stay free beside two micro-batches: fragments, and what libraries load later.
 _SPARE = 0.0125
@@ -59,11 +63,14 @@ class MicroBatchGraphs:
     Args:
         work: runs one batch forward and backward.
         reduces: whether the pass that closes a step reduces gradients over ranks, and so needs a graph of its own.
+        tune: what the ranks do together with the shapes of products that the first pass has met; None: each product is
+            measured when it first comes.
     """
 
-    def __init__(self, work: Work, reduces: bool) -> None:
+    def __init__(self, work: Work, reduces: bool, tune: Tune | None = None) -> None:
         self.work = work
         self.reduces = reduces
+        self.tune = tune
         self.together = 1  # micro-batches in a pass
         self.decision = ""  # a sentence for the log about `together`
         self.launched = False  # whether a whole step was launched, so that the products have chosen their algorithms
@@ -95,7 +102,12 @@ class MicroBatchGraphs:
         for start in range(0, count, self.together):
             group = [next(batches) for _ in range(self.together)]
             opens, closes = start == 0, self.reduces and start + self.together == count
-            sums += self._replay(group, opens, closes) if self.launched else self.launch(group, closes)
+            if self.launched:
+                sums += self._replay(group, opens, closes)
+            elif opens and self.tune is not None:
+                sums += tuned(lambda: self.launch(group, closes), self.tune)  # noqa: B023  called at once
+            else:
+                sums += self.launch(group, closes)
         self.launched = True
         return sums
 
@@ -108,6 +120,7 @@ class MicroBatchGraphs:
         self.captured.clear()
 
     def _replay(self, group: list[Batch], opens: bool, closes: bool) -> torch.Tensor:
+        """Replay the graph of a pass, which the first call records. Returns as `run`."""
         if (opens, closes) not in self.captured:
             self.captured[opens, closes] = self._capture(group, closes)
         graph, static, sums = self.captured[opens, closes]
@@ -119,10 +132,19 @@ class MicroBatchGraphs:
         return sums
 
     def _capture(self, group: list[Batch], closes: bool) -> tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]:
+        """Record a pass over `group`. Returns the graph, the batch that it reads, and the sums that it writes."""
         static = _joined(group)  # this batch's memory is what the graph reads in every later step
         pool = next((graph.pool() for graph, _, _ in self.captured.values()), None)
         graph, sums = record(lambda: self.work(static, closes), pool)
         return graph, static, sums
+
+
+def tuned(work: Callable[[], Result], tune: Tune) -> Result:
+    """`work` with torch's guess of products' algorithms; for what comes after it, they are measured."""
+    with noting() as noted:
+        result = work()
+    tune(noted)
+    return result
 
 
 def record(work: Callable[[], Result], pool: Any) -> tuple[torch.cuda.CUDAGraph, Result]:

@@ -21,11 +21,13 @@ _LOGGER = logging.getLogger("megatron_patch")
 
 
 class _Console(logging.Handler):
-    """Lines go to stdout, warnings and errors to stderr; each is flushed. A failure raises, where logging's own would
-    go on.
+    """Lines go to stdout, warnings and errors to stderr; each is flushed.
+
+    A failure to write raises, where logging's own handler would go on.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
         print(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
 
 
@@ -33,6 +35,7 @@ class _File(logging.FileHandler):
     """A log file. A full disk raises, where logging's own handler would go on without the line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what `emit` has just caught."""
         raise  # what `emit` has just caught
 
 
@@ -63,8 +66,9 @@ class RunLog:
             _LOGGER.info(text)
 
     def scalar(self, tag: str, value: float, iteration: int, samples: int | None = None) -> None:
-        """Write a TensorBoard scalar over iterations. With `samples`, also over consumed samples, where Megatron has
-        it.
+        """Write a TensorBoard scalar over iterations.
+
+        With `samples`, also over consumed samples; Megatron has some of its tags so too.
         """
         if self.active:
             self.writer.add_scalar(tag, value, iteration)

@@ -7,7 +7,9 @@ import megatron_patch.core.device as device
 import time
 from collections.abc import Iterator
 
-from megatron_patch.checkpoint import run_state as checkpoints
+from megatron_patch.checkpoint.initial_weights import load_weights
+from megatron_patch.checkpoint.resume import resume
+from megatron_patch.checkpoint.save import Progress, save_checkpoint
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.resumption import find_start
 from megatron_patch.train import optimizer as optim
@@ -40,6 +42,8 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
+            if state.watch is not None and (idle := state.watch.step_done()):
+                log.line(idle)
             if state.steps_here == 1 and state.graphs is not None and state.graphs.decision:
                 log.line(f"  {state.graphs.decision}")
             if state.steps_here == 1:
@@ -189,8 +193,8 @@ def save(state: TrainState, log: RunLog) -> None:
     started = time.perf_counter()
     if state.gathers is not None:
         state.gathers.finish()
-    progress = checkpoints.Progress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
-    folder = checkpoints.save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
+    progress = Progress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
+    folder = save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
     log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
 
 
@@ -206,7 +210,7 @@ def start_state(state: TrainState, log: RunLog) -> None:
     if start.folder is not None:
         # The line comes before the reading, because a large state takes minutes.
         log.line(f"  going on from iteration {int(start.folder.resolve().name.removeprefix('iter_'))}: {start.folder}")
-        progress = checkpoints.resume(start.folder, state.model, state.optimizer, state.scheduler)
+        progress = resume(start.folder, state.model, state.optimizer, state.scheduler)
         for name, value in vars(progress).items():
             setattr(state, name, value)
         return
@@ -214,6 +218,6 @@ def start_state(state: TrainState, log: RunLog) -> None:
         log.line(f"  starting from random weights, seed {config.options.seed}")
         return
     log.line(f"  starting from the weights of {config.load}")
-    for note in checkpoints.load_weights(config.load, state.model, config.options.gqa_layout, config.model):
+    for note in load_weights(config.load, state.model, config.options.gqa_layout, config.model):
         log.line(f"  {note}")
     optim.weights_were_loaded(state.optimizer)

@@ -24,6 +24,8 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.transformer.module import param_is_not_shared
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.core.gradient_reductions import GradientReductions
+from megatron_patch.core.peer_memory import peers_of
 from megatron_patch.core.transformer_config import optimizer_config
 from megatron_patch.core.weight_gathers import WeightGathers
 from megatron_patch.core.weight_gradients import mark_stale
@@ -139,7 +141,10 @@ def measure_gradients(optimizer: ChainedOptimizer, factor: torch.Tensor, tokens:
 
 
 def _is_counted_here(parameter: torch.Tensor, optimizer: MegatronOptimizer) -> bool:
-    """Whether no other rank counts this parameter: core's own list of gradients for the norm has two names, by its version."""
+    """Whether this rank counts the parameter in the gradients' norm: it has it alone, or is the first that has it.
+
+    core's own list of these gradients has another name in each version, so its two conditions are asked here.
+    """
     group = getattr(optimizer, "tp_group", None)
     return param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter, group)
 
@@ -163,8 +168,16 @@ def weight_gathers(optimizer: ChainedOptimizer, model: DistributedDataParallel, 
     None if each rank updates all of its weights. `records`: whether the passes are CUDA graphs.
     """
     inner = single(optimizer)
-    shared = isinstance(inner, DistributedOptimizer) and inner.data_parallel_group.size() > 1
-    return WeightGathers(model, records) if shared else None
+    if not isinstance(inner, DistributedOptimizer) or inner.data_parallel_group.size() == 1:
+        return None
+    return WeightGathers(model, records, peers_of(inner.data_parallel_group))
+
+
+def gradient_reductions(optimizer: ChainedOptimizer, model: DistributedDataParallel) -> GradientReductions | None:
+    """ZeRO's, in the place of DDP's own, where the ranks read each other's memory."""
+    inner = single(optimizer)
+    peers = peers_of(inner.data_parallel_group) if isinstance(inner, DistributedOptimizer) else None
+    return None if peers is None else GradientReductions(model, peers)
 
 
 def _attach_gradients(optimizer: MegatronOptimizer) -> None:

@@ -29,7 +29,7 @@ import torch
 from megatron_patch.core import parallel
 from megatron_patch.core.weight_gradients import Postponed
 from megatron_patch.data.batches import Batch, to_device
-from megatron_patch.train.graphs import record
+from megatron_patch.train.graphs import Tune, record, tuned
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class PipelinePasses:
         shape, dtype: of the activations between two stages, [S (/ TP), B, H].
         micro_batches: number in a step, for each replica.
         reduces: whether the pass that closes a step reduces gradients over ranks, and so needs a graph of its own.
+        tune: what the ranks do together with the shapes of products that a pass has met.
     """
 
     together = 1  # micro-batches in a pass; two would halve the number in flight, and so fill the pipeline less
@@ -91,9 +92,10 @@ class PipelinePasses:
 
     def __init__(
         self, work: StageWork, layout: parallel.Layout, shape: tuple[int, ...], dtype: torch.dtype, micro_batches: int,
-        reduces: bool,
+        reduces: bool, tune: Tune,
     ) -> None:  # fmt: skip
         self.work, self.layout, self.reduces, self.micro_batches = work, layout, reduces, micro_batches
+        self.tune = tune
         self.launched = False  # whether a whole step was launched, so that the products have chosen their algorithms
         self.recorded: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph | None, tuple]] = {}
         self.shared_pool: tuple[int, int] | None = None
@@ -118,8 +120,12 @@ class PipelinePasses:
         for place in (slot.received, self.gradient):
             if place is not None:
                 place.data.normal_(generator=generator)
-        output, _ = self.work.forward(slot.batch, slot.received)
-        self._later(self.work.backward(output, self.gradient, False, False), closes=False)
+
+        def both() -> None:
+            output, _ = self.work.forward(slot.batch, slot.received)
+            self._later(self.work.backward(output, self.gradient, False, False), closes=False)
+
+        tuned(both, self.tune)
         if slot.received is not None:
             slot.received.grad = None
 
@@ -158,10 +164,12 @@ class PipelinePasses:
         self.slots.clear()
 
     def _exchange(self, **tensors: torch.Tensor | None) -> None:
+        """Send and receive these tensors, and let later kernels wait for them."""
         for transfer in self.transfers.exchange(**tensors):
             transfer.wait()
 
     def _slot(self, number: int) -> _Slot:
+        """The slot of micro-batch `number`. Slots are used in turn."""
         return self.slots[number % len(self.slots)]
 
     def _forward(self, number: int, batch: Batch) -> torch.Tensor:
@@ -202,6 +210,7 @@ class PipelinePasses:
         return kept
 
     def _later(self, postponed: Postponed | None, closes: bool) -> None:
+        """Compute the weights' gradients that a backward pass has left, if it left any."""
         if postponed is not None:
             self.work.weights(postponed, closes)
 

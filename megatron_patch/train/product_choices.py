@@ -12,6 +12,7 @@ import megatron_patch.core.device as device
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import torch
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.formats import dtypes
 from megatron_patch.kernels import products
 from megatron_patch.kernels._cublaslt import Shape, version
 
-_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+_DTYPES = {str(one.torch_dtype): one.torch_dtype for one in dtypes.WEIGHTS}
 
 
 def read_choices(config: TrainConfig) -> str:
@@ -37,6 +39,19 @@ def read_choices(config: TrainConfig) -> str:
         return f"{path} cannot be used ({type(error).__name__}: {error}); products are measured again"
     products.remember(known)
     return f"algorithms of {len(known)} matrix products are those of {path}"
+
+
+def measure_together(noted: Iterable[Shape]) -> None:
+    """Measure what any rank has `noted`, each rank a share of it at the same time, and use what all have found.
+
+    Every rank calls this.
+    """
+    all_noted = dict.fromkeys(shape for shapes in parallel.from_all_ranks(list(noted)) for shape in shapes)
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    for shape in list(all_noted)[rank::ranks]:
+        products.measure(shape, device.local_device())
+    for choices in parallel.from_all_ranks(products.choices()):
+        products.remember(choices)
 
 
 def write_choices(config: TrainConfig) -> None:

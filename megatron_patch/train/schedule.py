@@ -12,8 +12,9 @@ from megatron_patch.config import TrainConfig
 
 
 def lr_scheduler(config: TrainConfig, optimizer: Any, train_iters: int) -> OptimizerParamScheduler:
-    """The schedule: linear decay with warm-up for pre-training, cosine decay for fine-tuning. A step of it is an
-    iteration.
+    """The schedule of a run: linear decay with warm-up for pre-training, cosine decay for fine-tuning.
+
+    A step of it is an iteration.
     """
     return OptimizerParamScheduler(
         optimizer,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 import torch
+from megatron.core import parallel_state
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.patches import apply_patches
+from megatron_patch.core.peer_memory import open_groups
 from megatron_patch.model.build import build_model, choose_backend
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.optimizer import build_optimizer, fused_weights
@@ -26,6 +28,7 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     backend, why = choose_backend(config, layout)
     log.line(f"  attention: {backend} ({why})")
+    _open_groups(config, log)
     model = build_model(config, layout, backend)
     optimizer = build_optimizer(config, model)
     state = TrainState(
@@ -48,3 +51,15 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
         f"data parallel {layout.data_parallel_size}, on {layout.device.type}"
     )
     return state
+
+
+def _open_groups(config: TrainConfig, log: RunLog) -> None:
+    """Ranks that communicate beside what they compute read each other's memory, where they can."""
+    groups = {}
+    if config.sequence_parallel:
+        groups["TP"] = parallel_state.get_tensor_model_parallel_group()
+    if config.use_distributed_optimizer:
+        groups["data parallel"] = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    said = open_groups(groups) if config.options.peer_copies else "NCCL (--peer-copies false)"
+    if said:
+        log.line(f"  communication of {said}" if config.options.peer_copies else f"  communication: {said}")

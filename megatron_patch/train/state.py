@@ -12,10 +12,13 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.core import peer_memory, tensor_exchange
+from megatron_patch.core.gradient_reductions import GradientReductions
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.weight_gathers import WeightGathers
 from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.train.graphs import MicroBatchGraphs
+from megatron_patch.train.launch_watch import LaunchWatch
 from megatron_patch.train.pipeline import PipelinePasses
 
 
@@ -34,6 +37,8 @@ class TrainState:
         tokens: number of unmasked tokens of the current global batch; fp32, 0-dimensional, on the device.
         graphs: this project's own passes, which may be CUDA graphs; None runs core's schedule.
         gathers: the gathers of ZeRO's weights; None if no rank needs weights of another.
+        reductions: the reductions of gradients by copy engines; None leaves them to NCCL.
+        watch: looks whether the GPU waits for launches; None looks at nothing.
         steps_here: iterations that this process has done.
     """
 
@@ -52,7 +57,17 @@ class TrainState:
     tokens: torch.Tensor | None = None
     graphs: MicroBatchGraphs | PipelinePasses | None = None
     gathers: WeightGathers | None = None
+    reductions: GradientReductions | None = None
+    watch: LaunchWatch | None = None
     steps_here: int = 0
+
+    def close(self) -> None:
+        """Let go of graphs and of other ranks' memory. Call it before NCCL's communicators are taken down."""
+        for part in (self.graphs, self.gathers, self.reductions):
+            if part is not None:
+                part.close()
+        tensor_exchange.close()
+        peer_memory.close()
 
     @property
     def runs_pairs(self) -> bool:

@@ -1,5 +1,6 @@
-"""Forward and backward over a global batch, and the loss's bookkeeping. The loss is per token, however the batch is
-cut.
+"""Forward and backward over a global batch, and the loss's bookkeeping.
+
+The loss is per token, so it does not depend on how the batch is cut into micro-batches.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from megatron_patch.kernels import prefer
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
+from megatron_patch.train.launch_watch import LaunchWatch, launch_watch
 from megatron_patch.train.pipeline import PipelinePasses
+from megatron_patch.train.product_choices import measure_together
 from megatron_patch.train.stage_work import stage_work
 from megatron_patch.train.state import StepResult, TrainState
 
@@ -81,6 +84,8 @@ def prepare_model(state: TrainState) -> str:
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
     obstacle = why_no_graphs(state.config, state.layout)
     state.gathers = optim.weight_gathers(state.optimizer, state.model, records=not obstacle)
+    state.reductions = optim.gradient_reductions(state.optimizer, state.model)
+    state.watch = launch_watch(state.config, obstacle)
     if not obstacle:
         pipeline = state.config.pipeline_model_parallel_size > 1
         state.graphs = _pipeline_passes(state) if pipeline else _whole_model_passes(state)
@@ -90,7 +95,8 @@ def prepare_model(state: TrainState) -> str:
 def _whole_model_passes(state: TrainState) -> MicroBatchGraphs:
     """The passes of a run without pipeline stages."""
     several = state.layout.world_size > 1
-    return MicroBatchGraphs(lambda batch, closes: _forward_backward(state, batch, closes), reduces=several)
+    work = lambda batch, closes: _forward_backward(state, batch, closes)  # noqa: E731
+    return MicroBatchGraphs(work, reduces=several, tune=measure_together if several else None)
 
 
 def _pipeline_passes(state: TrainState) -> PipelinePasses:
@@ -104,6 +110,7 @@ def _pipeline_passes(state: TrainState) -> PipelinePasses:
         dtype=DTYPES[config.precision],
         micro_batches=_micro_batches(state),
         reduces=config.tensor_model_parallel_size * layout.data_parallel_size > 1,
+        tune=measure_together,
     )
 
 
@@ -167,14 +174,16 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     optim.begin_step(state.optimizer, state.model, state.fused)
     state.loss_scale.copy_(optim.loss_scale(state.optimizer))
     if state.graphs is None:
-        sums = run_schedule(state.model, config, state.layout, batches, forward_only=False)
+        sums = run_schedule(state.model, config, state.layout, _watched(batches, state.watch), forward_only=False)
     else:
         sums = _run_passes(state, state.graphs, batches)
     state.steps_here += 1
     assert state.tokens is not None
+    # What turns the accumulated gradients into those of the mean loss. All of it is on the device, so nothing waits.
     factor = gradient_divisor(config) / (state.loss_scale * state.tokens.clamp(min=1))
     measured = optim.measure_gradients(state.optimizer, factor, state.tokens)
     numbers = (sums[0], state.tokens, measured.norm, measured.found_inf, state.loss_scale)
+    # The copy to the host is queued here, before the update, so that reading it does not wait for the update.
     read = device.read_later(torch.stack([number.double() for number in numbers]))
     optim.update_weights(state.optimizer, measured, factor, config.options.clip_grad)
     if state.gathers is not None:
@@ -182,6 +191,14 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     total, count, norm, found_inf, scale_used = read()
     optim.settle(state.optimizer, bool(found_inf), int(count))
     return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)
+
+
+def _watched(batches: Iterator[Batch], watch: LaunchWatch | None) -> Iterator[Batch]:
+    """`batches`; with each a micro-batch begins."""
+    for batch in batches:
+        if watch is not None:
+            watch.micro_batch()
+        yield batch
 
 
 def _run_passes(state: TrainState, graphs: MicroBatchGraphs | PipelinePasses, batches: Iterator[Batch]) -> torch.Tensor:

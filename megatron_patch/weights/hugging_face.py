@@ -1,8 +1,7 @@
-"""A Hugging Face LLaMA folder: safetensors or pytorch_model*.bin, one file or shards with an index."""
+"""A Hugging Face LLaMA folder as a source: safetensors or pytorch_model*.bin, one file or shards with an index."""
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -18,46 +17,46 @@ from megatron_patch.formats.placeholders import refuse_placeholder
 from megatron_patch.formats.safetensors_files import read_safetensors
 from megatron_patch.formats.torch_files import read_torch_file
 from megatron_patch.llama.model_config import LlamaConfig, read_hf_config
-from megatron_patch.weights.hugging_face_buffers import check_frequencies, is_frequencies, is_harmless, without_zero_biases
-from megatron_patch.weights.source import TORCH_DTYPES, Source
-from megatron_patch.weights.table import hf_shapes, listed, name_findings, natural, places
+from megatron_patch.weights.hugging_face_buffers import (
+    check_frequencies,
+    is_bias,
+    is_frequencies,
+    is_harmless,
+    zero_biases,
+)
+from megatron_patch.weights.table import Source, hf_shapes, hf_source, listed, name_findings, natural, places
 
 
 def open_hf(folder: Path) -> Source:
-    """Find every tensor of a Hugging Face folder.
+    """Find every tensor of a Hugging Face folder; the tensors' bytes are not read.
 
     Raises:
-        UserError: config.json, a shard or a tensor is missing, damaged, unknown, or has another shape; named each time.
+        UserError: config.json, a shard or a tensor is missing, damaged, unknown, or has another shape. The message
+            names it.
     """
     config = _config(folder)
     weights = find_weights(folder)
     tensors, frequencies = _tensors(weights)
-    notes = list(check_frequencies(config, frequencies))
-    tensors, more = without_zero_biases(tensors)
+    notes = (*weights.notes, *check_frequencies(config, frequencies))
+    zero, more = zero_biases({name: tensor for name, tensor in tensors.items() if is_bias(name)})
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in zero}
     _check_names(config, weights.source, tensors)
     _check_shapes(config, tensors)
-    dtypes = Counter(tensor.dtype for tensor in tensors.values())
-    most = dtypes.most_common(1)[0][0]
-    return Source(
-        kind="hf",
-        root=folder,
-        config=config,
-        extra_vocab_size=0,
-        dtype=next(name for name, dtype in TORCH_DTYPES.items() if dtype == most),
-        lookup=lambda place: tuple(tensors[name] for name in place.hf_names),
-        is_hf=True,
-        notes=(*weights.notes, *notes, *more),
-    )
+    return hf_source("hf", folder, config, tensors, (*notes, *more))
 
 
 def _config(folder: Path) -> LlamaConfig:
     if not (folder / "config.json").is_file():
-        find_weights(folder)  # an adapter's or another program's folder has none, and is called by its name there
+        find_weights(folder)  # an adapter's or another program's folder has none: that raises, and calls it by its name
     return read_hf_config(folder)
 
 
 def _tensors(weights: HFWeights) -> tuple[dict[str, LazyTensor], dict[str, torch.Tensor]]:
-    """Every tensor that may be learnt, and every inv_freq, read; an index must have each tensor where it says."""
+    """(tensors that may be learnt, by name; inv_freq [D/2] by name, in memory).
+
+    Raises:
+        UserError: two files hold one tensor, or a file lacks one that the index places there.
+    """
     tensors: dict[str, LazyTensor] = {}
     frequencies: dict[str, torch.Tensor] = {}
     for path in sorted(weights.files, key=lambda path: natural(path.name)):
@@ -76,7 +75,7 @@ def _tensors(weights: HFWeights) -> tuple[dict[str, LazyTensor], dict[str, torch
 
 
 def _read(path: Path) -> tuple[dict[str, LazyTensor], dict[str, torch.Tensor | None]]:
-    """(tensors that may be learnt, buffers: each inv_freq, None for one that means nothing)."""
+    """One file's (tensors that may be learnt; buffers: inv_freq itself, None for one whose values do not matter)."""
     refuse_placeholder(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -108,7 +107,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, torc
     if not wanted:
         return dict(tensors), buffers
     try:
-        with safe_open(path, framework="pt") as library:  # which reads any dtype, and these are small
+        with safe_open(path, framework="pt") as library:  # reads any dtype, and whole tensors: these are small
             buffers |= {name: library.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it again.") from None
@@ -120,10 +119,11 @@ _QUANTIZED = (".qweight", ".qzeros", ".g_idx", ".SCB", ".absmax", ".quant_map", 
 
 
 def _is_buffer(path: Path, name: str, axes: int) -> bool:
-    """Whether `name` is no weight.
+    """Whether `name`, of `axes` axes, is no weight.
 
     Raises:
-        UserError: it belongs to a quantized model, whose other tensors would be called of a wrong dtype.
+        UserError: it belongs to a quantized model. Said here, since otherwise its other tensors would be said to have a
+            wrong dtype, which helps nobody.
     """
     if name.endswith(_QUANTIZED):
         raise UserError(
@@ -134,14 +134,19 @@ def _is_buffer(path: Path, name: str, axes: int) -> bool:
 
 
 def _path(tensor: LazyTensor) -> Path:
+    """The file of a tensor as `_read` gives it, a `FileTensor` or a `Strided`."""
     return tensor.path if isinstance(tensor, FileTensor) else tensor.storage.path  # type: ignore[attr-defined]
 
 
-# What other programs put before every name, or leave away.
+# What other programs put before every name, or leave out.
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "base_model.model.", "_fsdp_wrapped_module.", "llama.", "language_model.")
 
 
 def _check_names(config: LlamaConfig, weights: Path, tensors: dict[str, LazyTensor]) -> None:
+    """Raise for a missing or unknown tensor, with what most likely happened.
+
+    That is a wrapper's prefix, tied weights, or a part of a model.
+    """
     missing, unknown = name_findings(config, tensors)
     if missing:
         hint = "config.json asks for them: copy the folder again"
@@ -159,6 +164,7 @@ def _check_names(config: LlamaConfig, weights: Path, tensors: dict[str, LazyTens
 
 
 def _check_shapes(config: LlamaConfig, tensors: dict[str, LazyTensor]) -> None:
+    """Raise for the first tensor whose shape is not what config.json makes it."""
     for place in places(config):
         for name, shape in zip(place.hf_names, hf_shapes(config, place)):
             got = tuple(tensors[name].shape)

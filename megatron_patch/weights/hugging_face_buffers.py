@@ -1,7 +1,6 @@
-"""Tensors beside the weights of released LLaMA folders that nothing learns: which they are, and whether they agree.
+"""Tensors of released LLaMA folders that nothing learns: which they are, and whether they may be left out.
 
-transformers makes all of these itself when it loads a model, so they are left out. What speaks against config.json or could
-have been learnt is an error.
+transformers makes all of these itself when it loads a model. Frequencies that contradict config.json are an error.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ HARMLESS = (
     (r"model\.layers\.[0-9]+\.self_attn\.(?:masked_bias|causal_mask)", "the causal mask, as in models made from GPT-NeoX's"),
 )
 _HARMLESS = re.compile("|".join(pattern for pattern, _ in HARMLESS))
-# Frequencies that rope_theta gives; every LLaMA folder of transformers to 4.31 has them, one a layer, and some later ones one.
+# Frequencies that rope_theta gives. Every LLaMA folder of transformers to 4.31 has them in each layer, some later ones
+# once.
 _FREQUENCIES = re.compile(_ROTARY + r"inv_freq")
-# A mask where GPT-2 and GPT-NeoX have theirs; a bias of a projection has one axis.
+# The causal mask, called as in GPT-2 and GPT-NeoX. It has four axes; a bias that is learnt has one.
 _MASK = re.compile(r"model\.layers\.[0-9]+\.self_attn\.bias")
 _BIAS = re.compile(
     r"model\.layers\.[0-9]+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj|(?:input|post_attention)_layernorm)\.bias"
@@ -37,37 +37,51 @@ _BIAS = re.compile(
 
 
 def is_harmless(name: str, axes: int) -> bool:
-    """Whether the tensor `name` of `axes` axes may be left out whatever it holds; for inv_freq see `check_frequencies`."""
+    """Whether the tensor `name` of `axes` axes may be left out whatever it holds.
+
+    For inv_freq see `check_frequencies`.
+    """
     return bool(_HARMLESS.fullmatch(name)) or (axes == 4 and bool(_MASK.fullmatch(name)))
 
 
 def is_frequencies(name: str) -> bool:
+    """Whether `name` is an inv_freq [D/2]."""
     return bool(_FREQUENCIES.fullmatch(name))
 
 
-def without_zero_biases(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
-    """`tensors` without biases that are zero everywhere, and a note of them; a LLaMA has none, so others stay, to be refused."""
-    zero = sorted(
-        (name for name, tensor in tensors.items() if _BIAS.fullmatch(name) and not bool(load(tensor).any())), key=natural
-    )
+def is_bias(name: str) -> bool:
+    """Whether `name` is a bias of a projection or a norm. A LLaMA has none; other programs save zeros."""
+    return bool(_BIAS.fullmatch(name))
+
+
+def zero_biases(biases: Mapping[str, LazyTensor]) -> tuple[set[str], tuple[str, ...]]:
+    """(names of those that are zero everywhere, a note of them). They may be left out; others are to be refused."""
+    zero = sorted((name for name, bias in biases.items() if not bool(load(bias).any())), key=natural)
     note = f"Biases that are zero everywhere were left out, since a LLaMA has none: {listed(zero)}."
-    return {name: tensor for name, tensor in tensors.items() if name not in set(zero)}, (note,) if zero else ()
+    return set(zero), (note,) if zero else ()
 
 
 def check_frequencies(config: LlamaConfig, frequencies: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """Compare each inv_freq [D/2] with what config.json gives; a note where they mean nothing (zeros, NaNs, other sizes).
+    """Compare each inv_freq [D/2] with what config.json gives.
 
-    Transformers before 4.32 computes with the stored ones, later ones with config.json.
+    Versions of transformers before 4.32 compute with the stored ones, later ones with config.json.
+
+    Returns:
+        A note of those that mean nothing: zeros, NaNs, another size.
 
     Raises:
         UserError: they are frequencies of another base or scaling.
     """
     meaningless = []
     for name, values in sorted(frequencies.items(), key=lambda item: natural(item[0])):
-        # 16-bit copies are as exact as their dtype; below 6e-5 float16 has steps of 6e-8.
+        # A 16-bit copy is as exact as its dtype. Below 6e-5 float16 has steps of 6e-8, so small frequencies need that
+        # much room.
         close = {"rtol": 1e-4 if values.dtype.itemsize >= 4 else 1e-2, "atol": 1e-12 if values.dtype.itemsize >= 4 else 6e-8}
         got = values.double().flatten()
-        factors = {1.0, config.rope_factor if config.rope_type == LINEAR else 1.0}  # versions before 4.43 divide positions
+        factors = {
+            1.0,
+            config.rope_factor if config.rope_type == LINEAR else 1.0,
+        }  # before 4.43 inv_freq has no factor: positions are divided
         if any(_equal(got, _frequencies(config.rotary_base, config.kv_channels) / factor, close) for factor in factors):
             continue
         base = _base_of(got, config.kv_channels, close)
@@ -82,6 +96,7 @@ def check_frequencies(config: LlamaConfig, frequencies: Mapping[str, torch.Tenso
 
 
 def _frequencies(base: float, head_size: int) -> torch.Tensor:
+    """base^(−2i/D) for i = 0 … D/2 − 1, fp64 [D/2] (Su et al., arXiv:2104.09864)."""
     return base ** -(torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
 
 

@@ -1,6 +1,7 @@
-"""Telling the layouts of the original's checkpoints apart: which order a fused tensor's rows have, and what cannot be right.
+"""Telling the layouts of the original's checkpoints apart: the order of a fused tensor's rows.
 
-The rules are read off the original's converters and models, at the commits that the messages date.
+What cannot be right is refused. Source of the rules: the converters and models of alibaba/Pai-Megatron-Patch, at the
+dates that the messages name.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ _CONVERT_AGAIN = (
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of a rank's attention and feed-forward weights lie."""
+    """In which order the rows of a rank's attention and feed-forward weights are."""
 
-    qkv: str  # "separate": query and key_value; "per-kv-head"; "all-q-first"
+    qkv: str  # "separate": two tensors, query and key_value; else one, "per-kv-head" or "all-q-first"
     gate_up: str  # "separate": two tensors; "fused": the rank's gate rows, then its up rows
     notes: tuple[str, ...] = ()
 
@@ -52,6 +53,7 @@ def tell_layout(ranks: Ranks, config: LlamaConfig, gqa_layout: str) -> Layout:
 
 
 def _qkv_order(ranks: Ranks, config: LlamaConfig, wanted: str, separate: bool) -> tuple[str, tuple[str, ...]]:
+    """(`Layout.qkv`, notes); `wanted` is --gqa-layout, `separate` whether query and key_value are two tensors."""
     certain = "separate" if separate else "per-kv-head"
     is_grouped = config.num_query_groups < config.num_attention_heads
     if not is_grouped or config.num_query_groups <= ranks.width:
@@ -74,7 +76,7 @@ def _qkv_order(ranks: Ranks, config: LlamaConfig, wanted: str, separate: bool) -
 
 
 def _known_by(ranks: Ranks, separate: bool) -> str:
-    """The evidence for the order of a fused tensor with several KV heads, as a phrase; empty where nothing does."""
+    """What shows that the rows are per KV head, as a phrase; empty where nothing does."""
     kind = family(ranks.first.names)
     if separate:
         return "with query and key_value apart"
@@ -90,9 +92,9 @@ def _known_by(ranks: Ranks, separate: bool) -> str:
 def _refuse_wrong_gate_up(ranks: Ranks, separate: bool) -> None:
     """Refuse what the converters of 2023-10-10 to 18 wrote for several tensor-parallel ranks.
 
-    They fused gate and up before they split them: for TP 2 the first rank then holds the gate alone (2023-10-10), or
-    every rank holds everything (2023-10-17 and 18). The models of the time computed nonsense with the one, and did not
-    load the other.
+    They fused gate and up before they split them. For TP 2 the first rank then holds the gate alone (2023-10-10), or
+    every rank holds everything (2023-10-17 and 18). The models of the time computed nonsense with the former, and did
+    not load the latter.
     """
     if ranks.width == 1:
         return
@@ -110,8 +112,10 @@ def _refuse_wrong_gate_up(ranks: Ranks, separate: bool) -> None:
 
 
 def _is_first_of_october(ranks: Ranks) -> bool:
-    """Whether the converter of 2023-10-10 wrote this, told by the order in the file; later ones put the fused
-    `dense_h_to_4h` behind a layer's other weights."""
+    """Whether the converter of 2023-10-10 wrote this.
+
+    The order in the file tells: later converters put the fused `dense_h_to_4h` behind a layer's other weights.
+    """
     names = ranks.first.names
     up, down = "mlp.dense_h_to_4h.weight", "mlp.dense_4h_to_h.weight"
     if not ranks.first.has_lm_head or family(names) != "converted" or up not in names or down not in names:

@@ -1,4 +1,7 @@
-"""What model a checkpoint of 2023 holds: its config.json where the user has put one there, else its tensors and arguments."""
+"""Which model a checkpoint of 2023 holds.
+
+Its config.json tells, where the user has put one there; else its tensors and recorded arguments.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,12 @@ def config_2023(
     root: Path, ranks: Ranks, found: VocabularyRows, fallback: LlamaConfig | None
 ) -> tuple[LlamaConfig, tuple[str, ...]]:
     """(configuration, notes on what was assumed).
+
+    Args:
+        root: where a config.json may lie.
+        ranks: every rank's file.
+        found: what the files say about the vocabulary.
+        fallback: the size that the user named, for what neither tensors nor arguments tell.
 
     Raises:
         UserError: the recorded arguments lack a number that no tensor tells, or contradict the tensors.
@@ -50,7 +59,8 @@ def _from_tensors(
         num_attention_heads=heads,
         num_query_groups=groups,
         vocab_size=vocabulary,
-        # A run's own limit is its SEQ_LEN, which the original's scripts hand on as --max-position-embeddings.
+        # The original's scripts give SEQ_LEN as --max-position-embeddings, so what is recorded may be less than the
+        # model's limit.
         max_position_embeddings=max(base.max_position_embeddings, found.recorded("max_position_embeddings") or 0),
         norm_epsilon=_recorded_number(found, ("norm_epsilon", "layernorm_epsilon"), base.norm_epsilon),
         rotary_base=_recorded_number(found, ("rotary_base",), base.rotary_base),
@@ -59,13 +69,16 @@ def _from_tensors(
 
 
 def _recorded_number(found: VocabularyRows, names: tuple[str, ...], otherwise: float) -> float:
-    """The first of `names` that the arguments hold as a positive number; only training records them."""
+    """The first of `names` that the arguments hold as a positive number, else `otherwise`.
+
+    Only training records these.
+    """
     values = [getattr(found.arguments, name, None) for name in names]
     return next((float(value) for value in values if isinstance(value, (int, float)) and value > 0), otherwise)
 
 
 def _assumed(root: Path, config: LlamaConfig) -> str:
-    """The note on what no tensor tells, with the sizes of the same shapes that have other values."""
+    """The note on what was assumed. It names the published sizes of the same shapes that have other values."""
     values = (config.max_position_embeddings, config.norm_epsilon)
     others = [
         f"{name} has {size.max_position_embeddings} and {size.norm_epsilon}"
@@ -80,7 +93,7 @@ def _assumed(root: Path, config: LlamaConfig) -> str:
 
 
 def _groups(ranks: Ranks, heads: int, head: int) -> int:
-    """KV heads, from the rows of the key and value projections."""
+    """The number of KV heads, told by the rows of the key and value projections; `head` is D."""
     if ranks.has(0, "key_value"):
         rows = sum(shard.shape[0] for shard in ranks.shards(0, "key_value"))
     else:
@@ -95,7 +108,10 @@ def _groups(ranks: Ranks, heads: int, head: int) -> int:
 
 
 def _check_groups(ranks: Ranks, found: VocabularyRows, groups: int) -> None:
-    """num_query_groups says 1 for MHA too; it counts only where group_query_attention is true."""
+    """Raise where the arguments contradict the tensors.
+
+    num_query_groups is 1 for MHA too, so it counts only where group_query_attention is true.
+    """
     recorded = found.recorded("num_query_groups")
     if getattr(found.arguments, "group_query_attention", False) is True and recorded not in (None, groups):
         raise UserError(f"{ranks.folder} records {recorded} KV heads (num_query_groups), and its tensors have {groups}.")

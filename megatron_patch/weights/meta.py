@@ -1,11 +1,11 @@
-"""A LLaMA as Meta publishes it: consolidated.00.pth, …, params.json, and tokenizer.model, often one folder up.
+"""A LLaMA as Meta publishes it, as a source: consolidated.00.pth, …, params.json, and tokenizer.model.
 
-Every file is the shard of one model-parallel rank of fairscale, as `llama/model.py` of meta-llama/llama cuts it: projections
-into heads and into the feed-forward layer by rows, those out of them by columns, the embedding by columns (by rows from
-LLaMA-3 on), the output layer by rows; norms are whole in each.
+Every consolidated file is the shard of one model-parallel rank of fairscale. `llama/model.py` of meta-llama/llama cuts
+projections into heads and into the feed-forward layer by rows, projections out of them by columns, the embedding by
+columns (by rows from LLaMA-3 on) and the output layer by rows. Norms are whole in every file.
 
-Meta rotates neighbouring elements of a head, Hugging Face and Megatron element i with element i + D/2; so the rows of q and k
-go into another order, by the formula of transformers' convert_llama_weights_to_hf.py.
+Meta's model rotates neighbouring elements of a head. Hugging Face's and Megatron's rotate element i with element
+i + D/2. So the rows of q and k go into another order, by the formula of transformers' convert_llama_weights_to_hf.py.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from megatron_patch.formats.torch_files import read_torch_file
 from megatron_patch.llama.model_config import LlamaConfig, read_hf_config
 from megatron_patch.llama.rope_scaling import DEFAULT_THETA
 from megatron_patch.weights.hugging_face_buffers import check_frequencies
-from megatron_patch.weights.source import TORCH_DTYPES, Source
-from megatron_patch.weights.table import hf_shapes, listed, natural, places
+from megatron_patch.weights.table import Source, hf_shapes, hf_source, listed, natural, places
 
 ROWS, COLUMNS, WHOLE = "rows", "columns", "whole"
 # (Hugging Face's name, Meta's name, how ranks share it); `{}` is the layer
@@ -49,16 +48,16 @@ TABLE = (
 _TO_META = {hf: (meta, shared) for hf, meta, shared in TABLE}
 _ROTATED = ("q_proj.weight", "k_proj.weight")
 _FILE = re.compile(r"consolidated\.([0-9]{2})\.pth")
-# Of LLaMA-2 on once, of LLaMA-1 in every layer.
+# From LLaMA-2 on once, in LLaMA-1 in every layer.
 _FREQUENCIES = re.compile(r"rope\.freqs|layers\.[0-9]+\.attention\.inner_attention\.rope\.freqs")
 _REFUSED = ("moe", "vision_chunk_size", "quantization_args", "lora_args")
 
 
 @dataclass(frozen=True)
 class HalvesOfHeads:
-    """`base` [N · D, C] with each head's even rows first, then its odd ones: from Meta's order of q and k to Hugging Face's.
+    """`base` [N·D, H], q or k in Meta's order, in Hugging Face's: of each head first its even rows, then its odd ones.
 
-    The formula of transformers' converter: view(N, D/2, 2, C).transpose(1, 2).
+    The formula of transformers' converter is view(N, D/2, 2, H).transpose(1, 2).
     """
 
     base: LazyTensor
@@ -66,13 +65,16 @@ class HalvesOfHeads:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """That of `base`: [N·D, H]."""
         return self.base.shape
 
     @property
     def dtype(self) -> torch.dtype:
+        """That of `base`."""
         return self.base.dtype
 
     def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        """Rows `first` to `last` into `out` [last − first, H]. Heads are read whole, since their rows are mixed."""
         size = self.head_size
         start, end = first // size * size, -(-last // size) * size
         heads = torch.empty(end - start, self.shape[1], dtype=self.dtype)
@@ -82,37 +84,29 @@ class HalvesOfHeads:
 
 
 def open_meta(folder: Path, fallback: LlamaConfig | None = None) -> Source:
-    """Find every tensor of Meta's files.
+    """Find every tensor of Meta's files; the tensors' bytes are not read.
 
     Args:
-        fallback: the published size that the user named, for the position limit, which Meta's files do not tell.
+        folder: where consolidated.00.pth and params.json lie.
+        fallback: the size that the user named. Its position limit is taken, which Meta's files do not tell.
 
     Raises:
-        UserError: params.json, a file or a tensor is missing, damaged, unknown, or has another shape; named each time.
+        UserError: params.json, a file or a tensor is missing, damaged, unknown, or has another shape. The message names
+            it.
     """
     params = _params(folder / PARAMS)
     ranks = [_rank(path) for path in _files(folder)]
     config, notes = _config(folder, params, ranks, fallback)
     _check_names(folder, config, ranks)
-    # An index by name, so that a place finds its tensors.
     tensors = {name: _tensor(folder, config, ranks, name) for place in places(config) for name in place.hf_names}
     _check_shapes(folder, config, tensors)
     frequencies = {name: tensor for name, tensor in ranks[0].items() if _FREQUENCIES.fullmatch(name)}
     notes += check_frequencies(config, frequencies)
-    dtype = tensors["lm_head.weight"].dtype
-    return Source(
-        kind="meta",
-        root=folder,
-        config=config,
-        extra_vocab_size=0,
-        dtype=next(name for name, torch_dtype in TORCH_DTYPES.items() if torch_dtype == dtype),
-        lookup=lambda place: tuple(tensors[name] for name in place.hf_names),
-        is_hf=True,
-        notes=notes,
-    )
+    return hf_source("meta", folder, config, tensors, notes)
 
 
 def _params(path: Path) -> Mapping[str, Any]:
+    """params.json; what belongs to another kind of model than a LLaMA or LLaMA-2 is refused."""
     if not path.is_file():
         raise UserError(f"{path} is missing beside Meta's consolidated files; copy the folder again.")
     refuse_placeholder(path)
@@ -142,7 +136,10 @@ def _positive(params: Mapping[str, Any], key: str, folder: Path, default: float)
 
 
 def _files(folder: Path) -> list[Path]:
-    """consolidated.00.pth, .01.pth … without a gap; that none is missing at the end, the tensors' shapes tell."""
+    """consolidated.00.pth, .01.pth … without a gap.
+
+    Whether the last ones are missing, `_config` sees by the tensors' shapes.
+    """
     numbers = sorted(int(match[1]) for path in folder.iterdir() if (match := _FILE.fullmatch(path.name)))
     missing = [number for number in range(max(numbers, default=0) + 1) if number not in numbers]
     if missing:
@@ -152,7 +149,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _rank(path: Path) -> dict[str, Any]:
-    """One file's tensors; frequencies in memory, the others as places in the file."""
+    """One file's tensors by Meta's names: frequencies in memory, the others as places in the file."""
     refuse_placeholder(path)
     content = read_torch_file(path, skipped=lambda name, axes: bool(_FREQUENCIES.fullmatch(name)))
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
@@ -166,7 +163,7 @@ def _rank(path: Path) -> dict[str, Any]:
 def _config(
     folder: Path, params: Mapping[str, Any], ranks: list[dict[str, Any]], fallback: LlamaConfig | None
 ) -> tuple[LlamaConfig, tuple[str, ...]]:
-    """(configuration, notes): config.json's, where the user has put one beside, else what params.json and the tensors tell."""
+    """(configuration, notes): config.json's, where the user has added one, else that of params.json and the tensors."""
     if (folder / "config.json").is_file():
         return read_hf_config(folder), ()
     heads, dim = _whole(params, "n_heads", folder), _whole(params, "dim", folder)
@@ -203,16 +200,20 @@ def _config(
 
 
 def _layers(params: Mapping[str, Any], folder: Path, rank: Mapping[str, Any]) -> int:
-    """n_layers, of which the file must have the last: a wild number is not looked for layer by layer."""
+    """n_layers. The file must have the last one, so that a wild number is refused before every layer is looked for."""
     layers = _whole(params, "n_layers", folder)
     _shape(folder, rank, f"layers.{layers - 1}.attention_norm.weight")
     return layers
 
 
 def _positions(params: Mapping[str, Any], theta: float, rank: Mapping[str, Any], fallback: LlamaConfig | None) -> tuple[int, str]:
-    """Meta's files do not hold the limit; transformers' converter asks the user for the version. What differs is looked at."""
+    """(position limit, why).
+
+    Meta's files do not hold it, so it is told by what else differs between the published models.
+    """
     if fallback is not None and fallback.max_position_embeddings > 2048:
-        return fallback.max_position_embeddings, "the size named with MN"  # llama-7b and llama-13b mean either generation
+        # Up to 2048 it is llama-7b or llama-13b, and these names are given to LLaMA-2 as well: they tell nothing.
+        return fallback.max_position_embeddings, "the size named with MN"
     if theta > DEFAULT_THETA:
         return 16384, "rope_theta is above 10000, as in Code Llama"
     if params.get("n_kv_heads") not in (None, params.get("n_heads")):
@@ -225,6 +226,7 @@ def _positions(params: Mapping[str, Any], theta: float, rank: Mapping[str, Any],
 
 
 def _shape(folder: Path, rank: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """The shape of Meta's tensor `name` on one rank; an error where it is missing."""
     if name not in rank:
         raise UserError(f"{folder}: a consolidated file lacks {name}; copy the folder again.")
     return tuple(rank[name].shape)
@@ -238,6 +240,7 @@ def _meta_name(hf_name: str) -> tuple[str, str]:
 
 
 def _check_names(folder: Path, config: LlamaConfig, ranks: list[dict[str, Any]]) -> None:
+    """Raise for a file that lacks a tensor, or has one that no LLaMA has."""
     expected = {_meta_name(name)[0] for place in places(config) for name in place.hf_names}
     for number, rank in enumerate(ranks):
         path = folder / f"consolidated.{number:02d}.pth"

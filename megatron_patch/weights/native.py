@@ -1,6 +1,8 @@
 """A native checkpoint, megatron-core's torch_dist, as a source.
 
-Chunks may be cut anyhow: by layer, by tensor-parallel rank, by gate and up. Optimizer state beside the weights is passed by.
+A tensor lies in the files in chunks, and whoever saved it decided how it was cut: by layer, by tensor-parallel rank,
+by gate and up. Here each layer's tensor is put together, however it was cut. Optimizer state beside the weights is not
+looked at.
 """
 
 from __future__ import annotations
@@ -16,30 +18,36 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description
 from megatron_patch.formats.distcp import locate_item
-from megatron_patch.formats.distcp_metadata import inside, read_dcp_metadata
+from megatron_patch.formats.distcp_metadata import inside, read_backends, read_dcp_metadata
+from megatron_patch.formats.dtypes import WEIGHT_NAMES, of_torch
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, beside, stack
 from megatron_patch.llama.model_config import LlamaConfig, read_hf_config
-from megatron_patch.weights.source import TORCH_DTYPES, Source
-from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, listed, megatron_shape, places
+from megatron_patch.weights.table import BY_KEY, EMBEDDING, Place, Source, listed, megatron_shape, places
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A block of a tensor and where it starts, without the layer axis."""
+    """A block of one layer's tensor."""
 
-    starts: tuple[int, ...]
-    tensor: FileTensor
+    starts: tuple[int, ...]  # its first row, and for a matrix its first column, in the whole tensor
+    tensor: FileTensor  # [R] or [R, C]
 
 
-def open_native(location: CheckpointLocation) -> Source:
-    """Find every weight of a torch_dist folder.
+def open_native(location: CheckpointLocation, fallback: LlamaConfig | None = None) -> Source:
+    """Find every weight of a torch_dist folder; the tensors' bytes are not read.
+
+    Args:
+        location: the iteration's folder, and the root that it lies in.
+        fallback: the model, where neither model.json nor config.json tells it.
 
     Raises:
-        UserError: a file or tensor is missing, truncated or of another shape; named each time.
+        UserError: it is no torch_dist, or a file or tensor is missing, truncated or of another shape. The message names
+            it.
     """
+    read_backends(location.folder)  # raises for core's other formats, whose tensors would be looked for in vain
     metadata = read_dcp_metadata(location.folder)
     description = read_model_description(location)
-    config = description.model if description else read_hf_config(location.root)
+    config = description.model if description else _config(location.root, fallback)
     missing = sorted(key for key in BY_KEY if not isinstance(metadata.state_dict_metadata.get(key), TensorStorageMetadata))
     if missing:
         raise UserError(f"{location.folder} lacks the weights {listed(missing)}; it is no checkpoint of a LLaMA.")
@@ -59,8 +67,15 @@ def open_native(location: CheckpointLocation) -> Source:
     )
 
 
+def _config(root: Path, fallback: LlamaConfig | None) -> LlamaConfig:
+    """The model of a checkpoint that another program wrote, without model.json."""
+    if fallback is not None and not (root / "config.json").is_file():
+        return fallback
+    return read_hf_config(root)
+
+
 def _storage(metadata: Metadata) -> dict[tuple[str, tuple[int, ...]], Any]:
-    """Where each chunk lies, by key and offsets; keys of the model only."""
+    """Where each chunk lies in the files, by its key and offsets; of the model's keys alone."""
     return {(index.fqn, tuple(index.offset or ())): info for index, info in metadata.storage_data.items() if index.fqn in BY_KEY}
 
 
@@ -71,7 +86,7 @@ def _tensor(
     config: LlamaConfig,
     place: Place,
 ) -> LazyTensor:
-    """The tensor of `place`, put together from its chunks."""
+    """The tensor of `place`, put together from its chunks; see `megatron_shape` for its shape."""
     key = place.entry.key
     entry = metadata.state_dict_metadata[key]
     assert isinstance(entry, TensorStorageMetadata), "open_native has looked"
@@ -97,6 +112,10 @@ def _tensor(
 
 
 def _without_layer_axis(found: FileTensor, starts: tuple[int, ...], layer: int | None) -> _Chunk:
+    """The part of `found` [L, …], which starts at layer `starts[0]`, that is `layer`'s, as a place in the file.
+
+    Without a layer it is the whole of `found`.
+    """
     if layer is None:
         return _Chunk(starts, found)
     shape = found.shape[1:]
@@ -105,7 +124,11 @@ def _without_layer_axis(found: FileTensor, starts: tuple[int, ...], layer: int |
 
 
 def _assembled(folder: Path, place: Place, chunks: list[_Chunk]) -> LazyTensor:
-    """Blocks of a grid: those that start in the same row stand beside each other."""
+    """The tensor that `chunks` make: those of the same first row beside each other, the bands below each other.
+
+    Raises:
+        UserError: they leave a gap or overlap.
+    """
     chunks.sort(key=lambda chunk: chunk.starts)
     bands: list[LazyTensor] = []
     height = 0
@@ -123,10 +146,12 @@ def _assembled(folder: Path, place: Place, chunks: list[_Chunk]) -> LazyTensor:
 
 
 def _check_shape(folder: Path, config: LlamaConfig, extra: int, place: Place, got: tuple[int, ...]) -> None:
-    """Rows of vocabulary beyond the expected ones are padding, and allowed."""
+    """Raise for a shape that the model does not have.
+
+    Rows of vocabulary beyond the expected ones are padding, and allowed.
+    """
     expected = megatron_shape(config, place.entry.key, extra)
-    vocabulary = place.entry.key in (EMBEDDING, OUTPUT_LAYER)
-    if got == expected or (vocabulary and got[0] >= expected[0] and got[1:] == expected[1:]):
+    if got == expected or (place.is_vocabulary and got[0] >= expected[0] and got[1:] == expected[1:]):
         return
     raise UserError(f"{folder}: {place} has shape {list(got)}, and the configuration makes it {list(expected)}.")
 
@@ -134,8 +159,7 @@ def _check_shape(folder: Path, config: LlamaConfig, extra: int, place: Place, go
 def _dtype_name(folder: Path, metadata: Metadata) -> str:
     embedding = metadata.state_dict_metadata[EMBEDDING]
     assert isinstance(embedding, TensorStorageMetadata), "open_native has looked"
-    dtype = embedding.properties.dtype
-    for name, torch_dtype in TORCH_DTYPES.items():
-        if torch_dtype == dtype:
-            return name
-    raise UserError(f"{folder}: weights are {dtype}; allowed are {', '.join(TORCH_DTYPES)}.")
+    name = of_torch(embedding.properties.dtype).name
+    if name not in WEIGHT_NAMES:
+        raise UserError(f"{folder}: weights are {name}; allowed are {', '.join(WEIGHT_NAMES)}.")
+    return name

@@ -1,8 +1,10 @@
-"""The files of a checkpoint of 2023, one a rank, looked through: what each weight in them is, whatever its name.
+"""The files of a checkpoint of 2023, one a rank: what each weight in them is, whatever its name.
 
-FOLDER/mp_rank_TT[_PPP]/model_rng.pt or model_optim_rng.pt    TT tensor-parallel rank, PPP pipeline stage
-FOLDER/mp_rank_TT[_PPP]/distrib_optim.pt                      optimizer state, passed by
-FOLDER/mp_rank_TT[_PPP]_DDD/optim.pt                          the same of September 2023; DDD data-parallel rank
+    FOLDER/mp_rank_TT[_PPP]/model_rng.pt or model_optim_rng.pt    TT tensor-parallel rank, PPP pipeline stage
+    FOLDER/mp_rank_TT[_PPP]/distrib_optim.pt                      optimizer state
+    FOLDER/mp_rank_TT[_PPP]_DDD/optim.pt                          the same in September 2023; DDD data-parallel rank
+
+Optimizer state is not read.
 """
 
 from __future__ import annotations
@@ -24,35 +26,49 @@ from megatron_patch.formats.names_2023 import (
 )
 from megatron_patch.formats.rank_folders import rank_files
 from megatron_patch.formats.torch_files import read_torch_file
-from megatron_patch.weights.table import listed, natural
-
-_FLAT_EMBEDDING, _FLAT_HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
+from megatron_patch.weights.table import EMBEDDING, OUTPUT_LAYER, listed, natural
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One rank's file."""
+    """One rank's file.
+
+    Attributes:
+        arguments: the namespace of the recorded arguments, or None.
+        layers: a layer's number, from 0 in each stage → what a weight is, by `names_2023.SPELLINGS` → its shard.
+        names: of the first layer's tensors, in the file's order.
+        final_norm: [H], on the last stage.
+        embedding, head: [rows, H]; the first stage must have the one, the last stage the other. Others may have them
+            too.
+        has_lm_head: whether a copy of the head stands beside `language_model`, which only converters write.
+    """
 
     path: Path
-    arguments: Any  # a namespace, or None
-    layers: Mapping[int, Mapping[str, LazyTensor]]  # counted from 0 in each stage; by `names_2023`'s parts
-    names: tuple[str, ...]  # of the first layer's tensors, in the file's order
+    arguments: Any
+    layers: Mapping[int, Mapping[str, LazyTensor]]
+    names: tuple[str, ...]
     final_norm: LazyTensor | None
     embedding: LazyTensor | None
     head: LazyTensor | None
-    has_lm_head: bool  # a copy of the head beside `language_model`, which only converters write
+    has_lm_head: bool
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """All of them; `files[stage][tp]`."""
+    """All ranks' files.
+
+    Attributes:
+        files: `files[stage][tensor-parallel rank]`.
+        layers: (stage, number in it) of each layer of the model.
+    """
 
     folder: Path
     files: tuple[tuple[Rank, ...], ...]
-    layers: tuple[tuple[int, int], ...]  # (stage, number in it) of each layer of the model
+    layers: tuple[tuple[int, int], ...]
 
     @property
     def first(self) -> Rank:
+        """The first stage's first rank."""
         return self.files[0][0]
 
     @property
@@ -61,7 +77,13 @@ class Ranks:
         return len(self.files[0])
 
     def shards(self, layer: int, part: str) -> list[LazyTensor]:
-        """`part` of `layer` on every tensor-parallel rank."""
+        """`part` of `layer`, counted over the model, on every tensor-parallel rank.
+
+        `names_2023.SPELLINGS` has parts and shapes.
+
+        Raises:
+            UserError: a rank lacks it, or has another shape or dtype than the first.
+        """
         stage, number = self.layers[layer]
         for rank in self.files[stage]:
             if part not in rank.layers[number]:
@@ -72,7 +94,11 @@ class Ranks:
         return found
 
     def vocabulary(self, *, is_embedding: bool) -> list[LazyTensor]:
-        """The embedding on the first stage's ranks, or the output layer on the last one's; rows may differ in number."""
+        """The embedding's shards on the first stage's ranks, or the output layer's on the last one's: [rows, H] each.
+
+        Raises:
+            UserError: a rank lacks it, or has another dtype or width than the first.
+        """
         stage, found = self.files[0 if is_embedding else -1], []
         for rank in stage:
             tensor = rank.embedding if is_embedding else rank.head
@@ -85,18 +111,27 @@ class Ranks:
 
     @property
     def final_norm(self) -> LazyTensor:
+        """[H], of which every rank of the last stage has a copy.
+
+        Raises:
+            UserError: it is not there.
+        """
         rank = self.files[-1][0]
         if rank.final_norm is None:
             raise UserError(f"{rank.path} lacks {' or '.join(FINAL_NORMS)}; the checkpoint is not whole, or is no LLaMA's.")
         return rank.final_norm
 
     def has(self, layer: int, part: str) -> bool:
+        """Whether the first rank of the layer's stage has `part`."""
         stage, number = self.layers[layer]
         return part in self.files[stage][0].layers[number]
 
 
 def _check_alike(stage: Sequence[Rank], shards: Sequence[LazyTensor], name: str, *, rows: bool) -> None:
-    """Ranks hold equal shares in one dtype; of the vocabulary the last one's may have fewer rows."""
+    """Raise unless ranks hold equal shares in one dtype.
+
+    With `rows` false, as for the vocabulary, shares may differ in rows.
+    """
     first = shards[0]
     for rank, shard in zip(stage, shards):
         if shard.dtype != first.dtype or shard.shape[1:] != first.shape[1:] or (rows and shard.shape != first.shape):
@@ -107,7 +142,7 @@ def _check_alike(stage: Sequence[Rank], shards: Sequence[LazyTensor], name: str,
 
 
 def read_ranks(folder: Path) -> Ranks:
-    """Every rank's file, looked through.
+    """Find the weights in every rank's file; the tensors' bytes are not read.
 
     Raises:
         UserError: a rank is missing, or holds something else than the weights of a LLaMA.
@@ -141,14 +176,15 @@ def _read_rank(path: Path) -> Rank:
             f"{path} is one of a run with interleaved pipeline stages (model0, model1, …), which is not read; "
             "save it again from the original without --num-layers-per-virtual-pipeline-stage."
         )
-    try:
-        model = content["model"]
-        flat = any(isinstance(name, str) and name.startswith("decoder.layers.") for name in model)
-        encoder, embedding, head = _flat_parts(model) if flat else _nested_parts(model)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no checkpoint of a language model of 2023: {error} is not in it.") from None
+    model = _below(content, "model")
+    if not isinstance(model, dict):
+        raise UserError(f"{path} is no checkpoint of a language model of 2023: 'model' is not in it.")
+    flat = any(isinstance(name, str) and name.startswith("decoder.layers.") for name in model)
+    encoder, embedding, head = _flat_parts(model) if flat else _nested_parts(model)
     if not isinstance(encoder, dict) or not all(isinstance(name, str) for name in encoder):
-        raise UserError(f"{path} is no checkpoint of a language model of 2023: its layers are no tensors by name.")
+        raise UserError(
+            f"{path} is no checkpoint of a language model of 2023: there are no tensors by name in language_model's 'encoder'."
+        )
     for name, tensor in (("word_embeddings", embedding), ("output_layer", head)):
         if tensor is not None:
             _check_tensor(path, name, tensor, 2)
@@ -157,24 +193,35 @@ def _read_rank(path: Path) -> Rank:
     return Rank(path, content.get("args"), layers, names, final_norm, embedding, head, "lm_head" in model)
 
 
-def _flat_parts(model: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any]:
-    """(encoder, embedding, head) of megatron-core's names, which are one flat dictionary."""
-    outside = {_FLAT_EMBEDDING, _FLAT_HEAD}
-    encoder = {name.removeprefix("decoder."): tensor for name, tensor in model.items() if name not in outside}
-    return encoder, model.get(_FLAT_EMBEDDING), model.get(_FLAT_HEAD)
+def _below(tree: object, *keys: str) -> Any:
+    """What a tree of dictionaries holds below `keys`; None where a key is missing, or something is no dictionary."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
 
 
-def _nested_parts(model: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any]:
-    """(encoder, embedding, head) of Megatron-LM's `language_model`, whose encoder alone is flat."""
-    language_model = model["language_model"]
-    encoder = language_model["encoder"] if "encoder" in language_model else language_model["transformer"]
-    embedding = language_model.get("embedding", {}).get("word_embeddings", {}).get("weight")
-    head = language_model.get("output_layer", {}).get("weight")
-    return encoder, embedding, model.get("lm_head", {}).get("weight") if head is None else head
+def _flat_parts(model: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """(encoder, embedding, head) under megatron-core's names, which are one flat dictionary."""
+    outside = {EMBEDDING, OUTPUT_LAYER}
+    encoder = {str(name).removeprefix("decoder."): tensor for name, tensor in model.items() if name not in outside}
+    return encoder, model.get(EMBEDDING), model.get(OUTPUT_LAYER)
+
+
+def _nested_parts(model: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """(encoder, embedding, head) of Megatron-LM's `language_model`: dictionaries in dictionaries."""
+    language_model = _below(model, "language_model")
+    encoder = _below(language_model, "encoder")
+    embedding = _below(language_model, "embedding", "word_embeddings", "weight")
+    head = _below(language_model, "output_layer", "weight")
+    return (
+        _below(language_model, "transformer") if encoder is None else encoder,
+        embedding,
+        _below(model, "lm_head", "weight") if head is None else head,
+    )
 
 
 def _by_part(path: Path, encoder: Mapping[str, Any]) -> tuple[dict[int, dict[str, LazyTensor]], LazyTensor | None]:
-    """(layers, final norm): the encoder's tensors without its norms' biases, which must be zero."""
+    """(layers, final norm): the encoder's tensors. Biases of norms are left out, and must be zero."""
     layers: dict[int, dict[str, LazyTensor]] = {}
     final_norm, unknown = None, []
     for name, tensor in encoder.items():

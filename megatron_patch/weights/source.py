@@ -1,43 +1,60 @@
-"""Any checkpoint's weights by name, lazily: a Hugging Face folder, Meta's files, a native checkpoint, or one of 2023."""
+"""Opening any checkpoint by the reader of its kind, and fitting it: vocabulary, dtype, shapes, a rank's share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.errors import UserError
-from megatron_patch.formats.lazy import Cast, LazyTensor, MeanRow, Rows, stack
+from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
+from megatron_patch.folders.layout import resolve_checkpoint
+from megatron_patch.formats.dtypes import of_name
+from megatron_patch.formats.lazy import Cast, LazyTensor, MeanRow, Rows, pieces, stack
 from megatron_patch.llama.model_config import LlamaConfig
-from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, join, megatron_shape, places, split
+from megatron_patch.weights.hugging_face import open_hf
+from megatron_patch.weights.megatron_2023 import open_2023
+from megatron_patch.weights.meta import open_meta
+from megatron_patch.weights.native import open_native
+from megatron_patch.weights.table import (
+    BY_KEY,
+    DOWN,
+    EMBEDDING,
+    GATE_UP,
+    OUTPUT_LAYER,
+    PROJECTION,
+    QKV,
+    Place,
+    Source,
+    megatron_shape,
+    places,
+)
 
-TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+def open_source(path: str | Path, fallback: LlamaConfig | None = None, gqa_layout: str = PER_KV_HEAD) -> Source:
+    """Look at every file of a checkpoint and find its tensors; their bytes are not read.
 
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint's weights. Tensors are read when asked for; nothing is kept."""
+    Args:
+        path: a Hugging Face or Meta folder, a checkpoint's root, or one iteration's folder.
+        fallback: the model that the user named. What the files do not tell is taken from it: of a checkpoint of 2023
+            without config.json the epsilon, rotary base and position limit; of Meta's files the position limit; of a
+            torch_dist folder without model.json and config.json everything.
+        gqa_layout: the order of QKV rows in a checkpoint of 2023 that does not tell it, `per-kv-head` or `all-q-first`.
 
-    kind: str  # "hf", "meta", "native" or "megatron_2023"
-    root: Path  # the folder with config.json and the tokenizer's files
-    config: LlamaConfig
-    extra_vocab_size: int
-    dtype: str  # of the weights: bfloat16, float16 or float32
-    lookup: Callable[[Place], tuple[LazyTensor, ...]]
-    is_hf: bool  # whether `lookup` gives the Hugging Face tensors of a place, or the one Megatron tensor
-    notes: tuple[str, ...] = ()  # what the user should know, one sentence each
-
-    def megatron(self, place: Place) -> LazyTensor:
-        """The Megatron tensor of `place`."""
-        found = self.lookup(place)
-        return join(self.config, place.entry.rule, found) if self.is_hf else found[0]
-
-    def hf(self, place: Place) -> tuple[LazyTensor, ...]:
-        """The Hugging Face tensors of `place`, in the table's order."""
-        found = self.lookup(place)
-        return found if self.is_hf else split(self.config, place.entry.rule, found[0])
+    Raises:
+        UserError: nothing readable is there, or a file is missing, truncated or holds what it should not.
+    """
+    path = Path(path)
+    if is_meta_folder(path):
+        return open_meta(path, fallback)
+    if is_hf_folder(path):
+        return open_hf(path)
+    location = resolve_checkpoint(path)
+    if location.kind == "native":
+        return open_native(location, fallback)
+    return open_2023(location, fallback, gqa_layout)
 
 
 def with_extra_vocabulary(source: Source, count: int) -> Source:
@@ -47,15 +64,16 @@ def with_extra_vocabulary(source: Source, count: int) -> Source:
 
     def lookup(place: Place) -> tuple[LazyTensor, ...]:
         found = source.lookup(place)
-        if place.entry.key not in (EMBEDDING, OUTPUT_LAYER):
-            return found
-        return (stack([found[0], MeanRow(found[0], count)]),)
+        return (stack([found[0], MeanRow(found[0], count)]),) if place.is_vocabulary else found
 
     return replace(source, lookup=lookup, extra_vocab_size=source.extra_vocab_size + count)
 
 
 def with_vocabulary_rows(source: Source) -> Source:
-    """`source` without the rows of embedding and output layer beyond vocabulary and extra rows, and a note of it."""
+    """`source` without the padding rows of embedding and output layer, and a note that says so.
+
+    Padding is what lies beyond vocabulary and extra rows.
+    """
     rows = source.config.vocab_size + source.extra_vocab_size
     found = source.lookup(Place(BY_KEY[EMBEDDING], None))[0].shape[0]
     if found <= rows:
@@ -63,17 +81,15 @@ def with_vocabulary_rows(source: Source) -> Source:
 
     def lookup(place: Place) -> tuple[LazyTensor, ...]:
         tensors = source.lookup(place)
-        if place.entry.key not in (EMBEDDING, OUTPUT_LAYER):
-            return tensors
-        return (Rows(tensors[0], 0, rows),)
+        return (Rows(tensors[0], 0, rows),) if place.is_vocabulary else tensors
 
     note = f"{found - rows} rows of vocabulary padding beyond {rows} are left out."
     return replace(source, lookup=lookup, notes=(*source.notes, note))
 
 
 def with_dtype(source: Source, dtype: str) -> Source:
-    """`source` with every tensor in `dtype`."""
-    wanted = TORCH_DTYPES[dtype]
+    """`source` with every tensor in `dtype`: bfloat16, float16 or float32."""
+    wanted = of_name(dtype).torch_dtype
 
     def lookup(place: Place) -> tuple[LazyTensor, ...]:
         found = source.lookup(place)
@@ -83,12 +99,12 @@ def with_dtype(source: Source, dtype: str) -> Source:
 
 
 def check_shapes(source: Source) -> None:
-    """Look each tensor up once and compare its shape and dtype with what config.json makes them.
+    """Look each tensor up once, and compare its shape and dtype with what config.json makes them.
 
     Raises:
-        UserError: the first that differs, with its name and file.
+        UserError: the first that differs, with its name and folder.
     """
-    wanted = TORCH_DTYPES[source.dtype]
+    wanted = of_name(source.dtype).torch_dtype
     for place in places(source.config):
         tensor = source.megatron(place)
         expected = megatron_shape(source.config, place.entry.key, source.extra_vocab_size)
@@ -101,3 +117,40 @@ def check_shapes(source: Source) -> None:
             raise UserError(
                 f"{source.root}: {place} is {tensor.dtype}, and the others are {wanted}; give --dtype to make them one."
             )
+
+
+def split_axis(place: Place) -> int | None:
+    """The axis along which tensor parallelism cuts a weight; None: every rank has all of it."""
+    if place.entry.key in (PROJECTION, DOWN):
+        return 1
+    return 0 if place.entry.key in (EMBEDDING, OUTPUT_LAYER, QKV, GATE_UP) else None
+
+
+def share_of_rows(place: Place, tensor: LazyTensor, rank: int, size: int) -> LazyTensor:
+    """Rank's rows [R / size, …] of `tensor` [R, …]; of gate and up its rows of each, one after the other."""
+    parts = 2 if place.entry.rule == "gate_up" else 1
+    height = tensor.shape[0] // parts
+    share = height // size
+    return stack([Rows(tensor, part * height + rank * share, part * height + (rank + 1) * share) for part in range(parts)])
+
+
+def copy_rows(where: str, place: Place, tensor: LazyTensor, out: torch.Tensor, column_rank: int = 0) -> None:
+    """Copy the rows of `tensor` [R, C] or [R] into `out`, cast to its dtype, a piece at a time.
+
+    If `out` has fewer columns, it gets those of the tensor-parallel rank `column_rank`.
+
+    Args:
+        where: the checkpoint, for the error.
+
+    Raises:
+        UserError: the shapes do not fit.
+    """
+    columns = slice(None)
+    if out.dim() == 2:
+        columns = slice(column_rank * out.shape[1], (column_rank + 1) * out.shape[1])
+    if tensor.shape[0] != out.shape[0] or tensor.shape[1:] and tensor.shape[1] % out.shape[1]:
+        raise UserError(f"{where}: {place} has shape {list(tensor.shape)}, of which {list(out.shape)} is no share.")
+    with torch.no_grad():
+        out = out.detach()
+        for first, last, piece in pieces(tensor):
+            out[first:last].copy_(piece[:, columns] if out.dim() == 2 else piece)

@@ -1,4 +1,4 @@
-"""Commands that are right but for what a test changes, what is found wrong in them, and what the findings say to write."""
+"""Right commands in which a test changes something, what is then found wrong, and what the findings say to write."""
 
 from __future__ import annotations
 

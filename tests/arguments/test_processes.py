@@ -1,4 +1,4 @@
-"""How many processes, where: DSW's, DLC's and Kubeflow's environments. tests/pai/test_several_nodes.py runs them."""
+"""How many processes run where, in DSW's, DLC's and Kubeflow's environments; tests/pai trains as such jobs."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_common_values_among_the_objects(tmp_path):
 
 
 def test_parts_of_it(folder):
-    """Another cut than that of the file: rows, columns, a block of one layer, and the transposed one, whose bytes are not."""
+    """Another cut than that of the file: rows, columns, a block of one layer, and the transposed one."""
 
     def asked():
         return {

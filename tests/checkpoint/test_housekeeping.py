@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from megatron_patch.checkpoint import housekeeping
-from megatron_patch.checkpoint.run_state import Progress, save_checkpoint
+from megatron_patch.checkpoint.save import Progress, save_checkpoint
 from megatron_patch.config import Options
 from megatron_patch.core import parallel
 from megatron_patch.folders.fingerprint import Origin

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_patch.checkpoint.run_state import Progress, resume, save_checkpoint
+from megatron_patch.checkpoint.resume import resume
+from megatron_patch.checkpoint.save import Progress, save_checkpoint
 from megatron_patch.core import parallel
 from megatron_patch.folders.layout import read_tracker
 from megatron_patch.train.log import RunLog

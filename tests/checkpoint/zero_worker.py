@@ -14,7 +14,7 @@ def main(folder: str) -> None:
     from megatron.core import dist_checkpointing
 
     from megatron_patch.checkpoint.optimizer_state import SHARDING
-    from megatron_patch.checkpoint.run_state import Progress, module, save_checkpoint
+    from megatron_patch.checkpoint.save import Progress, module, save_checkpoint
     from megatron_patch.core import parallel
     from megatron_patch.core.adam import Adam
     from megatron_patch.train.log import RunLog

@@ -100,10 +100,10 @@ def test_what_would_be_lost_is_said_before_anything_is_made(tmp_path):
 HELD = """
 import runpy, time
 from megatron_patch.preparation import pair, wudao_split
-from megatron_patch.records import documents
+from megatron_patch.records import chunks
 
 def read_chunks(*arguments):
-    for number, chunk in enumerate(documents.read_chunks(*arguments), start=1):
+    for number, chunk in enumerate(chunks.read_chunks(*arguments), start=1):
         yield chunk
         if number == 3:
             print("held", flush=True)
@@ -117,7 +117,7 @@ runpy.run_module("megatron_patch.cli.preprocess", run_name="__main__")
 
 @contextmanager
 def held(folder, *flags):
-    """The command on 6 MB, and every process below it; it is in the middle of its work. What is left at the end is killed."""
+    """The command in the middle of its work on 6 MB, and every process below it. What is left at the end is killed."""
     corpus = (GOLDEN / "data" / "corpus.jsonl").read_bytes()
     (folder / "in.jsonl").write_bytes(corpus * (6_000_000 // len(corpus)))
     command = [sys.executable, "-c", HELD, "--input", str(folder / "in.jsonl"), "--workers", "2", *map(str, flags)]

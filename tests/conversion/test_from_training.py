@@ -20,7 +20,7 @@ CORPUS = GOLDEN / "data" / "corpus_text_document"
     ],
 )
 def test_through_training_and_back(source, layout, tmp_path):
-    """Loading at another layout than the source's, optimizer state beside the weights, the root and one iteration of it."""
+    """Another layout than the source's, optimizer state beside the weights, the root and one iteration of it."""
     folder = GOLDEN / source
     checkpoint = folder
     if source.startswith("hf"):

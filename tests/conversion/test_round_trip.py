@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.conversion.convert import convert
 from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig, read_hf_config
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 from megatron_patch.weights.table import join, split
 from tests.launching import GOLDEN
 from tests.weights.models import SMALL, TOKENIZER_FILES, assert_same, random_weights, read_hf, write_hf
@@ -27,7 +27,7 @@ def there_and_back(folder, source, verify=True, **options):
 
 
 def reduced(name: str) -> LlamaConfig:
-    """The named size with its true numbers of heads, groups and layers, heads of 2 and an ffn and vocabulary to match."""
+    """The named size with its true numbers of heads, groups and layers, and small heads, ffn and vocabulary."""
     size = LLAMA_SIZES[name]
     heads = size.num_attention_heads
     return replace(size, hidden_size=2 * heads, kv_channels=2, ffn_hidden_size=6 * heads, vocab_size=16 * heads)

@@ -18,7 +18,8 @@ def train_save_and_resume(folder: str, layout: Any) -> None:
 
     Raises an exception if the resumed losses differ from the uninterrupted ones, or if anything on the way fails.
     """
-    from megatron_patch.checkpoint.run_state import Progress, resume, save_checkpoint
+    from megatron_patch.checkpoint.resume import resume
+    from megatron_patch.checkpoint.save import Progress, save_checkpoint
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
     from megatron_patch.train.step import train_step

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import megatron.core
 import pytest
 
 from megatron_patch.core import patches
+from megatron_patch.errors import UserError
 from tests.launching import ROOT
 
 
@@ -37,6 +39,14 @@ def test_a_row_whose_target_is_gone_is_an_error(monkeypatch):
     gone = replace(patches.PATCHES[0], attribute="NoSuchName")
     monkeypatch.setattr(patches, "PATCHES", (gone,))
     with pytest.raises(RuntimeError, match="has no NoSuchName, which megatron_patch replaces"):
+        patches.apply_patches()
+
+
+@pytest.mark.parametrize("version", ["0.15.3", "0.99.0rc1"])
+def test_a_core_that_was_not_tried_is_what_a_user_can_mend(version, monkeypatch):
+    monkeypatch.setattr(megatron.core, "__version__", version)
+    monkeypatch.setattr(patches, "PATCHES", None)  # nothing may be replaced before
+    with pytest.raises(UserError, match=f"megatron-core {version} is used, and this project was tried with .*: run pip install"):
         patches.apply_patches()
 
 

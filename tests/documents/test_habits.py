@@ -1,4 +1,4 @@
-"""What contributors are told is so: commands exist, YAML parses, the same checks run everywhere, versions have dates."""
+"""What contributors are told is true: commands exist, YAML parses, checks are the same, versions have dates."""
 
 from __future__ import annotations
 

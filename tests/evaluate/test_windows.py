@@ -20,7 +20,8 @@ def test_each_token_is_counted_once(size, length, data):
         assert begin == number * stride
         for place in np.flatnonzero(window.labels >= 0):
             assert window.labels[place] == window.tokens[place] + 1
-            # Without the beginning of its document before it, a token has at least all that its window does not step over.
+            # Without the beginning of its document before it, a token has at least all that its window does not step
+            # over.
             assert begin == 0 or place >= length - stride
             counted.append(int(window.labels[place]))
     assert counted == ids[1:].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_patch.errors import UserError
 from megatron_patch.folders.engine import choose_engine, installed_version
 
 
@@ -36,3 +37,10 @@ def test_an_older_tree_is_named_and_left(tmp_path, numbers, reason):
 def test_a_missing_folder_is_no_error(tmp_path):
     folder, line = choose_engine(str(tmp_path / "Megatron-LM-230512"))
     assert folder is None and "does not exist" in line and installed_version() in line
+
+
+@pytest.mark.parametrize("version", ["0.15.3", "0.20.0", "1.0.0"])
+def test_an_installed_core_that_was_not_tried_is_refused(version, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda _: version)
+    with pytest.raises(UserError, match=f"megatron-core {version} is installed.*pip install 'megatron-core>=0.16,<0.20'"):
+        choose_engine("none")

@@ -302,3 +302,21 @@ def test_a_checkpoint_of_an_earlier_version_lacks_what_came_later(config):
     assert find_start(asked(config)).folder == folder
     with pytest.raises(UserError, match="train_data_path was"):
         find_start(asked(config, train_data_path=os.path.relpath(CORPUS, "/")))
+
+
+def test_a_record_has_the_keys_that_earlier_versions_have_written(config):
+    """A run that was recorded before stays readable, and what records now can be read by the same names."""
+    recorded = json.loads(json.dumps(run_record(config, observe(config))))
+    known = (
+        "task name model extra_vocab_size load output_path tensor_model_parallel_size pipeline_model_parallel_size "
+        "sequence_parallel use_distributed_optimizer precision recompute use_flash_attn micro_batch_size global_batch_size lr "
+        "min_lr seq_length pad_length train_data_path valid_data_path train_data_bytes train_data_fingerprint "
+        "load_fingerprint resumed_from train_iters warmup_iters save_interval epochs options"
+    )
+    assert set(recorded) == set(known.split())
+    sizes = [Path(f"{CORPUS}{end}").stat().st_size for end in (".bin", ".idx")]
+    assert (recorded["train_data_path"], recorded["train_data_bytes"], recorded["valid_data_path"]) == (
+        str(CORPUS),
+        sum(sizes),
+        None,
+    )

@@ -35,7 +35,7 @@ def described(folder: Path) -> Target:
     """A native checkpoint's text files: tracker, model.json, metadata.json, config.json. It is opened and inspected."""
     from megatron_patch.cli import inspection as inspect
     from megatron_patch.folders.layout import read_model_description, resolve_checkpoint
-    from megatron_patch.weights.opening import open_source
+    from megatron_patch.weights.source import open_source
 
     valid.native(folder / "native")
 
@@ -77,7 +77,7 @@ def distributed(folder: Path) -> Target:
     from megatron_patch.cli import inspection as inspect
     from megatron_patch.formats.distcp_metadata import read_dcp_metadata
     from megatron_patch.formats.lazy import load
-    from megatron_patch.weights.opening import open_source
+    from megatron_patch.weights.source import open_source
     from megatron_patch.weights.table import places
 
     valid.native(folder / "native")
@@ -136,7 +136,7 @@ def _metadata(random: Random, data: bytes) -> bytes:
 
 
 def safetensors(folder: Path) -> Target:
-    from megatron_patch.weights.opening import open_source
+    from megatron_patch.weights.source import open_source
     from tests.weights.models import hf_tensor
 
     valid.hf_folder(folder / "one"), valid.hf_folder(folder / "two", shards=True)
@@ -171,7 +171,7 @@ def torch_files(folder: Path) -> Target:
     import torch
 
     from megatron_patch.cli import inspection as inspect
-    from megatron_patch.weights.opening import open_source
+    from megatron_patch.weights.source import open_source
 
     valid.hf_folder(folder / "bin", binary=True), valid.of_2023(folder / "2023")
     torch.save({"x": torch.ones(3)}, folder / "old.pt", _use_new_zipfile_serialization=False)

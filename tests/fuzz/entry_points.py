@@ -36,7 +36,7 @@ _FLAGS = (
     "loss-scale-window", "split",
     "eval-interval", "eval-iters", "log-interval", "num-workers", "keep-last", "exit-interval", "exit-duration-in-mins",
     "tokenizer-path", "template",
-    "gradient-accumulation-steps", "packing", "kernels", "cuda-graphs", "pair-micro-batches", "profile",
+    "gradient-accumulation-steps", "packing", "kernels", "cuda-graphs", "pair-micro-batches", "peer-copies", "profile",
     "profile-step-start", "profile-step-end",
     "timeout-minutes",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One process of an engine on several: `… FOLDER TP PP OUT` writes RANK.json, the greedy answers of the test's prompts."""
+"""One process of an engine on several: `… FOLDER TP PP OUT` writes greedy answers to the test's prompts, RANK.json."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from megatron_patch.generate.engine import Engine, Request, run_all
 from megatron_patch.generate.loading import load_decoder
 from megatron_patch.generate.ranks import Ranks, alone
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 
 
 def engine_of(folder: Path, slots: int, longest: int, ranks: Ranks | None = None) -> Engine:

@@ -66,7 +66,9 @@ def test_probabilities_are_those_of_transformers(logits):
 
 
 def test_draws_follow_the_probabilities():
-    """Chi-square over 100,000 draws by seed and position, as an engine draws them; the bound is passed once in 10⁶ by chance."""
+    """Chi-square over 100,000 draws by seed and position, as an engine draws them; the bound is passed once in 10⁶ by
+    chance.
+    """
     settings = Sampling(temperature=1.0, top_k=20, top_p=0.95)
     line = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(5)) * 2
     expected = by_transformers(settings, line[0], [0])

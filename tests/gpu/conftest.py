@@ -3,17 +3,22 @@
 import os
 
 import pytest
+import torch
 
 from tests import launching
 
 
 @pytest.fixture(autouse=True)
 def gpus(monkeypatch):
-    """Give the scripts this many of the visible GPUs; they start a process for each."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3").split(",")
+    """Give the scripts this many of the visible GPUs; they start a process for each. Workers of pytest-xdist begin to count at
+    different ones."""
+    there = ",".join(map(str, range(torch.cuda.device_count())))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", there).split(",")
+    first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(visible)
+    ordered = visible[first:] + visible[:first]
 
     def show(number: int) -> None:
-        monkeypatch.setattr(launching, "HIDDEN", {"CUDA_VISIBLE_DEVICES": ",".join(visible[:number])})
+        monkeypatch.setattr(launching, "HIDDEN", {"CUDA_VISIBLE_DEVICES": ",".join(ordered[:number])})
 
     show(1)
     return show

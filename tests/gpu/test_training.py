@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.launching import GOLDEN, PRETRAIN, convert, scalars, train
 
@@ -78,6 +81,13 @@ def test_profile_is_written(tmp_path):
     assert traces and any("nvjet" in trace.read_text() or "gemm" in trace.read_text() for trace in traces)
 
 
+def test_a_run_that_waits_for_its_launches_says_so(tmp_path):
+    """The tiny model's kernels take a few microseconds each."""
+    tiny(tmp_path, "--cuda-graphs", "false")
+    (line,) = (line for line in console(tmp_path).splitlines() if "the GPU is idle for" in line)
+    assert line.endswith("What helps: --cuda-graphs true; BATCH_SIZE above 1, whose kernels are longer.")
+
+
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 LAYOUTS = {
     "TP2 with SP": dict(TP=2, SP="true"),
@@ -88,10 +98,38 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Converted weights are the same for every layout; random ones are not."""
-    return convert(GOLDEN / "hf_mha", tmp_path_factory.mktemp("megatron") / "mha")
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that all workers of pytest-xdist have, and a lock for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return folder / "shared", FileLock(folder / "shared.lock")
+
+
+@pytest.fixture(scope="session")
+def weights(shared):
+    """The same for every layout, which random ones are not."""
+    folder, lock = shared
+    with lock:
+        if not (folder / "mha").exists():
+            convert(GOLDEN / "hf_mha", folder / "mha")
+    return folder / "mha"
+
+
+COMMON = dict(PR="fp32", FL="false", AC="none", MODEL_SIZE="auto")
+COMMON |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)  # three pairs for each of two replicas; four stages in flight
+
+
+@pytest.fixture
+def one(shared, weights, gpus):
+    """Losses and gradients' norms of the ten steps on one GPU, without graphs."""
+    folder, lock = shared
+    with lock:
+        if not (folder / "one.json").exists():
+            steps = tiny(folder / "one", "--cuda-graphs", "false", PRETRAIN_CHECKPOINT_PATH=weights, **COMMON)
+            (folder / "one.json").write_text(json.dumps([[step.loss for step in steps], [step.grad_norm for step in steps]]))
+    return json.loads((folder / "one.json").read_text())
 
 
 four_gpus = pytest.mark.skipif(torch.cuda.device_count() < 4, reason="needs four GPUs")
@@ -107,33 +145,40 @@ FOUR = {
 @two_gpus
 @pytest.mark.parametrize("pairs", ["true", "false"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_two_gpus_learn_what_one_learns(tmp_path, gpus, weights, layout, pairs):
-    """Steps run in graphs, with NCCL's kernels recorded in them."""
-    learn_what_one_learns(2, tmp_path, gpus, weights, layout, "--pair-micro-batches", pairs)
+def test_two_gpus_learn_what_one_learns(tmp_path, gpus, weights, one, layout, pairs):
+    """In graphs, NCCL's kernels among them."""
+    learn_what_one_learns(2, tmp_path, gpus, weights, one, layout, "--pair-micro-batches", pairs)
 
 
 @four_gpus
 @pytest.mark.parametrize("layout", FOUR.values(), ids=FOUR)
-def test_four_gpus_learn_what_one_learns(tmp_path, gpus, weights, layout):
-    learn_what_one_learns(4, tmp_path, gpus, weights, layout)
+def test_four_gpus_learn_what_one_learns(tmp_path, gpus, weights, one, layout):
+    learn_what_one_learns(4, tmp_path, gpus, weights, one, layout)
 
 
 @two_gpus
 @pytest.mark.parametrize("recompute", ["full", "sel"])
-def test_recomputation_in_graphs_learns_what_one_learns(tmp_path, gpus, weights, recompute):
-    learn_what_one_learns(2, tmp_path, gpus, weights, dict(PP=2, AC=recompute))
+def test_recomputation_in_graphs_learns_what_one_learns(tmp_path, gpus, weights, one, recompute):
+    learn_what_one_learns(2, tmp_path, gpus, weights, one, dict(PP=2, AC=recompute))
 
 
-def learn_what_one_learns(number, tmp_path, gpus, weights, layout, *flags):
-    common = dict(PR="fp32", FL="false", AC="none", MODEL_SIZE="auto", PRETRAIN_CHECKPOINT_PATH=weights)
-    # Twelve samples: three pairs for each of two replicas, and enough micro-batches for four stages.
-    common |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)
-    one = tiny(tmp_path / "one", "--cuda-graphs", "false", **common)
+@four_gpus
+@pytest.mark.parametrize("layout", [FOUR["TP2 DP2 with SP"]], ids=["TP2 DP2 with SP"])
+def test_without_copy_engines_four_gpus_learn_the_same(tmp_path, gpus, weights, one, layout):
+    learn_what_one_learns(4, tmp_path, gpus, weights, one, layout, "--peer-copies", "false")
+
+
+def learn_what_one_learns(number, tmp_path, gpus, weights, one, layout, *flags):
     gpus(number)
-    several = tiny(tmp_path / "several", *flags, **{**common, **layout})
-    assert "CUDA graphs: yes\n" in console(tmp_path / "several")
-    assert [step.loss for step in several] == pytest.approx([step.loss for step in one], rel=1e-5)
-    assert [step.grad_norm for step in several] == pytest.approx([step.grad_norm for step in one], rel=1e-4)
+    several = tiny(tmp_path / "several", *flags, **{**COMMON, "PRETRAIN_CHECKPOINT_PATH": weights, **layout})
+    said, (losses, norms) = console(tmp_path / "several"), one
+    assert "CUDA graphs: yes\n" in said
+    replicas = number // (layout.get("TP", 1) * layout.get("PP", 1))
+    communicates = layout.get("SP") == "true" or (replicas > 1 and layout.get("DO") != "false")
+    assert ("copy engines" in said) == (communicates and "--peer-copies" not in flags)
+    assert "NCCL (" not in said or "--peer-copies" in flags
+    assert [step.loss for step in several] == pytest.approx(losses, rel=1e-5)
+    assert [step.grad_norm for step in several] == pytest.approx(norms, rel=1e-4)
 
 
 @two_gpus

@@ -24,6 +24,7 @@ from megatron_patch.kernels.embedding import embedding
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
 from megatron_patch.kernels.rope import rope_qkv, rope_tables
 from megatron_patch.kernels.softmax import causal_softmax
+from megatron_patch.kernels.sums import sum_parts
 from megatron_patch.kernels.swiglu import swiglu
 from tests.launching import ROOT
 
@@ -96,6 +97,7 @@ def compile_all(dtype: torch.dtype) -> None:
     if dtype == torch.bfloat16:
         adamw_step_(flat.short(), flat, flat, flat, flat.to(dtype), grad_scale=flat[0], found_inf=flat[0], **numbers)
     grad_norm_squared([flat], scale=flat[0], implementation="triton")
+    sum_parts(new(S, H), new(3, S, H), new(S, H), implementation="triton")
     assert set(compiled) == all_kernels()
 
 

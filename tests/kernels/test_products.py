@@ -82,6 +82,25 @@ def test_a_first_guess_leaves_the_choice_open(monkeypatch):
     assert len(tried) == 1
 
 
+def test_a_first_pass_notes_what_several_processes_measure(monkeypatch):
+    """Torch computes meanwhile; each shape is measured on its own numbers, laid out as the pass had them."""
+    tried = []
+    monkeypatch.setattr(products, "Product", lambda *key: tried.append(key) or SimpleNamespace(algorithms=[]))
+    monkeypatch.setattr(products, "_chosen", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(products, "_stream", lambda tensor: 0)
+    a, b = torch.ones(8, 16), torch.ones(24, 16).t()
+    with products.noting() as noted:
+        assert products._choice(a, b, torch.ones(8, 24), True) is None
+        assert products._choice(b.t(), a.t(), torch.ones(24, 8), False) is None
+        with products.first_guess():
+            products._choice(a, a.t(), torch.ones(8, 8), False)
+    assert len(noted) == 2 and not tried
+    for shape in noted:
+        products.measure(shape, torch.device("cpu"))
+    assert [shape for shape, _ in tried] == list(noted) == [shape for shape, _ in products._chosen]
+
+
 def test_errors_name_the_shapes(draw):
     with pytest.raises(ValueError, match=r"out is \[3, 3\]; a \[3, 4\] · b \[4, 2\]"):
         matmul(torch.ones(3, 4), torch.ones(4, 2), torch.ones(3, 3))

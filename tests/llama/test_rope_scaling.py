@@ -102,7 +102,7 @@ HF = dict(
 @pytest.mark.parametrize("scaling", [{"type": "linear", "factor": 3.0}, {"type": "dynamic", "factor": 2.0}])
 def test_logits_equal_transformers_below_at_and_above_the_limit(tmp_path, scaling, alone):
     """Below, at and above max_position_embeddings, which is where dynamic scaling begins."""
-    from megatron_patch.checkpoint.run_state import load_weights
+    from megatron_patch.checkpoint.initial_weights import load_weights
     from megatron_patch.core.transformer_config import transformer_config
     from megatron_patch.model.llama import LlamaModel
     from tests.tiny import tiny_config

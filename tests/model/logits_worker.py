@@ -8,7 +8,7 @@ import sys
 def main(checkpoint: str, tokens_file: str, target: str, tp: int, pp: int, fused: bool) -> None:
     import torch
 
-    from megatron_patch.checkpoint.run_state import load_weights
+    from megatron_patch.checkpoint.initial_weights import load_weights
     from megatron_patch.config import one_process_config
     from megatron_patch.core import parallel
     from megatron_patch.core.patches import apply_patches

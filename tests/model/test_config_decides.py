@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_patch.checkpoint.run_state import load_weights
+from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.core import parallel
 from megatron_patch.core.patches import apply_patches
 from megatron_patch.llama.model_config import read_hf_config

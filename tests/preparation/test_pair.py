@@ -133,6 +133,7 @@ def test_a_document_that_is_too_long_is_a_bad_record(corpus, settings, tmp_path)
 
 def test_a_report_of_endless_records_ends(corpus, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "REPORT_BYTES", 20_000)
+    monkeypatch.setattr("megatron_patch.preparation.state.REPORT_BYTES", 20_000)
     monkeypatch.setattr("megatron_patch.records.chunks.CHUNK_BYTES", 900)
     (tmp_path / "in.jsonl").write_bytes(corpus.read_bytes() + b"\n" * 5000 + b"no JSON\n" * 3000)
     counts = preprocess([tmp_path / "in.jsonl"], tmp_path / "out", settings, max_bad_fraction=0.99)
@@ -154,18 +155,18 @@ def test_the_rest_of_a_broken_list_counts_as_bad(settings, tmp_path):
 KILLED = """
 import os, signal, sys
 from megatron_patch.preparation import encoding, pair
-from megatron_patch.records import documents
-documents.CHUNK_BYTES, pair._STATE_BYTES = 900, 2000
-chunks, real = 0, encoding.encode_chunk
+from megatron_patch.records import chunks
+chunks.CHUNK_BYTES, pair._STATE_BYTES = 900, 2000
+done, real = 0, encoding.encode_chunk
 def encode_chunk(*args):
-    global chunks
-    chunks += 1
-    if chunks == int(sys.argv[4]):
+    global done
+    done += 1
+    if done == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
 encoding.encode_chunk = encode_chunk
 pair.preprocess([sys.argv[1]], sys.argv[2], encoding.Settings(sys.argv[3]))
-print(chunks)
+print(done)
 """
 
 
@@ -190,7 +191,7 @@ def test_a_killed_run_is_gone_on_with(golden, corpus, settings, tmp_path, form):
     assert [row["reason"] for row in report(tmp_path / "out")] == ["it is empty"]
 
 
-@pytest.mark.parametrize("moment", ["write_index", "_write_json", "replace .bin", "replace .idx", "rmtree"])
+@pytest.mark.parametrize("moment", ["write_index", "write_record", "replace .bin", "replace .idx", "rmtree"])
 def test_a_run_killed_while_it_names_its_files_can_be_finished(golden, corpus, settings, tmp_path, monkeypatch, moment):
     class Killed(BaseException):
         pass
@@ -204,9 +205,9 @@ def test_a_run_killed_while_it_names_its_files_can_be_finished(golden, corpus, s
             patch.setattr(module.os, "replace", lambda a, b: kill() if str(b).endswith(moment[-4:]) else real(a, b))
         elif moment == "rmtree":
             patch.setattr(module.shutil, "rmtree", kill)
-        elif moment == "_write_json":
-            write = module._write_json
-            patch.setattr(module, "_write_json", lambda p, v: kill() if p.name == "out.made" else write(p, v))
+        elif moment == "write_record":
+            write = module.write_record
+            patch.setattr(module, "write_record", lambda p, *v: kill() if p.name == "out.made" else write(p, *v))
         else:
             patch.setattr(module, moment, kill)
         with pytest.raises(Killed):

@@ -7,7 +7,7 @@ import re
 from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run, succeed
 
 AS_USERS_HAVE_IT = {"PYTHONWARNINGS": ""}
-# Python shows a warning as "FILE:LINE: SomeWarning: text", torch's C++ code as "[W1127 04:31:02… file.cpp:1] Warning: text".
+# Python shows a warning as "FILE:LINE: SomeWarning: text", torch's C++ code as "[W1127 04:31… x.cpp:1] Warning: …".
 WARNING = re.compile(r"^.*(?:[wW]arning\b|\[W\d|deprecated|/site-packages/).*$", re.MULTILINE)
 
 

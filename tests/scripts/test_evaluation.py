@@ -33,7 +33,7 @@ def losses(model, tokens, labels):
 
 
 def of_document(model, ids):
-    """The sliding window of transformers' page on perplexity: a token is counted in the first window that reaches it."""
+    """The sliding window of transformers' page on perplexity: a token counts in the first window that reaches it."""
     found, previous = [], 1
     for begin in range(0, len(ids), STRIDE):
         end = min(begin + SEQ + 1, len(ids))
@@ -107,7 +107,7 @@ def test_texts_in_every_layout(layout, tmp_path, documents):
 
 
 def test_a_checkpoint_of_megatron_with_extra_rows(tmp_path):
-    """The rows that were added are the mean of the others, so they take probability: the loss is another, and finite."""
+    """The added rows are the mean of the others and take probability, so the loss differs and is finite."""
     megatron = tmp_path / "megatron"
     assert run(CONVERT, "none", GOLDEN / "hf_gqa", megatron, 2, 2, "auto", 3, "false").returncode == 0
     done = run(

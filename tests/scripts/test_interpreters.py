@@ -15,7 +15,7 @@ CHOOSE = ROOT / "tools" / "choose_python.sh"
 
 
 def fake(path: Path, version: str) -> Path:
-    """An interpreter that says what it is asked: whether it is supported, its version, or the words that it is started with."""
+    """An interpreter that says whether it is supported, its version, or the words that it is started with."""
     supported = version in ("3.11", "3.12", "3.13")
     path.parent.mkdir(parents=True, exist_ok=True)
     answers = f'-c) exit {int(not supported)} ;;\n-V) echo "Python {version}.0" ;;\n*) echo "{path} $*" ;;'

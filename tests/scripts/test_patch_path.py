@@ -20,7 +20,7 @@ def other(tmp_path_factory):
     """A copy of this checkout whose modules say that they are imported, in a folder that a shell could trip over."""
     folder = tmp_path_factory.mktemp("other") / "a 'b' $(touch pwned); 目录*"
     shutil.copytree(ROOT / "megatron_patch", folder / "megatron_patch", ignore=shutil.ignore_patterns("__pycache__"))
-    for module in ("launch", "cli/preprocess", "data/pretrain"):
+    for module in ("launch", "cli/preprocess", "data/indexed_pretrain"):
         path = folder / "megatron_patch" / f"{module}.py"
         text = path.read_text("utf-8")
         place = text.find("if __name__") if "if __name__" in text else len(text)
@@ -37,7 +37,7 @@ def pretrain_values(tmp_path, checkout):
 def test_the_launcher_and_every_rank_run_the_named_checkout(tmp_path, other):
     output = succeed(run(PRETRAIN, *pretrain_values(tmp_path, other), "--num-workers", 0, "--eval-interval", 0, processes=2))
     assert output.count(LINE.format(other, ROOT)) == 1
-    assert output.count("launch of the other") == 1 and output.count("data/pretrain of the other") == 2
+    assert output.count("launch of the other") == 1 and output.count("data/indexed_pretrain of the other") == 2
     assert "iteration        1/       1" in output
     assert not list(tmp_path.rglob("pwned")) and not (ROOT / "pwned").exists()
 

@@ -1,5 +1,7 @@
-"""Sequences beyond max_position_embeddings: refused by both scripts with what to do; with the flag trained on, and the new
-limit stands in every config.json after that."""
+"""Sequences beyond max_position_embeddings. Both scripts refuse them and say what to do; with the flag they train.
+
+The new limit stands in the checkpoint's config.json and in the export's.
+"""
 
 from __future__ import annotations
 

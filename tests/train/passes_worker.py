@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.core import parallel
+from megatron_patch.core import parallel, peer_memory, tensor_exchange
+from megatron_patch.core.tensor_exchange import CollectiveExchange, CopyExchange
 from megatron_patch.core.weight_gathers import WeightGathers
 from megatron_patch.data.batches import Batch
 from megatron_patch.model import build
 from megatron_patch.train import step as steps
-from megatron_patch.train.graphs import MicroBatchGraphs, Work
+from megatron_patch.train.graphs import MicroBatchGraphs, Tune, Work
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.pipeline import PipelinePasses
 from megatron_patch.train.setup import build_state
@@ -36,9 +37,9 @@ class Launched(MicroBatchGraphs):
         passes: for each pass the number of its samples, and whether it closes a step.
     """
 
-    def __init__(self, work: Work, reduces: bool) -> None:
+    def __init__(self, work: Work, reduces: bool, tune: Tune | None = None) -> None:
         self.passes: list[tuple[int, bool]] = []
-        super().__init__(self._recorded(work), reduces)
+        super().__init__(self._recorded(work), reduces, tune)
 
     def _recorded(self, work: Work) -> Work:
         def run(batch: Batch, closes: bool) -> torch.Tensor:
@@ -111,24 +112,31 @@ def assert_passes(state: steps.TrainState, layout: parallel.Layout) -> None:
         assert not any(group.is_first_batch for group in state.model.bucket_groups), "reduced only after the backward pass"
 
 
-def main(changed: str) -> None:
-    """Raises AssertionError if the two ways differ. Gradients are reduced while the backward pass runs, as on GPUs."""
+def main(changed: str, copies: bool) -> None:
+    """Raises where the two ways differ; gradients are reduced while the backward pass runs, as on GPUs. With `copies` ranks read
+    each other's memory in the second way."""
     overlapped = build.ddp_config
     build.ddp_config = lambda config, size: replace(overlapped(config, size), overlap_grad_reduce=size > 1)
     config = tiny_config(global_batch_size=8, precision="fp32", **json.loads(changed))
     layout = parallel.start(config)
     wanted, _ = two_steps(config, layout)
     device.memory_left = lambda: (1 << 30, 1 << 30)
+    tensor_exchange.close()
+    peer_memory.on_cpus = copies
     WeightGathers.lazy = True
     steps.why_no_graphs, steps.MicroBatchGraphs, steps.PipelinePasses = lambda *_: "", Launched, LaunchedStage
     got, state = two_steps(config, layout)
     assert_passes(state, layout)
+    used = [type(exchange) for exchange in tensor_exchange._exchanges.values()]
+    assert used == [CopyExchange if copies else CollectiveExchange] * int(config.sequence_parallel), used
+    assert (state.reductions is not None) == (copies and layout.data_parallel_size > 1)
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours.tokens == theirs.tokens
         assert ours.tokens == 16 + 13 + 10 + 7 + 4 + 1
         assert math.isclose(ours.loss, theirs.loss, rel_tol=1e-6) and math.isclose(ours.grad_norm, theirs.grad_norm, rel_tol=1e-5)
+    state.close()
     parallel.stop()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2] == "copies")

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_patch.arguments.conversion import Conversion
-from megatron_patch.checkpoint.run_state import load_weights
+from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.config import Options
 from megatron_patch.conversion.convert import convert
 from megatron_patch.llama.model_config import read_hf_config

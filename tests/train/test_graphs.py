@@ -52,24 +52,29 @@ TP2, PP2, PP4 = dict(tensor_model_parallel_size=2), dict(pipeline_model_parallel
 SP, AC = dict(sequence_parallel=True), dict(recompute="full")
 
 
+_LAYOUTS = {
+    "DP2 with DO": (2, dict()),
+    "DP2": (2, dict(use_distributed_optimizer=False)),
+    "TP2 with SP": (2, {**TP2, **SP}),
+    "TP2 DP2 with SP": (4, {**TP2, **SP}),
+    "PP2 with AC full": (2, {**PP2, **AC}),
+    "PP2 DP2": (4, PP2),
+    "PP4": (4, PP4),
+    "TP2 PP2 with SP": (4, {**TP2, **PP2, **SP}),
+}
+# Where ranks may read each other's memory: sequences are split, or ZeRO shares what is updated.
+_COPIES = ("DP2 with DO", "TP2 DP2 with SP", "TP2 PP2 with SP")
+
+
 @pytest.mark.parametrize(
-    "processes, layout",
-    [
-        (2, dict()),
-        (2, dict(use_distributed_optimizer=False)),
-        (2, {**TP2, **SP}),
-        (4, {**TP2, **SP}),
-        (2, {**PP2, **AC}),
-        (4, PP2),
-        (4, PP4),
-        (4, {**TP2, **PP2, **SP}),
-    ],
-    ids=["DP2 with DO", "DP2", "TP2 with SP", "TP2 DP2 with SP", "PP2 with AC full", "PP2 DP2", "PP4", "TP2 PP2 with SP"],
+    "name, way",
+    [*((name, "collectives") for name in _LAYOUTS), *((name, "copies") for name in _COPIES)],
 )
-def test_passes_of_several_processes_equal_core_s_schedule(processes, layout):
-    """core runs single micro-batches; passes take pairs without a pipeline, and the last one reduces gradients."""
+def test_passes_of_several_processes_equal_core_s_schedule(name, way):
+    """Single micro-batches there, pairs here where no pipeline is to be filled, and gradients are reduced in the last pass."""
+    processes, layout = _LAYOUTS[name]
     options = [f"--nproc-per-node={processes}", f"--master-port={free_port()}", "-m", "tests.train.passes_worker"]
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options, json.dumps(layout)]
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options, json.dumps(layout), way]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_patch.checkpoint.run_state import Progress, resume, save_checkpoint
+from megatron_patch.checkpoint.resume import resume
+from megatron_patch.checkpoint.save import Progress, save_checkpoint
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run, scalars, succeed

@@ -30,7 +30,7 @@ class Stage:
         monkeypatch.setattr(parallel, "StageTransfers", lambda: transfers)
         layout = replace(layout, is_first_stage=number == 0, is_last_stage=number == stages - 1)
         work = StageWork(self.forward, self.backward, self.weights)
-        self.passes = PipelinePasses(work, layout, (2, 1, 4), torch.float32, micro_batches, reduces=True)
+        self.passes = PipelinePasses(work, layout, (2, 1, 4), torch.float32, micro_batches, reduces=True, tune=list)
 
     def exchange(self, **tensors):
         ends = {"prev": self.number == 0, "next": self.number == self.stages - 1}

@@ -59,3 +59,15 @@ def test_where_there_is_no_gpu_there_is_no_file(tmp_path):
     config = tiny_config(output_path=str(tmp_path))
     product_choices.write_choices(config)
     assert product_choices.read_choices(config) == "" and not list(tmp_path.iterdir())
+
+
+def test_each_rank_measures_a_share_of_what_any_has_met(file, alone, monkeypatch):
+    shapes = [Shape(8 * n, 8, 8, False, False, torch.float16, torch.float16) for n in range(1, 6)]
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    measured, found = [], {shape: products.Choice(2, 4) for shape in shapes}
+    monkeypatch.setattr(products, "measure", lambda shape, _: measured.append(shape))
+    answers = iter([[shapes[:3], [*shapes[2:], shapes[0]]], [{}, found]])
+    monkeypatch.setattr(parallel, "from_all_ranks", lambda here: next(answers))
+    product_choices.measure_together(shapes[:3])
+    assert measured == [shapes[1], shapes[3]] and products._remembered == found

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank, splitting_finding
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 from tests.launching import GOLDEN, PRETRAIN, convert, train
 from tests.weights.models import megatron_tensor, read_hf
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_patch.checkpoint.run_state import Progress, resume, save_checkpoint
+from megatron_patch.checkpoint.resume import resume
+from megatron_patch.checkpoint.save import Progress, save_checkpoint
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from megatron_patch.train.step import train_step

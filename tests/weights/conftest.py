@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from tests.launching import GOLDEN
+from tests.launching import GOLDEN, unpack
 
 
 @pytest.fixture(scope="session")
@@ -14,5 +14,5 @@ def later(tmp_path_factory):
     """The unpacked folder; it has `converted`, `trained` and `truth`."""
     folder = tmp_path_factory.mktemp("megatron_2023_later")
     with tarfile.open(GOLDEN / "megatron_2023_later.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        unpack(archive, folder)
     return folder

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_patch.formats.lazy import load
 from megatron_patch.llama.model_config import LlamaConfig, to_hf_config
-from megatron_patch.weights.source import Source
-from megatron_patch.weights.table import BY_KEY, Place, hf_shapes, places
+from megatron_patch.weights.table import BY_KEY, Place, Source, hf_shapes, places
 from tests.launching import GOLDEN
 
 SMALL = LlamaConfig(2, 16, 24, 4, 2, vocab_size=40, rotary_base=1e6, max_position_embeddings=16384)

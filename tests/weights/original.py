@@ -21,7 +21,7 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Style:
-    """How one program writes: names of norms, QKV and feed-forward weights, the file's name, the order of QKV's rows."""
+    """How one program writes: names of norms, QKV and feed-forward weights, the file's name, QKV's order of rows."""
 
     norms: tuple[str, str, str]
     qkv: str = "self_attention.query_key_value.weight"

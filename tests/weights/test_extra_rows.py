@@ -1,4 +1,4 @@
-"""Rows of an enlarged vocabulary in the original's checkpoints: kept, told from padding, compared with EXTRA_VOCAB_SIZE."""
+"""Rows of an enlarged vocabulary in the original's checkpoints: kept, told from padding, checked by their number."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def more(count):
 
 
 def wanted(count):
-    """The folder of truth with the rows in its own dtype; the original gives embedding and output layer the same ones."""
+    """The folder of truth with the rows in its own dtype, the same ones in embedding and output layer."""
     weights = read_hf(HF)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         weights[name] = torch.cat([weights[name], more(count).half()])

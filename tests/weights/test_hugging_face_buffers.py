@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 from tests.weights.models import SMALL, random_weights, write_hf
 
 # transformers' own formula: 1 / theta^(2i / D); SMALL has head size 4 and rope_theta 1e6

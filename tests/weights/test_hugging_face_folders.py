@@ -12,7 +12,7 @@ from megatron_patch.arguments.conversion import Conversion, read
 from megatron_patch.conversion.convert import convert
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.llama.model_config import read_hf_config
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 from tests.weights.models import SMALL, assert_same, random_weights, read_hf, write_hf
 
 WEIGHTS = random_weights(SMALL)

@@ -13,7 +13,7 @@ from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.conversion.convert import convert
 from megatron_patch.formats.structure_2023 import read_vocabulary_rows
 from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 from tests.launching import GOLDEN
 from tests.weights.models import assert_same, hf_tensor, read_hf
 from tests.weights.original import STYLES, Written, write_original
@@ -161,7 +161,7 @@ def test_fp8_scales_are_passed_by(tmp_path):
 
 
 def test_optimizer_state_in_the_same_file_is_passed_by(tmp_path):
-    """Without the distributed optimizer: fp32 weights in lists, with the attributes by which Megatron knows their split."""
+    """Without the distributed optimizer: fp32 weights in lists, with the attributes that say how they are split."""
     hf = GOLDEN / "hf_mha"
     folder = write_original(tmp_path / "source", hf, read_hf(hf), Written("trained", tp=2, extra=torch.ones(8, 64)))
     weight = torch.ones(64, 64)

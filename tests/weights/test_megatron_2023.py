@@ -11,7 +11,7 @@ import torch
 
 from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.conversion.convert import convert
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 from tests.launching import GOLDEN
 from tests.weights.models import assert_same, megatron_tensor, read_hf
 
@@ -73,7 +73,7 @@ def test_training_folder_by_number(tmp_path):
 
 
 def test_extra_rows_and_padding(tmp_path):
-    """Where padded_vocab_size counts the rows beyond orig_vocab_size, EXTRA_VOCAB_SIZE says how many are not padding."""
+    """padded_vocab_size counts rows beyond orig_vocab_size; EXTRA_VOCAB_SIZE says how many are not padding."""
     folder = copied("september/mha_tp1_pp1", tmp_path)
 
     def append(content):

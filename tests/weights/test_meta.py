@@ -1,4 +1,4 @@
-"""Meta's own files: the same model as the Hugging Face folder that they were made from, by transformers' own forward pass."""
+"""Meta's own files: the same model as the Hugging Face folder they were made from, by transformers' forward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_patch.arguments.conversion import Conversion, read
 from megatron_patch.conversion.convert import convert
 from megatron_patch.formats import lazy
 from megatron_patch.llama.model_config import LLAMA_SIZES, read_hf_config
-from megatron_patch.weights.opening import open_source
+from megatron_patch.weights.source import open_source
 from tests.launching import GOLDEN
 from tests.weights.metas_files import write_meta
 from tests.weights.models import assert_same, hf_tensor, read_hf
@@ -37,7 +37,7 @@ def test_the_same_model_as_hugging_faces(tmp_path, shards, groups, generation, m
     monkeypatch.setattr(lazy, "PIECE_BYTES", 1000)  # three rows: heads of q and k are cut at any row
     original = model(groups)
     folder = write_meta(tmp_path / "meta/llama-2", original, shards, generation)
-    (tmp_path / "meta/tokenizer.model").write_bytes((GOLDEN / "hf_mha/tokenizer.model").read_bytes())  # where Meta puts it
+    (tmp_path / "meta/tokenizer.model").write_bytes((GOLDEN / "hf_mha/tokenizer.model").read_bytes())  # its place
     summary = convert(Conversion(folder, tmp_path / "mg", to_hf=False, verify=True))
     convert(Conversion(tmp_path / "mg", tmp_path / "back", to_hf=True, verify=True))
     assert_same(read_hf(tmp_path / "back"), dict(original.state_dict()))

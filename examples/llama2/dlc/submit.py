@@ -5,11 +5,11 @@
     python submit.py pretrain_ecs.json --region cn-wulanchabu --set workspace-id=12345 --set image=... --dry-run
     python submit.py pretrain_ecs.json --region cn-wulanchabu --set workspace-id=12345 --set image=... --follow
 
-A `<name>` in the body is filled in by `--set name=value`; `<region>` by --region. `--dry-run` prints the body as it
-would be sent, which `pai dlc job submit --body-json @FILE` takes too, and asks for no credentials.
-Credentials come from the SDK's default chain: the environment (ALIBABA_CLOUD_ACCESS_KEY_ID,
-ALIBABA_CLOUD_ACCESS_KEY_SECRET), OIDC, the profile of the aliyun CLI, or the RAM role of the ECS or DSW instance. None
-is read or stored here.
+`--set name=value` fills in a `<name>` of the body, and --region fills in `<region>`. `--dry-run` prints the body as it
+would be sent and asks for no credentials; `pai dlc job submit --body-json @FILE` takes that body too.
+Credentials come from the SDK's default chain: ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET of the
+environment, OIDC, the profile of the aliyun CLI, or the RAM role of the ECS or DSW instance. This program reads and
+stores none.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def filled(value: Any, values: dict[str, str]) -> Any:
 
 
 def faults(body: dict[str, Any]) -> list[str]:
-    """What is wrong with a body, a sentence each. The SDK drops unknown keys in silence; here they are named."""
+    """What is wrong with a body, in sentences. The SDK drops keys that it does not know; here they are named."""
     from alibabacloud_pai_dlc20201203.models import CreateJobRequest
 
     if not isinstance(body, dict):
@@ -87,7 +87,7 @@ def connect(region: str) -> Any:
 
 
 def fresh(before: list[str], now: list[str]) -> list[str]:
-    """The lines of `now` that follow those of `before`: two windows of one log; the later may begin in the earlier."""
+    """The lines of `now` that are not in `before`. Both are windows of one log, which may overlap."""
     for overlap in range(min(len(before), len(now)), 0, -1):
         if before[-overlap:] == now[:overlap]:
             return now[overlap:]
@@ -97,8 +97,9 @@ def fresh(before: list[str], now: list[str]) -> list[str]:
 def print_logs(client: Any, job_id: str, pods: list[Any], windows: dict[str, list[str]], since: str | None) -> None:
     """Print what each pod has said and what is not printed yet.
 
-    `windows`: pod → its lines in the last answer; kept from call to call. `since` (UTC): where the new windows of pods
-    begin that have one already.
+    Args:
+        windows: pod → its lines in the last answer; kept from call to call.
+        since: the time (UTC) at which the new window of a pod begins, if it had one before.
     """
     from alibabacloud_pai_dlc20201203.models import GetPodLogsRequest
 
@@ -134,7 +135,7 @@ def follow(client: Any, job_id: str, pause: float = 10) -> int:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, and `values`: what fills in each placeholder."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("body", type=Path, help="a CreateJob body, such as pretrain_ecs.json")
     parser.add_argument("--region", default=os.environ.get("ALIBABA_CLOUD_REGION_ID"), help="such as cn-wulanchabu")
@@ -151,7 +152,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the command line and do what it asks for; the status to leave with."""
+    """Submit, print or follow; returns the exit status."""
     given = arguments(argv)
     try:
         body = filled(json.loads(given.body.read_text(encoding="utf-8")), given.values)

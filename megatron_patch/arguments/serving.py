@@ -1,0 +1,124 @@
+"""The arguments of `megatron-patch chat` and `megatron-patch serve`, checked without reading a tensor. Imports no
+torch.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_patch.arguments.argument import Script
+from megatron_patch.arguments.command_line import given_texts
+from megatron_patch.arguments.findings import Findings
+from megatron_patch.arguments.generation import Generation, GenerationReading
+from megatron_patch.arguments.gpus import visible_gpus
+from megatron_patch.arguments.processes import Processes, free_port
+from megatron_patch.arguments.serving_list import CHAT, SERVE
+from megatron_patch.arguments.trained_model import TrainedModelReader
+from megatron_patch.errors import UserError
+from megatron_patch.folders.checkout import ROOT
+
+_LONGEST = 4096  # tokens of a conversation, unless --length says more
+_SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "template", "system")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A model behind OpenAI's interface.
+
+    Attributes:
+        generation: how requests are answered that do not say it themselves.
+        queue: requests that may wait.
+    """
+
+    generation: Generation
+    host: str
+    port: int
+    api_key: str
+    name: str
+    queue: int
+
+
+@dataclass(frozen=True)
+class ServingReading:
+    """What the arguments come to."""
+
+    job: Serving
+    processes: Processes
+    notes: tuple[str, ...] = ()
+
+
+def read_chat(argv: Sequence[str]) -> GenerationReading:
+    """`argv` behind `megatron-patch chat`, checked.
+
+    Raises:
+        SystemExit: status 2, after every finding was printed.
+    """
+    generation, _, processes = _read(CHAT, argv)
+    return GenerationReading(replace(generation, requests=1), processes, ())
+
+
+def read_serve(argv: Sequence[str]) -> ServingReading:
+    """`argv` behind `megatron-patch serve`, checked.
+
+    Raises:
+        SystemExit: status 2, after every finding was printed.
+    """
+    generation, value, processes = _read(SERVE, argv)
+    name = value["served_model_name"] or Path(os.path.realpath(value["checkpoint"])).name
+    job = Serving(generation, value["host"], value["port"], value["api_key"], name, value["queue"])
+    return ServingReading(job, processes)
+
+
+def _read(script: Script, argv: Sequence[str]) -> tuple[Generation, dict[str, Any], Processes]:
+    findings = Findings()
+    texts = findings.texts(script, given_texts(script, argv))
+    value = findings.values(script.all, texts)
+    value |= {"load": value["checkpoint"], "model_size": "auto", "extra_vocab_size": None, "seq_length": value["length"]}
+    value |= {"env": "dsw", "megatron_path": "none", "megatron_patch_path": str(ROOT)}
+    if value["precision"] == "auto":
+        value["precision"] = "bf16" if visible_gpus() else "fp32"
+    reader = TrainedModelReader(script, value, findings, flags={"--load": "", "--seq-length": "--length"})
+    model = reader.model()
+    longest = value["length"] or min(_LONGEST, reader.position_limit or _LONGEST)
+    answer = min(value["max_new_tokens"], longest - 1)
+    if "host" in value and (problem := _host_problem(value["host"])):
+        reader.problem("--host", problem)
+    findings.exit_if_any(script.name)
+    assert model is not None, "a finding ends the process"
+    generation = Generation(
+        model=model,
+        requests=value.get("requests", 1),
+        prompt_length=longest - answer,
+        answer_length=answer,
+        input_file=None,
+        output_file=Path("-"),
+        stop=(),
+        **{name: value[name] for name in _SAMPLING},
+    )
+    return generation, value, _processes(model.tensor_model_parallel_size * model.pipeline_model_parallel_size)
+
+
+def _processes(count: int) -> Processes:
+    """One copy of the model on this machine; in a process that torchrun started, what torchrun was told."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return Processes(1, 0, count, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    gpus = visible_gpus()
+    if gpus and count > gpus:
+        raise UserError(f"TP × PP is {count} and this machine has {gpus} visible GPUs; write smaller ones.")
+    return Processes(1, 0, count, "127.0.0.1", free_port())
+
+
+def _host_problem(host: str) -> str | None:
+    """Why nobody can listen there, as far as the text tells."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if host == "localhost":
+            return None
+        return "it takes an address of this machine: write 127.0.0.1, or 0.0.0.0 for everyone who reaches it."
+    return None

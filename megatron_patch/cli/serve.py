@@ -1,0 +1,83 @@
+"""`megatron-patch serve CHECKPOINT`, one process of it: a model behind OpenAI's interface."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from megatron_patch.arguments.serving import Serving, read_serve
+from megatron_patch.arguments.serving_list import SERVE
+from megatron_patch.cli.generate import run_and_leave
+from megatron_patch.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron_patch.generate.session import Session
+
+
+def main(argv: list[str]) -> None:
+    """Read, load, answer until SIGTERM or Ctrl-C.
+
+    Raises:
+        SystemExit: status 2, with the sentence, for what a user can mend.
+    """
+    run_and_leave(SERVE.name, lambda: _serve(read_serve(argv).job), "stopped.")
+
+
+def _serve(job: Serving) -> None:
+    from megatron_patch.generate.ranks import join, leave
+    from megatron_patch.generate.service import serve_along
+    from megatron_patch.generate.session import open_session
+
+    try:
+        import starlette  # noqa: F401  looked for before minutes of reading weights
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; run: pip install 'megatron-patch[serve]'") from None
+    model = job.generation.model
+    ranks = join(model.tensor_model_parallel_size, model.pipeline_model_parallel_size)
+    session = open_session(job.generation, ranks, lambda line: print(line, flush=True) if ranks.speaks else None)
+    # The web server has handlers of its own, gives its signal on to this one, and tells the other processes to stop.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    if ranks.speaks:
+        _listen(job, session)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        serve_along(session.engine)
+    leave()
+
+
+def _listen(job: Serving, session: Session) -> None:
+    """The web server in this thread, the engine in another."""
+    import uvicorn
+    from starlette.applications import Starlette
+
+    from megatron_patch.generate.prompt import prompt_maker
+    from megatron_patch.generate.service import Service
+    from megatron_patch.generate.web import Application
+
+    service = Service(session.engine, job.queue)
+    engine = threading.Thread(target=service.run, name="engine", daemon=True)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        service.stop()
+        engine.join()
+
+    longest = job.generation.prompt_length + job.generation.answer_length
+    raw = replace(session.asking, prompt=prompt_maker("none", session.asking.tokenizer), prompt_length=longest, system="")
+    application = Application(
+        service, replace(session.asking, prompt_length=longest), raw, job.name, longest, job.generation.answer_length, job.api_key
+    )
+    print(f"Serving {job.name} on http://{job.host}:{job.port}/v1, up to {longest} tokens a request; Ctrl-C ends it.", flush=True)
+    uvicorn.run(application.app(lifespan), host=job.host, port=job.port, log_level="warning", timeout_graceful_shutdown=5)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,126 @@
+"""Requests and answers of OpenAI's interface, `/v1/completions` and `/v1/chat/completions`, as far as a model alone
+can answer.
+
+Names, kinds and ranges are those of OpenAI's reference ("Create completion", "Create chat completion"). A field that
+would change an answer and that this server does not have is refused; fields that only describe a request (`user`) are
+passed over.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from megatron_patch.generate.sampling import Sampling
+
+_MOST_STOPS = 4
+
+
+class StreamOptions(BaseModel):
+    """`stream_options` of a request."""
+
+    include_usage: bool = False
+
+
+class AnswerBody(BaseModel):
+    """What both kinds of request have."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str = ""
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    seed: int | None = Field(None, ge=0, lt=1 << 62)
+    stop: list[str] = Field([], max_length=_MOST_STOPS)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = 1
+    logprobs: Literal[False] | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logit_bias: dict[str, Any] | None = Field(None, max_length=0)
+    user: str | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return [] if value is None else [value] if isinstance(value, str) else value
+
+    @field_validator("frequency_penalty", "presence_penalty", mode="before")
+    @classmethod
+    def _as_whole(cls, value: object) -> object:
+        return 0 if value == 0 else value
+
+    def sampling(self, usual: Sampling) -> Sampling:
+        """`usual` with what the request says itself."""
+        names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+        own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return Sampling(**{**vars(usual), **own})
+
+
+class CompletionBody(AnswerBody):
+    """`/v1/completions`: a text, or token ids, that the model goes on with."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: int | None = Field(16, ge=1)
+    echo: Literal[False] | None = None
+    suffix: None = None
+    best_of: Literal[1] | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt, of which every one gets an answer."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+
+class ContentPart(BaseModel):
+    """A part of a message; text is the only kind that a language model reads."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+    name: str | None = None
+
+    def turn(self) -> dict[str, str]:
+        """As prompts are made of it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatBody(AnswerBody):
+    """`/v1/chat/completions`: a conversation whose next turn is the model's."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    top_logprobs: None = None
+    response_format: dict[str, Any] | None = None
+
+    @field_validator("response_format")
+    @classmethod
+    def _text_alone(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value not in (None, {"type": "text"}):
+            raise ValueError('only {"type": "text"} is supported')
+        return value
+
+
+def error_body(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
+    """An error in OpenAI's form, which its clients turn into exceptions."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
+def usage(prompt: int, answer: int) -> dict[str, int]:
+    """Token counts of a request."""
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}

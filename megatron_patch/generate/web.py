@@ -1,0 +1,273 @@
+"""The HTTP application over a `Service`: OpenAI's interface, streamed as server-sent events where a request asks for
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from megatron_patch.errors import UserError
+from megatron_patch.generate.batch import Asking, add_token
+from megatron_patch.generate.engine import NewToken, Request
+from megatron_patch.generate.openai_bodies import AnswerBody, ChatBody, CompletionBody, error_body, usage
+from megatron_patch.generate.service import Service
+
+_MOST_BYTES = 4 << 20  # of a request's body
+_MOST_PROMPTS = 64  # of one request
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class _RefusedError(Exception):
+    """A request that gets an error instead of an answer."""
+
+    def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
+        super().__init__(message)
+        self.status, self.kind = status, kind
+
+
+@dataclass
+class _Answer:
+    """One answer on its way: its pieces of text arrive in `pieces`, an empty reason until the last."""
+
+    request: Request
+    pieces: asyncio.Queue[tuple[str, str]] = field(default_factory=asyncio.Queue)
+    number: int | None = None
+    tokens: int = 0
+
+
+@dataclass
+class Application:
+    """What the routes share.
+
+    Attributes:
+        name: the model's, in the interface.
+        longest: tokens of a prompt and its answer together.
+        usual_answer: tokens of an answer to a chat request that names no number.
+    """
+
+    service: Service
+    asking: Asking
+    raw: Asking  # for completions, whose prompt is the text as it stands
+    name: str
+    longest: int
+    usual_answer: int
+    api_key: str
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def app(self, lifespan: Callable[[Starlette], Any] | None = None) -> Starlette:
+        """The ASGI application."""
+        routes = [
+            Route("/health", self._health),
+            Route("/v1/models", self._guarded(self._models)),
+            Route("/v1/completions", self._guarded(self._completions), methods=["POST"]),
+            Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
+        ]
+        return Starlette(routes=routes, lifespan=lifespan)
+
+    def _guarded(self, handler: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
+        """`handler` behind the key, its refusals as errors of the interface."""
+
+        async def guarded(http: HttpRequest) -> Response:
+            given = http.headers.get("authorization", "").removeprefix("Bearer ")
+            if self.api_key and not hmac.compare_digest(given.encode(), self.api_key.encode()):
+                return JSONResponse(error_body("The API key is missing or wrong.", "authentication_error"), 401)
+            try:
+                return await handler(http)
+            except _RefusedError as error:
+                return JSONResponse(error_body(str(error), error.kind), error.status)
+            except UserError as error:
+                return JSONResponse(error_body(str(error)), 400)
+
+        return guarded
+
+    async def _health(self, _: HttpRequest) -> Response:
+        failed = self.service.failure
+        return JSONResponse({"status": "failed" if failed else "ok"}, 503 if failed else 200)
+
+    async def _models(self, _: HttpRequest) -> Response:
+        model = {"id": self.name, "object": "model", "created": self.started, "owned_by": "megatron-patch"}
+        return JSONResponse({"object": "list", "data": [{**model, "max_model_len": self.longest}]})
+
+    async def _completions(self, http: HttpRequest) -> Response:
+        body = await _read(http, CompletionBody)
+        self._check_name(body)
+        prompts = body.prompts()
+        if not 1 <= len(prompts) <= _MOST_PROMPTS:
+            raise _RefusedError(400, f"prompt holds {len(prompts)} prompts; 1 to {_MOST_PROMPTS} are allowed.")
+        answers = [
+            self._ask(body, self._checked_ids(prompt, number), body.max_tokens or self.usual_answer, self.raw)
+            for number, prompt in enumerate(prompts)
+        ]
+        name = f"cmpl-{uuid.uuid4().hex}"
+        shape = {"id": name, "object": "text_completion", "created": int(time.time()), "model": self.name}
+
+        def choice(number: int, text: str, reason: str | None) -> dict[str, Any]:
+            return {"index": number, "text": text, "logprobs": None, "finish_reason": reason}
+
+        return await self._respond(body, answers, self.raw, shape, choice, choice)
+
+    async def _chat(self, http: HttpRequest) -> Response:
+        body = await _read(http, ChatBody)
+        self._check_name(body)
+        turns = [message.turn() for message in body.messages]
+        if turns[-1]["role"] != "user":
+            raise _RefusedError(400, f"the last message is the {turns[-1]['role']}'s; it must be the user's.")
+        wanted = body.max_completion_tokens or body.max_tokens
+        has_system = turns[0]["role"] == "system"
+        asking = replace(self.asking, system="") if has_system else self.asking
+        # A prompt that leaves less room than is usual gets what room there is; a number that is named is kept or
+        # refused.
+        ids = asking.prompt([*([{"role": "system", "content": asking.system}] if asking.system else []), *turns])
+        room = max(1, self.longest - len(ids))
+        answers = [self._ask(body, ids, wanted or min(self.usual_answer, room), asking)]
+        shape = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+
+        def whole(number: int, text: str, reason: str | None) -> dict[str, Any]:
+            return {"index": number, "message": {"role": "assistant", "content": text.strip()}, "finish_reason": reason}
+
+        def piece(number: int, text: str, reason: str | None) -> dict[str, Any]:
+            delta = {"content": text} if reason is None else {}
+            return {"index": number, "delta": {"role": "assistant", **delta}, "finish_reason": reason}
+
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        return await self._respond(body, answers, asking, {**shape, "object": kind}, whole, piece)
+
+    def _check_name(self, body: AnswerBody) -> None:
+        if body.model not in ("", self.name):
+            raise _RefusedError(404, f"there is no model {body.model[:100]!r} here; {self.name!r} is.", "not_found_error")
+
+    def _checked_ids(self, prompt: str | list[int], number: int) -> list[int]:
+        if isinstance(prompt, str):
+            return self.raw.prompt([{"role": "user", "content": prompt}])
+        if not prompt or not all(0 <= token < self.asking.tokenizer.vocab_size for token in prompt):
+            size = self.asking.tokenizer.vocab_size
+            raise _RefusedError(400, f"prompt {number} holds no tokens, or ids outside the vocabulary, 0 to {size - 1}.")
+        return prompt
+
+    def _ask(self, body: AnswerBody, ids: Sequence[int], new_tokens: int, asking: Asking) -> _Answer:
+        """The request, checked and not yet in the queue."""
+        if len(ids) + new_tokens > self.longest:
+            raise _RefusedError(
+                400,
+                f"the prompt has {len(ids)} tokens and {new_tokens} are asked for; together at most {self.longest} are allowed.",
+            )
+        request = asking.request(0, ids)
+        return _Answer(replace(request, new_tokens=new_tokens, sampling=body.sampling(asking.sampling)))
+
+    def _submit(self, answers: list[_Answer], stop: Sequence[str], asking: Asking) -> None:
+        """Put the answers in the queue; all of them or none."""
+        loop = asyncio.get_running_loop()
+        for answer in answers:
+            stream = replace(asking, stop=(*asking.stop, *stop)).stream(answer.request)
+            answer.number = self.service.submit(answer.request, _listener(loop, answer, stream, self.service))
+            if answer.number is None:
+                self._cancel(answers)
+                raise _RefusedError(429, "too many requests wait already; try again later.", "rate_limit_error")
+
+    def _cancel(self, answers: list[_Answer]) -> None:
+        for answer in answers:
+            if answer.number is not None:
+                self.service.cancel(answer.number)
+
+    async def _respond(
+        self,
+        body: AnswerBody,
+        answers: list[_Answer],
+        asking: Asking,
+        shape: dict[str, Any],
+        whole: Callable[[int, str, str | None], dict[str, Any]],
+        piece: Callable[[int, str, str | None], dict[str, Any]],
+    ) -> Response:
+        self._submit(answers, body.stop, asking)
+        prompt = sum(len(answer.request.prompt) for answer in answers)
+        if body.stream:
+            counts = body.stream_options is not None and body.stream_options.include_usage
+            events = self._events(answers, shape, piece, prompt if counts else None)
+            return StreamingResponse(events, media_type="text/event-stream")
+        choices = []
+        try:
+            for number, answer in enumerate(answers):
+                text, reason = "", ""
+                while not reason:
+                    new, reason = await self._next(answer)
+                    text += new
+                choices.append(whole(number, text, reason))
+        finally:
+            self._cancel(answers)
+        return JSONResponse({**shape, "choices": choices, "usage": usage(prompt, sum(one.tokens for one in answers))})
+
+    async def _next(self, answer: _Answer) -> tuple[str, str]:
+        """The next piece of an answer."""
+        while True:
+            try:
+                return await asyncio.wait_for(answer.pieces.get(), timeout=1)
+            except TimeoutError:
+                if self.service.failure is not None:
+                    raise _RefusedError(503, "the engine has stopped; its log says why.", "server_error") from None
+
+    async def _events(
+        self, answers: list[_Answer], shape: dict[str, Any], piece: Callable[..., dict[str, Any]], prompt: int | None
+    ) -> AsyncIterator[str]:
+        """Server-sent events: the pieces of all answers, the counts where `prompt` is a number, and OpenAI's last
+        word.
+        """
+        try:
+            for number, answer in enumerate(answers):
+                reason = ""
+                while not reason:
+                    text, reason = await self._next(answer)
+                    if text:
+                        yield _event({**shape, "choices": [piece(number, text, None)]})
+                yield _event({**shape, "choices": [piece(number, "", reason)]})
+            if prompt is not None:
+                yield _event({**shape, "choices": [], "usage": usage(prompt, sum(one.tokens for one in answers))})
+            yield "data: [DONE]\n\n"
+        finally:
+            self._cancel(answers)
+
+
+def _listener(loop: asyncio.AbstractEventLoop, answer: _Answer, stream: Any, service: Service) -> Callable[[NewToken], None]:
+    """What the engine's thread calls with each token; it hands text to the loop of the web server."""
+
+    def hear(new: NewToken) -> None:
+        answer.tokens += 1
+        text, finished = add_token(stream, new.token, answer.request.ends, new.finished)
+        if finished and not new.finished:  # a stop word
+            service.cancel(new.number)
+        if text or finished:
+            loop.call_soon_threadsafe(answer.pieces.put_nowait, (text, finished))
+
+    return hear
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+async def _read(http: HttpRequest, kind: type[Body]) -> Body:
+    """The body of a request."""
+    content = bytearray()
+    async for part in http.stream():
+        content += part
+        if len(content) > _MOST_BYTES:
+            raise _RefusedError(413, f"the request is larger than {_MOST_BYTES >> 20} MiB.")
+    try:
+        return kind.model_validate_json(bytes(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the body"
+        raise _RefusedError(400, f"{place}: {first['msg']}.") from None
