@@ -111,12 +111,12 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
     return ["sh", str(FINETUNE if shape.get("finetune") else PRETRAIN), *map(str, values), *shape["flags"]]
 
 
-# The last rank's kernels of one iteration among those that are counted; the median of five lines leaves it and the next out.
+# Profiles one iteration among those that are counted. The median of five lines does not depend on it and the next one.
 _PROFILED = ("--profile", "true", "--profile-step-start", "5", "--profile-step-end", "6")
 
 
 def keep_trace(output: Path, to: Path) -> None:
-    """The profiler's file, compressed."""
+    """Copy the profiler's file, compressed."""
     (trace,) = output.glob("tensorboard/*_profile/*.pt.trace.json")
     with trace.open("rb") as read, gzip.open(to, "wb", 5) as written:
         shutil.copyfileobj(read, written)
@@ -136,7 +136,11 @@ def kill_tree(pid: int) -> None:
 
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
-    """Tokens per second and GPU of the lines after the first ones, and the memory line, of one run that is then ended."""
+    """Run one shape and end it: tokens per second and GPU of each line, and what else its output says.
+
+    Raises:
+        SystemExit: the run ended by itself; its last lines are shown.
+    """
     shape = SHAPES[name]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[: shape["gpus"]]), "PYTHON": sys.executable}
@@ -218,8 +222,8 @@ def main() -> None:
         folder = Path(name)
         sizes = [LLAMA_SIZES[TRAINING_SIZES[SHAPES[shape]["size"]]] for shape in arguments.shapes]
         write_indexed(folder / "corpus", min(size.vocab_size for size in sizes))
-        write_json(folder / "long.json", SAMPLES, 4000, 4000)  # longer than any PAD_LEN, so that every position is learnt
-        write_json(folder / "short.json", 16 * SAMPLES, 10, 150)  # several to a packed sequence
+        write_json(folder / "long.json", SAMPLES, 4000, 4000)  # above any PAD_LEN, so that every position is learnt
+        write_json(folder / "short.json", 16 * SAMPLES, 10, 150)  # several go into a packed sequence
         print(f"{'shape':16} {'tokens/s':>9} {'of one':>9} {'of 8192³':>9} {'peak GiB':>8} {'first s':>8} graphs", flush=True)
         for shape in arguments.shapes:
             results[shape] = measure(shape, folder, arguments)
