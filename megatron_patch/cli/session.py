@@ -77,6 +77,7 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         log.close()
         if state is not None:
             state.close()
+    parallel.any_rank(False)  # a process whose memory another still has open would end with a warning of torch's
     parallel.stop()
 
 

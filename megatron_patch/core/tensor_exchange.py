@@ -235,7 +235,10 @@ def exchange_of(group: ProcessGroup) -> Exchange:
 
 
 def close() -> None:
-    """Let go of the other ranks' memory."""
+    """Let go of the other ranks' memory. Passes that are over may still know their exchange."""
+    for exchange in _exchanges.values():
+        if isinstance(exchange, CopyExchange):
+            exchange.places.clear()
     _exchanges.clear()
 
 
