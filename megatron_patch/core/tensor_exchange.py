@@ -105,7 +105,7 @@ class CopyExchange:
     those.
     """
 
-    _PLACES = 3
+    _PLACES = 3  # within a pass; `begin_pass` says what happens between two
 
     def __init__(self, peers: Peers) -> None:
         self.peers, self.side = peers, Side()
@@ -232,6 +232,17 @@ def exchange_of(group: ProcessGroup) -> Exchange:
         else:
             _exchanges[group] = CollectiveExchange(group)
     return _exchanges[group]
+
+
+def begin_pass() -> None:
+    """Meet before a pass: all copies of the passes before are over on every rank, so every place may be written.
+
+    Places are taken in turn while a pass is launched or recorded. Recorded passes are replayed in another order, in
+    which the first place of one may be the last of the pass before.
+    """
+    for exchange in _exchanges.values():
+        if isinstance(exchange, CopyExchange):
+            exchange.peers.meet(1)
 
 
 def close() -> None:

@@ -8,10 +8,11 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.core import peer_memory
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.patches import apply_patches
-from megatron_patch.core.peer_memory import open_groups
 from megatron_patch.model.build import build_model, choose_backend
+from megatron_patch.train.graphs import why_no_graphs
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.optimizer import build_optimizer, fused_weights
 from megatron_patch.train.product_choices import read_choices
@@ -28,7 +29,7 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     backend, why = choose_backend(config, layout)
     log.line(f"  attention: {backend} ({why})")
-    _open_groups(config, log)
+    _open_groups(config, layout, log)
     model = build_model(config, layout, backend)
     optimizer = build_optimizer(config, model)
     state = TrainState(
@@ -53,13 +54,17 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
     return state
 
 
-def _open_groups(config: TrainConfig, log: RunLog) -> None:
-    """Ranks that communicate beside what they compute read each other's memory, where they can."""
+def _open_groups(config: TrainConfig, layout: Layout, log: RunLog) -> None:
+    """Let ranks that communicate beside what they compute read each other's memory, where they can."""
+    if not device.HAS_CUDA and not peer_memory.on_cpus:
+        return
     groups = {}
-    if config.sequence_parallel:
+    # An exchange is a dozen launches where NCCL's is one, which pays where they are recorded.
+    if config.sequence_parallel and not (device.HAS_CUDA and why_no_graphs(config, layout)):
         groups["TP"] = parallel_state.get_tensor_model_parallel_group()
     if config.use_distributed_optimizer:
         groups["data parallel"] = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    said = open_groups(groups) if config.options.peer_copies else "NCCL (--peer-copies false)"
-    if said:
-        log.line(f"  communication of {said}" if config.options.peer_copies else f"  communication: {said}")
+    if not config.options.peer_copies:
+        log.line("  communication: NCCL (--peer-copies false)")
+    elif said := peer_memory.open_groups(groups):
+        log.line(f"  communication of {said}")

@@ -12,6 +12,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.utils import get_model_config
 
+from megatron_patch.core import tensor_exchange
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.weight_gradients import Postponed, postponed
 from megatron_patch.data.batches import Batch
@@ -29,6 +30,7 @@ def stage_work(model: DistributedDataParallel, layout: Layout, forward_step: For
     """
 
     def forward(batch: Batch, received: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        tensor_exchange.begin_pass()
         model.module.set_input_tensor([received])
         output, summed = forward_step(iter([batch]), model)
         if not layout.is_last_stage:
@@ -37,6 +39,7 @@ def stage_work(model: DistributedDataParallel, layout: Layout, forward_step: For
         return get_model_config(model).grad_scale_func(total), kept
 
     def at_once(output: torch.Tensor, gradient: torch.Tensor | None, closes: bool, keep: bool) -> None:
+        tensor_exchange.begin_pass()
         if not closes:
             with model.no_sync():
                 torch.autograd.backward(output, gradient, retain_graph=keep)
@@ -45,6 +48,7 @@ def stage_work(model: DistributedDataParallel, layout: Layout, forward_step: For
         finalize_model_grads([model], None)
 
     def backward(output: torch.Tensor, gradient: torch.Tensor | None, closes: bool, keep: bool) -> Postponed:
+        tensor_exchange.begin_pass()
         with model.no_sync(), postponed() as later:
             torch.autograd.backward(output, gradient, retain_graph=keep)
         return later

@@ -19,6 +19,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.core import tensor_exchange
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.transformer_config import DTYPES
 from megatron_patch.data.batches import Batch, to_device
@@ -126,6 +127,7 @@ def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Te
     this rank's summed losses and tokens.
     """
     run, scale = forward_step(state.layout.device), get_model_config(state.model).grad_scale_func
+    tensor_exchange.begin_pass()
     with contextlib.nullcontext() if closes else state.model.no_sync():
         output, summed = run(iter([batch]), state.model)
         total, _, kept = summed(output)

@@ -127,8 +127,11 @@ def main(changed: str, copies: bool) -> None:
     peer_memory.on_cpus = copies
     WeightGathers.lazy = True
     steps.why_no_graphs, steps.MicroBatchGraphs, steps.PipelinePasses = lambda *_: "", Launched, LaunchedStage
+    begun, begin = [], tensor_exchange.begin_pass
+    tensor_exchange.begin_pass = lambda: begun.append(begin())
     got, state = two_steps(config, layout)
     assert_passes(state, layout)
+    assert len(begun) >= len(state.graphs.passes), "recorded passes follow each other in any order"
     used = [type(exchange) for exchange in tensor_exchange._exchanges.values()]
     assert used == [CopyExchange if copies else CollectiveExchange] * int(config.sequence_parallel), used
     assert (state.reductions is not None) == (copies and layout.data_parallel_size > 1)
