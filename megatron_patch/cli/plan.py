@@ -43,7 +43,8 @@ def read(argv: Sequence[str]) -> tuple[RunShape, Gpu]:
     model = _model(value["model"], findings)
     tp, pp, micro = (value[name] for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size"))
     flags = {"TP": "--tensor-model-parallel-size", "PP": "--pipeline-model-parallel-size"}
-    for name, problem in layout_findings(model, tp, pp, model.vocab_size + value["extra_vocab_size"]):
+    known = not findings.is_about(PLAN.documented[0])
+    for name, problem in layout_findings(model, tp, pp, model.vocab_size + value["extra_vocab_size"]) if known else ():
         findings.add_flag(flags[name], tp if name == "TP" else pp, problem)
     gpus = value["gpus"] * value["nodes"]
     if gpus % (tp * pp):
