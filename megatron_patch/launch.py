@@ -5,27 +5,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from megatron_patch.arguments.argument import Script
 from megatron_patch.arguments.evaluation import Evaluation, EvaluationReading, read_evaluation
 from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.generation import Generation, GenerationReading, read_generation
 from megatron_patch.arguments.generation_list import GENERATE
-from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus
+from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus, visible_gpus
 from megatron_patch.arguments.processes import Processes
 from megatron_patch.arguments.serving import Serving, ServingReading, read_chat, read_serve
 from megatron_patch.arguments.serving_list import CHAT, SERVE
-from megatron_patch.arguments.training import SCRIPTS, read
+from megatron_patch.arguments.training import SCRIPTS, Reading, read
 from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.other_runs import offers
 from megatron_patch.folders.resumption import find_start
 from megatron_patch.language.sentences import fill, in_language
+from megatron_patch.plan.training import dry_run_lines, expected_memory, run_shape
 
 # What uses a trained model: its list, and the reader of its arguments.
 _USERS: dict[str, tuple[Script, Callable[[list[str]], GenerationReading | EvaluationReading | ServingReading]]] = {
@@ -140,12 +143,28 @@ def _start(task: str, flags: list[str]) -> None:
         print(fill("PYTHONPATH names {}, which holds another Megatron; it is left out.", folder), flush=True)
     for note in reading.notes:
         print(in_language(note), flush=True)
+    memory = find_driver().memory if visible_gpus() else 0
+    print(in_language(expected_memory(run_shape(reading.config, reading.processes.world_size), memory)), flush=True)
     start = find_start(reading.config)
     for line in (*start.lines, *(offers(reading.config, start.origin) if start.folder is None else ())):
         print(in_language(line), flush=True)
+    if reading.dry_run:
+        _end_dry_run(reading)
     command = torchrun_command(task, reading.processes, flags)
     tensor_parallel = reading.config.tensor_model_parallel_size > 1
     os.execve(command[0], command, worker_environment(engine, inherited, tensor_parallel))
+
+
+def _end_dry_run(reading: Reading) -> NoReturn:
+    """Say what the run would do, and end.
+
+    Raises:
+        SystemExit: status 0.
+    """
+    for line in dry_run_lines(reading.config, reading.processes.world_size):
+        print(in_language(line))
+    print(json.dumps(reading.config.as_dict(), ensure_ascii=False, indent=1))
+    sys.exit(0)
 
 
 if __name__ == "__main__":
