@@ -175,7 +175,7 @@ class Findings:
     def only(self, argument: Argument, text: str) -> str:
         """Any text; one of the argument's choices where it has some."""
         if argument.choices and text not in argument.choices:
-            self.add(argument, text, f"it takes nothing else than {argument.choices[0]}: write {argument.choices[0]}.")
+            self.add(argument, text, f"it takes {argument.choices[0]}: write {argument.choices[0]}.")
             return argument.choices[0]
         return text
 
