@@ -58,8 +58,10 @@ def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[s
 
 
 def usable_python_path(engine: str | None) -> tuple[list[str], list[str]]:
-    """PYTHONPATH's folders, and those left out of them: a source tree of Megatron there would be imported instead of the
-    installed engine, which may lie in another of them."""
+    """(PYTHONPATH's folders, those left out of them).
+
+    A source tree of Megatron there would be imported instead of the engine that was chosen, so it is left out.
+    """
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     left_out = [folder for folder in folders if engine is None and _is_megatron_tree(Path(folder))]
     return [folder for folder in folders if folder not in left_out], left_out
@@ -70,7 +72,7 @@ def _is_megatron_tree(folder: Path) -> bool:
 
 
 def worker_environment(engine: str | None, inherited: list[str], tensor_parallel: bool) -> dict[str, str]:
-    """The environment of the training processes: this project, and MEGATRON_PATH's tree where it is used, importable."""
+    """The environment of the training processes, in which this project and MEGATRON_PATH's tree can be imported."""
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(path for path in (engine, str(ROOT), *inherited) if path)
     if tensor_parallel:
@@ -78,8 +80,8 @@ def worker_environment(engine: str | None, inherited: list[str], tensor_parallel
         environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     # Registering the buffers of recorded collectives does not go together with expandable segments.
     environment.setdefault("NCCL_GRAPH_REGISTER", "0")
-    # Collectives of several communicators (tensor and data parallel) run in the order of their launch, so that no two ranks
-    # can wait for each other's; NCCL knows it from 2.26 on.
+    # Collectives of several communicators (tensor and data parallel) run in the order of their launch. So no two ranks
+    # wait for each other in different ones. NCCL has this setting from 2.26 on.
     environment.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -94,7 +96,7 @@ def _refuse_unusable_gpus() -> None:
 
 
 def start_user(task: str, flags: list[str]) -> None:
-    """Become what uses a trained model, `generate` or `evaluate`: this process itself where one is enough, else torchrun.
+    """Become the program that uses a trained model: this process itself if one is enough, otherwise torchrun.
 
     Raises:
         UserError, OSError: what the arguments name cannot be used.
@@ -116,6 +118,7 @@ def _tensor_parallel(job: Generation | Evaluation | Serving) -> int:
 
 
 def main(argv: list[str]) -> None:
+    """Check everything, and become the program of the task that `argv` names first."""
     if not argv or argv[0] not in _NAMES:
         sys.exit(f"usage: python -m megatron_patch.launch {{{','.join(_NAMES)}}} --flags")
     task, flags = argv[0], argv[1:]
