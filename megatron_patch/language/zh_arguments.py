@@ -52,7 +52,6 @@ SENTENCES = {
     "it takes true or false: write {}.": "需要 true 或 false：请写 {0}。",
     "one of these, in this spelling": "其中之一，大小写与拼写须一致",
     "{}, for example": "{0}（例如）",
-    "it takes nothing else than {}: write {}.": "只能是 {0}：请写 {1}。",
     "it takes a size such as 5GB or 500MB: write {}.": "需要大小，如 5GB、500MB：请写 {0}。",
     "5GB, for example": "5GB（例如）",
     # training: layout, batch, learning rate, lengths
