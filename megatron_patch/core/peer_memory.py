@@ -156,20 +156,24 @@ def _try(group: ProcessGroup) -> str:
     Returns:
         Why any rank cannot; empty if all can.
     """
+    views: list[torch.Tensor] = []
+    numbers = torch.full((1024,), group.rank(), dtype=torch.int32, device=device.local_device())
 
-    def meet() -> None:
+    def join() -> None:
         _open[group] = Peers(group)
 
+    def look() -> None:
+        views.extend(_open[group].views(numbers))
+
     def read() -> None:
-        peers = _open[group]
-        views = peers.views(torch.full((1024,), peers.rank, dtype=torch.int32, device=device.local_device()))
-        peers.meet()
-        wrong = [rank for rank, view in enumerate(views) if not bool((view == rank).all())]
-        if wrong:
+        _open[group].meet()
+        if not all(bool((view == rank).all()) for rank, view in enumerate(views)):
             raise RuntimeError("what is read from another GPU's memory is wrong")
 
-    # All ranks take each step, or none takes the next: a rank alone would wait for the others.
-    return _anywhere(_obstacle(group)) or _anywhere(_error(meet)) or _anywhere(_error(read))
+    reason = _anywhere(_obstacle(group))
+    for step in join, look, read:  # all ranks take one, or none takes the next: a rank alone would wait for the others
+        reason = reason or _anywhere(_error(step))
+    return reason
 
 
 def _anywhere(reason: str) -> str:
