@@ -12,6 +12,7 @@ from megatron_patch.arguments.inspection import Inspection, read
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.inspection.data import describe_indexed, describe_sft
+from megatron_patch.language.sentences import fill, in_language
 
 
 def main(argv: list[str]) -> int:
@@ -21,13 +22,17 @@ def main(argv: list[str]) -> int:
     try:
         print("\n".join(describe(job)))
     except (UserError, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
+        print(fill("error: {}", in_language(sentence(error))), file=sys.stderr)
         return 2
     return 0
 
 
 def describe(job: Inspection) -> list[str]:
-    """The lines for what `job.path` is. UserError where it is nothing that is known, or damaged."""
+    """The lines about what `job.path` is.
+
+    Raises:
+        UserError: it is nothing that is known, or it is damaged.
+    """
     path, text = Path(job.path), job.path
     tokenizer = load_tokenizer(job.tokenizer_folder) if job.tokenizer_folder else None
     prefix = text[:-4] if text.endswith((".bin", ".idx")) else text

@@ -20,7 +20,7 @@ from tests.launching import HIDDEN, ROOT
 NOTEBOOK = ROOT / "examples" / "llama2" / "llama2_dsw.ipynb"
 
 
-def execute(work: Path, timeout: int = 300, **environment: str) -> nbformat.NotebookNode:
+def execute(work: Path, timeout: int = 900, **environment: str) -> nbformat.NotebookNode:
     """The notebook after a run of all cells in a kernel of this Python; WORK_DIR is `work`; the file stays as it is.
 
     Raises:
