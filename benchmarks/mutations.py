@@ -318,6 +318,26 @@ MUTATIONS = (
         "tests/checkpoint/test_optimizer_state.py",
     ),
     Mutation(
+        "a core that was not tried is used", "megatron_patch/core/patches.py",
+        "if not is_supported(version):", "if False:",
+        "tests/core/test_patches.py::test_a_core_that_was_not_tried_is_what_a_user_can_mend",
+    ),
+    Mutation(
+        "another format of core's is converted", "megatron_patch/weights/native.py",
+        "    read_backends(location.folder)", "    pass",
+        "tests/weights/test_broken_sources.py::test_another_format_of_core_s_is_one_sentence_wherever_it_is_read",
+    ),
+    Mutation(
+        "a damaged state is taken", "megatron_patch/checkpoint/resume.py",
+        "    _check(folder, loaded, optimizer, scheduler)\n", "",
+        "tests/checkpoint/test_resume.py",
+    ),
+    Mutation(
+        "one vocabulary row too few on each rank", "megatron_patch/checkpoint/initial_weights.py",
+        "model.first_row + model.valid_rows)", "model.first_row + model.valid_rows - 1)",
+        "tests/model/test_config_decides.py",
+    ),
+    Mutation(
         "sequences called documents", "megatron_patch/inspection/data.py",
         "{data.boundaries - 1} documents", "{data.boundaries} documents",
         "tests/inspection/test_inspection.py",

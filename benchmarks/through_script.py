@@ -58,7 +58,8 @@ SHAPES = {
     "seed-example": {**_PRETRAIN, "pr": "fp16", "fl": "false"},
     "mbs2": {**_PRETRAIN, "mbs": 2},
     "seq4096": {**_PRETRAIN, "seq": 4096, "gbs": 4},
-    "finetune": {**_PRETRAIN, "finetune": True},
+    "finetune": {**_PRETRAIN, "finetune": "long.json"},
+    "finetune-packing": {**_PRETRAIN, "finetune": "short.json", "flags": ("--packing", "true")},
     "dp2": _TWO,
     "tp2": {**_TWO, "tp": 2},
     "pp2": {**_TWO, "pp": 2},
@@ -71,7 +72,7 @@ SHAPES = {
     "seed-example-dp4": {**_FOUR, "pr": "fp16", "fl": "false"},
     "13b-dp4": {**_FOUR, "size": "13B"},
     "tiny": {**_PRETRAIN, "size": "tiny", "seq": 128},
-    "tiny-finetune": {**_PRETRAIN, "size": "tiny", "seq": 128, "finetune": True},
+    "tiny-finetune": {**_PRETRAIN, "size": "tiny", "seq": 128, "finetune": "long.json"},
 }
 
 
@@ -85,11 +86,13 @@ def write_indexed(prefix: Path, vocabulary: int) -> None:
         write_index(file, lengths, dtype)
 
 
-def write_json(path: Path) -> None:
-    """Write samples whose answers are longer than any PAD_LEN here, so that every position is learnt."""
+def write_json(path: Path, samples: int, least: int, most: int) -> None:
+    """Write samples with answers of `least` to `most` words."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2000)]
-    rows = [{"instruction": "Go on.", "output": " ".join(draw.choices(words, k=4000))} for _ in range(SAMPLES)]
+    rows = [
+        {"instruction": "Go on.", "output": " ".join(draw.choices(words, k=draw.randint(least, most)))} for _ in range(samples)
+    ]
     path.write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -100,7 +103,7 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
     if shape.get("finetune"):
         accumulate = shape["gbs"] // shape["mbs"]
         values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], *rates, shape["seq"], shape["seq"], 0, *layout,
-                  folder / "sft.json", folder / "sft.json", "none", 20, output]  # fmt: skip
+                  folder / shape["finetune"], folder / shape["finetune"], "none", 20, output]  # fmt: skip
         values += ["--tokenizer-path", TOKENIZER, "--gradient-accumulation-steps", accumulate]
     else:
         values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], shape["gbs"], *rates, shape["seq"], 80, 0, *layout, 100000,
@@ -108,12 +111,12 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
     return ["sh", str(FINETUNE if shape.get("finetune") else PRETRAIN), *map(str, values), *shape["flags"]]
 
 
-# The last rank's kernels of one iteration among those that are counted; the median of five lines leaves it and the next out.
+# Profiles one iteration among those that are counted. The median of five lines does not depend on it and the next one.
 _PROFILED = ("--profile", "true", "--profile-step-start", "5", "--profile-step-end", "6")
 
 
 def keep_trace(output: Path, to: Path) -> None:
-    """The profiler's file, compressed."""
+    """Copy the profiler's file, compressed."""
     (trace,) = output.glob("tensorboard/*_profile/*.pt.trace.json")
     with trace.open("rb") as read, gzip.open(to, "wb", 5) as written:
         shutil.copyfileobj(read, written)
@@ -133,7 +136,11 @@ def kill_tree(pid: int) -> None:
 
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
-    """Tokens per second and GPU of the lines after the first ones, and the memory line, of one run that is then ended."""
+    """Run one shape and end it: tokens per second and GPU of each line, and what else its output says.
+
+    Raises:
+        SystemExit: the run ended by itself; its last lines are shown.
+    """
     shape = SHAPES[name]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[: shape["gpus"]]), "PYTHON": sys.executable}
@@ -215,7 +222,8 @@ def main() -> None:
         folder = Path(name)
         sizes = [LLAMA_SIZES[TRAINING_SIZES[SHAPES[shape]["size"]]] for shape in arguments.shapes]
         write_indexed(folder / "corpus", min(size.vocab_size for size in sizes))
-        write_json(folder / "sft.json")
+        write_json(folder / "long.json", SAMPLES, 4000, 4000)  # above any PAD_LEN, so that every position is learnt
+        write_json(folder / "short.json", 16 * SAMPLES, 10, 150)  # several go into a packed sequence
         print(f"{'shape':16} {'tokens/s':>9} {'of one':>9} {'of 8192³':>9} {'peak GiB':>8} {'first s':>8} graphs", flush=True)
         for shape in arguments.shapes:
             results[shape] = measure(shape, folder, arguments)

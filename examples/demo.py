@@ -1,8 +1,8 @@
 """make demo: the whole documented workflow on a small, real case, as a user would type it, on a CPU.
 
-The text is Python's reference documentation, which every installation of Python has. A SentencePiece tokenizer, raw
-data in WuDao's form and instructions are made of it. Then the documented scripts run one after the other, and
-transformers continues a prompt with the result. Everything is written below .demo/, and a second run starts anew.
+Real text that every Python installation has (its reference documentation) becomes a SentencePiece tokenizer,
+WuDao-shaped raw data and instructions; then the documented scripts run one after the other, and transformers answers an
+instruction with the result. Everything lies in .demo/, and a second run starts anew.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,12 +27,10 @@ SCRIPTS = {
     "pretrain": "examples/llama2/run_pretrain_megatron_llama.sh",
     "finetune": "examples/llama2/run_finetune_megatron_llama.sh",
 }
-PROMPT = "The statement is used to"
 ENGINE = "/root/Megatron-LM-230512"  # as in the document; where it does not exist, pip's megatron-core is used
 
 
 def main() -> None:
-    """Make everything from nothing, run the workflow, and report."""
     started = time.time()
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir()
@@ -40,14 +39,13 @@ def main() -> None:
     hf = WORK / "llama2-tiny-hf"
     make_tokenizer(topics, hf)
     make_hugging_face_folder(hf)
-    make_raw_data(topics)
+    question = make_raw_data(topics)
     run_workflow(hf)
-    continuation = continue_a_prompt(WORK / "llama2-tiny-finetuned-hf")
-    report(continuation, time.time() - started)
+    answer = ask(WORK / "llama2-tiny-finetuned-hf", question)
+    report(question, answer, time.time() - started)
 
 
 def say(text: str) -> None:
-    """Print a heading."""
     print(f"\n== {text}", flush=True)
 
 
@@ -107,8 +105,11 @@ def make_hugging_face_folder(folder: Path) -> None:
     say(f"made a LLaMA-2 of {sum(p.numel() for p in model.parameters()):,} parameters in {folder}")
 
 
-def make_raw_data(topics: dict[str, str]) -> None:
-    """WuDao's raw form (JSON lists of objects with `content`), and instructions with answers."""
+def make_raw_data(topics: dict[str, str]) -> dict[str, str]:
+    """WuDao's raw form (JSON lists of objects with `content`), and instructions with answers.
+
+    Returns one of the instructions for validation, which no training sees.
+    """
     raw = WORK / "wudao_raw"
     raw.mkdir()
     items = [
@@ -123,6 +124,7 @@ def make_raw_data(topics: dict[str, str]) -> None:
     for name, content in (("wudao_train.json", train), ("wudao_valid.json", valid)):
         (WORK / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
     say(f"{len(items)} WuDao-shaped documents, {len(train)} instructions for training, {len(valid)} for validation")
+    return next(sample for sample in valid if sample["input"].count('"') % 2 == 0)  # a sentence that was not cut in a quotation
 
 
 def instructions(name: str, text: str) -> list[dict[str, str]]:
@@ -139,7 +141,7 @@ def script(name: str, *arguments: object) -> None:
     words = [str(argument) for argument in arguments]
     say("sh " + path.name + " \\\n     " + " ".join(shlex.quote(word) for word in words))
     # On a machine with GPUs too this is a demonstration of two processes on a CPU.
-    environment = dict(os.environ, PYTHON=sys.executable, GPUS_PER_NODE="2", CUDA_VISIBLE_DEVICES="", PYTHONWARNINGS="ignore")
+    environment = dict(os.environ, PYTHON=sys.executable, GPUS_PER_NODE="2", CUDA_VISIBLE_DEVICES="")
     result = subprocess.run(["sh", path.name, *words], cwd=path.parent, env=environment)
     if result.returncode:
         sys.exit(f"{path.name} ended with status {result.returncode}; its last lines above say why.")
@@ -167,41 +169,71 @@ def run_workflow(hf: Path) -> None:
 
 
 def newest(folder: Path, kind: str) -> Path:
-    """The folder of the latest run of this kind, `pretrain` or `finetune`."""
     return max(folder.glob(f"dsw-{kind}-*"), key=lambda path: path.stat().st_mtime)
 
 
-def continue_a_prompt(folder: Path) -> str:
-    """What transformers makes of the fine-tuned model and a prompt in the training's form."""
+def ask(folder: Path, record: dict[str, str]) -> str:
+    """What transformers makes of the fine-tuned model and a prompt in the form that the fine-tuning had, up to its end token."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    tokens = tokenizer(PROMPT, return_tensors="pt")
-    made = model.generate(**tokens, min_new_tokens=24, max_new_tokens=40, do_sample=False, repetition_penalty=1.3, pad_token_id=2)
-    return " ".join(tokenizer.decode(made[0], skip_special_tokens=True).split())
+    prompt = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        f"### Instruction:\n{record['instruction']}\n\n### Input:\n{record['input']}\n\n### Response:"
+    )
+    tokens = tokenizer(prompt, return_tensors="pt")
+    made = model.generate(**tokens, max_new_tokens=80, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    return tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-LINE = re.compile(r"iteration +(\d+)/.*tokens per second per GPU: (\d+).*lm loss: (\S+)")
+TRAINED = re.compile(r"iteration +(\d+)/.*tokens per second per GPU: (\d+).*learning rate: (\S+) .*lm loss: (\S+)")
+VALIDATED = re.compile(r"validation loss at iteration (\d+) \| lm loss value: (\S+)")
 
 
-def curve(kind: str) -> list[tuple[int, float, float]]:
-    """(iteration, loss, tokens per second of all processes) of a training, read from its log as any parser would."""
+@dataclass(frozen=True)
+class Curve:
+    """What a training's log says, read as any parser would: values by iteration."""
+
+    losses: dict[int, float]
+    rates: dict[int, float]  # learning rate
+    validation: dict[int, float]
+    speed: float  # median tokens per second of both processes
+
+
+def curve(kind: str) -> Curve:
     log = newest(WORK / "output_megatron_llama2" / "log", kind) / "train.log"
-    found = (LINE.search(line) for line in log.read_text(encoding="utf-8").splitlines())
-    return [(int(m[1]), float(m[3]), 2.0 * int(m[2])) for m in found if m]
+    text = log.read_text(encoding="utf-8")
+    lines = [(int(m[1]), int(m[2]), float(m[3]), float(m[4])) for m in map(TRAINED.search, text.splitlines()) if m]
+    speeds = sorted(2.0 * speed for _, speed, _, _ in lines)
+    return Curve(
+        losses={iteration: loss for iteration, _, _, loss in lines},
+        rates={iteration: rate for iteration, _, rate, _ in lines},
+        validation={int(m[1]): float(m[2]) for m in VALIDATED.finditer(text)},
+        speed=speeds[len(speeds) // 2],
+    )
 
 
-def report(continuation: str, seconds: float) -> None:
-    """The table, the picture, what to type next."""
+def smoothed(values: list[float], weight: float = 0.9) -> list[float]:
+    """The exponential moving mean, as TensorBoard draws it: without a pull towards zero at the beginning."""
+    mean, known, found = 0.0, 0.0, []
+    for value in values:
+        mean, known = weight * mean + (1 - weight) * value, weight * known + (1 - weight)
+        found.append(mean / known)
+    return found
+
+
+def report(question: dict[str, str], answer: str, seconds: float) -> None:
+    """The table, the picture, an answer, what to type next."""
     curves = {"pre-training": curve("pretrain"), "fine-tuning": curve("finetune")}
     picture = draw(curves)
     print("\n" + "=" * 100)
-    print(f"{'':14} {'iterations':>10} {'loss first':>11} {'-> last':>9} {'tokens/s (2 processes)':>24}")
-    for name, points in curves.items():
-        rates = sorted(rate for _, _, rate in points)
-        print(f"{name:14} {len(points):10} {points[0][1]:11.3f} {points[-1][1]:9.3f} {rates[len(rates) // 2]:24,.0f}")
-    print(f"\ntransformers continues '{PROMPT}':\n    {continuation}\n")
+    print(f"{'':14} {'iterations':>10} {'loss first':>11} {'-> last':>9} {'validation':>11} {'tokens/s (2 processes)':>24}")
+    for name, one in curves.items():
+        losses, valid = list(one.losses.values()), list(one.validation.values())
+        print(f"{name:14} {len(losses):10} {losses[0]:11.3f} {losses[-1]:9.3f} {valid[-1]:11.3f} {one.speed:24,.0f}")
+    print(f"\n{question['instruction']}\n    {question['input']}\nThe fine-tuned model, in transformers:\n    {answer}\n")
     rows = {
         "loss curve": picture,
         "checkpoints": WORK / "output_megatron_llama2" / "checkpoint",
@@ -215,18 +247,28 @@ def report(continuation: str, seconds: float) -> None:
     print(f"{'time':14} {seconds:.0f} s")
 
 
-def draw(curves: dict[str, list[tuple[int, float, float]]]) -> Path:
-    """Draw the losses of both trainings; returns the picture's path."""
+def draw(curves: dict[str, Curve]) -> Path:
+    """Loss of each iteration and its moving mean, validation, and the learning rate on the axis to the right."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(curves), figsize=(11, 4), layout="constrained")
-    for axis, (name, points) in zip(axes, curves.items()):
-        axis.plot([point[0] for point in points], [point[1] for point in points], linewidth=1.4)
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(12, 4.5), layout="constrained")
+    for axis, (name, one) in zip(axes, curves.items()):
+        iterations, losses = list(one.losses), list(one.losses.values())
+        axis.plot(iterations, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each iteration")
+        axis.plot(iterations, smoothed(losses), color="tab:blue", linewidth=1.8, label="moving mean")
+        axis.plot(list(one.validation), list(one.validation.values()), "o", color="tab:red", label="validation")
         axis.set(title=f"{name}, LLaMA-2 tiny", xlabel="iteration", ylabel="lm loss")
         axis.grid(alpha=0.3)
+        right = axis.twinx()
+        right.plot(iterations, list(one.rates.values()), color="tab:gray", linestyle="--", linewidth=1.0, label="learning rate")
+        right.set_ylim(bottom=0)
+        right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        right.set_ylabel("learning rate")
+        handles = [handle for side in (axis, right) for handle in side.get_legend_handles_labels()[0]]
+        axis.legend(handles=handles, loc="upper right")
     path = WORK / "loss.png"
     figure.savefig(path, dpi=120)
     return path

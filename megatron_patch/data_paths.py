@@ -182,7 +182,7 @@ def _is_number(word: str) -> bool:
 def _pair_findings(prefix: str) -> list[str]:
     """Why the pair at `prefix` cannot be read, one sentence at most."""
     if os.path.isfile(prefix) and not os.path.exists(f"{prefix}.idx"):
-        return [f"{prefix} {_wrong_file(prefix)}"]
+        return [_wrong_file(prefix)]
     missing = " and ".join(prefix + suffix for suffix in (".idx", ".bin") if not os.path.isfile(prefix + suffix))
     if missing:
         return [f"there is no {missing}: write the path of a .bin/.idx pair without its ending, or a .json file."]
@@ -193,5 +193,6 @@ def _wrong_file(path: str) -> str:
     """What to write instead of a file that is neither JSON nor the prefix of a pair."""
     prefix, ending = os.path.splitext(path)
     if ending in (".bin", ".idx"):
-        return f"is one file of a pair: write it without its ending, {prefix}."
-    return "is a file whose content is no JSON: write a JSON list or JSON Lines file, or a .bin/.idx pair without its ending."
+        return f"{path} is one file of a pair: write it without its ending, {prefix}."
+    wanted = "a JSON list or JSON Lines file, or a .bin/.idx pair without its ending"
+    return f"{path} is a file whose content is no JSON: write {wanted}."

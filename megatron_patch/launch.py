@@ -25,6 +25,7 @@ from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.other_runs import offers
 from megatron_patch.folders.resumption import find_start
+from megatron_patch.language.sentences import fill, in_language
 
 # What uses a trained model: its list, and the reader of its arguments.
 _USERS: dict[str, tuple[Script, Callable[[list[str]], GenerationReading | EvaluationReading | ServingReading]]] = {
@@ -98,7 +99,7 @@ def start_user(task: str, flags: list[str]) -> None:
     reading = _USERS[task][1](flags)
     _refuse_unusable_gpus()
     for note in reading.notes:
-        print(note, flush=True)
+        print(in_language(note), flush=True)
     inherited, _ = usable_python_path(None)
     environment = worker_environment(None, inherited, _tensor_parallel(reading.job) > 1)
     command = [sys.executable, "-m", f"megatron_patch.cli.{task}", *flags]
@@ -120,7 +121,7 @@ def main(argv: list[str]) -> None:
         start = start_user if task in _USERS else _start
         start(task, flags)
     except (UserError, OSError) as error:
-        print(f"{_NAMES[task]}: {sentence(error)}", file=sys.stderr)
+        print(f"{_NAMES[task]}: {in_language(sentence(error))}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -133,15 +134,15 @@ def _start(task: str, flags: list[str]) -> None:
     reading = read(task, flags)
     _refuse_unusable_gpus()
     engine, line = choose_engine(reading.megatron_path)
-    print(line, flush=True)
+    print(in_language(line), flush=True)
     inherited, left_out = usable_python_path(engine)
     for folder in left_out:
-        print(f"PYTHONPATH names {folder}, which holds another Megatron; it is left out.", flush=True)
+        print(fill("PYTHONPATH names {}, which holds another Megatron; it is left out.", folder), flush=True)
     for note in reading.notes:
-        print(note, flush=True)
+        print(in_language(note), flush=True)
     start = find_start(reading.config)
     for line in (*start.lines, *(offers(reading.config, start.origin) if start.folder is None else ())):
-        print(line, flush=True)
+        print(in_language(line), flush=True)
     command = torchrun_command(task, reading.processes, flags)
     tensor_parallel = reading.config.tensor_model_parallel_size > 1
     os.execve(command[0], command, worker_environment(engine, inherited, tensor_parallel))

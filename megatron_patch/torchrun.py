@@ -17,6 +17,10 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from megatron_patch.arguments.command_line import asked_language
+from megatron_patch.language.choice import ask
+from megatron_patch.language.sentences import fill
+
 _PATIENCE = 3600  # seconds from a signal to SIGKILL; what a scheduler grants may be less
 
 
@@ -33,6 +37,7 @@ def patient(close: Callable[..., None]) -> Callable[..., None]:
 
 def main(argv: list[str]) -> int:
     """The status to leave with: that of this node's rank that failed first, 128 and more for a signal, as shells have it."""
+    ask(asked_language(argv))
     PContext.close = patient(PContext.close)  # type: ignore[method-assign]  # there is no setting to use instead
     logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)  # it tells a rank's end as well, with process ids
     try:
@@ -40,11 +45,11 @@ def main(argv: list[str]) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-        first = f"rank {rank} was the first of this node to end early, with status {status}"
-        print(f"{first}; what it said stands above.", file=sys.stderr)
+        template = "rank {} was the first of this node to end early, with status {}; what it said stands above."
+        print(fill(template, rank, status), file=sys.stderr)
         return status
     except SignalException as error:
-        print(f"stopped by {error.sigval.name}.", file=sys.stderr)
+        print(fill("stopped by {}.", error.sigval.name), file=sys.stderr)
         return 128 + error.sigval
     return 0
 

@@ -14,6 +14,7 @@ from megatron_patch.arguments.conversion_list import CONVERT
 from megatron_patch.arguments.preparation_list import PREPARE
 from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
 from megatron_patch.folders.checkout import ROOT
+from megatron_patch.language.sentences import fill
 
 _SAMPLES = "tests/golden"  # small files of every kind, in the checkout
 _SMALL = {"MEGATRON_PATH": "none", "MEGATRON_PATCH_PATH": "."}
@@ -55,3 +56,38 @@ def example(script: Script) -> str:
     if not (ROOT / _SAMPLES).is_dir():
         return command(script, {})
     return f"cd {shlex.quote(str(ROOT))} && {command(script, _EXAMPLES[script.name], path=script.path)}"
+
+
+def after_conversion(target: str | Path, megatron_path: str, tp: int, pp: int, extra_vocab_size: int) -> str:
+    """Pre-training from a checkpoint that was converted to Megatron's format."""
+    known = {"MODEL_SIZE": "auto", "EXTRA_VOCAB_SIZE": extra_vocab_size, "TP": tp, "PP": pp}
+    return _next(PRETRAIN, MEGATRON_PATH=megatron_path, PRETRAIN_CHECKPOINT_PATH=_whole(target), **known)
+
+
+def after_preparation(prefix: str | Path, megatron_path: str | None) -> str:
+    """Pre-training on a pair that was made."""
+    return _next(PRETRAIN, MEGATRON_PATH=megatron_path or "none", MODEL_SIZE="auto", DATASET_PATH=_whole(prefix))
+
+
+def after_split(train: str | Path, valid: str | Path, megatron_path: str | None) -> str:
+    """Fine-tuning on the files of a split that was made."""
+    files = {"TRAIN_DATASET_PATH": _whole(train), "VALID_DATASET_PATH": _whole(valid)}
+    return _next(FINETUNE, MEGATRON_PATH=megatron_path or "none", MODEL_SIZE="auto", **files)
+
+
+def after_training(checkpoint: str | Path, target: str | Path, tp: int, pp: int) -> str:
+    """The conversion of a run's last checkpoint to Hugging Face."""
+    paths = {"MEGATRON_PATH": "none", "SOURCE_CKPT_PATH": _whole(checkpoint), "TARGET_CKPT_PATH": _whole(target)}
+    return _next(CONVERT, **paths, TP=tp, PP=pp, MN="auto", mg2hf="true")
+
+
+def _next(script: Script, **known: object) -> str:
+    """The next step as a sentence, with the command on a line of its own."""
+    values = {"MEGATRON_PATCH_PATH": ROOT, **known}
+    left = [one.name for one in script.documented if one.name not in values and not one.example]
+    said = fill("Next, with your own {}:", ", ".join(left)) if left else fill("Next:")
+    return f"{said}\n  {command(script, values)}"
+
+
+def _whole(path: str | Path) -> Path:
+    return Path(path).absolute()

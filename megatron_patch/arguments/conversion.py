@@ -93,6 +93,8 @@ def _job(texts: Texts, findings: Findings) -> Conversion:
     if sided and job.gqa_layout == ALL_Q_FIRST and not job.to_hf:
         findings.add_flag("--gqa-layout", ALL_Q_FIRST, "it is for checkpoints of 2023, with mg2hf = true: remove the flag.")
     config = _source_config(job, findings) if sided else None
+    if usable and not sided and not job.source.exists():
+        findings.add(ARGUMENTS["SOURCE_CKPT_PATH"], job.source, "there is nothing of that name: write the folder of the model.")
     findings.choice(name, job.model_name, None if config is None else _names_of(config))
     if config is not None:
         for wrong, got, problem in model_findings(job, config):
@@ -149,8 +151,8 @@ def _hf_config(folder: Path) -> LlamaConfig | None:
         refuse_placeholders(meta_companions(folder))
         return None  # params.json leaves out what the tensors tell
     if not is_hf_folder(folder):
-        finding = snapshot_finding(folder) or "with mg2hf = false it takes a Hugging Face folder, and this is none: write one"
-        raise UserError(finding if finding.endswith(".") else f"{finding}, or mg2hf = true.")
+        wanted = "with mg2hf = false it takes a Hugging Face folder, and this is none: write one, or mg2hf = true."
+        raise UserError(snapshot_finding(folder) or wanted)
     find_weights(folder)
     refuse_placeholders(folder / name for name in COMPANIONS)
     return read_hf_config(folder)

@@ -156,15 +156,11 @@ class Findings:
         if text in allowed:
             return text
         fitting = allowed if fitting is None else fitting
-        meant = meant_choice(text, fitting)
-        if meant is not None:
-            advice = f"write {meant}."
-        elif tuple(fitting) == tuple(allowed):
+        advice = meant_choice(text, fitting)
+        if advice is None and tuple(fitting) == tuple(allowed):
             default = default_text(argument)
-            advice = f"write {default}, for example." if default else "write one of these, in this spelling."
-        else:
-            advice = f"write {' or '.join(fitting)}."
-        self.add(argument, text, f"it takes one of {', '.join(allowed)}: " + advice)
+            advice = f"{default}, for example" if default else "one of these, in this spelling"
+        self.add(argument, text, f"it takes one of {', '.join(allowed)}: write {advice or ' or '.join(fitting)}.")
         return argument.default if isinstance(argument.default, str) else allowed[0]
 
     def boolean(self, argument: Argument, text: str) -> bool:
@@ -172,13 +168,14 @@ class Findings:
         if text in TRUE_FALSE:
             return text == "true"
         meant = meant_choice(text, TRUE_FALSE) or default_text(argument)
-        self.add(argument, text, f"it takes true or false: write {meant or 'one of these, in this spelling'}.")
+        advice = meant or "one of these, in this spelling"
+        self.add(argument, text, f"it takes true or false: write {advice}.")
         return argument.default is True
 
     def only(self, argument: Argument, text: str) -> str:
         """Any text; one of the argument's choices where it has some."""
         if argument.choices and text not in argument.choices:
-            self.add(argument, text, f"it takes nothing else than {argument.choices[0]}: write {argument.choices[0]}.")
+            self.add(argument, text, f"it takes {argument.choices[0]}: write {argument.choices[0]}.")
             return argument.choices[0]
         return text
 

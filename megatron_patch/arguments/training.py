@@ -250,8 +250,11 @@ class _Reader(ModelReader):
         elif iterations < 1:
             self.problem("TRAIN_TOKENS", f"one iteration is GLOBAL_BATCH_SIZE × SEQ_LEN = {batch} tokens: write {batch} or more.")
         elif warmup_iterations >= iterations and not self.refused("WARMUP_TOKENS"):
-            asked = f"iterations are {batch} tokens each, and of the {iterations} of TRAIN_TOKENS it must leave one"
-            self.problem("WARMUP_TOKENS", f"{asked}: write {tokens // 100}, for example.")
+            self.problem(
+                "WARMUP_TOKENS",
+                f"of the {iterations} iterations of {batch} tokens at least one must follow it: "
+                f"write {tokens // 100}, for example.",
+            )
         return {
             "train_iters": iterations,
             "warmup_iters": warmup_iterations,

@@ -110,9 +110,9 @@ def _optimizer_problem(stored: dict[str, Any], optimizer: ChainedOptimizer) -> s
     problem = form_problem(groups, [_GROUP_NUMBERS for _ in own], "param_groups")
     if problem is not None:
         return problem
-    absent = [group for group in map(_identity, own) if group not in map(_identity, groups)]
+    absent = [group for group in own if not any(_is_same_group(found, group) for found in groups)]
     if absent:
-        return f"param_groups: none has {absent[0]}"
+        return f"param_groups: none has { {key: absent[0].get(key) for key in _GROUP_KEYS} }"
     if not all(_is_count(group.get("step", 0)) for group in groups):
         return "param_groups count no steps"
     (inner,) = optimizer.chained_optimizers
@@ -122,8 +122,9 @@ def _optimizer_problem(stored: dict[str, Any], optimizer: ChainedOptimizer) -> s
     return form_problem(stored["grad_scaler"], scaler.state_dict(), "grad_scaler")
 
 
-def _identity(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: group.get(key) for key in _GROUP_KEYS}
+def _is_same_group(stored: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether core would take one for the other; versions of core do not all have the same keys."""
+    return all(stored[key] == own[key] for key in _GROUP_KEYS if key in stored and key in own)
 
 
 def form_problem(found: object, like: object, name: str) -> str | None:

@@ -12,6 +12,7 @@ from megatron_patch.arguments.inspection import Inspection, read
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.inspection.data import describe_indexed, describe_sft
+from megatron_patch.language.sentences import fill, in_language
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> int:
     try:
         print("\n".join(describe(job)))
     except (UserError, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
+        print(fill("error: {}", in_language(sentence(error))), file=sys.stderr)
         return 2
     return 0
 

@@ -15,10 +15,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_patch.arguments.commands import after_preparation, after_split
 from megatron_patch.arguments.preparation import Checked, Preparation, read
 from megatron_patch.arguments.preparation_list import PREPARE
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError, print_any_text, sentence
+from megatron_patch.language.sentences import counted, fill, in_language
 from megatron_patch.preparation.encoding import Settings
 from megatron_patch.preparation.pair import output_paths, preprocess, require_apart
 from megatron_patch.preparation.wudao_split import TRAIN, VALID, require_free, split_wudao
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> int:
         if checked.usable:
             _check_what_is_read(checked)
     except (UserError, OSError) as error:
-        print(f"{PREPARE.name}: {sentence(error)}", file=sys.stderr)
+        print(f"{PREPARE.name}: {in_language(sentence(error))}", file=sys.stderr)
         return 2
     checked.findings.exit_if_any(PREPARE.name)
     try:
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> int:
         if job.sft_output_dir:
             _make_split(job, job.sft_output_dir)
     except (UserError, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
+        print(fill("error: {}", in_language(sentence(error))), file=sys.stderr)
         return 1
     return 0
 
@@ -81,7 +83,8 @@ def _make_indexed(job: Preparation, prefix: str) -> None:
         job.input, prefix, settings,
         workers=min(job.workers, 1 + size // _WORTH_A_PROCESS), max_bad_fraction=job.max_bad_fraction, overwrite=job.overwrite,
     )  # fmt: skip
-    print("\n".join(counts.lines(prefix)))
+    print("\n".join(map(in_language, counts.lines(prefix))))
+    print(after_preparation(prefix, job.megatron_path))
 
 
 def _make_split(job: Preparation, folder: str) -> None:
@@ -89,8 +92,10 @@ def _make_split(job: Preparation, folder: str) -> None:
         job.input, folder, keys=job.json_key, clean=job.clean, valid_fraction=job.valid_fraction,
         max_bad_fraction=job.max_bad_fraction, overwrite=job.overwrite, max_document_mb=job.max_document_mb,
     )  # fmt: skip
-    print(f"{folder}: {counts.train} samples in {TRAIN}, {counts.valid} in {VALID}; "
-          f"{counts.bad} bad and {counts.empty} empty records gave none.")  # fmt: skip
+    train, valid = counted(counts.train, "sample"), counted(counts.valid, "sample")
+    bad, empty = counted(counts.bad, "bad record"), counted(counts.empty, "empty record")
+    print(fill("{}: {} in {}, {} in {}; {} and {} gave none.", folder, train, TRAIN, valid, VALID, bad, empty))
+    print(after_split(Path(folder) / TRAIN, Path(folder) / VALID, job.megatron_path))
 
 
 def _terminate(signal_number: int, _: object) -> None:

@@ -10,15 +10,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-from megatron_patch.arguments.training import SCRIPTS, read
+from megatron_patch.arguments.commands import after_training
+from megatron_patch.arguments.training import read
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.data.batches import RunData
 from megatron_patch.errors import UserError, print_any_text
+from megatron_patch.language.sentences import in_language
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run, start_state
 from megatron_patch.train.setup import build_state
@@ -37,7 +40,7 @@ def read_config(task: str, argv: list[str]) -> TrainConfig:
     try:
         return read(task, argv).config
     except UserError as error:
-        _leave(f"{SCRIPTS[task]}: {error}")
+        _leave(str(error))
 
 
 def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
@@ -56,6 +59,8 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         state = build_state(config, layout, log, data.train_iters)
         start_state(state, log)
         run(state, data, log)
+        if state.iteration >= data.train_iters:
+            log.line(_next_step(config))
     except UserError as error:
         _leave(_sentence(error))
     except RuntimeError as error:
@@ -75,6 +80,12 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     parallel.stop()
 
 
+def _next_step(config: TrainConfig) -> str:
+    target = Path(config.output_path) / "hf" / config.name
+    layout = (config.tensor_model_parallel_size, config.pipeline_model_parallel_size)
+    return after_training(config.checkpoint_folder, target, *layout)
+
+
 def _start(config: TrainConfig) -> parallel.Layout:
     try:
         return parallel.start(config)
@@ -88,7 +99,7 @@ def _leave(sentence: str) -> NoReturn:
 
 
 def _say(sentence: str) -> None:
-    _LOGGER.error(f"rank {os.environ.get('RANK', '0')}: {sentence}")
+    _LOGGER.error(f"rank {os.environ.get('RANK', '0')}: {in_language(sentence)}")
 
 
 def _memory_error(error: BaseException | None) -> torch.OutOfMemoryError | None:

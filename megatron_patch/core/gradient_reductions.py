@@ -1,7 +1,7 @@
-"""ZeRO's reduction of gradients through copy engines, in the place of DDP's reduce-scatter by NCCL, beside the backward pass.
+"""ZeRO's reduction of gradients through copy engines, while the backward pass runs. It replaces DDP's reduce-scatter.
 
-As soon as a bucket's gradients are there, each rank copies what the others have of its own part, and adds it in float32.
-peer_memory.py says what that saves. core's DDP still decides when a bucket is due.
+As soon as a bucket's gradients are there, each rank copies what the others have of its own part, and adds it in
+float32. peer_memory.py says what that saves over NCCL. core's DDP still decides when a bucket is due.
 """
 
 from __future__ import annotations

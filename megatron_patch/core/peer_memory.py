@@ -1,12 +1,13 @@
-"""Memory of the other GPUs of one host, read through copy engines, which take no multiprocessor from what runs meanwhile.
+"""Memory of the other GPUs of one host, read by copy engines. They take no multiprocessor from the kernels that run.
 
-NCCL's kernels take some from the matrix products beside which they run. On four H200s, tensor parallel, the backward pass of a
-7B model's first feed-forward product takes 595 µs without communication, 775 beside NCCL's, 614 beside copies. What communicates
-through `Peers` is in tensor_exchange.py, weight_gathers.py and gradient_reductions.py; where there are none, NCCL does it.
+NCCL's kernels take some from the matrix products that run at the same time. On four H200s, tensor parallel, the
+backward pass of a 7B model's first feed-forward product takes 595 µs without communication, 775 µs beside NCCL's
+kernels and 614 µs beside copies. tensor_exchange.py, weight_gathers.py and gradient_reductions.py communicate through
+`Peers`. Where ranks are not `Peers`, NCCL communicates.
 
-Memory is opened through CUDA's handles for other processes, as torch.multiprocessing does it, but on the reader's own GPU: a
-context on each of the other GPUs would take half a gigabyte. Ranks meet through the barrier kernel of PyTorch's symmetric
-memory, which can be recorded in a CUDA graph.
+Memory is opened through CUDA's handles for other processes, as torch.multiprocessing does it, but on the reader's own
+GPU: a context on each of the other GPUs would take half a gigabyte. Ranks meet through the barrier kernel of PyTorch's
+symmetric memory, which a CUDA graph can record.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Side:
     """A stream beside the current one. On a CPU everything is done at once."""
 
     def __init__(self) -> None:
-        # Of a higher priority: what meets or adds is short, and the products beside it have thousands of blocks to launch.
+        # Its priority is higher: its kernels are short, and products have thousands of blocks waiting to be launched.
         self.stream = torch.cuda.Stream(priority=-1) if device.HAS_CUDA else None
 
     @contextlib.contextmanager
@@ -71,7 +72,7 @@ class Peers:
         self._meeting = _meeting_place(group) if device.HAS_CUDA else None
 
     def meet(self, place: int = 0) -> None:
-        """What is launched on the current stream from here on comes after what all ranks have launched before they meet.
+        """Let what is launched on the current stream from here on run after what all ranks launched before they meet.
 
         Streams that do not wait for each other meet at different places.
         """
@@ -150,7 +151,11 @@ def close() -> None:
 
 
 def _try(group: ProcessGroup) -> str:
-    """Open the group, and read from each of the others what it should hold. Returns why any rank cannot; nothing if all can."""
+    """Open the group, and read from each of the others what it should hold.
+
+    Returns:
+        Why any rank cannot; empty if all can.
+    """
 
     def meet() -> None:
         _open[group] = Peers(group)

@@ -1,9 +1,12 @@
-"""What tensor-parallel ranks exchange around a product under sequence parallelism: parts of a sequence are gathered before it, or
-its partial sums are added after it and each rank keeps its part.
+"""What tensor-parallel ranks exchange around a product under sequence parallelism.
 
-`CollectiveExchange` has NCCL (or gloo) do it. `CopyExchange` has copy engines, beside products: a product that needs the gathered
-sequence begins with the half that its own rank's part belongs to, while the other half is copied; one whose results are added
-begins with the half that the other ranks wait for. Sums are made in float32 and rounded once.
+Before a product the parts of the sequence are gathered. Or after it the ranks' partial sums are added, and each rank
+keeps its part.
+
+`CollectiveExchange` lets NCCL (or gloo) do that. `CopyExchange` lets copy engines do it while products run. A product
+that needs the gathered sequence begins with the half in which its own rank's part lies, and the other half is copied
+meanwhile. A product whose results are added begins with the half for which the other ranks wait. Sums are made in
+float32 and rounded once.
 
 Rows are tokens here: a sequence's part [S / TP, B, H] is a matrix of S · B / TP rows, and rank r's follow rank r - 1's.
 """
@@ -49,8 +52,8 @@ class Room:
     of_ranks: list[torch.Tensor]
 
 
-# Multiply-adds for each element of a sum from which half a product takes as long as it takes to copy the other half from the
-# other ranks: at 600 TFLOP/s and 370 GB/s.
+# Multiply-adds for each element of a sum. From here on half a product takes as long as copying the other half from the
+# other ranks, at 600 TFLOP/s and 370 GB/s.
 HIDES = 1600
 
 
@@ -61,7 +64,7 @@ class CollectiveExchange:
         self.group = group
 
     def gather(self, part: torch.Tensor, use: Use, keeps: bool) -> torch.Tensor:
-        """`use` the whole sequence, of which each rank has a `part` [n, H]: [n · TP, H]. Only with `keeps` is all of it there."""
+        """`use` the whole sequence [n · TP, H], of which each rank has a `part` [n, H]; with `keeps` all of it stays."""
         whole = self.begin_gather(part).get()
         use(slice(0, len(whole)), whole)
         return whole
@@ -97,8 +100,9 @@ class CollectiveExchange:
 class CopyExchange:
     """Through the ranks' memory: the same methods as `CollectiveExchange`.
 
-    What others read lies in one of three places, taken in turn. When a place is written again, every rank has read it: to come
-    here, this rank has waited for all copies but those of the last exchange, and ranks met before each of those.
+    What others read lies in one of three places, taken in turn. When a place is written again, every rank has read it:
+    to come here, this rank has waited for all copies but those of the last exchange, and ranks met before each of
+    those.
     """
 
     _PLACES = 3
@@ -148,8 +152,10 @@ class CopyExchange:
         return Arriving(whole, self.side.join)
 
     def sum(self, produce: Produce, rows: int, width: int, like: torch.Tensor, depth: int) -> torch.Tensor:
-        """`produce` is called for two halves if half a product hides the copies of the other half. What remains is read where it
-        lies, by the kernel that adds."""
+        """`produce` is called for two halves if half a product hides the copies of the other half.
+
+        The kernel that adds reads the rest where it lies.
+        """
         size = self.peers.size
         room, n = self.room(rows, width, like), rows // size
         if depth < HIDES and size - 1 <= MOST_APART:

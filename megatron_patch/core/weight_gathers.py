@@ -8,9 +8,9 @@ term): a wait that was recorded in a graph then waits, at every replay, for the 
 Some hundred gathers are some hundred launches, and the next forward pass is launched after them. So the gathers are
 recorded as one graph too.
 
-Where the ranks read each other's memory (`peer_memory.py`), each rank copies the others' parts, which takes nothing from
-that forward pass. No rank updates its part again before all have copied it: the norm of the next gradients waits for
-every rank's passes.
+Where the ranks read each other's memory (`peer_memory.py`), each rank copies the others' parts, which takes nothing
+from that forward pass. No rank updates its part again before all have copied it: the norm of the next gradients waits
+for every rank's passes.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ def sum_parts(
 
 
 def sum_parts_reference(own: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """own + parts[0] + parts[1] + … in PyTorch: [...] each, summed in float32 and rounded to own's dtype."""
     total = own.float()
     for part in parts:
         total = total + part.float()

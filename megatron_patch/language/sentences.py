@@ -18,6 +18,8 @@ from megatron_patch.language.choice import spoken
 _CATALOGUES = ("arguments", "cli", "folders", "files")
 _MOST = 4000  # characters of a sentence that is looked up; longer ones are nobody's
 _DEPTH = 6  # of sentences within sentences
+_LEAST = 9  # characters outside the holes; a shorter template would be found in anything, and is for `fill` alone
+_BETWEEN = re.compile(" or | and |, ")  # values, such as `7B or auto`
 
 
 def fill(template: str, *values: object) -> str:
@@ -30,6 +32,13 @@ def fill(template: str, *values: object) -> str:
 def in_language(sentence: str) -> str:
     """A finished English sentence in the user's language; as it is where that is English, or where it is in no catalogue."""
     return sentence if spoken() == "en" else _translated(sentence, _DEPTH)
+
+
+def counted(count: int, what: str) -> str:
+    """`1 file`, `3 files`; in Chinese, which has no plural, with the counter that the catalogue gives `{} file`."""
+    if spoken() == "en":
+        return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    return fill(f"{{}} {what}", count)
 
 
 @functools.cache
@@ -45,40 +54,43 @@ def _translated(text: str, depth: int) -> str:
     template, values = find(text)
     if template is not None:
         return catalogue()[template].format(*(_translated(value, depth - 1) for value in values))
-    # Several sentences or phrases after one another, each with a template of its own.
-    for mark, between in (("; ", "；"), (". ", ". "), (", ", ", ")):
-        parts = text.split(mark)
-        if len(parts) > 1:
-            found = [
-                _translated(part + mark.strip() if mark == ". " and part is not parts[-1] else part, depth - 1) for part in parts
-            ]
-            if found != parts:
-                return (between if mark != ". " else "").join(found)
-    return text
+    if all(value and " " not in value for value in _BETWEEN.split(text)):
+        return text.replace(" or ", " 或 ").replace(" and ", " 和 ")
+    parts = text.split("; ")
+    return "；".join(_translated(part, depth - 1) for part in parts) if len(parts) > 1 else text
 
 
 def find(text: str) -> tuple[str | None, tuple[str, ...]]:
     """The template that `text` was made from and what stands in its holes; of several, the one with the most words of its own."""
     best: tuple[str | None, tuple[str, ...]] = (None, ())
     length = 0
-    for template, words, begin, end in _shapes():
-        if words <= length or not text.startswith(begin) or not text.endswith(end):
-            continue
-        match = _pattern(template).fullmatch(text)
-        if match:
-            best, length = (template, match.groups()), words
+    for template, words, literals in _shapes():
+        if words > length and _stand_in(text, literals):
+            match = _pattern(template).fullmatch(text)
+            if match:
+                best, length = (template, match.groups()), words
     return best
 
 
 @functools.cache
-def _shapes() -> tuple[tuple[str, int, str, str], ...]:
-    """(template, characters outside its holes, those before the first hole, those behind the last) of each."""
-    return tuple(_shape(template) for template in catalogue())
+def _shapes() -> tuple[tuple[str, int, tuple[str, ...]], ...]:
+    """(template, characters outside its holes, the texts between them) of each that is long enough to be told by them."""
+    parts = ((template, tuple(_literals(template))) for template in catalogue())
+    return tuple((template, size, texts) for template, texts in parts if (size := sum(map(len, texts))) >= _LEAST)
 
 
-def _shape(template: str) -> tuple[str, int, str, str]:
-    parts = list(_literals(template))
-    return template, sum(map(len, parts)), parts[0], parts[-1]
+def _stand_in(text: str, literals: tuple[str, ...]) -> bool:
+    """Whether the literals stand in `text` in their order, from its beginning to its end. The pattern then ends soon."""
+    first, *between, last = literals if len(literals) > 1 else (literals[0], "")
+    place = len(first)
+    if not text.startswith(first) or not text.endswith(last):
+        return False
+    for part in between:
+        place = text.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return place <= len(text) - len(last)
 
 
 def _literals(template: str) -> Iterator[str]:
@@ -89,4 +101,7 @@ def _literals(template: str) -> Iterator[str]:
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile("(.*?)".join(map(re.escape, _literals(template))), re.DOTALL)
+    """Of two holes beside each other the first takes all: the second is for what is added now and then, mostly nothing."""
+    *parts, last = _literals(template)
+    holes = ["(.*?)" if behind else "(.*)" for behind in [*parts[1:], last or "end"]]
+    return re.compile("".join(re.escape(part) + hole for part, hole in zip(parts, holes)) + re.escape(last), re.DOTALL)

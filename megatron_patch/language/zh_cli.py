@@ -1,1 +1,38 @@
-SENTENCES: dict[str, str] = {}
+"""Chinese of `cli/`, `launch.py` and `torchrun.py`."""
+
+from __future__ import annotations
+
+SENTENCES = {
+    "PYTHONPATH names {}, which holds another Megatron; it is left out.": "PYTHONPATH 中的 {0} 含有另一份 Megatron，已忽略。",
+    "rank {} was the first of this node to end early, with status {}; what it said stands above.": (
+        "rank {0} 是本节点最先退出的，退出码 {1}；它的说明见上文。"
+    ),
+    "stopped by {}.": "被 {0} 停止。",
+    # session
+    "rank {}: {}": "rank {0}：{1}",
+    "another rank has ended ({}).": "另一个 rank 已经退出（{0}）。",
+    "BATCH_SIZE below {}": "BATCH_SIZE 小于 {0}",
+    "a higher TP or PP, on more GPUs": "在更多 GPU 上增大 TP 或 PP",
+    "{} What takes less: {}.": "{0} 可以减少显存的办法：{1}。",
+    # convert
+    "interrupted.": "已中断。",
+    "Nothing was left at {}.": "{0} 处没有留下任何东西。",
+    "{} is as it was.": "{0} 保持原样。",
+    "What is at {} came there while this ran: look at it before you use it.": "{0} 处的内容是在运行期间出现的：使用前请先检查。",
+    ", {} compared with the source": "（其中 {0} 个已与源比较）",
+    "{} tensor": "{0} 个张量",
+    "{} file": "{0} 个文件",
+    "{}, {} in {}, {} s, {} MB/s, peak memory {} GiB.": "{0}，{1}，{2}，用时 {3} 秒，{4} MB/s，内存峰值 {5} GiB。",
+    "Written: {}": "已写入：{0}",
+    'Next: transformers.AutoModelForCausalLM.from_pretrained("{}")': '下一步：transformers.AutoModelForCausalLM.from_pretrained("{0}")',
+    # inspection
+    "error: {}": "错误：{0}",
+    "{} does not exist; give a .bin/.idx pair, a fine-tuning JSON file or a checkpoint's folder.": (
+        "{0} 不存在；请给出一对 .bin/.idx、微调 JSON 文件或检查点文件夹。"
+    ),
+    # preprocess
+    "{} sample": "{0} 条样本",
+    "{} bad record": "{0} 条坏记录",
+    "{} empty record": "{0} 条空记录",
+    "{}: {} in {}, {} in {}; {} and {} gave none.": "{0}：{2} 中 {1}，{4} 中 {3}；{5}和{6}没有产生样本。",
+}

@@ -198,11 +198,11 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> LlamaConfig:
     """
     refused = refused_features(hf_config)
     if refused:
-        raise UserError("config.json asks for what this LLaMA does not compute: " + "; ".join(refused) + ".")
+        raise UserError(f"it asks for what this LLaMA does not compute: {'; '.join(refused)}.")
     needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     missing = [key for key in needed if hf_config.get(key) is None]
     if missing:
-        raise UserError(f"config.json lacks {', '.join(missing)}; a LLaMA config.json has all of {', '.join(needed)}.")
+        raise UserError(f"it lacks {', '.join(missing)}; a LLaMA config.json has all of {', '.join(needed)}.")
     heads, rope = hf_config["num_attention_heads"], read_rope(hf_config)
     groups, head_size = hf_config.get("num_key_value_heads"), hf_config.get("head_dim")
     numbers = {

@@ -1,5 +1,8 @@
-"""core's parallel linear layers, with products whose algorithm is measured (kernels/products.py says why), and under sequence
-parallelism with what ranks exchange beside them (core/tensor_exchange.py)."""
+"""core's parallel linear layers, with products whose algorithm is measured; kernels/products.py says why.
+
+A layer's weight gradient goes straight into DDP's fp32 buffer. Communication runs while products do: the sum of the
+input's gradient here, and under sequence parallelism what core/tensor_exchange.py exchanges.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,9 @@ from megatron_patch.kernels.products import matmul
 class _Linear(torch.autograd.Function):
     """x [..., in], weight [out, in] → [..., out]. The weight's gradient goes into its fp32 `main_grad` [out, in].
 
-    With a `group` of tensor-parallel ranks x is the same on all of them, and weights are parts of the output: the input's
-    gradients are summed over the group while the weight's is computed.
+    Without a `group` the layer does not communicate. With a `group` of tensor-parallel ranks x is the same on all of
+    them, and each has some rows of the weight. Then the input's gradients are summed over the group while the weight's
+    gradient is computed.
     """
 
     @staticmethod
@@ -48,7 +52,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _GatheredLinear(torch.autograd.Function):
-    """x, this rank's part [S / TP, B, in] of the sequence, and weight [out / TP, in] → [S, B, out / TP] of the whole sequence."""
+    """x [S / TP, B, in], this rank's part of the sequence, weight [out / TP, in] → [S, B, out / TP] of all of it."""
 
     @staticmethod
     def forward(

@@ -1,7 +1,7 @@
 """Whether a GPU waits for Python to launch its kernels, in a run whose micro-batches are not CUDA graphs.
 
-Two micro-batches of a step are timed by events. One is launched as usual. Before the other the GPU is held until most of its
-kernels have been launched, so its time is what the kernels take. What the usual one takes longer, the GPU was idle.
+Two micro-batches of a step are timed by events. One is launched as usual. Before the other one the GPU is held until
+most of its kernels have been launched, so its time is the time of the kernels. The GPU was idle for the difference.
 """
 
 from __future__ import annotations
@@ -107,6 +107,6 @@ class LaunchWatch:
 
 
 def launch_watch(config: TrainConfig, obstacle: str) -> LaunchWatch | None:
-    """For a run on GPUs whose micro-batches are launched; none for a pipeline, whose stages wait for each other as well."""
+    """A watch for a run on GPUs without graphs; None for others and for pipelines, whose stages wait for each other."""
     watches = device.HAS_CUDA and obstacle and config.pipeline_model_parallel_size == 1
     return LaunchWatch(config, obstacle) if watches else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,13 +95,11 @@ def advice(problem: str) -> list[str]:
     return words if all(re.fullmatch(r"[^ ]+", word) for word in words) else []
 
 
-def copy_of_corpus(folder: Path) -> Path:
-    for ending in (".bin", ".idx"):
-        shutil.copy(f"{CORPUS}{ending}", folder / f"pair{ending}")
-    return folder / "pair"
-
-
 def every(commands: dict[str, Command]) -> Iterator[tuple[str, Argument]]:
+    """Each command with each of its arguments; a flag with the first command that has it."""
+    seen = set()
     for name, command in commands.items():
-        for argument in (*command.script.documented, *command.script.flags):
+        flags = [one for one in command.script.flags if one not in seen]
+        seen.update(flags)
+        for argument in (*command.script.documented, *flags):
             yield name, argument

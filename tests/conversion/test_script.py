@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.conversion.convert import convert
-from tests.launching import CONVERT, ENGINE, GOLDEN, ROOT, run, succeed, without_torch
+from tests.launching import CONVERT, ENGINE, GOLDEN, PRETRAIN, ROOT, run, succeed, without_torch
 from tests.weights.models import assert_same, read_hf
 
 HF = GOLDEN / "hf_gqa"
@@ -24,7 +25,15 @@ def test_documented_command_both_ways(tmp_path):
     there = succeed(run(CONVERT, ENGINE, HF, odd / "megatron", 2, 2, "auto", 0, "false", "--verify", **shell))
     assert f"MEGATRON_PATH {ENGINE} does not exist; the installed megatron-core" in there
     assert "31 tensors, 39 compared with the source, 0.6 MB in 1 file," in there and "peak memory" in there
-    assert f"Next: give {odd / 'megatron'} as PRETRAIN_CHECKPOINT_PATH" in there
+    offered, command = there.splitlines()[-2:]
+    assert offered == "Next, with your own DATASET_PATH, OUTPUT_BASEPATH:"
+    words = shlex.split(command)
+    assert (
+        words[1] == str(PRETRAIN)
+        and len(words) == 26
+        and words[22] == str(odd / "megatron")
+        and words[12:16] == ["0", "bf16", "2", "2"]
+    )
     assert (odd / "megatron/latest_checkpointed_iteration.txt").read_text() == "release"
     assert json.loads((odd / "megatron/release/model.json").read_text())["tensor_model_parallel_size"] == 2
     for source in (odd / "megatron", odd / "megatron/release"):
@@ -65,7 +74,7 @@ def test_what_does_not_go_with_the_model(tmp_path, tp, pp, name, extra, said):
     [
         (["--dtype", "fp8"], "--dtype: got 'fp8'; it takes one of bfloat16, float16, float32"),
         (["--max-shard-size", "big"], "it takes a size such as 5GB or 500MB"),
-        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--no-such-flag"], "--no-such-flag: got '--no-such-flag'; there is no such flag: remove it"),
     ],
 )
 def test_flags(tmp_path, flags, said):

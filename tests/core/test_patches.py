@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import megatron.core
 import pytest
 
 from megatron_patch.core import patches
@@ -44,7 +43,7 @@ def test_a_row_whose_target_is_gone_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize("version", ["0.15.3", "0.99.0rc1"])
 def test_a_core_that_was_not_tried_is_what_a_user_can_mend(version, monkeypatch):
-    monkeypatch.setattr(megatron.core, "__version__", version)
+    monkeypatch.setattr(patches.megatron.core, "__version__", version)
     monkeypatch.setattr(patches, "PATCHES", None)  # nothing may be replaced before
     with pytest.raises(UserError, match=f"megatron-core {version} is used, and this project was tried with .*: run pip install"):
         patches.apply_patches()

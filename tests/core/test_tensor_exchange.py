@@ -1,4 +1,4 @@
-"""Tensor-parallel ranks get what others have and what all have computed, through collectives and through each other's memory."""
+"""Tensor-parallel ranks gather parts and sum results, through collectives and through each other's memory."""
 
 import subprocess
 import sys

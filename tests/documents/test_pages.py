@@ -13,7 +13,7 @@ from tests.launching import ROOT
 from tools.argument_pages import PAGES, page
 
 # Flags of other programs that the documents name.
-_OTHERS = {"--flag", "--help", "--language", "--index-url", "--peer", "--build-arg", "--dry-run", "--follow"}
+_OTHERS = {"--flag", "--help", "--language", "--index-url", "--peer", "--build-arg", "--dry-run", "--follow", "--model-path"}
 _PATH = re.compile(r"^(?:benchmarks|tests|tools|docs|megatron_patch|toolkits|examples)/[\w./-]*$")
 
 

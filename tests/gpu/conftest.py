@@ -10,8 +10,10 @@ from tests import launching
 
 @pytest.fixture(autouse=True)
 def gpus(monkeypatch):
-    """Give the scripts this many of the visible GPUs; they start a process for each. Workers of pytest-xdist begin to count at
-    different ones."""
+    """Give the scripts this many of the visible GPUs; they start a process for each.
+
+    Workers of pytest-xdist begin to count at different ones.
+    """
     there = ",".join(map(str, range(torch.cuda.device_count())))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", there).split(",")
     first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(visible)

@@ -118,7 +118,8 @@ def weights(shared):
 
 
 COMMON = dict(PR="fp32", FL="false", AC="none", MODEL_SIZE="auto")
-COMMON |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)  # three pairs for each of two replicas; four stages in flight
+# Twelve samples: three pairs for each of two replicas, and enough micro-batches for four stages.
+COMMON |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)
 
 
 @pytest.fixture

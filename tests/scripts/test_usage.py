@@ -225,7 +225,7 @@ def test_a_checkpoint_that_is_not_whole_is_found_before_training(tmp_path):
     assert "model.json is no JSON" in refused(PRETRAIN, *values)
     config = dict.fromkeys(("num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size"), 8)
     (root / "config.json").write_text(json.dumps(config | {"hidden_size": None}))
-    assert "config.json: config.json lacks hidden_size; a LLaMA config.json has all of" in refused(PRETRAIN, *values)
+    assert "config.json: it lacks hidden_size; a LLaMA config.json has all of" in refused(PRETRAIN, *values)
 
 
 @pytest.mark.parametrize("between", [" ", ","], ids=["spaces", "commas"])

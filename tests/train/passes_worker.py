@@ -113,8 +113,10 @@ def assert_passes(state: steps.TrainState, layout: parallel.Layout) -> None:
 
 
 def main(changed: str, copies: bool) -> None:
-    """Raises where the two ways differ; gradients are reduced while the backward pass runs, as on GPUs. With `copies` ranks read
-    each other's memory in the second way."""
+    """Raises AssertionError if the two ways differ. Gradients are reduced while the backward pass runs, as on GPUs.
+
+    With `copies` ranks read each other's memory in the second way.
+    """
     overlapped = build.ddp_config
     build.ddp_config = lambda config, size: replace(overlapped(config, size), overlap_grad_reduce=size > 1)
     config = tiny_config(global_batch_size=8, precision="fp32", **json.loads(changed))

@@ -71,7 +71,7 @@ _COPIES = ("DP2 with DO", "TP2 DP2 with SP", "TP2 PP2 with SP")
     [*((name, "collectives") for name in _LAYOUTS), *((name, "copies") for name in _COPIES)],
 )
 def test_passes_of_several_processes_equal_core_s_schedule(name, way):
-    """Single micro-batches there, pairs here where no pipeline is to be filled, and gradients are reduced in the last pass."""
+    """core runs single micro-batches; passes take pairs without a pipeline, and the last one reduces gradients."""
     processes, layout = _LAYOUTS[name]
     options = [f"--nproc-per-node={processes}", f"--master-port={free_port()}", "-m", "tests.train.passes_worker"]
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options, json.dumps(layout), way]

@@ -1,4 +1,4 @@
-"""A stand-in for host and device: each micro-batch takes the host so long to launch and the device so long to compute."""
+"""With a stand-in for host and device, in which launching and computing a micro-batch take given times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md's section "A sample's way" names the files that a sample passes. Here one is followed through a run."""
+"""ARCHITECTURE.md's section "A sample's way" names the files that a sample passes in a run."""
 
 from __future__ import annotations
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_patch.arguments.conversion import Conversion
+from megatron_patch.checkpoint.checked_load import load_checked
 from megatron_patch.conversion.convert import convert
+from megatron_patch.errors import UserError
+from megatron_patch.formats.lazy import load
+from megatron_patch.inspection.checkpoint import describe_checkpoint
+from megatron_patch.weights.source import open_source
+from megatron_patch.weights.table import places
 from tests.weights.models import SMALL, random_weights, write_hf
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -163,6 +170,31 @@ def test_native_file_of_other_bytes(native):
 def test_native_folder_without_its_metadata(native):
     (native / "release/.metadata").unlink()
     assert "holds no finished checkpoint" in fails(native, to_hf=True)
+
+
+def test_another_format_of_core_s_is_one_sentence_wherever_it_is_read(native):
+    """In conversion, in training that takes the weights, in a run that goes on, and in inspection."""
+    release = native / "release"
+    (release / "metadata.json").write_text('{"sharded_backend": "zarr", "sharded_backend_version": 1}')
+    message = fails(native, to_hf=True)
+    assert f"{release / 'metadata.json'} says sharded_backend 'zarr'" in message
+    readers = (open_source, describe_checkpoint, lambda path: load_checked(release, {}))
+    for read in readers:
+        with pytest.raises(UserError) as caught:
+            read(native)
+        assert str(caught.value) == message
+
+
+def test_a_native_checkpoint_that_does_not_say_its_model(native):
+    """As other programs write it: the size that the user names tells the model, and no other."""
+    wanted = {place: load(open_source(native).megatron(place)) for place in places(SMALL)}
+    (native / "release/model.json").unlink()
+    (native / "config.json").unlink()
+    assert "config.json" in fails(native, to_hf=True)
+    source = open_source(native, SMALL)
+    assert all(torch.equal(load(source.megatron(place)), tensor) for place, tensor in wanted.items())
+    with pytest.raises(UserError, match="has shape"):
+        open_source(native, replace(SMALL, ffn_hidden_size=SMALL.ffn_hidden_size + 2))
 
 
 def test_wrong_direction(native, folder):
