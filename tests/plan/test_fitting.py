@@ -36,7 +36,7 @@ def test_what_is_offered_fits_and_what_is_refused_does_not():
 
 
 def test_a_pair_is_planned_only_where_it_fits():
-    """Measured: fp16 in pairs took 129.7 GiB on an H200; on H100s at DP 4 single micro-batches fit, and pairs do not."""
+    """Measured: pairs in fp16 took 129.7 GiB on an H200; at DP 4 single micro-batches fit an H100, pairs do not."""
     fp16 = shape(1, "7b", (1, 1), {"precision": "fp16", **SINGLE}, 8)
     assert with_pairs_if_they_fit(fp16, H200).paired
     four = shape(4, "7b", (1, 1), {"precision": "fp16", **SINGLE}, 32)
