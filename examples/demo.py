@@ -31,6 +31,7 @@ ENGINE = "/root/Megatron-LM-230512"  # as in the document; where it does not exi
 
 
 def main() -> None:
+    """Make everything from nothing, run the workflow, and report."""
     started = time.time()
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir()
@@ -46,6 +47,7 @@ def main() -> None:
 
 
 def say(text: str) -> None:
+    """Print a heading."""
     print(f"\n== {text}", flush=True)
 
 
@@ -169,6 +171,7 @@ def run_workflow(hf: Path) -> None:
 
 
 def newest(folder: Path, kind: str) -> Path:
+    """The folder of the latest run of this kind, `pretrain` or `finetune`."""
     return max(folder.glob(f"dsw-{kind}-*"), key=lambda path: path.stat().st_mtime)
 
 

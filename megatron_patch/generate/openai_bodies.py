@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from megatron_patch.errors import UserError
 from megatron_patch.generate.sampling import Sampling
 
 _MOST_STOPS = 4
@@ -112,7 +113,7 @@ class ChatBody(AnswerBody):
     @classmethod
     def _text_alone(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value not in (None, {"type": "text"}):
-            raise ValueError('only {"type": "text"} is supported')
+            raise UserError('only {"type": "text"} is supported')
         return value
 
 

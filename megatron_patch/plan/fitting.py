@@ -39,7 +39,7 @@ def fits(run: RunShape, memory: int) -> bool:
 
 
 def with_pairs_if_they_fit(run: RunShape, memory: int) -> RunShape:
-    """The run as it will be: two micro-batches in a pass where their number is even, no pipeline is there, and they fit."""
+    """The run as it will be: two micro-batches in a pass if their number is even, PP is 1, and they fit."""
     paired = replace(run, paired=True)
     possible = run.pipeline_model_parallel_size == 1 and run.micro_batches % 2 == 0
     return paired if possible and fits(paired, memory) else run

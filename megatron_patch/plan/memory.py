@@ -1,8 +1,8 @@
 """What a training run keeps in each GPU's memory, by kind, from its arguments alone. Imports no torch.
 
-Everything is counted, nothing is fitted: weights and optimizer from the parameters of a pipeline stage, activations from
-the tensors that each layer saves for its backward pass (model/llama.py and the kernels say which). `tests/plan` holds the
-sums against measured peaks. Shape letters as in `llama/model_config.py`.
+Everything is counted, nothing is fitted: weights and optimizer from the parameters of a pipeline stage, activations
+from the tensors that each layer saves for its backward pass (model/llama.py and the kernels say which). `tests/plan`
+holds the sums against measured peaks. Shape letters as in `llama/model_config.py`.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _probabilities(run: RunShape) -> int:
 
 
 def _working(run: RunShape, stage: int, tokens: int) -> int:
-    """Bytes of what lives for a moment: gradients inside one layer, and on the last stage logits, which become theirs."""
+    """Bytes of what lives for a moment: gradients inside one layer; on the last stage logits and their gradient."""
     model, tp, width = run.model, run.tensor_model_parallel_size, _BYTES[run.precision]
     layer = (6 * model.hidden_size + 3 * model.ffn_hidden_size / tp) * width
     if run.recompute == "full":  # a layer's forward pass runs again before its backward pass

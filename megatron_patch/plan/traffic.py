@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from megatron_patch.plan.memory import RunShape, stage_parameters
 
 _BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
-# Of one layer and micro-batch under sequence parallelism: gathers of the sequence forward, for the input's gradient and for
-# the weights' gradients; and sums that are split over the ranks. Two products of a layer communicate in each pass.
+# Of one layer and micro-batch under sequence parallelism: gathers of the sequence forward, for the input's gradient and
+# for the weights' gradients; and sums that are split over the ranks. Two products of a layer communicate in each pass.
 _GATHERS, _SUMS = 6, 4
 
 

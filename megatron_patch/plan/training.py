@@ -37,8 +37,8 @@ def expected_memory(run: RunShape, memory: int) -> str:
         memory: bytes of the GPU with the least; 0 where the run is on CPUs.
 
     Raises:
-        UserError: what torch will allocate is more than the GPU has, so the run would end in its first step; the sentence
-            names arguments with which it fits.
+        UserError: what torch will allocate is more than the GPU has, so the run would end in its first step; the
+            sentence names arguments with which it fits.
     """
     run = with_pairs_if_they_fit(run, memory) if memory else run
     _, fullest = fullest_stage(run)

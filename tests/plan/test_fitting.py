@@ -1,4 +1,4 @@
-"""What is offered instead of a run that does not fit, what a run's start says, and traffic against counted collectives."""
+"""What is offered instead of a run that does not fit, what a run's start says, and traffic as it was counted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_one_change_is_offered_where_one_is_enough():
 
 
 def test_what_is_offered_fits_and_what_is_refused_does_not():
-    """70B on eight H200: 68.98 billion parameters take 16 bytes each without ZeRO, a TB; TP 8 leaves 128 GiB on each."""
+    """70B on eight H200: 68.98 billion parameters of 16 bytes without ZeRO are a TB; TP 8 leaves 128 GiB on each."""
     given = shape(8, "70b", (1, 1), SINGLE, 64)
     with pytest.raises(UserError, match=r"takes .* GiB of a GPU's memory, and there are 139\.8: write "):
         expected_memory(given, H200)
@@ -36,7 +36,7 @@ def test_what_is_offered_fits_and_what_is_refused_does_not():
 
 
 def test_a_pair_is_planned_only_where_it_fits():
-    """Measured: 129.7 GiB with pairs in fp16 on an H200; fp16's single micro-batches fill an H100 at DP 4, pairs do not fit."""
+    """Measured: pairs in fp16 took 129.7 GiB on an H200; at DP 4 single micro-batches fit an H100, pairs do not."""
     fp16 = shape(1, "7b", (1, 1), {"precision": "fp16", **SINGLE}, 8)
     assert with_pairs_if_they_fit(fp16, H200).paired
     four = shape(4, "7b", (1, 1), {"precision": "fp16", **SINGLE}, 32)
@@ -57,10 +57,10 @@ def test_the_fullest_stage_of_a_pipeline_is_the_first():
 
 
 def test_traffic_inside_layers_is_what_a_profile_counted():
-    """A step of LLaMA-2 7B at TP 4 with SP, 32 samples in pairs: 3,120 all-gathers and 2,080 reduce-scatters were counted.
+    """A step of 7B at TP 4 with SP, 32 samples in pairs: 3,120 all-gathers and 2,080 reduce-scatters were counted.
 
-    Each moves a pair's sequence, [2048, 2, 4096] in bf16, of which a ring sends three quarters. Three gathers and two sums
-    of each pass are the embedding's and the head's, which the plan leaves out.
+    Each moves a pair's sequence, [2048, 2, 4096] in bf16, of which a ring sends three quarters. Three gathers and two
+    sums of each pass are the embedding's and the head's, which the plan leaves out.
     """
     counted = (3120 + 2080) * 2048 * 2 * 4096 * 2 * 3 / 4
     assert traffic(shape(4, "7b", (4, 1), {}, 32)).tensor == pytest.approx(counted, rel=0.02)

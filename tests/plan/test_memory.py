@@ -1,4 +1,4 @@
-"""Memory on paper against peaks that were measured on H200s, and against what torch allocates for a tiny model's state."""
+"""Memory on paper equals peaks that were measured on H200s, and what torch allocates for a tiny model's state."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import pytest
 from megatron_patch.llama.model_config import LLAMA_SIZES
 from megatron_patch.plan.memory import RunShape, memory_of_stages, stage_parameters
 
-# GPUs, model, (TP, PP), what differs from bf16, FL true, AC sel, S 2048, micro-batch 1 in pairs, DO true; global batch; measured
-# GiB of torch's `max allocated` on the last rank. Measured with torch 2.11 through run_pretrain_megatron_llama.sh.
+# GPUs, model, (TP, PP), what differs from bf16, FL true, AC sel, S 2048, micro-batch 1 in pairs, DO true; global batch;
+# measured GiB of torch's `max allocated` on the last rank. Measured with torch 2.11 through
+# run_pretrain_megatron_llama.sh.
 SINGLE = {"paired": False}
 MEASURED = [
     (1, "7b", (1, 1), {}, 8, 117.1),
