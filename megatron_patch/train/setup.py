@@ -64,7 +64,5 @@ def _open_groups(config: TrainConfig, layout: Layout, log: RunLog) -> None:
         groups["TP"] = parallel_state.get_tensor_model_parallel_group()
     if config.use_distributed_optimizer:
         groups["data parallel"] = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    if not config.options.peer_copies:
-        log.line("  communication: NCCL (--peer-copies false)")
-    elif said := peer_memory.open_groups(groups):
+    if config.options.peer_copies and (said := peer_memory.open_groups(groups)):
         log.line(f"  communication of {said}")

@@ -166,18 +166,18 @@ def test_recomputation_in_graphs_learns_what_one_learns(tmp_path, gpus, weights,
 @four_gpus
 @pytest.mark.parametrize("layout", [FOUR["TP2 DP2 with SP"]], ids=["TP2 DP2 with SP"])
 def test_without_copy_engines_four_gpus_learn_the_same(tmp_path, gpus, weights, one, layout):
-    learn_what_one_learns(4, tmp_path, gpus, weights, one, layout, "--peer-copies", "false")
+    learn_what_one_learns(4, tmp_path, gpus, weights, one, layout, copies="false")
 
 
-def learn_what_one_learns(number, tmp_path, gpus, weights, one, layout, *flags):
+def learn_what_one_learns(number, tmp_path, gpus, weights, one, layout, *flags, copies="true"):
     gpus(number)
-    several = tiny(tmp_path / "several", *flags, **{**COMMON, "PRETRAIN_CHECKPOINT_PATH": weights, **layout})
+    several = tiny(tmp_path / "several", *flags, "--peer-copies", copies, **{**COMMON, "PRETRAIN_CHECKPOINT_PATH": weights, **layout})
     said, (losses, norms) = console(tmp_path / "several"), one
     assert "CUDA graphs: yes\n" in said
     replicas = number // (layout.get("TP", 1) * layout.get("PP", 1))
     communicates = layout.get("SP") == "true" or (replicas > 1 and layout.get("DO") != "false")
-    assert ("copy engines" in said) == (communicates and "--peer-copies" not in flags)
-    assert "NCCL (" not in said or "--peer-copies" in flags
+    assert ("copy engines" in said) == (communicates and copies == "true")
+    assert "NCCL (" not in said
     assert [step.loss for step in several] == pytest.approx(losses, rel=1e-5)
     assert [step.grad_norm for step in several] == pytest.approx(norms, rel=1e-4)
 
