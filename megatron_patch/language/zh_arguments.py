@@ -130,8 +130,13 @@ SENTENCES = {
     "dlc takes {} from the environment, which lacks them: write dsw, or run as a DLC job.": (
         "dlc 要从环境变量取 {0}，但没有设置：请写 dsw，或作为 DLC 任务运行。"
     ),
-    "RANK is {} and WORLD_SIZE {}; under dlc they count nodes, so RANK must be below WORLD_SIZE.": (
-        "RANK 是 {0}，WORLD_SIZE 是 {1}；dlc 下它们按节点计数，RANK 必须小于 WORLD_SIZE。"
+    "{} is {} and {} {}; under dlc they count nodes, so {} must be below {}.": (
+        "{0} 是 {1}，{2} 是 {3}；dlc 下它们按节点计数，{4} 必须小于 {5}。"
+    ),
+    "WORLD_SIZE is {} and PET_NNODES {}; under dlc both count nodes. In a Kubeflow PyTorchJob leave nprocPerNode out and set "
+    "NPROC_PER_NODE in the container's env.": (
+        "WORLD_SIZE 是 {0}，PET_NNODES 是 {1}；dlc 下两者都按节点计数。在 Kubeflow PyTorchJob 中请去掉 nprocPerNode，"
+        "在容器的环境变量中设置 NPROC_PER_NODE。"
     ),
     "None of 100 TCP ports between 12000 and 32000 is free; set MASTER_PORT to one that is.": (
         "12000 到 32000 之间试了 100 个 TCP 端口，都不空闲；请把 MASTER_PORT 设为空闲的端口。"
@@ -156,4 +161,47 @@ SENTENCES = {
     "one of --output-prefix, --output-dir and --sft-output-dir must be there: write one.": (
         "--output-prefix、--output-dir、--sft-output-dir 至少要有一个：请写一个。"
     ),
+    # evaluation, generation, serving
+    "there is {}.idx and no {}.bin: copy both.": "有 {0}.idx 而没有 {1}.bin：请两个都复制。",
+    "there is no {}: write files, or prefixes of .bin/.idx pairs, between blanks or commas.": (
+        "没有 {0}：请写文件，或 .bin/.idx 文件不带后缀的路径，以空格或逗号分隔。"
+    ),
+    "it must not be above SEQ_LEN = {}, or tokens would be left out: write {} or less.": (
+        "不能大于 SEQ_LEN = {0}，否则会漏掉 token：请写 {1} 或更小的值。"
+    ),
+    "it takes the path of a file: write one.": "需要文件的路径：请写一个。",
+    "there is no such file: write the path of a file of JSON Lines with query, or none.": (
+        "没有这个文件：请写含 query 的 JSON Lines 文件的路径，或 none。"
+    ),
+    "it must hold INPUT_SEQ_LEN + OUTPUT_SEQ_LEN = {} tokens: write {} or more.": (
+        "必须容纳 INPUT_SEQ_LEN + OUTPUT_SEQ_LEN = {0} 个 token：请写 {1} 或更大的值。"
+    ),
+    "it is INPUT_FILE: write another path.": "它就是 INPUT_FILE：请写别的路径。",
+    "TP × PP is {} and this machine has {} visible GPUs; write smaller ones.": "TP × PP 是 {0}，而本机可见 {1} 个 GPU；请写小一些的。",
+    "it takes an address of this machine: write 127.0.0.1, or 0.0.0.0 for everyone who reaches it.": (
+        "需要本机的地址：请写 127.0.0.1，或写 0.0.0.0 对所有能访问的人开放。"
+    ),
+    "{} holds neither tokenizer.model nor tokenizer.json: write --tokenizer-path and the folder that does.": (
+        "{0} 中没有 tokenizer.model 或 tokenizer.json：请写 --tokenizer-path 和存放它的文件夹。"
+    ),
+    "TP × PP = {} must divide the {} processes ({} nodes of {}): write smaller ones, or use more GPUs.": (
+        "TP × PP = {0} 必须整除 {1} 个进程（{2} 个节点，每个 {3} 个）：请写小一些的，或使用更多 GPU。"
+    ),
+    "MEGATRON_PATH is not used: no engine of Megatron's is needed without training.": "没有使用 MEGATRON_PATH：不训练时不需要 Megatron。",
+    "the model is made for {} positions: write that or less.": "模型只支持 {0} 个位置：请写它或更小的值。",
+    "the checkpoint has {}: write {}.": "检查点是 {0}：请写 {1}。",
+    # gpus
+    "to train on the CPU on purpose, put CUDA_VISIBLE_DEVICES= in front of the command": (
+        "若有意在 CPU 上训练，请在命令前加 CUDA_VISIBLE_DEVICES="
+    ),
+    "This machine has {} GPU{} with {}": "本机有 {0} 个 GPU{1:.0}，{2}",
+    "Install NVIDIA's driver {} or newer": "请安装 NVIDIA 驱动 {0} 或更新的版本",
+    "{}, and torch {} wants CUDA {}. {}{}; {}.": "{0}，而 torch {1} 需要 CUDA {2}。{3}{4}；{5}。",
+    "NVIDIA's driver{}{} ({})": "NVIDIA 驱动{0}{1}（{2}）",
+    "{}, which does not start: cuInit answers {}. nvidia-smi says why; after an update of the driver a restart of the machine is "
+    "due; {}.": "{0}，但无法启动：cuInit 返回 {1}。原因请看 nvidia-smi；更新驱动后需要重启机器；{2}。",
+    "{}, and torch {} is a build without CUDA. Run: {}; {}.": "{0}，而 torch {1} 是不带 CUDA 的版本。请运行：{2}；{3}。",
+    ", or run: {}": "，或运行：{0}",
+    "CUDA up to {}.{}": "最高支持 CUDA {0}.{1}",
+    "an unknown CUDA": "CUDA 版本未知",
 }

@@ -35,4 +35,11 @@ SENTENCES = {
     "{} bad record": "{0} 条坏记录",
     "{} empty record": "{0} 条空记录",
     "{}: {} in {}, {} in {}; {} and {} gave none.": "{0}：{2} 中 {1}，{4} 中 {3}；{5}和{6}没有产生样本。",
+    # evaluate, generate, serve
+    "{} tokens in {} s, {} tokens/s.": "{0} 个 token，用时 {1} 秒，每秒 {2} 个 token。",
+    "interrupted; the same command goes on behind the answers that are written.": "已中断；同一命令会接着已写出的回答继续。",
+    "Serving {} on http://{}:{}/v1, up to {} tokens a request; Ctrl-C ends it.": (
+        "{0} 已在 http://{1}:{2}/v1 提供服务，每个请求最多 {3} 个 token；Ctrl-C 结束。"
+    ),
+    "{} is not installed; run: pip install 'megatron-patch[serve]'": "没有安装 {0}；请运行：pip install 'megatron-patch[serve]'",
 }

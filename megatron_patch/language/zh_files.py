@@ -105,20 +105,13 @@ SENTENCES = {
     ),
     "the Zstandard file is damaged: {}": "Zstandard 文件已损坏：{0}",
     "the Zstandard file ends within a frame": "Zstandard 文件在一帧中间结束",
-    "item {}: {}; {} characters from there to the end cannot be read": "第 {0} 项：{1}；从那里到末尾的 {2} 个字符无法读取",
     "{} holds no data files; put {} files there.": "{0} 中没有数据文件；请放入 {1} 文件。",
     "{} does not exist; give a data file, or a folder of {} files.": "{0} 不存在；请给出数据文件，或存放 {1} 文件的文件夹。",
     "{} has no suffix that is read, and does not begin as JSON does; name it {} after its form.": (
         "{0} 的后缀不受支持，内容开头也不是 JSON；请按其格式改名为 {1}。"
     ),
     "it is longer than the {} MB that --max-document-mb allows": "它超过 --max-document-mb 允许的 {0} MB",
-    "a list should begin with '['": "列表应以 '[' 开头",
-    "',' or ']' should follow it, not {}": "后面应是 ',' 或 ']'，而不是 {0}",
-    "the file ends early": "文件提前结束",
-    "something follows the list's closing ']'": "列表的 ']' 之后还有内容",
     "it holds half of a surrogate pair, which is no character": "它含有半个代理对，不是字符",
-    "bytes that are not UTF-8": "不是 UTF-8 的字节",
-    "it is nested too deeply": "它嵌套过深",
     # indexed data
     "there is no {}; give the path of a .bin/.idx pair without its ending.": "没有 {0}；请给出一对 .bin/.idx 文件不带后缀的路径。",
     "{} is of an older format (lazy or cached); prepare the data again, as mmap.": "{0} 是旧格式（lazy 或 cached）；请重新制作为 mmap。",

@@ -37,9 +37,10 @@ SENTENCES = {
         "这是另一份代码，而这里运行的是 {0}：请换一个当前目录启动脚本，或写 {1}。"
     ),
     "unknown (2023 or older)": "未知（2023 年或更早）",
-    "megatron-core is not installed; run: pip install 'megatron-core>=0.16.1,<0.17'.": (
-        "没有安装 megatron-core；请运行：pip install 'megatron-core>=0.16.1,<0.17'。"
-    ),
+    "run: pip install 'megatron-core{}'.": "请运行：pip install 'megatron-core{0}'。",
+    "megatron-core {} is installed, and this project was tried with {}; {}": "已安装 megatron-core {0}，而本项目试过的是 {1}；{2}",
+    "The installed megatron-core {} is used.": "使用已安装的 megatron-core {0}。",
+    "megatron-core is not installed; {}": "没有安装 megatron-core；{0}",
     "megatron.core {} of MEGATRON_PATH {} is used.": "使用 MEGATRON_PATH {1} 中的 megatron.core {0}。",
     "holds megatron.core {}, which is not in {}": "中是 megatron.core {0}，不在 {1} 范围内",
     "holds no megatron.core": "中没有 megatron.core",
@@ -66,7 +67,7 @@ SENTENCES = {
         "{0} 的格式是 {1}；本版本读取格式 {2}：请使用写出它的版本。"
     ),
     "{} lacks {}; convert the checkpoint again.": "{0} 缺少 {1}；请重新转换检查点。",
-    "{}: `model` does not describe a LLaMA ({}); convert the checkpoint again.": "{0}：`model` 描述的不是 LLaMA（{1}）；请重新转换检查点。",
+    "{}: `model` does not describe a LLaMA (it has {}); convert the checkpoint again.": "{0}：`model` 描述的不是 LLaMA（{1}）；请重新转换检查点。",
     "{}: {}; convert the checkpoint again.": "{0}：{1}；请重新转换检查点。",
     "{}: dtype is {}; allowed are {}.": "{0}：dtype 是 {1}；可用的是 {2}。",
     # other_runs, recorded_run, resumption
@@ -88,12 +89,11 @@ SENTENCES = {
     " (--gradient-accumulation-steps {} keeps it)": "（--gradient-accumulation-steps {0} 可保持不变）",
     "{} holds other data than then": "{0} 的数据与当时不同",
     "the tokenizer in {} is another one than that in {}": "{0} 中的分词器与 {1} 中的不同",
-    "{}/latest_checkpointed_iteration.txt says {}, which no training run writes there; write another OUTPUT_BASEPATH, or remove "
-    "what is in that folder.": (
-        "{0}/latest_checkpointed_iteration.txt 的内容是 {1}，训练不会写出这样的内容；请换一个 OUTPUT_BASEPATH，或清空该文件夹。"
+    "{} says {}, which no training run writes there; write another OUTPUT_BASEPATH, or remove what is in that folder.": (
+        "{0} 的内容是 {1}，训练不会写出这样的内容；请换一个 OUTPUT_BASEPATH，或清空该文件夹。"
     ),
-    "{}/latest_checkpointed_iteration.txt says {}, and there is no {}; remove that file to start anew.": (
-        "{0}/latest_checkpointed_iteration.txt 的内容是 {1}，但没有 {2}；要从头开始，请删除该文件。"
+    "{} says {}, and there is no {}; remove that file to start anew.": (
+        "{0} 的内容是 {1}，但没有 {2}；要从头开始，请删除该文件。"
     ),
     "{} holds a run of the same name with other arguments: {}. Write another OUTPUT_BASEPATH, or the arguments of that run to go on "
     "with it.": "{0} 中已有同名但参数不同的运行：{1}。请换一个 OUTPUT_BASEPATH，或写那次运行的参数以继续它。",
@@ -102,9 +102,8 @@ SENTENCES = {
         "{0} 不是本项目的训练检查点（没有 run_config.json）：请写 OUTPUT_BASEPATH/checkpoint 中的文件夹，或其中某次迭代的文件夹；"
         "其他检查点的权重请写在 PRETRAIN_CHECKPOINT_PATH。"
     ),
-    "{} names an earlier checkpoint of this run, which goes on from its last one, {}. To go back, write {} into "
-    "{}/latest_checkpointed_iteration.txt.": (
-        "{0} 是本次运行较早的检查点，而运行从最后一个检查点 {1} 继续。要退回，请把 {2} 写入 {3}/latest_checkpointed_iteration.txt。"
+    "{} names an earlier checkpoint of this run, which goes on from its last one, {}. To go back, write {} into {}.": (
+        "{0} 是本次运行较早的检查点，而运行从最后一个检查点 {1} 继续。要退回，请把 {2} 写入 {3}。"
     ),
     "--resume-from names {}, and {} already holds a run that did not begin there. Remove or rename that folder to go on from the one "
     "you named, or leave the flag out to go on with what it holds.": (

@@ -49,7 +49,7 @@ def plan_lines(run: RunShape, gpu: Gpu) -> list[str]:
 def _verdict(run: RunShape, gpu: Gpu, memory: StageMemory) -> str:
     share = memory.total / gpu.memory
     holds = "it fits" if fits(run, gpu.memory) else "it does not fit"
-    return f"{memory.total / 2**30:.1f} of the {gpu.memory / 2**30:.1f} GiB of a {gpu.name}, {share:.0%}: {holds}."
+    return f"{memory.total / 2**30:.1f} of the {gpu.memory / 2**30:.1f} GiB of an {gpu.name}, {share:.0%}: {holds}."
 
 
 def _table(stages: list[StageMemory]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.language.sentences import in_language
 from megatron_patch.train.state import StepResult
 
 _LOGGER = logging.getLogger("megatron_patch")
@@ -28,7 +29,7 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
-        print(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
+        print(in_language(self.format(record)), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
 
 
 class _File(logging.FileHandler):

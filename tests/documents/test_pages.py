@@ -14,7 +14,7 @@ from tests.launching import ROOT
 from tools.argument_pages import PAGES, page
 
 # Flags of other programs that the documents name.
-_OTHERS = {"--flag", "--help", "--language", "--index-url", "--peer", "--build-arg", "--dry-run", "--follow", "--model-path"}
+_OTHERS = {"--flag", "--help", "--language", "--index-url", "--peer", "--build-arg", "--follow", "--traces", "--model-path"}
 _PATH = re.compile(r"^(?:benchmarks|tests|tools|docs|megatron_patch|toolkits|examples)/[\w./-]*$")
 
 
@@ -60,7 +60,7 @@ def test_flags_and_files_that_are_named_exist(name):
 
 def test_console_commands_that_are_named_exist():
     named = {match for name in DOCUMENTS for match in re.findall(r"`megatron-patch ([a-z]+)", read(name))}
-    assert {"pretrain", "chat"} <= named <= set(COMMANDS)
+    assert {"pretrain", "plan"} <= named <= set(COMMANDS)
 
 
 def sentences() -> str:

@@ -20,10 +20,12 @@ PACKAGE = ROOT / "megatron_patch"
 ROOMS = ("arguments", "cli", "folders", "llama", "records", "data_paths.py", "launch.py", "torchrun.py")
 FILES = ("typed", "json_files", "placeholders", "rank_folders", "vocabulary_2023", "structure_2023", "safetensors_files", "lazy",
          "torch_files", "distcp", "distcp_metadata")  # fmt: skip
-BOTH = re.compile(r"(_list|_rows|/description|/tables)\.py$")
+# cli/main.py and cli/plan.py, the console command's own words, are English alone for now.
+BOTH = re.compile(r"(_list|_rows|/description|/tables|/cli/main|/cli/plan)\.py$")
 
 # Read as prose and are none: a user's own words, values of another program, a sentence's joints.
 NONE = {
+    "{} -m pip install --force-reinstall {}", "'torch>=2.11,<2.14' --index-url https://download.pytorch.org/whl/cu126",
     "${} {}", "{} {}", "{}: {}", "{}: {}\n{}", "{}: {} {}", "{} ({})", "cd {} && {}", "--resume-from {}", "{} TE {}",
     "{} {} TE {}", "{} {} TE MOE {}", "MEGATRON_PATCH_PATH input_data_dir tokenizer output_data_dir load_dir",
     " --gradient-accumulation-steps {}", "--pair-micro-batches false", "a {}", "of {}", "Connection closed by peer",

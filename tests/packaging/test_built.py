@@ -120,8 +120,8 @@ def test_the_command_itself(elsewhere):
     command = elsewhere / "bin" / "megatron-patch"
     assert all(f"  {name} " in call(elsewhere, command, "--help") for name in COMMANDS)
     assert call(elsewhere, command, "--version").startswith("megatron-patch 0.")
-    wrong = subprocess.run([command, "serve"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and "got 'serve'; write one of pretrain, finetune, generate" in wrong.stderr
+    wrong = subprocess.run([command, "sing"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "got 'sing'; write one of pretrain, finetune, generate" in wrong.stderr
 
 
 def test_a_conversion_and_two_iterations_from_there(elsewhere, tmp_path):

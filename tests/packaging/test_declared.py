@@ -15,8 +15,9 @@ from tests.import_graph import ROOT, modules, names_imported
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Imports under another name than the distribution's.
 DISTRIBUTIONS = {"megatron": "megatron-core", "flash_attn": "flash-attn-4", "yaml": "pyyaml"}
-# triton comes with torch where there are GPUs, and is looked for before it is imported; tea with the client of PAI-DLC.
-BROUGHT_BY_OTHERS = {"triton", "tea"}
+# torch brings filelock, and triton where there are GPUs, which is looked for before it is imported. PAI-DLC's client
+# brings tea.
+BROUGHT_BY_OTHERS = {"triton", "filelock", "tea"}
 # torch.utils.tensorboard, which the log imports, needs it and does not bring it.
 NEEDED_BY_OTHERS = {"tensorboard"}
 
@@ -35,7 +36,7 @@ def imported(paths) -> set[str]:
 def test_declared_is_imported():
     declared, extras = names(PROJECT["dependencies"]), PROJECT["optional-dependencies"]
     found = imported(modules().values()) - BROUGHT_BY_OTHERS
-    optional = names(extras["hf"] + extras["flash"])
+    optional = names(extras["hf"] + extras["flash"] + extras["serve"])
     assert found | NEEDED_BY_OTHERS == declared | (found & optional), "pyproject.toml and the imports differ"
 
 
