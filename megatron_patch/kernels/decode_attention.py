@@ -136,11 +136,10 @@ def _part(
         value = tl.load(values + at, mask=wanted, other=0.0)
         if HEADS_P2 == 1:  # a product of one row is no work for tensor cores
             scores = tl.sum(query.to(tl.float32) * key.to(tl.float32), axis=1)[None, :]
+        elif WIDEN:
+            scores = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee")
         else:
-            if WIDEN:
-                scores = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee")
-            else:
-                scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+            scores = tl.dot(query, tl.trans(key), input_precision="ieee")
         scores = tl.where(there[None, :], scores * scale, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, axis=1))
         weights = tl.exp(scores - new_largest[:, None])
@@ -148,12 +147,10 @@ def _part(
         total = total * shrunk + tl.sum(weights, axis=1)
         if HEADS_P2 == 1:
             more = tl.sum(tl.trans(weights) * value.to(tl.float32), axis=0)[None, :]
+        elif WIDEN:
+            more = tl.dot(weights.to(value.dtype).to(tl.float32), value.to(tl.float32), input_precision="ieee")
         else:
-            weights = weights.to(value.dtype)
-            if WIDEN:
-                more = tl.dot(weights.to(tl.float32), value.to(tl.float32), input_precision="ieee")
-            else:
-                more = tl.dot(weights, value, input_precision="ieee")
+            more = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
         summed = summed * shrunk[:, None] + more
         largest = new_largest
     parts = (row * heads + group * HEADS + head) * SPLITS + part

@@ -83,7 +83,7 @@ def test_what_is_no_json_object(data, tmp_path):
 
 
 MODELS = {
-    "a text for a number": ("model", '{"num_layers": "4"}', "missing 4 required|num_layers is '4'"),
+    "a text for a number": ("model", '{"num_layers": "4"}', "does not describe a LLaMA|num_layers is '4'"),
     "a list": ("model", "[]", "does not describe a LLaMA"),
     "no groups": ("model", json.dumps({**vars(LLAMA_SIZES["tiny"]), "num_query_groups": 0}), "num_query_groups is 0"),
     "infinite layers": ("model", json.dumps({**vars(LLAMA_SIZES["tiny"]), "num_layers": float("inf")}), "num_layers is inf"),

@@ -20,6 +20,7 @@ from megatron_patch import kernels
 from megatron_patch.kernels import _dispatch
 from megatron_patch.kernels.adamw import adamw_step_, grad_norm_squared
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
+from megatron_patch.kernels.decode_attention import decode_attention
 from megatron_patch.kernels.embedding import embedding
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
 from megatron_patch.kernels.rope import rope_qkv, rope_tables
@@ -98,6 +99,9 @@ def compile_all(dtype: torch.dtype) -> None:
         adamw_step_(flat.short(), flat, flat, flat, flat.to(dtype), grad_scale=flat[0], found_inf=flat[0], **numbers)
     grad_norm_squared([flat], scale=flat[0], implementation="triton")
     sum_parts(new(S, H), new(3, S, H), new(S, H), implementation="triton")
+    for groups in (N, 8):
+        cache, counts = new(2, 16, groups, D).detach(), torch.ones(1, 1, dtype=torch.int32)
+        decode_attention(new(1, N, D).detach(), cache, cache, counts, counts[0], scale=0.1, implementation="triton")
     assert set(compiled) == all_kernels()
 
 
