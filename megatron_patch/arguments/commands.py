@@ -11,6 +11,8 @@ from pathlib import Path
 
 from megatron_patch.arguments.argument import Script
 from megatron_patch.arguments.conversion_list import CONVERT
+from megatron_patch.arguments.evaluation_list import EVALUATE
+from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.preparation_list import PREPARE
 from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
 from megatron_patch.folders.checkout import ROOT
@@ -38,6 +40,17 @@ _EXAMPLES: dict[str, dict[str, str]] = {
         "PRETRAIN_CHECKPOINT_PATH": f"{_SAMPLES}/megatron_2023/september/mha_tp1_pp1", "EPOCH": "1",
         "OUTPUT_BASEPATH": "example/output",
     },
+    EVALUATE.name: {
+        **_SMALL, "MODEL_SIZE": "auto", "BATCH_SIZE": "2", "SEQ_LEN": "128", "PAD_LEN": "80", "PR": "fp32",
+        "DATASET_PATH": f"{_SAMPLES}/data/corpus_text_document",
+        "PRETRAIN_CHECKPOINT_PATH": f"{_SAMPLES}/megatron_2023/september/mha_tp1_pp1",
+    },
+    GENERATE.name: {
+        **_SMALL, "CHECKPOINT_PATH": f"{_SAMPLES}/megatron_2023/september/mha_tp1_pp1", "MODEL_SIZE": "auto", "BS": "1",
+        "SEQ_LEN": "128", "PAD_LEN": "80", "PR": "fp32", "TOP_K": "0", "INPUT_SEQ_LEN": "64", "OUTPUT_SEQ_LEN": "32",
+        "INPUT_FILE": "none", "OUTPUT_FILE": "example/answers.jsonl", "TOP_P": "0.9", "TEMPERATURE": "1.0",
+        "REPETITION_PENALTY": "1.1",
+    },
 }  # fmt: skip
 
 
@@ -55,7 +68,7 @@ def command(script: Script, values: Mapping[str, object], flags: Sequence[str] =
 
 def example(script: Script) -> str:
     """A command that works as it is, with small files of the checkout; without those files the documented command."""
-    if not (ROOT / _SAMPLES).is_dir():
+    if not (ROOT / _SAMPLES).is_dir() or script.name not in _EXAMPLES:
         return command(script, {})
     return f"cd {shlex.quote(str(ROOT))} && {command(script, _EXAMPLES[script.name], path=script.path)}"
 

@@ -21,7 +21,7 @@ LISTS: dict[str, Script] = {script.name.split(".")[0]: script for script in SCRI
 # Scripts that use a trained model: their lists are made of the same kinds.
 _USES = ("run_evaluate_megatron_llama.sh", "run_text_generation_megatron_llama.sh")
 CONVERT, PREPARE, PRETRAIN, FINETUNE = (script for script in SCRIPTS if script.path and not script.name.endswith(_USES))
-INSPECT = next(script for script in SCRIPTS if not script.path)
+INSPECT = next(script for script in SCRIPTS if script.name.endswith("inspection"))
 
 
 @dataclass(frozen=True)
