@@ -28,6 +28,7 @@ class Patch:
     Attributes:
         why: the reason.
         review_at: the version of megatron-core at which the row must be looked at again.
+        until: the version from which on core does without the row, which then changes nothing; empty: none so far.
     """
 
     module: str
@@ -35,13 +36,16 @@ class Patch:
     replacement: Any
     why: str
     review_at: str
+    until: str = ""
 
 
 _NO_ADAM = "torch's AdamW does not resume in the distributed optimizer, and its foreach form needs a copy of all gradients"
 
 PATCHES = (
     Patch("megatron.core.optimizer", "Adam", Adam, _NO_ADAM, "0.20"),
-    Patch("megatron.core.optimizer.distrib_optimizer", "Adam", Adam, "the sharded optimizer accepts this class only", "0.20"),
+    Patch(
+        "megatron.core.optimizer.distrib_optimizer", "Adam", Adam, "the sharded optimizer accepts this class only", "0.20", "0.19"
+    ),
     Patch("megatron.core.optimizer", "USING_PYTORCH_OPTIMIZER", False, "Adam above takes Apex's arguments", "0.20"),
     Patch(
         "megatron.core.optimizer.distrib_optimizer",
