@@ -124,7 +124,7 @@ def make_raw_data(topics: dict[str, str]) -> dict[str, str]:
     for name, content in (("wudao_train.json", train), ("wudao_valid.json", valid)):
         (WORK / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
     say(f"{len(items)} WuDao-shaped documents, {len(train)} instructions for training, {len(valid)} for validation")
-    return next(sample for sample in valid if sample["input"].count('"') % 2 == 0)  # a sentence that was not cut in a quotation
+    return next(sample for sample in valid if sample["input"].count('"') % 2 == 0)  # not cut inside a quotation
 
 
 def instructions(name: str, text: str) -> list[dict[str, str]]:
@@ -173,7 +173,7 @@ def newest(folder: Path, kind: str) -> Path:
 
 
 def ask(folder: Path, record: dict[str, str]) -> str:
-    """What transformers makes of the fine-tuned model and a prompt in the form that the fine-tuning had, up to its end token."""
+    """What transformers makes of the fine-tuned model and a prompt in the fine-tuning's form, up to the end token."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -203,6 +203,7 @@ class Curve:
 
 
 def curve(kind: str) -> Curve:
+    """What the log of the latest run of this kind says, read as any parser would."""
     log = newest(WORK / "output_megatron_llama2" / "log", kind) / "train.log"
     text = log.read_text(encoding="utf-8")
     lines = [(int(m[1]), int(m[2]), float(m[3]), float(m[4])) for m in map(TRAINED.search, text.splitlines()) if m]

@@ -5,27 +5,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from megatron_patch.arguments.argument import Script
 from megatron_patch.arguments.evaluation import Evaluation, EvaluationReading, read_evaluation
 from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.generation import Generation, GenerationReading, read_generation
 from megatron_patch.arguments.generation_list import GENERATE
-from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus
+from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus, visible_gpus
 from megatron_patch.arguments.processes import Processes
 from megatron_patch.arguments.serving import Serving, ServingReading, read_chat, read_serve
 from megatron_patch.arguments.serving_list import CHAT, SERVE
-from megatron_patch.arguments.training import SCRIPTS, read
+from megatron_patch.arguments.training import SCRIPTS, Reading, read
 from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.other_runs import offers
 from megatron_patch.folders.resumption import find_start
 from megatron_patch.language.sentences import fill, in_language
+from megatron_patch.plan.training import dry_run_lines, expected_memory, run_shape
 
 # What uses a trained model: its list, and the reader of its arguments.
 _USERS: dict[str, tuple[Script, Callable[[list[str]], GenerationReading | EvaluationReading | ServingReading]]] = {
@@ -55,8 +58,10 @@ def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[s
 
 
 def usable_python_path(engine: str | None) -> tuple[list[str], list[str]]:
-    """PYTHONPATH's folders, and those left out of them: a source tree of Megatron there would be imported instead of the
-    installed engine, which may lie in another of them."""
+    """(PYTHONPATH's folders, those left out of them).
+
+    A source tree of Megatron there would be imported instead of the engine that was chosen, so it is left out.
+    """
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     left_out = [folder for folder in folders if engine is None and _is_megatron_tree(Path(folder))]
     return [folder for folder in folders if folder not in left_out], left_out
@@ -67,7 +72,7 @@ def _is_megatron_tree(folder: Path) -> bool:
 
 
 def worker_environment(engine: str | None, inherited: list[str], tensor_parallel: bool) -> dict[str, str]:
-    """The environment of the training processes: this project, and MEGATRON_PATH's tree where it is used, importable."""
+    """The environment of the training processes, in which this project and MEGATRON_PATH's tree can be imported."""
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(path for path in (engine, str(ROOT), *inherited) if path)
     if tensor_parallel:
@@ -75,8 +80,8 @@ def worker_environment(engine: str | None, inherited: list[str], tensor_parallel
         environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     # Registering the buffers of recorded collectives does not go together with expandable segments.
     environment.setdefault("NCCL_GRAPH_REGISTER", "0")
-    # Collectives of several communicators (tensor and data parallel) run in the order of their launch, so that no two ranks
-    # can wait for each other's; NCCL knows it from 2.26 on.
+    # Collectives of several communicators (tensor and data parallel) run in the order of their launch. So no two ranks
+    # wait for each other in different ones. NCCL has this setting from 2.26 on.
     environment.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -91,7 +96,7 @@ def _refuse_unusable_gpus() -> None:
 
 
 def start_user(task: str, flags: list[str]) -> None:
-    """Become what uses a trained model, `generate` or `evaluate`: this process itself where one is enough, else torchrun.
+    """Become the program that uses a trained model: this process itself if one is enough, otherwise torchrun.
 
     Raises:
         UserError, OSError: what the arguments name cannot be used.
@@ -113,6 +118,7 @@ def _tensor_parallel(job: Generation | Evaluation | Serving) -> int:
 
 
 def main(argv: list[str]) -> None:
+    """Check everything, and become the program of the task that `argv` names first."""
     if not argv or argv[0] not in _NAMES:
         sys.exit(f"usage: python -m megatron_patch.launch {{{','.join(_NAMES)}}} --flags")
     task, flags = argv[0], argv[1:]
@@ -140,12 +146,28 @@ def _start(task: str, flags: list[str]) -> None:
         print(fill("PYTHONPATH names {}, which holds another Megatron; it is left out.", folder), flush=True)
     for note in reading.notes:
         print(in_language(note), flush=True)
+    memory = find_driver().memory if visible_gpus() else 0
+    print(in_language(expected_memory(run_shape(reading.config, reading.processes.world_size), memory)), flush=True)
     start = find_start(reading.config)
     for line in (*start.lines, *(offers(reading.config, start.origin) if start.folder is None else ())):
         print(in_language(line), flush=True)
+    if reading.dry_run:
+        _end_dry_run(reading)
     command = torchrun_command(task, reading.processes, flags)
     tensor_parallel = reading.config.tensor_model_parallel_size > 1
     os.execve(command[0], command, worker_environment(engine, inherited, tensor_parallel))
+
+
+def _end_dry_run(reading: Reading) -> NoReturn:
+    """Say what the run would do, and end.
+
+    Raises:
+        SystemExit: status 0.
+    """
+    for line in dry_run_lines(reading.config, reading.processes.world_size):
+        print(in_language(line))
+    print(json.dumps(reading.config.as_dict(), ensure_ascii=False, indent=1))
+    sys.exit(0)
 
 
 if __name__ == "__main__":

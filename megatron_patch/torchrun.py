@@ -1,8 +1,10 @@
 """torchrun with two changes at shutdown.
 
-After a signal it waits up to an hour for the ranks' checkpoints. torch before 2.12 kills processes 30 s after SIGTERM and has no
-setting for it, and a checkpoint of a large model takes minutes. And it ends with one line and the failed rank's status instead of
-a traceback of its own: the ranks have already said what happened.
+After a signal it waits up to an hour for the ranks' checkpoints. A checkpoint of a large model takes minutes, and torch
+before 2.12 kills processes 30 s after SIGTERM and has no setting for that.
+
+At the end it prints one line instead of a traceback of its own, and ends with the status of the rank that failed. The
+ranks have said what happened.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ _PATIENCE = 3600  # seconds from a signal to SIGKILL; what a scheduler grants ma
 
 
 def patient(close: Callable[..., None]) -> Callable[..., None]:
-    """`PContext.close` with a longer wait after a signal from the user; after a failure it waits as long as torch does."""
+    """`PContext.close` that waits longer after a user's signal. After a failure it waits as long as torch does."""
 
     @functools.wraps(close)
     def wait(self: Any, death_sig: Any = None, timeout: int = 30) -> None:
@@ -36,7 +38,7 @@ def patient(close: Callable[..., None]) -> Callable[..., None]:
 
 
 def main(argv: list[str]) -> int:
-    """The status to leave with: that of this node's rank that failed first, 128 and more for a signal, as shells have it."""
+    """Run; returns the status of this node's rank that failed first, for a signal 128 and more, as shells do."""
     ask(asked_language(argv))
     PContext.close = patient(PContext.close)  # type: ignore[method-assign]  # there is no setting to use instead
     logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)  # it tells a rank's end as well, with process ids

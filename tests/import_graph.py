@@ -16,7 +16,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("llama", "records"),
     ("data_paths",),
     ("config",),
-    ("folders",),
+    ("folders", "plan"),
     ("core",),
     ("arguments", "model", "data", "weights"),
     ("preparation", "checkpoint", "generate"),

@@ -11,8 +11,9 @@ import pytest
 
 from megatron_patch.arguments.training import ARGUMENTS, read
 from megatron_patch.folders.fingerprint import observe
-from megatron_patch.folders.layout import iteration_folder, write_tracker
+from megatron_patch.folders.layout import iteration_folder
 from megatron_patch.folders.recorded_run import run_record
+from megatron_patch.folders.tracker import write_tracker
 from megatron_patch.launch import main, worker_environment
 from megatron_patch.llama.model_config import to_hf_config
 from tests.launching import GOLDEN, PRETRAIN_ARGUMENTS, ROOT

@@ -44,15 +44,17 @@ _EXAMPLES: dict[str, dict[str, str]] = {
 def command(script: Script, values: Mapping[str, object], flags: Sequence[str] = (), path: str | Path | None = None) -> str:
     """The command line of a script, safe for a shell.
 
-    values: by the documented names. For one that is left out the documented commands' value stands, or else its name, which
-    the user replaces. path: of the script; by default in full.
+    Args:
+        values: documented name → value. An argument that is left out has the value of the documented commands; if they
+            have none, its name stands there, and the user replaces it.
+        path: of the script; by default its full path.
     """
     words = [str(values.get(one.name, one.example or one.name)) for one in script.documented]
     return shlex.join(["sh", str(path or ROOT / script.path), *words, *flags])
 
 
 def example(script: Script) -> str:
-    """A command that works as it stands, with the checkout's small files; where they are not, the documented command."""
+    """A command that works as it is, with small files of the checkout; without those files the documented command."""
     if not (ROOT / _SAMPLES).is_dir():
         return command(script, {})
     return f"cd {shlex.quote(str(ROOT))} && {command(script, _EXAMPLES[script.name], path=script.path)}"

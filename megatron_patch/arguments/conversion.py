@@ -1,4 +1,4 @@
-"""The converter's documented arguments and flags, checked as far as they can be without reading a tensor. Imports no torch."""
+"""The converter's documented arguments and flags, checked as far as that reads no tensor. Imports no torch."""
 
 from __future__ import annotations
 

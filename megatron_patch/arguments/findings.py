@@ -59,10 +59,11 @@ class Findings:
             self.found.append(finding)
 
     def is_about(self, argument: Argument) -> bool:
-        """Whether there is a finding about this argument. Where one could not be read, the value in its place is nobody's."""
+        """Whether there is a finding about this argument. The value in its place is then one that nobody typed."""
         return any(finding.label in (argument.label, argument.flag) for finding in self.found)
 
     def is_about_flag(self, flag: str) -> bool:
+        """Whether there is a finding about this flag."""
         return any(finding.label == flag for finding in self.found)
 
     @property
@@ -71,7 +72,7 @@ class Findings:
         return [str(finding) for finding in sorted(self.found, key=lambda finding: finding.place)]
 
     def texts(self, script: Script, given: Given) -> Texts:
-        """What was given, without line ends, which no terminal shows: a finding for each, and for each word of no argument."""
+        """The texts without line ends. There is a finding for each line end and for each word of no argument."""
         for word, problem in given.strangers:
             flag, _, got = word.partition("=")
             self.add_flag(flag if flag.startswith("-") else fill("after the last argument"), got or word, problem)
@@ -117,7 +118,7 @@ class Findings:
         return not problem
 
     def whole(self, argument: Argument, text: str, example: int | None = None) -> int:
-        """A whole number in the argument's range, in digits only: a blank or a carriage return is a slip of the caller's.
+        """A whole number in the argument's range, in digits only: a blank or a carriage return is the caller's mistake.
 
         `example`: what goes with the other arguments, for the sentence; without it, the list's.
         """
@@ -151,7 +152,7 @@ class Findings:
         return float(usual)
 
     def choice(self, argument: Argument, text: str, fitting: Sequence[str] | None = None) -> str:
-        """One of the argument's choices, exactly as written there; `fitting`: those that go with the other arguments."""
+        """One of the argument's choices, spelt as there; `fitting` are those that go with the other arguments."""
         allowed = argument.choices
         if text in allowed:
             return text

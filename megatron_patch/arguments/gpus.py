@@ -28,12 +28,14 @@ class Driver:
         cuda: the newest CUDA that it runs, 13000 for 13.0; 0 if unknown.
         error: what cuInit returns; 0 for no error.
         release: such as 550.54; empty if unknown.
+        memory: bytes of the visible GPU that has the least; 0 if unknown.
     """
 
     gpus: int
     cuda: int = 0
     error: int = 0
     release: str = ""
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,19 @@ def find_driver() -> Driver:
         error = library.cuDeviceGetCount(ctypes.byref(count))
     # A driver that does not start counts none; the kernel's part of it has a folder for each GPU.
     gpus = count.value if error in (0, _NO_DEVICE) else len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return Driver(gpus, cuda.value, error, _release())
+    memory = _least_memory(library, gpus) if error == 0 else 0
+    return Driver(gpus, cuda.value, error, _release(), memory)
+
+
+def _least_memory(library: ctypes.CDLL, gpus: int) -> int:
+    """Bytes of the visible GPU that has the least; 0 if the driver does not say."""
+    found = []
+    for number in range(gpus):
+        device, size = ctypes.c_int(0), ctypes.c_size_t(0)
+        if library.cuDeviceGet(ctypes.byref(device), number) or library.cuDeviceTotalMem_v2(ctypes.byref(size), device):
+            return 0
+        found.append(size.value)
+    return min(found, default=0)
 
 
 def _release() -> str:

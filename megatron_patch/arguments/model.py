@@ -11,9 +11,10 @@ from megatron_patch.arguments.argument import Argument, Range
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.config import ALL_Q_FIRST, Options, TrainConfig, run_root
 from megatron_patch.errors import UserError
+from megatron_patch.folders.hugging_face_folder import holds_tokenizer
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
-from megatron_patch.folders.names import TRACKER, holds_tokenizer
 from megatron_patch.folders.resumption import resume_location, root_of
+from megatron_patch.folders.tracker import TRACKER
 from megatron_patch.formats.structure_2023 import read_vocabulary_rows
 from megatron_patch.formats.vocabulary_2023 import claimed_rows, extra_rows
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences

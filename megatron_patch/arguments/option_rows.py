@@ -80,6 +80,11 @@ SHARED = (
     _option("profile_step_end", "记录到此迭代为止，它本身不记录", least=2),
     _option("timeout_minutes", "集合通信等待其他进程的最长分钟数", least=1, most=1_000_000),
 )  # fmt: skip
+# Read by the launcher alone: no field of Options, and of no run's record.
+LAUNCHER = (
+    flagged("--dry-run", "boolean", "只打印布局、显存、步数与解析后的配置，然后结束", default=False,
+            en="Print layout, memory, steps and the resolved configuration, and end."),
+)  # fmt: skip
 PRETRAIN_ONLY = (
     _option("split", "索引数据或 JSON 数据中训练、验证、测试的份额"),
     _option("eval_interval", "两次评估之间的迭代数；0 不评估"),

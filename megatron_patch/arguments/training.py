@@ -17,6 +17,7 @@ from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.divisibility import layout_findings
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.model import ModelReader
+from megatron_patch.arguments.option_rows import LAUNCHER
 from megatron_patch.arguments.original import refuse_original
 from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.arguments.ranges import option_findings
@@ -44,6 +45,7 @@ class Reading:
     processes: Processes
     megatron_path: str
     notes: tuple[str, ...]
+    dry_run: bool = False
 
 
 def read(task: str, argv: Sequence[str]) -> Reading:
@@ -55,13 +57,15 @@ def read(task: str, argv: Sequence[str]) -> Reading:
     script, findings = LISTS[task], Findings()
     texts = findings.texts(script, given_texts(script, argv))
     refuse_original(script, [texts[argument.dest] for argument in script.documented])
-    options = Options(**findings.values((*script.flags, *script.others), texts))
+    values = findings.values((*script.flags, *script.others), texts)
+    of_launcher = {one.dest: values.pop(one.dest) for one in LAUNCHER}
+    options = Options(**values)
     raw = {argument.name: texts[argument.dest] for argument in script.documented}
     reader = _Reader(task, script.by_name, _without_bad_paths(script.documented, raw, findings), findings, [])
     if task == "finetune":
         given = [one.flag for one in script.others if one.dest in texts]
         reader.notes += [f"{flag} is for pre-training, and changes nothing here." for flag in given]
-    reading = reader.reading(options)
+    reading = replace(reader.reading(options), **of_launcher)
     reader.findings.exit_if_any(script.name)
     return reading
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_patch.arguments.argument import Script, numbered
 from megatron_patch.arguments.documented_rows import rows
-from megatron_patch.arguments.option_rows import FINETUNE_ONLY, PRETRAIN_ONLY, SHARED
+from megatron_patch.arguments.option_rows import FINETUNE_ONLY, LAUNCHER, PRETRAIN_ONLY, SHARED
 
 _HEAD = "ENV MEGATRON_PATH MEGATRON_PATCH_PATH MODEL_SIZE BATCH_SIZE"
 _MIDDLE = "LR MIN_LR SEQ_LEN PAD_LEN EXTRA_VOCAB_SIZE PR TP PP AC DO FL SP"
@@ -20,7 +20,7 @@ PRETRAIN = Script(
         *rows(_MIDDLE),
         *rows("SAVE_INTERVAL DATASET_PATH PRETRAIN_CHECKPOINT_PATH TRAIN_TOKENS WARMUP_TOKENS OUTPUT_BASEPATH"),
     ),
-    flags=(*SHARED, *PRETRAIN_ONLY),
+    flags=(*SHARED, *PRETRAIN_ONLY, *LAUNCHER),
     others=FINETUNE_ONLY,
 )
 
@@ -34,6 +34,6 @@ FINETUNE = Script(
         *rows(_MIDDLE),
         *rows("TRAIN_DATASET_PATH VALID_DATASET_PATH PRETRAIN_CHECKPOINT_PATH EPOCH OUTPUT_BASEPATH"),
     ),
-    flags=(*SHARED, *FINETUNE_ONLY),
+    flags=(*SHARED, *FINETUNE_ONLY, *LAUNCHER),
     others=PRETRAIN_ONLY,
 )

@@ -17,16 +17,10 @@ from pathlib import Path
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError
-from megatron_patch.folders.layout import (
-    COMPANIONS,
-    TOKENIZER_FILES,
-    copy_companions,
-    flush,
-    read_tracker,
-    resolve_checkpoint,
-    write_text,
-)
-from megatron_patch.folders.names import checkpoint_root, holds_tokenizer
+from megatron_patch.folders.durable_files import flush, write_text
+from megatron_patch.folders.hugging_face_folder import holds_tokenizer
+from megatron_patch.folders.layout import COMPANIONS, TOKENIZER_FILES, copy_companions, resolve_checkpoint
+from megatron_patch.folders.tracker import checkpoint_root, read_tracker
 from megatron_patch.llama.model_config import to_hf_config
 from megatron_patch.llama.position_limit import raised_limit
 

@@ -37,15 +37,11 @@ from megatron_patch.checkpoint.housekeeping import (
 from megatron_patch.checkpoint.optimizer_state import SHARDING, sharded_optimizer_state
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.folders.durable_files import flush
 from megatron_patch.folders.fingerprint import Origin
-from megatron_patch.folders.layout import (
-    ModelDescription,
-    flush,
-    iteration_folder,
-    write_model_description,
-    write_tracker,
-)
+from megatron_patch.folders.layout import ModelDescription, iteration_folder, write_model_description
 from megatron_patch.folders.recorded_run import RUN_CONFIG, run_record
+from megatron_patch.folders.tracker import write_tracker
 from megatron_patch.formats import progress as shown
 from megatron_patch.formats.distcp_metadata import COMMON, write_backends
 from megatron_patch.formats.dtypes import of_precision

@@ -28,7 +28,11 @@ def main(argv: list[str]) -> int:
 
 
 def describe(job: Inspection) -> list[str]:
-    """The lines for what `job.path` is. UserError where it is nothing that is known, or damaged."""
+    """The lines about what `job.path` is.
+
+    Raises:
+        UserError: it is nothing that is known, or it is damaged.
+    """
     path, text = Path(job.path), job.path
     tokenizer = load_tokenizer(job.tokenizer_folder) if job.tokenizer_folder else None
     prefix = text[:-4] if text.endswith((".bin", ".idx")) else text

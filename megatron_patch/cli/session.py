@@ -47,7 +47,8 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     """One rank's whole run.
 
     Raises:
-        SystemExit: status 2, with the sentence, for what a user can mend; 1 where memory is short or another rank has ended.
+        SystemExit: with status 2 and a sentence for what a user can mend; with 1 if memory is short or another rank has
+            ended.
     """
     # Ctrl-C ends a rank at once, also one that waits for the others inside NCCL, where Python's own handler never runs.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

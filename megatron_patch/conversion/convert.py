@@ -12,17 +12,10 @@ from megatron_patch.conversion.verify import verify
 from megatron_patch.conversion.write import write_hf, write_json, write_native
 from megatron_patch.errors import UserError
 from megatron_patch.folders.atomic_folder import new_folder
+from megatron_patch.folders.durable_files import flush
 from megatron_patch.folders.hugging_face_folder import meta_companions
-from megatron_patch.folders.layout import (
-    COMPANIONS,
-    RELEASE,
-    ModelDescription,
-    copy_companions,
-    flush,
-    iteration_folder,
-    write_model_description,
-    write_tracker,
-)
+from megatron_patch.folders.layout import COMPANIONS, ModelDescription, copy_companions, iteration_folder, write_model_description
+from megatron_patch.folders.tracker import RELEASE, write_tracker
 from megatron_patch.formats.lazy import nbytes
 from megatron_patch.formats.placeholders import refuse_placeholders
 from megatron_patch.formats.progress import Progress, peak_memory

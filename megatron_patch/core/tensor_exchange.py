@@ -64,7 +64,7 @@ class CollectiveExchange:
         self.group = group
 
     def gather(self, part: torch.Tensor, use: Use, keeps: bool) -> torch.Tensor:
-        """`use` the whole sequence [n · TP, H], of which each rank has a `part` [n, H]; with `keeps` all of it stays."""
+        """`use` the whole sequence [n · TP, H], of which each rank has a `part` [n, H]; with `keeps` it stays."""
         whole = self.begin_gather(part).get()
         use(slice(0, len(whole)), whole)
         return whole

@@ -11,7 +11,8 @@ from megatron_patch.config import TrainConfig
 from megatron_patch.data import Say
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import UserError
-from megatron_patch.folders.names import checkpoint_root, holds_tokenizer
+from megatron_patch.folders.hugging_face_folder import holds_tokenizer
+from megatron_patch.folders.tracker import checkpoint_root
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 
 from megatron_patch.errors import UserError
-from megatron_patch.folders.layout import TRACKER, flush
+from megatron_patch.folders.durable_files import flush
+from megatron_patch.folders.tracker import TRACKER
 
 _PARTIAL, _OLD = ".partial-", ".old-"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_patch.errors import UserError
-from megatron_patch.folders.names import TRACKER
+from megatron_patch.folders.tracker import TRACKER
 from megatron_patch.formats.json_files import json_object, shown
 from megatron_patch.formats.placeholders import placeholder_finding, refuse_placeholder
 
@@ -255,3 +255,8 @@ def _check_quantized(folder: Path) -> None:
                 f"{folder} holds a model that {method} quantized ({name} is there), from which no training goes on: "
                 "take the folder that it was made from, with float16 or bfloat16 weights."
             )
+
+
+def holds_tokenizer(folder: Path | None) -> bool:
+    """Whether one of the files that `data.tokenizer` reads is there."""
+    return folder is not None and any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))

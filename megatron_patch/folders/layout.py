@@ -18,9 +18,10 @@ from typing import Any
 
 from megatron_patch import __version__
 from megatron_patch.errors import UserError
+from megatron_patch.folders.durable_files import flush, write_text
 from megatron_patch.folders.engine import installed_version
 from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
-from megatron_patch.folders.names import TRACKER
+from megatron_patch.folders.tracker import RELEASE, TRACKER, read_tracker
 from megatron_patch.formats.dtypes import WEIGHT_NAMES
 from megatron_patch.formats.json_files import json_object, shown, whole_in
 from megatron_patch.formats.placeholders import refuse_placeholder
@@ -38,9 +39,7 @@ TOKENIZER_FILES = (
 )
 COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 CORE_METADATA = "metadata.json"
-RELEASE = "release"
 _FORMAT = 1
-_MOST_DIGITS = 12  # of an iteration's number
 
 
 @dataclass(frozen=True)
@@ -67,47 +66,6 @@ class CheckpointLocation:
 def iteration_folder(root: str | Path, iteration: int | None) -> Path:
     """`root`/iter_0000100, or `root`/release for None."""
     return Path(root) / (RELEASE if iteration is None else f"iter_{iteration:07d}")
-
-
-def read_tracker(root: str | Path) -> str | None:
-    """What the tracker file says, `release` or digits; None where there is no tracker file.
-
-    Raises:
-        UserError: it says something else.
-    """
-    path = Path(root) / TRACKER
-    if not path.is_file():
-        return None
-    with open(path, encoding="utf-8", errors="replace") as stream:
-        text = stream.read(4096).strip()
-    if text != RELEASE and not re.fullmatch(f"[0-9]{{1,{_MOST_DIGITS}}}", text):
-        raise UserError(f"{path} says {text[:40]!r}; it holds 'release' or an iteration's number: write that there.")
-    return text
-
-
-def write_tracker(root: str | Path, value: str) -> None:
-    """Replace the tracker file atomically: readers see the old value or the new one, also after a power cut."""
-    write_text(Path(root) / TRACKER, value)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `path` beside, flush, rename; then flush the folder's entry."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
-    flush(path.parent)
-
-
-def flush(path: str | Path) -> None:
-    """Wait until a file's bytes, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def resolve_checkpoint(path: str | Path) -> CheckpointLocation:

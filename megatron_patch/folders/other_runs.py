@@ -14,8 +14,9 @@ from pathlib import Path
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
 from megatron_patch.folders.fingerprint import Origin
-from megatron_patch.folders.layout import read_tracker, resolve_checkpoint
+from megatron_patch.folders.layout import resolve_checkpoint
 from megatron_patch.folders.recorded_run import Comparison, compare, read_run_config
+from megatron_patch.folders.tracker import read_tracker
 
 _MOST = 3
 

@@ -11,7 +11,8 @@ from typing import Any
 from megatron_patch.config import Options, TrainConfig
 from megatron_patch.errors import UserError
 from megatron_patch.folders.fingerprint import Origin
-from megatron_patch.folders.names import checkpoint_root, holds_tokenizer
+from megatron_patch.folders.hugging_face_folder import holds_tokenizer
+from megatron_patch.folders.tracker import checkpoint_root
 from megatron_patch.formats.json_files import json_object
 from megatron_patch.llama.model_config import LlamaConfig
 

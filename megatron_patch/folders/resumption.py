@@ -13,9 +13,9 @@ from pathlib import Path
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
 from megatron_patch.folders.fingerprint import Origin, observe
-from megatron_patch.folders.layout import CheckpointLocation, iteration_folder, read_tracker, resolve_checkpoint
-from megatron_patch.folders.names import TRACKER, checkpoint_root
+from megatron_patch.folders.layout import CheckpointLocation, iteration_folder, resolve_checkpoint
 from megatron_patch.folders.recorded_run import Comparison, compare, read_run_config
+from megatron_patch.folders.tracker import TRACKER, checkpoint_root, read_tracker
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .attention_backends import FLASH_ATTN_2, FLASH_ATTN_3
 from .attention_backends import choose_attention_backend as choose_attention_backend
 from .attention_backends import is_installed as is_installed
 from .softmax import causal_mask, causal_softmax
-from .unfused import causal_attention
+from .unfused_attention import causal_attention
 
 # The modules of flash-attn 2 and 3, which have the same two functions.
 _FLASH_ATTN = {library.backend: library.module for library in (FLASH_ATTN_2, FLASH_ATTN_3)}
@@ -129,7 +129,7 @@ def _sdpa(q, k, v, scale, causal, backend, segment_ids):
 
 
 def _unfused(q, k, v, scale, causal, segment_ids, recompute, implementation):
-    """Product, softmax, product. Square causal attention goes through `unfused`, which skips what the mask hides."""
+    """Product, softmax, product. For square causal attention `unfused_attention` skips what the mask hides."""
     (queries, batch, heads, head_dim), keys = q.shape, k.shape[0]
     if heads != k.shape[2]:
         k, v = (t.repeat_interleave(heads // t.shape[2], dim=2) for t in (k, v))

@@ -53,7 +53,8 @@ def causal_softmax_(scores: torch.Tensor, chunk: int, *, triton: bool) -> torch.
     """Write the softmax of square scores [..., S, S] over them, and return them. autograd is not told.
 
     Rows belong to chunks of `chunk` rows. A row is written as far as its chunk's last row sees, with 0 behind the
-    diagonal: `unfused` multiplies blocks of that width. What lies further to the right is neither read nor written.
+    diagonal: `unfused_attention` multiplies blocks of that width. What lies further to the right is neither read nor
+    written.
     """
     if triton:
         _launch(_causal_softmax_kernel, scores, (scores, scores), 1.0, chunk)

@@ -1,9 +1,10 @@
 """Sentences in the user's language. Code speaks English; here its sentences are looked up as they leave the program.
 
-A catalogue (`zh_*.py`) maps templates of English to templates of Chinese. `{}` is a hole in English, and `{0}`, `{1}` are the
-same holes in Chinese, by their place. Code goes on writing f-strings: `in_language` finds the template that a finished sentence
-was made from. A hole may hold a sentence or a phrase that has a template itself. Whatever has none stays English, so nothing is
-ever lost. A test takes all templates out of the sources and compares them with the catalogue, both ways. Imports no torch.
+A catalogue (`zh_*.py`) maps English templates to Chinese ones. `{}` is a hole in English; `{0}`, `{1}` are the same
+holes in Chinese, by their place. Code keeps writing f-strings: `in_language` finds the template from which a finished
+sentence was made. A hole may hold a sentence or a phrase that has a template itself. A sentence without a template
+stays English, so nothing is lost. A test takes all templates out of the sources and compares them with the catalogue,
+both ways. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _BETWEEN = re.compile(" or | and |, ")  # values, such as `7B or auto`
 
 
 def fill(template: str, *values: object) -> str:
-    """`template` with `values` in its holes, in the user's language. Exact, where `in_language` has to find the holes."""
+    """`template` with `values` in its holes, in the user's language. `in_language` has to find the holes."""
     if spoken() == "en":
         return template.format(*values)
     return catalogue().get(template, template).format(*values)
 
 
 def in_language(sentence: str) -> str:
-    """A finished English sentence in the user's language; as it is where that is English, or where it is in no catalogue."""
+    """A finished English sentence in the user's language; unchanged if that is English or no catalogue has it."""
     return sentence if spoken() == "en" else _translated(sentence, _DEPTH)
 
 
@@ -61,7 +62,7 @@ def _translated(text: str, depth: int) -> str:
 
 
 def find(text: str) -> tuple[str | None, tuple[str, ...]]:
-    """The template that `text` was made from and what stands in its holes; of several, the one with the most words of its own."""
+    """(the template from which `text` was made, the texts in its holes). Of several the one with most words counts."""
     best: tuple[str | None, tuple[str, ...]] = (None, ())
     length = 0
     for template, words, literals in _shapes():
@@ -74,13 +75,13 @@ def find(text: str) -> tuple[str | None, tuple[str, ...]]:
 
 @functools.cache
 def _shapes() -> tuple[tuple[str, int, tuple[str, ...]], ...]:
-    """(template, characters outside its holes, the texts between them) of each that is long enough to be told by them."""
+    """(template, characters outside its holes, the texts between them) for each that is long enough to be told."""
     parts = ((template, tuple(_literals(template))) for template in catalogue())
     return tuple((template, size, texts) for template, texts in parts if (size := sum(map(len, texts))) >= _LEAST)
 
 
 def _stand_in(text: str, literals: tuple[str, ...]) -> bool:
-    """Whether the literals stand in `text` in their order, from its beginning to its end. The pattern then ends soon."""
+    """Whether `text` has the literals in their order, from its beginning to its end. Only then is the pattern tried."""
     first, *between, last = literals if len(literals) > 1 else (literals[0], "")
     place = len(first)
     if not text.startswith(first) or not text.endswith(last):
@@ -101,7 +102,7 @@ def _literals(template: str) -> Iterator[str]:
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
-    """Of two holes beside each other the first takes all: the second is for what is added now and then, mostly nothing."""
+    """The pattern of a template. Of two adjacent holes the first takes all; the second is mostly empty."""
     *parts, last = _literals(template)
     holes = ["(.*?)" if behind else "(.*)" for behind in [*parts[1:], last or "end"]]
     return re.compile("".join(re.escape(part) + hole for part, hole in zip(parts, holes)) + re.escape(last), re.DOTALL)

@@ -19,8 +19,9 @@ from megatron_patch.checkpoint.save import Progress, save_checkpoint
 from megatron_patch.config import Options
 from megatron_patch.core import parallel
 from megatron_patch.folders.fingerprint import Origin
-from megatron_patch.folders.layout import copy_companions, read_tracker, write_tracker
+from megatron_patch.folders.layout import copy_companions
 from megatron_patch.folders.resumption import own_checkpoint
+from megatron_patch.folders.tracker import read_tracker, write_tracker
 from megatron_patch.llama.model_config import LLAMA_SIZES
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state

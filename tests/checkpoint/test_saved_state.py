@@ -14,7 +14,7 @@ import torch
 from megatron_patch.checkpoint.resume import resume
 from megatron_patch.checkpoint.save import Progress, save_checkpoint
 from megatron_patch.core import parallel
-from megatron_patch.folders.layout import read_tracker
+from megatron_patch.folders.tracker import read_tracker
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from megatron_patch.train.step import train_step

@@ -20,14 +20,14 @@ def counts() -> dict[str, int]:
     import torch
 
     from megatron_patch.core import parallel
-    from megatron_patch.kernels import attention, unfused
+    from megatron_patch.kernels import attention, unfused_attention
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
     from megatron_patch.train.step import train_step
 
     be_alone()
     computed, found, layout = [], {}, parallel.start(tiny_config())
-    for module, name in ((attention, "_sdpa"), (unfused, "causal_softmax_")):
+    for module, name in ((attention, "_sdpa"), (unfused_attention, "causal_softmax_")):
         compute = getattr(module, name)
         counted = lambda *given, compute=compute, **options: (computed.append(1), compute(*given, **options))[1]  # noqa: E731
         setattr(module, name, counted)

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from megatron_patch.arguments.tables import SCRIPTS
+from megatron_patch.cli.main import COMMANDS
 from tests.documents.markdown import DOCUMENTS, PAIRS, anchors, code_words, links, read, without_blocks
 from tests.launching import ROOT
 from tools.argument_pages import PAGES, page
@@ -55,6 +56,11 @@ def test_flags_and_files_that_are_named_exist(name):
     removed = {"--noFLAG"} if name == "CHANGELOG.md" else set()  # what a version no longer has
     files = {word for word in words if _PATH.match(word) and not (ROOT / word).exists()}
     assert (flags - known - removed, files) == (set(), set())
+
+
+def test_console_commands_that_are_named_exist():
+    named = {match for name in DOCUMENTS for match in re.findall(r"`megatron-patch ([a-z]+)", read(name))}
+    assert {"pretrain", "chat"} <= named <= set(COMMANDS)
 
 
 def sentences() -> str:

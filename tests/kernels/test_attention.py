@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from megatron_patch.kernels import unfused
+from megatron_patch.kernels import unfused_attention
 from megatron_patch.kernels.attention import (
     _last_bounds,
     attention,
@@ -69,13 +69,13 @@ def test_causal(draw, agree, truth_of, dtype, backend, heads, groups, head_dim):
 @pytest.mark.parametrize("length", [8, 13, 16])
 def test_unfused_attention_in_chunks_of_queries(draw, agree, truth_of, monkeypatch, implementation, length, recompute):
     """One chunk, several with an incomplete last one, several that fill it. What no chunk reaches stays NaN."""
-    monkeypatch.setattr(unfused, "CHUNK", 8)
+    monkeypatch.setattr(unfused_attention, "CHUNK", 8)
     made = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: made(*args, **kwargs).fill_(torch.nan))
     q, k, v = (draw(torch.float16, length, 2, 3, 16) for _ in range(3))
     dout = draw(torch.float16, length, 2, 48, requires_grad=False)
     q64, k64, v64, dout64 = truth_of(q, k, v, dout)
-    out = unfused.causal_attention(q, k, v, 0.25, recompute=recompute, implementation=implementation)
+    out = unfused_attention.causal_attention(q, k, v, 0.25, recompute=recompute, implementation=implementation)
     out.backward(dout)
     truth = truth_attention(q64, k64, v64, 0.25)
     truth.backward(dout64)

@@ -1,4 +1,4 @@
-"""Templates of sentences in the sources: string literals that read as prose, with `{}` where an f-string has a value."""
+"""Templates of sentences in the sources: literals that read as prose, with `{}` for an f-string's values."""
 
 from __future__ import annotations
 

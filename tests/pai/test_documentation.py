@@ -1,7 +1,6 @@
 """docs/pai.md and docs/zh/pai.md: what they name exists, and both say the same.
 
-Their blocks are fenced as `shell`, since tests/documents runs what is fenced as `sh`, and neither Docker nor PAI is
-here.
+Their blocks are fenced as `shell`: tests/documents runs what is fenced as `sh`, and neither Docker nor PAI is here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,136 @@
+"""Whether a run fits into a GPU's memory, and if not, which arguments would make it fit. Imports no torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from megatron_patch.plan.memory import RunShape, StageMemory, fullest_stage
+
+# Share of a GPU's memory that stays free: fragments of the allocator, and what libraries load later.
+SPARE = 0.0125
+_MOST_OFFERED = 3
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as it is sold. `memory`: bytes that CUDA offers, after ECC and the driver."""
+
+    name: str
+    memory: int
+
+
+# Bytes that CUDA reports as a device's memory. H200's and H100's were read on such machines, the others are NVIDIA's
+# data sheets' gigabytes less the same share.
+GPUS = {
+    "h200": Gpu("NVIDIA H200", int(139.8 * 2**30)),
+    "h100": Gpu("NVIDIA H100 80 GB", int(79.2 * 2**30)),
+    "a100-80g": Gpu("NVIDIA A100 80 GB", int(79.2 * 2**30)),
+    "h20": Gpu("NVIDIA H20 96 GB", int(95.1 * 2**30)),
+    "l20": Gpu("NVIDIA L20 48 GB", int(44.5 * 2**30)),
+    "rtx4090": Gpu("NVIDIA GeForce RTX 4090", int(23.5 * 2**30)),
+}
+
+
+def fits(run: RunShape, memory: int) -> bool:
+    """Whether the fullest stage of a run leaves SPARE of `memory` bytes."""
+    return fullest_stage(run)[1].total <= (1 - SPARE) * memory
+
+
+def with_pairs_if_they_fit(run: RunShape, memory: int) -> RunShape:
+    """The run as it will be: two micro-batches in a pass where their number is even, no pipeline is there, and they fit."""
+    paired = replace(run, paired=True)
+    possible = run.pipeline_model_parallel_size == 1 and run.micro_batches % 2 == 0
+    return paired if possible and fits(paired, memory) else run
+
+
+def largest_micro_batch(run: RunShape, memory: int) -> int:
+    """The largest BATCH_SIZE with which the run fits, of those that divide a replica's samples; 0: none does."""
+    samples = run.micro_batch_size * run.micro_batches
+    sizes = [size for size in range(1, samples + 1) if samples % size == 0]
+    return max((size for size in sizes if fits(_with_micro_batch(run, size), memory)), default=0)
+
+
+def _with_micro_batch(run: RunShape, size: int) -> RunShape:
+    samples = run.micro_batch_size * run.micro_batches
+    return replace(run, micro_batch_size=size, micro_batches=samples // size)
+
+
+def what_would_fit(run: RunShape, memory: int) -> list[str]:
+    """Arguments with which the same samples fit, as few changes as possible: phrases such as `DO true and AC full`."""
+    found = [change for change in _changes(run) if fits(change.run, memory)]
+    found.sort(key=lambda change: (len(change.said), change.cost))
+    least = len(found[0].said) if found else 0
+    return [" and ".join(change.said) for change in found if len(change.said) == least][:_MOST_OFFERED]
+
+
+@dataclass(frozen=True)
+class _Change:
+    run: RunShape
+    said: tuple[str, ...]
+    cost: int  # about how much of its speed a run loses
+
+
+def _changes(run: RunShape) -> Iterator[_Change]:
+    """Every combination of arguments that takes less memory, on the same number of GPUs."""
+    gpus = run.data_parallel_size * run.tensor_model_parallel_size * run.pipeline_model_parallel_size
+    layouts = [(tp, pp) for tp in (1, 2, 4, 8) for pp in (1, 2, 4, 8, 16) if gpus % (tp * pp) == 0]
+    own = (run.tensor_model_parallel_size, run.pipeline_model_parallel_size)
+    sizes = sorted({1, run.micro_batch_size, max(1, run.micro_batch_size // 2)})
+    choices = itertools.product(sizes, {True, run.use_distributed_optimizer}, {True, run.use_flash_attn},
+                                {run.recompute, "full"}, [own, *(one for one in layouts if one != own)])  # fmt: skip
+    for size, optimizer, flash, recompute, (tp, pp) in choices:
+        changed = _laid_out(run, gpus, size, tp, pp)
+        if changed is None:
+            continue
+        changed = replace(changed, use_distributed_optimizer=optimizer, use_flash_attn=flash, recompute=recompute)
+        said, cost = _said(run, changed)
+        if said:
+            yield _Change(changed, said, cost)
+
+
+def _laid_out(run: RunShape, gpus: int, size: int, tp: int, pp: int) -> RunShape | None:
+    """The run in another layout, its global batch as it is; None where the model or the batch cannot be split so."""
+    model, replicas = run.model, gpus // (tp * pp)
+    samples = run.micro_batch_size * run.micro_batches * run.data_parallel_size
+    divides = model.num_query_groups % tp == 0 and model.ffn_hidden_size % tp == 0 and model.num_layers % pp == 0
+    if not divides or samples % (size * replicas):
+        return None
+    return replace(
+        run,
+        micro_batch_size=size,
+        micro_batches=samples // (size * replicas),
+        data_parallel_size=replicas,
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        sequence_parallel=tp > 1,
+        paired=False,
+    )
+
+
+def _said(run: RunShape, changed: RunShape) -> tuple[tuple[str, ...], int]:
+    """(what differs, as arguments; what it costs). Costs order the offers, they measure nothing."""
+    tp, pp = changed.tensor_model_parallel_size, changed.pipeline_model_parallel_size
+    differences = (
+        (changed.use_distributed_optimizer != run.use_distributed_optimizer, "DO true", 1),
+        (changed.use_flash_attn != run.use_flash_attn, "FL true", 0),
+        (changed.micro_batch_size != run.micro_batch_size, f"BATCH_SIZE {changed.micro_batch_size}", 2),
+        (tp != run.tensor_model_parallel_size, f"TP {tp}{' with SP true' if tp > 1 else ''}", 10 * tp),
+        (pp != run.pipeline_model_parallel_size, f"PP {pp}", 12 * pp),
+        (changed.recompute != run.recompute, "AC full", 25),
+    )
+    return tuple(text for differs, text, _ in differences if differs), sum(cost for differs, _, cost in differences if differs)
+
+
+def memory_line(run: RunShape, memory: StageMemory) -> str:
+    """One line for a run's start."""
+    kinds = (("weights", "weights"), ("gradients", "gradients"), ("optimizer", "optimizer"), ("activations", "activations"))
+    parts = [f"{name} {_gib(getattr(memory, field))}" for name, field in kinds]
+    other = memory.working + memory.communication + memory.context
+    pairs = " with pairs of micro-batches" if run.paired else ""
+    return f"GPU memory, expected{pairs}: {_gib(memory.total)} GiB ({', '.join(parts)}, other {_gib(other)})."
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f}"

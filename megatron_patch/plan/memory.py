@@ -1,0 +1,178 @@
+"""What a training run keeps in each GPU's memory, by kind, from its arguments alone. Imports no torch.
+
+Everything is counted, nothing is fitted: weights and optimizer from the parameters of a pipeline stage, activations from
+the tensors that each layer saves for its backward pass (model/llama.py and the kernels say which). `tests/plan` holds the
+sums against measured peaks. Shape letters as in `llama/model_config.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from megatron_patch.llama.model_config import LlamaConfig
+from megatron_patch.llama.vocabulary import padded_rows
+
+_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+_FP32 = 4
+# CUDA's context with the libraries' kernels, and NCCL's buffers for each communicator that is used: seen beside what
+# torch allocates, with nvidia-smi.
+_CONTEXT, _COMMUNICATOR = 600 << 20, 350 << 20
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What decides a run's memory, in megatron-core's names.
+
+    Attributes:
+        sample_length: tokens of one row of a batch, S.
+        micro_batches: of a step, for each replica.
+        paired: whether two micro-batches go through the model at once.
+    """
+
+    model: LlamaConfig
+    extra_vocab_size: int
+    precision: str
+    sample_length: int
+    micro_batch_size: int
+    micro_batches: int
+    data_parallel_size: int
+    tensor_model_parallel_size: int
+    pipeline_model_parallel_size: int
+    sequence_parallel: bool
+    use_distributed_optimizer: bool
+    use_flash_attn: bool
+    recompute: str
+    paired: bool = False
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on each GPU of one pipeline stage.
+
+    Attributes:
+        weights, gradients, optimizer: for the whole run.
+        activations: saved for the backward passes of all micro-batches in flight.
+        working: what one layer's backward pass takes beside them, or the loss.
+        communication: NCCL's buffers; torch does not count them.
+        context: CUDA's own; torch does not count it.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    working: int
+    communication: int
+    context: int
+
+    @property
+    def allocated(self) -> int:
+        """What torch counts as its peak."""
+        return self.total - self.communication - self.context
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, one.name) for one in fields(self))
+
+
+def memory_of_stages(run: RunShape) -> list[StageMemory]:
+    """One entry a pipeline stage, the first one first."""
+    return [_stage(run, stage) for stage in range(run.pipeline_model_parallel_size)]
+
+
+def fullest_stage(run: RunShape) -> tuple[int, StageMemory]:
+    """(number, memory) of the stage that takes most."""
+    stages = memory_of_stages(run)
+    number = max(range(len(stages)), key=lambda stage: stages[stage].total)
+    return number, stages[number]
+
+
+def stage_parameters(run: RunShape, stage: int) -> int:
+    """Parameters of one GPU of a stage: its layers' share, and what the first and the last stage have beside layers."""
+    model, tp = run.model, run.tensor_model_parallel_size
+    h, d = model.hidden_size, model.kv_channels
+    attention = (2 * model.num_attention_heads + 2 * model.num_query_groups) * d * h // tp
+    layer = attention + 3 * h * model.ffn_hidden_size // tp + 2 * h
+    vocabulary = padded_rows(model.vocab_size + run.extra_vocab_size, tp) // tp * h
+    found = model.num_layers // run.pipeline_model_parallel_size * layer
+    if stage == 0:
+        found += vocabulary
+    if stage == run.pipeline_model_parallel_size - 1:
+        found += vocabulary + h
+    return found
+
+
+def _stage(run: RunShape, stage: int) -> StageMemory:
+    parameters, width = stage_parameters(run, stage), _BYTES[run.precision]
+    owners = run.data_parallel_size if run.use_distributed_optimizer else 1
+    # A last share of parameters that its owner updates in fp32, beside Adam's two moments. In bf16 with ZeRO the fp32
+    # weights are the bf16 ones and 16 bits more.
+    master = 0 if run.precision == "fp32" else 2 if run.precision == "bf16" and run.use_distributed_optimizer else _FP32
+    tokens = run.micro_batch_size * run.sample_length * (2 if run.paired else 1)
+    return StageMemory(
+        weights=parameters * width,
+        gradients=parameters * _FP32,
+        optimizer=parameters * (2 * _FP32 + master) // owners,
+        activations=_in_flight(run, stage) * _saved(run, tokens),
+        working=_working(run, stage, tokens),
+        communication=_COMMUNICATOR * _communicators(run),
+        context=_CONTEXT,
+    )
+
+
+def _in_flight(run: RunShape, stage: int) -> int:
+    """Micro-batches of which a stage holds activations: as many as there are stages from it on, under 1F1B."""
+    return min(run.pipeline_model_parallel_size - stage, run.micro_batches)
+
+
+def _saved(run: RunShape, tokens: int) -> int:
+    """Bytes that a stage's layers save for the backward pass of one micro-batch of `tokens`."""
+    model, tp = run.model, run.tensor_model_parallel_size
+    layers, width = model.num_layers // run.pipeline_model_parallel_size, _BYTES[run.precision]
+    h = model.hidden_size / (tp if run.sequence_parallel else 1)
+    if run.recompute == "full":
+        return int(layers * tokens * h * width)
+    return int(layers * tokens * _layer_bytes(run, h, width)) + layers * _probabilities(run)
+
+
+def _layer_bytes(run: RunShape, h: float, width: int) -> float:
+    """Bytes a token that one layer saves, but for unfused attention's probabilities."""
+    model, tp = run.model, run.tensor_model_parallel_size
+    heads = (model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels / tp  # q, k, v
+    context = model.num_attention_heads * model.kv_channels / tp
+    # Twice the sum before a norm and what comes out of the norm; the MLP's gate and up, and their product.
+    elements = 4 * h + heads + context + 3 * model.ffn_hidden_size / tp
+    rows = 2 * _FP32 + _FP32 * model.num_attention_heads / tp  # 1 / rms of two norms, attention's log Σ exp
+    return elements * width + rows
+
+
+def _probabilities(run: RunShape) -> int:
+    """Bytes of unfused attention's probabilities of one layer and micro-batch; AC sel computes them again."""
+    if run.use_flash_attn or run.recompute != "none":
+        return 0
+    heads = run.model.num_attention_heads // run.tensor_model_parallel_size
+    return heads * run.micro_batch_size * run.sample_length**2 * _BYTES[run.precision] * (2 if run.paired else 1)
+
+
+def _working(run: RunShape, stage: int, tokens: int) -> int:
+    """Bytes of what lives for a moment: gradients inside one layer, and on the last stage logits, which become theirs."""
+    model, tp, width = run.model, run.tensor_model_parallel_size, _BYTES[run.precision]
+    layer = (6 * model.hidden_size + 3 * model.ffn_hidden_size / tp) * width
+    if run.recompute == "full":  # a layer's forward pass runs again before its backward pass
+        layer += _layer_bytes(run, model.hidden_size / (tp if run.sequence_parallel else 1), width)
+    logits = 0.0
+    if stage == run.pipeline_model_parallel_size - 1:
+        logits = padded_rows(model.vocab_size + run.extra_vocab_size, tp) / tp * width
+    scores = 0
+    if not run.use_flash_attn:
+        heads = model.num_attention_heads // tp
+        scores = 2 * heads * run.micro_batch_size * run.sample_length**2 * width * (2 if run.paired else 1)
+    return int(tokens * (layer + logits)) + scores
+
+
+def _communicators(run: RunShape) -> int:
+    """NCCL's communicators that a GPU uses, each with buffers of its own."""
+    sizes = (run.data_parallel_size, run.tensor_model_parallel_size, run.pipeline_model_parallel_size)
+    several = sum(size > 1 for size in sizes)
+    return several + (several > 1)  # and one of all ranks, or of a replica, for the gradients' norm

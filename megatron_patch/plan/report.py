@@ -1,0 +1,62 @@
+"""The plan of a run as lines of text. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from megatron_patch.plan.fitting import Gpu, fits, largest_micro_batch, what_would_fit, with_pairs_if_they_fit
+from megatron_patch.plan.memory import RunShape, StageMemory, memory_of_stages
+from megatron_patch.plan.traffic import traffic
+
+_KINDS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations",
+    "working": "gradients in work, logits",
+    "communication": "NCCL's buffers",
+    "context": "CUDA's context",
+}
+
+
+def plan_lines(run: RunShape, gpu: Gpu) -> list[str]:
+    """Layout, memory of each kind and stage, whether it fits, traffic of a step."""
+    run = with_pairs_if_they_fit(run, gpu.memory)
+    stages = memory_of_stages(run)
+    fullest = max(stages, key=lambda stage: stage.total)
+    lines = [
+        f"LLaMA with {run.model.parameter_count(run.extra_vocab_size):,} parameters in {run.precision}: "
+        f"TP {run.tensor_model_parallel_size}, PP {run.pipeline_model_parallel_size}, data parallel {run.data_parallel_size}, "
+        f"{run.micro_batches} micro-batches of {run.micro_batch_size} × {run.sample_length} tokens for each replica"
+        f"{', two in a pass' if run.paired else ''}.",
+        "",
+        *_table(stages),
+        "",
+        _verdict(run, gpu, fullest),
+    ]
+    if not fits(run, gpu.memory):
+        offers = what_would_fit(run, gpu.memory)
+        lines.append(f"What fits: {'; or '.join(offers)}." if offers else "No layout of these GPUs holds it; use more of them.")
+    else:
+        largest = largest_micro_batch(replace(run, paired=False), gpu.memory)
+        lines.append(f"The largest BATCH_SIZE that fits is {largest}.")
+    sent = traffic(run)
+    parts = [f"{one.name} {getattr(sent, one.name) / 1e9:.2f}" for one in fields(sent) if getattr(sent, one.name)]
+    lines.append(f"Each GPU sends in one step, GB: {', '.join(parts) if parts else 'nothing'}.")
+    return lines
+
+
+def _verdict(run: RunShape, gpu: Gpu, memory: StageMemory) -> str:
+    share = memory.total / gpu.memory
+    holds = "it fits" if fits(run, gpu.memory) else "it does not fit"
+    return f"{memory.total / 2**30:.1f} of the {gpu.memory / 2**30:.1f} GiB of a {gpu.name}, {share:.0%}: {holds}."
+
+
+def _table(stages: list[StageMemory]) -> list[str]:
+    names = [f"stage {number}" for number in range(len(stages))] if len(stages) > 1 else ["GiB"]
+    rows = [["", *names]]
+    rows += [[said, *(f"{getattr(stage, kind) / 2**30:.1f}" for stage in stages)] for kind, said in _KINDS.items()]
+    rows.append(["together", *(f"{stage.total / 2**30:.1f}" for stage in stages)])
+    rows.append(["of it torch's peak", *(f"{stage.allocated / 2**30:.1f}" for stage in stages)])
+    width = max(len(row[0]) for row in rows)
+    return ["  ".join([row[0].ljust(width), *(cell.rjust(8) for cell in row[1:])]) for row in rows]

@@ -1,0 +1,61 @@
+"""Memory on paper against peaks that were measured on H200s, and against what torch allocates for a tiny model's state."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_patch.llama.model_config import LLAMA_SIZES
+from megatron_patch.plan.memory import RunShape, memory_of_stages, stage_parameters
+
+# GPUs, model, (TP, PP), what differs from bf16, FL true, AC sel, S 2048, micro-batch 1 in pairs, DO true; global batch; measured
+# GiB of torch's `max allocated` on the last rank. Measured with torch 2.11 through run_pretrain_megatron_llama.sh.
+SINGLE = {"paired": False}
+MEASURED = [
+    (1, "7b", (1, 1), {}, 8, 117.1),
+    (1, "7b", (1, 1), SINGLE, 8, 108.9),
+    (1, "7b", (1, 1), {"precision": "fp16"}, 8, 129.7),
+    (1, "7b", (1, 1), {"micro_batch_size": 2}, 8, 133.6),
+    (1, "7b", (1, 1), {"sample_length": 4096}, 4, 133.6),
+    (1, "7b", (1, 1), {"precision": "fp16", "use_flash_attn": False, **SINGLE}, 8, 121.7),
+    (2, "7b", (1, 1), {}, 16, 85.8),
+    (2, "7b", (1, 1), SINGLE, 16, 77.5),
+    (2, "7b", (2, 1), SINGLE, 16, 54.5),
+    (4, "7b", (1, 1), {}, 32, 70.1),
+    (4, "7b", (4, 1), {}, 32, 29.4),
+    (4, "7b", (2, 1), SINGLE, 32, 38.8),
+    (4, "7b", (1, 2), SINGLE, 32, 39.0),
+    (4, "7b", (1, 4), SINGLE, 32, 28.6),
+    (4, "7b", (2, 2), SINGLE, 32, 27.4),
+    (4, "7b", (1, 1), {"precision": "fp16", "use_flash_attn": False, **SINGLE}, 32, 65.2),
+    (4, "13b", (1, 1), {}, 32, 128.9),
+    (4, "7b", (2, 1), {}, 32, 43.0),
+    (1, "7b", (1, 1), {"precision": "fp16", "use_flash_attn": False}, 8, 129.9),
+]
+
+
+def shape(gpus, size, layout, changed, batch):
+    tp, pp = layout
+    replicas = gpus // (tp * pp)
+    values = dict(
+        model=LLAMA_SIZES[f"llama2-{size}"], extra_vocab_size=0, precision="bf16", sample_length=2048, micro_batch_size=1,
+        data_parallel_size=replicas, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, sequence_parallel=tp > 1,
+        use_distributed_optimizer=True, use_flash_attn=True, recompute="sel", paired=True,
+    ) | changed  # fmt: skip
+    return RunShape(**values, micro_batches=batch // (replicas * values["micro_batch_size"]))
+
+
+@pytest.mark.parametrize("case", MEASURED, ids=lambda case: f"{case[1]} on {case[0]}, TP{case[2][0]} PP{case[2][1]} {case[3]}")
+def test_the_peak_is_within_three_hundredths(case):
+    *what, measured = case
+    last = memory_of_stages(shape(*what))[-1]
+    assert last.allocated / 2**30 == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("size", ["tiny", "llama2-7b", "llama2-70b"])
+@pytest.mark.parametrize("layout", [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_the_stages_together_have_the_model_s_parameters(size, layout):
+    """Split weights once, and the norms, which every tensor-parallel rank has, as often as there are ranks."""
+    model, (tp, pp) = LLAMA_SIZES[size], layout
+    run = shape(tp * pp, "7b", layout, {"model": model}, 8)
+    norms = (2 * model.num_layers + 1) * model.hidden_size
+    assert tp * sum(stage_parameters(run, stage) for stage in range(pp)) == model.parameter_count() + (tp - 1) * norms
