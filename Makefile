@@ -6,6 +6,8 @@ TORCH ?= torch==2.13.0
 CPU ?=
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP_ARGS ?=
+# Files of tests that run at the same time; a file stays with one process, which keeps its fixtures.
+TEST_JOBS ?= 2
 VENV := .venv
 RUN := . $(VENV)/bin/activate &&
 PIP := $(RUN) python -m pip install -q --disable-pip-version-check
@@ -16,7 +18,7 @@ demo: $(VENV)/.demo-ready
 	@$(RUN) python examples/demo.py
 
 test: check
-	@$(RUN) python -m pytest --durations=15
+	@$(RUN) python -m pytest -n $(TEST_JOBS) --dist loadfile --durations=15
 
 # What a minute finds, before the tests begin.
 check: $(VENV)/.test-ready

@@ -21,7 +21,7 @@ def is_json(text: str) -> bool:
         ("a", b'{"instruction": "x"}\n', True),
         ("a.txt", b' \n[ {"instruction": 1}]', True),
         ("part-00000", b'\xef\xbb\xbf{\n"instruction": "x"}', True),
-        ("a.jsonl.gz", gzip.compress(b'{"instruction": "x"}'), True),
+        ("a.jsonl.gz", gzip.compress(b'{"instruction": "x"}', mtime=0), True),
         ("a.txt", b"[]", True),
         ("a.txt", b"{broken", False),
         ("a.bin", b"[\x01\x02", False),

@@ -171,7 +171,9 @@ def test_without_copy_engines_four_gpus_learn_the_same(tmp_path, gpus, weights, 
 
 def learn_what_one_learns(number, tmp_path, gpus, weights, one, layout, *flags, copies="true"):
     gpus(number)
-    several = tiny(tmp_path / "several", *flags, "--peer-copies", copies, **{**COMMON, "PRETRAIN_CHECKPOINT_PATH": weights, **layout})
+    several = tiny(
+        tmp_path / "several", *flags, "--peer-copies", copies, **{**COMMON, "PRETRAIN_CHECKPOINT_PATH": weights, **layout}
+    )
     said, (losses, norms) = console(tmp_path / "several"), one
     assert "CUDA graphs: yes\n" in said
     replicas = number // (layout.get("TP", 1) * layout.get("PP", 1))
