@@ -1,15 +1,18 @@
-"""How a run's processes end: with one line each, and with the status of the one that failed first."""
+"""How a run's processes start where a port was taken, and how they end: one line each, the first failure's status."""
 
 from __future__ import annotations
 
 import json
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from megatron_patch.torchrun import patient
-from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, run
+from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, environment, run
 
 
 def test_what_a_user_can_mend_is_a_sentence_on_several_processes(tmp_path):
@@ -35,3 +38,17 @@ def test_only_a_stop_is_waited_for(failure, waits):
     except type(failure):
         close(None, signal.SIGTERM, 30)
     assert given == [waits]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_port_that_was_taken_meanwhile_is_left_unless_it_was_named(named):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        command = [sys.executable, "-m", "megatron_patch.torchrun", "--nnodes=1", "--node-rank=0", "--nproc-per-node=1",
+                   "--master-addr=127.0.0.1", f"--master-port={port}", "--no-python", "true"]  # fmt: skip
+        job = {"MASTER_PORT": port} if named else None
+        done = subprocess.run(command, env=environment(job=job), capture_output=True, text=True, timeout=200)
+    assert (done.returncode == 0) != named, done.stderr
+    assert ("EADDRINUSE" in done.stderr) == named

@@ -100,7 +100,6 @@ def _runs_kernel(dy_ptr, order_ptr, ids_ptr, grad_ptr, partial_ptr, tokens, h, C
     """
     chunk = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    here = columns < h
     first = chunk * CHUNK
     total = tl.zeros([BLOCK], dtype=tl.float32)
     came_in = tl.load(ids_ptr + first - 1, mask=first > 0, other=-2) == tl.load(ids_ptr + first)
@@ -110,15 +109,15 @@ def _runs_kernel(dy_ptr, order_ptr, ids_ptr, grad_ptr, partial_ptr, tokens, h, C
         following = tl.load(ids_ptr + at + 1, mask=at + 1 < tokens, other=-2)
         row = tl.load(order_ptr + at, mask=at < tokens, other=0).to(tl.int64)
         learnt = row_id >= 0  # this rank has the token's row
-        total += tl.load(dy_ptr + row * h + columns, mask=here & learnt, other=0.0).to(tl.float32)
+        total += tl.load(dy_ptr + row * h + columns, mask=columns < tl.where(learnt, h, 0), other=0.0).to(tl.float32)
         ends = following != row_id
         leaves = (i == CHUNK - 1) & (at + 1 < tokens) & (following == row_id)
         target = grad_ptr + row_id.to(tl.int64) * h + columns
-        whole = here & (learnt & ends & (came_in == 0))
+        whole = columns < tl.where(learnt & ends & (came_in == 0), h, 0)
         tl.store(target, tl.load(target, mask=whole, other=0.0) + total, mask=whole)
         part = partial_ptr + chunk.to(tl.int64) * 2 * h + columns
-        tl.store(part, total, mask=here & (learnt & came_in & (ends | leaves)))
-        tl.store(part + h, total, mask=here & (learnt & (came_in == 0) & leaves))
+        tl.store(part, total, mask=columns < tl.where(learnt & came_in & (ends | leaves), h, 0))
+        tl.store(part + h, total, mask=columns < tl.where(learnt & (came_in == 0) & leaves, h, 0))
         total = tl.where(ends, 0.0, total)
         came_in = came_in & (ends == 0)
 

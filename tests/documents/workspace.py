@@ -21,7 +21,7 @@ from tests.launching import GOLDEN, ROOT, environment
 # A pattern of the documents → what the tiny model and two cores need in its place.
 STAND_INS = {
     r"/mnt/workspace": "{work}",
-    r"\b7B\b": "auto",  # of the name of step 4's folder too
+    r"(?<!plan )\b7B\b": "auto",  # of the name of step 4's folder too
     r"\bllama-7b\b": "auto",
     r"(?m)(/output_megatron_llama2/)$": r"\1 --num-workers 0",
     r"(100000000 10000 \S+)": r"\1 --exit-interval 1",
