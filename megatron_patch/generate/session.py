@@ -49,4 +49,4 @@ def open_session(job: Generation, ranks: Ranks, say: Callable[[str], None]) -> S
         stop=job.stop,
         system=job.system,
     )
-    return Session(Engine(decoder, job.requests, longest), asking, template)
+    return Session(Engine(decoder, job.requests, longest, model.tokenizer.vocab_size), asking, template)
