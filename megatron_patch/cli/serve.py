@@ -44,6 +44,7 @@ def _serve(job: Serving) -> None:
     # The web server has handlers of its own, gives its signal on to this one, and tells the other processes to stop.
     signal.signal(signal.SIGTERM, lambda *_: None)
     if ranks.speaks:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         _listen(job, session)
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -52,7 +53,11 @@ def _serve(job: Serving) -> None:
 
 
 def _listen(job: Serving, session: Session) -> None:
-    """The web server in this thread, the engine in another."""
+    """The web server in this thread, the engine in another; each ends with the other.
+
+    Raises:
+        BaseException: what has ended the engine.
+    """
     import uvicorn
     from starlette.applications import Starlette
 
@@ -61,7 +66,12 @@ def _listen(job: Serving, session: Session) -> None:
     from megatron_patch.generate.web import Application
 
     service = Service(session.engine, job.queue)
-    engine = threading.Thread(target=service.run, name="engine", daemon=True)
+
+    def answer() -> None:
+        service.run()
+        server.should_exit = True
+
+    engine = threading.Thread(target=answer, name="engine", daemon=True)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -75,8 +85,12 @@ def _listen(job: Serving, session: Session) -> None:
     application = Application(
         service, replace(session.asking, prompt_length=longest), raw, job.name, longest, job.generation.answer_length, job.api_key
     )
+    settings = {"host": job.host, "port": job.port, "log_level": "warning", "timeout_graceful_shutdown": 5}
+    server = uvicorn.Server(uvicorn.Config(application.app(lifespan), **settings))
     print(f"Serving {job.name} on http://{job.host}:{job.port}/v1, up to {longest} tokens a request; Ctrl-C ends it.", flush=True)
-    uvicorn.run(application.app(lifespan), host=job.host, port=job.port, log_level="warning", timeout_graceful_shutdown=5)
+    server.run()
+    if service.failure is not None:
+        raise service.failure
 
 
 if __name__ == "__main__":

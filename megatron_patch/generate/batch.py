@@ -16,6 +16,7 @@ from megatron_patch.generate.engine import Engine, Request
 from megatron_patch.generate.prompt import Prompt
 from megatron_patch.generate.sampling import Sampling
 from megatron_patch.generate.text_stream import TextStream
+from megatron_patch.records.texts import require_unicode
 
 STOP = "stop"
 
@@ -37,9 +38,11 @@ class Asking:
         """A conversation's prompt, and whether it was cut. Of a prompt that is too long the last tokens are kept.
 
         Raises:
-            UserError: the template cannot take the conversation, or makes nothing of it.
+            UserError: the template cannot take the conversation, or makes nothing of it; or it is no text.
         """
         begin = [{"role": "system", "content": self.system}] if self.system else []
+        for turn in (*begin, *turns):
+            require_unicode(turn["content"])
         ids = self.prompt([*begin, *turns])
         if not ids:
             raise UserError("the template makes an empty prompt of it; choose another --template.")

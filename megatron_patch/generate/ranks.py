@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +100,9 @@ def alone(device: torch.device | str) -> Ranks:
 def join(tensor_size: int, stages: int, timeout_minutes: float = 30) -> Ranks:
     """Join the processes that torchrun started. Ranks count tensor-parallel ranks first, then replicas, then stages.
 
+    From then on Ctrl-C ends a process at once. As an exception it would have to wait for the process to come back from
+    a collective, in which the others, already gone, leave it.
+
     Raises:
         UserError: the number of processes is no multiple of TP × PP.
     """
@@ -107,6 +111,7 @@ def join(tensor_size: int, stages: int, timeout_minutes: float = 30) -> Ranks:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == tensor_size * stages == 1:
         return alone(device)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     timeout = datetime.timedelta(minutes=timeout_minutes)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     rank, world = dist.get_rank(), dist.get_world_size()
