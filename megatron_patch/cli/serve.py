@@ -85,8 +85,10 @@ def _listen(job: Serving, session: Session) -> None:
     application = Application(
         service, replace(session.asking, prompt_length=longest), raw, job.name, longest, job.generation.answer_length, job.api_key
     )
-    settings = {"host": job.host, "port": job.port, "log_level": "warning", "timeout_graceful_shutdown": 5}
-    server = uvicorn.Server(uvicorn.Config(application.app(lifespan), **settings))
+    config = uvicorn.Config(
+        application.app(lifespan), host=job.host, port=job.port, log_level="warning", timeout_graceful_shutdown=5
+    )
+    server = uvicorn.Server(config)
     print(f"Serving {job.name} on http://{job.host}:{job.port}/v1, up to {longest} tokens a request; Ctrl-C ends it.", flush=True)
     server.run()
     if service.failure is not None:

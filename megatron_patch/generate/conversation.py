@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ def converse(engine: Engine, asking: Asking, keeps_turns: bool, say: Callable[[s
     """
     ranks = engine.decoder.ranks
     turns: list[dict[str, str]] = []
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are found in the line, by a sentence
+        sys.stdin.reconfigure(errors="surrogateescape")
     say(HELP)
     for number in range(1 << 30):
         line = ranks.from_first(_typed() if ranks.speaks else None)
@@ -60,8 +63,7 @@ def _answer(engine: Engine, asking: Asking, number: int, ids: list[int]) -> str:
     stream = asking.stream(request)
     engine.submit(request)
     finished = ""
-    # With several processes each gets the signal at its own moment, so that they would no longer agree.
-    with _noted(signal.SIGINT) if engine.decoder.ranks.replica_group is None else contextlib.nullcontext([]) as interrupts:
+    with _noted(signal.SIGINT, several=engine.decoder.ranks.replica_group is not None) as interrupts:
         while not finished and not interrupts:
             for new in engine.step():
                 text, finished = add_token(stream, new.token, request.ends, new.finished)
@@ -74,9 +76,14 @@ def _answer(engine: Engine, asking: Asking, number: int, ids: list[int]) -> str:
 
 
 @contextlib.contextmanager
-def _noted(number: signal.Signals) -> Iterator[list[int]]:
-    """The signals of this number that come meanwhile. None interrupts a pass, which would leave the engine half-done."""
+def _noted(number: signal.Signals, several: bool) -> Iterator[list[int]]:
+    """The signals of this number that come meanwhile. None interrupts a pass of the engine, which would leave it
+    half-done. With several processes each gets a signal at its own moment, so there it ends them, as elsewhere.
+    """
     came: list[int] = []
+    if several:
+        yield came
+        return
     before = signal.signal(number, lambda got, _: came.append(got))
     try:
         yield came

@@ -88,8 +88,8 @@ def _in_pairs(turns: Sequence[Turn]) -> list[Turn]:
     spoken = roles[1:] if roles[0] == "system" else roles
     if any(role != ("assistant" if place % 2 else "user") for place, role in enumerate(spoken)) or not len(spoken) % 2:
         raise UserError(
-            f"the turns are those of {', '.join(map(str, roles[:20]))}; a system message may be the first, then user and assistant "
-            "take turns, and the user's is the last."
+            f"the turns are those of {', '.join(map(str, roles[:20]))}; a system message may be the first, then user and "
+            "assistant take turns, and the user's is the last."
         )
     return list(turns)
 

@@ -88,7 +88,8 @@ class Application:
         """`handler` behind the key, its refusals as errors of the interface."""
 
         async def guarded(http: HttpRequest) -> Response:
-            given = http.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")  # as headers are read
+            # Headers are read as Latin-1, whatever bytes they hold.
+            given = http.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
             if self.api_key and not hmac.compare_digest(given, os.fsencode(self.api_key)):
                 return JSONResponse(error_body("The API key is missing or wrong.", "authentication_error"), 401)
             try:

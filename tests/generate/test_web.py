@@ -33,7 +33,8 @@ DRAWN = Sampling(temperature=1.0, seed=5)
 
 def asking(template):
     tokenizer = load_tokenizer(GOLDEN / "hf_gqa")
-    tokenizer = replace(tokenizer, answer_end=VOCABULARY, eod=VOCABULARY, eos=VOCABULARY)  # so that no answer ends early
+    # So that no answer ends early:
+    tokenizer = replace(tokenizer, answer_end=VOCABULARY, eod=VOCABULARY, eos=VOCABULARY)
     return Asking(tokenizer, prompt_maker(template, tokenizer), LONGEST, 16, DRAWN)
 
 
