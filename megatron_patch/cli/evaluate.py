@@ -10,6 +10,7 @@ from typing import Any
 from megatron_patch.arguments.evaluation import Evaluation, read_evaluation
 from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.cli.generate import run_and_leave
+from megatron_patch.language.sentences import in_language
 
 
 def main(argv: list[str]) -> None:
@@ -31,7 +32,7 @@ def _evaluate(job: Evaluation) -> None:
 
     def say(line: str) -> None:
         if ranks.speaks and ranks.replica == 0:
-            print(line, flush=True)
+            print(in_language(line), flush=True)
 
     model = open_model(job.model, ranks, say)
     reading = Reading(model.tokenizer, job.seq_length, job.pad_length, job.stride, job.template, job.max_bad_fraction)

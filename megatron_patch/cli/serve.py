@@ -14,6 +14,7 @@ from megatron_patch.arguments.serving import Serving, read_serve
 from megatron_patch.arguments.serving_list import SERVE
 from megatron_patch.cli.generate import run_and_leave
 from megatron_patch.errors import UserError
+from megatron_patch.language.sentences import in_language
 
 if TYPE_CHECKING:
     from megatron_patch.generate.session import Session
@@ -40,7 +41,7 @@ def _serve(job: Serving) -> None:
         raise UserError(f"{error.name} is not installed; run: pip install 'megatron-patch[serve]'") from None
     model = job.generation.model
     ranks = join(model.tensor_model_parallel_size, model.pipeline_model_parallel_size)
-    session = open_session(job.generation, ranks, lambda line: print(line, flush=True) if ranks.speaks else None)
+    session = open_session(job.generation, ranks, lambda line: print(in_language(line), flush=True) if ranks.speaks else None)
     # The web server has handlers of its own, gives its signal on to this one, and tells the other processes to stop.
     signal.signal(signal.SIGTERM, lambda *_: None)
     if ranks.speaks:
@@ -89,7 +90,8 @@ def _listen(job: Serving, session: Session) -> None:
         application.app(lifespan), host=job.host, port=job.port, log_level="warning", timeout_graceful_shutdown=5
     )
     server = uvicorn.Server(config)
-    print(f"Serving {job.name} on http://{job.host}:{job.port}/v1, up to {longest} tokens a request; Ctrl-C ends it.", flush=True)
+    line = f"Serving {job.name} on http://{job.host}:{job.port}/v1, up to {longest} tokens a request; Ctrl-C ends it."
+    print(in_language(line), flush=True)
     server.run()
     if service.failure is not None:
         raise service.failure

@@ -13,6 +13,11 @@ import torch.distributed as dist
 from megatron_patch.errors import UserError
 
 
+# Hours that a process waits for another: a replica whose share was shorter for the others, and all for somebody who
+# types. torchrun itself ends those whose partner has ended.
+_PATIENCE = 7 * 24
+
+
 @dataclass(frozen=True)
 class Ranks:
     """One process. A replica is TP × PP processes with one copy of the model; replicas answer different requests.
@@ -97,7 +102,7 @@ def alone(device: torch.device | str) -> Ranks:
     return Ranks(torch.device(device))
 
 
-def join(tensor_size: int, stages: int, timeout_minutes: float = 30) -> Ranks:
+def join(tensor_size: int, stages: int) -> Ranks:
     """Join the processes that torchrun started. Ranks count tensor-parallel ranks first, then replicas, then stages.
 
     From then on Ctrl-C ends a process at once. As an exception it would have to wait for the process to come back from
@@ -112,7 +117,7 @@ def join(tensor_size: int, stages: int, timeout_minutes: float = 30) -> Ranks:
     if int(os.environ.get("WORLD_SIZE", "1")) == tensor_size * stages == 1:
         return alone(device)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    timeout = datetime.timedelta(minutes=timeout_minutes)
+    timeout = datetime.timedelta(hours=_PATIENCE)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     rank, world = dist.get_rank(), dist.get_world_size()
     if world % (tensor_size * stages):

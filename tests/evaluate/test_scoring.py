@@ -16,6 +16,7 @@ from megatron_patch.evaluate.scoring import Score, score_file
 from megatron_patch.evaluate.sequences import Reading
 from megatron_patch.generate.loading import load_decoder
 from megatron_patch.generate.ranks import alone
+from megatron_patch.language import choice
 from megatron_patch.weights.source import open_source
 from tests.launching import GOLDEN
 
@@ -66,3 +67,16 @@ def test_ctrl_c_is_a_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         evaluate.main([])
     assert ended.value.code == 130 and "interrupted." in capsys.readouterr().err
+
+
+def test_full_memory_is_a_line_in_the_user_s_language(monkeypatch, capsys):
+    def fail(_):
+        choice.ask("zh")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. Including non-PyTorch memory, 3 GiB.")
+
+    monkeypatch.setattr(evaluate, "read_evaluation", fail)
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main([])
+    choice.ask(None)
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and "Tried to allocate 2 GiB. 以下可减少显存" in said and "non-PyTorch" not in said
