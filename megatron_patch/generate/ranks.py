@@ -12,7 +12,6 @@ import torch.distributed as dist
 
 from megatron_patch.errors import UserError
 
-
 # Hours that a process waits for another: a replica whose share was shorter for the others, and all for somebody who
 # types. torchrun itself ends those whose partner has ended.
 _PATIENCE = 7 * 24
