@@ -84,14 +84,14 @@ MUTATIONS = (
         "tests/train/test_evaluation.py",
     ),
     Mutation(
-        "random state is not restored", "megatron_patch/checkpoint/resume.py",
+        "random state is not restored", "megatron_patch/checkpoint/restore.py",
         "parallel.set_rng_state(stored)", "pass",
         "tests/checkpoint/test_saved_state.py",
     ),
     Mutation(
         "another seed goes on", "megatron_patch/folders/recorded_run.py",
         '"seed", "split", "template"', '"split", "template"',
-        "tests/folders/test_resumption.py",
+        "tests/folders/test_starting_point.py",
     ),
     Mutation(
         "minutes are hours", "megatron_patch/train/stopping.py",
@@ -142,7 +142,7 @@ MUTATIONS = (
     Mutation(
         "another weight decay goes on", "megatron_patch/folders/recorded_run.py",
         '"template", "weight_decay")', '"template")',
-        "tests/folders/test_resumption.py",
+        "tests/folders/test_starting_point.py",
     ),
     Mutation(
         "an iteration more than TRAIN_TOKENS", "megatron_patch/arguments/training.py",
@@ -308,7 +308,7 @@ MUTATIONS = (
         "tests/core/test_adam.py tests/checkpoint/test_saved_state.py",
     ),
     Mutation(
-        "the schedule is not restored", "megatron_patch/checkpoint/resume.py",
+        "the schedule is not restored", "megatron_patch/checkpoint/restore.py",
         'scheduler.load_state_dict({**loaded["scheduler"], **lengths})', "pass",
         "tests/train/test_run.py",
     ),
@@ -328,9 +328,9 @@ MUTATIONS = (
         "tests/weights/test_broken_sources.py::test_another_format_of_core_s_is_one_sentence_wherever_it_is_read",
     ),
     Mutation(
-        "a damaged state is taken", "megatron_patch/checkpoint/resume.py",
+        "a damaged state is taken", "megatron_patch/checkpoint/restore.py",
         "    _check(folder, loaded, optimizer, scheduler)\n", "",
-        "tests/checkpoint/test_resume.py",
+        "tests/checkpoint/test_restore.py",
     ),
     Mutation(
         "one vocabulary row too few on each rank", "megatron_patch/checkpoint/initial_weights.py",

@@ -26,7 +26,7 @@ from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.other_runs import offers
-from megatron_patch.folders.resumption import find_start
+from megatron_patch.folders.starting_point import find_start
 from megatron_patch.language.sentences import fill, in_language
 from megatron_patch.plan.training import dry_run_lines, expected_memory, run_shape
 

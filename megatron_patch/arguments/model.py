@@ -13,7 +13,7 @@ from megatron_patch.config import ALL_Q_FIRST, Options, TrainConfig, run_root
 from megatron_patch.errors import UserError
 from megatron_patch.folders.hugging_face_folder import holds_tokenizer
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
-from megatron_patch.folders.resumption import resume_location, root_of
+from megatron_patch.folders.starting_point import resume_location, root_of
 from megatron_patch.folders.tracker import TRACKER
 from megatron_patch.formats.structure_2023 import read_vocabulary_rows
 from megatron_patch.formats.vocabulary_2023 import claimed_rows, extra_rows

@@ -58,6 +58,12 @@ KNOWN_WARNINGS = (
         r"torch\.distributed\.",
         "torch's own checkpoint reader looks at the class of what core gives it to load.",
     ),
+    KnownWarning(
+        r".*is experimental and still under active development",
+        UserWarning,
+        r"megatron\.core\.models\.mimo\.",
+        "core 0.19 imports its models of several media by itself; none of them is used here.",
+    ),
 )
 
 

@@ -121,7 +121,7 @@ def describe_sft(
         return [*out, *first, "add --tokenizer-folder to see tokens, what is learnt and what is cut"]
     dataset = build_json_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, template=template, max_bad_fraction=1.0)
     out += [*dataset.report.lines(), *histogram(np.diff(dataset.table.offsets), "tokens")]
-    ids = np.asarray(dataset.table.flat) & ~np.int32(1 << 30)  # the table marks learnt tokens by this bit
+    ids: np.ndarray = np.asarray(dataset.table.flat) & ~np.int32(1 << 30)  # the table marks learnt tokens by this bit
     out.append(f"ids from {ids.min()} to {ids.max()} of {tokenizer.vocab_size}; template {template}")
     for i in range(min(samples, len(dataset.table))):
         tokens, learnt = dataset.table.sample(i, dataset.length)

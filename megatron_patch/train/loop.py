@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 
 from megatron_patch.checkpoint.initial_weights import load_weights
-from megatron_patch.checkpoint.resume import resume
+from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.save import Progress, save_checkpoint
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
-from megatron_patch.folders.resumption import find_start
+from megatron_patch.folders.starting_point import find_start
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.log import RunLog, training_line
@@ -210,7 +210,7 @@ def start_state(state: TrainState, log: RunLog) -> None:
     if start.folder is not None:
         # The line comes before the reading, because a large state takes minutes.
         log.line(f"  going on from iteration {int(start.folder.resolve().name.removeprefix('iter_'))}: {start.folder}")
-        progress = resume(start.folder, state.model, state.optimizer, state.scheduler)
+        progress = restore(start.folder, state.model, state.optimizer, state.scheduler)
         for name, value in vars(progress).items():
             setattr(state, name, value)
         return

@@ -20,7 +20,7 @@ from megatron_patch.config import Options
 from megatron_patch.core import parallel
 from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.layout import copy_companions
-from megatron_patch.folders.resumption import own_checkpoint
+from megatron_patch.folders.starting_point import own_checkpoint
 from megatron_patch.folders.tracker import read_tracker, write_tracker
 from megatron_patch.llama.model_config import LLAMA_SIZES
 from megatron_patch.train.log import RunLog

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_patch.checkpoint.resume import resume
+from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.save import Progress, save_checkpoint
 from megatron_patch.core import parallel
 from megatron_patch.folders.tracker import read_tracker
@@ -53,7 +53,7 @@ def test_random_streams_go_on_where_they_were(state):
     wanted = draw()
     parallel.seed_everything(99)
     assert all(got != number for got, number in zip(draw(), wanted))
-    assert resume(folder, state.model, state.optimizer, state.scheduler) == PROGRESS
+    assert restore(folder, state.model, state.optimizer, state.scheduler) == PROGRESS
     assert draw() == wanted
 
 

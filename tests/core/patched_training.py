@@ -18,7 +18,7 @@ def train_save_and_resume(folder: str, layout: Any) -> None:
 
     Raises an exception if the resumed losses differ from the uninterrupted ones, or if anything on the way fails.
     """
-    from megatron_patch.checkpoint.resume import resume
+    from megatron_patch.checkpoint.restore import restore
     from megatron_patch.checkpoint.save import Progress, save_checkpoint
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
@@ -38,7 +38,7 @@ def train_save_and_resume(folder: str, layout: Any) -> None:
         if step == 1:
             saved = save_checkpoint(config, state.model, state.optimizer, state.scheduler, Progress(2, 4, 0, 0))
     again = fresh()
-    resume(Path(saved), again.model, again.optimizer, again.scheduler)
+    restore(Path(saved), again.model, again.optimizer, again.scheduler)
     for step in (2, 3):
         loss = train_step(again, tiny_batches(step, 2)).loss
         again.scheduler.step(increment=1)

@@ -195,7 +195,7 @@ def torch_files(folder: Path) -> Target:
 def run_config(folder: Path) -> Target:
     """A run's own tracker and run_config.json."""
     from megatron_patch.folders.other_runs import offers
-    from megatron_patch.folders.resumption import find_start
+    from megatron_patch.folders.starting_point import find_start
     from tests.tiny import tiny_config
 
     config = tiny_config(output_path=str(folder))

@@ -19,7 +19,7 @@ from megatron_patch.data.json_dataset import build_json_dataset, read_records
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.layout import ModelDescription, read_model_description, write_model_description
-from megatron_patch.folders.resumption import own_checkpoint
+from megatron_patch.folders.starting_point import own_checkpoint
 from megatron_patch.folders.tracker import read_tracker
 from megatron_patch.llama.model_config import LLAMA_SIZES, read_hf_config
 from megatron_patch.records.indexed import read_index

@@ -6,7 +6,7 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_patch.checkpoint.resume import resume
+from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.save import Progress, save_checkpoint
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
@@ -43,7 +43,7 @@ def test_state_is_the_same_bits_after_the_change(alone, tmp_path, precision, zer
         before.scheduler.step(increment=1)
     saved = save(config, before)
     config, after = state_of("after", not zero)
-    resume(saved, after.model, after.optimizer, after.scheduler)
+    restore(saved, after.model, after.optimizer, after.scheduler)
     wanted, got = fp32_values(saved, precision), fp32_values(save(config, after), precision)
     assert wanted.keys() == got.keys() and {kind for kind, _ in got} == {"main", "exp_avg", "exp_avg_sq"}
     for key, value in wanted.items():

@@ -17,7 +17,7 @@ from megatron_patch.folders.fingerprint import observe
 from megatron_patch.folders.layout import iteration_folder
 from megatron_patch.folders.other_runs import offers
 from megatron_patch.folders.recorded_run import run_record
-from megatron_patch.folders.resumption import find_start
+from megatron_patch.folders.starting_point import find_start
 from megatron_patch.folders.tracker import write_tracker
 from megatron_patch.llama.model_config import LLAMA_SIZES
 from tests.launching import GOLDEN

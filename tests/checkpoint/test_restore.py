@@ -9,8 +9,8 @@ import shutil
 import pytest
 import torch
 
-from megatron_patch.checkpoint import resume as resuming
-from megatron_patch.checkpoint.resume import resume
+from megatron_patch.checkpoint import restore as restoring
+from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.save import Progress, save_checkpoint
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
@@ -34,7 +34,7 @@ def saved(tmp_path_factory):
 
 
 def go_on(state, folder):
-    return resume(folder, state.model, state.optimizer, state.scheduler)
+    return restore(folder, state.model, state.optimizer, state.scheduler)
 
 
 def groups(content):
@@ -87,10 +87,10 @@ def test_what_a_user_can_mend_is_a_sentence(name, saved, tmp_path):
 )
 def test_random_state_that_is_none(stored, said, saved, monkeypatch):
     state, folder = saved
-    load = resuming.load_checked
+    load = restoring.load_checked
     own = parallel.rng_state() if said == "rng: " else {}
     changed = {**own, **stored} if isinstance(stored, dict) else stored
-    monkeypatch.setattr(resuming, "load_checked", lambda *arguments: {**load(*arguments), "rng": changed})
+    monkeypatch.setattr(restoring, "load_checked", lambda *arguments: {**load(*arguments), "rng": changed})
     with pytest.raises(UserError, match=said):
         go_on(state, folder)
 

@@ -30,7 +30,7 @@ _GROUP_NUMBERS = {"lr": 0.0, "weight_decay": 0.0, "eps": 0.0, "betas": (0.0, 0.0
 _NO_STATE = (RuntimeError, ValueError, OverflowError)
 
 
-def resume(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> Progress:
+def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> Progress:
     """Load everything that `save_checkpoint` wrote to `folder` into the objects given. Every rank calls it.
 
     Random state is restored where TP and PP are as they were, because each place among these has its own.
