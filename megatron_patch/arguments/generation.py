@@ -61,13 +61,17 @@ def read_generation(argv: Sequence[str]) -> GenerationReading:
     texts = findings.texts(GENERATE, given_texts(GENERATE, argv))
     value = findings.values(GENERATE.all, texts)
     reader = TrainedModelReader(GENERATE, value, findings)
-    processes, model = reader.processes(), reader.model()
+    terminal = value["text_generate_input_file"] == NONE
+    processes, model = reader.processes(terminal=terminal), reader.model()
     needed = value["input_len"] + value["out_seq_length"]
     lengths = (reader.argument(flag) for flag in ("--input-len", "--out-seq-length"))
     if needed > value["seq_length"] and not any(map(findings.is_about, lengths)):
         reader.problem("--seq-length", f"it must hold INPUT_SEQ_LEN + OUTPUT_SEQ_LEN = {needed} tokens: write {needed} or more.")
-    if value["text_generate_input_file"] != NONE:
+    if not terminal:
         _check_files(reader)
+    elif processes.nodes > 1:
+        problem = "it opens a prompt on the terminal, which a job of several nodes lacks: write a file of queries."
+        reader.problem("--text-generate-input-file", problem)
     findings.exit_if_any(GENERATE.name)
     assert model is not None, "a finding ends the process"
     job = Generation(
@@ -75,7 +79,7 @@ def read_generation(argv: Sequence[str]) -> GenerationReading:
         requests=value["micro_batch_size"],
         prompt_length=value["input_len"],
         answer_length=value["out_seq_length"],
-        input_file=None if value["text_generate_input_file"] == NONE else Path(value["text_generate_input_file"]),
+        input_file=None if terminal else Path(value["text_generate_input_file"]),
         output_file=Path(value["text_generate_output_file"]),
         stop=value["stop"] or (),
         **{name: value[name] for name in _UNCHANGED},

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from megatron_patch.arguments.trained_model import TrainedModelReader
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import ROOT
 
+# For --api-key, which everyone on the machine reads in the list of processes.
+API_KEY = "MEGATRON_PATCH_API_KEY"
 _LONGEST = 4096  # tokens of a conversation, unless --length says more
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "template", "system")
 
@@ -70,7 +73,7 @@ def read_serve(argv: Sequence[str]) -> ServingReading:
     """
     generation, value, processes = _read(SERVE, argv)
     name = value["served_model_name"] or Path(os.path.realpath(value["checkpoint"])).name
-    job = Serving(generation, value["host"], value["port"], value["api_key"], name, value["queue"])
+    job = Serving(generation, value["host"], value["port"], value["api_key"] or os.environ.get(API_KEY, ""), name, value["queue"])
     return ServingReading(job, processes)
 
 
@@ -86,8 +89,11 @@ def _read(script: Script, argv: Sequence[str]) -> tuple[Generation, dict[str, An
     model = reader.model()
     longest = value["length"] or min(_LONGEST, reader.position_limit or _LONGEST)
     answer = min(value["max_new_tokens"], longest - 1)
-    if "host" in value and (problem := _host_problem(value["host"])):
-        reader.problem("--host", problem)
+    if "host" in value:
+        if problem := _host_problem(value["host"]):
+            reader.problem("--host", problem)
+        elif not findings.is_about(reader.argument("--port")) and (problem := _port_problem(value["host"], value["port"])):
+            reader.problem("--port", problem)
     findings.exit_if_any(script.name)
     assert model is not None, "a finding ends the process"
     generation = Generation(
@@ -121,4 +127,16 @@ def _host_problem(host: str) -> str | None:
         if host == "localhost":
             return None
         return "it takes an address of this machine: write 127.0.0.1, or 0.0.0.0 for everyone who reaches it."
+    return None
+
+
+def _port_problem(host: str, port: int) -> str | None:
+    """Why nobody can listen there now, found before minutes of reading weights."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        return f"nobody can listen there at {host} ({error.strerror}): write another --port, or --host."
     return None

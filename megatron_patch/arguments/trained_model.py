@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,12 @@ class TrainedModelReader:
         if not self.findings.is_about(argument):
             self.findings.add(argument, self.value[argument.dest], problem)
 
-    def processes(self) -> Processes:
-        """The processes of the run. It notes findings about ENV, TP and MEGATRON_PATCH_PATH."""
+    def processes(self, *, terminal: bool = False) -> Processes:
+        """The processes of the run. It notes findings about ENV, TP and MEGATRON_PATCH_PATH.
+
+        Args:
+            terminal: whether the run converses on the terminal, which one copy of the model reads.
+        """
         tp, pp = self.value["tensor_model_parallel_size"], self.value["pipeline_model_parallel_size"]
         processes, problems = plan_processes(self.value["env"], tp * pp)
         for problem in problems:
@@ -80,7 +84,7 @@ class TrainedModelReader:
             )
         if wrong := checkout_problem(self.value["megatron_patch_path"]):
             self.problem("--megatron-patch-path", wrong)
-        return processes
+        return replace(processes, per_node=tp * pp) if terminal and processes.nodes == 1 else processes
 
     def notes(self) -> tuple[str, ...]:
         """Lines to print before the start."""

@@ -9,21 +9,17 @@ from typing import Any
 
 from megatron_patch.arguments.evaluation import Evaluation, read_evaluation
 from megatron_patch.arguments.evaluation_list import EVALUATE
-from megatron_patch.errors import UserError, print_any_text, sentence
+from megatron_patch.cli.generate import run_and_leave
+from megatron_patch.language.sentences import in_language
 
 
 def main(argv: list[str]) -> None:
     """Read, load, score, write the table and the results.
 
     Raises:
-        SystemExit: status 2, with the sentence, for what a user can mend.
+        SystemExit: status 2, with the sentence, for what a user can mend; 130 after Ctrl-C.
     """
-    print_any_text()
-    try:
-        _evaluate(read_evaluation(argv).job)
-    except (UserError, OSError) as error:
-        print(f"{EVALUATE.name}: {sentence(error)}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    run_and_leave(EVALUATE.name, lambda: _evaluate(read_evaluation(argv).job), "interrupted.")
 
 
 def _evaluate(job: Evaluation) -> None:
@@ -36,7 +32,7 @@ def _evaluate(job: Evaluation) -> None:
 
     def say(line: str) -> None:
         if ranks.speaks and ranks.replica == 0:
-            print(line, flush=True)
+            print(in_language(line), flush=True)
 
     model = open_model(job.model, ranks, say)
     reading = Reading(model.tokenizer, job.seq_length, job.pad_length, job.stride, job.template, job.max_bad_fraction)

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from megatron_patch.arguments.generation import Generation, read_generation
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.errors import UserError, print_any_text, sentence
+from megatron_patch.language.sentences import fill, in_language
+
+_FULL = "{} What takes less: fewer sequences at once (BATCH_SIZE, BS, --requests), shorter ones, or a higher TP on more GPUs."
 
 
 def main(argv: list[str]) -> None:
@@ -28,16 +31,22 @@ def run_and_leave(name: str, work: Callable[[], None], interrupted: str) -> None
         interrupted: what is said after Ctrl-C.
 
     Raises:
-        SystemExit: status 2 or 130.
+        SystemExit: status 2; 1 where the GPU's memory is full; 130.
     """
     print_any_text()
     try:
         work()
     except (UserError, OSError) as error:
-        print(f"{name}: {sentence(error)}", file=sys.stderr, flush=True)
+        print(f"{name}: {in_language(sentence(error))}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, whose import costs seconds
+            raise
+        asked = str(error).partition(" Including non-PyTorch memory")[0].strip()
+        print(f"{name}: {fill(_FULL, asked)}", file=sys.stderr, flush=True)
+        sys.exit(1)
     except KeyboardInterrupt:
-        print(f"{name}: {interrupted}", file=sys.stderr, flush=True)
+        print(f"{name}: {in_language(interrupted)}", file=sys.stderr, flush=True)
         sys.exit(130)
 
 
@@ -56,7 +65,7 @@ def generate(job: Generation) -> None:
 
     def say(line: str) -> None:
         if ranks.speaks and ranks.replica == 0:
-            print(line, flush=True)
+            print(in_language(line), flush=True)
 
     session = open_session(job, ranks, say)
     if job.input_file is None:

@@ -14,6 +14,7 @@ from megatron_patch.arguments.serving import Serving, read_serve
 from megatron_patch.arguments.serving_list import SERVE
 from megatron_patch.cli.generate import run_and_leave
 from megatron_patch.errors import UserError
+from megatron_patch.language.sentences import in_language
 
 if TYPE_CHECKING:
     from megatron_patch.generate.session import Session
@@ -40,10 +41,11 @@ def _serve(job: Serving) -> None:
         raise UserError(f"{error.name} is not installed; run: pip install 'megatron-patch[serve]'") from None
     model = job.generation.model
     ranks = join(model.tensor_model_parallel_size, model.pipeline_model_parallel_size)
-    session = open_session(job.generation, ranks, lambda line: print(line, flush=True) if ranks.speaks else None)
+    session = open_session(job.generation, ranks, lambda line: print(in_language(line), flush=True) if ranks.speaks else None)
     # The web server has handlers of its own, gives its signal on to this one, and tells the other processes to stop.
     signal.signal(signal.SIGTERM, lambda *_: None)
     if ranks.speaks:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         _listen(job, session)
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -52,7 +54,11 @@ def _serve(job: Serving) -> None:
 
 
 def _listen(job: Serving, session: Session) -> None:
-    """The web server in this thread, the engine in another."""
+    """The web server in this thread, the engine in another; each ends with the other.
+
+    Raises:
+        BaseException: what has ended the engine.
+    """
     import uvicorn
     from starlette.applications import Starlette
 
@@ -61,7 +67,12 @@ def _listen(job: Serving, session: Session) -> None:
     from megatron_patch.generate.web import Application
 
     service = Service(session.engine, job.queue)
-    engine = threading.Thread(target=service.run, name="engine", daemon=True)
+
+    def answer() -> None:
+        service.run()
+        server.should_exit = True
+
+    engine = threading.Thread(target=answer, name="engine", daemon=True)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -75,8 +86,15 @@ def _listen(job: Serving, session: Session) -> None:
     application = Application(
         service, replace(session.asking, prompt_length=longest), raw, job.name, longest, job.generation.answer_length, job.api_key
     )
-    print(f"Serving {job.name} on http://{job.host}:{job.port}/v1, up to {longest} tokens a request; Ctrl-C ends it.", flush=True)
-    uvicorn.run(application.app(lifespan), host=job.host, port=job.port, log_level="warning", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        application.app(lifespan), host=job.host, port=job.port, log_level="warning", timeout_graceful_shutdown=5
+    )
+    server = uvicorn.Server(config)
+    line = f"Serving {job.name} on http://{job.host}:{job.port}/v1, up to {longest} tokens a request; Ctrl-C ends it."
+    print(in_language(line), flush=True)
+    server.run()
+    if service.failure is not None:
+        raise service.failure
 
 
 if __name__ == "__main__":

@@ -177,12 +177,13 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
     eos = special.get(eos_token, eod) if isinstance(eos_token, str) else eod
     if isinstance(eos_token, str) and eos_token not in special and whole.piece_to_id(eos_token) not in (unk, -1):
         eos = special[eos_token] = whole.piece_to_id(eos_token)  # an ordinary piece of the model serves as end token
-    # SentencePiece cannot decode tokens that were added beyond its own.
+    # SentencePiece cannot decode tokens that were added beyond its own. Between those may be numbers of none, which a
+    # model can choose; as in `tokenizers` they give nothing.
     beyond = {i: literal for literal, i in special.items() if i >= size}
 
     def decode(ids: list[int]) -> str:
-        runs = groupby(ids, key=lambda i: beyond.get(i))
-        return "".join(literal * len(list(run)) if literal else whole.decode(list(run)) for literal, run in runs)
+        runs = groupby(ids, key=lambda i: beyond.get(i, "") if i >= size else None)
+        return "".join(whole.decode(list(run)) if literal is None else literal * len(list(run)) for literal, run in runs)
 
     return Tokenizer(
         vocab_size=max([size, *(i + 1 for i in beyond)]),

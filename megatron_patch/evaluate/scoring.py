@@ -25,7 +25,7 @@ class Score:
     Attributes:
         documents: samples or documents.
         tokens: that were predicted.
-        loss: mean of −ln of their probabilities; NaN where there is none.
+        loss: mean of −ln of their probabilities; NaN where the model gives none, as with an fp16 that overflows.
     """
 
     path: str
@@ -36,13 +36,13 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """e^loss."""
-        return math.exp(min(self.loss, 700.0)) if self.loss == self.loss else math.nan
+        """e^loss, infinite where no double holds it."""
+        return math.exp(self.loss) if not self.loss > 700.0 else math.inf
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values, for JSON, which knows no NaN."""
+        """Plain values, for JSON, which knows neither NaN nor infinity."""
         found = {**asdict(self), "perplexity": self.perplexity}
-        return {name: None if isinstance(value, float) and value != value else value for name, value in found.items()}
+        return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in found.items()}
 
 
 def score_file(decoder: Decoder, path: str, reading: Reading, batch: int) -> Score:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,8 @@ def _first_record(path: str) -> object:
     return None
 
 
-def windows_of(path: str, kind: str, reading: Reading) -> Iterator[list[Window]]:
-    """The windows of each sample or document of a file.
+def windows_of(path: str, kind: str, reading: Reading) -> Iterator[Iterable[Window]]:
+    """The windows of each sample or document of a file, made as they are asked for.
 
     Raises:
         UserError: the file cannot be read, or too many of its records cannot be used.
@@ -98,7 +98,7 @@ def windows_of(path: str, kind: str, reading: Reading) -> Iterator[list[Window]]
     else:
         documents = (_text_ids(text, reading.tokenizer) for text in _documents(Path(path), reading.max_bad_fraction))
     for ids in documents:
-        yield list(windows(np.asarray(ids, dtype=np.int64), reading.seq_length, reading.stride))
+        yield windows(np.asarray(ids, dtype=np.int64), reading.seq_length, reading.stride)
 
 
 def _samples(path: Path, reading: Reading) -> Iterator[Window]:
@@ -120,7 +120,7 @@ def _samples(path: Path, reading: Reading) -> Iterator[Window]:
 
 def _plain_text(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             text = file.read()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None

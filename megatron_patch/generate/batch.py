@@ -10,11 +10,13 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from megatron_patch.data.tokenizer import Tokenizer
+from megatron_patch.errors import UserError
 from megatron_patch.generate.answers_file import AnswersWriter, Query, answered, put_in_order, read_queries
 from megatron_patch.generate.engine import Engine, Request
 from megatron_patch.generate.prompt import Prompt
 from megatron_patch.generate.sampling import Sampling
 from megatron_patch.generate.text_stream import TextStream
+from megatron_patch.records.texts import require_unicode
 
 STOP = "stop"
 
@@ -30,11 +32,20 @@ class Asking:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     system: str = ""
+    run: str = ""  # a mark of the checkpoint and of everything that decides an answer
 
     def ids(self, turns: Sequence[dict]) -> tuple[list[int], bool]:
-        """A conversation's prompt, and whether it was cut. Of a prompt that is too long the last tokens are kept."""
+        """A conversation's prompt, and whether it was cut. Of a prompt that is too long the last tokens are kept.
+
+        Raises:
+            UserError: the template cannot take the conversation, or makes nothing of it; or it is no text.
+        """
         begin = [{"role": "system", "content": self.system}] if self.system else []
+        for turn in (*begin, *turns):
+            require_unicode(turn["content"])
         ids = self.prompt([*begin, *turns])
+        if not ids:
+            raise UserError("the template makes an empty prompt of it; choose another --template.")
         if len(ids) <= self.prompt_length:
             return ids, False
         head = ids[:1] if ids[0] == self.tokenizer.bos and self.prompt_length > 1 else []
@@ -70,19 +81,19 @@ def answer_file(engine: Engine, asking: Asking, source: Path, output: Path, say:
     """
     ranks = engine.decoder.ranks
     queries = read_queries(source)
-    done = answered(output, queries)
+    done = answered(output, queries, asking.run).keys()
     if ranks.replicas > 1 or ranks.replica_group is not None:
         dist.barrier()  # before anyone writes
     if done:
         say(f"{len(done)} of {len(queries)} queries are answered in {output} already; the rest follows.")
     mine = [query for query in queries if query.index not in done][ranks.replica :: ranks.replicas]
-    cut = _answer(engine, asking, mine, AnswersWriter(output, ranks.replica) if ranks.speaks else None)
+    cut = _answer(engine, asking, mine, AnswersWriter(output, ranks.replica, asking.run) if ranks.speaks else None)
     if cut:
         say(f"{cut} of {len(mine)} prompts were longer than INPUT_SEQ_LEN = {asking.prompt_length}; their last tokens were used.")
     if ranks.replicas > 1 or ranks.replica_group is not None:
         dist.barrier()
     if ranks.speaks and ranks.replica == 0:
-        put_in_order(output, queries)
+        put_in_order(output, queries, asking.run)
 
 
 def _answer(engine: Engine, asking: Asking, queries: list[Query], writer: AnswersWriter | None) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from megatron_patch.errors import UserError
 from megatron_patch.generate.batch import Asking, add_token
@@ -21,6 +24,8 @@ def converse(engine: Engine, asking: Asking, keeps_turns: bool, say: Callable[[s
     """
     ranks = engine.decoder.ranks
     turns: list[dict[str, str]] = []
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are found in the line, by a sentence
+        sys.stdin.reconfigure(errors="surrogateescape")
     say(HELP)
     for number in range(1 << 30):
         line = ranks.from_first(_typed() if ranks.speaks else None)
@@ -31,10 +36,13 @@ def converse(engine: Engine, asking: Asking, keeps_turns: bool, say: Callable[[s
             continue
         asked = [*turns, {"role": "user", "content": line}]
         try:
-            answer = _answer(engine, asking, number, asked)
+            ids, was_cut = asking.ids(asked)
         except UserError as error:
-            say(str(error))
+            say(f"This cannot be asked: {error}")
             continue
+        if was_cut:
+            say(f"The conversation is longer than {asking.prompt_length} tokens; the last ones were used. /new begins a new one.")
+        answer = _answer(engine, asking, number, ids)
         turns = [*asked, {"role": "assistant", "content": answer}] if keeps_turns else []
 
 
@@ -49,23 +57,35 @@ def _typed() -> str | None:
         return None
 
 
-def _answer(engine: Engine, asking: Asking, number: int, turns: list[dict[str, str]]) -> str:
-    """One answer, on standard output as it comes."""
-    request = asking.request(number, asking.ids(turns)[0])
+def _answer(engine: Engine, asking: Asking, number: int, ids: list[int]) -> str:
+    """One answer, on standard output as it comes; Ctrl-C ends it between two passes of the engine."""
+    request = asking.request(number, ids)
     stream = asking.stream(request)
     engine.submit(request)
     finished = ""
-    try:
-        while not finished:
+    with _noted(signal.SIGINT, several=engine.decoder.ranks.replica_group is not None) as interrupts:
+        while not finished and not interrupts:
             for new in engine.step():
                 text, finished = add_token(stream, new.token, request.ends, new.finished)
                 if engine.decoder.ranks.speaks:
                     print(text, end="", flush=True)
-    except KeyboardInterrupt:
-        # With several processes each gets the signal at its own moment, so that they would no longer agree.
-        if engine.decoder.ranks.replica_group is not None:
-            raise
     engine.cancel(number)
     if engine.decoder.ranks.speaks:
         print(flush=True)
     return stream.text.strip()
+
+
+@contextlib.contextmanager
+def _noted(number: signal.Signals, several: bool) -> Iterator[list[int]]:
+    """The signals of this number that come meanwhile. None interrupts a pass of the engine, which would leave it
+    half-done. With several processes each gets a signal at its own moment, so there it ends them, as elsewhere.
+    """
+    came: list[int] = []
+    if several:
+        yield came
+        return
+    before = signal.signal(number, lambda got, _: came.append(got))
+    try:
+        yield came
+    finally:
+        signal.signal(number, before)

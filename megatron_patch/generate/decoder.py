@@ -75,12 +75,16 @@ class Decoder:
         self._frequencies = 1.0 / config.rotary_base**exponents / factor
 
     @torch.no_grad()
-    def prefill(self, tokens: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
+    def prefill(
+        self, tokens: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, lengths: torch.Tensor, ends: Sequence[int]
+    ) -> torch.Tensor:
         """Whole sequences into the cache, and the logits behind the last token of each.
 
         Args:
             tokens, positions, places: int64 [T]: token ids of the sequences one after the other, each one's place in
                 its sequence, and where the cache keeps it.
+            lengths: int64 [T]: how long the sequence was when the token came: a prompt's for its tokens, one more with
+                each token of an answer. Dynamic scaling of positions asks for it.
             ends: for each sequence, the index in T behind its last token.
 
         Returns:
@@ -91,7 +95,7 @@ class Decoder:
             self.cache.write(layer, places, k, v)
             return self._within(q, k, v, ends)
 
-        hidden = self._run(tokens, positions, _lengths(ends, tokens.device), attend)
+        hidden = self._run(tokens, positions, lengths, attend)
         last = torch.tensor(ends, device=hidden.device) - 1
         return self._logits(hidden[last])
 

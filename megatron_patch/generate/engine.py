@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from megatron_patch.errors import UserError
 from megatron_patch.generate.cache import BlockTables, blocks_of
 from megatron_patch.generate.decoder import Decoder
 from megatron_patch.generate.sampling import Sampling, choose, most_probable, sampling_rows
@@ -19,6 +20,8 @@ from megatron_patch.generate.sampling import Sampling, choose, most_probable, sa
 # Prompt tokens that one pass takes at most, if it has more than one prompt: activations of so many are small beside a
 # model.
 _PREFILL_TOKENS = 8192
+
+_NO_TOKEN = -1  # stands for a choice between numbers that are none
 
 END, LENGTH = "stop", "length"  # why an answer ended, in the words of OpenAI's interface
 
@@ -62,11 +65,14 @@ class Engine:
     Args:
         slots: requests that are answered at once.
         longest: tokens of a request, prompt and answer together.
+        vocabulary: token ids that may come lie below it. A model may have rows beyond its tokenizer's tokens, which no
+            text has. None: all of the model's rows.
     """
 
     decoder: Decoder
     slots: int
     longest: int
+    vocabulary: int | None = None
     waiting: deque[_Sequence] = field(default_factory=deque)
     running: list[_Sequence] = field(default_factory=list)
 
@@ -96,6 +102,9 @@ class Engine:
 
         Returns:
             The tokens that were chosen; nothing where there is nothing to do.
+
+        Raises:
+            UserError: on every process: the model's logits are no numbers.
         """
         admitted = self._admit()
         if admitted:
@@ -149,15 +158,19 @@ class Engine:
         tokens: list[int] = []
         positions: list[int] = []
         places: list[int] = []
+        lengths: list[int] = []
         ends: list[int] = []
         for one in sequences:
             tokens += one.tokens
             positions += range(len(one.tokens))
             places += self._tables.places(one.slot, 0, len(one.tokens))
+            # What a sequence had answered before it was put back is rotated as it was then.
+            prompt = len(one.request.prompt)
+            lengths += [prompt] * prompt + list(range(prompt + 1, len(one.tokens) + 1))
             ends.append(len(tokens))
             one.cached = len(one.tokens)
-        numbers = torch.tensor([tokens, positions, places], device=self.decoder.ranks.device)
-        return self.decoder.prefill(numbers[0], numbers[1], numbers[2], ends)
+        numbers = torch.tensor([tokens, positions, places, lengths], device=self.decoder.ranks.device)
+        return self.decoder.prefill(numbers[0], numbers[1], numbers[2], numbers[3], ends)
 
     def _decode(self, sequences: list[_Sequence]) -> torch.Tensor:
         """Logits [B, V] behind each sequence, whose last token is not in the cache yet."""
@@ -186,6 +199,7 @@ class Engine:
         ranks = self.decoder.ranks
         chosen = torch.zeros(len(sequences), dtype=torch.int64, device=ranks.device)
         if ranks.is_last_stage:
+            logits = logits[:, : self.vocabulary]
             settings = [one.request.sampling for one in sequences]
             if all(one.is_greedy and one.repetition_penalty == 1 for one in settings):
                 chosen = most_probable(logits)
@@ -193,7 +207,14 @@ class Engine:
                 rows = sampling_rows(settings, logits.shape[1], ranks.device)
                 position = torch.tensor([len(one.tokens) for one in sequences], device=ranks.device)
                 chosen = choose(logits, rows, self._seen_tokens(sequences, logits), position)
-        return ranks.from_last(chosen).tolist()
+            chosen = chosen.where(logits.isnan().any(dim=-1).logical_not(), _NO_TOKEN)
+        found = ranks.from_last(chosen).tolist()
+        if _NO_TOKEN in found:
+            raise UserError(
+                "the model gives NaN where logits should be: its weights hold NaN, or fp16 cannot hold its numbers; write "
+                "bf16 or fp32 for PR, or take another checkpoint."
+            )
+        return found
 
     def _seen_tokens(self, sequences: list[_Sequence], logits: torch.Tensor) -> torch.Tensor | None:
         """bool [B, V]; None where no request has a penalty."""

@@ -10,7 +10,7 @@ from megatron_patch.generate.cache import BLOCK, BlockCache, block_bytes, blocks
 from megatron_patch.generate.decoder import Decoder, DecoderWeights, LayerWeights
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.kernels.attention import choose_attention_backend
-from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank
+from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank, splitting_finding
 from megatron_patch.weights.source import copy_rows, share_of_rows, split_axis
 from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, Source, megatron_shape
 
@@ -65,6 +65,8 @@ def _check_division(source: Source, ranks: Ranks) -> None:
     if config.num_query_groups % tp or config.ffn_hidden_size % tp:
         wanted = f"its {config.num_query_groups} KV groups and {config.ffn_hidden_size} rows of the MLP must be multiples of it"
         raise UserError(f"TP is {tp}, which does not divide the model of {source.root}; {wanted}.")
+    if too_small := splitting_finding(config.vocab_size + source.extra_vocab_size, tp):
+        raise UserError(f"TP is {tp}: {too_small}")
     if config.num_layers % pp:
         raise UserError(
             f"PP is {pp}, which does not divide the {config.num_layers} layers of {source.root}; write one that does."

@@ -52,16 +52,17 @@ def prompt_maker(template: str, tokenizer: Tokenizer) -> Prompt:
         template: one of PROMPT_TEMPLATES but `auto`. `none` is the text as it stands, behind the start token.
 
     Raises:
-        UserError: there is no such template, or the tokenizer's folder has none.
+        UserError: there is no such template, or the tokenizer's folder has none. The function raises it for turns that
+            the template has no place for.
     """
     if template == "none":
         return lambda turns: [tokenizer.bos, *tokenizer.tokenize(str(_last(turns, template)["content"]))]
     if template == "alpaca":
-        return lambda turns: encode_alpaca(_as_record(turns), tokenizer)[0][:-1]
+        return lambda turns: encode_alpaca(_as_record(_in_pairs(turns)), tokenizer)[0][:-1]
     if template == "pretrain":
-        return lambda turns: encode_pretrain(_as_record(turns), tokenizer)[0][:-1]
+        return lambda turns: encode_pretrain(_as_record(_in_pairs(turns)), tokenizer)[0][:-1]
     if template == "llama2-chat":
-        return lambda turns: encode_llama2_chat(list(turns), tokenizer)[0]
+        return lambda turns: encode_llama2_chat(_in_pairs(turns), tokenizer)[0]
     if template == "tokenizer":
         render = chat_renderer(tokenizer)
         return lambda turns: tokenizer.tokenize_marked(render(list(turns), True))
@@ -71,9 +72,26 @@ def prompt_maker(template: str, tokenizer: Tokenizer) -> Prompt:
 def _last(turns: Sequence[Turn], template: str) -> Turn:
     if len(turns) > 1:
         raise UserError(
-            f"template {template!r} has no place for earlier turns; choose another one, or ask one question at a time."
+            f"template {template!r} has no place for a system message or earlier turns; choose another --template, or leave "
+            "them out."
         )
     return turns[-1]
+
+
+def _in_pairs(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns, of which a system message may be the first, and then a question and an answer follow each other.
+
+    Raises:
+        UserError: they come in another order, in which the template would take one for what it is not.
+    """
+    roles = [turn["role"] for turn in turns]
+    spoken = roles[1:] if roles[0] == "system" else roles
+    if any(role != ("assistant" if place % 2 else "user") for place, role in enumerate(spoken)) or not len(spoken) % 2:
+        raise UserError(
+            f"the turns are those of {', '.join(map(str, roles[:20]))}; a system message may be the first, then user and "
+            "assistant take turns, and the user's is the last."
+        )
+    return list(turns)
 
 
 def _as_record(turns: Sequence[Turn]) -> dict[str, Any]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 from megatron_patch.errors import UserError
+
+# Hours that a process waits for another: a replica whose share was shorter for the others, and all for somebody who
+# types. torchrun itself ends those whose partner has ended.
+_PATIENCE = 7 * 24
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,11 @@ def alone(device: torch.device | str) -> Ranks:
     return Ranks(torch.device(device))
 
 
-def join(tensor_size: int, stages: int, timeout_minutes: float = 30) -> Ranks:
+def join(tensor_size: int, stages: int) -> Ranks:
     """Join the processes that torchrun started. Ranks count tensor-parallel ranks first, then replicas, then stages.
+
+    From then on Ctrl-C ends a process at once. As an exception it would have to wait for the process to come back from
+    a collective, in which the others, already gone, leave it.
 
     Raises:
         UserError: the number of processes is no multiple of TP × PP.
@@ -107,7 +115,8 @@ def join(tensor_size: int, stages: int, timeout_minutes: float = 30) -> Ranks:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == tensor_size * stages == 1:
         return alone(device)
-    timeout = datetime.timedelta(minutes=timeout_minutes)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    timeout = datetime.timedelta(hours=_PATIENCE)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     rank, world = dist.get_rank(), dist.get_world_size()
     if world % (tensor_size * stages):

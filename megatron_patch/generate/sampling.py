@@ -115,7 +115,7 @@ def draw(found: torch.Tensor, tokens: torch.Tensor, uniform: torch.Tensor) -> to
     """Tokens [B] where the sum of probabilities [B, V] from the left first exceeds `uniform` [B], in [0, 1)."""
     sums = found.cumsum(dim=-1)
     place = (sums <= uniform[:, None] * sums[:, -1:]).sum(dim=-1, keepdim=True)
-    last = (found > 0).sum(dim=-1, keepdim=True) - 1
+    last = ((found > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # of NaN none is above 0
     return tokens.gather(1, torch.minimum(place, last)).squeeze(1)
 
 

@@ -99,18 +99,19 @@ class Service:
         self._stopping.set()
 
     def run(self) -> None:
-        """Answer until `stop`. What goes wrong ends the loop and stands in `failure`."""
+        """Answer until `stop`. What goes wrong ends the loop and stands in `failure`, for another thread to raise."""
         try:
             while self._pass():
                 pass
         except BaseException as error:
             self._failure = error
-            raise
         finally:
             self._stopping.set()
 
     def _pass(self) -> bool:
-        order = _Order(_drained(self._new), _drained(self._cancelled), self._stopping.is_set())
+        # What is cancelled was asked for before, so whoever looks for new requests last finds those too.
+        cancelled = _drained(self._cancelled)
+        order = _Order(_drained(self._new), cancelled, self._stopping.is_set())
         if not (order.new or order.cancelled or order.stop) and self._engine.is_idle:
             time.sleep(_IDLE)
             if self._engine.decoder.ranks.replica_group is None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 
 from megatron_patch.arguments.generation import Generation
 from megatron_patch.generate.batch import Asking
@@ -48,5 +51,15 @@ def open_session(job: Generation, ranks: Ranks, say: Callable[[str], None]) -> S
         sampling=Sampling(job.temperature, job.top_k, job.top_p, job.repetition_penalty, job.seed),
         stop=job.stop,
         system=job.system,
+        run=_mark(job, model.folder, template),
     )
-    return Session(Engine(decoder, job.requests, longest), asking, template)
+    return Session(Engine(decoder, job.requests, longest, model.tokenizer.vocab_size), asking, template)
+
+
+def _mark(job: Generation, folder: Path, template: str) -> str:
+    """Of a checkpoint and of every setting that decides an answer, so that answers of another run are told from this
+    one's. Layout and number of requests at once decide none.
+    """
+    settings = (job.model.precision, template, job.system, job.stop, job.prompt_length, job.answer_length)
+    sampling = (job.temperature, job.top_k, job.top_p, job.repetition_penalty, job.seed)
+    return sha256(json.dumps([str(folder.resolve()), *settings, *sampling]).encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -29,6 +30,7 @@ class OpenModel:
     tokenizer: Tokenizer
     ranks: Ranks
     dtype: torch.dtype
+    folder: Path  # of the weights: one iteration's, of a checkpoint that has several
     recorded_template: str | None  # what the checkpoint was fine-tuned with, where it says so
 
     def decoder(self, requests: int, longest: int) -> Decoder:
@@ -61,7 +63,8 @@ def open_model(model: TrainedModel, ranks: Ranks, say: Callable[[str], None]) ->
         say(note)
     parameters = source.config.parameter_count(source.extra_vocab_size)
     say(f"LLaMA with {parameters:,} parameters in {model.precision} on {ranks.device.type}, from {model.checkpoint}.")
-    recorded = None
-    if not (is_hf_folder(model.checkpoint) or is_meta_folder(model.checkpoint)):
-        recorded = recorded_template(resolve_checkpoint(model.checkpoint).folder)
-    return OpenModel(source, tokenizer, ranks, of_precision(model.precision).torch_dtype, recorded)
+    folder, recorded = model.checkpoint, None
+    if not (is_hf_folder(folder) or is_meta_folder(folder)):
+        folder = resolve_checkpoint(folder).folder
+        recorded = recorded_template(folder)
+    return OpenModel(source, tokenizer, ranks, of_precision(model.precision).torch_dtype, folder, recorded)

@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 import json
+import os
+import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -27,6 +31,7 @@ from megatron_patch.generate.service import Service
 
 _MOST_BYTES = 4 << 20  # of a request's body
 _MOST_PROMPTS = 64  # of one request
+_LEFT = 499  # nginx's status for a client that has gone; nobody reads it
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -67,6 +72,7 @@ class Application:
     usual_answer: int
     api_key: str
     started: int = field(default_factory=lambda: int(time.time()))
+    seeds: Iterator[int] = field(default_factory=itertools.count)  # added to --seed for requests that name none
 
     def app(self, lifespan: Callable[[Starlette], Any] | None = None) -> Starlette:
         """The ASGI application."""
@@ -82,8 +88,9 @@ class Application:
         """`handler` behind the key, its refusals as errors of the interface."""
 
         async def guarded(http: HttpRequest) -> Response:
-            given = http.headers.get("authorization", "").removeprefix("Bearer ")
-            if self.api_key and not hmac.compare_digest(given.encode(), self.api_key.encode()):
+            # Headers are read as Latin-1, whatever bytes they hold.
+            given = http.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
+            if self.api_key and not hmac.compare_digest(given, os.fsencode(self.api_key)):
                 return JSONResponse(error_body("The API key is missing or wrong.", "authentication_error"), 401)
             try:
                 return await handler(http)
@@ -91,6 +98,8 @@ class Application:
                 return JSONResponse(error_body(str(error), error.kind), error.status)
             except UserError as error:
                 return JSONResponse(error_body(str(error)), 400)
+            except ClientDisconnect:
+                return Response(status_code=_LEFT)
 
         return guarded
 
@@ -118,7 +127,7 @@ class Application:
         def choice(number: int, text: str, reason: str | None) -> dict[str, Any]:
             return {"index": number, "text": text, "logprobs": None, "finish_reason": reason}
 
-        return await self._respond(body, answers, self.raw, shape, choice, choice)
+        return await self._respond(http, body, answers, self.raw, shape, choice, choice)
 
     async def _chat(self, http: HttpRequest) -> Response:
         body = await _read(http, ChatBody)
@@ -131,7 +140,7 @@ class Application:
         asking = replace(self.asking, system="") if has_system else self.asking
         # A prompt that leaves less room than is usual gets what room there is; a number that is named is kept or
         # refused.
-        ids = asking.prompt([*([{"role": "system", "content": asking.system}] if asking.system else []), *turns])
+        ids, _ = replace(asking, prompt_length=sys.maxsize).ids(turns)
         room = max(1, self.longest - len(ids))
         answers = [self._ask(body, ids, wanted or min(self.usual_answer, room), asking)]
         shape = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
@@ -144,7 +153,7 @@ class Application:
             return {"index": number, "delta": {"role": "assistant", **delta}, "finish_reason": reason}
 
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
-        return await self._respond(body, answers, asking, {**shape, "object": kind}, whole, piece)
+        return await self._respond(http, body, answers, asking, {**shape, "object": kind}, whole, piece)
 
     def _check_name(self, body: AnswerBody) -> None:
         if body.model not in ("", self.name):
@@ -152,7 +161,7 @@ class Application:
 
     def _checked_ids(self, prompt: str | list[int], number: int) -> list[int]:
         if isinstance(prompt, str):
-            return self.raw.prompt([{"role": "user", "content": prompt}])
+            return replace(self.raw, prompt_length=sys.maxsize).ids([{"role": "user", "content": prompt}])[0]
         if not prompt or not all(0 <= token < self.asking.tokenizer.vocab_size for token in prompt):
             size = self.asking.tokenizer.vocab_size
             raise _RefusedError(400, f"prompt {number} holds no tokens, or ids outside the vocabulary, 0 to {size - 1}.")
@@ -166,7 +175,10 @@ class Application:
                 f"the prompt has {len(ids)} tokens and {new_tokens} are asked for; together at most {self.longest} are allowed.",
             )
         request = asking.request(0, ids)
-        return _Answer(replace(request, new_tokens=new_tokens, sampling=body.sampling(asking.sampling)))
+        sampling = body.sampling(asking.sampling)
+        if body.seed is None:
+            sampling = replace(sampling, seed=sampling.seed + next(self.seeds))
+        return _Answer(replace(request, new_tokens=new_tokens, sampling=sampling))
 
     def _submit(self, answers: list[_Answer], stop: Sequence[str], asking: Asking) -> None:
         """Put the answers in the queue; all of them or none."""
@@ -185,6 +197,7 @@ class Application:
 
     async def _respond(
         self,
+        http: HttpRequest,
         body: AnswerBody,
         answers: list[_Answer],
         asking: Asking,
@@ -203,16 +216,25 @@ class Application:
             for number, answer in enumerate(answers):
                 text, reason = "", ""
                 while not reason:
-                    new, reason = await self._next(answer)
+                    new, reason = await self._next(answer, http)
                     text += new
                 choices.append(whole(number, text, reason))
         finally:
             self._cancel(answers)
         return JSONResponse({**shape, "choices": choices, "usage": usage(prompt, sum(one.tokens for one in answers))})
 
-    async def _next(self, answer: _Answer) -> tuple[str, str]:
-        """The next piece of an answer."""
+    async def _next(self, answer: _Answer, http: HttpRequest | None = None) -> tuple[str, str]:
+        """The next piece of an answer.
+
+        Args:
+            http: whose client is asked whether it is still there. A streamed response finds out itself.
+
+        Raises:
+            ClientDisconnect: it is not.
+        """
         while True:
+            if http is not None and await http.is_disconnected():
+                raise ClientDisconnect
             try:
                 return await asyncio.wait_for(answer.pieces.get(), timeout=1)
             except TimeoutError:

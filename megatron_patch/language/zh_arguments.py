@@ -177,6 +177,10 @@ SENTENCES = {
         "必须容纳 INPUT_SEQ_LEN + OUTPUT_SEQ_LEN = {0} 个 token：请写 {1} 或更大的值。"
     ),
     "it is INPUT_FILE: write another path.": "它就是 INPUT_FILE：请写别的路径。",
+    "it opens a prompt on the terminal, which a job of several nodes lacks: write a file of queries.": (
+        "它会在终端上打开提示符，多节点任务没有终端：请写一个查询文件。"
+    ),
+    "nobody can listen there at {} ({}): write another --port, or --host.": "不能在 {0} 上监听该端口（{1}）：请写别的 --port 或 --host。",
     "TP × PP is {} and this machine has {} visible GPUs; write smaller ones.": "TP × PP 是 {0}，而本机可见 {1} 个 GPU；请写小一些的。",
     "it takes an address of this machine: write 127.0.0.1, or 0.0.0.0 for everyone who reaches it.": (
         "需要本机的地址：请写 127.0.0.1，或写 0.0.0.0 对所有能访问的人开放。"

@@ -36,6 +36,9 @@ SENTENCES = {
     "{} empty record": "{0} 条空记录",
     "{}: {} in {}, {} in {}; {} and {} gave none.": "{0}：{2} 中 {1}，{4} 中 {3}；{5}和{6}没有产生样本。",
     # evaluate, generate, serve
+    "{} What takes less: fewer sequences at once (BATCH_SIZE, BS, --requests), shorter ones, or a higher TP on more GPUs.": (
+        "{0} 以下可减少显存：减少同时处理的序列（BATCH_SIZE、BS、--requests）、缩短序列，或用更多 GPU 提高 TP。"
+    ),
     "{} tokens in {} s, {} tokens/s.": "{0} 个 token，用时 {1} 秒，每秒 {2} 个 token。",
     "interrupted; the same command goes on behind the answers that are written.": "已中断；同一命令会接着已写出的回答继续。",
     "Serving {} on http://{}:{}/v1, up to {} tokens a request; Ctrl-C ends it.": (

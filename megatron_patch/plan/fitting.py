@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -48,7 +49,8 @@ def with_pairs_if_they_fit(run: RunShape, memory: int) -> RunShape:
 def largest_micro_batch(run: RunShape, memory: int) -> int:
     """The largest BATCH_SIZE with which the run fits, of those that divide a replica's samples; 0: none does."""
     samples = run.micro_batch_size * run.micro_batches
-    sizes = [size for size in range(1, samples + 1) if samples % size == 0]
+    low = [size for size in range(1, math.isqrt(samples) + 1) if samples % size == 0]
+    sizes = {*low, *(samples // size for size in low)}
     return max((size for size in sizes if fits(_with_micro_batch(run, size), memory)), default=0)
 
 

@@ -87,6 +87,14 @@ def test_tokenizer_json_alone_serves(folder, pieces, tokenizer, texts):
     assert other.detokenize(pieces.encode("naïve 词表")) == "naïve 词表"
 
 
+def test_a_number_between_added_tokens_has_no_text(folder):
+    """A model whose rows reach the last added token can choose it."""
+    (folder / "added_tokens.json").write_text('{"<x>": 803}')
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.tokenize("import")
+    assert tokenizer.detokenize([*ids, 801, 802, 803]) == "import<x>"
+
+
 def test_added_tokens_widen_the_vocabulary(folder):
     (folder / "added_tokens.json").write_text('{"[PAD]": 800}')
     tokenizer = load_tokenizer(folder)

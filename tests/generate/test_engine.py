@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from megatron_patch.arguments.processes import free_port
+from megatron_patch.errors import UserError
 from megatron_patch.generate.engine import Engine, Request, run_all
 from megatron_patch.generate.sampling import Sampling
 from tests.generate.models import engine_of, greedy_answers, random_prompts, transformers_answers
@@ -39,14 +40,26 @@ def test_heads_without_groups(golden):
     assert ours == transformers_answers(golden / "hf_mha", few, 24)
 
 
-@pytest.mark.parametrize("rope", [("linear", 2.0), ("dynamic", 2.0)])
+def scaled(golden, folder, kind):
+    """A copy of the model in `folder`, made for 64 positions and stretched to 128."""
+    for file in (golden / "hf_gqa").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"max_position_embeddings": 64, "rope_scaling": {"type": kind, "factor": 2.0}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def with_blocks(engine, blocks):
+    """The same engine over a cache of so many blocks."""
+    memory = engine.decoder.cache
+    engine.decoder.cache = replace(memory, keys=memory.keys[:, :blocks].clone(), values=memory.values[:, :blocks].clone())
+    return Engine(engine.decoder, engine.slots, engine.longest)
+
+
+@pytest.mark.parametrize("rope", ["linear", "dynamic"])
 def test_scaled_positions(golden, tmp_path, rope):
     """Prompts and answers beyond the limit that the model was trained for, where dynamic scaling moves the base."""
-    for file in (golden / "hf_gqa").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"max_position_embeddings": 64, "rope_scaling": {"type": rope[0], "factor": rope[1]}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    scaled(golden, tmp_path, rope)
     few = random_prompts(3, 800, 50, 80, seed=2)
     ours = [greedy_answers(engine_of(tmp_path, slots=1, longest=128), [prompt], 30)[0] for prompt in few]
     assert ours == [transformers_answers(tmp_path, [prompt], 30)[0] for prompt in few]
@@ -66,15 +79,36 @@ def test_two_processes_answer_as_one(golden, tmp_path, layout, prompts, truth):
 
 def test_a_cache_that_is_too_small_for_all_changes_no_answer(golden, prompts, truth):
     """Sequences are put back when blocks run out, and go on from what they had answered."""
-    engine = engine_of(golden / "hf_gqa", slots=10, longest=40 + NEW)
-    memory = engine.decoder.cache
-    engine.decoder.cache = replace(memory, keys=memory.keys[:, :24].clone(), values=memory.values[:, :24].clone())
-    engine = Engine(engine.decoder, 10, 40 + NEW)
+    engine = with_blocks(engine_of(golden / "hf_gqa", slots=10, longest=40 + NEW), 24)
     put_back = []
     leave = engine._leave
     engine._leave = lambda one: (put_back.append(one.answered < one.request.new_tokens), leave(one))
     assert greedy_answers(engine, prompts[:12], NEW) == truth[:12]
     assert any(put_back), "the cache held everything, so nothing was tried"
+
+
+def test_under_dynamic_scaling_too(golden, tmp_path):
+    """Keys of what was answered before are computed again as they were, each for the length that there was then."""
+    scaled(golden, tmp_path, "dynamic")
+    few = random_prompts(6, 800, 50, 80, seed=2)
+    expected = greedy_answers(engine_of(tmp_path, slots=6, longest=128), few, 40)
+    assert greedy_answers(with_blocks(engine_of(tmp_path, slots=6, longest=128), 20), few, 40) == expected
+
+
+@pytest.mark.parametrize("drawn", [Sampling(), Sampling(temperature=5.0)])
+def test_rows_beyond_the_tokenizer_never_come(golden, drawn):
+    """As after EXTRA_VOCAB_SIZE: the model has rows for which there is no text."""
+    engine = replace(engine_of(golden / "hf_gqa", 2, 80), vocabulary=200)
+    answer = run_all(engine, [Request(0, (5, 6, 7), 60, drawn)])[0]
+    assert len(answer) == 60 and max(answer) < 200
+
+
+@pytest.mark.parametrize("drawn", [Sampling(), Sampling(temperature=1.0)])
+def test_logits_that_are_no_numbers_are_a_sentence(golden, drawn):
+    engine = engine_of(golden / "hf_gqa", 2, 80)
+    engine.decoder.weights.final_norm.fill_(float("nan"))
+    with pytest.raises(UserError, match="the model gives NaN"):
+        run_all(engine, [Request(0, (5, 6, 7), 4, drawn)])
 
 
 def test_an_answer_depends_on_its_own_request_alone(golden):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 
 import pytest
 
+from megatron_patch.arguments.generation import read_generation
+from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.data.prompts import encode_alpaca
 from megatron_patch.data.tokenizer import load_tokenizer
 from tests.generate.models import transformers_answers
@@ -105,6 +109,59 @@ def test_the_terminal_answers_in_the_template(tmp_path):
     )
     assert said.returncode == 0, said.stderr
     assert "".join(answer + "\n" for answer in answers) in said.stdout
+
+
+def flags(**changed):
+    """The flags that the script hands on."""
+    values = {**ARGUMENTS, "INPUT_FILE": "none", "OUTPUT_FILE": "-", **changed}
+    return [f"{argument.flag}={values[argument.name]}" for argument in GENERATE.documented]
+
+
+def test_one_copy_of_the_model_reads_the_terminal(monkeypatch):
+    """On a machine of several GPUs too: several would each take some of the lines."""
+    monkeypatch.setenv("GPUS_PER_NODE", "4")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert read_generation(flags()).processes.world_size == 1
+    assert read_generation(flags(TP=2)).processes.world_size == 2
+
+
+def test_a_job_of_several_nodes_has_no_terminal(monkeypatch, capsys):
+    for name, value in {"WORLD_SIZE": 2, "RANK": 0, "MASTER_ADDR": "x", "MASTER_PORT": 23456, "NPROC_PER_NODE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(SystemExit):
+        read_generation(flags(ENV="dlc"))
+    assert "$15 INPUT_FILE: got 'none'; it opens a prompt on the terminal" in capsys.readouterr().err
+
+
+def test_a_line_that_is_no_text_is_not_asked_and_the_next_one_is(tmp_path):
+    arguments = words(INPUT_FILE="none", OUTPUT_FILE="-", OUTPUT_SEQ_LEN=4)
+    said = subprocess.run(
+        ["dash", str(SCRIPT), *map(str, arguments)],
+        env=environment() | {"PYTHONIOENCODING": "utf-8:strict"}, cwd=tmp_path, input=b"a \xff b\nx\n", capture_output=True,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    assert b"This cannot be asked: it holds half of a surrogate pair" in said.stdout
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_is_a_line_and_no_traceback(processes, tmp_path):
+    """It comes while answers are written, to every process, as a terminal sends it."""
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"query": f"x {n}"}) + "\n" for n in range(4000)))
+    out = tmp_path / "out.jsonl"
+    arguments = words(INPUT_FILE=tmp_path / "in.jsonl", OUTPUT_FILE=out, TP=processes)
+    process = subprocess.Popen(
+        ["dash", str(SCRIPT), *map(str, arguments)], env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    for _ in range(1200):
+        time.sleep(0.05)
+        assert process.poll() is None, process.stderr.read()
+        if out.is_file() and out.stat().st_size:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said, said
+    assert ("interrupted" if processes == 1 else "SIGINT") in said
 
 
 WRONG = {

@@ -1,0 +1,132 @@
+"""The web application in this process: what no well-meaning client does, and what happens when the engine fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+import urllib.request
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from starlette.testclient import TestClient
+
+from megatron_patch.arguments.processes import free_port
+from megatron_patch.cli.serve import _listen
+from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.generate.batch import Asking
+from megatron_patch.generate.prompt import prompt_maker
+from megatron_patch.generate.sampling import Sampling
+from megatron_patch.generate.service import Service
+from megatron_patch.generate.session import Session
+from megatron_patch.generate.web import Application
+from tests.generate.models import engine_of
+from tests.launching import GOLDEN
+
+LONGEST = 240
+VOCABULARY = 799  # the last token never comes
+DRAWN = Sampling(temperature=1.0, seed=5)
+
+
+def asking(template):
+    tokenizer = load_tokenizer(GOLDEN / "hf_gqa")
+    # So that no answer ends early:
+    tokenizer = replace(tokenizer, answer_end=VOCABULARY, eod=VOCABULARY, eos=VOCABULARY)
+    return Asking(tokenizer, prompt_maker(template, tokenizer), LONGEST, 16, DRAWN)
+
+
+@pytest.fixture
+def engine():
+    return replace(engine_of(GOLDEN / "hf_gqa", 2, LONGEST), vocabulary=VOCABULARY)
+
+
+@pytest.fixture
+def app(engine):
+    """The application over an engine in a thread."""
+    service = Service(engine, 2)
+    thread = threading.Thread(target=service.run)
+    thread.start()
+    yield Application(service, asking("llama2-chat"), asking("none"), "model", LONGEST, 16, "").app()
+    service.stop()
+    thread.join()
+    assert service.failure is None
+
+
+def test_an_answer_without_a_seed_is_another_one_each_time(app):
+    with TestClient(app) as client:
+
+        def texts(**more):
+            body = {"prompt": ["x", "x"], "max_tokens": 16, **more}
+            return [choice["text"] for choice in client.post("/v1/completions", json=body).json()["choices"]]
+
+        assert len({*texts(), *texts()}) == 4
+        assert len({*texts(seed=3), *texts(seed=3)}) == 1
+
+
+@pytest.mark.parametrize(
+    "roles", ["user user", "assistant user", "user system user", "system system user", "user assistant assistant user"]
+)
+def test_turns_that_the_template_would_mistake_are_refused(app, roles):
+    turns = [{"role": role, "content": "x"} for role in roles.split()]
+    with TestClient(app) as client:
+        said = client.post("/v1/chat/completions", json={"messages": turns})
+    assert said.status_code == 400 and "take turns" in said.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_is_answered_no_further(app, engine, stream):
+    steps = []
+    step = engine.step
+    engine.step = lambda: (time.sleep(0.02), steps.append(1), step())[2]
+    body = json.dumps({"prompt": "x", "max_tokens": LONGEST - 10, "stream": stream}).encode()
+    came = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        if came:
+            return came.pop()
+        while len(steps) < 3:
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(_):
+        pass
+
+    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
+             "path": "/v1/completions", "raw_path": b"/v1/completions", "query_string": b"", "headers": [],
+             "scheme": "http", "server": ("x", 1), "client": ("x", 1), "root_path": ""}  # fmt: skip
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 60))
+    while not engine.is_idle:
+        time.sleep(0.01)
+    assert 3 <= len(steps) < LONGEST // 2
+
+
+def test_a_server_whose_engine_fails_ends(engine):
+    """Otherwise it would refuse everybody for ever, and processes that share the weights would wait for it."""
+
+    def fail():
+        raise RuntimeError("the GPU is gone")
+
+    engine.step = fail
+    port = free_port()
+
+    lengths = SimpleNamespace(prompt_length=LONGEST - 16, answer_length=16)
+    job = SimpleNamespace(generation=lengths, host="127.0.0.1", port=port, api_key="", name="model", queue=2)
+
+    def ask():
+        body = json.dumps({"prompt": "x"}).encode()
+        for _ in range(300):
+            time.sleep(0.1)
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                break
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/completions", body, timeout=20).close()
+
+    client = threading.Thread(target=ask)
+    client.start()
+    with pytest.raises(RuntimeError, match="the GPU is gone"):
+        _listen(job, Session(engine, asking("none"), "none"))
+    client.join()
