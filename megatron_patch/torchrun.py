@@ -66,12 +66,13 @@ def _run(argv: list[str]) -> None:
     """`run.main`, again with another port where a port that the launcher found was taken before torchrun listened."""
     for _ in range(_PORTS):
         try:
-            return run.main(argv)
+            run.main(argv)
+            return
         except DistNetworkError as error:
             if "EADDRINUSE" not in str(error) or os.environ.get("MASTER_PORT") or "--nnodes=1" not in argv:
                 raise
             argv = [f"--master-port={free_port()}" if word.startswith("--master-port=") else word for word in argv]
-    return run.main(argv)
+    run.main(argv)
 
 
 if __name__ == "__main__":
