@@ -271,7 +271,7 @@ def _rms_norm_backward_kernel(
     for i in tl.range(0, ROWS_EACH, num_stages=STAGES):
         row = program * ROWS_EACH + i
         offsets = row.to(tl.int64) * h + columns
-        mask = ((columns < h) & (row < rows)).to(tl.int1)  # in Triton 3.9's interpreter a scalar makes integers of it
+        mask = columns < tl.where(row < rows, h, 0)
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)

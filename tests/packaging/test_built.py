@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.cli.main import COMMANDS
-from tests.launching import GOLDEN, ROOT, unpack
+from tests.launching import GOLDEN, ROOT, environment, unpack
 
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".matrix", ".demo", "__pycache__", "*.egg-info", "build", "dist", ".*_cache", ".hypothesis"
@@ -74,12 +74,12 @@ def elsewhere(wheel, tmp_path_factory) -> Path:
 
 def call(folder: Path, *words: object, **more: str) -> str:
     """Output of a command with that environment's python, in a folder of its own; it must end well."""
-    # No checkout may be found by way of the environment.
-    lost = ("PYTHONPATH", "PYTHON", "VIRTUAL_ENV", "RANK", "WORLD_SIZE")
-    environment = {name: value for name, value in os.environ.items() if name not in lost}
-    environment |= {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **more}
+    # No checkout may be found by way of the environment, and no port of a test of this process.
+    lost = ("PYTHONPATH", "PYTHON", "VIRTUAL_ENV")
+    values = {name: value for name, value in environment().items() if name not in lost}
+    values |= {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **more}
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 300}
-    result = subprocess.run([str(word) for word in words], cwd=folder.parent, env=environment, **both)
+    result = subprocess.run([str(word) for word in words], cwd=folder.parent, env=values, **both)
     assert result.returncode == 0, result.stdout[-4000:]
     return result.stdout
 

@@ -8,19 +8,18 @@ like those of a DSW instance, WORK_DIR is /mnt/workspace.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-from tests.launching import HIDDEN, ROOT
+from tests.launching import ROOT, environment
 
 NOTEBOOK = ROOT / "examples" / "llama2" / "llama2_dsw.ipynb"
 
 
-def execute(work: Path, timeout: int = 900, **environment: str) -> nbformat.NotebookNode:
+def execute(work: Path, timeout: int = 900, **more: str) -> nbformat.NotebookNode:
     """The notebook after a run of all cells in a kernel of this Python; WORK_DIR is `work`; the file stays as it is.
 
     Raises:
@@ -30,8 +29,8 @@ def execute(work: Path, timeout: int = 900, **environment: str) -> nbformat.Note
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    changed = {"WORK_DIR": str(work), "PYTHON": sys.executable, "PYTHONWARNINGS": "ignore", **HIDDEN, **environment}
-    kernel = os.environ | changed
+    # A port that a test of this process listens at must not become the runs' own.
+    kernel = environment() | {"WORK_DIR": str(work), **more}
     where = {"metadata": {"path": str(work)}}
     client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=where, coalesce_streams=True)
     return client.execute(env=kernel)
