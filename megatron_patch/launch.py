@@ -28,7 +28,7 @@ from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.other_runs import offers
 from megatron_patch.folders.starting_point import find_start
 from megatron_patch.language.sentences import fill, in_language
-from megatron_patch.plan.training import dry_run_lines, expected_memory, run_shape
+from megatron_patch.plan.run_start import dry_run_lines, expected_memory, run_shape
 
 # What uses a trained model: its list, and the reader of its arguments.
 _USERS: dict[str, tuple[Script, Callable[[list[str]], GenerationReading | EvaluationReading | ServingReading]]] = {

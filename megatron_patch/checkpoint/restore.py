@@ -14,7 +14,7 @@ from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_patch.checkpoint.checked_load import load_checked
 from megatron_patch.checkpoint.optimizer_state import load_optimizer_state, name_as_saved, stored_groups
-from megatron_patch.checkpoint.save import Progress, module, run_state
+from megatron_patch.checkpoint.save import RunProgress, module, run_state
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import read_model_description, resolve_checkpoint
@@ -30,7 +30,7 @@ _GROUP_NUMBERS = {"lr": 0.0, "weight_decay": 0.0, "eps": 0.0, "betas": (0.0, 0.0
 _NO_STATE = (RuntimeError, ValueError, OverflowError)
 
 
-def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> Progress:
+def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> RunProgress:
     """Load everything that `save_checkpoint` wrote to `folder` into the objects given. Every rank calls it.
 
     Random state is restored where TP and PP are as they were, because each place among these has its own.
@@ -38,7 +38,7 @@ def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: An
     Raises:
         UserError: a file is missing, damaged or refused, or holds something else than the state of such a run.
     """
-    state = run_state(model, optimizer, scheduler, Progress(0, 0, 0, 0), is_loading=True)
+    state = run_state(model, optimizer, scheduler, RunProgress(0, 0, 0, 0), is_loading=True)
     recorded = read_run_config(folder) or {}
     if "use_distributed_optimizer" in recorded:
         name_as_saved(optimizer, state["optimizer"], with_zero=bool(recorded["use_distributed_optimizer"]))
@@ -54,7 +54,7 @@ def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: An
     scheduler.load_state_dict({**loaded["scheduler"], **lengths})
     if same_layout:
         _restore_rng(folder, loaded["rng"])
-    return Progress(**loaded["progress"])
+    return RunProgress(**loaded["progress"])
 
 
 def _is_same_layout(folder: Path) -> bool:
@@ -84,7 +84,7 @@ def _not_such_a_state(folder: Path, problem: str) -> UserError:
 def _check(folder: Path, loaded: dict[str, Any], optimizer: ChainedOptimizer, scheduler: Any) -> None:
     """Raise unless what is no sharded tensor has the form in which this program saves it."""
     schedule = scheduler.state_dict()
-    like = {"progress": {field.name: 0 for field in fields(Progress)}, "scheduler": schedule, "optimizer": {}}
+    like = {"progress": {field.name: 0 for field in fields(RunProgress)}, "scheduler": schedule, "optimizer": {}}
     problem = form_problem(loaded, like, "")
     if problem is None and set(loaded["progress"]) != set(like["progress"]):
         problem = f"progress holds {', '.join(map(repr, loaded['progress']))}"

@@ -50,7 +50,7 @@ _THREADS = 2  # files of a rank, written side by side
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a run has come.
 
     Attributes:
@@ -71,7 +71,7 @@ def save_checkpoint(
     model: Any,
     optimizer: ChainedOptimizer,
     scheduler: Any,
-    progress: Progress,
+    progress: RunProgress,
     origin: Origin = Origin(),  # noqa: B008  frozen
 ) -> Path:
     """Write the state after `progress.iteration`. Every rank calls it, between two steps. Returns the finished folder.
@@ -106,7 +106,7 @@ def save_checkpoint(
     return final
 
 
-def _finish(config: TrainConfig, origin: Origin, partial: Path, final: Path, progress: Progress) -> None:
+def _finish(config: TrainConfig, origin: Origin, partial: Path, final: Path, progress: RunProgress) -> None:
     """Describe, flush, rename, and only then say so in the tracker. Older ones go if `--keep-last` asks for it."""
     root, description = final.parent, _description(config)
     write_model_description(partial, description)
@@ -133,7 +133,9 @@ def _description(config: TrainConfig) -> ModelDescription:
     )
 
 
-def run_state(model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: Progress, *, is_loading: bool) -> dict[str, Any]:
+def run_state(
+    model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: RunProgress, *, is_loading: bool
+) -> dict[str, Any]:
     """Everything that a checkpoint holds, as megatron-core's sharded state dict of this rank; no memory is copied.
 
     In bf16 under ZeRO-1 the fp32 weights have no memory of their own. They are rebuilt in the gradient buffers, which

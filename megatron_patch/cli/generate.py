@@ -57,9 +57,9 @@ def generate(job: Generation) -> None:
         UserError, OSError: the checkpoint, the tokenizer or a file cannot be used.
     """
     from megatron_patch.generate.batch import answer_file
-    from megatron_patch.generate.conversation import converse
     from megatron_patch.generate.ranks import join, leave
     from megatron_patch.generate.session import KEEPS_TURNS, open_session
+    from megatron_patch.generate.terminal import converse
 
     ranks = join(job.model.tensor_model_parallel_size, job.model.pipeline_model_parallel_size)
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.generate.answers_file import AnswersWriter, Query, answered, put_in_order, read_queries
-from megatron_patch.generate.engine import Engine, Request
+from megatron_patch.generate.continuous_batching import Engine, Request
 from megatron_patch.generate.prompt import Prompt
 from megatron_patch.generate.sampling import Sampling
 from megatron_patch.generate.text_stream import TextStream

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from megatron_patch.generate.engine import Engine, NewToken, Request
+from megatron_patch.generate.continuous_batching import Engine, NewToken, Request
 from megatron_patch.generate.sampling import Sampling
 
 # Seconds that an idle engine waits for a request before it looks whether it is to stop.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_patch.arguments.generation import Generation
 from megatron_patch.generate.batch import Asking
-from megatron_patch.generate.engine import Engine
+from megatron_patch.generate.continuous_batching import Engine
 from megatron_patch.generate.prompt import prompt_maker, resolve_template
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.generate.sampling import Sampling

@@ -12,7 +12,7 @@ from megatron_patch.data.json_dataset import build_json_dataset, read_records
 from megatron_patch.data.json_report import counted
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
-from megatron_patch.preparation.state import read_record, record_path
+from megatron_patch.preparation.resumable_state import read_record, record_path
 from megatron_patch.records.indexed import read_index
 from megatron_patch.records.skipped import Skipped
 

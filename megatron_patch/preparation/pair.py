@@ -28,7 +28,7 @@ import numpy as np
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.preparation.encoding import ChunkResult, Settings, encode_chunks
-from megatron_patch.preparation.state import Counts, made_from_of, record_path, saved_record, write_record
+from megatron_patch.preparation.resumable_state import Counts, made_from_of, record_path, saved_record, write_record
 from megatron_patch.records.chunks import Chunk, Place, read_chunks
 from megatron_patch.records.files import find_files
 from megatron_patch.records.indexed import token_dtype, write_index

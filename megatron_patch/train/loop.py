@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.checkpoint.restore import restore
-from megatron_patch.checkpoint.save import Progress, save_checkpoint
+from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.starting_point import find_start
 from megatron_patch.train import optimizer as optim
@@ -193,7 +193,7 @@ def save(state: TrainState, log: RunLog) -> None:
     started = time.perf_counter()
     if state.gathers is not None:
         state.gathers.finish()
-    progress = Progress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
+    progress = RunProgress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
     folder = save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
     log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from megatron_patch.checkpoint import housekeeping
-from megatron_patch.checkpoint.save import Progress, save_checkpoint
+from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.config import Options
 from megatron_patch.core import parallel
 from megatron_patch.folders.fingerprint import Origin
@@ -137,7 +137,7 @@ def save(tmp_path, trained):
 
     def saved(iteration: int, load: Path | None = None, scheduler: object = None, **options: object) -> Path:
         config = replace(trained.config, output_path=str(tmp_path / "out"), load=load and str(load), options=Options(**options))
-        progress = Progress(iteration, 0, 0, 0)
+        progress = RunProgress(iteration, 0, 0, 0)
         return save_checkpoint(config, trained.model, trained.optimizer, scheduler or trained.scheduler, progress).parent
 
     return saved

@@ -11,7 +11,7 @@ import torch
 
 from megatron_patch.checkpoint import restore as restoring
 from megatron_patch.checkpoint.restore import restore
-from megatron_patch.checkpoint.save import Progress, save_checkpoint
+from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.train.log import RunLog
@@ -19,7 +19,7 @@ from megatron_patch.train.setup import build_state
 from megatron_patch.train.step import train_step
 from tests.tiny import be_alone, tiny_batches, tiny_config
 
-PROGRESS = Progress(iteration=3, consumed_samples=6, skipped_iterations=1, nan_iterations=0)
+PROGRESS = RunProgress(iteration=3, consumed_samples=6, skipped_iterations=1, nan_iterations=0)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from megatron_patch.checkpoint.restore import restore
-from megatron_patch.checkpoint.save import Progress, save_checkpoint
+from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.core import parallel
 from megatron_patch.folders.tracker import read_tracker
 from megatron_patch.train.log import RunLog
@@ -20,7 +20,7 @@ from megatron_patch.train.setup import build_state
 from megatron_patch.train.step import train_step
 from tests.tiny import be_alone, tiny_batches, tiny_config
 
-PROGRESS = Progress(iteration=3, consumed_samples=6, skipped_iterations=1, nan_iterations=0)
+PROGRESS = RunProgress(iteration=3, consumed_samples=6, skipped_iterations=1, nan_iterations=0)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,6 @@ def test_the_tracker_names_nothing_that_has_no_name_yet(state, monkeypatch):
 
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(OSError, match="the disk has gone"):
-        later = Progress(iteration=4, consumed_samples=8, skipped_iterations=1, nan_iterations=0)
+        later = RunProgress(iteration=4, consumed_samples=8, skipped_iterations=1, nan_iterations=0)
         save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, later)
     assert read_tracker(root) == "3" and not (root / "iter_0000004").exists()

@@ -14,7 +14,7 @@ def main(folder: str) -> None:
     from megatron.core import dist_checkpointing
 
     from megatron_patch.checkpoint.optimizer_state import SHARDING
-    from megatron_patch.checkpoint.save import Progress, module, save_checkpoint
+    from megatron_patch.checkpoint.save import RunProgress, module, save_checkpoint
     from megatron_patch.core import parallel
     from megatron_patch.core.adam import Adam
     from megatron_patch.train.log import RunLog
@@ -31,7 +31,7 @@ def main(folder: str) -> None:
     saved, loaded = ((state.model, state.optimizer, state.optimizer.chained_optimizers[0]) for state in states)
     for _ in range(2):
         train_step(states[0], iter([batch]))
-    path = save_checkpoint(config, saved[0], saved[1], states[0].scheduler, Progress(2, 4, 0, 0))
+    path = save_checkpoint(config, saved[0], saved[1], states[0].scheduler, RunProgress(2, 4, 0, 0))
     metadata = dict(SHARDING)
     weights = module(loaded[0]).sharded_state_dict(metadata=metadata)
     asked = {"optimizer": loaded[1].sharded_state_dict(weights, is_loading=True, metadata=metadata)}

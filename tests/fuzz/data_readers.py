@@ -60,7 +60,7 @@ def _settings(random: Random, data: bytes) -> bytes:
 
 def indexed(folder: Path) -> Target:
     from megatron_patch.cli import inspection as inspect
-    from megatron_patch.preparation.state import Counts
+    from megatron_patch.preparation.resumable_state import Counts
     from megatron_patch.records.indexed import check_indexed_dataset, lengths_fingerprint
 
     for end in (".bin", ".idx"):

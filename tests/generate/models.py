@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_patch.generate.engine import Engine, Request, run_all
+from megatron_patch.generate.continuous_batching import Engine, Request, run_all
 from megatron_patch.generate.loading import load_decoder
 from megatron_patch.generate.ranks import Ranks, alone
 from megatron_patch.weights.source import open_source

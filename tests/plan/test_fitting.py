@@ -10,8 +10,8 @@ import pytest
 from megatron_patch.errors import UserError
 from megatron_patch.plan.fitting import GPUS, fits, largest_micro_batch, what_would_fit, with_pairs_if_they_fit
 from megatron_patch.plan.memory import fullest_stage
+from megatron_patch.plan.run_start import expected_memory
 from megatron_patch.plan.traffic import traffic
-from megatron_patch.plan.training import expected_memory
 from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run
 from tests.plan.test_memory import SINGLE, shape
 

@@ -133,7 +133,7 @@ def test_a_document_that_is_too_long_is_a_bad_record(corpus, settings, tmp_path)
 
 def test_a_report_of_endless_records_ends(corpus, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "REPORT_BYTES", 20_000)
-    monkeypatch.setattr("megatron_patch.preparation.state.REPORT_BYTES", 20_000)
+    monkeypatch.setattr("megatron_patch.preparation.resumable_state.REPORT_BYTES", 20_000)
     monkeypatch.setattr("megatron_patch.records.chunks.CHUNK_BYTES", 900)
     (tmp_path / "in.jsonl").write_bytes(corpus.read_bytes() + b"\n" * 5000 + b"no JSON\n" * 3000)
     counts = preprocess([tmp_path / "in.jsonl"], tmp_path / "out", settings, max_bad_fraction=0.99)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.checkpoint.restore import restore
-from megatron_patch.checkpoint.save import Progress, save_checkpoint
+from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run, scalars, succeed
@@ -90,7 +90,7 @@ def test_a_longer_run_follows_the_longer_decay(alone, tmp_path):
     short, longer = (build_state(config, alone, RunLog(config, active=False), count) for count in (4, 8))
     short.optimizer.chained_optimizers[0].optimizer.make_state()
     short.scheduler.step(increment=2)
-    saved = save_checkpoint(config, short.model, short.optimizer, short.scheduler, Progress(2, 4, 0, 0))
+    saved = save_checkpoint(config, short.model, short.optimizer, short.scheduler, RunProgress(2, 4, 0, 0))
     restore(saved, longer.model, longer.optimizer, longer.scheduler)
     rates = [state.optimizer.param_groups[0]["lr"] for state in (short, longer)]
     assert rates == pytest.approx([1e-3 - 0.5 * 9e-4, 1e-3 - 0.25 * 9e-4], rel=1e-12)

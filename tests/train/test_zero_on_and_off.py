@@ -7,7 +7,7 @@ import torch
 from megatron.core import dist_checkpointing
 
 from megatron_patch.checkpoint.restore import restore
-from megatron_patch.checkpoint.save import Progress, save_checkpoint
+from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from megatron_patch.train.step import train_step
@@ -35,7 +35,7 @@ def test_state_is_the_same_bits_after_the_change(alone, tmp_path, precision, zer
         return config, build_state(config, alone, RunLog(config, active=False), 4)
 
     def save(config, state):
-        return save_checkpoint(config, state.model, state.optimizer, state.scheduler, Progress(2, 4, 0, 0))
+        return save_checkpoint(config, state.model, state.optimizer, state.scheduler, RunProgress(2, 4, 0, 0))
 
     config, before = state_of("before", zero)
     for number in range(3):

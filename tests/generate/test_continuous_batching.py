@@ -12,7 +12,7 @@ import torch
 
 from megatron_patch.arguments.processes import free_port
 from megatron_patch.errors import UserError
-from megatron_patch.generate.engine import Engine, Request, run_all
+from megatron_patch.generate.continuous_batching import Engine, Request, run_all
 from megatron_patch.generate.sampling import Sampling
 from tests.generate.models import engine_of, greedy_answers, random_prompts, transformers_answers
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from megatron_patch.data.tokenizer import load_tokenizer
-from megatron_patch.generate import conversation
+from megatron_patch.generate import terminal
 from megatron_patch.generate.batch import Asking
 from megatron_patch.generate.prompt import prompt_maker
 from megatron_patch.generate.sampling import Sampling
@@ -24,10 +24,10 @@ def talk(monkeypatch, capsys):
     def run(lines, change=lambda engine: None):
         engine, left = engine_of(GOLDEN / "hf_gqa", 1, 72), iter([*lines, None])
         change(engine)
-        monkeypatch.setattr(conversation, "_typed", lambda: next(left))
-        conversation.converse(engine, asking, True, print)
+        monkeypatch.setattr(terminal, "_typed", lambda: next(left))
+        terminal.converse(engine, asking, True, print)
         assert engine.is_idle
-        return capsys.readouterr().out.removeprefix(conversation.HELP + "\n")
+        return capsys.readouterr().out.removeprefix(terminal.HELP + "\n")
 
     return run
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from megatron_patch.errors import UserError
 from megatron_patch.generate.batch import Asking, add_token
-from megatron_patch.generate.engine import Engine
+from megatron_patch.generate.continuous_batching import Engine
 
 HELP = "Type a message and Enter. /new begins a new conversation, /exit ends (so does Ctrl-D); Ctrl-C ends an answer."
 _PROMPT = "> "
