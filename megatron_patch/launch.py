@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from megatron_patch.arguments.argument import Script
-from megatron_patch.arguments.evaluation import Evaluation, EvaluationReading, read_evaluation
+from megatron_patch.arguments.evaluation import read_evaluation
 from megatron_patch.arguments.evaluation_list import EVALUATE
-from megatron_patch.arguments.generation import Generation, GenerationReading, read_generation
+from megatron_patch.arguments.generation import read_generation
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus, visible_gpus
 from megatron_patch.arguments.processes import Processes
-from megatron_patch.arguments.serving import Serving, ServingReading, read_chat, read_serve
+from megatron_patch.arguments.serving import read_chat, read_serve
 from megatron_patch.arguments.serving_list import CHAT, SERVE
+from megatron_patch.arguments.trained_model import JobReading, UsesModel
 from megatron_patch.arguments.training import SCRIPTS, Reading, read
 from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import ROOT
@@ -31,7 +32,7 @@ from megatron_patch.language.sentences import fill, in_language
 from megatron_patch.plan.run_start import dry_run_lines, expected_memory, run_shape
 
 # What uses a trained model: its list, and the reader of its arguments.
-_USERS: dict[str, tuple[Script, Callable[[list[str]], GenerationReading | EvaluationReading | ServingReading]]] = {
+_USERS: dict[str, tuple[Script, Callable[[list[str]], JobReading[UsesModel]]]] = {
     "generate": (GENERATE, read_generation),
     "evaluate": (EVALUATE, read_evaluation),
     "chat": (CHAT, read_chat),
@@ -106,15 +107,11 @@ def start_user(task: str, flags: list[str]) -> None:
     for note in reading.notes:
         print(in_language(note), flush=True)
     inherited, _ = usable_python_path(None)
-    environment = worker_environment(None, inherited, _tensor_parallel(reading.job) > 1)
+    environment = worker_environment(None, inherited, reading.job.model.tensor_model_parallel_size > 1)
     command = [sys.executable, "-m", f"megatron_patch.cli.{task}", *flags]
     if reading.processes.world_size > 1:
         command = torchrun_command(task, reading.processes, flags)
     os.execve(command[0], command, environment)
-
-
-def _tensor_parallel(job: Generation | Evaluation | Serving) -> int:
-    return (job.generation if isinstance(job, Serving) else job).model.tensor_model_parallel_size
 
 
 def main(argv: list[str]) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.findings import Findings
-from megatron_patch.arguments.processes import Processes
-from megatron_patch.arguments.trained_model import TrainedModel, TrainedModelReader
+from megatron_patch.arguments.trained_model import JobReading, TrainedModel, TrainedModelReader
 from megatron_patch.formats.typed import path_problem, unwritable
 
 
@@ -36,16 +35,7 @@ class Evaluation:
     results: Path
 
 
-@dataclass(frozen=True)
-class EvaluationReading:
-    """What the arguments come to."""
-
-    job: Evaluation
-    processes: Processes
-    notes: tuple[str, ...]
-
-
-def read_evaluation(argv: Sequence[str]) -> EvaluationReading:
+def read_evaluation(argv: Sequence[str]) -> JobReading[Evaluation]:
     """`argv` as the script writes it, checked.
 
     Raises:
@@ -83,7 +73,7 @@ def read_evaluation(argv: Sequence[str]) -> EvaluationReading:
         max_bad_fraction=value["max_bad_fraction"],
         results=Path(results),
     )
-    return EvaluationReading(job, processes, reader.notes())
+    return JobReading(job, processes, reader.notes())
 
 
 def evaluation_paths(text: str) -> list[str]:

@@ -9,8 +9,7 @@ from pathlib import Path
 from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.generation_list import GENERATE
-from megatron_patch.arguments.processes import Processes
-from megatron_patch.arguments.trained_model import NONE, TrainedModel, TrainedModelReader
+from megatron_patch.arguments.trained_model import NONE, JobReading, TrainedModel, TrainedModelReader
 from megatron_patch.formats.typed import path_problem, unwritable
 
 # Fields that are an argument's value as it is, under the flag's name.
@@ -42,16 +41,7 @@ class Generation:
     stop: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class GenerationReading:
-    """What the arguments come to."""
-
-    job: Generation
-    processes: Processes
-    notes: tuple[str, ...]
-
-
-def read_generation(argv: Sequence[str]) -> GenerationReading:
+def read_generation(argv: Sequence[str]) -> JobReading[Generation]:
     """`argv` as the script writes it, checked.
 
     Raises:
@@ -84,7 +74,7 @@ def read_generation(argv: Sequence[str]) -> GenerationReading:
         stop=value["stop"] or (),
         **{name: value[name] for name in _UNCHANGED},
     )
-    return GenerationReading(job, processes, reader.notes())
+    return JobReading(job, processes, reader.notes())
 
 
 def _check_files(reader: TrainedModelReader) -> None:

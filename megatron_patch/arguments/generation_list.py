@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from megatron_patch.arguments.argument import Range, Script, documented, flagged, numbered
 from megatron_patch.arguments.documented_rows import rows
-from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
+from megatron_patch.arguments.trained_model_rows import PP, PRECISION, PROMPT_TEMPLATES, READING, checkpoint
 
-PROMPT_TEMPLATES = ("auto", "none", "alpaca", "pretrain", "llama2-chat", "tokenizer")
 _ONE = Range(1)
 
 GENERATE = Script(
@@ -16,8 +15,7 @@ GENERATE = Script(
     en="text generation with LLaMA-2",
     documented=numbered(
         *rows("ENV MEGATRON_PATH MEGATRON_PATCH_PATH"),
-        documented("CHECKPOINT_PATH", "--load", "path", "模型路径",
-                   en="A Megatron checkpoint of training or conversion, one of 2023, or a Hugging Face folder."),
+        checkpoint("CHECKPOINT_PATH", "模型路径"),
         *rows("MODEL_SIZE TP"),
         documented("BS", "--micro-batch-size", "whole", "同时生成的样本数", range=_ONE,
                    en="Requests that are answered at once; a place that becomes free is filled with the next one."),
@@ -26,8 +24,7 @@ GENERATE = Script(
         documented("PAD_LEN", "--max-padding-length", "whole", "Padding长度", range=_ONE,
                    en="Not used: prompts of unequal length need no padding."),
         *rows("EXTRA_VOCAB_SIZE"),
-        documented("PR", "--precision", "choice", "推理精度: fp16, bf16", choices=("fp16", "bf16", "fp32"),
-                   en="Precision of the computation."),
+        PRECISION,
         documented("TOP_K", "--top-k", "whole", "采样候选token数: 0为不限制",
                    en="Only this many of the most probable tokens may come; 0: all, 1: the most probable one always."),
         documented("INPUT_SEQ_LEN", "--input-len", "whole", "输入序列长度", range=_ONE,
@@ -56,12 +53,7 @@ GENERATE = Script(
         flagged("--system", "text", "系统提示", default="", en="A system message before each prompt."),
         flagged("--stop", "texts", "遇到其中任一文本即停止；不写入回答",
                 en="Texts that end an answer; they are not part of it."),
-        flagged("--pipeline-model-parallel-size", "whole", "流水并行度", range=_ONE, default=1,
-                en="Stages that the layers are parted into, on so many times as many GPUs."),
-        flagged("--tokenizer-path", "path", "分词器文件夹；空：检查点的文件夹", default="",
-                en="Folder of the tokenizer; empty: the checkpoint's."),
-        flagged("--gqa-layout", "choice", "2023 年的分组查询检查点中 QKV 行的顺序（文件本身无法判断时）",
-                choices=(PER_KV_HEAD, ALL_Q_FIRST), default=PER_KV_HEAD,
-                en="Order of QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it."),
+        PP,
+        *READING,
     ),
 )  # fmt: skip

@@ -15,11 +15,11 @@ from typing import Any
 from megatron_patch.arguments.argument import Script
 from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.findings import Findings
-from megatron_patch.arguments.generation import Generation, GenerationReading
+from megatron_patch.arguments.generation import Generation
 from megatron_patch.arguments.gpus import visible_gpus
 from megatron_patch.arguments.processes import Processes, free_port
 from megatron_patch.arguments.serving_list import CHAT, SERVE
-from megatron_patch.arguments.trained_model import TrainedModelReader
+from megatron_patch.arguments.trained_model import JobReading, TrainedModel, TrainedModelReader
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import ROOT
 
@@ -45,27 +45,23 @@ class Serving:
     name: str
     queue: int
 
-
-@dataclass(frozen=True)
-class ServingReading:
-    """What the arguments come to."""
-
-    job: Serving
-    processes: Processes
-    notes: tuple[str, ...] = ()
+    @property
+    def model(self) -> TrainedModel:
+        """The model that is served."""
+        return self.generation.model
 
 
-def read_chat(argv: Sequence[str]) -> GenerationReading:
+def read_chat(argv: Sequence[str]) -> JobReading[Generation]:
     """`argv` behind `megatron-patch chat`, checked.
 
     Raises:
         SystemExit: status 2, after every finding was printed.
     """
     generation, _, processes = _read(CHAT, argv)
-    return GenerationReading(replace(generation, requests=1), processes, ())
+    return JobReading(replace(generation, requests=1), processes)
 
 
-def read_serve(argv: Sequence[str]) -> ServingReading:
+def read_serve(argv: Sequence[str]) -> JobReading[Serving]:
     """`argv` behind `megatron-patch serve`, checked.
 
     Raises:
@@ -74,7 +70,7 @@ def read_serve(argv: Sequence[str]) -> ServingReading:
     generation, value, processes = _read(SERVE, argv)
     name = value["served_model_name"] or Path(os.path.realpath(value["checkpoint"])).name
     job = Serving(generation, value["host"], value["port"], value["api_key"] or os.environ.get(API_KEY, ""), name, value["queue"])
-    return ServingReading(job, processes)
+    return JobReading(job, processes)
 
 
 def _read(script: Script, argv: Sequence[str]) -> tuple[Generation, dict[str, Any], Processes]:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from megatron_patch.arguments.argument import Argument, Range, Script, flagged
-from megatron_patch.arguments.generation_list import PROMPT_TEMPLATES
-from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
+from megatron_patch.arguments.argument import Range, Script, flagged
+from megatron_patch.arguments.trained_model_rows import CHECKPOINT, PP, PRECISIONS, PROMPT_TEMPLATES, READING, TP
 
 _ONE = Range(1)
-_CHECKPOINT = Argument(
-    "CHECKPOINT", "", "path", "模型路径：Megatron checkpoint 或 huggingface 文件夹", filled=True, required=True,
-    en="A Megatron checkpoint of training or conversion, one of 2023, or a Hugging Face folder.",
-)  # fmt: skip
 _MODEL = (
     flagged("--precision", "choice", "推理精度；auto：有 GPU 时 bf16，否则 fp32", default="auto",
-            choices=("auto", "fp16", "bf16", "fp32"),
+            choices=("auto", *PRECISIONS),
             en="Precision of the computation; auto: bf16 on GPUs, fp32 on CPUs."),
-    flagged("--tensor-model-parallel-size", "whole", "模型并行度", range=_ONE, default=1, en="GPUs that share each layer."),
-    flagged("--pipeline-model-parallel-size", "whole", "流水并行度", range=_ONE, default=1,
-            en="Stages that the layers are parted into, on so many times as many GPUs."),
+    TP,
+    PP,
     flagged("--length", "whole", "提示与回答合计的最大 token 数；不写则为模型上限，至多 4096", range=Range(2),
             en="Most tokens of a conversation, the answer included; without it the model's limit, at most 4096."),
     flagged("--max-new-tokens", "whole", "一个回答的最大 token 数", range=_ONE, default=512, en="Most tokens of an answer."),
@@ -33,11 +27,7 @@ _MODEL = (
     flagged("--repetition-penalty", "number", "重复惩罚；1 为不惩罚", range=Range(0, above=True), default=1.0,
             en="Tokens that came before become less probable; 1: no penalty."),
     flagged("--seed", "whole", "采样的随机种子", default=1234, en="Seed of the sampling."),
-    flagged("--tokenizer-path", "path", "分词器文件夹；空：检查点的文件夹", default="",
-            en="Folder of the tokenizer; empty: the checkpoint's."),
-    flagged("--gqa-layout", "choice", "2023 年的分组查询检查点中 QKV 行的顺序（文件本身无法判断时）",
-            choices=(PER_KV_HEAD, ALL_Q_FIRST), default=PER_KV_HEAD,
-            en="Order of QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it."),
+    *READING,
 )  # fmt: skip
 
 CHAT = Script(
@@ -45,7 +35,7 @@ CHAT = Script(
     path="",
     zh="在终端与模型对话",
     en="a conversation with a model on the terminal",
-    documented=(_CHECKPOINT,),
+    documented=(CHECKPOINT,),
     flags=_MODEL,
 )
 
@@ -54,7 +44,7 @@ SERVE = Script(
     path="",
     zh="以 OpenAI 兼容接口提供模型",
     en="a model behind OpenAI's interface, to look at what one trained",
-    documented=(_CHECKPOINT,),
+    documented=(CHECKPOINT,),
     flags=(
         *_MODEL,
         flagged("--host", "text", "监听地址；默认只有本机可访问", default="127.0.0.1",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from megatron_patch.arguments.argument import Argument, Script
 from megatron_patch.arguments.divisibility import layout_findings
@@ -38,6 +38,25 @@ class TrainedModel:
     tensor_model_parallel_size: int
     pipeline_model_parallel_size: int
     gqa_layout: str
+
+
+class UsesModel(Protocol):
+    """A job over a trained model."""
+
+    @property
+    def model(self) -> TrainedModel: ...
+
+
+Job = TypeVar("Job", bound=UsesModel, covariant=True)
+
+
+@dataclass(frozen=True)
+class JobReading(Generic[Job]):
+    """What the arguments of a command over a trained model come to."""
+
+    job: Job
+    processes: Processes
+    notes: tuple[str, ...] = ()
 
 
 @dataclass

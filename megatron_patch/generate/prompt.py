@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.arguments.generation_list import PROMPT_TEMPLATES
+from megatron_patch.arguments.trained_model_rows import PROMPT_TEMPLATES
 from megatron_patch.data.conversation import Turn
 from megatron_patch.data.prompts import encode_alpaca, encode_llama2_chat, encode_pretrain
 from megatron_patch.data.rendered import chat_renderer
