@@ -91,6 +91,13 @@ def parse_data(text: str, only_json: bool = False) -> DataSource:
     return IndexedPairs(text, tuple(_parse_pairs(text)))
 
 
+def prefix_of(path: str) -> str | None:
+    """The prefix of the pair of which `path` names one file; None where it names none."""
+    prefix, ending = os.path.splitext(path)
+    named = ending in (".bin", ".idx") and not os.path.exists(f"{path}.idx") and os.path.isfile(f"{prefix}.idx")
+    return prefix if named else None
+
+
 def _is_json(text: str) -> bool:
     """Whether the text names JSON data rather than a pair. Its ending decides; without a known one, the file's content.
 

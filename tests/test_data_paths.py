@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_patch.data_paths import IndexedPairs, JsonFile, parse_data
+from megatron_patch.data_paths import IndexedPairs, JsonFile, parse_data, prefix_of
 from megatron_patch.errors import UserError
 
 
@@ -102,3 +102,11 @@ def test_the_longest_argument_is_read_at_once(folder):
 
 def test_fine_tuning_reads_json_whatever_the_text_looks_like(folder):
     assert parse_data("A", only_json=True) == JsonFile("A") and parse_data("0.3 A 0.7 B", only_json=True).files == ["0.3 A 0.7 B"]
+
+
+def test_one_file_of_a_pair_gives_the_prefix(tmp_path):
+    """But for a prefix that ends so itself."""
+    for name in ("a.bin", "a.idx", "b.bin", "b.bin.idx", "b.bin.bin", "c.bin"):
+        (tmp_path / name).touch()
+    given = ("a.bin", "a.idx", "a", "b.bin", "c.bin", "none.bin")
+    assert [prefix_of(str(tmp_path / name)) for name in given] == [str(tmp_path / "a")] * 2 + [None] * 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from megatron_patch.arguments.processes import Processes
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.vocabulary import splitting_finding
 
@@ -42,6 +43,17 @@ def layout_findings(
         depths = _those(_divisors(model.num_layers), lambda size: processes is None or processes % (size * degree) == 0)
         found.append(("PP", f"it must divide the {model.num_layers} layers: write one of {_listed(depths)}."))
     return found
+
+
+def processes_finding(processes: Processes, tp: int, pp: int) -> str | None:
+    """Why the processes cannot be parted into copies of the model; None where they can."""
+    count = processes.world_size
+    if count % (tp * pp) == 0:
+        return None
+    return (
+        f"TP × PP = {tp * pp} must divide the {count} processes (nodes × processes per node = {processes.nodes} × "
+        f"{processes.per_node}): write ones whose product is one of {_divisors(count)}, or use more GPUs."
+    )
 
 
 def _divisors(number: int) -> list[int]:

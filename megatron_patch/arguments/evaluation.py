@@ -11,6 +11,7 @@ from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.trained_model import JobReading, TrainedModel, TrainedModelReader
+from megatron_patch.data_paths import IndexedPairs, prefix_of
 from megatron_patch.formats.typed import path_problem, unwritable
 
 
@@ -51,7 +52,7 @@ def read_evaluation(argv: Sequence[str]) -> JobReading[Evaluation]:
         reader.problem("--max-padding-length", f"it must not be above SEQ_LEN = {seq}: write {seq} or less.")
     if stride > seq:
         reader.problem("--stride", f"it must not be above SEQ_LEN = {seq}, or tokens would be left out: write {seq} or less.")
-    paths = evaluation_paths(value["data_path"])
+    paths = [prefix_of(path) or path for path in evaluation_paths(value["data_path"])]
     for path in paths:
         if problem := _path_problem(path):
             reader.findings.add(reader.argument("--data-path"), value["data_path"], problem)
@@ -94,11 +95,8 @@ def _exists(path: str) -> bool:
 def _path_problem(path: str) -> str | None:
     if problem := path_problem(path):
         return problem
-    stem, ending = os.path.splitext(path)
-    if ending in (".bin", ".idx") and os.path.isfile(f"{stem}.idx"):
-        return f"{path} is one file of a pair: write it without its ending, {stem}."
-    if os.path.isfile(f"{path}.idx") and not os.path.isfile(f"{path}.bin"):
-        return f"there is {path}.idx and no {path}.bin: copy both."
-    if not _exists(path):
+    if os.path.isfile(f"{path}.idx"):
+        return next(iter(IndexedPairs(path, ((1.0, path),)).findings()), None)
+    if not os.path.isfile(path):
         return f"there is no {path}: write files, or prefixes of .bin/.idx pairs, between blanks or commas."
     return None

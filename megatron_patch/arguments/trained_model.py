@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from megatron_patch.arguments.argument import Argument, Script
-from megatron_patch.arguments.divisibility import layout_findings
+from megatron_patch.arguments.divisibility import layout_findings, processes_finding
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.errors import UserError
@@ -95,12 +95,8 @@ class TrainedModelReader:
         processes, problems = plan_processes(self.value["env"], tp * pp)
         for problem in problems:
             self.findings.add(self.argument("--env"), self.value["env"], problem)
-        if processes.world_size % (tp * pp):
-            self.problem(
-                "--tensor-model-parallel-size",
-                f"TP × PP = {tp * pp} must divide the {processes.world_size} processes "
-                f"({processes.nodes} nodes of {processes.per_node}): write smaller ones, or use more GPUs.",
-            )
+        if undivided := processes_finding(processes, tp, pp):
+            self.problem("--tensor-model-parallel-size", undivided)
         if wrong := checkout_problem(self.value["megatron_patch_path"]):
             self.problem("--megatron-patch-path", wrong)
         return replace(processes, per_node=tp * pp) if terminal and processes.nodes == 1 else processes

@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_patch.arguments.argument import Argument
 from megatron_patch.arguments.command_line import given_texts
-from megatron_patch.arguments.divisibility import layout_findings
+from megatron_patch.arguments.divisibility import layout_findings, processes_finding
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.model import ModelReader
 from megatron_patch.arguments.option_rows import LAUNCHER
@@ -23,7 +23,7 @@ from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.arguments.ranges import option_findings
 from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
 from megatron_patch.config import Options, TrainConfig
-from megatron_patch.data_paths import DataSource, IndexedPairs, JsonFile, parse_data
+from megatron_patch.data_paths import DataSource, IndexedPairs, JsonFile, parse_data, prefix_of
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import ROOT, checkout_problem
 from megatron_patch.folders.layout import CheckpointLocation
@@ -130,9 +130,8 @@ class _Reader(ModelReader):
 
     def take_pair(self) -> None:
         """DATASET_PATH may name one file of its pair: then the pair is meant."""
-        path = self.raw.get("DATASET_PATH", "")
-        prefix, ending = os.path.splitext(path)
-        if ending in (".bin", ".idx") and not os.path.exists(f"{path}.idx") and os.path.isfile(f"{prefix}.idx"):
+        prefix = prefix_of(self.raw.get("DATASET_PATH", ""))
+        if prefix is not None:
             self.raw["DATASET_PATH"] = prefix
             self.notes.append(f"DATASET_PATH names one file of a pair; the pair {prefix} is used.")
 
@@ -157,13 +156,9 @@ class _Reader(ModelReader):
 
     def data_parallel_size(self, processes: Processes, tp: int, pp: int) -> int:
         count = processes.world_size
-        if count % (tp * pp) and not self.refused("ENV", "TP", "PP"):
-            products = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-            self.problem(
-                "TP",
-                f"TP × PP = {tp * pp} must divide the {count} processes (nodes × processes per node = {processes.nodes} × "
-                f"{processes.per_node}): write ones whose product is one of {products}, or use more GPUs.",
-            )
+        problem = processes_finding(processes, tp, pp)
+        if problem and not self.refused("ENV", "TP", "PP"):
+            self.problem("TP", problem)
         return max(1, count // (tp * pp))
 
     def sequence_parallel(self, tp: int) -> bool:

@@ -35,7 +35,8 @@ def _evaluate(job: Evaluation) -> None:
             print(in_language(line), flush=True)
 
     model = open_model(job.model, ranks, say)
-    reading = Reading(model.tokenizer, job.seq_length, job.pad_length, job.stride, job.template, job.max_bad_fraction)
+    template = job.template if job.template != "auto" else model.recorded_template or "alpaca"
+    reading = Reading(model.tokenizer, job.seq_length, job.pad_length, job.stride, template, job.max_bad_fraction)
     decoder = model.decoder(requests=0, longest=0)
     started = time.perf_counter()
     scores = [score_file(decoder, path, reading, job.batch) for path in job.paths]
@@ -44,19 +45,19 @@ def _evaluate(job: Evaluation) -> None:
     tokens = sum(score.tokens for score in scores)
     say(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s.")
     if ranks.speaks and ranks.replica == 0:
-        _write(job, {"files": [score.as_dict() for score in scores], "all": together(scores).as_dict()})
+        _write(job, template, {"files": [score.as_dict() for score in scores], "all": together(scores).as_dict()})
         say(f"Written: {job.results}")
     leave()
 
 
-def _write(job: Evaluation, results: dict[str, Any]) -> None:
+def _write(job: Evaluation, template: str, results: dict[str, Any]) -> None:
     arguments = {
         "checkpoint": str(job.model.checkpoint),
         "precision": job.model.precision,
         "seq_length": job.seq_length,
         "max_padding_length": job.pad_length,
         "stride": job.stride,
-        "template": job.template,
+        "template": template,
     }
     job.results.parent.mkdir(parents=True, exist_ok=True)
     job.results.write_text(json.dumps({"arguments": arguments, **results}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from megatron_patch.arguments.command_line import given_texts
-from megatron_patch.arguments.divisibility import layout_findings
-from megatron_patch.arguments.findings import Findings
-from megatron_patch.arguments.plan_list import PLAN
-from megatron_patch.errors import UserError, print_any_text
-from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config
-from megatron_patch.plan.fitting import GPUS, Gpu
-from megatron_patch.plan.memory import RunShape
+from megatron_patch.arguments.plan import read_plan
+from megatron_patch.errors import print_any_text
 from megatron_patch.plan.report import plan_lines
-
-_MICRO_BATCHES = 8  # of a replica, where no global batch is named
 
 
 def main(argv: list[str]) -> None:
@@ -27,65 +16,7 @@ def main(argv: list[str]) -> None:
         SystemExit: status 2, after every finding was printed.
     """
     print_any_text()
-    run, gpu = read(argv)
-    print("\n".join(plan_lines(run, gpu)))
-
-
-def read(argv: Sequence[str]) -> tuple[RunShape, Gpu]:
-    """The run and the GPU that `argv` describes.
-
-    Raises:
-        SystemExit: status 2, after every finding was printed.
-    """
-    findings = Findings()
-    texts = findings.texts(PLAN, given_texts(PLAN, argv))
-    value = findings.values(PLAN.all, texts)
-    model = _model(value["model"], findings)
-    tp, pp, micro = (value[name] for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size"))
-    flags = {"TP": "--tensor-model-parallel-size", "PP": "--pipeline-model-parallel-size"}
-    known = not findings.is_about(PLAN.documented[0])
-    for name, problem in layout_findings(model, tp, pp, model.vocab_size + value["extra_vocab_size"]) if known else ():
-        findings.add_flag(flags[name], tp if name == "TP" else pp, problem)
-    gpus = value["gpus"] * value["nodes"]
-    if gpus % (tp * pp):
-        problem = f"TP × PP = {tp * pp} must divide the {gpus} GPUs: write smaller ones, or more GPUs."
-        findings.add_flag(flags["TP"], tp, problem)
-    replicas = max(1, gpus // (tp * pp))
-    samples = value["global_batch_size"] or _MICRO_BATCHES * micro * replicas
-    if samples % (micro * replicas):
-        step = micro * replicas
-        problem = f"it must be a multiple of {micro} × {replicas} replicas: write {max(step, samples - samples % step)}."
-        findings.add_flag("--global-batch-size", samples, problem)
-    findings.exit_if_any(PLAN.name)
-    run = RunShape(
-        model=model,
-        extra_vocab_size=value["extra_vocab_size"],
-        precision=value["precision"],
-        sample_length=value["seq_length"],
-        micro_batch_size=micro,
-        micro_batches=samples // (micro * replicas),
-        data_parallel_size=replicas,
-        tensor_model_parallel_size=tp,
-        pipeline_model_parallel_size=pp,
-        sequence_parallel=value["sequence_parallel"] and tp > 1,
-        use_distributed_optimizer=value["use_distributed_optimizer"],
-        use_flash_attn=value["use_flash_attn"],
-        recompute=value["activation_checkpoint"],
-    )
-    return run, GPUS[value["gpu"]]
-
-
-def _model(text: str, findings: Findings) -> LlamaConfig:
-    """The model of a size or of a folder's config.json; a finding, and the tiny one, where it is neither."""
-    if text in TRAINING_SIZES:
-        return LLAMA_SIZES[TRAINING_SIZES[text]]
-    try:
-        if not os.path.isdir(text):
-            raise UserError(f"it is neither a size nor a folder: write one of {', '.join(TRAINING_SIZES)}, or a folder's path.")
-        return read_hf_config(Path(text))
-    except UserError as error:
-        findings.add(PLAN.documented[0], text, str(error))
-        return LLAMA_SIZES["tiny"]
+    print("\n".join(plan_lines(*read_plan(argv))))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_patch.data.json_dataset import build_json_dataset
+from megatron_patch.data.json_dataset import build_json_dataset, read_records
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.records.chunks import read_chunks
@@ -57,28 +56,14 @@ def kind_of(path: str) -> str:
         return INDEXED
     if not holds_json(Path(path)):
         return TEXT
-    record = _first_record(path)
+    _, _, record = next(read_records(Path(path)), ("", 0, None))
     keys = record if isinstance(record, dict) else {}
     if any(key in keys for key in _SFT_KEYS):
         return SFT
-    if any(isinstance(keys.get(key), str) for key in _TEXT_KEYS) or isinstance(record, str):
+    if any(isinstance(keys.get(key), str) for key in _TEXT_KEYS):
         return JSON_TEXT
     wanted = "instruction, messages or conversations (fine-tuning data), or text or content (documents)"
     raise UserError(f"{path}: its first record has none of {wanted}; write a file of such records.")
-
-
-def _first_record(path: str) -> object:
-    for chunk in read_chunks([Path(path)]):
-        for record in chunk.records:
-            if isinstance(record, bytes):
-                if not record.strip():
-                    continue
-                try:
-                    return json.loads(record)
-                except (ValueError, RecursionError):
-                    return None
-            return record
-    return None
 
 
 def windows_of(path: str, kind: str, reading: Reading) -> Iterator[Iterable[Window]]:

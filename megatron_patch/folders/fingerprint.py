@@ -86,8 +86,16 @@ def _of_checkpoint(path: str | None) -> str:
     if path is None:
         return ""
     try:
-        folder = resolve_checkpoint(path).folder
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        return folder_fingerprint(resolve_checkpoint(path).folder)
     except (OSError, UserError):  # gone; the reader of the arguments has said so
         return ""
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """`fingerprint` of every file below a folder, by their names in it.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
     return fingerprint((str(file.relative_to(folder)), file) for file in files)

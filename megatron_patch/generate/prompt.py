@@ -12,8 +12,7 @@ from megatron_patch.data.prompts import encode_alpaca, encode_llama2_chat, encod
 from megatron_patch.data.rendered import chat_renderer
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
-from megatron_patch.folders.recorded_run import RUN_CONFIG
-from megatron_patch.formats.json_files import json_object
+from megatron_patch.folders.recorded_run import read_run_config
 
 Prompt = Callable[[Sequence[Turn]], list[int]]
 
@@ -24,14 +23,12 @@ def recorded_template(checkpoint: str | Path) -> str | None:
     Raises:
         UserError: the record cannot be read.
     """
-    path = Path(checkpoint) / RUN_CONFIG
-    if not path.is_file():
+    run = read_run_config(Path(checkpoint))
+    if run is None or run.get("task") != "finetune":
+        # Pre-training on JSON has a template too, but whoever continues a text after it wants no prompt around it.
         return None
-    run = json_object(path)
-    options = run.get("options")
-    found = options.get("template") if isinstance(options, dict) else None
-    # Pre-training on JSON has a template too, but whoever continues a text after it wants no prompt around it.
-    return found if run.get("task") == "finetune" and found in PROMPT_TEMPLATES and found != "auto" else None
+    found = run["options"].get("template")
+    return found if found in PROMPT_TEMPLATES and found != "auto" else None
 
 
 def resolve_template(wanted: str, recorded: str | None, tokenizer: Tokenizer, *, chat: bool) -> str:

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from megatron_patch.arguments.generation import Generation
+from megatron_patch.folders.fingerprint import folder_fingerprint
 from megatron_patch.generate.batch import Asking
 from megatron_patch.generate.continuous_batching import Engine
 from megatron_patch.generate.prompt import prompt_maker, resolve_template
@@ -62,4 +63,4 @@ def _mark(job: Generation, folder: Path, template: str) -> str:
     """
     settings = (job.model.precision, template, job.system, job.stop, job.prompt_length, job.answer_length)
     sampling = (job.temperature, job.top_k, job.top_p, job.repetition_penalty, job.seed)
-    return sha256(json.dumps([str(folder.resolve()), *settings, *sampling]).encode()).hexdigest()[:16]
+    return sha256(json.dumps([folder_fingerprint(folder), *settings, *sampling]).encode()).hexdigest()[:16]

@@ -162,7 +162,8 @@ SENTENCES = {
         "--output-prefix、--output-dir、--sft-output-dir 至少要有一个：请写一个。"
     ),
     # evaluation, generation, serving
-    "there is {}.idx and no {}.bin: copy both.": "有 {0}.idx 而没有 {1}.bin：请两个都复制。",
+    "it must be a multiple of {} × {} replicas: write {}.": "必须是 {0} × {1} 个副本的倍数：可写 {2}。",
+    "it is neither a size nor a folder: write one of {}, or a folder's path.": "既不是模型规模，也不是文件夹：可写 {0} 之一，或文件夹的路径。",
     "there is no {}: write files, or prefixes of .bin/.idx pairs, between blanks or commas.": (
         "没有 {0}：请写文件，或 .bin/.idx 文件不带后缀的路径，以空格或逗号分隔。"
     ),
@@ -187,9 +188,6 @@ SENTENCES = {
     ),
     "{} holds neither tokenizer.model nor tokenizer.json: write --tokenizer-path and the folder that does.": (
         "{0} 中没有 tokenizer.model 或 tokenizer.json：请写 --tokenizer-path 和存放它的文件夹。"
-    ),
-    "TP × PP = {} must divide the {} processes ({} nodes of {}): write smaller ones, or use more GPUs.": (
-        "TP × PP = {0} 必须整除 {1} 个进程（{2} 个节点，每个 {3} 个）：请写小一些的，或使用更多 GPU。"
     ),
     "MEGATRON_PATH is not used: no engine of Megatron's is needed without training.": "没有使用 MEGATRON_PATH：不训练时不需要 Megatron。",
     "the model is made for {} positions: write that or less.": "模型只支持 {0} 个位置：请写它或更小的值。",

@@ -106,6 +106,14 @@ def test_texts_in_every_layout(layout, tmp_path, documents):
     assert f"{len(whole):,}" in done.stdout
 
 
+def test_one_file_of_a_pair_means_the_pair(tmp_path, documents):
+    done = run(
+        SCRIPT, *words(SEQ_LEN=SEQ, PAD_LEN=SEQ, DATASET_PATH=f"{PAIR}.bin"), "--stride", STRIDE, "--results", tmp_path / "r"
+    )
+    assert done.returncode == 0, done.stdout
+    assert results(tmp_path / "r")["files"][0]["loss"] == pytest.approx(sum(documents[0]) / len(documents[0]), abs=1e-5)
+
+
 def test_a_checkpoint_of_megatron_with_extra_rows(tmp_path):
     """The added rows are the mean of the others and take probability, so the loss differs and is finite."""
     megatron = tmp_path / "megatron"
@@ -128,7 +136,6 @@ def test_a_checkpoint_of_megatron_with_extra_rows(tmp_path):
     [
         ("/nowhere.json", "there is no /nowhere.json"),
         (f"{SFT} /nowhere.json", "there is no /nowhere.json"),
-        (f"{PAIR}.bin", "is one file of a pair: write it without its ending"),
     ],
 )
 def test_a_wrong_path_is_one_sentence(got, sentence, tmp_path):
