@@ -52,7 +52,7 @@ def processes_finding(processes: Processes, tp: int, pp: int) -> str | None:
         return None
     return (
         f"TP × PP = {tp * pp} must divide the {count} processes (nodes × processes per node = {processes.nodes} × "
-        f"{processes.per_node}): write ones whose product is one of {_divisors(count)}, or use more GPUs."
+        f"{processes.per_node}): write ones whose product is one of {_listed(_divisors(count))}, or use more GPUs."
     )
 
 

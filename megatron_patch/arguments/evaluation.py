@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.findings import Findings
-from megatron_patch.arguments.trained_model import JobReading, TrainedModel, TrainedModelReader
+from megatron_patch.arguments.trained_model import JobReading, TrainedModel, TrainedModelReader, what_fits
 from megatron_patch.data_paths import IndexedPairs, prefix_of
 from megatron_patch.formats.typed import path_problem, unwritable
 
@@ -44,7 +44,7 @@ def read_evaluation(argv: Sequence[str]) -> JobReading[Evaluation]:
     """
     findings = Findings()
     texts = findings.texts(EVALUATE, given_texts(EVALUATE, argv))
-    value = findings.values(EVALUATE.all, texts)
+    value = findings.values(EVALUATE.all, texts, what_fits(texts["load"]))
     reader = TrainedModelReader(EVALUATE, value, findings)
     processes, model = reader.processes(), reader.model()
     seq, stride = value["seq_length"], value["stride"] or max(1, value["seq_length"] // 2)

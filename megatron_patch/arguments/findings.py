@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,12 +90,20 @@ class Findings:
             clean[argument.dest] = [_clean(text) for text in given] if argument.several else _clean(given)
         return clean
 
-    def values(self, arguments: Iterable[Argument], texts: Texts) -> dict[str, Any]:
-        """`dest` → value of each argument, by its kind; the default of one that was not given."""
-        return {one.dest: self.value(one, texts[one.dest]) if one.dest in texts else one.default for one in arguments}
+    def values(self, arguments: Iterable[Argument], texts: Texts, fitting: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """`dest` → value of each argument, by its kind; the default of one that was not given.
 
-    def value(self, argument: Argument, text: Any) -> Any:
-        """The value behind one text, or several texts, by the argument's kind."""
+        Args:
+            fitting: `dest` → what goes with the other arguments: an example of a number, or those of the choices.
+        """
+        fits = fitting or {}
+        return {
+            one.dest: self.value(one, texts[one.dest], fits.get(one.dest)) if one.dest in texts else one.default
+            for one in arguments
+        }
+
+    def value(self, argument: Argument, text: Any, fitting: Any = None) -> Any:
+        """The value behind one text, or several texts, by the argument's kind; `fitting` as with `values`."""
         if argument.several:
             for one in text if argument.kind == "paths" else ():
                 self.path(argument, one)
@@ -104,7 +112,8 @@ class Findings:
             return text if self.path(argument, text) or argument.default is None else argument.default
         if argument.kind == "text":
             return self.only(argument, text)
-        return getattr(self, argument.kind)(argument, text)
+        read = getattr(self, argument.kind)
+        return read(argument, text) if fitting is None else read(argument, text, fitting)
 
     def path(self, argument: Argument, text: str) -> bool:
         """Whether a path can be looked at; a finding where it cannot."""

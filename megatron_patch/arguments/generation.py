@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.generation_list import GENERATE
-from megatron_patch.arguments.trained_model import NONE, JobReading, TrainedModel, TrainedModelReader
+from megatron_patch.arguments.trained_model import NONE, JobReading, TrainedModel, TrainedModelReader, what_fits
 from megatron_patch.formats.typed import path_problem, unwritable
 
 # Fields that are an argument's value as it is, under the flag's name.
@@ -49,7 +49,7 @@ def read_generation(argv: Sequence[str]) -> JobReading[Generation]:
     """
     findings = Findings()
     texts = findings.texts(GENERATE, given_texts(GENERATE, argv))
-    value = findings.values(GENERATE.all, texts)
+    value = findings.values(GENERATE.all, texts, what_fits(texts["load"]))
     reader = TrainedModelReader(GENERATE, value, findings)
     terminal = value["text_generate_input_file"] == NONE
     processes, model = reader.processes(terminal=terminal), reader.model()

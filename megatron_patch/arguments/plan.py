@@ -16,6 +16,8 @@ from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, Llama
 from megatron_patch.plan.fitting import GPUS, Gpu
 from megatron_patch.plan.memory import RunShape
 
+_FLAGS = {"TP": "--tensor-model-parallel-size", "PP": "--pipeline-model-parallel-size"}
+_GLOBAL_BATCH = next(one for one in PLAN.flags if one.flag == "--global-batch-size")
 _MICRO_BATCHES = 8  # of a replica, where no global batch is named
 
 
@@ -27,22 +29,24 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu]:
     """
     findings = Findings()
     texts = findings.texts(PLAN, given_texts(PLAN, argv))
-    value = findings.values(PLAN.all, texts)
+    value = findings.values((one for one in PLAN.all if one is not _GLOBAL_BATCH), texts)
     model = _model(value["model"], findings)
     tp, pp, micro = (value[name] for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size"))
-    flags = {"TP": "--tensor-model-parallel-size", "PP": "--pipeline-model-parallel-size"}
-    known = not findings.is_about(PLAN.documented[0])
-    for name, problem in layout_findings(model, tp, pp, model.vocab_size + value["extra_vocab_size"]) if known else ():
-        findings.add_flag(flags[name], tp if name == "TP" else pp, problem)
     processes = Processes(value["nodes"], 0, value["gpus"], "", 0)
-    if undivided := processes_finding(processes, tp, pp):
-        findings.add_flag(flags["TP"], tp, undivided)
+    if not findings.is_about(PLAN.documented[0]):
+        rows = model.vocab_size + value["extra_vocab_size"]
+        for name, problem in layout_findings(model, tp, pp, rows, processes.world_size):
+            findings.add_flag(_FLAGS[name], tp if name == "TP" else pp, problem)
+    undivided = processes_finding(processes, tp, pp)
+    if undivided and not any(map(findings.is_about_flag, _FLAGS.values())):
+        findings.add_flag(_FLAGS["TP"], tp, undivided)
     replicas = max(1, processes.world_size // (tp * pp))
-    samples = value["global_batch_size"] or _MICRO_BATCHES * micro * replicas
-    if samples % (micro * replicas):
-        step = micro * replicas
+    step = micro * replicas
+    usual = _MICRO_BATCHES * step
+    samples = findings.values([_GLOBAL_BATCH], texts, {_GLOBAL_BATCH.dest: usual})[_GLOBAL_BATCH.dest] or usual
+    if samples % step and not findings.is_about(_GLOBAL_BATCH):
         problem = f"it must be a multiple of {micro} × {replicas} replicas: write {max(step, samples - samples % step)}."
-        findings.add_flag("--global-batch-size", samples, problem)
+        findings.add(_GLOBAL_BATCH, samples, problem)
     findings.exit_if_any(PLAN.name)
     run = RunShape(
         model=model,
@@ -50,7 +54,7 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu]:
         precision=value["precision"],
         sample_length=value["seq_length"],
         micro_batch_size=micro,
-        micro_batches=samples // (micro * replicas),
+        micro_batches=samples // step,
         data_parallel_size=replicas,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,

@@ -19,7 +19,7 @@ from megatron_patch.arguments.generation import Generation
 from megatron_patch.arguments.gpus import visible_gpus
 from megatron_patch.arguments.processes import Processes, free_port
 from megatron_patch.arguments.serving_list import CHAT, SERVE
-from megatron_patch.arguments.trained_model import JobReading, TrainedModel, TrainedModelReader
+from megatron_patch.arguments.trained_model import JobReading, TrainedModel, TrainedModelReader, what_fits
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import ROOT
 
@@ -76,7 +76,7 @@ def read_serve(argv: Sequence[str]) -> JobReading[Serving]:
 def _read(script: Script, argv: Sequence[str]) -> tuple[Generation, dict[str, Any], Processes]:
     findings = Findings()
     texts = findings.texts(script, given_texts(script, argv))
-    value = findings.values(script.all, texts)
+    value = findings.values(script.all, texts, what_fits(texts["checkpoint"]))
     value |= {"load": value["checkpoint"], "model_size": "auto", "extra_vocab_size": None, "seq_length": value["length"]}
     value |= {"env": "dsw", "megatron_path": "none", "megatron_patch_path": str(ROOT)}
     if value["precision"] == "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,7 +148,9 @@ class TrainedModelReader:
             self.problem(flags[name], problem)
         self.position_limit = model.position_limit
         if (self.value["seq_length"] or 0) > model.position_limit:
-            self.problem("--seq-length", f"the model is made for {model.position_limit} positions: write that or less.")
+            self.problem(
+                "--seq-length", f"the model is made for {model.position_limit} positions: write {model.position_limit} or less."
+            )
         if self.value["extra_vocab_size"] not in (None, extra):
             self.problem("--extra-vocab-size", f"the checkpoint has {extra}: write {extra}.")
 
@@ -160,6 +163,23 @@ class TrainedModelReader:
         problem = f"{folder} holds neither tokenizer.model nor tokenizer.json: write --tokenizer-path and the folder that does."
         self.problem("--tokenizer-path" if given else "--load", problem)
         return None
+
+
+def what_fits(load: str) -> dict[str, Any]:
+    """What of the other arguments goes with a checkpoint and with this machine, as `Findings.values` takes it.
+
+    Args:
+        load: the checkpoint as it was typed; what is wrong with it is found later.
+    """
+    fits: dict[str, Any] = {} if os.environ.get("WORLD_SIZE") else {"env": ("dsw",)}
+    try:
+        model = None if path_problem(load) else _model(Path(load))[1]
+    except UserError:
+        return fits
+    if model is not None:
+        sizes = [name for name, full in TRAINING_SIZES.items() if not shape_differences(LLAMA_SIZES[full], model)]
+        fits |= {"model_size": (*sizes, "auto"), "seq_length": model.position_limit, "length": model.position_limit}
+    return fits
 
 
 def _model(path: Path) -> tuple[Path, LlamaConfig | None, int]:

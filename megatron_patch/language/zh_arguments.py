@@ -190,7 +190,7 @@ SENTENCES = {
         "{0} 中没有 tokenizer.model 或 tokenizer.json：请写 --tokenizer-path 和存放它的文件夹。"
     ),
     "MEGATRON_PATH is not used: no engine of Megatron's is needed without training.": "没有使用 MEGATRON_PATH：不训练时不需要 Megatron。",
-    "the model is made for {} positions: write that or less.": "模型只支持 {0} 个位置：请写它或更小的值。",
+    "the model is made for {} positions: write {} or less.": "模型支持 {0} 个位置：请写 {1} 或更小。",
     "the checkpoint has {}: write {}.": "检查点是 {0}：请写 {1}。",
     # gpus
     "to train on the CPU on purpose, put CUDA_VISIBLE_DEVICES= in front of the command": (

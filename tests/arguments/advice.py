@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +12,37 @@ import pytest
 
 from megatron_patch.arguments import conversion, inspection, preparation, training
 from megatron_patch.arguments.argument import Argument, Script
+from megatron_patch.arguments.conversion_list import CONVERT
+from megatron_patch.arguments.evaluation import read_evaluation
+from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.findings import Finding, Findings
+from megatron_patch.arguments.generation import read_generation
+from megatron_patch.arguments.generation_list import GENERATE
+from megatron_patch.arguments.inspection_list import INSPECT
+from megatron_patch.arguments.plan import read_plan
+from megatron_patch.arguments.plan_list import PLAN
+from megatron_patch.arguments.preparation_list import PREPARE
+from megatron_patch.arguments.processes import free_port
+from megatron_patch.arguments.serving import read_chat, read_serve
+from megatron_patch.arguments.serving_list import CHAT, SERVE
 from megatron_patch.arguments.tables import SCRIPTS
+from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
 from tests.launching import ENGINE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN_ARGUMENTS, ROOT
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 SFT = GOLDEN / "sft" / "alpaca_output.json"
 LISTS: dict[str, Script] = {script.name.split(".")[0]: script for script in SCRIPTS}
-# Scripts that use a trained model: their lists are made of the same kinds.
-_USES = ("run_evaluate_megatron_llama.sh", "run_text_generation_megatron_llama.sh")
-CONVERT, PREPARE, PRETRAIN, FINETUNE = (script for script in SCRIPTS if script.path and not script.name.endswith(_USES))
-INSPECT = next(script for script in SCRIPTS if script.name.endswith("inspection"))
+_READERS: dict[Script, Callable[[list[str]], object]] = {
+    CONVERT: conversion.read,
+    INSPECT: inspection.read,
+    PRETRAIN: lambda argv: training.read("pretrain", argv),
+    FINETUNE: lambda argv: training.read("finetune", argv),
+    EVALUATE: read_evaluation,
+    GENERATE: read_generation,
+    CHAT: read_chat,
+    SERVE: read_serve,
+    PLAN: read_plan,
+}
 
 
 @dataclass(frozen=True)
@@ -47,18 +68,27 @@ class Command:
         """All that is wrong with it, in the order of the script's arguments."""
         found: list[Finding] = []
         with pytest.MonkeyPatch.context() as here:
-            here.setattr(Findings, "exit_if_any", lambda self, name: found.extend(self.found))
-            _read(self.script, self.argv, found)
+            here.setattr(Findings, "exit_if_any", lambda self, name: _leave(self, found))
+            with contextlib.suppress(_FoundError):
+                _read(self.script, self.argv, found)
         return sorted(found, key=lambda finding: finding.place)
+
+
+class _FoundError(Exception):
+    """What stands for the end of the process."""
+
+
+def _leave(findings: Findings, found: list[Finding]) -> None:
+    found.extend(findings.found)
+    if found:
+        raise _FoundError
 
 
 def _read(script: Script, argv: list[str], found: list[Finding]) -> None:
     if script is PREPARE:
         found.extend(preparation.read(argv).findings.found)
-    elif script in (CONVERT, INSPECT):
-        (conversion if script is CONVERT else inspection).read(argv)
     else:
-        training.read("pretrain" if script is PRETRAIN else "finetune", argv)
+        _READERS[script](argv)
 
 
 def named(script: Script, values: dict[str, object]) -> dict[str, str]:
@@ -72,6 +102,10 @@ def right_commands(folder: Path) -> dict[str, Command]:
     old = {"PRETRAIN_CHECKPOINT_PATH": GOLDEN / "megatron_2023/september/mha_tp1_pp1", "MODEL_SIZE": "auto"}
     convert = (ENGINE, GOLDEN / "hf_mha", folder / "new", 1, 1, "auto", 0, "false")
     prepare = (ENGINE, ROOT, GOLDEN / "data" / "corpus.jsonl", "llamabpe", folder / "data", GOLDEN / "hf_mha")
+    model, queries = GOLDEN / "hf_gqa", folder / "queries.jsonl"
+    queries.write_text('{"query": "x"}\n')
+    evaluate = ("dsw", ENGINE, ROOT, "auto", 2, 96, 80, 0, "fp32", 1, 1, SFT, model)
+    generate = ("dsw", ENGINE, ROOT, model, "auto", 1, 2, 128, 80, 0, "fp32", 1, 64, 20, queries, folder / "answers", 0, 1, 1)
     return {
         "pretrain": Command(PRETRAIN, named(PRETRAIN, pretrain)),
         "pretrain from 2023": Command(PRETRAIN, named(PRETRAIN, {**pretrain, **old})),
@@ -80,6 +114,11 @@ def right_commands(folder: Path) -> dict[str, Command]:
         "convert": Command(CONVERT, named(CONVERT, dict(zip(CONVERT.by_name, convert)))),
         "prepare": Command(PREPARE, named(PREPARE, dict(zip(PREPARE.by_name, prepare)))),
         "inspect": Command(INSPECT, {"path": str(CORPUS)}),
+        "evaluate": Command(EVALUATE, named(EVALUATE, dict(zip(EVALUATE.by_name, evaluate))) | {"results": str(folder / "r")}),
+        "generate": Command(GENERATE, named(GENERATE, dict(zip(GENERATE.by_name, generate)))),
+        "chat": Command(CHAT, {"checkpoint": str(model)}),
+        "serve": Command(SERVE, {"checkpoint": str(model), "port": str(free_port())}),
+        "plan": Command(PLAN, {"model": "7B", "gpus": "4", "tensor_model_parallel_size": "2"}),
     }
 
 

@@ -28,7 +28,7 @@ def words(**changed):
 def losses(model, tokens, labels):
     """−ln p of each label that is not negative, by transformers' logits in fp32."""
     with torch.no_grad():
-        logits = model(torch.tensor([tokens])).logits[0].double()
+        logits = model(torch.as_tensor(tokens)[None]).logits[0].double()
     return [float(-logits[i].log_softmax(-1)[label]) for i, label in enumerate(labels) if label >= 0]
 
 
