@@ -19,10 +19,10 @@ from megatron_patch.kernels.attention import attention
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.decode_attention import decode_attention
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm
-from megatron_patch.kernels.rope import dynamic_ntk_base, rope_qkv
+from megatron_patch.kernels.rope import rope_qkv, rope_tables
 from megatron_patch.kernels.swiglu import swiglu
 from megatron_patch.llama.model_config import LlamaConfig
-from megatron_patch.llama.rope_scaling import DYNAMIC, LINEAR
+from megatron_patch.llama.rope_scaling import DYNAMIC
 from megatron_patch.llama.vocabulary import rows_of_rank
 
 # Rows of logits that are in memory at once, while losses are computed.
@@ -69,10 +69,6 @@ class Decoder:
         self.groups = config.num_query_groups // ranks.tensor_size
         self.scale = config.kv_channels**-0.5
         self.dtype = weights.layers[0].qkv.dtype
-        exponents = torch.arange(0, config.kv_channels, 2, dtype=torch.float32, device=ranks.device) / config.kv_channels
-        self._exponents = exponents
-        factor = config.rope_factor if config.rope_type == LINEAR else 1.0
-        self._frequencies = 1.0 / config.rotary_base**exponents / factor
 
     @torch.no_grad()
     def prefill(
@@ -194,19 +190,13 @@ class Decoder:
 
         A key stays in the cache as it was rotated, also when the sequence grows longer: as in transformers.
         """
-        angles = positions.float()[:, None] * self._frequencies
-        if self.config.rope_type == DYNAMIC:
-            bases = self._bases(lengths)
-            angles = positions.float()[:, None] / bases[:, None] ** self._exponents
-        return angles.cos(), angles.sin()
-
-    def _bases(self, lengths: torch.Tensor) -> torch.Tensor:
-        config, known = self.config, {}
-        for length in lengths.tolist():
-            known[length] = dynamic_ntk_base(
-                config.rotary_base, config.kv_channels, length, config.max_position_embeddings, config.rope_factor
-            )
-        return torch.tensor([known[length] for length in lengths.tolist()], dtype=torch.float32, device=lengths.device)
+        config = self.config
+        base: float | torch.Tensor = config.rotary_base
+        if config.rope_type == DYNAMIC:  # which no CUDA graph can hold: the host reads the lengths
+            bases = [config.rotary_base_of(length) for length in lengths.tolist()]
+            base = torch.tensor(bases, dtype=torch.float32, device=lengths.device)[:, None]
+        factor = config.interpolation_factor
+        return rope_tables(positions, config.kv_channels, base, positions.device, interpolation_factor=factor)
 
 
 def _lengths(ends: Sequence[int], device: torch.device) -> torch.Tensor:

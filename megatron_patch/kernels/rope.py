@@ -14,7 +14,7 @@ from ._dispatch import ceil_div, kernel, next_power_of_two, overwrite, tl, use_t
 def rope_tables(
     positions: int | torch.Tensor,
     head_dim: int,
-    base: float = 10000.0,
+    base: float | torch.Tensor = 10000.0,
     device: torch.device | str | None = None,
     *,
     interpolation_factor: float = 1.0,
@@ -23,6 +23,7 @@ def rope_tables(
 
     Args:
         positions: a length S (positions 0 … S−1), or a tensor [S] or, with positions per sample, [S, B].
+        base: one for all positions, or float32 [S, 1] with one for each.
         interpolation_factor: the factor of linear scaling. It divides the frequency, as in transformers, and not the
             position: the two round differently.
 
@@ -40,16 +41,6 @@ def rope_tables(
     frequencies = 1.0 / base**exponents / interpolation_factor
     angles = positions.to(device=device, dtype=torch.float32).unsqueeze(-1) * frequencies
     return angles.cos(), angles.sin()
-
-
-def dynamic_ntk_base(base: float, head_dim: int, length: int, max_length: int, factor: float) -> float:
-    """The rotary base of a sequence of `length` under dynamic NTK scaling (u/bloc97 and u/emozilla, 2023).
-
-    base · (factor · length / max_length − (factor − 1))^(D / (D − 2)), and `base` itself up to max_length, the
-    length that the model was trained for: transformers' `_compute_dynamic_ntk_parameters`. head_dim is above 2.
-    """
-    stretched = factor * max(length, max_length) / max_length - (factor - 1)
-    return base * stretched ** (head_dim / (head_dim - 2))
 
 
 def rope_qkv(

@@ -14,7 +14,7 @@ from typing import Any
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import finite_in, json_object, one_line, shown, whole_in
 from megatron_patch.formats.placeholders import refuse_placeholder
-from megatron_patch.llama.rope_scaling import DEFAULT, DYNAMIC, SUPPORTED, Rope, read_rope, rope_keys
+from megatron_patch.llama.rope_scaling import DEFAULT, DYNAMIC, LINEAR, SUPPORTED, Rope, dynamic_ntk_base, read_rope, rope_keys
 
 # Keys of config.json and the values that this model computes. Any other value would mean another computation.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...] | None] = {
@@ -120,6 +120,17 @@ class LlamaConfig:
         keeps the limit that the model was pre-trained with. vLLM computes the same limit; transformers has none.
         """
         return int(self.max_position_embeddings * self.rope_factor)
+
+    @property
+    def interpolation_factor(self) -> float:
+        """By what linear scaling divides the rotary frequencies; 1 without it."""
+        return self.rope_factor if self.rope_type == LINEAR else 1.0
+
+    def rotary_base_of(self, length: int) -> float:
+        """The rotary base of a sequence of `length`; only dynamic scaling makes it depend on that."""
+        if self.rope_type != DYNAMIC:
+            return self.rotary_base
+        return dynamic_ntk_base(self.rotary_base, self.kv_channels, length, self.max_position_embeddings, self.rope_factor)
 
     def parameter_count(self, extra_vocab_size: int = 0) -> int:
         """The number of weights, embedding and output layer included."""

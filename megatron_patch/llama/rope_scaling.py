@@ -1,8 +1,8 @@
 """Rotary base and scaling in a config.json, read in every spelling that transformers has had.
 
-    rope_theta: 10000.0, rope_scaling: {"type": "linear", "factor": 4.0}                        transformers 4.31 to
-    4.42 rope_theta: 10000.0, rope_scaling: {"rope_type": "linear", "type": "linear", "factor": 4.0} 4.43 to 4.57
-    rope_parameters: {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}              from 5.0 on
+    transformers 4.31 to 4.42  rope_theta: 1e4, rope_scaling: {"type": "linear", "factor": 4.0}
+    4.43 to 4.57               rope_theta: 1e4, rope_scaling: {"rope_type": "linear", "type": "linear", "factor": 4.0}
+    from 5.0 on                rope_parameters: {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 
 If a file says one thing in two places, both must agree: an older and a newer transformers would read different ones.
 Files are written in the first spelling, which every version reads. Imports no torch.
@@ -144,3 +144,13 @@ def _number(name: str, value: Any) -> float:
         got = value if not isinstance(value, int) or abs(value) <= 1e30 else "a number of many digits"
         raise UserError(f"{name} is {got!r}; it must be a finite number.")
     return float(value)
+
+
+def dynamic_ntk_base(base: float, head_dim: int, length: int, max_length: int, factor: float) -> float:
+    """The rotary base of a sequence of `length` under dynamic NTK scaling (u/bloc97 and u/emozilla, 2023).
+
+    base · (factor · length / max_length − (factor − 1))^(D / (D − 2)), and `base` itself up to max_length, the
+    length that the model was trained for: transformers' `_compute_dynamic_ntk_parameters`. head_dim is above 2.
+    """
+    stretched = factor * max(length, max_length) / max_length - (factor - 1)
+    return base * stretched ** (head_dim / (head_dim - 2))

@@ -24,9 +24,8 @@ from megatron_patch.core.recomputation import recomputed
 from megatron_patch.core.weight_gradients import direct_main_grad
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.embedding import embedding
-from megatron_patch.kernels.rope import dynamic_ntk_base, rope_tables
+from megatron_patch.kernels.rope import rope_tables
 from megatron_patch.llama.model_config import LlamaConfig
-from megatron_patch.llama.rope_scaling import DYNAMIC, LINEAR
 from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank
 from megatron_patch.model.attention import LlamaSelfAttention, with_backend
 from megatron_patch.model.linear import ColumnLinear, RowLinear
@@ -202,7 +201,7 @@ class LlamaModel(GPTModel):
 
         The table is kept from call to call and grows with the longest sequence: it is the same for every micro-batch.
         """
-        base = self._base(length)
+        base = self.llama.rotary_base_of(length)
         if position_ids is not None:
             return self._tables(position_ids.t(), base, device)
         table = self._rotary_table
@@ -212,17 +211,10 @@ class LlamaModel(GPTModel):
         return table[:length]
 
     def _tables(self, positions: int | torch.Tensor, base: float, device: torch.device) -> torch.Tensor:
-        """The joined table for `positions`; under linear scaling positions advance by 1 / factor."""
-        factor = self.llama.rope_factor if self.llama.rope_type == LINEAR else 1.0
+        """The joined table for `positions`."""
+        factor = self.llama.interpolation_factor
         tables = rope_tables(positions, self.config.kv_channels, base, device, interpolation_factor=factor)
         return torch.cat(tables, dim=-1)
-
-    def _base(self, length: int) -> float:
-        """The rotary base of a sequence of `length`; only dynamic scaling makes it depend on that."""
-        model = self.llama
-        if model.rope_type != DYNAMIC:
-            return model.rotary_base
-        return dynamic_ntk_base(model.rotary_base, model.kv_channels, length, model.max_position_embeddings, model.rope_factor)
 
     def forward(
         self,

@@ -144,7 +144,8 @@ def alone():
 
 
 def test_base_of_dynamic_scaling_equals_transformers():
-    from megatron_patch.kernels.rope import dynamic_ntk_base, rope_tables
+    from megatron_patch.kernels.rope import rope_tables
+    from megatron_patch.llama.rope_scaling import dynamic_ntk_base
 
     config = TransformersConfig(
         hidden_size=512, num_attention_heads=4, max_position_embeddings=4096, rope_theta=1e4,
