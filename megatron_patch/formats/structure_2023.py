@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_patch.errors import UserError
 from megatron_patch.formats.names_2023 import PART, layer_and_name
 from megatron_patch.formats.rank_folders import rank_files
 from megatron_patch.formats.vocabulary_2023 import VocabularyRows
@@ -37,6 +36,12 @@ _REFUSED = (
     pickle.EXT2,
     pickle.EXT4,
 )
+
+# What the zip and the unpickler raise for bytes that are no file of torch.save; the last five, for a broken pickle.
+_UNREADABLE = (
+    OSError, EOFError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError,
+    ValueError, KeyError, TypeError, AttributeError, IndexError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -146,35 +151,52 @@ def read_vocabulary_rows(folder: Path) -> VocabularyRows | None:
     rows, arguments, is_wider = 0, None, False
     files = rank_files(folder)[0]
     for path in files:
-        try:
-            content = _structure(path)
-            embedding, norm = _embedding_and_norm(content["model"])
-            rows += embedding.rows
-            arguments = arguments or content.get("args")
-            is_wider = embedding.item_bytes > norm.item_bytes
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError, StopIteration):
+        content = _structure(path)
+        found = _embedding_and_norm(content)
+        if found is None:
             return None
-        except (OSError, EOFError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError):
-            return None
+        embedding, norm = found
+        rows += embedding.rows
+        arguments = arguments or content.get("args")
+        is_wider = embedding.item_bytes > norm.item_bytes
     return VocabularyRows(rows, len(files), is_wider, arguments)
 
 
 def _structure(path: Path) -> Any:
-    """The plain value that data.pkl of a torch.save file describes."""
-    with zipfile.ZipFile(path) as archive:
-        entry = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > min(_LARGEST, path.stat().st_size):
-            raise UserError(f"{path}: data.pkl is compressed or too long.")
-        return _StructureReader(io.BytesIO(archive.read(entry))).load()
+    """The plain value that data.pkl of a torch.save file describes; None if there is none that can be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = next((entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")), None)
+            longest = min(_LARGEST, path.stat().st_size)
+            if entry is None or entry.compress_type != zipfile.ZIP_STORED or entry.file_size > longest:
+                return None
+            return _StructureReader(io.BytesIO(archive.read(entry))).load()
+    except _UNREADABLE:
+        return None
 
 
-def _embedding_and_norm(model: Any) -> tuple[_Tensor, _Tensor]:
-    """The embedding, and a norm to compare its dtype with, in the structure of any of the original's programs."""
-    if "language_model" in model:
-        encoder = model["language_model"].get("encoder") or model["language_model"]["transformer"]
-        embedding = model["language_model"]["embedding"]["word_embeddings"]["weight"]
+def _embedding_and_norm(content: Any) -> tuple[_Tensor, _Tensor] | None:
+    """The embedding, and a norm to compare its dtype with, in the structure of any of the original's programs.
+
+    None if one of them is not there.
+    """
+    model = _entry(content, "model")
+    if _entry(model, "language_model") is not None:
+        encoder = _entry(model, "language_model", "encoder") or _entry(model, "language_model", "transformer")
+        embedding = _entry(model, "language_model", "embedding", "word_embeddings", "weight")
+        prefix = ""
     else:
-        encoder = {name.removeprefix("decoder."): tensor for name, tensor in model.items()}
-        embedding = model["embedding.word_embeddings.weight"]
-    norm = next(tensor for name, tensor in encoder.items() if PART.get(layer_and_name(name)[1]) == "attention_norm")
-    return embedding, norm
+        encoder, embedding, prefix = model, _entry(model, "embedding.word_embeddings.weight"), "decoder."
+    names = [name for name in encoder if isinstance(name, str)] if isinstance(encoder, dict) else []
+    norms = (encoder[name] for name in names if PART.get(layer_and_name(name.removeprefix(prefix))[1]) == "attention_norm")
+    norm = next(norms, None)
+    return (embedding, norm) if isinstance(embedding, _Tensor) and isinstance(norm, _Tensor) else None
+
+
+def _entry(value: Any, *names: str) -> Any:
+    """What stands in dictionaries inside each other under `names`; None if one of them is not there."""
+    for name in names:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name)
+    return value
