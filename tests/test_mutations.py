@@ -1,4 +1,4 @@
-"""benchmarks/mutations.py can plant each fault of its table: the text is there once, and so are the tests that find it."""
+"""benchmarks/mutations.py can plant each fault of its table: its text is there once, and so are its tests."""
 
 from __future__ import annotations
 

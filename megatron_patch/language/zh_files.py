@@ -41,7 +41,6 @@ SENTENCES = {
     "{} holds no mp_rank_ folder with weights; copy the checkpoint again.": "{0} 中没有带权重的 mp_rank_ 文件夹；请重新复制检查点。",
     "{} is missing, and ranks beyond it are there; copy the checkpoint again.": "缺少 {0}，而后面的 rank 都在；请重新复制检查点。",
     "{} holds neither {}; copy the checkpoint again.": "{0} 中没有 {1}；请重新复制检查点。",
-    "{}: data.pkl is compressed or too long.": "{0}：data.pkl 被压缩或过长。",
     "{}, or 0, which keeps them": "{0}，或写 0（保留这些行）",
     "{} has {} rows for a vocabulary of {}, {} of them beyond it: write {}.": "{0} 有 {1} 行，词表为 {2}，超出 {3} 行：请写 {4}。",
     # safetensors, torch files, lazy tensors

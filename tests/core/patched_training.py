@@ -19,7 +19,7 @@ def train_save_and_resume(folder: str, layout: Any) -> None:
     Raises an exception if the resumed losses differ from the uninterrupted ones, or if anything on the way fails.
     """
     from megatron_patch.checkpoint.restore import restore
-    from megatron_patch.checkpoint.save import Progress, save_checkpoint
+    from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
     from megatron_patch.train.step import train_step
@@ -36,7 +36,7 @@ def train_save_and_resume(folder: str, layout: Any) -> None:
         losses.append(train_step(state, tiny_batches(step, 2)).loss)
         state.scheduler.step(increment=1)
         if step == 1:
-            saved = save_checkpoint(config, state.model, state.optimizer, state.scheduler, Progress(2, 4, 0, 0))
+            saved = save_checkpoint(config, state.model, state.optimizer, state.scheduler, RunProgress(2, 4, 0, 0))
     again = fresh()
     restore(Path(saved), again.model, again.optimizer, again.scheduler)
     for step in (2, 3):
