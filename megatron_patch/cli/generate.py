@@ -56,9 +56,9 @@ def generate(job: Generation) -> None:
     Raises:
         UserError, OSError: the checkpoint, the tokenizer or a file cannot be used.
     """
+    from megatron_patch.generate.asking import open_engine
     from megatron_patch.generate.batch import answer_file
     from megatron_patch.generate.ranks import join, leave
-    from megatron_patch.generate.session import KEEPS_TURNS, open_session
     from megatron_patch.generate.terminal import converse
 
     ranks = join(job.model.tensor_model_parallel_size, job.model.pipeline_model_parallel_size)
@@ -67,11 +67,11 @@ def generate(job: Generation) -> None:
         if ranks.speaks and ranks.replica == 0:
             print(in_language(line), flush=True)
 
-    session = open_session(job, ranks, say)
+    engine, asking = open_engine(job, ranks, say)
     if job.input_file is None:
-        converse(session.engine, session.asking, session.template in KEEPS_TURNS, say)
+        converse(engine, asking, say)
     else:
-        answer_file(session.engine, session.asking, job.input_file, job.output_file, say)
+        answer_file(engine, asking, job.input_file, job.output_file, say)
         say(f"Written: {job.output_file}")
     leave()
 
