@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import sys
+import time
 from collections.abc import Callable
+from hashlib import sha256
 
 from megatron_patch.arguments.generation import Generation, read_generation
 from megatron_patch.arguments.generation_list import GENERATE
@@ -11,6 +15,8 @@ from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.language.sentences import fill, in_language
 
 _FULL = "{} What takes less: fewer sequences at once (BATCH_SIZE, BS, --requests), shorter ones, or a higher TP on more GPUs."
+
+_PATIENCE = datetime.timedelta(seconds=10)  # for torchrun's answer
 
 
 def main(argv: list[str]) -> None:
@@ -24,7 +30,7 @@ def main(argv: list[str]) -> None:
 
 
 def run_and_leave(name: str, work: Callable[[], None], interrupted: str) -> None:
-    """Do `work`, and turn what a user can mend into a sentence.
+    """Do `work`, and turn what a user can mend into a sentence. Several processes that fail alike say it once.
 
     Args:
         name: of the command, in front of the sentence.
@@ -37,7 +43,11 @@ def run_and_leave(name: str, work: Callable[[], None], interrupted: str) -> None
     try:
         work()
     except (UserError, OSError) as error:
-        print(f"{name}: {in_language(sentence(error))}", file=sys.stderr, flush=True)
+        text = f"{name}: {in_language(sentence(error))}"
+        if _is_first_to_say(text):
+            print(text, file=sys.stderr, flush=True)
+        else:
+            time.sleep(1)  # so that torchrun finds that one first
         sys.exit(2)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, whose import costs seconds
@@ -48,6 +58,23 @@ def run_and_leave(name: str, work: Callable[[], None], interrupted: str) -> None
     except KeyboardInterrupt:
         print(f"{name}: {in_language(interrupted)}", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _is_first_to_say(text: str) -> bool:
+    """Whether none of the processes that torchrun has started said this before.
+
+    They are asked through torchrun's store, which also counts before they have joined each other, and after one has
+    ended. Where it cannot be asked, all say it.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from torch.distributed import TCPStore
+
+    try:
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PATIENCE)
+        return store.add(f"said/{sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()}", 1) == 1
+    except RuntimeError:  # torch's class for every fault of the network
+        return True
 
 
 def generate(job: Generation) -> None:
