@@ -15,7 +15,6 @@ from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.language.sentences import fill, in_language
 
 _FULL = "{} What takes less: fewer sequences at once (BATCH_SIZE, BS, --requests), shorter ones, or a higher TP on more GPUs."
-
 _PATIENCE = datetime.timedelta(seconds=10)  # for torchrun's answer
 
 
