@@ -21,8 +21,8 @@ _GLOBAL_BATCH = next(one for one in PLAN.flags if one.flag == "--global-batch-si
 _MICRO_BATCHES = 8  # of a replica, where no global batch is named
 
 
-def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu]:
-    """The run and the GPU that `argv` describes.
+def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
+    """The run, the GPU, GPUs of a node and nodes that `argv` describes.
 
     Raises:
         SystemExit: status 2, after every finding was printed.
@@ -63,7 +63,7 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu]:
         use_flash_attn=value["use_flash_attn"],
         recompute=value["activation_checkpoint"],
     )
-    return run, GPUS[value["gpu"]]
+    return run, GPUS[value["gpu"]], value["gpus"], value["nodes"]
 
 
 def _model(text: str, findings: Findings) -> LlamaConfig:

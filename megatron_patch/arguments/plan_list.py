@@ -16,8 +16,8 @@ _MODEL = Argument(
 PLAN = Script(
     name="megatron-patch plan",
     path="",
-    zh="训练前估算显存与通信",
-    en="GPU memory and traffic of a training, on paper",
+    zh="训练前估算显存、速度与通信",
+    en="GPU memory, speed and traffic of a training, on paper",
     documented=(_MODEL,),
     flags=(
         flagged("--gpu", "choice", "GPU 型号", choices=tuple(GPUS), default="h200", en="Kind of GPU."),

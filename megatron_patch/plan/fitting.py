@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from megatron_patch.plan.memory import RunShape, StageMemory, fullest_stage
+from megatron_patch.plan.rates import RATES, Rates
 
 # Share of a GPU's memory that stays free: fragments of the allocator, and what libraries load later.
 SPARE = 0.0125
@@ -20,17 +21,18 @@ class Gpu:
 
     name: str
     memory: int
+    rates: Rates
 
 
 # Bytes that CUDA reports as a device's memory. H200's and H100's were read on such machines, the others are NVIDIA's
 # data sheets' gigabytes less the same share.
 GPUS = {
-    "h200": Gpu("NVIDIA H200", int(139.8 * 2**30)),
-    "h100": Gpu("NVIDIA H100 80 GB", int(79.2 * 2**30)),
-    "a100-80g": Gpu("NVIDIA A100 80 GB", int(79.2 * 2**30)),
-    "h20": Gpu("NVIDIA H20 96 GB", int(95.1 * 2**30)),
-    "l20": Gpu("NVIDIA L20 48 GB", int(44.5 * 2**30)),
-    "rtx4090": Gpu("NVIDIA GeForce RTX 4090", int(23.5 * 2**30)),
+    "h200": Gpu("NVIDIA H200", int(139.8 * 2**30), RATES["h200"]),
+    "h100": Gpu("NVIDIA H100 80 GB", int(79.2 * 2**30), RATES["h100"]),
+    "a100-80g": Gpu("NVIDIA A100 80 GB", int(79.2 * 2**30), RATES["a100-80g"]),
+    "h20": Gpu("NVIDIA H20 96 GB", int(95.1 * 2**30), RATES["h20"]),
+    "l20": Gpu("NVIDIA L20 48 GB", int(44.5 * 2**30), RATES["l20"]),
+    "rtx4090": Gpu("NVIDIA GeForce RTX 4090", int(23.5 * 2**30), RATES["rtx4090"]),
 }
 
 
