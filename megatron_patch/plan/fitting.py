@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -17,11 +18,16 @@ _MOST_OFFERED = 3
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as it is sold. `memory`: bytes that CUDA offers, after ECC and the driver."""
+    """A GPU as it is sold.
+
+    Attributes:
+        memory: bytes that CUDA offers, after ECC and the driver.
+        rates: what it multiplies, copies and sends; None of a kind that GPUS does not list.
+    """
 
     name: str
     memory: int
-    rates: Rates
+    rates: Rates | None
 
 
 # Bytes that CUDA reports as a device's memory. H200's and H100's were read on such machines, the others are NVIDIA's
@@ -34,6 +40,16 @@ GPUS = {
     "l20": Gpu("NVIDIA L20 48 GB", int(44.5 * 2**30), RATES["l20"]),
     "rtx4090": Gpu("NVIDIA GeForce RTX 4090", int(23.5 * 2**30), RATES["rtx4090"]),
 }
+
+
+# What the driver's name of such a GPU holds; the first that is found counts.
+_NAMES = {"H200": "h200", "H100": "h100", "A100": "a100-80g", "H20": "h20", "L20": "l20", "RTX 4090": "rtx4090"}
+
+
+def of_this_machine(name: str, memory: int) -> Gpu:
+    """The GPU that the driver calls `name` and gives so many bytes."""
+    kind = next((kind for text, kind in _NAMES.items() if re.search(rf"\b{text}\b", name)), None)
+    return Gpu(name, memory, RATES[kind] if kind else None)
 
 
 def fits(run: RunShape, memory: int) -> bool:

@@ -55,6 +55,8 @@ def speed_lines(run: RunShape, gpu: Gpu, gpus_per_node: int, nodes: int) -> list
     """Tokens a second and where a step's time goes; nothing for fp32, which is for CPUs and for debugging."""
     if run.precision == "fp32":
         return []
+    if gpu.rates is None:
+        return [f"The speed of an {gpu.name} is not known here; --gpu names the kinds that are."]
     step = step_time(run, gpu.rates, gpus_per_node, nodes)
     estimated = " from its data sheet; this kind was not measured" if gpu.rates.estimated else ""
     lines = [
