@@ -33,8 +33,8 @@ def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | Non
     loss = evaluate(state, batches, data.eval_batches)
     for line in validation_lines(state.iteration, loss):
         log.line(line)
-    log.scalar("lm loss validation", loss, state.iteration, state.consumed_samples)
-    log.scalar("lm loss validation ppl", perplexity(loss), state.iteration, state.consumed_samples)
+    values = {"lm loss validation": loss, "lm loss validation ppl": perplexity(loss)}
+    log.numbers(values, state.iteration, state.consumed_samples)
     return loss
 
 
