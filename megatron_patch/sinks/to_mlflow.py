@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ class Run:
     def __init__(self) -> None:
         self._client: Any = None
         self._name = ""
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells how it makes its tables
+        logging.getLogger("alembic").setLevel(logging.WARNING)
 
     def start(self, run: TrackedRun) -> tuple[str, str]:
         """Begin or go on."""

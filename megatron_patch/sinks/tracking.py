@@ -51,19 +51,25 @@ def open_trackers(config: TrainConfig, world_size: int, say: Callable[[str], Non
         known_as = _recorded(root, kind, project) if goes_on else None
         settings = {**config.as_dict(), "processes": world_size}
         run = TrackedRun(project, config.name, Path(config.output_path), settings, known_as)
-        tracker = _begun(kind, run, root, say)
-        if tracker is not None:
-            found.append(TrackerSink(kind, tracker))
+        if (begun := _begun(kind, run)) is None:
+            continue
+        sink, name, place = begun
+        found.append(sink)
+        _record(root, kind, project, name)
+        if known_as is None:
+            say(f"  {kind.title}: run {name}, {place}")
+        else:
+            say(f"  {kind.title}: going on with run {name}, {place}")
     return found
 
 
-def _begun(kind: Kind, run: TrackedRun, root: Path, say: Callable[[str], None]) -> Tracker | None:
-    """The tracker with its run; None where one that was known cannot be taken up, which a warning says."""
+def _begun(kind: Kind, run: TrackedRun) -> tuple[Sink, str, str] | None:
+    """(the tracker, its name of the run, where that is); None where a known one cannot be taken up: a warning says it."""
     run.folder.mkdir(parents=True, exist_ok=True)
+    sink = TrackerSink(kind.title, kind.make)
     try:
         with _nobody_is_asked():
-            tracker = kind.make()
-            name, place = tracker.start(run)
+            name, place = sink.start(run)
     except Exception as error:  # whatever the library raises
         if run.known_as is None:
             raise UserError(
@@ -72,12 +78,7 @@ def _begun(kind: Kind, run: TrackedRun, root: Path, say: Callable[[str], None]) 
             ) from None
         _LOGGER.warning(f"{kind.title} cannot take up run {run.known_as} ({_reason(error)}); training goes on without it.")
         return None
-    _record(root, kind, run.project, name)
-    if run.known_as is None:
-        say(f"  {kind.title}: run {name}, {place}")
-    else:
-        say(f"  {kind.title}: going on with run {name}, {place}")
-    return tracker
+    return sink, name, place
 
 
 @contextmanager
@@ -93,9 +94,9 @@ def _nobody_is_asked() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what a library says, on one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip().rstrip('.')[:300]}" if lines else type(error).__name__
+    """What a library says, on one line."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said[:300].rstrip('.')}" if said else type(error).__name__
 
 
 def _recorded(root: Path, kind: Kind, project: str) -> str | None:
@@ -118,17 +119,40 @@ def _record(root: Path, kind: Kind, project: str, name: str) -> None:
 
 
 class TrackerSink(Sink):
-    """A tracker behind a queue and a thread of its own."""
+    """A tracker behind a queue and a thread of its own, in which the library does everything from its import on.
 
-    def __init__(self, kind: Kind, tracker: Tracker, again: float = _AGAIN, patience: float = _PATIENCE) -> None:
-        self._kind, self._tracker = kind, tracker
+    So it finds no main thread, and sets no handler of signals: Ctrl-C must go on ending a rank at once.
+
+    Args:
+        title: as people call the tracker.
+        make: imports the library, and makes the tracker.
+        again: seconds after which numbers that were not taken are handed over again.
+        patience: seconds that the end of a run waits.
+    """
+
+    def __init__(self, title: str, make: Callable[[], Tracker], again: float = _AGAIN, patience: float = _PATIENCE) -> None:
+        self._title, self._make = title, make
         self._again, self._patience = again, patience
         self._waiting: queue.Queue[tuple[dict[str, float], int, float] | None] = queue.Queue(_WAITING)
+        self._answer: queue.Queue[tuple[str, str] | Exception] = queue.Queue()
         self._ending = threading.Event()
         self._failed = self._warned = False
-        self._lost = 0  # numbers that were not handed over
-        self._thread = threading.Thread(target=self._work, name=f"tracker {kind.library}", daemon=True)
+        self._lost = 0  # log lines that were not handed over
+        self._thread = threading.Thread(target=self._work, name=title, daemon=True)
+        self._run: TrackedRun | None = None
+
+    def start(self, run: TrackedRun) -> tuple[str, str]:
+        """Begin the run, or go on with it. Returns (its name for the tracker, where people find it).
+
+        Raises:
+            Exception: what the library raises.
+        """
+        self._run = run
         self._thread.start()
+        answer = self._answer.get()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def numbers(self, values: Mapping[str, float], iteration: int, samples: int) -> None:
         """Put the numbers into the queue; where it is full they are dropped, and counted."""
@@ -148,15 +172,22 @@ class TrackerSink(Sink):
         self._thread.join(self._patience)
         lost = self._lost + sum(one is not None for one in list(self._waiting.queue))
         if lost or self._thread.is_alive():
-            _LOGGER.warning(f"{self._kind.title} has not got everything ({lost} log lines); TensorBoard's files have it.")
+            _LOGGER.warning(f"{self._title} has not got everything ({lost} log lines); TensorBoard's files have it.")
 
     def _work(self) -> None:
+        assert self._run is not None
+        try:
+            tracker = self._make()
+            self._answer.put(tracker.start(self._run))
+        except Exception as error:  # whatever the library raises; `start` raises it
+            self._answer.put(error)
+            return
         while (item := self._waiting.get()) is not None:
-            while not self._handed_over(self._tracker.log, *item):
+            while not self._handed_over(tracker.log, *item):
                 if self._ending.wait(self._again):
                     self._lost += 1
                     return
-        if not self._handed_over(self._tracker.finish, self._failed):
+        if not self._handed_over(tracker.finish, self._failed):
             self._lost += 1
 
     def _handed_over(self, call: Callable[..., None], *values: object) -> bool:
@@ -165,7 +196,7 @@ class TrackerSink(Sink):
         except Exception as error:  # whatever the library raises; the run goes on
             if not self._warned:
                 _LOGGER.warning(
-                    f"{self._kind.title} does not take the run's numbers ({_reason(error)}); training goes on. "
+                    f"{self._title} does not take the run's numbers ({_reason(error)}); training goes on. "
                     "It gets them later if it can."
                 )
             self._warned = True

@@ -37,6 +37,7 @@ NONE = {
     "{}: {}; {}.", "usage: python -m megatron_patch.launch {{{}}} --flags", "{} It was {}.",
     ", times the factor {} of its {} rope_scaling",
     "{}: the model's max_position_embeddings becomes {}, in its checkpoints and in what is exported.",
+    "lm loss validation",
     "a vocabulary of {} rows is too small for it: write a smaller one.",
 }  # fmt: skip
 # Made of several literals, or by a library, or in words that templates() does not take for prose.

@@ -30,7 +30,7 @@ def test_a_run_that_goes_on_goes_on_in_the_tracker_s_run(kind, tmp_path, monkeyp
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    options = Options(**{kind.option: "a project"})
+    options = Options(**{kind.option: "a-project"})
     config, said = tiny_config(output_path=str(tmp_path), options=options), []
 
     def start(first: int, last: int) -> None:
@@ -97,13 +97,19 @@ class Unwilling(Recorded):
         self.ended = failed
 
 
+def started(tracker: Unwilling, **settings: float) -> TrackerSink:
+    sink = TrackerSink("Tracker", lambda: tracker, **settings)
+    sink.start(TrackedRun("p", "NAME", Path(), {}, None))
+    return sink
+
+
 def warnings(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
 def test_a_tracker_that_fails_for_a_while_gets_everything_later_and_one_line_says_so(caplog):
     unwilling = Unwilling(failures=3)
-    sink = TrackerSink(KINDS[0], unwilling, again=0.01)
+    sink = started(unwilling, again=0.01)
     for iteration in range(5):
         sink.numbers({}, iteration, 0)
     while len(unwilling.got) < 5:
@@ -111,27 +117,27 @@ def test_a_tracker_that_fails_for_a_while_gets_everything_later_and_one_line_say
     sink.close()
     assert unwilling.got == list(range(5)) and unwilling.ended is False
     assert warnings(caplog) == [
-        "Weights & Biases does not take the run's numbers (ConnectionError: no route to host); training goes on. "
+        "Tracker does not take the run's numbers (ConnectionError: no route to host and more); training goes on. "
         "It gets them later if it can."
     ]
 
 
 def test_a_tracker_that_is_gone_does_not_keep_a_run_from_ending(caplog):
     """One that raises, and one that never returns; a run's error is told to one that listens."""
-    sink = TrackerSink(KINDS[0], Unwilling(failures=1 << 30), again=3600)
+    sink = started(Unwilling(failures=1 << 30), again=3600)
     sink.numbers({}, 1, 0)
     sink.numbers({}, 2, 0)
     sink.close()
     assert "has not got everything (2 log lines)" in warnings(caplog)[-1]
     stuck, release = Unwilling(failures=0), threading.Event()
     stuck.log = lambda *_: release.wait()
-    sink = TrackerSink(KINDS[1], stuck, patience=0.05)
+    sink = started(stuck, patience=0.05)
     sink.numbers({}, 1, 0)
     sink.close()
-    assert "SwanLab has not got everything" in warnings(caplog)[-1]
+    assert "Tracker has not got everything" in warnings(caplog)[-1]
     release.set()
     ended = Unwilling(failures=0)
-    sink = TrackerSink(KINDS[2], ended)
+    sink = started(ended)
     try:
         raise RuntimeError("the run's")
     except RuntimeError:
