@@ -64,7 +64,7 @@ def open_trackers(config: TrainConfig, world_size: int, say: Callable[[str], Non
 
 
 def _begun(kind: Kind, run: TrackedRun) -> tuple[Sink, str, str] | None:
-    """(the tracker, its name of the run, where that is); None where a known one cannot be taken up: a warning says it."""
+    """(the tracker, its name of the run, where that is); None where a known one cannot be taken up, with a warning."""
     run.folder.mkdir(parents=True, exist_ok=True)
     sink = TrackerSink(kind.title, kind.make)
     try:
