@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from megatron_patch.config import Options
 from megatron_patch.formats.typed import number
+from megatron_patch.sinks.tracker import missing_libraries
 
 
 def option_findings(task: str, options: Options, refused: Callable[[str], bool]) -> Iterator[tuple[str, object, str]]:
@@ -27,6 +28,7 @@ def option_findings(task: str, options: Options, refused: Callable[[str], bool])
     if task == "pretrain" and options.gradient_accumulation_steps > 1:
         wanted = "it is for fine-tuning; here GLOBAL_BATCH_SIZE says it: remove the flag."
         yield "--gradient-accumulation-steps", options.gradient_accumulation_steps, wanted
+    yield from missing_libraries(options)
 
 
 def _is_split(text: str) -> bool:

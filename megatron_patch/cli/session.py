@@ -56,6 +56,7 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     log = RunLog(config, active=layout.is_logger)
     state = None
     try:
+        log.open_trackers(config, layout.world_size)
         data = build_data(config, layout, log.line)
         state = build_state(config, layout, log, data.train_iters)
         start_state(state, log)

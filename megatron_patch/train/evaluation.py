@@ -58,7 +58,7 @@ def _mean(sums: torch.Tensor) -> float:
 def _log(state: TrainState, log: RunLog, loss: float, name: str = "") -> None:
     """The lines and scalars of one file's loss, or of all together without a name."""
     for line in validation_lines(state.iteration, loss, name):
-        log.line(line)
+        log.iteration_line(line)
     behind = f"/{name}" if name else ""
     values = {f"lm loss validation{behind}": loss, f"lm loss validation ppl{behind}": perplexity(loss)}
     log.numbers(values, state.iteration, state.consumed_samples)

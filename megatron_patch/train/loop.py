@@ -139,7 +139,7 @@ def _log_training(
     tokens = config.global_batch_size * config.sample_length / seconds / layout.world_size
     tflops = tokens * config.model.flops_per_token(config.sample_length, config.extra_vocab_size) / 1e12
     fp16 = config.precision == "fp16"
-    log.line(
+    log.iteration_line(
         training_line(
             iteration=state.iteration,
             train_iters=data.train_iters,
@@ -193,6 +193,7 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
 def save(state: TrainState, log: RunLog) -> None:
     """Write a checkpoint, and a line about where it lies."""
     started = time.perf_counter()
+    log.make_room()  # for the bar of the first rank
     if state.gathers is not None:
         state.gathers.finish()
     progress = RunProgress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)

@@ -17,7 +17,8 @@ from tests.launching import ROOT
 
 PACKAGE = ROOT / "megatron_patch"
 # What a user reads before a run starts. Lists and tables hold both languages side by side.
-ROOMS = ("arguments", "cli", "folders", "llama", "records", "data_paths.py", "launch.py", "torchrun.py")
+ROOMS = ("arguments", "cli", "folders", "llama", "records", "data_paths.py", "launch.py", "torchrun.py",
+         "sinks/live_line.py", "sinks/tracker.py", "sinks/tracking.py")  # fmt: skip
 FILES = ("typed", "json_files", "placeholders", "rank_folders", "vocabulary_2023", "structure_2023", "safetensors_files", "lazy",
          "torch_files", "distcp", "distcp_metadata")  # fmt: skip
 # cli/main.py and cli/plan.py, the console command's own words, are English alone for now.
@@ -36,6 +37,7 @@ NONE = {
     "{}: {}; {}.", "usage: python -m megatron_patch.launch {{{}}} --flags", "{} It was {}.",
     ", times the factor {} of its {} rope_scaling",
     "{}: the model's max_position_embeddings becomes {}, in its checkpoints and in what is exported.",
+    "lm loss validation",
     "a vocabulary of {} rows is too small for it: write a smaller one.",
 }  # fmt: skip
 # Made of several literals, or by a library, or in words that templates() does not take for prose.
