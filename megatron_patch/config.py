@@ -76,7 +76,12 @@ class Options:
     """Go on from this training checkpoint of another NAME: a run's folder in OUTPUT_BASEPATH/checkpoint, or an
     iteration's."""
     keep_last: int = 0
-    """Training checkpoints to keep; 0 keeps all."""
+    """Training checkpoints to keep; 0 keeps all. The one of the lowest validation loss is kept beside them if
+    `--save-best` is set."""
+    save_best: bool = False
+    """Keep the checkpoint of the lowest validation loss; best_checkpointed_iteration.txt names it."""
+    early_stopping_patience: int = 0
+    """End the run after this many evaluations in a row without a lower validation loss than before; 0 never does."""
     exit_interval: int = 0
     """Save and stop after this many iterations of this run; 0 never does."""
     exit_duration_in_mins: float = 0.0

@@ -6,13 +6,16 @@ import megatron_patch.core.device as device
 
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 
 from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.starting_point import find_start
+from megatron_patch.folders.tracker import BEST_TRACKER
 from megatron_patch.train import optimizer as optim
+from megatron_patch.train.best import count_evaluation, require_validation, said_of_best, why_over
 from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.log import RunLog, training_line
 from megatron_patch.train.product_choices import write_choices
@@ -27,8 +30,12 @@ _SETTLED = 3
 
 def run(state: TrainState, data: RunData, log: RunLog) -> None:
     """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way."""
+    require_validation(state, data)
     if state.iteration >= data.train_iters:
         log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
+    elif over := why_over(state):
+        log.line(f"  nothing is left to do: {over}; a larger number goes on")
+        return
     log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
     stop = StopRequest(state.config)
     batches = train_batches(state, data)
@@ -52,17 +59,30 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 write_choices(state.config)
             if state.steps_here == _SETTLED:
                 _log_memory(state, log)
-            evaluating = _due(state.iteration, data.eval_every, data.train_iters)
-            if evaluating and run_evaluation(state, data, log) is not None:
-                window.restart_clock()
-            stopping = stop.requested()
-            if _due(state.iteration, data.save_every, data.train_iters) or stopping:
-                save(state, log)
+            paused, end = _evaluate_and_save(state, data, log, stop)
+            if paused:
                 window.restart_clock()
             profile.step()
-            if stopping:
-                log.line(f" stopping at iteration {state.iteration} as asked; the same command goes on from here.")
+            if end:
+                log.line(f" stopping at iteration {state.iteration} {end}")
                 return
+
+
+def _evaluate_and_save(state: TrainState, data: RunData, log: RunLog, stop: StopRequest) -> tuple[bool, str]:
+    """What is due after an iteration. Returns whether it took time, and why the run ends before its last iteration."""
+    evaluated = is_best = False
+    if _due(state.iteration, data.eval_every, data.train_iters) and (loss := run_evaluation(state, data, log)) is not None:
+        evaluated, is_best = True, count_evaluation(state, loss)
+    stopping = stop.requested()
+    over = why_over(state) if state.iteration < data.train_iters else None
+    due = _due(state.iteration, data.save_every, data.train_iters) or stopping or over is not None
+    saving = due or (is_best and state.config.options.save_best)
+    if saving:
+        save(state, log, only_best=not due)
+    if is_best and state.config.options.save_best:
+        log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {state.iteration}")
+    end = f"early: {over}." if over else "as asked; the same command goes on from here." if stopping else ""
+    return evaluated or saving, end
 
 
 def _due(iteration: int, every: int, last: int) -> bool:
@@ -190,14 +210,15 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
     )
 
 
-def save(state: TrainState, log: RunLog) -> None:
-    """Write a checkpoint, and a line about where it lies."""
+def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
+    """Write a checkpoint, and a line about where it lies; `only_best` as in `save_checkpoint`."""
     started = time.perf_counter()
     log.make_room()  # for the bar of the first rank
     if state.gathers is not None:
         state.gathers.finish()
-    progress = RunProgress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
-    folder = save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
+    progress = RunProgress(**{one.name: getattr(state, one.name) for one in fields(RunProgress)})
+    parts = (state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
+    folder = save_checkpoint(*parts, only_best=only_best)
     log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
 
 
@@ -216,6 +237,8 @@ def start_state(state: TrainState, log: RunLog) -> None:
         progress = restore(start.folder, state.model, state.optimizer, state.scheduler)
         for name, value in vars(progress).items():
             setattr(state, name, value)
+        if said := said_of_best(state):
+            log.line(f"  {said}")
         return
     if config.load is None:
         log.line(f"  starting from random weights, seed {config.options.seed}")
