@@ -56,10 +56,11 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     log = RunLog(config, active=layout.is_logger)
     state = None
     try:
-        data = build_data(config, layout, log.line)
-        state = build_state(config, layout, log, data.train_iters)
-        start_state(state, log)
-        run(state, data, log)
+        with log.failures_told():
+            data = build_data(config, layout, log.line)
+            state = build_state(config, layout, log, data.train_iters)
+            start_state(state, log)
+            run(state, data, log)
         if state.iteration >= data.train_iters:
             log.line(_next_step(config))
     except UserError as error:

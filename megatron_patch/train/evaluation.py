@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
+import time
 from collections.abc import Iterator
 
 import torch
@@ -30,7 +31,9 @@ def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | Non
     sampler = MicroBatchSampler(data.valid_plan, state.layout.data_parallel_rank, first, first + data.eval_batches)
     vocabulary = state.config.vocab_size
     batches = micro_batches(data.valid, sampler, vocab_size=vocabulary, num_workers=0, pin_memory=device.HAS_CUDA)
+    started = time.perf_counter()
     loss = evaluate(state, batches, data.eval_batches)
+    log.event("evaluation", iteration=state.iteration, seconds=time.perf_counter() - started, batches=data.eval_batches)
     for line in validation_lines(state.iteration, loss):
         log.line(line)
     values = {"lm loss validation": loss, "lm loss validation ppl": perplexity(loss)}

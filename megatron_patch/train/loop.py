@@ -17,6 +17,7 @@ from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.log import RunLog, training_line
 from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.profiling import profiler
+from megatron_patch.train.record import data_facts, folder_bytes
 from megatron_patch.train.state import StepResult, TrainState
 from megatron_patch.train.step import train_step
 from megatron_patch.train.stopping import StopRequest
@@ -30,6 +31,8 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     if state.iteration >= data.train_iters:
         log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
     log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
+    if log.active:
+        log.event("data", **data_facts(state.config, data))
     stop = StopRequest(state.config)
     batches = train_batches(state, data)
     window = _Window()
@@ -41,6 +44,9 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             _advance(state, data, result)
             window.add(result)
             log.step(state.iteration, result.mean_loss)
+            if result.found_inf:
+                why = "overflow" if state.config.precision == "fp16" else "not finite"
+                log.event("skipped", iteration=state.iteration, why=why, loss_scale=result.loss_scale)
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
@@ -62,7 +68,9 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             profile.step()
             if stopping:
                 log.line(f" stopping at iteration {state.iteration} as asked; the same command goes on from here.")
+                log.event("stop", iteration=state.iteration, reason=stop.reason)
                 return
+    log.event("stop", iteration=state.iteration, reason="finished")
 
 
 def _due(iteration: int, every: int, last: int) -> bool:
@@ -195,7 +203,10 @@ def save(state: TrainState, log: RunLog) -> None:
         state.gathers.finish()
     progress = RunProgress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
     folder = save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
-    log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
+    seconds = time.perf_counter() - started
+    log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
+    if log.active:
+        log.event("save", iteration=state.iteration, seconds=seconds, bytes=folder_bytes(folder), folder=str(folder))
 
 
 def start_state(state: TrainState, log: RunLog) -> None:
