@@ -15,6 +15,7 @@ _TAGS = {
     "loss-scale": "loss_scale",
     "iteration-time": "seconds_per_iteration",
     "throughput": "tflops_per_gpu",
+    "tokens-per-second": "tokens_per_second",
     "mem-max-allocated-bytes": "max_allocated_bytes",
 }
 _RATE, _VALID = "learning-rate", "lm loss validation"  # each line has the first; a line may lack its loss
@@ -34,10 +35,14 @@ def read_events(date: str, folder: Path) -> Start:
         line = {key: scalars[tag].get(iteration, NAN) for tag, key in _TAGS.items() if tag in scalars}
         line |= {"iteration": iteration, "consumed_samples": samples.get(iteration, NAN)}
         start.append(start.training, line, moments.get(iteration, NAN))
-    validated = _samples(scalars, _VALID)
-    for iteration, loss in sorted(scalars[_VALID].items()):
-        line = {"iteration": iteration, "loss": loss, "consumed_samples": validated.get(iteration, NAN)}
-        start.append(start.validation.setdefault("", columns(VALIDATION)), line, moments.get(iteration, NAN))
+    for tag in sorted(scalars):
+        name = tag.removeprefix(_VALID).removeprefix("/")
+        if tag not in (_VALID, f"{_VALID}/{name}") or tag.endswith(_OVER_SAMPLES):
+            continue
+        validated = _samples(scalars, tag)
+        for iteration, loss in sorted(scalars[tag].items()):
+            line = {"iteration": iteration, "loss": loss, "consumed_samples": validated.get(iteration, NAN)}
+            start.append(start.validation.setdefault(name, columns(VALIDATION)), line, moments.get(iteration, NAN))
     if moments:
         start.began, start.ended = min(moments.values()), max(moments.values())
     return start

@@ -35,14 +35,12 @@ class MetricsSink(Sink):
     def __init__(self, folder: Path, config: TrainConfig, versions: Mapping[str, object], machine: Mapping[str, object]) -> None:
         self._file = MetricsFile(folder)
         self._config = config
-        self._world_size = 1
         self._skipped = {"overflow": 0, "not finite": 0}  # since the last line of numbers
         opening = {"format": FORMAT, "name": config.name, "arguments": config.as_dict()}
         self._file.write("start", {**opening, "versions": dict(versions), "machine": dict(machine)})
 
     def began(self, start: RunStart) -> None:
         """Note where the run goes on, unless it begins."""
-        self._world_size = start.world_size
         if start.iteration:
             self._file.write("resume", {"iteration": start.iteration, **self._consumed(start.consumed_samples)})
 
@@ -50,13 +48,12 @@ class MetricsSink(Sink):
         """Write a line of training, or one of validation."""
         line = {"iteration": iteration, **self._consumed(samples), **{_key(tag): value for tag, value in values.items()}}
         line |= {key: int(value) for key, value in line.items() if key in _WHOLE and isinstance(value, float)}
-        if _VALIDATION in values:
-            self._file.write("validation", line)
+        if any(tag.partition("/")[0] == _VALIDATION for tag in values):
+            # Of several files each has a line with its name, and all together one without.
+            name = next((tag.partition("/")[2] for tag in values if "/" in tag), None)
+            self._file.write("validation", line if name is None else {"name": name, **line})
             return
         line.setdefault("loss", None)
-        if seconds := values.get("iteration-time"):
-            speed = self._config.global_batch_size * self._config.sample_length / seconds
-            line |= {"tokens_per_second": speed, "tokens_per_second_per_gpu": speed / self._world_size}
         line |= {"skipped_iterations": self._skipped["overflow"], "nan_iterations": self._skipped["not finite"]}
         self._skipped = dict.fromkeys(self._skipped, 0)
         self._file.write("training", line)
@@ -77,4 +74,5 @@ class MetricsSink(Sink):
 
 
 def _key(tag: str) -> str:
+    tag = tag.partition("/")[0]
     return _KEYS.get(tag) or re.sub("[^a-z0-9]+", "_", tag.lower()).strip("_")

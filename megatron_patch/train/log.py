@@ -160,9 +160,10 @@ def training_line(
     return " |".join(parts) + " |"
 
 
-def validation_lines(iteration: int, loss: float) -> list[str]:
-    """Megatron-LM's validation line, between two rules of its length."""
-    text = f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity(loss):.6E} | "
+def validation_lines(iteration: int, loss: float, name: str = "") -> list[str]:
+    """Megatron-LM's validation line, between two rules of its length; of one of several files with its name."""
+    on = f" on {name}" if name else ""
+    text = f" validation loss at iteration {iteration}{on} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity(loss):.6E} | "
     return ["-" * len(text), text, "-" * len(text)]
 
 

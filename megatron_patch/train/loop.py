@@ -171,6 +171,8 @@ def _log_training(
         "grad-norm": result.grad_norm,
         "iteration-time": seconds,
         "throughput": tflops,
+        "tokens-per-second": tokens * layout.world_size,
+        "tokens-per-second-per-gpu": tokens,
         "mem-max-allocated-bytes": float(device.max_memory_allocated()),
     }
     log.numbers(values, state.iteration, state.consumed_samples)

@@ -37,21 +37,22 @@ def data_facts(config: TrainConfig, data: RunData) -> dict[str, Any]:
     """How long the run is, and how much data there is.
 
     `samples` is one pass over JSON data. Of indexed data core makes as many as the run takes; there `parts` has each
-    pair's share of the samples, and its tokens for training.
+    pair's share of the samples, and its tokens for training. Several JSON files without weights have no share.
     """
     facts: dict[str, Any] = {"train_iters": data.train_iters, "tokens_per_sample": config.sample_length}
-    facts |= {"eval_every": data.eval_every, "eval_batches": data.eval_batches, "save_every": data.save_every}
+    batches = sum(part.batches for part in data.validation)
+    facts |= {"eval_every": data.eval_every, "eval_batches": batches, "save_every": data.save_every}
     source = config.train_data
     if isinstance(source, IndexedPairs):
         total = sum(weight for weight, _ in source.pairs)
         tokens = training_tokens(config.options.split, source.prefixes)
-        facts["parts"] = [
-            {"path": prefix, "share": weight / total, "tokens": count} for (weight, prefix), count in zip(source.pairs, tokens)
-        ]
-    else:
-        valid = data.valid_plan.samples if data.valid_plan is not None else None
-        facts |= {"samples": data.plan.samples, "passes": data.plan.passes, "valid_samples": valid}
-    return facts
+        found = zip(source.pairs, tokens)
+        return facts | {"parts": [{"path": path, "share": weight / total, "tokens": count} for (weight, path), count in found]}
+    shares: list[float | None] = [weight / sum(source.weights) for weight in source.weights]
+    shares = shares or [None] * len(source.paths)
+    facts["parts"] = [{"path": path, "share": share} for path, share in zip(source.paths, shares)] if len(shares) > 1 else []
+    valid = sum(part.plan.samples for part in data.validation)
+    return facts | {"samples": data.plan.samples, "passes": data.plan.passes, "valid_samples": valid}
 
 
 def folder_bytes(folder: Path) -> int:

@@ -70,7 +70,7 @@ def _curve(config: TrainConfig, first: int, last: int, seed: int, floor: float) 
         slow = draw.uniform(1.3, 3.0) if draw.random() < 0.002 else draw.gauss(1.0, 0.008)
         tokens = 13500 * 8 / slow
         yield training(
-            config, iteration, at, loss=loss, learning_rate=rate, grad_norm=norm, loss_scale=1.0, global_batch_size=config.global_batch_size,
+            config, iteration, at, loss=loss, learning_rate=rate, grad_norm=norm, loss_scale=1.0,
             seconds_per_iteration=pace * slow, tokens_per_second=tokens, tokens_per_second_per_gpu=tokens / 8,
             tflops_per_gpu=tokens / 8 * 45e9 / 1e12, max_allocated_bytes=71_300_000_000 + (iteration > first + 100) * 900_000_000,
             skipped_iterations=0, nan_iterations=0,
@@ -85,12 +85,13 @@ def _curve(config: TrainConfig, first: int, last: int, seed: int, floor: float) 
             yield "save", {"iteration": iteration, "at": at, "seconds": draw.uniform(38, 47), "bytes": 94_370_000_000}
 
 
-def _long_config(lr: float, batch: int, total: int, **changed: Any) -> TrainConfig:
+def _long_config(lr: float, batch: int, total: int) -> TrainConfig:
     name = f"dlc-pretrain-megatron-llama-7B-lr-{lr:g}-bs-1-seqlen-4096-pr-bf16-tp-1-pp-1-ac-sel-do-true-sp-false-tt-{total}"
     data = "0.7 /mnt/data/wudao_llamabpe_text_document 0.3 /mnt/data/english_llamabpe_text_document"
     return tiny_config(
-        name=name, model=LLAMA_SIZES[TRAINING_SIZES["7B"]], output_path="/mnt/output_megatron_llama2", train_data_path=data, lr=lr, min_lr=lr / 10,
-        global_batch_size=batch, seq_length=4096, pad_length=4096, train_iters=total, warmup_iters=total // 50, save_interval=total // 10, **changed,
+        name=name, model=LLAMA_SIZES[TRAINING_SIZES["7B"]], output_path="/mnt/output_megatron_llama2", train_data_path=data,
+        lr=lr, min_lr=lr / 10, global_batch_size=batch, seq_length=4096, pad_length=4096, train_iters=total,
+        warmup_iters=total // 50, save_interval=total // 10,
     )  # fmt: skip
 
 

@@ -140,10 +140,10 @@ function passBars(done, planned) {
 }
 
 function partRow(part, tokens) {
-  const seen = tokens == null ? null : part.share * tokens;
+  const seen = tokens == null || part.share == null ? null : part.share * tokens;
   const about = [seen != null && t("about {0} tokens", counted(seen)), seen != null && part.tokens > 0 && t("{0} passes", figure(seen / part.tokens, 3))]
     .filter(Boolean).join(" · ");
-  return [el("dt", {}, `${figure(100 * part.share, 3)} %`), el("dd", {}, el("span", { className: "path inline" }, String(part.path)), el("small", {}, about))];
+  return [el("dt", {}, part.share == null ? "" : `${figure(100 * part.share, 3)} %`), el("dd", {}, el("span", { className: "path inline" }, String(part.path)), el("small", {}, about))];
 }
 
 function argumentsSection(state) {
