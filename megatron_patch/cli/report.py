@@ -36,7 +36,8 @@ def _write(job: ReportJob) -> None:
     write_text(target, text)
     for note in notes:
         print(note)
-    print(fill("Written: {}", f"{one_line(target)} ({counted(len(runs), 'run')}, {len(text) / 1000:.0f} kB)"))
+    size = fill("{} ({}, {} kB)", one_line(target), counted(len(runs), "run"), round(len(text) / 1000))
+    print(fill("Written: {}", size))
 
 
 def _refuse_another_file(target: Path) -> None:

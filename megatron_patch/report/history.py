@@ -96,7 +96,8 @@ def _extend(into: Columns, found: Columns, start: Start, offset: float) -> None:
         for name, column in found.items():
             into[name].append(column[row])
         passed = found["at"][row] - start.began
-        into[HOURS].append((offset + (passed if math.isfinite(passed) else 0.0)) / 3600)
+        hours = (offset + (passed if math.isfinite(passed) else 0.0)) / 3600
+        into[HOURS].append(max([hours, *into[HOURS][-1:]]))
 
 
 def column_of(table: Columns, name: str) -> array[float]:

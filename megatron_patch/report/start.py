@@ -89,8 +89,8 @@ def read_start(date: str, path: Path) -> Start:
 def _take(start: Start, line: dict[str, Any]) -> None:
     kind, at = line["kind"], _moment(line.get("time"))
     if math.isfinite(at):
-        start.began = at if math.isnan(start.began) else start.began
-        start.ended = at
+        # A clock may be set back while a run goes on.
+        start.began, start.ended = (at, at) if math.isnan(start.began) else (min(start.began, at), max(start.ended, at))
     iteration = plain_number(line.get("iteration"))
     if kind == "training":
         start.append(start.training, line, at)

@@ -21,7 +21,7 @@ class StopRequest:
         self.started = time.monotonic()
         self.iterations = 0
         self.signalled = False
-        self.reason = "another rank"  # of the request: what this rank knows
+        self.reason = "asked through another rank"  # until this rank knows better
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, *_: Any) -> None:

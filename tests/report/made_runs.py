@@ -7,7 +7,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,31 +56,22 @@ def _curve(config: TrainConfig, first: int, last: int, seed: int, floor: float) 
     draw, total, warm = random.Random(seed), config.train_iters, config.warmup_iters
     pace = config.global_batch_size * config.sample_length / 8 / 13500
     for iteration in range(first + 1, last + 1):
-        at = 40 + (iteration - first) * pace
-        rate = config.lr * min(1.0, iteration / warm)
-        rate = (
-            rate if iteration <= warm else config.min_lr + (config.lr - config.min_lr) * (1 - (iteration - warm) / (total - warm))
-        )
-        loss = floor + 8.6 * math.exp(-iteration / (total * 0.012)) + 0.9 * (1 + iteration / (total * 0.03)) ** -0.6
-        spike = draw.random() < 3 / total
-        loss += draw.gauss(0, 0.055) + (draw.uniform(1.0, 2.4) if spike else 0.0)
-        norm = (
-            0.28 + 2.2 * math.exp(-iteration / (total * 0.01)) + abs(draw.gauss(0, 0.05)) + (draw.uniform(4, 18) if spike else 0)
-        )
+        at, progress = 40 + (iteration - first) * pace, iteration / total
+        left = (total - iteration) / (total - warm)
+        rate = config.lr * iteration / warm if iteration <= warm else config.min_lr + (config.lr - config.min_lr) * left
+        spike = draw.uniform(1.0, 2.4) if draw.random() < 3 / total else 0.0
+        smooth = floor + 8.6 * math.exp(-progress / 0.012) + 0.9 * (1 + progress / 0.03) ** -0.6
+        norm = 0.28 + 2.2 * math.exp(-progress / 0.01) + abs(draw.gauss(0, 0.05)) + 8 * spike
         slow = draw.uniform(1.3, 3.0) if draw.random() < 0.002 else draw.gauss(1.0, 0.008)
         tokens = 13500 * 8 / slow
         yield training(
-            config, iteration, at, loss=loss, learning_rate=rate, grad_norm=norm, loss_scale=1.0,
+            config, iteration, at, loss=smooth + draw.gauss(0, 0.055) + spike, learning_rate=rate, grad_norm=norm, loss_scale=1.0,
             seconds_per_iteration=pace * slow, tokens_per_second=tokens, tokens_per_second_per_gpu=tokens / 8,
-            tflops_per_gpu=tokens / 8 * 45e9 / 1e12, max_allocated_bytes=71_300_000_000 + (iteration > first + 100) * 900_000_000,
+            tflops_per_gpu=tokens / 8 * 43e9 / 1e12, max_allocated_bytes=71_300_000_000 + (iteration > first + 100) * 900_000_000,
             skipped_iterations=0, nan_iterations=0,
         )  # fmt: skip
         if iteration % (total // 50) == 0:
-            yield "evaluation", {"iteration": iteration, "at": at, "seconds": 31.4, "batches": 10}
-            yield (
-                "validation",
-                {**training(config, iteration, at)[1], "loss": loss * 0.02 + 0.98 * (loss - draw.gauss(0, 0.02)) + 0.05},
-            )
+            yield "validation", {**training(config, iteration, at)[1], "loss": smooth + 0.05 + draw.gauss(0, 0.01)}
         if iteration % (total // 10) == 0:
             yield "save", {"iteration": iteration, "at": at, "seconds": draw.uniform(38, 47), "bytes": 94_370_000_000}
 
@@ -95,31 +86,30 @@ def _long_config(lr: float, batch: int, total: int) -> TrainConfig:
     )  # fmt: skip
 
 
-def _data(config: TrainConfig, **more: Any) -> tuple[str, dict[str, Any]]:
+def _data(config: TrainConfig) -> tuple[str, dict[str, Any]]:
     shares = [{"path": prefix, "share": weight, "tokens": 30_000_000_000} for weight, prefix in config.train_data.pairs]
-    return "data", {"train_iters": config.train_iters, "tokens_per_sample": config.sample_length, "parts": shares, **more}
+    return "data", {"train_iters": config.train_iters, "tokens_per_sample": config.sample_length, "parts": shares}
 
 
-def make_long_runs(base: Path) -> Mapping[str, Path]:
+def _stopped(lines: list[tuple[str, dict[str, Any]]], reason: str) -> list[tuple[str, dict[str, Any]]]:
+    last = lines[-1][1]
+    return [*lines, ("stop", {"iteration": last["iteration"], "reason": reason, "at": last["at"] + 50})]
+
+
+def make_long_runs(base: Path) -> None:
     """Three runs to look at: 100,000 iterations in three starts, one that stopped, one that failed."""
-    one, two, three = (
-        _long_config(lr, batch, 100_000 if batch == 256 else 50_000) for lr, batch in ((1e-5, 256), (3e-5, 512), (6e-5, 512))
-    )
+    one, two, three = _long_config(1e-5, 256, 100_000), _long_config(3e-5, 512, 50_000), _long_config(6e-5, 512, 50_000)
     last = 0.0
-    for first, end, reason, seed in ((0, 43_210, None, 1), (40_000, 71_500, "SIGTERM", 2), (71_500, 100_000, "finished", 3)):
-        gone = [("resume", {"iteration": first})] if first else []
-        lines = [opening(one, processes=8 if first < 70_000 else 16), *gone, _data(one), *_curve(one, first, end, seed, 1.72)]
-        lines += [("stop", {"iteration": end, "reason": reason, "at": lines[-1][1]["at"] + 50})] if reason else []
-        write_start(base, one, last, lines)
+    for first, end, reason, processes in ((0, 43_210, "", 8), (40_000, 71_500, "SIGTERM", 8), (71_500, 100_000, "finished", 16)):
+        resumed = [("resume", {"iteration": first})] if first else []
+        lines = [opening(one, processes=processes), *resumed, _data(one), *_curve(one, first, end, first, 1.72)]
+        write_start(base, one, last, _stopped(lines, reason) if reason else lines)
         last += lines[-1][1]["at"] + 1800
-    lines = [opening(two), _data(two), *_curve(two, 0, 38_000, 4, 1.66)]
     write_start(
-        base, two, 3000, [*lines, ("stop", {"iteration": 38_000, "reason": "--exit-duration-in-mins", "at": lines[-1][1]["at"]})]
+        base, two, 3000, _stopped([opening(two), _data(two), *_curve(two, 0, 38_000, 4, 1.66)], "--exit-duration-in-mins")
     )
-    lines = [opening(three), _data(three), *_curve(three, 0, 17_000, 5, 1.69)]
     failed = "error: CUDA out of memory. Tried to allocate 2.00 GiB."
-    write_start(base, three, 6000, [*lines, ("stop", {"iteration": 17_000, "reason": failed, "at": lines[-1][1]["at"]})])
-    return {config.name: base / "log" for config in (one, two, three)}
+    write_start(base, three, 6000, _stopped([opening(three), _data(three), *_curve(three, 0, 17_000, 5, 1.69)], failed))
 
 
 if __name__ == "__main__":
