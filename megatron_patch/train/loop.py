@@ -20,6 +20,7 @@ from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.log import RunLog, training_line
 from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.profiling import profiler
+from megatron_patch.train.record import data_facts, folder_bytes
 from megatron_patch.train.state import StepResult, TrainState
 from megatron_patch.train.step import train_step
 from megatron_patch.train.stopping import StopRequest
@@ -37,6 +38,8 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
         log.line(f"  nothing is left to do: {over}; a larger number goes on")
         return
     log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
+    if log.active:
+        log.event("data", **data_facts(state.config, data))
     stop = StopRequest(state.config)
     batches = train_batches(state, data)
     window = _Window()
@@ -48,6 +51,9 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             _advance(state, data, result)
             window.add(result)
             log.step(state.iteration, result.mean_loss)
+            if result.found_inf:
+                why = "overflow" if state.config.precision == "fp16" else "not finite"
+                log.event("skipped", iteration=state.iteration, why=why, loss_scale=result.loss_scale)
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
@@ -65,7 +71,9 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             profile.step()
             if end:
                 log.line(f" stopping at iteration {state.iteration} {end}")
+                log.event("stop", iteration=state.iteration, reason=why_over(state) or stop.reason)
                 return
+    log.event("stop", iteration=state.iteration, reason="finished")
 
 
 def _evaluate_and_save(state: TrainState, data: RunData, log: RunLog, stop: StopRequest) -> tuple[bool, str]:
@@ -219,7 +227,10 @@ def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
     progress = RunProgress(**{one.name: getattr(state, one.name) for one in fields(RunProgress)})
     parts = (state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
     folder = save_checkpoint(*parts, only_best=only_best)
-    log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
+    seconds = time.perf_counter() - started
+    log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
+    if log.active:
+        log.event("save", iteration=state.iteration, seconds=seconds, bytes=folder_bytes(folder), folder=str(folder))
 
 
 def start_state(state: TrainState, log: RunLog) -> None:
