@@ -60,6 +60,16 @@ class Options:
     """Global batches of one evaluation. Fine-tuning by EPOCH evaluates on all validation data."""
     log_interval: int = 1
     """Iterations between two console lines."""
+    progress: Literal["auto", "true", "false"] = "auto"
+    """One live line in the terminal (iteration, loss, tokens/s, time left) in place of Megatron's lines, which go to
+    the log file; `auto`: in a terminal outside notebooks."""
+    wandb_project: str = ""
+    """Show the run in this project of Weights & Biases, too; WANDB_* variables have their meaning."""
+    swanlab_project: str = ""
+    """Show the run in this project of SwanLab, too; SWANLAB_* variables have their meaning."""
+    mlflow_experiment: str = ""
+    """Show the run in this experiment of MLflow, too, on MLFLOW_TRACKING_URI's server; without one in mlflow.db below
+    OUTPUT_BASEPATH."""
     num_workers: int = 2
     """Processes that load data, for each rank; 0 loads in the training process."""
     resume_from: str = ""

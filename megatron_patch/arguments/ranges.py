@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from megatron_patch.config import Options
 from megatron_patch.formats.typed import number
+from megatron_patch.sinks.tracker import missing_libraries
 
 
 def option_findings(by_epochs: bool, options: Options, refused: Callable[[str], bool]) -> Iterator[tuple[str, object, str]]:
@@ -34,6 +35,7 @@ def option_findings(by_epochs: bool, options: Options, refused: Callable[[str], 
     if not by_epochs and options.gradient_accumulation_steps > 1:
         wanted = "it is for fine-tuning by EPOCH; here GLOBAL_BATCH_SIZE says it: remove the flag."
         yield "--gradient-accumulation-steps", options.gradient_accumulation_steps, wanted
+    yield from missing_libraries(options)
 
 
 def _is_split(text: str) -> bool:

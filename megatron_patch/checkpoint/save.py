@@ -202,7 +202,8 @@ def _write_state(state: dict[str, Any], folder: Path) -> None:
     # Those tensors and objects of which this rank has the first copy.
     mine, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
     total = sum(entry.data.nbytes for entries in mine.values() for entry in entries if isinstance(entry.data, torch.Tensor))
-    # Ranks have about as many bytes to write, so the first one's progress is shown for all.
+    # Ranks have about as many bytes to write, so the first one's progress is shown for all. `dcp.save` ends when all
+    # have written.
     with shown.Progress("saving", total) if first else nullcontext() as progress:
         writer = dcp.FileSystemWriter(folder, thread_count=_THREADS)
         dcp.save(mcore_to_pyt_state_dict(mine), storage_writer=writer, planner=_Planner(progress))

@@ -57,10 +57,12 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     log = RunLog(config, active=layout.is_logger)
     state = None
     try:
-        data = build_data(config, layout, log.line)
-        state = build_state(config, layout, log, data.train_iters)
-        start_state(state, log)
-        run(state, data, log)
+        with log.failures_told():
+            log.open_trackers(config, layout.world_size)
+            data = build_data(config, layout, log.line)
+            state = build_state(config, layout, log, data.train_iters)
+            start_state(state, log)
+            run(state, data, log)
         if state.iteration >= data.train_iters or why_over(state):
             log.line(_next_step(config, best_folder(state)))
     except UserError as error:

@@ -20,6 +20,7 @@ from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.log import RunLog, training_line
 from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.profiling import profiler
+from megatron_patch.train.record import data_facts, folder_bytes
 from megatron_patch.train.state import StepResult, TrainState
 from megatron_patch.train.step import train_step
 from megatron_patch.train.stopping import StopRequest
@@ -36,6 +37,9 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     elif over := why_over(state):
         log.line(f"  nothing is left to do: {over}; a larger number goes on")
         return
+    log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
+    if log.active:
+        log.event("data", **data_facts(state.config, data))
     stop = StopRequest(state.config)
     batches = train_batches(state, data)
     window = _Window()
@@ -46,6 +50,10 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             lr = state.optimizer.param_groups[0]["lr"]
             _advance(state, data, result)
             window.add(result)
+            log.step(state.iteration, result.mean_loss)
+            if result.found_inf:
+                why = "overflow" if state.config.precision == "fp16" else "not finite"
+                log.event("skipped", iteration=state.iteration, why=why, loss_scale=result.loss_scale)
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
@@ -63,7 +71,9 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             profile.step()
             if end:
                 log.line(f" stopping at iteration {state.iteration} {end}")
+                log.event("stop", iteration=state.iteration, reason=why_over(state) or stop.reason)
                 return
+    log.event("stop", iteration=state.iteration, reason="finished")
 
 
 def _evaluate_and_save(state: TrainState, data: RunData, log: RunLog, stop: StopRequest) -> tuple[bool, str]:
@@ -126,8 +136,8 @@ class _Window:
         """Count an iteration."""
         self.iterations += 1
         self.skipped += int(result.found_inf)
-        if not result.found_inf and result.tokens:  # a batch without a token to learn has no mean loss
-            self.losses.append(result.loss)
+        if result.mean_loss is not None:
+            self.losses.append(result.mean_loss)
 
     def seconds_per_iteration(self, known: float) -> float:
         """Mean seconds of an iteration.
@@ -157,7 +167,7 @@ def _log_training(
     tokens = config.global_batch_size * config.sample_length / seconds / layout.world_size
     tflops = tokens * config.model.flops_per_token(config.sample_length, config.extra_vocab_size) / 1e12
     fp16 = config.precision == "fp16"
-    log.line(
+    log.iteration_line(
         training_line(
             iteration=state.iteration,
             train_iters=data.train_iters,
@@ -174,18 +184,18 @@ def _log_training(
         )
     )
     values = {
-        "lm loss": window.loss,
+        **({"lm loss": window.loss} if window.loss is not None else {}),
         "learning-rate": lr,
         "batch-size": float(config.global_batch_size),
         "loss-scale": result.loss_scale,
         "grad-norm": result.grad_norm,
+        "iteration-time": seconds,
+        "throughput": tflops,
+        "tokens-per-second": tokens * layout.world_size,
+        "tokens-per-second-per-gpu": tokens,
+        "mem-max-allocated-bytes": float(device.max_memory_allocated()),
     }
-    for tag, value in values.items():
-        if value is not None:
-            log.scalar(tag, value, state.iteration, state.consumed_samples)
-    log.scalar("iteration-time", seconds, state.iteration, state.consumed_samples)
-    log.scalar("throughput", tflops, state.iteration)
-    log.scalar("mem-max-allocated-bytes", float(device.max_memory_allocated()), state.iteration)
+    log.numbers(values, state.iteration, state.consumed_samples)
 
 
 def _log_memory(state: TrainState, log: RunLog) -> None:
@@ -211,12 +221,16 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
 def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
     """Write a checkpoint, and a line about where it lies; `only_best` as in `save_checkpoint`."""
     started = time.perf_counter()
+    log.make_room()  # for the bar of the first rank
     if state.gathers is not None:
         state.gathers.finish()
     progress = RunProgress(**{one.name: getattr(state, one.name) for one in fields(RunProgress)})
     parts = (state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
     folder = save_checkpoint(*parts, only_best=only_best)
-    log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
+    seconds = time.perf_counter() - started
+    log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
+    if log.active:
+        log.event("save", iteration=state.iteration, seconds=seconds, bytes=folder_bytes(folder), folder=str(folder))
 
 
 def start_state(state: TrainState, log: RunLog) -> None:
