@@ -98,6 +98,8 @@ def main() -> None:
     else:
         # A folder megatron_patch/ where the user stands, the original's for example, is not taken for this one.
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        if (ROOT / "pyproject.toml").is_file():  # a checkout, which need not be installed
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         os.execve(sys.executable, [sys.executable, *COMMANDS[asked].line(arguments[1:])], environment)
 
 
