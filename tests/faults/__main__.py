@@ -3,9 +3,9 @@
     python -m tests.faults [--cases N] [--seed S] [--jobs N]
     python -m tests.faults --seed S --number N      one case again
 
-Each case is a run of its own: the documented script, one fault at a random moment, and the same command again to the end.
-The seed and the case's number decide fault and moment. It prints the seed and a table; the exit status is 1 if a result
-was wrong, a checkpoint was lost, a process was left behind or a traceback came.
+Each case is a run of its own: the documented script, one fault at a random moment, and the same command again to the
+end. The seed and the case's number decide fault and moment. It prints the seed and a table; the exit status is 1 if a
+result was wrong, a checkpoint was lost, a process was left behind or a traceback came.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.faults.table import FAULTS
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=int(os.environ.get("SOAK_CASES") or 1000))
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SOAK_SEED") or 1))
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("SOAK_JOBS") or len(os.sched_getaffinity(0))))

@@ -45,7 +45,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Reference:
-    """An uninterrupted run: losses as its log has them, as TensorBoard has them, and each tensor of its last checkpoint."""
+    """An uninterrupted run: its losses in the log and in TensorBoard, and each tensor of its last checkpoint."""
 
     printed: Mapping[int, str]
     exact: Mapping[int, float]

@@ -1,4 +1,4 @@
-"""A run to whose processes something happens goes on from its last checkpoint, bit for bit, and nobody is left behind."""
+"""A run to whose processes something happens goes on bit for bit from its last checkpoint, and leaves nobody behind."""
 
 from __future__ import annotations
 
