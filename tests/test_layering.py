@@ -12,7 +12,19 @@ import pytest
 from tests.import_graph import PACKAGE, ROOT, ROWS, arrows_back, circles, graph, modules, names_imported, room
 
 # No module of these rooms imports torch, directly or through others: the launcher and the command lines need them.
-TORCH_FREE_ROOMS = ("errors", "language", "llama", "records", "data_paths", "config", "folders", "plan", "arguments", "launch")
+TORCH_FREE_ROOMS = (
+    "errors",
+    "language",
+    "llama",
+    "records",
+    "data_paths",
+    "config",
+    "folders",
+    "plan",
+    "arguments",
+    "launch",
+    "processes",
+)
 TORCH_FREE_MODULES = ("megatron_patch.cli.convert", "megatron_patch.cli.preprocess")
 
 

@@ -10,6 +10,7 @@ import torch
 
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.kernels.products import first_guess
+from megatron_patch.processes import place
 from megatron_patch.train.log import RunLog, perplexity, validation_lines
 from megatron_patch.train.state import TrainState
 from megatron_patch.train.step import run_schedule
@@ -30,7 +31,7 @@ def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | Non
     sampler = MicroBatchSampler(data.valid_plan, state.layout.data_parallel_rank, first, first + data.eval_batches)
     vocabulary = state.config.vocab_size
     batches = micro_batches(data.valid, sampler, vocab_size=vocabulary, num_workers=0, pin_memory=device.HAS_CUDA)
-    loss = evaluate(state, batches, data.eval_batches)
+    loss = evaluate(state, place.moving("a validation batch", batches), data.eval_batches)
     for line in validation_lines(state.iteration, loss):
         log.line(line)
     log.scalar("lm loss validation", loss, state.iteration, state.consumed_samples)

@@ -46,6 +46,7 @@ class RunLog:
     def __init__(self, config: TrainConfig, active: bool) -> None:
         self.active = active
         self.writer: Any = None
+        self.file: Path | None = None
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -54,7 +55,8 @@ class RunLog:
         base = Path(config.output_path)
         self.folder = base / "log" / f"{config.name}_{stamp}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.handlers = (_Console(), _File(self.folder / "train.log", encoding="utf-8", errors="backslashreplace"))
+        self.file = self.folder / "train.log"
+        self.handlers = (_Console(), _File(self.file, encoding="utf-8", errors="backslashreplace"))
         for handler in self.handlers:
             _LOGGER.addHandler(handler)
         _LOGGER.setLevel(logging.INFO)

@@ -12,6 +12,8 @@ from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.starting_point import find_start
+from megatron_patch.processes import place
+from megatron_patch.processes.notes import Progress
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.log import RunLog, training_line
@@ -29,15 +31,17 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way."""
     if state.iteration >= data.train_iters:
         log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
-    stop = StopRequest(state.config)
-    batches = train_batches(state, data)
+    stop, progress = StopRequest(state.config), Progress()
+    batches = place.moving("a batch", train_batches(state, data))
     window = _Window()
     with profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
+            place.move("the step", state.iteration + 1)
             result = train_step(state, batches)
             known = time.perf_counter()
             lr = state.optimizer.param_groups[0]["lr"]
             _advance(state, data, result)
+            progress.done(state.iteration)
             window.add(result)
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
@@ -53,10 +57,13 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             evaluating = _due(state.iteration, data.eval_every, data.train_iters)
             if evaluating and run_evaluation(state, data, log) is not None:
                 window.restart_clock()
+            place.move("agreeing whether to stop")
             stopping = stop.requested()
             if _due(state.iteration, data.save_every, data.train_iters) or stopping:
                 save(state, log)
                 window.restart_clock()
+                # A save is long. A signal amid it asks for no second one.
+                stopping = stopping or stop.signalled_anywhere()
             profile.step()
             if stopping:
                 log.line(f" stopping at iteration {state.iteration} as asked; the same command goes on from here.")
@@ -191,6 +198,7 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
 def save(state: TrainState, log: RunLog) -> None:
     """Write a checkpoint, and a line about where it lies."""
     started = time.perf_counter()
+    place.move("saving")
     if state.gathers is not None:
         state.gathers.finish()
     progress = RunProgress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)

@@ -1,4 +1,4 @@
-"""When a training run ends before its last iteration: on SIGTERM, --exit-interval or --exit-duration-in-mins."""
+"""When a training run ends before its last iteration: on a signal, --exit-interval or --exit-duration-in-mins."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.processes.signals import STOPS
 
 
 class StopRequest:
     """Whether the run has been asked to stop. It then finishes the iteration, saves and leaves.
 
-    Making one installs the handler of SIGTERM. A platform sends that signal some time before it takes a machine away.
+    Making one installs the handler of SIGTERM, which a platform sends some time before it takes a machine away, and of
+    SIGINT. They may come many times and from several senders: torchrun, a process group, a service manager.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -21,7 +23,8 @@ class StopRequest:
         self.started = time.monotonic()
         self.iterations = 0
         self.signalled = False
-        signal.signal(signal.SIGTERM, self._on_signal)
+        for number in STOPS:
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, *_: Any) -> None:
         """Note the signal. The iteration goes on: in the middle of it nothing can be saved."""
@@ -37,3 +40,7 @@ class StopRequest:
         if options.exit_duration_in_mins and time.monotonic() - self.started > options.exit_duration_in_mins * 60:
             here = True
         return parallel.any_rank(here)
+
+    def signalled_anywhere(self) -> bool:
+        """Whether a signal has come to any rank, after something long such as a save. All ranks call it."""
+        return parallel.any_rank(self.signalled)

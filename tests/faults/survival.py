@@ -24,6 +24,7 @@ class Fault:
         statuses: with which the run may end.
         says: what the run that suffers it must say, a part of a line; nothing if empty.
         then_says: what the next start of the same command must say.
+        saves: whether the run must save before it ends, so that nothing is repeated.
         costs: finished checkpoints that it may cost: 0, or 1 where it damages the newest.
         flags: of the command, while it suffers.
         words: makes the command that starts the script from the script's own, such as a wrapper; None for the script
@@ -37,6 +38,7 @@ class Fault:
     statuses: tuple[int, ...] = (0,)
     says: str = ""
     then_says: str = ""
+    saves: bool = False
     costs: int = 0
     flags: tuple[object, ...] = ()
     words: Callable[[list[str]], list[str]] | None = None
@@ -115,7 +117,7 @@ class Chain:
         try:
             came_to = self._wait_for_a_step(job)
             if fault.during is not None:
-                job.wait_for_iteration(min(ITERATIONS - 1, came_to + chance.randrange(2 * EVERY)))
+                job.wait_for_iteration(min(ITERATIONS - 1, came_to + chance.randrange(EVERY + 1)))
                 time.sleep(chance.random() * 0.15)
                 job.everyone()
                 fault.during(job, chance)
@@ -157,6 +159,8 @@ class Chain:
                 self.counts.lost += 1
                 self.counts.problems.append(f"{self._fault.name}: {self.saved} was saved, and it went on from {first - 1}")
             self.counts.repeated += max(0, self.trained - first + 1)
+            if self._fault.saves and self.trained != first - 1:
+                self.counts.problems.append(f"{self._fault.name}: it came to {self.trained}, and went on from {first - 1}")
             if job.first_step is not None:
                 self.counts.seconds.append(job.first_step)
             if self._fault.then_says not in job.said:

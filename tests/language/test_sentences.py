@@ -17,7 +17,7 @@ from tests.launching import ROOT
 
 PACKAGE = ROOT / "megatron_patch"
 # What a user reads before a run starts. Lists and tables hold both languages side by side.
-ROOMS = ("arguments", "cli", "folders", "llama", "records", "data_paths.py", "launch.py", "torchrun.py")
+ROOMS = ("arguments", "cli", "folders", "llama", "processes", "records", "data_paths.py", "launch.py", "torchrun.py")
 FILES = ("typed", "json_files", "placeholders", "rank_folders", "vocabulary_2023", "structure_2023", "safetensors_files", "lazy",
          "torch_files", "distcp", "distcp_metadata")  # fmt: skip
 # cli/main.py and cli/plan.py, the console command's own words, are English alone for now.
@@ -34,7 +34,7 @@ NONE = {
     "mmap can only be used", "torch maps zip archives only", "WeightsUnpickler error: ", "from a trusted source.",
     " Please use", "Check the documentation", " and no ", "{} it was {}.", "{} {}{}: {}.{}", "{} of {}", "the file",
     "{}: {}; {}.", "usage: python -m megatron_patch.launch {{{}}} --flags", "{} It was {}.",
-    ", times the factor {} of its {} rope_scaling",
+    ", times the factor {} of its {} rope_scaling", "a signal", "prctl(PR_SET_PDEATHSIG) was refused",
     "{}: the model's max_position_embeddings becomes {}, in its checkpoints and in what is exported.",
     "a vocabulary of {} rows is too small for it: write a smaller one.",
 }  # fmt: skip
