@@ -31,13 +31,12 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, TCPStore, run
-from torch.distributed.elastic.agent.server.api import WorkerState
+from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -49,11 +48,11 @@ from megatron_patch.folders.run_lock import BEAT, RunLock, taken
 from megatron_patch.language.choice import ask
 from megatron_patch.language.sentences import fill, in_language
 from megatron_patch.processes import notes, shared_folder
+from megatron_patch.processes.again import Again, statuses
 from megatron_patch.processes.caretaker import Caretaker
 from megatron_patch.processes.inherited import GRACE, LOCK, MEETING
 from megatron_patch.processes.meeting import Meeting, why_unreached, why_unresolved
 from megatron_patch.processes.parents import announce_torchrun
-from megatron_patch.processes.restarts import Restarts, failure_of
 
 _PORTS = 3  # that are tried before the last one
 _AFTER_FAILURE = 5  # seconds that the other ranks get to say why they end as well
@@ -84,74 +83,11 @@ class Stopping:
         def wait(context: Any, death_sig: Any = None, timeout: int = 30) -> None:
             patience = (self.grace or timeout) if self.begun else _AFTER_FAILURE
             close(context, death_sig if self.grace is None else signal.SIGTERM, patience)
-            if self.begun and self.grace is not None and -signal.SIGKILL in _codes(context):
+            if self.begun and self.grace is not None and -signal.SIGKILL in statuses(context):
                 template = "what had not ended {} s after the signal (--exit-grace-seconds) was killed."
                 print(fill(template, patience), file=sys.stderr, flush=True)
 
         return wait
-
-
-class Again:
-    """What is done after a failure, here or on another node.
-
-    Args:
-        node, nodes: this node's number, and how many there are.
-        store: which all nodes reach; None for a node alone.
-    """
-
-    def __init__(self, node: int, nodes: int, store: PrefixStore | None) -> None:
-        self._restarts, self._store = Restarts(node, nodes), store
-        self._looked = 0.0
-
-    def restart(self, restart: Callable[..., None]) -> Callable[..., None]:
-        """torch's agent's `_restart_workers`, which starts nothing again where that is vain."""
-
-        @functools.wraps(restart)
-        def decided(agent: Any, group: Any) -> None:
-            most = group.spec.max_restarts
-            attempt = most - agent._remaining_restarts  # the one that begins now
-            try:
-                failure = failure_of(notes.iterations_done(), _codes(agent._pcontext))
-                refusal = self._restarts.refusal(failure, attempt, self._store)
-            except (DistNetworkError, DistStoreError):
-                refusal = fill("node 0 has ended, so the run is not started again.")
-            if refusal is None:
-                template = (
-                    "a process has ended early; the run is started again from its last checkpoint ({} of {}, MAX_RESTARTS)."
-                )
-                print(fill(template, attempt, most), file=sys.stderr, flush=True)
-                notes.forget_verdict()
-                restart(agent, group)
-                return
-            if refusal:
-                print(refusal, file=sys.stderr, flush=True)
-            agent._remaining_restarts = 0  # its loop finds the same failure again, and ends
-
-        return decided
-
-    def monitor(self, monitor: Callable[..., Any]) -> Callable[..., Any]:
-        """torch's agent's `_monitor_workers`, which also hears of other nodes' failures: a rank may wait for theirs."""
-
-        @functools.wraps(monitor)
-        def listening(agent: Any, group: Any) -> Any:
-            result = monitor(agent, group)
-            if self._store is None or result.state != WorkerState.HEALTHY or time.monotonic() - self._looked < 1:
-                return result
-            self._looked = time.monotonic()
-            try:
-                failed = self._restarts.elsewhere(group.spec.max_restarts - agent._remaining_restarts + 1, self._store)
-            except (DistNetworkError, DistStoreError):
-                failed = True  # node 0, which holds the store, has ended
-            if failed:
-                agent._pcontext.close(signal.SIGTERM)
-            return monitor(agent, group)
-
-        return listening
-
-
-def _codes(context: Any) -> list[int | None]:
-    """The statuses of this node's ranks; None for one that runs."""
-    return [handler.proc.poll() for handler in getattr(context, "subprocess_handlers", {}).values()]
 
 
 def main(argv: list[str]) -> int:
@@ -161,7 +97,9 @@ def main(argv: list[str]) -> int:
     # torch has no settings to use instead.
     api._terminate_process_handler = stopping.on_signal  # type: ignore[assignment]
     api.PContext.close = stopping.close(api.PContext.close)  # type: ignore[method-assign]
-    logging.getLogger(api.PContext.__module__).setLevel(logging.CRITICAL)  # it tells a rank's end as well, with process ids
+    # They tell a rank's end as well, with process ids, and a node's with tracebacks.
+    for name in (api.PContext.__module__, LocalElasticAgent.__module__, SimpleElasticAgent.__module__):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     announce_torchrun()
     lock = _lock()
     caretaker = Caretaker(lock.beat if lock else None, BEAT)

@@ -28,6 +28,7 @@ from megatron_patch.processes import notes, place
 from megatron_patch.processes.standstill import Observer, Report, report_of, verdict
 
 _LONGEST_PAUSE = 5.0  # seconds between two reports
+_LONG = 5.0  # minutes of one thing after which a line says that it goes on
 _ENDED, _LOG = "ended", "log"  # the store's keys for the verdict and for the log file's path
 
 
@@ -50,20 +51,27 @@ class HangWatch:
         self._store = _own_store() if layout.world_size > 1 else torch.distributed.HashStore()
         if log_file is not None:
             self._store.set(_LOG, str(log_file.resolve()))
-        self._thread = threading.Thread(target=self._work, name="hang watch", daemon=True)
-        self._thread.start()
+        self._rounds = 0
+        self._long_place, self._long_since, self._long_lines = -1, 0.0, 0
+        self._threads = [threading.Thread(target=work, name="hang watch", daemon=True) for work in (self._work, self._guard)]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """End the thread."""
         self._stop.set()
-        self._thread.join(4 * self._pause)
+        for thread in self._threads:
+            thread.join(4 * self._pause)
         faulthandler.cancel_dump_traceback_later()
 
     def _work(self) -> None:
         with contextlib.suppress(torch.distributed.DistStoreError, torch.distributed.DistNetworkError, RuntimeError):
             # The store ends with the first node's torchrun. Then this rank's own torchrun ends it.
             while not self._stop.wait(self._pause):
+                self._rounds += 1
                 self._report()
+                if self._rank == self._ranks - 1:
+                    self._say_that_it_takes_long()
                 if self._store.check([_ENDED]):
                     self._leave()
                 now = time.monotonic()
@@ -71,6 +79,33 @@ class HangWatch:
                 guilty = self._observer.look(reports, now) if reports else []
                 if guilty and self._judges(now):
                     self._end(reports, guilty, [rank for rank in guilty if self._observer.is_silent(rank, now)])
+
+    def _say_that_it_takes_long(self) -> None:
+        """A line every five minutes about what takes so long: reading a checkpoint, preparing data."""
+        places, _, what = place.now()
+        if places != self._long_place:
+            self._long_place, self._long_since, self._long_lines = places, time.monotonic(), 0
+        minutes = (time.monotonic() - self._long_since) / 60
+        if minutes >= _LONG * (self._long_lines + 1):
+            self._long_lines += 1
+            self._tell(f"still {what}, for {minutes:.0f} min.")
+
+    def _guard(self) -> None:
+        """End this rank if the store does not answer its thread for the limit: then nobody hears of this rank any more.
+
+        It counts its own looks, so that a job that was stopped as a whole may go on.
+        """
+        looks, last = 0, -1
+        while not self._stop.wait(self._pause):
+            looks, last = (0, self._rounds) if self._rounds != last else (looks + 1, last)
+            if looks * self._pause > self._limit + 2 * self._pause:
+                line = (
+                    f"rank {self._rank} has not reached node 0 for {self._minutes:g} min: that one has ended or stands still, or "
+                    "the network between them is cut."
+                )
+                notes.write_verdict(line)
+                print(f"{in_language(line)}\n{stacks()}", file=sys.stderr, flush=True)
+                os._exit(1)
 
     def _report(self) -> None:
         self._beats += 1

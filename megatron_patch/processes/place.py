@@ -7,7 +7,7 @@ from typing import TypeVar
 
 _Item = TypeVar("_Item")
 # (places so far, the iteration, what the main thread does there); replaced as one, so that no reader sees half of it
-_now: tuple[int, int, str] = (0, 0, "the start")
+_now: tuple[int, int, str] = (0, 0, "starting")
 
 
 def move(what: str, iteration: int | None = None) -> None:

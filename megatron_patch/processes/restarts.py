@@ -11,7 +11,7 @@ from megatron_patch.language.sentences import fill
 from megatron_patch.processes.meeting import Store
 
 _USERS_ERROR = 2  # the status after a sentence about what the user can mend
-_ANSWER = 60.0  # seconds that other nodes get to tell of their failure
+_ANSWER = 20.0  # seconds that other nodes get to tell of their failure
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Restarts:
         return None
 
     def _all(self, here: Failure, attempt: int, store: Store, sleep: Callable[[float], None]) -> dict[int, Failure]:
-        """Every node's failure, as far as told within a minute."""
+        """Every node's failure, as far as told in time."""
         store.set(f"failed/{attempt}/{self._node}", json.dumps(asdict(here)))
-        store.set(f"failed/{attempt}", "yes")
+        self.tell(attempt, store)
         found: dict[int, Failure] = {}
         for _ in range(int(_ANSWER * 5)):
             for node in set(range(self._nodes)) - set(found):
@@ -76,6 +76,10 @@ class Restarts:
                 break
             sleep(0.2)
         return found
+
+    def tell(self, attempt: int, store: Store) -> None:
+        """Tell other nodes that the run has failed here."""
+        store.set(f"failed/{attempt}", "yes")
 
     def elsewhere(self, attempt: int, store: Store) -> bool:
         """Whether another node has told that the run failed, so that this one's ranks wait in vain."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -203,7 +204,15 @@ def save(state: TrainState, log: RunLog) -> None:
         state.gathers.finish()
     progress = RunProgress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
     folder = save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
-    log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
+    spent = time.perf_counter() - started
+    log.line(f"  saved checkpoint of iteration {state.iteration} in {spent:.1f} s to {folder}")
+    grace = state.config.options.exit_grace_seconds
+    if spent > grace and not state.has_saved:
+        log.line(
+            f"  warning: a save takes longer than --exit-grace-seconds {grace}, so a signal would end the run without one: write "
+            f"--exit-grace-seconds {2 * math.ceil(spent)}, and have the platform wait as long."
+        )
+    state.has_saved = True
 
 
 def start_state(state: TrainState, log: RunLog) -> None:

@@ -81,6 +81,15 @@ def waiting_script(words: list[str]) -> list[str]:
     return ["bash", "-c", f"{shlex.join(words)}\nstatus=$?\nexit $status"]
 
 
+def kill_and_watch_it_start_again(job: Job, chance: random.Random) -> None:
+    """SIGKILL of a rank; torchrun starts the run again by itself. Then it is stopped."""
+    came_to = max(job.losses())
+    kill_a_rank(job, chance)
+    job.wait_for("the run is started again from its last checkpoint \\(1 of 2, MAX_RESTARTS\\)")
+    job.wait_for_iteration(came_to + 2)
+    job.process.terminate()
+
+
 def twice(words: list[str]) -> list[str]:
     """Two starts of one command at the same time."""
     return ["bash", "-c", f"{shlex.join(words)} & {shlex.join(words)} & wait"]
@@ -110,6 +119,8 @@ FAULTS = (
           words=waiting_script),
     Fault("SIGTERM to every process", to_all(signal.SIGTERM), statuses=(_TERM,), says=_SAVED, saves=True),
     Fault("SIGINT to every process", to_all(signal.SIGINT), statuses=(_INT,), says=_SAVED, saves=True),
+    Fault("SIGKILL of a rank, and MAX_RESTARTS", kill_and_watch_it_start_again, statuses=(_TERM,), says=_SAVED, saves=True,
+          job={"MAX_RESTARTS": 2}),
     Fault("two starts at once", to_the_group(signal.SIGTERM), statuses=(_TERM,), says="is held by another run", saves=True,
           words=twice),
     Fault("a start beside a run", start_another, statuses=(_TERM,), says=_SAVED, saves=True),

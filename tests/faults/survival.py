@@ -27,6 +27,7 @@ class Fault:
         saves: whether the run must save before it ends, so that nothing is repeated.
         costs: finished checkpoints that it may cost: 0, or 1 where it damages the newest.
         flags: of the command, while it suffers.
+        job: environment variables of the command, while it suffers.
         words: makes the command that starts the script from the script's own, such as a wrapper; None for the script
             alone.
         absent: why this machine cannot have it; empty where it can.
@@ -41,6 +42,7 @@ class Fault:
     saves: bool = False
     costs: int = 0
     flags: tuple[object, ...] = ()
+    job: Mapping[str, object] = field(default_factory=dict)
     words: Callable[[list[str]], list[str]] | None = None
     absent: Callable[[], str] = lambda: ""
 
@@ -107,13 +109,14 @@ class Chain:
     def __init__(self, folder: Path, reference: Reference, processes: int = 1) -> None:
         self.folder, self.reference, self.processes = folder, reference, processes
         self.counts = Counts()
+        self.last_said = ""  # what the run that suffered the last fault said
         self.saved = self.trained = 0  # the last finished checkpoint, the last iteration
         self._fault: Fault | None = None  # the last one, whose consequences the next start shows
 
     def suffer(self, fault: Fault, chance: random.Random) -> None:
         """Start the command, let the fault happen at a random moment of its first iterations, and judge its end."""
         words = command(self.folder, *fault.flags)
-        job = Job(fault.words(words) if fault.words else words, self.processes)
+        job = Job(fault.words(words) if fault.words else words, self.processes, fault.job)
         try:
             came_to = self._wait_for_a_step(job)
             if fault.during is not None:
@@ -171,6 +174,7 @@ class Chain:
     def _judge(self, job: Job, fault: Fault, status: int, counted: bool = True) -> None:
         """What a run that has ended shows by itself."""
         counts, said = self.counts, job.said
+        self.last_said = said
         counts.faults += counted
         left = job.survivors()
         if left:

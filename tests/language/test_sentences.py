@@ -49,6 +49,11 @@ JOINED = {
     "argument {}: invalid choice: {} (choose from {})", "the following arguments are required: {}",
     "a number of at least {}", "a number above {}", "a number from {} to {}", "a number from above {} to {}",
     "a number from {} to below {}", "a number from above {} to below {}",
+    # Of train/ and core/, which are not looked through: where a rank stands.
+    "still {}, for {} min.", "a batch", "a validation batch", "the step", "agreeing whether to stop", "reading the data",
+    "building the model", "reading a checkpoint",
+    "rank {} has not reached node 0 for {} min: that one has ended or stands still, or the network between them is cut.",
+    "rank {}'s stacks:\n{}",
 }  # fmt: skip
 
 
