@@ -23,7 +23,7 @@ from tests.launching import (
     PRETRAIN_ARGUMENTS,
     convert,
     environment,
-    run,
+    run_forked,
     steps,
     succeed,
     train,
@@ -99,8 +99,8 @@ def test_a_signal_stops_all_processes_after_a_checkpoint(to, tmp_path):
 def test_a_run_of_the_same_name_with_other_arguments_is_refused(tmp_path):
     arguments = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, OUTPUT_BASEPATH=tmp_path)
     first = {**PRETRAIN_ARGUMENTS, **arguments}
-    succeed(run(PRETRAIN, *first.values(), "--num-workers", 0, "--exit-interval", 1, processes=1))
-    other = run(PRETRAIN, *{**first, "MIN_LR": "1e-5"}.values(), "--adam-eps", "1e-6", "--seed", 5, processes=1)
+    succeed(run_forked(PRETRAIN, *first.values(), "--num-workers", 0, "--exit-interval", 1, processes=1))
+    other = run_forked(PRETRAIN, *{**first, "MIN_LR": "1e-5"}.values(), "--adam-eps", "1e-6", "--seed", 5, processes=1)
     assert other.returncode == 2
     assert "min_lr was 0.0001 and is 1e-05" in other.stdout and "adam_eps was 1e-08 and is 1e-06" in other.stdout
     assert "seed was 1234 and is 5" in other.stdout
@@ -133,8 +133,8 @@ def test_a_run_goes_on_only_from_its_own_model_and_data(tmp_path, monkeypatch, c
     data.write_text(json.dumps(samples))
     paths = dict(TRAIN_DATASET_PATH=data, VALID_DATASET_PATH=data, OUTPUT_BASEPATH=tmp_path / "out")
     first = {**FINETUNE_ARGUMENTS, **paths, "PRETRAIN_CHECKPOINT_PATH": models[0], "EPOCH": 1}
-    succeed(run(FINETUNE, *first.values(), processes=1))
-    again = succeed(run(FINETUNE, *first.values(), processes=1))
+    succeed(run_forked(FINETUNE, *first.values(), processes=1))
+    again = succeed(run_forked(FINETUNE, *first.values(), processes=1))
     assert "going on from iteration 4" in again and "nothing is left to do: the run has its 4 iterations" in again
     # By another name, without one, and when it has gone, it is the model that the run began with.
     link = tmp_path / "link"
