@@ -62,7 +62,7 @@ SENTENCES = {
     "a process has ended early; the run is started again from its last checkpoint ({} of {}, MAX_RESTARTS).": (
         "有进程提前结束；从最近的检查点重新启动（第 {0} 次，最多 {1} 次，MAX_RESTARTS）。"
     ),
-    "node 0 has ended, so the run is not started again.": "节点 0 已结束，因此不再重新启动。",
+    "node 0 cannot be reached, so the run is not started again.": "无法连上节点 0，因此不再重新启动。",
     "node {} has told nothing of its end, so the run is not started again.": "节点 {0} 没有报告它如何结束，因此不再重新启动。",
     "the run has failed twice behind iteration {}, so it is not started again: what is said above repeats itself.": (
         "运行已两次在第 {0} 次迭代之后失败，因此不再重新启动：上面的错误会重复出现。"

@@ -19,6 +19,8 @@ from megatron_patch.processes import notes
 from megatron_patch.processes.meeting import Store
 from megatron_patch.processes.restarts import Restarts, failure_of
 
+_A_WORD, _PATIENCE = 3.0, 30.0  # seconds for the store to take a word, and for all nodes to give theirs
+
 
 class Again:
     """What is done after a failure, here or on another node.
@@ -54,11 +56,10 @@ class Again:
         def decided(agent: Any, group: Any) -> None:
             most = group.spec.max_restarts
             attempt = most - agent._remaining_restarts  # the one that begins now
-            try:
-                failure = failure_of(notes.iterations_done(), statuses(agent._pcontext))
-                refusal = self._restarts.refusal(failure, attempt, self._store)
-            except RuntimeError:
-                refusal = fill("node 0 has ended, so the run is not started again.")
+            failure = failure_of(notes.iterations_done(), statuses(agent._pcontext))
+            answer: list[str | None] = [fill("node 0 cannot be reached, so the run is not started again.")]
+            _within(_PATIENCE, lambda: answer.__setitem__(0, self._restarts.refusal(failure, attempt, self._store)))
+            refusal = answer[0]
             if refusal is None:
                 template = (
                     "a process has ended early; the run is started again from its last checkpoint ({} of {}, MAX_RESTARTS)."
@@ -83,11 +84,24 @@ class Again:
                 agent._pcontext.close(signal.SIGTERM)
             result = monitor(agent, group)
             if self._store is not None and result.is_failed():
-                with contextlib.suppress(RuntimeError):  # node 0 has ended, and knows
-                    self._restarts.tell(self._attempt + 1, self._store)
+                store = self._store
+                _within(_A_WORD, lambda: self._restarts.tell(self._attempt + 1, store))
             return result
 
         return listening
+
+
+def _within(seconds: float, speak: Callable[[], object]) -> None:
+    """Speak with the store for so long at most. Where the network is cut it never answers; where node 0 has ended there
+    is none."""
+
+    def work() -> None:
+        with contextlib.suppress(RuntimeError):
+            speak()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def statuses(context: Any) -> list[int | None]:

@@ -106,7 +106,13 @@ class Meeting:
     def compare(self, store: Store, topic: str, finding: str) -> dict[int, str]:
         """Tell all nodes this one's finding about `topic`; returns those of all, by node."""
         store.set(f"{topic}/{self.node}", json.dumps(finding))
-        return {node: json.loads(store.get(f"{topic}/{node}")) for node in range(self.nodes)}
+        found = {node: json.loads(store.get(f"{topic}/{node}")) for node in range(self.nodes)}
+        heard = store.add(f"{topic}/heard", 1)
+        until = self._clock() + _ANSWER
+        while self.node == 0 and heard < self.nodes and self._clock() < until:  # the store ends with the first node
+            self._sleep(0.1)
+            heard = store.add(f"{topic}/heard", 0)
+        return found
 
     def _now_and_then(self, line: str) -> None:
         if self._clock() - self._said >= SAY_EVERY:

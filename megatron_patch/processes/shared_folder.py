@@ -15,7 +15,7 @@ from pathlib import Path
 from megatron_patch.errors import UserError
 from megatron_patch.processes.meeting import Meeting, Store
 
-_LOOK_FOR = 15.0  # seconds: a shared file system may show a new file that much later
+_LOOK_FOR = 10.0  # seconds: a shared file system may show a new file that much later
 
 
 def check(meeting: Meeting, store: Store, folder: Path, data: str, seconds: float = _LOOK_FOR) -> None:

@@ -26,10 +26,10 @@ def stop_a_loader(job: Job, chance: random.Random) -> None:
 
 _FLAGS = ("--distributed-timeout-minutes", _MINUTES)
 FAULTS = (
-    Fault("SIGSTOP of the first rank", stop_rank(0), statuses=(1,), flags=_FLAGS,
+    Fault("SIGSTOP of the first rank", stop_rank(0), statuses=(1,), flags=_FLAGS, processes=2,
           says="the run was ended: rank 0 (process "),
-    Fault("SIGSTOP of the rank that writes the log", stop_rank(1), statuses=(1,), flags=_FLAGS,
+    Fault("SIGSTOP of the rank that writes the log", stop_rank(1), statuses=(1,), flags=_FLAGS, processes=2,
           says="the run was ended: rank 1 (process "),
-    Fault("a loader stands still", stop_a_loader, statuses=(1,), flags=_FLAGS,
+    Fault("a loader stands still", stop_a_loader, statuses=(1,), flags=_FLAGS, processes=2,
           says="has stood still for 0.1 min at iteration "),
 )  # fmt: skip

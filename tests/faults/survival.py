@@ -27,6 +27,7 @@ class Fault:
         saves: whether the run must save before it ends, so that nothing is repeated.
         costs: finished checkpoints that it may cost: 0, or 1 where it damages the newest.
         flags: of the command, while it suffers.
+        processes: of the run, which has a reference of its own.
         job: environment variables of the command, while it suffers.
         words: makes the command that starts the script from the script's own, such as a wrapper; None for the script
             alone.
@@ -42,6 +43,7 @@ class Fault:
     saves: bool = False
     costs: int = 0
     flags: tuple[object, ...] = ()
+    processes: int = 1
     job: Mapping[str, object] = field(default_factory=dict)
     words: Callable[[list[str]], list[str]] | None = None
     absent: Callable[[], str] = lambda: ""
