@@ -10,11 +10,13 @@ import signal
 import subprocess
 import threading
 
+import numpy as np
 import psutil
 import pytest
 
 from megatron_patch.arguments.training import ARGUMENTS
 from megatron_patch.launch import main
+from megatron_patch.report.reading import read_runs
 from tests.launching import (
     FINETUNE,
     FINETUNE_ARGUMENTS,
@@ -45,6 +47,9 @@ def test_losses_after_a_stop_are_the_same_bits(layout, tmp_path):
     assert len(whole) == 20 and first == whole[:10]
     both = train(PRETRAIN, tmp_path / "parts", **arguments)
     assert both[10:] == whole[10:]
+    (history,), notes = read_runs([str(tmp_path / "parts")])
+    assert [np.float32(loss) for loss in history.training["loss"]] == [step.loss for step in whole] and not notes
+    assert [(start.first, start.stop["reason"]) for start in history.starts] == [(0, "--exit-interval"), (10, "finished")]
 
 
 def test_optimizer_state_moves_to_another_number_of_replicas(tmp_path):
