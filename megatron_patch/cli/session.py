@@ -22,11 +22,8 @@ from megatron_patch.core.hang_watch import HangWatch
 from megatron_patch.data.batches import RunData
 from megatron_patch.errors import UserError, print_any_text
 from megatron_patch.language.sentences import in_language
-<<<<<<< HEAD
 from megatron_patch.processes import place
-=======
 from megatron_patch.train.best import best_folder, why_over
->>>>>>> main
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run, start_state
 from megatron_patch.train.setup import build_state
@@ -60,26 +57,17 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     watch = HangWatch(layout, config.options.distributed_timeout_minutes, log.file)
     state = None
     try:
-<<<<<<< HEAD
-        place.move("reading the data")
-        data = build_data(config, layout, log.line)
-        place.move("building the model")
-        state = build_state(config, layout, log, data.train_iters)
-        place.move("reading a checkpoint")
-        start_state(state, log)
-        run(state, data, log)
-        if state.iteration >= data.train_iters:
-            log.line(_next_step(config))
-=======
         with log.failures_told():
             log.open_trackers(config, layout.world_size)
+            place.move("reading the data")
             data = build_data(config, layout, log.line)
+            place.move("building the model")
             state = build_state(config, layout, log, data.train_iters)
+            place.move("reading a checkpoint")
             start_state(state, log)
             run(state, data, log)
         if state.iteration >= data.train_iters or why_over(state):
             log.line(_next_step(config, best_folder(state)))
->>>>>>> main
     except UserError as error:
         _leave(_sentence(error))
     except RuntimeError as error:

@@ -71,13 +71,9 @@ class RunLog:
         base, name = Path(config.output_path), started_folder(config.name, datetime.datetime.now())
         self.folder = base / "log" / name
         self.folder.mkdir(parents=True, exist_ok=True)
-<<<<<<< HEAD
-        self.file = self.folder / "train.log"
-        self.handlers = (_Console(), _File(self.file, encoding="utf-8", errors="backslashreplace"))
-=======
         live = LiveLine(sys.stdout) if wants_live_line(config.options.progress, sys.stdout) else None
-        self.handlers = (_Console(live), _File(self.folder / "train.log", encoding="utf-8", errors="backslashreplace"))
->>>>>>> main
+        self.file = self.folder / "train.log"
+        self.handlers = (_Console(live), _File(self.file, encoding="utf-8", errors="backslashreplace"))
         for handler in self.handlers:
             _LOGGER.addHandler(handler)
         _LOGGER.setLevel(logging.INFO)

@@ -14,12 +14,9 @@ from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.starting_point import find_start
-<<<<<<< HEAD
+from megatron_patch.folders.tracker import BEST_TRACKER
 from megatron_patch.processes import place
 from megatron_patch.processes.notes import Progress
-=======
-from megatron_patch.folders.tracker import BEST_TRACKER
->>>>>>> main
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.best import count_evaluation, require_validation, said_of_best, why_over
 from megatron_patch.train.evaluation import run_evaluation
@@ -44,15 +41,10 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
         log.line(f"  nothing is left to do: {over}; a larger number goes on")
         return
     log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
-<<<<<<< HEAD
-    stop, progress = StopRequest(state.config), Progress()
-    batches = place.moving("a batch", train_batches(state, data))
-=======
     if log.active:
         log.event("data", **data_facts(state.config, data))
-    stop = StopRequest(state.config)
-    batches = train_batches(state, data)
->>>>>>> main
+    stop, progress = StopRequest(state.config), Progress()
+    batches = place.moving("a batch", train_batches(state, data))
     window = _Window()
     with profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
@@ -78,21 +70,9 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 write_choices(state.config)
             if state.steps_here == _SETTLED:
                 _log_memory(state, log)
-<<<<<<< HEAD
-            evaluating = _due(state.iteration, data.eval_every, data.train_iters)
-            if evaluating and run_evaluation(state, data, log) is not None:
-                window.restart_clock()
-            place.move("agreeing whether to stop")
-            stopping = stop.requested()
-            if _due(state.iteration, data.save_every, data.train_iters) or stopping:
-                save(state, log)
-=======
             paused, end = _evaluate_and_save(state, data, log, stop)
             if paused:
->>>>>>> main
                 window.restart_clock()
-                # A save is long. A signal amid it asks for no second one.
-                stopping = stopping or stop.signalled_anywhere()
             profile.step()
             if end:
                 log.line(f" stopping at iteration {state.iteration} {end}")
@@ -106,12 +86,15 @@ def _evaluate_and_save(state: TrainState, data: RunData, log: RunLog, stop: Stop
     evaluated = is_best = False
     if _due(state.iteration, data.eval_every, data.train_iters) and (loss := run_evaluation(state, data, log)) is not None:
         evaluated, is_best = True, count_evaluation(state, loss)
+    place.move("agreeing whether to stop")
     stopping = stop.requested()
     over = why_over(state) if state.iteration < data.train_iters else None
     due = _due(state.iteration, data.save_every, data.train_iters) or stopping or over is not None
     saving = due or (is_best and state.config.options.save_best)
     if saving:
         save(state, log, only_best=not due)
+        # A save is long. A signal amid it asks for no second one.
+        stopping = stopping or (due and stop.signalled_anywhere())
     if is_best and state.config.options.save_best:
         log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {state.iteration}")
     end = f"early: {over}." if over else "as asked; the same command goes on from here." if stopping else ""
@@ -246,22 +229,7 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
 def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
     """Write a checkpoint, and a line about where it lies; `only_best` as in `save_checkpoint`."""
     started = time.perf_counter()
-<<<<<<< HEAD
     place.move("saving")
-    if state.gathers is not None:
-        state.gathers.finish()
-    progress = RunProgress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
-    folder = save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
-    spent = time.perf_counter() - started
-    log.line(f"  saved checkpoint of iteration {state.iteration} in {spent:.1f} s to {folder}")
-    grace = state.config.options.exit_grace_seconds
-    if spent > grace and not state.has_saved:
-        log.line(
-            f"  warning: a save takes longer than --exit-grace-seconds {grace}, so a signal would end the run without one: write "
-            f"--exit-grace-seconds {2 * math.ceil(spent)}, and have the platform wait as long."
-        )
-    state.has_saved = True
-=======
     log.make_room()  # for the bar of the first rank
     if state.gathers is not None:
         state.gathers.finish()
@@ -270,9 +238,20 @@ def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
     folder = save_checkpoint(*parts, only_best=only_best)
     seconds = time.perf_counter() - started
     log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
+    _warn_of_grace(state, log, seconds)
     if log.active:
         log.event("save", iteration=state.iteration, seconds=seconds, bytes=folder_bytes(folder), folder=str(folder))
->>>>>>> main
+
+
+def _warn_of_grace(state: TrainState, log: RunLog, seconds: float) -> None:
+    """Say after a process's first save whether there is time for one after a signal."""
+    grace = state.config.options.exit_grace_seconds
+    if seconds > grace and not state.has_saved:
+        log.line(
+            f"  warning: a save takes longer than --exit-grace-seconds {grace}, so a signal would end the run without one: write "
+            f"--exit-grace-seconds {2 * math.ceil(seconds)}, and have the platform wait as long."
+        )
+    state.has_saved = True
 
 
 def start_state(state: TrainState, log: RunLog) -> None:

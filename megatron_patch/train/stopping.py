@@ -22,42 +22,31 @@ class StopRequest:
         self.config = config
         self.started = time.monotonic()
         self.iterations = 0
-        self.signalled = False
-<<<<<<< HEAD
-        for number in STOPS:
-            signal.signal(number, self._on_signal)
-=======
+        self.signalled = ""  # the first signal's name
         self.reason = "asked through another rank"  # until this rank knows better
-        signal.signal(signal.SIGTERM, self._on_signal)
->>>>>>> main
+        for number in STOPS:
+            # Not in a program that does something of its own with Ctrl-C, such as one that trains in its own process.
+            if number != signal.SIGINT or signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, self._on_signal)
 
-    def _on_signal(self, *_: Any) -> None:
+    def _on_signal(self, number: int, _: Any) -> None:
         """Note the signal. The iteration goes on: in the middle of it nothing can be saved."""
-        self.signalled = True
+        self.signalled = self.signalled or signal.Signals(number).name
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop. Every rank calls it once an iteration, and all get the same answer."""
         options = self.config.options
         self.iterations += 1
-<<<<<<< HEAD
-        here = self.signalled
-        if options.exit_interval and self.iterations >= options.exit_interval:
-            here = True
-        if options.exit_duration_in_mins and time.monotonic() - self.started > options.exit_duration_in_mins * 60:
-            here = True
-        return parallel.any_rank(here)
-
-    def signalled_anywhere(self) -> bool:
-        """Whether a signal has come to any rank, after something long such as a save. All ranks call it."""
-        return parallel.any_rank(self.signalled)
-=======
         minutes = (time.monotonic() - self.started) / 60
         reasons = {
-            "SIGTERM": self.signalled,
+            self.signalled: bool(self.signalled),
             "--exit-interval": bool(options.exit_interval) and self.iterations >= options.exit_interval,
             "--exit-duration-in-mins": bool(options.exit_duration_in_mins) and minutes > options.exit_duration_in_mins,
         }
         here = next((reason for reason, is_so in reasons.items() if is_so), None)
         self.reason = here or self.reason
         return parallel.any_rank(here is not None)
->>>>>>> main
+
+    def signalled_anywhere(self) -> bool:
+        """Whether a signal has come to any rank, after something long such as a save. All ranks call it."""
+        return parallel.any_rank(bool(self.signalled))

@@ -17,12 +17,8 @@ from tests.launching import ROOT
 
 PACKAGE = ROOT / "megatron_patch"
 # What a user reads before a run starts. Lists and tables hold both languages side by side.
-<<<<<<< HEAD
-ROOMS = ("arguments", "cli", "folders", "llama", "processes", "records", "data_paths.py", "launch.py", "torchrun.py")
-=======
-ROOMS = ("arguments", "cli", "folders", "llama", "records", "report", "data_paths.py", "launch.py", "torchrun.py",
+ROOMS = ("arguments", "cli", "folders", "llama", "processes", "records", "report", "data_paths.py", "launch.py", "torchrun.py",
          "sinks/live_line.py", "sinks/tracker.py", "sinks/tracking.py")  # fmt: skip
->>>>>>> main
 FILES = ("typed", "json_files", "placeholders", "rank_folders", "vocabulary_2023", "structure_2023", "safetensors_files", "lazy",
          "torch_files", "distcp", "distcp_metadata")  # fmt: skip
 # cli/main.py and cli/plan.py, the console command's own words, are English alone for now.
@@ -54,16 +50,12 @@ JOINED = {
     "argument {}: expected one argument", "argument {}: expected at least one argument",
     "argument {}: invalid choice: {} (choose from {})", "the following arguments are required: {}",
     "a number of at least {}", "a number above {}", "a number from {} to {}", "a number from above {} to {}",
-<<<<<<< HEAD
-    "a number from {} to below {}", "a number from above {} to below {}",
+    "a number from {} to below {}", "a number from above {} to below {}", "{} ({}, {} kB)",
     # Of train/ and core/, which are not looked through: where a rank stands.
     "still {}, for {} min.", "a batch", "a validation batch", "the step", "agreeing whether to stop", "reading the data",
     "building the model", "reading a checkpoint",
     "rank {} has not reached node 0 for {} min: that one has ended or stands still, or the network between them is cut.",
     "rank {}'s stacks:\n{}",
-=======
-    "a number from {} to below {}", "a number from above {} to below {}", "{} ({}, {} kB)",
->>>>>>> main
 }  # fmt: skip
 
 
