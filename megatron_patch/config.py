@@ -118,8 +118,12 @@ class Options:
     """First profiled iteration of this run."""
     profile_step_end: int = 12
     """Iteration at which profiling ends, not profiled itself."""
-    timeout_minutes: int = 30
-    """How long a collective may wait for the other processes."""
+    exit_grace_seconds: int = 30
+    """After SIGTERM or Ctrl-C, seconds for the step and its checkpoint before the processes are killed."""
+    rendezvous_timeout_minutes: float = 10.0
+    """Several nodes: how long they wait for each other at the start."""
+    distributed_timeout_minutes: float = 10.0
+    """A process that stands still for so long ends the run, which says which one, and where."""
 
 
 @dataclass(frozen=True)

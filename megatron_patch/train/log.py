@@ -64,6 +64,7 @@ class RunLog:
 
     def __init__(self, config: TrainConfig, active: bool) -> None:
         self.active = active
+        self.file: Path | None = None
         self.sinks: tuple[Sink, ...] = ()
         if not active:
             return
@@ -71,7 +72,8 @@ class RunLog:
         self.folder = base / "log" / name
         self.folder.mkdir(parents=True, exist_ok=True)
         live = LiveLine(sys.stdout) if wants_live_line(config.options.progress, sys.stdout) else None
-        self.handlers = (_Console(live), _File(self.folder / "train.log", encoding="utf-8", errors="backslashreplace"))
+        self.file = self.folder / "train.log"
+        self.handlers = (_Console(live), _File(self.file, encoding="utf-8", errors="backslashreplace"))
         for handler in self.handlers:
             _LOGGER.addHandler(handler)
         _LOGGER.setLevel(logging.INFO)
