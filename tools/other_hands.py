@@ -39,10 +39,12 @@ QUESTIONS, ANSWER_TOKENS = 24, 16
 
 
 def version(name: str) -> str:
+    """A program and its version."""
     return f"{name} {importlib.metadata.version(name)}"
 
 
 def model_of(folder: Path) -> Any:
+    """The folder's model in fp32."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -50,6 +52,11 @@ def model_of(folder: Path) -> Any:
 
 
 def check(condition: bool, what: str) -> None:
+    """Go on where `condition` holds.
+
+    Raises:
+        AssertionError: it does not.
+    """
     if not condition:
         raise AssertionError(what)
 
@@ -128,13 +135,14 @@ def with_peft(folder: Path, work: Path) -> str:
 
 
 def convert(source: Path, target: Path, back: str) -> None:
+    """model_convertor.sh, each tensor compared."""
     script = ROOT / "toolkits/model_checkpoints_convertor/llama/model_convertor.sh"
     command = ["sh", str(script), "none", str(source), str(target), "1", "1", "auto", "0", back, "--verify", "true"]
     subprocess.run(command, check=True, env=dict(os.environ, PYTHON=sys.executable), stdout=subprocess.DEVNULL)
 
 
 def tasks(work: Path) -> Path:
-    """Two tasks for lm-evaluation-harness over the lines of a module of Python's: choose the next line, and write on."""
+    """Two tasks for lm-evaluation-harness over a module of Python's: choose the next line, and write on."""
     lines = [line.strip() for line in CODE.splitlines() if len(line.strip()) > 30][: 4 * QUESTIONS]
     documents = [
         {
@@ -178,7 +186,8 @@ def with_lm_eval(folder: Path, work: Path) -> str:
 
     def texts(results: dict[str, Any]) -> list[str]:
         samples = sorted(results["samples"]["lines_write"], key=lambda one: one["doc_id"])
-        return [one["resps"][0][0] for one in samples]
+        # lm-eval decodes an answer apart from its prompt, by which a space before it gets lost.
+        return [one["resps"][0][0].strip() for one in samples]
 
     alone = evaluate(
         "hf", ["lines_choose", "lines_write"], pretrained=str(folder), dtype="float32", device="cpu", add_bos_token=True
