@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from megatron_patch.language.choice import spoken
 
-_CATALOGUES = ("arguments", "cli", "folders", "files", "data", "records")
+_CATALOGUES = ("arguments", "cli", "folders", "files", "data", "records", "weights")
 _MOST = 4000  # characters of a sentence that is looked up; longer ones are nobody's
 _DEPTH = 6  # of sentences within sentences
 _LEAST = 9  # characters outside the holes; a shorter template would be found in anything, and is for `fill` alone
@@ -62,10 +62,10 @@ def _translated(text: str, depth: int) -> str:
     if not depth or len(text) > _MOST or " " not in bare:
         return text
     template, values = find(text)
-    if template is not None and template.startswith("{}") and "; " in values[0]:
-        # Several sentences, unless one of them is known only together with those before it.
-        if (said := _of_parts(text, "; ", "；", depth, some=False)) != text:
-            return said
+    # Several sentences, unless one of them is known only together with those before it.
+    several = template is not None and template.startswith("{}") and "; " in values[0]
+    if several and (said := _of_parts(text, "; ", "；", depth, some=False)) != text:
+        return said
     if (said := _one(text, depth)) != text:
         return said
     if bare != text:  # an indented line

@@ -10,12 +10,21 @@ NONE = {
     "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
     "appropriately completes the request.",
     "  {}: samples 1 to {} of {} are trained on, and {} are held out (number {}, in the order of the file; --split {})",
-    "⁂ a mark that no text holds ⁂", "{} token{}", "{} samples in {} sequences of {} ({} % filled): ", "{} tokens, {} of them learnt.",
+    # weights: a table's words; a phrase's end
+    "frequencies before dynamic scaling; transformers from 4.43", "tables made from inv_freq; ColossalAI, transformers to 4.38",
+    "the causal mask; transformers 4.38 and 4.39", "the causal mask, as in models made from GPT-NeoX's", "rope_theta {}",
+    " with linear scaling by {}",
+    "⁂ a mark that no text holds ⁂", "{} token{}",
+    "{} samples in {} sequences of {} ({} % filled): ", "{} tokens, {} of them learnt.",
 }  # fmt: skip
 # Made of several literals, or in words that templates() does not take for prose.
 JOINED = {
     # data
-    "{} samples in {} sequences of {} ({} % filled): {} tokens, {} of them learnt.", "no tokens", "{} token", "line {}", "item {}",
+    "{} samples in {} sequences of {} ({} % filled): {} tokens, {} of them learnt.", "no tokens", "{} token",
+    "line {}", "item {}",
     "samples 1 to {} of {} are trained on, and {} are held out (number {}, in the order of the file; --split {})",
+    # weights
+    "{} with linear scaling by {}",
+    # data
     "and {} more", "{}: {} Evaluation is skipped.",
 }  # fmt: skip
