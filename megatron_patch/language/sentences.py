@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from megatron_patch.language.choice import spoken
 
-_CATALOGUES = ("arguments", "cli", "folders", "files", "data", "records", "weights")
+_CATALOGUES = ("arguments", "cli", "folders", "files", "data", "records", "weights", "conversion", "checkpoint")
 _MOST = 4000  # characters of a sentence that is looked up; longer ones are nobody's
 _DEPTH = 6  # of sentences within sentences
 _LEAST = 9  # characters outside the holes; a shorter template would be found in anything, and is for `fill` alone

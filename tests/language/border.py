@@ -10,6 +10,9 @@ NONE = {
     "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
     "appropriately completes the request.",
     "  {}: samples 1 to {} of {} are trained on, and {} are held out (number {}, in the order of the file; --split {})",
+    # conversion, preparation, checkpoint, formats: a status, a mark, joints
+    "No module named 'transformers'", "--verify-logits: {}:\n{}", "megatron_patch preprocess 1", "{} is a {}", "{} lacks {}", "{} is {}",
+    "rng: {}", "a key", " at {}", "{} is no {}", "made from {}",
     # weights: a table's words; a phrase's end
     "frequencies before dynamic scaling; transformers from 4.43", "tables made from inv_freq; ColossalAI, transformers to 4.38",
     "the causal mask; transformers 4.38 and 4.39", "the causal mask, as in models made from GPT-NeoX's", "rope_theta {}",
@@ -23,6 +26,8 @@ JOINED = {
     "{} samples in {} sequences of {} ({} % filled): {} tokens, {} of them learnt.", "no tokens", "{} token",
     "line {}", "item {}",
     "samples 1 to {} of {} are trained on, and {} are held out (number {}, in the order of the file; --split {})",
+    # conversion
+    "writing", "verifying",
     # weights
     "{} with linear scaling by {}",
     # data

@@ -18,9 +18,22 @@ from tests.launching import ROOT
 
 PACKAGE = ROOT / "megatron_patch"
 # What a user reads. Lists and tables hold both languages side by side.
-ROOMS = ("arguments", "cli", "folders", "llama", "records", "data_paths.py", "launch.py", "torchrun.py", "data", "weights")
-FILES = ("typed", "json_files", "placeholders", "rank_folders", "vocabulary_2023", "structure_2023", "safetensors_files", "lazy",
-         "torch_files", "distcp", "distcp_metadata")  # fmt: skip
+ROOMS = (
+    "arguments",
+    "cli",
+    "folders",
+    "llama",
+    "records",
+    "data_paths.py",
+    "launch.py",
+    "torchrun.py",
+    "data",
+    "weights",
+    "conversion",
+    "preparation",
+    "checkpoint",
+    "formats",
+)
 # cli/main.py and cli/plan.py, the console command's own words, are English alone for now.
 BOTH = re.compile(r"(_list|_rows|/description|/tables|/cli/main|/cli/plan)\.py$")
 
@@ -55,7 +68,6 @@ JOINED = {
 
 def sources() -> list[Path]:
     found = [path for room in ROOMS for path in ([PACKAGE / room] if room.endswith(".py") else (PACKAGE / room).rglob("*.py"))]
-    found += [PACKAGE / "formats" / f"{name}.py" for name in FILES]
     return [path for path in found if not BOTH.search(str(path))]
 
 
