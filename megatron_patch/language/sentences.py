@@ -15,15 +15,20 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import unicodedata
 from collections.abc import Iterator
 
 from megatron_patch.language.choice import spoken
 
-_CATALOGUES = ("arguments", "cli", "folders", "files", "data", "records", "weights", "conversion", "checkpoint")
+_CATALOGUES = (
+    "arguments", "cli", "folders", "files", "data", "records", "weights", "conversion", "checkpoint", "use", "train",
+)  # fmt: skip
 _MOST = 4000  # characters of a sentence that is looked up; longer ones are nobody's
 _DEPTH = 6  # of sentences within sentences
 _LEAST = 9  # characters outside the holes; a shorter template would be found in anything, and is for `fill` alone
-_BETWEEN = re.compile(" or | and |, ")  # values, such as `7B or auto`
+_BETWEEN = re.compile("(; or | or | and | with |, )")  # values, such as `7B or auto`, and arguments: `TP 2 with SP true`
+_JOINTS = {"; or ": "；或 ", " or ": " 或 ", " and ": " 和 ", " with ": " 且 ", ", ": ", "}
+_VALUE = re.compile(r"[^ ]+|[A-Z_]+ [^ ]+|--[a-z-]+ [^ ]+")
 _KEY = 6  # characters at a template's beginning or end by which it is looked up
 _MOST_PARTS = 12  # of a list of sentences; longer ones are nobody's
 _NUMBER = re.compile(r"[0-9][0-9,]*(?:\.[0-9]+)?")  # in `3 bad records`, `line 3`
@@ -47,6 +52,11 @@ def counted(count: int, what: str) -> str:
     if spoken() == "en":
         return f"{count} {what}" if count == 1 else f"{count} {what}s"
     return fill(f"{{}} {what}", count)
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal a text takes: Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 @functools.cache
@@ -86,7 +96,8 @@ def _of_parts(text: str, joint: str, chinese: str, depth: int, *, some: bool) ->
     said, unknown, known = "", 0, 0
     while parts:
         one, new, count = _known(parts, joint if joint != ". " else " ", depth, begun=bool(said))
-        unknown, known = (unknown + 1, known) if new == one else (unknown, known + 1)
+        known += new != one
+        unknown += new == one and " " in one  # a name alone stays as it is
         said += new if not said or one.startswith(joint) else chinese + new
         del parts[:count]
     return said if known and (some or not unknown) else text
@@ -123,8 +134,9 @@ def _one(text: str, depth: int) -> str:
         kind = _NUMBER.sub("{}", text)
         if counter := catalogue().get(kind) or catalogue().get(kind.removesuffix("s")):
             return counter.format(*numbers)
-    if all(value and " " not in value for value in _BETWEEN.split(text)):
-        return text.replace(" or ", " 或 ").replace(" and ", " 和 ")
+    between = _BETWEEN.split(text)
+    if all(map(_VALUE.fullmatch, between[::2])):
+        return "".join(_JOINTS.get(one, one) for one in between)
     if not depth:
         return text
     if (found := _BEHIND.fullmatch(text)) and (said := _one(found[2], 0)) != found[2]:

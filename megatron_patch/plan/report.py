@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
+from megatron_patch.language.sentences import columns, fill
 from megatron_patch.plan.fitting import Gpu, fits, largest_micro_batch, what_would_fit, with_pairs_if_they_fit
 from megatron_patch.plan.memory import RunShape, StageMemory, memory_of_stages
 from megatron_patch.plan.traffic import traffic
@@ -48,15 +49,16 @@ def plan_lines(run: RunShape, gpu: Gpu) -> list[str]:
 
 def _verdict(run: RunShape, gpu: Gpu, memory: StageMemory) -> str:
     share = memory.total / gpu.memory
-    holds = "it fits" if fits(run, gpu.memory) else "it does not fit"
-    return f"{memory.total / 2**30:.1f} of the {gpu.memory / 2**30:.1f} GiB of an {gpu.name}, {share:.0%}: {holds}."
+    taken = f"{memory.total / 2**30:.1f} of the {gpu.memory / 2**30:.1f} GiB of an {gpu.name}, {share:.0%}"
+    return f"{taken}: it fits." if fits(run, gpu.memory) else f"{taken}: it does not fit."
 
 
 def _table(stages: list[StageMemory]) -> list[str]:
-    names = [f"stage {number}" for number in range(len(stages))] if len(stages) > 1 else ["GiB"]
+    names = [fill("stage {}", number) for number in range(len(stages))] if len(stages) > 1 else ["GiB"]
     rows = [["", *names]]
-    rows += [[said, *(f"{getattr(stage, kind) / 2**30:.1f}" for stage in stages)] for kind, said in _KINDS.items()]
-    rows.append(["together", *(f"{stage.total / 2**30:.1f}" for stage in stages)])
-    rows.append(["of it torch's peak", *(f"{stage.allocated / 2**30:.1f}" for stage in stages)])
-    width = max(len(row[0]) for row in rows)
-    return ["  ".join([row[0].ljust(width), *(cell.rjust(8) for cell in row[1:])]) for row in rows]
+    rows += [[fill(said), *(f"{getattr(stage, kind) / 2**30:.1f}" for stage in stages)] for kind, said in _KINDS.items()]
+    rows.append([fill("together"), *(f"{stage.total / 2**30:.1f}" for stage in stages)])
+    rows.append([fill("of it torch's peak"), *(f"{stage.allocated / 2**30:.1f}" for stage in stages)])
+    width = max(columns(row[0]) for row in rows)
+    cells = [[row[0] + " " * (width - columns(row[0])), *(" " * (8 - columns(cell)) + cell for cell in row[1:])] for row in rows]
+    return ["  ".join(row) for row in cells]

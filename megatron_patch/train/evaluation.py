@@ -32,7 +32,7 @@ def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | Non
     batches = micro_batches(data.valid, sampler, vocab_size=vocabulary, num_workers=0, pin_memory=device.HAS_CUDA)
     loss = evaluate(state, batches, data.eval_batches)
     for line in validation_lines(state.iteration, loss):
-        log.line(line)
+        log.megatron(line)
     log.scalar("lm loss validation", loss, state.iteration, state.consumed_samples)
     log.scalar("lm loss validation ppl", perplexity(loss), state.iteration, state.consumed_samples)
     return loss

@@ -28,8 +28,10 @@ class _Console(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record."""
-        print(in_language(self.format(record)), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
+        """Print a record, in the user's language unless it is to stay `as_is`."""
+        text = self.format(record)
+        said = text if getattr(record, "as_is", False) else in_language(text)
+        print(said, file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
 
 
 class _File(logging.FileHandler):
@@ -62,9 +64,14 @@ class RunLog:
         self.writer = SummaryWriter(str(base / "tensorboard" / f"{config.name}_{stamp}"), max_queue=100, flush_secs=30)
 
     def line(self, text: str) -> None:
-        """Write one line to console and file."""
+        """Write one line to console, in the user's language, and to the file, in English."""
         if self.active:
             _LOGGER.info(text)
+
+    def megatron(self, text: str) -> None:
+        """Write one of Megatron-LM's lines, which programs read: as it is."""
+        if self.active:
+            _LOGGER.info(text, extra={"as_is": True})
 
     def scalar(self, tag: str, value: float, iteration: int, samples: int | None = None) -> None:
         """Write a TensorBoard scalar over iterations.

@@ -137,7 +137,7 @@ def _log_training(
     tokens = config.global_batch_size * config.sample_length / seconds / layout.world_size
     tflops = tokens * config.model.flops_per_token(config.sample_length, config.extra_vocab_size) / 1e12
     fp16 = config.precision == "fp16"
-    log.line(
+    log.megatron(
         training_line(
             iteration=state.iteration,
             train_iters=data.train_iters,
@@ -172,7 +172,7 @@ def _log_memory(state: TrainState, log: RunLog) -> None:
     """Write Megatron-LM's line about memory, once. By now all that a step needs is allocated, CUDA graphs too."""
     memory = device.memory_report()
     if memory is not None:
-        log.line(f"[Rank {state.layout.rank}] (after {state.iteration} iterations) memory (MB) | {memory}")
+        log.megatron(f"[Rank {state.layout.rank}] (after {state.iteration} iterations) memory (MB) | {memory}")
 
 
 def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:

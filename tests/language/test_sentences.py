@@ -17,26 +17,6 @@ from tests.language.templates import templates
 from tests.launching import ROOT
 
 PACKAGE = ROOT / "megatron_patch"
-# What a user reads. Lists and tables hold both languages side by side.
-ROOMS = (
-    "arguments",
-    "cli",
-    "folders",
-    "llama",
-    "records",
-    "data_paths.py",
-    "launch.py",
-    "torchrun.py",
-    "data",
-    "weights",
-    "conversion",
-    "preparation",
-    "checkpoint",
-    "formats",
-)
-# cli/main.py and cli/plan.py, the console command's own words, are English alone for now.
-BOTH = re.compile(r"(_list|_rows|/description|/tables|/cli/main|/cli/plan)\.py$")
-
 # Read as prose and are none: a user's own words, values of another program, a sentence's joints.
 NONE = {
     "{} -m pip install --force-reinstall {}", "'torch>=2.11,<2.14' --index-url https://download.pytorch.org/whl/cu126",
@@ -67,8 +47,8 @@ JOINED = {
 
 
 def sources() -> list[Path]:
-    found = [path for room in ROOMS for path in ([PACKAGE / room] if room.endswith(".py") else (PACKAGE / room).rglob("*.py"))]
-    return [path for path in found if not BOTH.search(str(path))]
+    """Every module whose sentences are translated."""
+    return [path for path in PACKAGE.rglob("*.py") if not any(re.search(part, str(path)) for part in border.ENGLISH)]
 
 
 def spoken_templates() -> dict[str, str]:
