@@ -6,8 +6,8 @@ sentence was made. A hole may hold a sentence or a phrase that has a template it
 stays English, so nothing is lost. A test takes all templates out of the sources and compares them with the catalogue,
 both ways. Imports no torch.
 
-A line is compared with few of the templates: those that begin, or end, with the same letters as it does. That takes some
-ten millionths of a second, so a training run's lines may all pass through here.
+A line is compared with few of the templates: those that begin, or end, with the same letters as it does. That takes
+less than a ten-thousandth of a second, so a training run's lines may all pass through here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VALUE = re.compile(r"[^ ]+|[A-Z_]+ [^ ]+|--[a-z-]+ [^ ]+")
 _KEY = 6  # characters at a template's beginning or end by which it is looked up
 _MOST_PARTS = 12  # of a list of sentences; longer ones are nobody's
 _NUMBER = re.compile(r"[0-9][0-9,]*(?:\.[0-9]+)?")  # in `3 bad records`, `line 3`
-_BEHIND = re.compile(r"(.*) \((.+)\)", re.DOTALL)  # `7B (for example)`
+_BEHIND = re.compile(r"([^()]*) \((.+)\)", re.DOTALL)  # `7B (for example)`
 
 
 def fill(template: str, *values: object) -> str:
@@ -73,7 +73,9 @@ def _translated(text: str, depth: int) -> str:
         return text
     template, values = find(text)
     # Several sentences, unless one of them is known only together with those before it.
-    several = template is not None and template.startswith("{}") and "; " in values[0]
+    if template is None:  # the same behind a name
+        values = find(text.partition(": ")[2])[1]
+    several = (template or "{}").startswith("{}") and any("; " in value for value in values)
     if several and (said := _of_parts(text, "; ", "；", depth, some=False)) != text:
         return said
     if (said := _one(text, depth)) != text:
@@ -116,7 +118,7 @@ def _known(parts: list[str], joint: str, depth: int, begun: bool) -> tuple[str, 
         if begun and (find(joint + text)[0] or "").startswith(joint):
             text = joint + text
         if (new := _one(text, depth)) != text:
-            template = find(text)[0] or find(text.partition(": ")[2])[0] or ""
+            template = max((find(one)[0] or "" for one in (text, text.partition(": ")[2])), key=len)
             if (part := len(template) / len(text)) > share:
                 best, share = (text, new, count), part
     return best
@@ -126,9 +128,11 @@ def _one(text: str, depth: int) -> str:
     """One sentence or phrase, also behind the name of its file, or as an addition in brackets."""
     template, values = find(text)
     name, joint, rest = text.partition(": ")
+    inner = find(rest)[0] if joint else None
     # Where the first hole has taken the file's name, it stands before the sentence.
-    named = values and values[0].startswith(name + joint) and find(values[0])[0] is None and find(rest)[0] == template
-    if template is not None and not (joint and named):
+    named = bool(values) and inner is not None and values[0].startswith(name + joint)
+    named = named and (len(inner or "") > len(template or "") or (inner == template and find(values[0])[0] is None))
+    if template is not None and not named:
         return catalogue()[template].format(*(_translated(value, depth - 1) for value in values))
     if numbers := _NUMBER.findall(text):
         kind = _NUMBER.sub("{}", text)
@@ -141,7 +145,7 @@ def _one(text: str, depth: int) -> str:
         return text
     if (found := _BEHIND.fullmatch(text)) and (said := _one(found[2], 0)) != found[2]:
         return f"{_one(found[1], 0)}（{said}）"
-    return f"{_one(name, 0)}：{_one(rest, depth - 1)}" if joint and find(rest)[0] is not None else text
+    return f"{_one(name, 0)}：{_one(rest, depth - 1)}" if inner is not None else text
 
 
 def find(text: str) -> tuple[str | None, tuple[str, ...]]:

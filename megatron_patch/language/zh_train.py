@@ -85,13 +85,13 @@ SENTENCES = {
     "together": "合计",
     "of it torch's peak": "其中 torch 的峰值",
     "stage {}": "stage {0}",
-    "nothing": "无",
     "{} of the {} GiB of an {}, {}: it fits.": "{2}：{1} GiB 中占 {0}，即 {3}：放得下。",
     "{} of the {} GiB of an {}, {}: it does not fit.": "{2}：{1} GiB 中占 {0}，即 {3}：放不下。",
     "LLaMA with {} parameters in {}: TP {}, PP {}, data parallel {}, {} micro-batches of {} × {} tokens for each replica{}.": (
         "LLaMA，{0} 个参数，{1}：TP {2}，PP {3}，数据并行 {4}，每个副本 {5} 个 micro-batch，每个 {6} × {7} 个 token{8}。"
     ),
     ", two in a pass": "，每次前向两个",
+    "Each GPU sends in one step, GB: nothing.": "每个 GPU 每步不发送数据。",
     "Each GPU sends in one step, GB: {}.": "每个 GPU 每步发送（GB）：{0}。",
     "The largest BATCH_SIZE that fits is {}.": "放得下的最大 BATCH_SIZE 是 {0}。",
     "What fits: {}.": "放得下的有：{0}。",

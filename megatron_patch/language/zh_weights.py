@@ -77,7 +77,6 @@ SENTENCES = {
     "there to be sure.": (
         "{0} 中没有 config.json：按 max_position_embeddings {1}、rms_norm_eps {2}{3}、rope_theta {4} 处理；要确保无误，请放入模型自己的 config.json。"
     ),
-    "{} has {} and {}": "{0} 为 {1} 和 {2}",
     " ({}: write that as MN if that is the model)": "（{0}：若是该模型，请写作 MN）",
     "{} records {} attention heads, which do not divide its hidden size {}.": "{0} 记录了 {1} 个注意力头，不能整除其 hidden size {2}。",
     "{} records {} attention heads, and its keys and values have {} rows, which no number of KV heads makes; put the model's own "

@@ -43,7 +43,7 @@ def plan_lines(run: RunShape, gpu: Gpu) -> list[str]:
         lines.append(f"The largest BATCH_SIZE that fits is {largest}.")
     sent = traffic(run)
     parts = [f"{one.name} {getattr(sent, one.name) / 1e9:.2f}" for one in fields(sent) if getattr(sent, one.name)]
-    lines.append(f"Each GPU sends in one step, GB: {', '.join(parts) if parts else 'nothing'}.")
+    lines.append(f"Each GPU sends in one step, GB: {', '.join(parts)}." if parts else "Each GPU sends in one step, GB: nothing.")
     return lines
 
 

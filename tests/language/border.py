@@ -41,7 +41,8 @@ NONE = {
     # joints and parts of sentences, which are looked up as a whole; words of other programs
     "{}{}{}", "{} {}{}", "{} {} {}: {}", "  {}: {}", "{}: {}", "{} {}: {}", "{} token{}", "{} tokens, {} of them learnt.",
     "{} samples in {} sequences of {} ({} % filled): ", "{} is a {}", "{} lacks {}", "{} is {}", "rng: {}", "a key", " at {}",
-    "{} is no {}", "rope_theta {}", " with linear scaling by {}", "No module named 'transformers'", "--verify-logits: {}:\n{}",
+    "{} is no {}",
+    "{} has {}, {}", "rope_theta {}", " with linear scaling by {}", "No module named 'transformers'", "--verify-logits: {}:\n{}",
     "  {}: samples 1 to {} of {} are trained on, and {} are held out (number {}, in the order of the file; --split {})",
     "{} of the {} GiB of an {}, {}", "{}: it fits.", "{}: it does not fit.", "; or ", "{}, of {}.{}", "NAME: {}", "data parallel",
     "--cuda-graphs true", "--cuda-graphs false", "{} through the model in one pass: {}", " here, too little elsewhere",
@@ -57,6 +58,6 @@ JOINED = {
     "data parallel: copy engines", "data parallel: NCCL ({})", "one micro-batch goes through the model in one pass: {}",
     "two micro-batches go through the model in one pass: {}", "two need {} GiB, and {} GiB are left here, too little elsewhere",
     "GPU memory, expected{}: {} GiB ({}, other {}), of {}.{}", "{} of the {} GiB of an {}, {}: it fits.",
-    "{} of the {} GiB of an {}, {}: it does not fit.", "weights", "gradients", "optimizer", "activations", "together", "nothing",
+    "{} of the {} GiB of an {}, {}: it does not fit.", "weights", "gradients", "optimizer", "activations", "together",
     "weights {}", "gradients {}", "optimizer {}", "activations {}", "tensor {}", "pipeline {}",
 }  # fmt: skip

@@ -29,7 +29,7 @@ def templates(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _silent(tree: ast.AST) -> Iterator[ast.AST]:
-    """Docstrings, texts below fields, messages of assert and of bugs; parts of f-strings, which are read with the whole."""
+    """Docstrings, texts below fields, messages of assert and of bugs; parts of f-strings, read with the whole."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             yield node.value

@@ -1,4 +1,4 @@
-"""Chinese stands for every sentence of the rooms that speak before a run starts, with the same values in it."""
+"""Chinese stands for every sentence that a user reads, with the same values in it. tests/language/border.py has the rest."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.language import choice
-from megatron_patch.language.sentences import catalogue, counted, fill, find, in_language
+from megatron_patch.language.sentences import _shapes, catalogue, counted, fill, find, in_language
+from megatron_patch.train.log import RunLog
 from tests.arguments.advice import right_commands
 from tests.arguments.test_advice import WRONG
 from tests.language import border
 from tests.language.templates import templates
 from tests.launching import ROOT
+from tests.tiny import tiny_config
 
 PACKAGE = ROOT / "megatron_patch"
 # Read as prose and are none: a user's own words, values of another program, a sentence's joints.
@@ -104,6 +106,34 @@ def test_sentences_within_sentences(chinese):
     assert (counted(1, "file"), counted(3, "file")) == ("1 个文件", "3 个文件")
     choice.ask("en")
     assert (counted(1, "file"), counted(3, "file")) == ("1 file", "3 files")
+
+
+# Finished lines, and below each its Chinese.
+LINES = [
+    pair.split("\n") for pair in (Path(__file__).parent / "lines.txt").read_text(encoding="utf-8").rstrip("\n").split("\n\n")
+]
+
+
+@pytest.mark.parametrize(("english", "wanted"), LINES)
+def test_sentences_in_a_row_and_behind_the_name_of_their_file(english, wanted, chinese):
+    assert in_language(english) == wanted
+
+
+def test_a_line_is_compared_with_few_templates():
+    """All that a run logs passes through: what is compared with every template must stay a small part of them."""
+    places = _shapes()
+    assert sum(map(len, places.values())) > 800
+    assert max(map(len, places.values())) < 120
+
+
+def test_the_log_file_is_english_and_megatron_s_lines_stay(chinese, tmp_path, capsys):
+    log = RunLog(tiny_config(output_path=str(tmp_path)), active=True)
+    log.line("  starting from random weights, seed 7")
+    log.megatron(" stopping at iteration 3 as asked; the same command goes on from here.")  # as a line that has a template
+    log.close()
+    console = capsys.readouterr().out.splitlines()
+    assert console == ["  从随机权重开始，种子 7", " stopping at iteration 3 as asked; the same command goes on from here."]
+    assert "starting from random weights, seed 7" in (log.folder / "train.log").read_text(encoding="utf-8")
 
 
 def test_findings_are_chinese_from_end_to_end(chinese, tmp_path, monkeypatch):
