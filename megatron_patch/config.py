@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_patch.data_paths import NO_DATA, DataSource, JsonFile
+from megatron_patch.data_paths import NO_DATA, DataSource, JsonFiles
 from megatron_patch.llama.model_config import LlamaConfig
 
 PRECISIONS = ("fp16", "bf16", "fp32")
@@ -60,13 +60,28 @@ class Options:
     """Pre-training: global batches of one evaluation."""
     log_interval: int = 1
     """Iterations between two console lines."""
+    progress: Literal["auto", "true", "false"] = "auto"
+    """One live line in the terminal (iteration, loss, tokens/s, time left) in place of Megatron's lines, which go to
+    the log file; `auto`: in a terminal outside notebooks."""
+    wandb_project: str = ""
+    """Show the run in this project of Weights & Biases, too; WANDB_* variables have their meaning."""
+    swanlab_project: str = ""
+    """Show the run in this project of SwanLab, too; SWANLAB_* variables have their meaning."""
+    mlflow_experiment: str = ""
+    """Show the run in this experiment of MLflow, too, on MLFLOW_TRACKING_URI's server; without one in mlflow.db below
+    OUTPUT_BASEPATH."""
     num_workers: int = 2
     """Processes that load data, for each rank; 0 loads in the training process."""
     resume_from: str = ""
     """Go on from this training checkpoint of another NAME: a run's folder in OUTPUT_BASEPATH/checkpoint, or an
     iteration's."""
     keep_last: int = 0
-    """Training checkpoints to keep; 0 keeps all."""
+    """Training checkpoints to keep; 0 keeps all. The one of the lowest validation loss is kept beside them if
+    `--save-best` is set."""
+    save_best: bool = False
+    """Keep the checkpoint of the lowest validation loss; best_checkpointed_iteration.txt names it."""
+    early_stopping_patience: int = 0
+    """End the run after this many evaluations in a row without a lower validation loss than before; 0 never does."""
     exit_interval: int = 0
     """Save and stop after this many iterations of this run; 0 never does."""
     exit_duration_in_mins: float = 0.0
@@ -151,7 +166,7 @@ class TrainConfig:
     @property
     def reads_json(self) -> bool:
         """Whether the training data is JSON, which is tokenized here. Indexed data holds tokens."""
-        return isinstance(self.train_data, JsonFile)
+        return isinstance(self.train_data, JsonFiles)
 
     @property
     def template(self) -> Template:

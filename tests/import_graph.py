@@ -17,9 +17,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("data_paths",),
     ("config",),
     ("folders", "plan"),
-    ("core",),
+    ("core", "sinks"),
     ("arguments", "model", "data", "weights"),
-    ("preparation", "checkpoint", "generate"),
+    ("preparation", "checkpoint", "generate", "report"),
     ("conversion", "train", "inspection", "evaluate"),
     ("cli", "launch", "torchrun"),
 )

@@ -22,6 +22,7 @@ from megatron_patch.core import parallel
 from megatron_patch.data.batches import RunData
 from megatron_patch.errors import UserError, print_any_text
 from megatron_patch.language.sentences import in_language
+from megatron_patch.train.best import best_folder, why_over
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run, start_state
 from megatron_patch.train.setup import build_state
@@ -56,12 +57,14 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     log = RunLog(config, active=layout.is_logger)
     state = None
     try:
-        data = build_data(config, layout, log.line)
-        state = build_state(config, layout, log, data.train_iters)
-        start_state(state, log)
-        run(state, data, log)
-        if state.iteration >= data.train_iters:
-            log.line(_next_step(config))
+        with log.failures_told():
+            log.open_trackers(config, layout.world_size)
+            data = build_data(config, layout, log.line)
+            state = build_state(config, layout, log, data.train_iters)
+            start_state(state, log)
+            run(state, data, log)
+        if state.iteration >= data.train_iters or why_over(state):
+            log.line(_next_step(config, best_folder(state)))
     except UserError as error:
         _leave(_sentence(error))
     except RuntimeError as error:
@@ -82,10 +85,10 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     parallel.stop()
 
 
-def _next_step(config: TrainConfig) -> str:
+def _next_step(config: TrainConfig, best: Path | None) -> str:
     target = Path(config.output_path) / "hf" / config.name
     layout = (config.tensor_model_parallel_size, config.pipeline_model_parallel_size)
-    return after_training(config.checkpoint_folder, target, *layout)
+    return after_training(best or config.checkpoint_folder, target, *layout)
 
 
 def _start(config: TrainConfig) -> parallel.Layout:

@@ -10,6 +10,35 @@ SENTENCES = {
     "  going on from iteration {}: {}": "  从第 {0} 次迭代继续：{1}",
     "  starting from random weights, seed {}": "  从随机权重开始，种子 {0}",
     " stopping at iteration {} as asked; the same command goes on from here.": " 按要求在第 {0} 次迭代停止；同一命令会从这里继续。",
+    " stopping at iteration {} early: {}.": " 在第 {0} 次迭代提前停止：{1}。",
+    # best
+    "  the lowest validation loss so far: {} names iteration {}": "  目前最低的验证 loss：{0} 写的是第 {1} 次迭代",
+    "  nothing is left to do: {}; a larger number goes on": "  没有剩余的工作：{0}；写更大的数可以继续",
+    "the validation loss was not below its lowest, {}, in the last {} evaluations (--early-stopping-patience {})": (
+        "最近 {1} 次评估的验证 loss 没有低于最低值（{0}）（--early-stopping-patience {2}）"
+    ),
+    "there was none": "尚无最低值",
+    "{} at iteration {}": "第 {1} 次迭代的 {0}",
+    "the lowest validation loss so far is {}, of iteration {}": "目前最低的验证 loss 是第 {1} 次迭代的 {0}",
+    "{}, whose checkpoint is not in this folder; the next lower one is kept": "{0}，其检查点不在此文件夹中；将保留下一个更低的",
+    "{}: there is no validation loss to go by, since evaluation is skipped; name validation data of which something is learnt, or leave "
+    "the flag out.": "{0}：跳过了评估，没有可依据的验证 loss；请给出有可学内容的验证数据，或去掉该标志。",
+    # data: several files, tokenizer.json
+    "{}: the split {} leaves no validation data; evaluation is skipped": "{0}：--split {1} 没有留出验证数据，跳过评估",
+    "{} of an epoch's {} samples, {} passes over its {}": "每个 epoch 的 {1} 条样本中占 {0} 条，即对其 {3} 条样本过 {2} 遍",
+    "{} has the weight {} of {}, so none of an epoch's {} samples comes from it; write a higher weight, or leave the file out.": (
+        "{0} 的权重是 {2} 中的 {1}，每个 epoch 的 {3} 条样本没有一条来自它；请增大权重，或去掉该文件。"
+    ),
+    "transformers reads tokenizer.json: remove it from the source, and the next conversion makes one.": (
+        "transformers 读取 tokenizer.json：请从源文件夹中删除它，下次转换会重新生成。"
+    ),
+    "it makes {} of {}, and SentencePiece {}": "它把 {1} 切分为 {0}，而 SentencePiece 切分为 {2}",
+    "no {} was written, since none reads texts as this tokenizer.model does: {}.": (
+        "没有写 {0}，因为无法与这个 tokenizer.model 切分一致：{1}。"
+    ),
+    "{}, copied from the source, is not this tokenizer.model's: {}. {}": "从源复制的 {0} 与这个 tokenizer.model 不符：{1}。{2}",
+    "no {} was made: {}": "没有生成 {0}：{1}",
+    "{} was copied from the source, and transformers cannot read it: {}": "{0} 是从源复制的，transformers 无法读取：{1}",
     "  attention: {} ({})": "  attention：{0}（{1}）",
     "  CUDA graphs: no ({})": "  CUDA graphs：不使用（{0}）",
     "  CUDA graphs: yes": "  CUDA graphs：使用",
@@ -105,6 +134,20 @@ SENTENCES = {
     "write {}": "请写 {0}",
     "use more GPUs": "请使用更多 GPU",
     "the run takes {} GiB of a GPU's memory, and there are {}: {}.": "运行需要每个 GPU {0} GiB 显存，而只有 {1}：{2}。",
+    "other kernels {}": "其他 kernel {0}",
+    "products {}": "矩阵乘 {0}",
+    "attention {}": "attention {0}",
+    "inside layers {}": "层内通信 {0}",
+    "gradients and weights sent {}": "梯度与权重通信 {0}",
+    "The speed of an {} is not known here; --gpu names the kinds that are.": "这里没有 {0} 的速度；--gpu 列出已有的型号。",
+    "Expected: {} tokens/s per GPU, {} s a step.": "预计：每个 GPU 每秒 {0} 个 token，每步 {1} 秒。",
+    "Expected: {} tokens/s per GPU, {} s a step from its data sheet; this kind was not measured.": (
+        "预计：每个 GPU 每秒 {0} 个 token，每步 {1} 秒（按产品规格，未实测此型号）。"
+    ),
+    "Seconds of a step: {}.": "每步的秒数：{0}。",
+    "Python launches more slowly than these GPUs compute; CUDA graphs, which mend that, are for one node.": (
+        "Python 启动 kernel 比这些 GPU 计算慢；CUDA graphs 可解决，但只用于单节点。"
+    ),
     # cli/main
     "Usage: megatron-patch COMMAND --flag=value ...": "用法：megatron-patch 命令 --标志=值 ...",
     "megatron-patch COMMAND --help lists its arguments and flags; --version prints the version.": (

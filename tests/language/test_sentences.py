@@ -32,6 +32,7 @@ NONE = {
     "{}: {}; {}.", "usage: python -m megatron_patch.launch {{{}}} --flags", "{} It was {}.",
     ", times the factor {} of its {} rope_scaling",
     "{}: the model's max_position_embeddings becomes {}, in its checkpoints and in what is exported.",
+    "lm loss", "lm loss validation", " vs samples",
     "a vocabulary of {} rows is too small for it: write a smaller one.",
 }  # fmt: skip
 # Made of several literals, or by a library, or in words that templates() does not take for prose.
@@ -44,7 +45,7 @@ JOINED = {
     "argument {}: expected one argument", "argument {}: expected at least one argument",
     "argument {}: invalid choice: {} (choose from {})", "the following arguments are required: {}",
     "a number of at least {}", "a number above {}", "a number from {} to {}", "a number from above {} to {}",
-    "a number from {} to below {}", "a number from above {} to below {}",
+    "a number from {} to below {}", "a number from above {} to below {}", "{} ({}, {} kB)",
 }  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def test_a_line_is_compared_with_few_templates():
 def test_the_log_file_is_english_and_megatron_s_lines_stay(chinese, tmp_path, capsys):
     log = RunLog(tiny_config(output_path=str(tmp_path)), active=True)
     log.line("  starting from random weights, seed 7")
-    log.megatron(" stopping at iteration 3 as asked; the same command goes on from here.")  # as a line that has a template
+    log.iteration_line(" stopping at iteration 3 as asked; the same command goes on from here.")  # as a line that has a template
     log.close()
     console = capsys.readouterr().out.splitlines()
     assert console == ["  从随机权重开始，种子 7", " stopping at iteration 3 as asked; the same command goes on from here."]
