@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Modules (a pattern of their path → why) whose texts are not translated.
 ENGLISH = {
-    r"(_list|_rows|/description|/tables|/report/(words|page_file|payload))\.py$": "lists and tables hold both languages side by side",
+    r"(_list|_rows|/description|/tables|/report/(words|page_file|payload))\.py$": "lists and tables hold both languages abreast",
     r"/language/": "the catalogues",
     r"/core/known_warnings\.py$": "warnings of libraries, and why nobody is shown them",
     r"/kernels/(?!attention_backends)": "what a kernel refuses is a bug, or a developer's to read",
@@ -22,7 +22,8 @@ NONE = {
     " validation loss at iteration {}{} | lm loss value: {} | lm loss PPL: {} | ", " on {}", "lm loss validation{}",
     "lm loss validation ppl{}",
     # a thread's name, a stop's reason in metrics.jsonl, texts by which tokenizers are compared
-    "progress of {}", "not finite", "asked through another rank", "word {0} word", "{0}{0} word{0}", "if x:\n{}y = 1  # {}z",
+    "progress of {}", "not finite", "asked through another rank", "word {0} word", "{0}{0} word{0}", 
+    "if x:\n{}y = 1  # {}z",
     # the table of results and its JSON
     "fine-tuning samples", "indexed documents",
     # a prompt's words, marks in files, names of filters
@@ -39,7 +40,7 @@ NONE = {
     "frequencies before dynamic scaling; transformers from 4.43", "tables made from inv_freq; ColossalAI, transformers to 4.38",
     "the causal mask; transformers 4.38 and 4.39", "the causal mask, as in models made from GPT-NeoX's",
     # the commands of megatron-patch, which have both languages
-    "memory, speed and traffic of a training, on paper", "one page of a run, or of several side by side",
+    "memory, speed and traffic of a training, on paper", "one page of a run, or of several abreast",
     "continued pre-training", "supervised fine-tuning", "text from a checkpoint", "loss and perplexity of a checkpoint",
     "GPU memory and traffic of a training, on paper", "a conversation with a model on the terminal",
     "a model behind OpenAI's interface", "Hugging Face ↔ Megatron checkpoints", "raw text → .bin/.idx, or fine-tuning data",
@@ -55,7 +56,8 @@ NONE = {
     "one micro-batch goes", "two micro-batches go", "other kernels", "inside layers", "gradients and weights sent", "{} {} {}",
     " from its data sheet; this kind was not measured", "Expected: {} tokens/s per GPU, {} s a step{}.", "early: {}.",
     "as asked; the same command goes on from here.", " stopping at iteration {} {}",
-    "  {}: {} of an epoch's {} samples, {} passes over its {}", "  {}: the split {} leaves no validation data; evaluation is skipped",
+    "  {}: {} of an epoch's {} samples, {} passes over its {}",
+    "  {}: the split {} leaves no validation data; evaluation is skipped",
 }  # fmt: skip
 # Made of several literals, or of words that templates() does not take for prose.
 JOINED = {

@@ -1,7 +1,8 @@
-"""Chinese stands for every sentence that a user reads, with the same values in it. tests/language/border.py has the rest."""
+"""Chinese stands for every sentence that a user reads, with the same values in it; border.py has the rest."""
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from pathlib import Path
@@ -54,6 +55,7 @@ def sources() -> list[Path]:
     return [path for path in PACKAGE.rglob("*.py") if not any(re.search(part, str(path)) for part in border.ENGLISH)]
 
 
+@functools.cache
 def spoken_templates() -> dict[str, str]:
     """Template → where it stands."""
     return {text: f"{path.relative_to(ROOT)}:{line}" for path in sources() for line, text in templates(path)}
@@ -130,7 +132,7 @@ def test_a_line_is_compared_with_few_templates():
 def test_the_log_file_is_english_and_megatron_s_lines_stay(chinese, tmp_path, capsys):
     log = RunLog(tiny_config(output_path=str(tmp_path)), active=True)
     log.line("  starting from random weights, seed 7")
-    log.iteration_line(" stopping at iteration 3 as asked; the same command goes on from here.")  # as a line that has a template
+    log.iteration_line(" stopping at iteration 3 as asked; the same command goes on from here.")
     log.close()
     console = capsys.readouterr().out.splitlines()
     assert console == ["  从随机权重开始，种子 7", " stopping at iteration 3 as asked; the same command goes on from here."]
