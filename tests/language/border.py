@@ -40,7 +40,7 @@ NONE = {
     "frequencies before dynamic scaling; transformers from 4.43", "tables made from inv_freq; ColossalAI, transformers to 4.38",
     "the causal mask; transformers 4.38 and 4.39", "the causal mask, as in models made from GPT-NeoX's",
     # the commands of megatron-patch, which have both languages
-    "memory, speed and traffic of a training, on paper", "one page of a run, or of several abreast",
+    "memory, speed and traffic of a training, on paper", "one page of a run, or of several side by side",
     "continued pre-training", "supervised fine-tuning", "text from a checkpoint", "loss and perplexity of a checkpoint",
     "GPU memory and traffic of a training, on paper", "a conversation with a model on the terminal",
     "a model behind OpenAI's interface", "Hugging Face ↔ Megatron checkpoints", "raw text → .bin/.idx, or fine-tuning data",
