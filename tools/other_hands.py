@@ -114,7 +114,12 @@ def tasks(work: Path) -> Path:
     """Two tasks for lm-evaluation-harness over the lines of a module of Python's: choose the next line, and write on."""
     lines = [line.strip() for line in CODE.splitlines() if len(line.strip()) > 30][: 4 * QUESTIONS]
     documents = [
-        {"context": lines[i], "choices": [lines[(i + k) % len(lines)] for k in (1, 7, 13, 29)], "label": 0, "target": lines[i + 1]}
+        {
+            "context": lines[i],
+            "choices": [lines[(i + k) % len(lines)] for k in (1, 7, 13, 29)],
+            "label": 0,
+            "target": lines[i + 1],
+        }
         for i in range(0, 4 * QUESTIONS - 1, 4)
     ]
     folder = work / "tasks"
@@ -144,7 +149,9 @@ def with_lm_eval(folder: Path, work: Path) -> str:
     manager = TaskManager(include_path=str(tasks(work)), include_defaults=False)
 
     def evaluate(model: str, names: list[str], **arguments: Any) -> dict[str, Any]:
-        return simple_evaluate(model=model, model_args=arguments, tasks=names, task_manager=manager, batch_size=1, bootstrap_iters=0)
+        return simple_evaluate(
+            model=model, model_args=arguments, tasks=names, task_manager=manager, batch_size=1, bootstrap_iters=0
+        )
 
     def texts(results: dict[str, Any]) -> list[str]:
         samples = sorted(results["samples"]["lines_write"], key=lambda one: one["doc_id"])
@@ -158,7 +165,10 @@ def with_lm_eval(folder: Path, work: Path) -> str:
             num_concurrent=4, tokenized_requests=False,
         )  # fmt: skip
     same = sum(a == b for a, b in zip(texts(alone), texts(through)))
-    check(same == QUESTIONS, f"{QUESTIONS - same} of {QUESTIONS} texts are others through the server: {texts(alone)[:2]}, {texts(through)[:2]}")
+    check(
+        same == QUESTIONS,
+        f"{QUESTIONS - same} of {QUESTIONS} texts are others through the server: {texts(alone)[:2]}, {texts(through)[:2]}",
+    )
     return f"{version('lm_eval')}: accuracy {accuracy:.3f} over {QUESTIONS} choices; the server writes the same {same} texts"
 
 
@@ -193,7 +203,9 @@ def with_gguf(folder: Path, work: Path, converter: Path) -> str:
             wanted = wanted.reshape(heads, 2, -1, wanted.shape[-1]).swapaxes(1, 2).reshape(wanted.shape)
         check(np.array_equal(tensor.data.reshape(wanted.shape), wanted), f"{tensor.name} differs")
     check(not weights, f"{sorted(weights)} are missing")
-    return f"{version('gguf')}, convert_hf_to_gguf.py: {len(file.tensors)} tensors, bit for bit, and {size} tokens with their scores"
+    return (
+        f"{version('gguf')}, convert_hf_to_gguf.py: {len(file.tensors)} tensors, bit for bit, and {size} tokens with their scores"
+    )
 
 
 def hugging_face_name(name: str, config: dict[str, Any]) -> tuple[str, int]:
