@@ -54,6 +54,9 @@ class Sink:
             iteration, samples: how far the run has come.
         """
 
+    def event(self, kind: str, values: Mapping[str, object]) -> None:
+        """Take something that happened, such as a save; docs/report.md lists the kinds and their values."""
+
     def close(self) -> None:
         """Finish; the run has ended, for whatever reason."""
 

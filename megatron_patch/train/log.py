@@ -11,15 +11,20 @@ import datetime
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.folders.metrics_file import started_folder
+from megatron_patch.formats.json_files import one_line
 from megatron_patch.language.sentences import in_language
 from megatron_patch.sinks.live_line import LiveLine, wants_live_line
+from megatron_patch.sinks.metrics_lines import MetricsSink
 from megatron_patch.sinks.sink import RunStart, Sink
 from megatron_patch.sinks.tensorboard_files import TensorBoardFiles
 from megatron_patch.sinks.tracking import open_trackers
+from megatron_patch.train.record import machine, versions
 from megatron_patch.train.state import StepResult
 
 _LOGGER = logging.getLogger("megatron_patch")
@@ -59,21 +64,26 @@ class RunLog:
 
     def __init__(self, config: TrainConfig, active: bool) -> None:
         self.active = active
+        self.file: Path | None = None
         self.sinks: tuple[Sink, ...] = ()
         if not active:
             return
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
-        base, name = Path(config.output_path), f"{config.name}_{stamp}"
+        base, name = Path(config.output_path), started_folder(config.name, datetime.datetime.now())
         self.folder = base / "log" / name
         self.folder.mkdir(parents=True, exist_ok=True)
         live = LiveLine(sys.stdout) if wants_live_line(config.options.progress, sys.stdout) else None
-        self.handlers = (_Console(live), _File(self.folder / "train.log", encoding="utf-8", errors="backslashreplace"))
+        self.file = self.folder / "train.log"
+        self.handlers = (_Console(live), _File(self.file, encoding="utf-8", errors="backslashreplace"))
         for handler in self.handlers:
             _LOGGER.addHandler(handler)
         _LOGGER.setLevel(logging.INFO)
         _LOGGER.propagate = False  # a library that sets up the root logger would repeat every line
         # Every place that the run's numbers go to; `open_trackers` adds those that need another program.
-        self.sinks = (TensorBoardFiles(base / "tensorboard" / name), *([live] if live else []))
+        self.sinks = (
+            TensorBoardFiles(base / "tensorboard" / name),
+            MetricsSink(self.folder, config, versions(), machine()),
+            *([live] if live else []),
+        )
         self._live = live
 
     def open_trackers(self, config: TrainConfig, world_size: int) -> None:
@@ -116,6 +126,20 @@ class RunLog:
         """Give the sinks the numbers of a log line or of an evaluation, by TensorBoard's tags."""
         for sink in self.sinks:
             sink.numbers(values, iteration, samples)
+
+    def event(self, kind: str, **values: object) -> None:
+        """Tell the sinks of something that happened."""
+        for sink in self.sinks:
+            sink.event(kind, values)
+
+    @contextmanager
+    def failures_told(self) -> Iterator[None]:
+        """Tell the sinks why the run ends, where that is an error."""
+        try:
+            yield
+        except Exception as error:
+            self.event("stop", reason=f"error: {one_line(error) or type(error).__name__}")
+            raise
 
     def close(self) -> None:
         """Close the sinks and files, and leave Python's `logging` as it was."""
@@ -172,9 +196,10 @@ def training_line(
     return " |".join(parts) + " |"
 
 
-def validation_lines(iteration: int, loss: float) -> list[str]:
-    """Megatron-LM's validation line, between two rules of its length."""
-    text = f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity(loss):.6E} | "
+def validation_lines(iteration: int, loss: float, name: str = "") -> list[str]:
+    """Megatron-LM's validation line, between two rules of its length; of one of several files with its name."""
+    on = f" on {name}" if name else ""
+    text = f" validation loss at iteration {iteration}{on} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity(loss):.6E} | "
     return ["-" * len(text), text, "-" * len(text)]
 
 
