@@ -22,6 +22,7 @@ from tests.launching import (
     PRETRAIN,
     PRETRAIN_ARGUMENTS,
     convert,
+    run,
     run_forked,
     scalars,
     succeed,

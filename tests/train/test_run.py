@@ -78,7 +78,8 @@ def test_tensorboard_has_megatron_s_tags_at_iterations_and_at_samples(finished):
     for tag in ("lm loss validation", "lm loss validation ppl"):
         assert list(found.pop(tag)) == [2, 4] and list(found.pop(f"{tag} vs samples")) == [3, 6], tag
     assert all(found.pop(copy) == everything[tag] for tag, copy in FIRST_SIGHT.items())
-    others = ("throughput", "mem-max-allocated-bytes", "tokens-per-second", "tokens-per-second-per-gpu")  # of iterations alone
+    # Of iterations alone.
+    others = ("throughput", "mem-max-allocated-bytes", "tokens-per-second", "tokens-per-second-per-gpu")
     assert {tag: list(values) for tag, values in found.items()} == dict.fromkeys(others, iterations)
 
 
