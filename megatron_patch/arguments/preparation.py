@@ -30,8 +30,10 @@ class Preparation:
     sft_output_dir: str | None
     valid_fraction: float
     json_key: tuple[str, ...]
+    text_keys: tuple[str, ...]
     clean: str
     workers: int
+    tokenizer_engine: str
     max_bad_fraction: float
     max_document_mb: int
     no_append_eod: bool
@@ -45,6 +47,11 @@ class Preparation:
         if self.output_prefix or not self.output_dir:
             return self.output_prefix
         return os.path.join(self.output_dir, f"wudao_{self.tokenizer}_text_document")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of a record's text: of several parts, or of the first that it has."""
+        return self.text_keys or self.json_key
 
     @property
     def prefix_flag(self) -> str:
@@ -82,6 +89,7 @@ def read(argv: Sequence[str]) -> Checked:
     usable = len(findings.found) == known
     value |= findings.values([one for one in PREPARE.all if one not in paths], texts)
     value["workers"] = value["workers"] or _processors()
+    value["text_keys"] = tuple(key for word in value["text_keys"] for key in word.split(",") if key)
     checked = Checked(Preparation(**value), findings, usable)
     if usable:
         _check_folders(checked)

@@ -42,10 +42,18 @@ PREPARE = Script(
                 en="For --sft-output-dir: of the records, the share for validation."),
         flagged("--json-key", "texts", "记录的文本取这些键中它所具有的第一个", default=("text", "content"),
                 en="A record's text is the first of these that it has."),
+        flagged("--text-keys", "texts", default=(),
+                zh="代替 --json-key：文本由这些键的值依次组成，以换行连接，如 title,content；缺少或为空的略过",
+                en="Instead of --json-key: the values of all these, such as title,content, joined by line ends; "
+                "missing and empty ones are passed over."),
         flagged("--clean", "choice", "wudao：原项目的清洗", choices=("none", "wudao"), default="none",
                 en="wudao: the original's cleaning."),
         flagged("--workers", "whole", "分词的进程数；不写则为可用的处理器数", range=Range(1, WHOLE_MOST),
                 en="Processes that tokenize; without it, as many as there are processors to use."),
+        flagged("--tokenizer-engine", "choice", choices=("auto", "reference"), default="auto",
+                zh="reference：SentencePiece（tokenizer.json 用 tokenizers）；auto：输入较大且 fastokens 结果相同时用它",
+                en="reference: SentencePiece, or tokenizers for tokenizer.json; auto: fastokens where it gives the same ids "
+                "and the input is large."),
         flagged("--max-bad-fraction", "number", "允许不是 JSON 或没有文本键的记录的比例", range=Range(0, 1), default=0.001,
                 en="Of the records, the share that may be no JSON or lack the key."),
         flagged("--max-document-mb", "whole", "一行或一个列表项的最大大小，单位 10^6 字节；更长的算坏记录，且不读入内存",

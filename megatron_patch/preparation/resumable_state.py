@@ -104,8 +104,10 @@ def made_from_of(files: list[Path], settings: Settings, tokenizer: Tokenizer) ->
     """
     stats = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     chosen = {k: v for k, v in asdict(settings).items() if k != "tokenizer_folder"} | {"tokenizer": tokenizer.fingerprint}
-    if settings.max_document_mb == MAX_DOCUMENT_MB:  # pairs that were made before this setting existed do not record it
-        del chosen["max_document_mb"]
+    # Pairs that were made before these settings existed do not record them.
+    for name, default in (("max_document_mb", MAX_DOCUMENT_MB), ("joined", False)):
+        if chosen[name] == default:
+            del chosen[name]
     return json.loads(json.dumps({"format": FORMAT, "files": stats} | chosen))
 
 

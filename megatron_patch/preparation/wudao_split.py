@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron_patch.errors import UserError
-from megatron_patch.preparation.pair import check_bad_fraction, require_apart
+from megatron_patch.preparation.partial_pair import check_bad_fraction, require_apart
 from megatron_patch.preparation.wudao import CLEANERS
 from megatron_patch.records.chunks import START, Chunk, read_chunks
 from megatron_patch.records.files import find_files
