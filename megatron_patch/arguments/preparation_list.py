@@ -25,7 +25,7 @@ PREPARE = Script(
         _path("MEGATRON_PATCH_PATH", "--megatron-patch-path", "设置Megatron Patch的代码路径",
               en="This project's folder, whose code then runs."),
         _path("input_data_dir", "--input", "打包后的wudao数据集的文件夹路径", kind="paths", required=True,
-              en="Files, or folders of .jsonl, .json, .jsonl.zst, .jsonl.gz."),
+              en="Files, or folders of .jsonl, .json, .jsonl.zst, .jsonl.gz, .parquet."),
         Argument("tokenizer", "--tokenizer", "text", "分词器: llamabpe", choices=("llamabpe",), default="llamabpe",
                  en="Only a name, which the files are called by."),
         _path("output_data_dir", "--output-dir", "输出到bin和idx文件目录",
@@ -42,7 +42,7 @@ PREPARE = Script(
                 en="For --sft-output-dir: of the records, the share for validation."),
         flagged("--json-key", "texts", "记录的文本取这些键中它所具有的第一个", default=("text", "content"),
                 en="A record's text is the first of these that it has."),
-        flagged("--text-keys", "texts", default=(),
+        flagged("--text-keys", "texts",
                 zh="代替 --json-key：文本由这些键的值依次组成，以换行连接，如 title,content；缺少或为空的略过",
                 en="Instead of --json-key: the values of all these, such as title,content, joined by line ends; "
                 "missing and empty ones are passed over."),
@@ -50,6 +50,8 @@ PREPARE = Script(
                 en="wudao: the original's cleaning."),
         flagged("--workers", "whole", "分词的进程数；不写则为可用的处理器数", range=Range(1, WHOLE_MOST),
                 en="Processes that tokenize; without it, as many as there are processors to use."),
+        flagged("--shard", "text", "I/N：只处理输入的第 I 份（共 N 份），写到 PREFIX-0000I-of-0000N；merge-data 合并各份",
+                en="I/N: part I of N of the input alone, into PREFIX-0000I-of-0000N; megatron-patch merge-data joins the parts."),
         flagged("--tokenizer-engine", "choice", choices=("auto", "reference"), default="auto",
                 zh="reference：SentencePiece（tokenizer.json 用 tokenizers）；auto：输入较大且 fastokens 结果相同时用它",
                 en="reference: SentencePiece, or tokenizers for tokenizer.json; auto: fastokens where it gives the same ids "

@@ -27,7 +27,7 @@ from megatron_patch.preparation.partial_pair import output_paths, require_apart
 from megatron_patch.preparation.wudao_split import TRAIN, VALID, require_free, split_wudao
 from megatron_patch.records.files import find_files
 
-_WORTH_A_PROCESS = 16 << 20  # bytes of input for which starting another process pays
+_WORTH_A_PROCESS = 4 << 20  # bytes of input for which starting another process pays
 
 
 def _check_what_is_read(checked: Checked) -> None:
@@ -82,11 +82,11 @@ def _make_indexed(job: Preparation, prefix: str) -> None:
     settings = Settings(
         job.tokenizer_folder, job.keys, job.clean, not job.no_append_eod, job.max_document_mb, bool(job.text_keys)
     )  # fmt: skip
-    size = sum(path.stat().st_size for path in find_files(job.input))
+    size = sum(path.stat().st_size for path in find_files(job.input)) // (job.shard.count if job.shard else 1)
     counts = preprocess(
         job.input, prefix, settings,
         workers=min(job.workers, 1 + size // _WORTH_A_PROCESS), max_bad_fraction=job.max_bad_fraction, overwrite=job.overwrite,
-        tokenizer_engine=job.tokenizer_engine,
+        tokenizer_engine=job.tokenizer_engine, shard=job.shard,
     )  # fmt: skip
     print("\n".join(map(in_language, counts.lines(prefix))))
     print(after_preparation(prefix, job.megatron_path))

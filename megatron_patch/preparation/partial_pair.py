@@ -1,8 +1,8 @@
 """The files of an unfinished pair, and how they get their names.
 
-What is finished so far lies in `PREFIX.partial/`: `tokens`, `lengths` and `skipped`. An old pair stays until the new one
-is whole. Its `.idx` goes first and the new one comes last, so at no moment does the `.idx` of one pair stand beside the
-`.bin` of another.
+What is finished so far lies in `PREFIX.partial/`: `tokens`, `lengths` and `skipped`. An old pair stays until the new
+one is whole. Its `.idx` goes first and the new one comes last, so at no moment does the `.idx` of one pair stand beside
+the `.bin` of another.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from megatron_patch.errors import UserError
-from megatron_patch.preparation.resumable_state import Counts, record_path, write_record
+from megatron_patch.preparation.resumable_state import Counts, record_path, saved_record, write_record
 from megatron_patch.records.indexed import write_index
+from megatron_patch.records.shards import Span
 
 
 def output_paths(prefix: str) -> list[Path]:
@@ -40,6 +42,72 @@ def require_apart(files: Iterable[Path], outputs: Iterable[Path]) -> None:
                 raise UserError(f"{path} is read as input and would be written over; choose another output, or move that file.")
 
 
+def already_made(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts | None:
+    """The counts of a pair that this very input made; None if one is to be made or finished. Removes nothing.
+
+    Raises:
+        UserError: there is another pair, and `overwrite` is not given.
+    """
+    there = [prefix + end for end in (".bin", ".idx") if os.path.exists(prefix + end)]
+    record, state = saved_record(record_path(prefix)), saved_record(Path(prefix + ".partial", "state.json"))
+    own, begun = (saved is not None and saved.made_from == made_from for saved in (record, state))
+    if len(there) == 2 and record is not None and own and not begun:
+        print(
+            f"{prefix}.bin and .idx are there already, made from this very input; nothing is done.",
+            file=sys.stderr,
+        )
+        return record.counts
+    # A run of this input that was killed as it named its files leaves one of them, or both and its record.
+    naming = begun and (len(there) == 1 or own)
+    if there and not naming and not overwrite:
+        raise UserError(f"{' and '.join(there)} exist, made from other input; remove them, or add --overwrite.")
+    return None
+
+
+def resume(partial: Path, made_from: dict[str, Any], prefix: str, span: Span) -> Counts:
+    """How far an earlier run of this input came; the span's begin if there was none, or it was of another input.
+
+    A state at the input's end is no interrupted run's: that run was refused for its bad records, or killed while it
+    named its files.
+    """
+    state = partial / "state.json"
+    if not (saved := saved_record(state)):
+        return Counts(span.begin)
+    counts = saved.counts
+    if saved.made_from != made_from:
+        state.unlink()
+        print(f"{prefix}: an earlier run had other input or settings; beginning anew.", file=sys.stderr)
+        return Counts(span.begin)
+    if counts.place.file >= len(made_from["files"]):
+        print(f"{prefix}: the {counts.documents} documents of an earlier run are used.", file=sys.stderr)
+    else:
+        print(f"{prefix}: going on after {counts.documents} documents of an interrupted run.", file=sys.stderr)
+    return counts
+
+
+def require_whole(partial: Path, prefix: str, counts: Counts, itemsize: int) -> None:
+    """Check that the partial files are as long as the state says. Truncating a shorter one would fill it with zeros.
+
+    Raises:
+        UserError: one is shorter.
+    """
+    for name, size in (("tokens", counts.tokens * itemsize), ("lengths", counts.documents * 4), ("skipped", counts.report_bytes)):
+        path = partial / name
+        if name == "tokens" and not path.is_file():  # a run that was killed as it named its files
+            path = Path(prefix + ".bin")
+        has = path.stat().st_size if path.is_file() else 0
+        if has < size:
+            raise UserError(f"{path} has {has} bytes, and {partial}/state.json says {size}; remove {partial} to begin anew.")
+
+
+def save_state(partial: Path, counts: Counts, made_from: dict[str, Any], *files: Any) -> None:
+    """Flush the partial files to the disk, and only then write how much of them counts."""
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
+    write_record(partial / "state.json", made_from, counts)
+
+
 def finish(
     partial: Path,
     prefix: str,
@@ -54,13 +122,17 @@ def finish(
     name.
 
     Raises:
-        UserError: too many records are bad, or there is no document.
+        UserError: too many records are bad, or there is no document. A shard may have none, and then gives its record
+            alone.
     """
     if (partial / "skipped").exists() and counts.report_bytes:
         shutil.copyfile(partial / "skipped", prefix + "_skipped.jsonl")
     elif os.path.exists(prefix + "_skipped.jsonl"):
         os.remove(prefix + "_skipped.jsonl")
     check_bad_fraction(counts.bad, counts.documents, max_bad_fraction, Path(prefix + "_skipped.jsonl"))
+    if not counts.documents and "shard" in made_from:
+        write_record(record_path(prefix), made_from, counts)
+        return
     if not counts.documents:
         raise UserError("the input holds no document; nothing is written. Check the files and --json-key.")
     with open(partial / "index", "wb") as file:

@@ -70,7 +70,7 @@ def split_wudao(
     try:
         with ExitStack() as stack:
             outputs = {name: stack.enter_context(open(path, "wb")) for name, path in partial.items()}
-            chunks = read_chunks(files, START, max_document_mb * MEGABYTE)
+            chunks = read_chunks(files, START, max_document_mb * MEGABYTE, columns=(*keys, "title"))
             counts = _write_samples(files, chunks, outputs, keys, clean, valid_fraction)
         os.replace(partial[REPORT], folder / REPORT)
         check_bad_fraction(counts.bad, counts.train + counts.valid, max_bad_fraction, folder / REPORT)
