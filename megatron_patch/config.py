@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_patch.data_paths import NO_DATA, DataSource, JsonFile
+from megatron_patch.data_paths import NO_DATA, DataSource, JsonFiles
 from megatron_patch.llama.model_config import LlamaConfig
 
 PRECISIONS = ("fp16", "bf16", "fp32")
@@ -55,18 +55,33 @@ class Options:
     split: str = "98,2,0"
     """Shares of the data for training, validation and test."""
     eval_interval: int = 100
-    """Pre-training: iterations between two evaluations; 0 turns them off."""
+    """Iterations between two evaluations; 0 turns them off. Fine-tuning by EPOCH evaluates after each."""
     eval_iters: int = 10
-    """Pre-training: global batches of one evaluation."""
+    """Global batches of one evaluation. Fine-tuning by EPOCH evaluates on all validation data."""
     log_interval: int = 1
     """Iterations between two console lines."""
+    progress: Literal["auto", "true", "false"] = "auto"
+    """One live line in the terminal (iteration, loss, tokens/s, time left) in place of Megatron's lines, which go to
+    the log file; `auto`: in a terminal outside notebooks."""
+    wandb_project: str = ""
+    """Show the run in this project of Weights & Biases, too; WANDB_* variables have their meaning."""
+    swanlab_project: str = ""
+    """Show the run in this project of SwanLab, too; SWANLAB_* variables have their meaning."""
+    mlflow_experiment: str = ""
+    """Show the run in this experiment of MLflow, too, on MLFLOW_TRACKING_URI's server; without one in mlflow.db below
+    OUTPUT_BASEPATH."""
     num_workers: int = 2
     """Processes that load data, for each rank; 0 loads in the training process."""
     resume_from: str = ""
     """Go on from this training checkpoint of another NAME: a run's folder in OUTPUT_BASEPATH/checkpoint, or an
     iteration's."""
     keep_last: int = 0
-    """Training checkpoints to keep; 0 keeps all."""
+    """Training checkpoints to keep; 0 keeps all. The one of the lowest validation loss is kept beside them if
+    `--save-best` is set."""
+    save_best: bool = False
+    """Keep the checkpoint of the lowest validation loss; best_checkpointed_iteration.txt names it."""
+    early_stopping_patience: int = 0
+    """End the run after this many evaluations in a row without a lower validation loss than before; 0 never does."""
     exit_interval: int = 0
     """Save and stop after this many iterations of this run; 0 never does."""
     exit_duration_in_mins: float = 0.0
@@ -85,8 +100,8 @@ class Options:
     max_bad_fraction: float = 0.01
     """JSON data: of its records, the share that may be unusable; they are listed in a report and left out."""
     gradient_accumulation_steps: int = 1
-    """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has
-    GLOBAL_BATCH_SIZE)."""
+    """Fine-tuning by EPOCH: micro-batches that each data-parallel rank adds up for one iteration (elsewhere
+    GLOBAL_BATCH_SIZE says it)."""
     packing: bool = False
     """JSON data: several samples in one sequence of SEQ_LEN, with attention kept apart."""
     allow_longer_sequences: bool = False
@@ -106,8 +121,12 @@ class Options:
     """First profiled iteration of this run."""
     profile_step_end: int = 12
     """Iteration at which profiling ends, not profiled itself."""
-    timeout_minutes: int = 30
-    """How long a collective may wait for the other processes."""
+    exit_grace_seconds: int = 30
+    """After SIGTERM or Ctrl-C, seconds for the step and its checkpoint before the processes are killed."""
+    rendezvous_timeout_minutes: float = 10.0
+    """Several nodes: how long they wait for each other at the start."""
+    distributed_timeout_minutes: float = 10.0
+    """A process that stands still for so long ends the run, which says which one, and where."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +157,12 @@ class TrainConfig:
     pad_length: int  # PAD_LEN, tokens
     train_data: DataSource
     valid_data: DataSource | None  # None: a part of `train_data`, by --split
-    # Pre-training
+    # Pre-training, and fine-tuning by iterations
     train_iters: int = 0  # iterations
     warmup_iters: int = 0  # iterations
     save_interval: int = 0  # iterations
-    # Fine-tuning
-    epochs: int = 0  # passes over `train_data`
+    # Fine-tuning by epochs
+    epochs: int = 0  # passes over `train_data`; 0: `train_iters` is the length
     options: Options = field(default_factory=Options)
 
     @property
@@ -154,7 +173,7 @@ class TrainConfig:
     @property
     def reads_json(self) -> bool:
         """Whether the training data is JSON, which is tokenized here. Indexed data holds tokens."""
-        return isinstance(self.train_data, JsonFile)
+        return isinstance(self.train_data, JsonFiles)
 
     @property
     def template(self) -> Template:
@@ -162,6 +181,11 @@ class TrainConfig:
         if self.options.template != "auto":
             return self.options.template
         return "pretrain" if self.task == "pretrain" and self.reads_json else "alpaca"
+
+    @property
+    def decay_style(self) -> Literal["cosine", "linear"]:
+        """How the learning rate falls to `min_lr`: by a cosine where epochs are counted, else linearly."""
+        return "cosine" if self.epochs else "linear"
 
     @property
     def vocab_size(self) -> int:

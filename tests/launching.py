@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from megatron_patch.arguments import conversion_list, training_list
+from megatron_patch.arguments.argument import Script
+from tests.forked_runs import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -22,6 +27,13 @@ _JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "K
 # A test chooses its number of processes. If GPUs were visible, their number would decide; tests/gpu shows them again.
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
 
+# script → the module that it becomes, the words before its flags, its list
+_ENTRIES: dict[Path, tuple[str, list[str], Script]] = {
+    CONVERT: ("megatron_patch.cli.convert", [], conversion_list.CONVERT),
+    PRETRAIN: ("megatron_patch.launch", ["pretrain"], training_list.PRETRAIN),
+    FINETUNE: ("megatron_patch.launch", ["finetune"], training_list.FINETUNE),
+}
+
 PRETRAIN_ARGUMENTS = dict(
     ENV="dsw", MEGATRON_PATH=ENGINE, MEGATRON_PATCH_PATH=str(ROOT), MODEL_SIZE="auto", BATCH_SIZE=1, GLOBAL_BATCH_SIZE=4,
     LR="1e-3", MIN_LR="1e-4", SEQ_LEN=32, PAD_LEN=32, EXTRA_VOCAB_SIZE=0, PR="fp32", TP=1, PP=1, AC="sel", DO="false",
@@ -32,6 +44,13 @@ FINETUNE_ARGUMENTS = dict(
     ENV="dsw", MEGATRON_PATH=ENGINE, MEGATRON_PATCH_PATH=str(ROOT), MODEL_SIZE="auto", BATCH_SIZE=1, LR="1e-3",
     MIN_LR="1e-4", SEQ_LEN=128, PAD_LEN=80, EXTRA_VOCAB_SIZE=0, PR="fp32", TP=1, PP=1, AC="sel", DO="false", FL="false",
     SP="false", TRAIN_DATASET_PATH="", VALID_DATASET_PATH="", PRETRAIN_CHECKPOINT_PATH="none", EPOCH=2, OUTPUT_BASEPATH="",
+)  # fmt: skip
+# Those of the script with TRAIN_ITERS, a global batch, and no MEGATRON_PATH, in its order.
+_AFTER_BATCHES = ("LR", "MIN_LR", "SEQ_LEN", "PAD_LEN", "EXTRA_VOCAB_SIZE", "PR", "TP", "PP", "AC", "DO", "FL", "SP")
+WITH_GA_ARGUMENTS = dict(
+    ENV="dsw", MEGATRON_PATCH_PATH=str(ROOT), MODEL_SIZE="auto", BATCH_SIZE=1, GLOBAL_BATCH_SIZE=4,
+    **{name: FINETUNE_ARGUMENTS[name] for name in _AFTER_BATCHES}, TE="false", SAVE_INTERVAL=1000, DATASET_PATH="",
+    VALID_DATASET_PATH="", PRETRAIN_CHECKPOINT_PATH="none", TRAIN_ITERS=6, WARMUP_ITERS=2, OUTPUT_BASEPATH="",
 )  # fmt: skip
 
 
@@ -50,6 +69,12 @@ def environment(processes: int | None = None, job: Mapping[str, object] | None =
     return values | {name: str(value) for name, value in (job or {}).items()}
 
 
+def hear_signals() -> None:
+    """For `preexec_fn`: a command that hears SIGINT and SIGHUP, also if the tests run in a shell's background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def run(
     script: Path, *arguments: object, shell: str = "dash", processes: int | None = None,
     job: Mapping[str, object] | None = None, cwd: Path = ROOT, timeout: int = 500,
@@ -57,6 +82,20 @@ def run(
     """Run one script with positional arguments. Its output and its errors come back as one text."""
     words, both = [shell, str(script), *map(str, arguments)], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.run(words, env=environment(processes, job), cwd=cwd, timeout=timeout, text=True, **both)
+
+
+def run_forked(script: Path, *arguments: object, processes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """As `run`, without the shell, and with ranks that need not import anything (tests/forked_runs.py).
+
+    Where GPUs are visible, a forked process could not use them, and the script itself is started.
+    """
+    if HIDDEN["CUDA_VISIBLE_DEVICES"]:
+        return run(script, *arguments, processes=processes)
+    module, words, listed = _ENTRIES[script]
+    documented = listed.documented
+    flags = [f"{one.flag}={value}" for one, value in zip(documented, arguments)]
+    argv = [*words, *flags, *map(str, arguments[len(documented) :])]
+    return forked(module, argv, environment(processes), ROOT, timeout=500)
 
 
 def without_torch(folder: Path) -> dict[str, str]:
@@ -84,8 +123,9 @@ def succeed(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def convert(source: Path, target: Path, tp: int = 1, pp: int = 1, extra: int = 0, back: bool = False) -> Path:
-    """Run model_convertor.sh with MODEL_SIZE auto; returns `target`. `back` converts to Hugging Face."""
-    succeed(run(CONVERT, ENGINE, source, target, tp, pp, "auto", extra, "true" if back else "false"))
+    """Convert as model_convertor.sh does, with MODEL_SIZE auto; returns `target`. `back` converts to Hugging Face."""
+    given = (ENGINE, source, target, tp, pp, "auto", extra, "true" if back else "false")
+    succeed(run_forked(CONVERT, *given))
     return target
 
 
@@ -101,12 +141,18 @@ def train(
     script: Path, output: Path, *flags: object, processes: int = 1, job: Mapping[str, object] | None = None,
     shell: str = "dash", **changed: object,
 ) -> list[Step]:  # fmt: skip
-    """Run a training script with the arguments above, except for those in `changed`, and read its iterations."""
+    """Train with the arguments above, except for those in `changed`, and read the iterations.
+
+    With a job's variables or another shell than dash the documented script itself is started; else see `run_forked`.
+    """
     defaults = PRETRAIN_ARGUMENTS if script == PRETRAIN else FINETUNE_ARGUMENTS
     assert set(changed) <= set(defaults), set(changed) - set(defaults)
     values = {**defaults, **changed, "OUTPUT_BASEPATH": output}
     options = ["--num-workers", 0, "--eval-interval", 0, *flags]
-    succeed(run(script, *values.values(), *options, shell=shell, processes=processes, job=job))
+    if job is None and shell == "dash":
+        succeed(run_forked(script, *values.values(), *options, processes=processes))
+    else:
+        succeed(run(script, *values.values(), *options, shell=shell, processes=processes, job=job))
     return list(steps(output))
 
 

@@ -47,7 +47,7 @@ def _option(name: str, zh: str, kind: Kind | None = None, **bounds: Any) -> Argu
     return flagged(flag, found, zh, _ENGLISH[name], range=Range(**bounds), choices=choices, default=default)
 
 
-# In the order of Options' fields, apart from those of one script below.
+# In the order of Options' fields, apart from those below, which not every script has.
 SHARED = (
     _option("seed", "随机初始权重和数据顺序的种子"),
     _option("weight_decay", "解耦的权重衰减；norm 不衰减"),
@@ -59,9 +59,17 @@ SHARED = (
     _option("initial_loss_scale", "fp16 的初始 loss scale", least=1),
     _option("loss_scale_window", "fp16：连续多少步没有溢出后 loss scale 加倍", least=1),
     _option("log_interval", "两行日志之间的迭代数", least=1),
+    _option("progress", "终端中用一行实时进度（迭代、loss、tokens/s、剩余时间）代替 Megatron 的日志行，后者写入日志文件；"
+            "auto：在终端中且不在 notebook 中时"),
+    _option("wandb_project", "同时把运行记录到 Weights & Biases 的这个项目；WANDB_* 环境变量照常有效"),
+    _option("swanlab_project", "同时把运行记录到 SwanLab 的这个项目；SWANLAB_* 环境变量照常有效"),
+    _option("mlflow_experiment", "同时把运行记录到 MLflow 的这个实验，服务器由 MLFLOW_TRACKING_URI 指定；"
+            "未设置时写入 OUTPUT_BASEPATH 下的 mlflow.db"),
     _option("num_workers", "每个 rank 读取数据的进程数；0 表示在训练进程中读取", most=512),
     _option("resume_from", "从另一个 NAME 的训练检查点继续：OUTPUT_BASEPATH/checkpoint 中某次运行或其中某次迭代的文件夹", "path"),
-    _option("keep_last", "保留的训练检查点个数；0 全部保留"),
+    _option("keep_last", "保留的训练检查点个数；0 全部保留。用 --save-best 时另外保留验证 loss 最低的一个"),
+    _option("save_best", "保留验证 loss 最低的检查点，best_checkpointed_iteration.txt 指明是哪一个"),
+    _option("early_stopping_patience", "连续这么多次评估验证 loss 都没有更低时结束运行；0 不结束"),
     _option("exit_interval", "本次运行迭代这么多次后保存并停止；0 不停止"),
     _option("exit_duration_in_mins", "运行这么多分钟后保存并停止；0 不停止"),
     _option("tokenizer_path", "分词器文件夹；空：检查点的文件夹", "path"),
@@ -80,18 +88,22 @@ SHARED = (
     _option("profile", "为 TensorBoard 记录若干迭代的 PyTorch profiler 轨迹"),
     _option("profile_step_start", "本次运行中第一个被记录的迭代", least=1, most=WHOLE_MOST - 2),
     _option("profile_step_end", "记录到此迭代为止，它本身不记录", least=2),
-    _option("timeout_minutes", "集合通信等待其他进程的最长分钟数", least=1, most=1_000_000),
+    _option("exit_grace_seconds", "收到 SIGTERM 或 Ctrl-C 后，完成当前一步并保存检查点的最长秒数，之后终止进程",
+            least=1, most=86_400),
+    _option("rendezvous_timeout_minutes", "多个节点启动时互相等待的最长分钟数", above=True, most=1_000_000),
+    _option("distributed_timeout_minutes", "有进程停滞这么多分钟后结束运行，并指出是哪个进程、停在哪里", above=True,
+            most=1_000_000),
 )  # fmt: skip
 # Read by the launcher alone: no field of Options, and of no run's record.
 LAUNCHER = (
     flagged("--dry-run", "boolean", "只打印布局、显存、步数与解析后的配置，然后结束", default=False,
             en="Print layout, memory, steps and the resolved configuration, and end."),
 )  # fmt: skip
-PRETRAIN_ONLY = (
-    _option("split", "索引数据或 JSON 数据中训练、验证、测试的份额"),
+SPLIT = (_option("split", "索引数据或 JSON 数据中训练、验证、测试的份额"),)
+EVALUATION = (
     _option("eval_interval", "两次评估之间的迭代数；0 不评估"),
     _option("eval_iters", "一次评估的全局 batch 数", least=1),
 )
-FINETUNE_ONLY = (
+ACCUMULATION = (
     _option("gradient_accumulation_steps", "每个数据并行 rank 在一次迭代中累积的 micro-batch 数", least=1, most=1_000_000),
 )

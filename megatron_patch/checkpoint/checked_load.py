@@ -13,6 +13,7 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,6 +52,7 @@ from megatron_patch.formats.distcp_metadata import (
     read_common,
     read_dcp_metadata,
 )
+from megatron_patch.formats.progress import Progress
 from megatron_patch.formats.torch_files import load_object
 
 _OBJECT_KEY = re.compile(r"[^/]+/shard_[0-9]{1,9}(\.[0-9]{1,9})*_[0-9]{1,9}(\.[0-9]{1,9})*")
@@ -183,7 +185,11 @@ def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> d
         allow_shape_mismatch_sharded_tensors={entry.key: entry for entry in tensors if entry.allow_shape_mismatch},
     )
     state = mcore_to_pyt_state_dict(entries, is_loading=True)
-    dcp.load(state, storage_reader=_Reader(folder, metadata), planner=planner)
+    total = sum(entry.data.nbytes for entry in tensors if entry.data is not None)
+    # Ranks read about as many bytes, so the first one's progress is shown for all.
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    with Progress("reading", total) if first else nullcontext() as progress:
+        dcp.load(state, storage_reader=_Reader(folder, metadata, progress), planner=planner)
     unwrapped = {key: _unwrap_pyt_sharded_tensor(value) for key, value in state.items()}
     for key, values in unwrapped.items():
         if type(values) is not list or len(values) != len(renamed[key]):
@@ -225,9 +231,9 @@ class _Reader(dcp.FileSystemReader):
     Each item is checked, and its tensor's bytes are read from where the item says.
     """
 
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
+    def __init__(self, folder: Path, metadata: Metadata, progress: Progress | None) -> None:
         super().__init__(folder)
-        self._folder, self._metadata = folder, metadata
+        self._folder, self._metadata, self._progress = folder, metadata, progress
         self._shapes = {
             MetadataIndex(key, chunk.offsets): tuple(chunk.sizes)
             for key, entry in metadata.state_dict_metadata.items()
@@ -263,6 +269,8 @@ class _Reader(dcp.FileSystemReader):
         found = read_part(stream, path, key, item, part)
         assert found.shape == target.shape, (key, found.shape, target.shape)
         target.copy_(found)
+        if self._progress is not None:
+            self._progress.add(found.nbytes)
         planner.commit_tensor(request, target)
 
 

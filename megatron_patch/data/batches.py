@@ -5,9 +5,11 @@ Which samples make a batch is a pure function of the samples consumed, so a run 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.data.several_files import Blend
 from megatron_patch.errors import UserError
+from megatron_patch.processes.parents import end_with_parent
+from megatron_patch.processes.signals import held
 
 # name → tensor [B, S]: int64 `tokens`, `labels` and `loss_mask`; with packing also `position_ids` and `segment_ids`
 Batch = dict[str, torch.Tensor]
@@ -35,6 +40,7 @@ class BatchPlan:
         shuffle_seed: every pass is a new permutation, made from this seed and the pass's number. None keeps the data
             set's own order: core's GPTDataset has shuffled already.
         passes: passes over the data; None goes on for ever.
+        blend: which samples a pass takes, where files have weights; None takes each sample once.
     """
 
     samples: int
@@ -43,6 +49,7 @@ class BatchPlan:
     data_parallel_size: int
     shuffle_seed: int | None = None
     passes: int | None = None
+    blend: Blend | None = None
 
     @property
     def batches_per_pass(self) -> int:
@@ -56,16 +63,39 @@ class BatchPlan:
         stop = min(start + self.global_batch_size, self.samples)
         if self.shuffle_seed is None:
             return list(range(start, stop))
-        return _permutation(self.samples, self.shuffle_seed + epoch)[start:stop].tolist()
+        return _order(self.samples, self.shuffle_seed, epoch, self.blend)[start:stop].tolist()
 
 
-def plan_of(config: TrainConfig, replicas: int, samples: int, *, shuffled: bool, passes: int | None = None) -> BatchPlan:
+def plan_of(
+    config: TrainConfig, replicas: int, samples: int, *, shuffled: bool, passes: int | None = None, blend: Blend | None = None
+) -> BatchPlan:
     """How a run of `replicas` data-parallel ranks deals out `samples`.
 
-    shuffled: whether `--seed` orders them; else the data set's own order stays.
+    Args:
+        shuffled: whether `--seed` orders them; else the data set's own order stays.
+        passes, blend: as in `BatchPlan`.
     """
     seed = config.options.seed if shuffled else None
-    return BatchPlan(samples, config.global_batch_size, config.micro_batch_size, replicas, seed, passes)
+    return BatchPlan(samples, config.global_batch_size, config.micro_batch_size, replicas, seed, passes, blend)
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """What an evaluation reads of one file, or of the held-out part.
+
+    Attributes:
+        name: in the log and in TensorBoard; empty for the only one.
+        data: its samples.
+        plan: how they are dealt out. With one pass (JSON data) every evaluation begins with the first batch, so their
+            losses compare. Without an end (indexed data) an evaluation goes on where the last one stopped, as in
+            Megatron.
+        batches: global batches of one evaluation.
+    """
+
+    name: str
+    data: Any
+    plan: BatchPlan
+    batches: int
 
 
 @dataclass(frozen=True)
@@ -74,37 +104,29 @@ class RunData:
 
     Attributes:
         train: training data set. Its items are mappings from the keys of `Batch` to arrays [S].
-        valid: validation data set; None skips evaluation.
         plan: how the training samples are dealt out.
-        valid_plan: the same for validation. With one pass (JSON data) every evaluation begins with the first batch, so
-            their losses compare. Without an end (indexed data) an evaluation goes on where the last one stopped, as in
-            Megatron.
+        validation: what is evaluated on; empty skips evaluation.
         train_iters: global batches of the whole run.
-        eval_batches: global batches of one evaluation.
         eval_every: iterations between two evaluations; 0 evaluates at the end only.
         save_every: iterations between two checkpoints; 0 saves at the end only.
     """
 
     train: Any
-    valid: Any | None
     plan: BatchPlan
-    valid_plan: BatchPlan | None
+    validation: tuple[ValidationSet, ...]
     train_iters: int
-    eval_batches: int
     eval_every: int
     save_every: int
 
 
-_last_permutation: tuple[tuple[int, int], torch.Tensor] | None = None
+@functools.lru_cache(maxsize=2)
+def _order(samples: int, seed: int, epoch: int, blend: Blend | None) -> torch.Tensor:
+    """The sample numbers of one pass, int64 [samples]. Kept, since every batch of a pass asks for them.
 
-
-def _permutation(samples: int, seed: int) -> torch.Tensor:
-    """The order of one pass, int64 [samples]. The last one is kept, since every batch of a pass asks for it."""
-    global _last_permutation
-    if _last_permutation is None or _last_permutation[0] != (samples, seed):
-        generator = torch.Generator().manual_seed(seed)
-        _last_permutation = ((samples, seed), torch.randperm(samples, generator=generator))
-    return _last_permutation[1]
+    Training and a validation file take turns, hence two.
+    """
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed + epoch))
+    return order if blend is None else blend.samples(epoch)[order]
 
 
 class MicroBatchSampler(Sampler[list[int]]):
@@ -197,20 +219,19 @@ def micro_batches(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=8 if num_workers else None,
-        worker_init_fn=_leave_the_group if num_workers else None,
+        worker_init_fn=partial(_begin_as_loader, os.getpid()) if num_workers else None,
     )
-    for keys, rows in loader:
+    # SIGTERM and SIGINT may come to every process of a job at once. The rank then finishes its iteration and saves; if
+    # its loaders died meanwhile, torch would call that a failure of the rank. So they never get these signals.
+    with held():
+        batches = iter(loader)
+    for keys, rows in batches:
         yield dict(zip(keys, rows.unbind()))
 
 
-def _leave_the_group(_: int) -> None:
-    """Put a loader process into a process group of its own, out of reach of torchrun's SIGTERM.
-
-    torchrun sends SIGTERM to a rank's whole group. The rank then finishes its iteration and saves, which takes a while.
-    If its loaders died meanwhile, torch would report that as a failure of the rank. They end with the rank, or a few
-    seconds after it was killed.
-    """
-    os.setpgrp()
+def _begin_as_loader(rank: int, _: int) -> None:
+    """End with the rank, whose process number is `rank`."""
+    end_with_parent(rank)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

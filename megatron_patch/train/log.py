@@ -1,4 +1,4 @@
-"""What a run tells: Megatron's console line, the log file, and TensorBoard's tags.
+"""What a run tells: Megatron's console line, the log file, and the numbers that go to the sinks.
 
 Lines and warnings go through Python's `logging`, below the name megatron_patch. On the rank that writes the log, one
 handler serves the console and one the file. The other ranks have none: their lines are dropped, and Python's handler of
@@ -11,24 +11,43 @@ import datetime
 import logging
 import math
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.folders.metrics_file import started_folder
+from megatron_patch.formats.json_files import one_line
 from megatron_patch.language.sentences import in_language
+from megatron_patch.sinks.live_line import LiveLine, wants_live_line
+from megatron_patch.sinks.metrics_lines import MetricsSink
+from megatron_patch.sinks.sink import RunStart, Sink
+from megatron_patch.sinks.tensorboard_files import TensorBoardFiles
+from megatron_patch.sinks.tracking import open_trackers
+from megatron_patch.train.record import machine, versions
 from megatron_patch.train.state import StepResult
 
 _LOGGER = logging.getLogger("megatron_patch")
+_OF_ITERATION = "is_of_iteration"  # the attribute of a record whose line a live line stands for
 
 
 class _Console(logging.Handler):
     """Lines go to stdout, warnings and errors to stderr; each is flushed.
 
-    A failure to write raises, where logging's own handler would go on.
+    A failure to write raises, where logging's own handler would go on. Where there is a live line, it steps aside for
+    each, and stands for the lines of iterations.
     """
+
+    def __init__(self, live: LiveLine | None) -> None:
+        super().__init__()
+        self._live = live
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
+        if self._live is not None:
+            if getattr(record, _OF_ITERATION, False):
+                return
+            self._live.clear()
         print(in_language(self.format(record)), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
 
 
@@ -41,45 +60,92 @@ class _File(logging.FileHandler):
 
 
 class RunLog:
-    """One rank's console, `log/NAME_DATE/` and `tensorboard/NAME_DATE/`. If not `active`, every call does nothing."""
+    """One rank's console, `log/NAME_DATE/`, and the sinks. If not `active`, every call does nothing."""
 
     def __init__(self, config: TrainConfig, active: bool) -> None:
         self.active = active
-        self.writer: Any = None
+        self.file: Path | None = None
+        self.sinks: tuple[Sink, ...] = ()
         if not active:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
-        base = Path(config.output_path)
-        self.folder = base / "log" / f"{config.name}_{stamp}"
+        base, name = Path(config.output_path), started_folder(config.name, datetime.datetime.now())
+        self.folder = base / "log" / name
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.handlers = (_Console(), _File(self.folder / "train.log", encoding="utf-8", errors="backslashreplace"))
+        live = LiveLine(sys.stdout) if wants_live_line(config.options.progress, sys.stdout) else None
+        self.file = self.folder / "train.log"
+        self.handlers = (_Console(live), _File(self.file, encoding="utf-8", errors="backslashreplace"))
         for handler in self.handlers:
             _LOGGER.addHandler(handler)
         _LOGGER.setLevel(logging.INFO)
         _LOGGER.propagate = False  # a library that sets up the root logger would repeat every line
-        self.writer = SummaryWriter(str(base / "tensorboard" / f"{config.name}_{stamp}"), max_queue=100, flush_secs=30)
+        # Every place that the run's numbers go to; `open_trackers` adds those that need another program.
+        self.sinks = (
+            TensorBoardFiles(base / "tensorboard" / name),
+            MetricsSink(self.folder, config, versions(), machine()),
+            *([live] if live else []),
+        )
+        self._live = live
+
+    def open_trackers(self, config: TrainConfig, world_size: int) -> None:
+        """Begin or take up the run in the trackers that the flags name.
+
+        Raises:
+            UserError: a new run cannot begin there.
+        """
+        if self.active:
+            self.sinks = (*self.sinks, *open_trackers(config, world_size, self.line))
 
     def line(self, text: str) -> None:
         """Write one line to console and file."""
         if self.active:
             _LOGGER.info(text)
 
-    def scalar(self, tag: str, value: float, iteration: int, samples: int | None = None) -> None:
-        """Write a TensorBoard scalar over iterations.
-
-        With `samples`, also over consumed samples; Megatron has some of its tags so too.
-        """
+    def iteration_line(self, text: str) -> None:
+        """Write an iteration's line to the file, and to the console unless a live line stands there."""
         if self.active:
-            self.writer.add_scalar(tag, value, iteration)
-            if samples is not None:
-                self.writer.add_scalar(f"{tag} vs samples", value, samples)
+            _LOGGER.info(text, extra={_OF_ITERATION: True})
+
+    def make_room(self) -> None:
+        """Take the live line off the terminal, because something else is going to write there."""
+        if self.active and self._live is not None:
+            self._live.clear()
+
+    def began(self, config: TrainConfig, iteration: int, consumed_samples: int, train_iters: int, world_size: int) -> None:
+        """Tell the sinks that the first step is about to begin, and how far the run has come before."""
+        if self.active:
+            start = RunStart(config, self.folder, iteration, consumed_samples, train_iters, world_size)
+            for sink in self.sinks:
+                sink.began(start)
+
+    def step(self, iteration: int, loss: float | None) -> None:
+        """Tell the sinks that an iteration is done, and its mean loss if it has one."""
+        for sink in self.sinks:
+            sink.step(iteration, loss)
+
+    def numbers(self, values: Mapping[str, float], iteration: int, samples: int) -> None:
+        """Give the sinks the numbers of a log line or of an evaluation, by TensorBoard's tags."""
+        for sink in self.sinks:
+            sink.numbers(values, iteration, samples)
+
+    def event(self, kind: str, **values: object) -> None:
+        """Tell the sinks of something that happened."""
+        for sink in self.sinks:
+            sink.event(kind, values)
+
+    @contextmanager
+    def failures_told(self) -> Iterator[None]:
+        """Tell the sinks why the run ends, where that is an error."""
+        try:
+            yield
+        except Exception as error:
+            self.event("stop", reason=f"error: {one_line(error) or type(error).__name__}")
+            raise
 
     def close(self) -> None:
-        """Close the files, and leave Python's `logging` as it was."""
+        """Close the sinks and files, and leave Python's `logging` as it was."""
         if self.active:
-            self.writer.close()
+            for sink in self.sinks:
+                sink.close()
             for handler in self.handlers:
                 _LOGGER.removeHandler(handler)
                 handler.close()
@@ -130,9 +196,10 @@ def training_line(
     return " |".join(parts) + " |"
 
 
-def validation_lines(iteration: int, loss: float) -> list[str]:
-    """Megatron-LM's validation line, between two rules of its length."""
-    text = f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity(loss):.6E} | "
+def validation_lines(iteration: int, loss: float, name: str = "") -> list[str]:
+    """Megatron-LM's validation line, between two rules of its length; of one of several files with its name."""
+    on = f" on {name}" if name else ""
+    text = f" validation loss at iteration {iteration}{on} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity(loss):.6E} | "
     return ["-" * len(text), text, "-" * len(text)]
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
+import math
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 
 from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.starting_point import find_start
+from megatron_patch.folders.tracker import BEST_TRACKER
+from megatron_patch.processes import place
+from megatron_patch.processes.notes import Progress
 from megatron_patch.train import optimizer as optim
+from megatron_patch.train.best import count_evaluation, require_validation, said_of_best, why_over
 from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.log import RunLog, training_line
 from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.profiling import profiler
+from megatron_patch.train.record import data_facts, folder_bytes
 from megatron_patch.train.state import StepResult, TrainState
 from megatron_patch.train.step import train_step
 from megatron_patch.train.stopping import StopRequest
@@ -27,18 +34,31 @@ _SETTLED = 3
 
 def run(state: TrainState, data: RunData, log: RunLog) -> None:
     """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way."""
+    require_validation(state, data)
     if state.iteration >= data.train_iters:
         log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
-    stop = StopRequest(state.config)
-    batches = train_batches(state, data)
+    elif over := why_over(state):
+        log.line(f"  nothing is left to do: {over}; a larger number goes on")
+        return
+    log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
+    if log.active:
+        log.event("data", **data_facts(state.config, data))
+    stop, progress = StopRequest(state.config), Progress()
+    batches = place.moving("a batch", train_batches(state, data))
     window = _Window()
     with profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
+            place.move("the step", state.iteration + 1)
             result = train_step(state, batches)
             known = time.perf_counter()
             lr = state.optimizer.param_groups[0]["lr"]
             _advance(state, data, result)
+            progress.done(state.iteration)
             window.add(result)
+            log.step(state.iteration, result.mean_loss)
+            if result.found_inf:
+                why = "overflow" if state.config.precision == "fp16" else "not finite"
+                log.event("skipped", iteration=state.iteration, why=why, loss_scale=result.loss_scale)
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
@@ -50,17 +70,35 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 write_choices(state.config)
             if state.steps_here == _SETTLED:
                 _log_memory(state, log)
-            evaluating = _due(state.iteration, data.eval_every, data.train_iters)
-            if evaluating and run_evaluation(state, data, log) is not None:
-                window.restart_clock()
-            stopping = stop.requested()
-            if _due(state.iteration, data.save_every, data.train_iters) or stopping:
-                save(state, log)
+            paused, end = _evaluate_and_save(state, data, log, stop)
+            if paused:
                 window.restart_clock()
             profile.step()
-            if stopping:
-                log.line(f" stopping at iteration {state.iteration} as asked; the same command goes on from here.")
+            if end:
+                log.line(f" stopping at iteration {state.iteration} {end}")
+                log.event("stop", iteration=state.iteration, reason=why_over(state) or stop.reason)
                 return
+    log.event("stop", iteration=state.iteration, reason="finished")
+
+
+def _evaluate_and_save(state: TrainState, data: RunData, log: RunLog, stop: StopRequest) -> tuple[bool, str]:
+    """What is due after an iteration. Returns whether it took time, and why the run ends before its last iteration."""
+    evaluated = is_best = False
+    if _due(state.iteration, data.eval_every, data.train_iters) and (loss := run_evaluation(state, data, log)) is not None:
+        evaluated, is_best = True, count_evaluation(state, loss)
+    place.move("agreeing whether to stop")
+    stopping = stop.requested()
+    over = why_over(state) if state.iteration < data.train_iters else None
+    due = _due(state.iteration, data.save_every, data.train_iters) or stopping or over is not None
+    saving = due or (is_best and state.config.options.save_best)
+    if saving:
+        save(state, log, only_best=not due)
+        # A save is long. A signal amid it asks for no second one.
+        stopping = stopping or (due and stop.signalled_anywhere())
+    if is_best and state.config.options.save_best:
+        log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {state.iteration}")
+    end = f"early: {over}." if over else "as asked; the same command goes on from here." if stopping else ""
+    return evaluated or saving, end
 
 
 def _due(iteration: int, every: int, last: int) -> bool:
@@ -106,8 +144,8 @@ class _Window:
         """Count an iteration."""
         self.iterations += 1
         self.skipped += int(result.found_inf)
-        if not result.found_inf and result.tokens:  # a batch without a token to learn has no mean loss
-            self.losses.append(result.loss)
+        if result.mean_loss is not None:
+            self.losses.append(result.mean_loss)
 
     def seconds_per_iteration(self, known: float) -> float:
         """Mean seconds of an iteration.
@@ -137,7 +175,7 @@ def _log_training(
     tokens = config.global_batch_size * config.sample_length / seconds / layout.world_size
     tflops = tokens * config.model.flops_per_token(config.sample_length, config.extra_vocab_size) / 1e12
     fp16 = config.precision == "fp16"
-    log.line(
+    log.iteration_line(
         training_line(
             iteration=state.iteration,
             train_iters=data.train_iters,
@@ -154,18 +192,18 @@ def _log_training(
         )
     )
     values = {
-        "lm loss": window.loss,
+        **({"lm loss": window.loss} if window.loss is not None else {}),
         "learning-rate": lr,
         "batch-size": float(config.global_batch_size),
         "loss-scale": result.loss_scale,
         "grad-norm": result.grad_norm,
+        "iteration-time": seconds,
+        "throughput": tflops,
+        "tokens-per-second": tokens * layout.world_size,
+        "tokens-per-second-per-gpu": tokens,
+        "mem-max-allocated-bytes": float(device.max_memory_allocated()),
     }
-    for tag, value in values.items():
-        if value is not None:
-            log.scalar(tag, value, state.iteration, state.consumed_samples)
-    log.scalar("iteration-time", seconds, state.iteration, state.consumed_samples)
-    log.scalar("throughput", tflops, state.iteration)
-    log.scalar("mem-max-allocated-bytes", float(device.max_memory_allocated()), state.iteration)
+    log.numbers(values, state.iteration, state.consumed_samples)
 
 
 def _log_memory(state: TrainState, log: RunLog) -> None:
@@ -188,14 +226,32 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
     )
 
 
-def save(state: TrainState, log: RunLog) -> None:
-    """Write a checkpoint, and a line about where it lies."""
+def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
+    """Write a checkpoint, and a line about where it lies; `only_best` as in `save_checkpoint`."""
     started = time.perf_counter()
+    place.move("saving")
+    log.make_room()  # for the bar of the first rank
     if state.gathers is not None:
         state.gathers.finish()
-    progress = RunProgress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
-    folder = save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
-    log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
+    progress = RunProgress(**{one.name: getattr(state, one.name) for one in fields(RunProgress)})
+    parts = (state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
+    folder = save_checkpoint(*parts, only_best=only_best)
+    seconds = time.perf_counter() - started
+    log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
+    _warn_of_grace(state, log, seconds)
+    if log.active:
+        log.event("save", iteration=state.iteration, seconds=seconds, bytes=folder_bytes(folder), folder=str(folder))
+
+
+def _warn_of_grace(state: TrainState, log: RunLog, seconds: float) -> None:
+    """Say after a process's first save whether there is time for one after a signal."""
+    grace = state.config.options.exit_grace_seconds
+    if seconds > grace and not state.has_saved:
+        log.line(
+            f"  warning: a save takes longer than --exit-grace-seconds {grace}, so a signal would end the run without one: write "
+            f"--exit-grace-seconds {2 * math.ceil(seconds)}, and have the platform wait as long."
+        )
+    state.has_saved = True
 
 
 def start_state(state: TrainState, log: RunLog) -> None:
@@ -213,6 +269,8 @@ def start_state(state: TrainState, log: RunLog) -> None:
         progress = restore(start.folder, state.model, state.optimizer, state.scheduler)
         for name, value in vars(progress).items():
             setattr(state, name, value)
+        if said := said_of_best(state):
+            log.line(f"  {said}")
         return
     if config.load is None:
         log.line(f"  starting from random weights, seed {config.options.seed}")

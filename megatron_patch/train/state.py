@@ -34,12 +34,14 @@ class TrainState:
         iteration, consumed_samples: since the run's beginning, over all its processes.
         skipped_iterations: fp16 steps whose gradient overflowed.
         nan_iterations: steps in another precision whose gradient was not finite.
+        best_loss, best_iteration, evaluations_since_best: of the validation loss, as in `RunProgress`.
         tokens: number of unmasked tokens of the current global batch; fp32, 0-dimensional, on the device.
         graphs: this project's own passes, which may be CUDA graphs; None runs core's schedule.
         gathers: the gathers of ZeRO's weights; None if no rank needs weights of another.
         reductions: the reductions of gradients by copy engines; None leaves them to NCCL.
         watch: looks whether the GPU waits for launches; None looks at nothing.
         steps_here: iterations that this process has done.
+        has_saved: whether it has saved a checkpoint.
     """
 
     config: TrainConfig
@@ -54,12 +56,16 @@ class TrainState:
     consumed_samples: int = 0
     skipped_iterations: int = 0
     nan_iterations: int = 0
+    best_loss: float | None = None
+    best_iteration: int = 0
+    evaluations_since_best: int = 0
     tokens: torch.Tensor | None = None
     graphs: MicroBatchGraphs | PipelinePasses | None = None
     gathers: WeightGathers | None = None
     reductions: GradientReductions | None = None
     watch: LaunchWatch | None = None
     steps_here: int = 0
+    has_saved: bool = False
 
     def close(self) -> None:
         """Let go of graphs and of other ranks' memory. Call it before NCCL's communicators are taken down."""
@@ -93,3 +99,8 @@ class StepResult:
     grad_norm: float
     found_inf: bool
     loss_scale: float
+
+    @property
+    def mean_loss(self) -> float | None:
+        """The loss; None if the step was skipped or its batch had no token to learn, which has no mean."""
+        return None if self.found_inf or not self.tokens else self.loss

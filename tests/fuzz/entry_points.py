@@ -38,7 +38,7 @@ _FLAGS = (
     "tokenizer-path", "template",
     "gradient-accumulation-steps", "packing", "kernels", "cuda-graphs", "pair-micro-batches", "peer-copies", "profile",
     "profile-step-start", "profile-step-end",
-    "timeout-minutes",
+    "distributed-timeout-minutes",
 )  # fmt: skip
 _JOB = (
     "WORLD_SIZE",

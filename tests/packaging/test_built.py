@@ -23,6 +23,7 @@ BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta
 SCRIPTS = (
     "examples/llama2/run_pretrain_megatron_llama.sh",
     "examples/llama2/run_finetune_megatron_llama.sh",
+    "examples/llama2/run_finetune_megatron_llama_withGA.sh",
     "examples/llama2/run_evaluate_megatron_llama.sh",
     "examples/llama2/run_text_generation_megatron_llama.sh",
     "toolkits/model_checkpoints_convertor/llama/model_convertor.sh",
@@ -102,7 +103,7 @@ def test_the_wheel_has_types_license_notice_and_scripts(wheel):
         (notice,) = (name for name in found if name.endswith(".dist-info/licenses/NOTICE"))
         assert "PAI-Megatron-Patch" in archive.read(notice).decode()
     assert "END OF TERMS AND CONDITIONS" in text and "APPENDIX: How to apply the Apache License" in text
-    assert {"megatron_patch/py.typed", "megatron_patch/launch.sh"} <= set(found)
+    assert {"megatron_patch/py.typed", "megatron_patch/launch.sh", "megatron_patch/report/page/page.html"} <= set(found)
     for script in SCRIPTS:
         assert any(name.endswith(f".data/data/share/megatron-patch/{script}") for name in found), script
     tops = {name.split("/")[0] for name in found}
@@ -112,7 +113,10 @@ def test_the_wheel_has_types_license_notice_and_scripts(wheel):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_s_help_lists_documented_names_and_flags(command, elsewhere):
     said = call(elsewhere, elsewhere / "bin" / "megatron-patch", command, "--help")
-    documented = {"pretrain": "$24 OUTPUT_BASEPATH --output-path", "finetune": "$21 EPOCH", "convert": "$8 mg2hf --mg2hf"}
+    documented = {
+        "pretrain": "$24 OUTPUT_BASEPATH --output-path", "finetune": "$21 EPOCH", "finetune-with-ga": "$23 TRAIN_ITERS",
+        "convert": "$8 mg2hf --mg2hf",
+    }  # fmt: skip
     assert documented.get(command, "") in said and "--help" in said and said.count("\n  --") > 2
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_patch.train import loop
 from megatron_patch.train.state import StepResult
-from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run, succeed
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run_forked, succeed
 
 PASSES, UPDATE = 10.0, 2.0  # seconds of an iteration: until its numbers are known, and what comes then
 
@@ -60,6 +60,6 @@ def test_a_save_between_two_lines_loses_no_count(tmp_path):
         "SAVE_INTERVAL": 3, "TRAIN_TOKENS": 4 * 4 * 32, "WARMUP_TOKENS": 0, "OUTPUT_BASEPATH": tmp_path,
     }  # fmt: skip
     flags = ["--log-interval", 4, "--eval-interval", 0, "--num-workers", 0, "--initial-loss-scale", 2.0**60]
-    output = succeed(run(PRETRAIN, *values.values(), *flags, processes=1))
+    output = succeed(run_forked(PRETRAIN, *values.values(), *flags, processes=1))
     assert "saved checkpoint of iteration 3" in output
     assert "iteration        4/       4" in output and "number of skipped iterations:   4" in output

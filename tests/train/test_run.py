@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from megatron_patch.config import Options, TrainConfig
 from megatron_patch.data.finetune import finetune_run_data
+from megatron_patch.folders.metrics_file import METRICS, MetricsLines
 from megatron_patch.llama.model_config import read_hf_config
+from megatron_patch.report.reading import read_runs
+from megatron_patch.sinks.tensorboard_files import FIRST_SIGHT
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run, start_state
 from megatron_patch.train.setup import build_state
@@ -27,6 +35,13 @@ CONSUMED = [2, 3, 5, 6]  # the second batch of each pass lacks a sample
 class Finished:
     config: TrainConfig
     folder: Path
+
+    def tensors(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """(tag of the tab HParams → what it holds, any other tag that is no scalar → its last text or bytes)."""
+        (folder,) = (self.folder / "tensorboard").iterdir()
+        events = EventAccumulator(str(folder)).Reload()
+        texts = {tag: events.Tensors(tag)[-1].tensor_proto.string_val[0] for tag in events.Tags()["tensors"]}
+        return events.PluginTagToContent("hparams"), texts
 
     def scalars(self) -> dict[str, dict[int, float]]:
         """Every tag of TensorBoard: step → value."""
@@ -57,12 +72,30 @@ def finished(alone, tmp_path_factory) -> Finished:
 
 def test_tensorboard_has_megatron_s_tags_at_iterations_and_at_samples(finished):
     found, iterations = finished.scalars(), list(range(1, STEPS + 1))
+    everything = dict(found)
     for tag in ("lm loss", "learning-rate", "batch-size", "loss-scale", "grad-norm", "iteration-time"):
         assert list(found.pop(tag)) == iterations and list(found.pop(f"{tag} vs samples")) == CONSUMED, tag
     for tag in ("lm loss validation", "lm loss validation ppl"):
         assert list(found.pop(tag)) == [2, 4] and list(found.pop(f"{tag} vs samples")) == [3, 6], tag
-    others = ("throughput", "mem-max-allocated-bytes")  # of iterations alone
+    assert all(found.pop(copy) == everything[tag] for tag, copy in FIRST_SIGHT.items())
+    # Of iterations alone.
+    others = ("throughput", "mem-max-allocated-bytes", "tokens-per-second", "tokens-per-second-per-gpu")
     assert {tag: list(values) for tag, values in found.items()} == dict.fromkeys(others, iterations)
+
+
+def test_tensorboard_opens_with_the_losses_and_holds_the_configuration(finished):
+    """TensorBoard makes a section of what stands before a tag's first slash, and sorts sections by name."""
+    first = min(finished.scalars(), key=str.lower)
+    assert first == FIRST_SIGHT["lm loss"] and first.split("/")[0] != first
+    plugins, tensors = finished.tensors()
+    layout = Layout.FromString(tensors["custom_scalars__config__"])
+    charts = [list(chart.multiline.tag) for category in layout.category for chart in category.chart]
+    assert charts[0] == ["^lm loss$", "^lm loss validation$"]
+    assert all(any(re.match(tag, own) for own in finished.scalars()) for tags in charts for tag in tags)
+    table = dict(line.strip("|").split("|")[:2] for line in tensors["configuration/text_summary"].decode().splitlines())
+    assert [table[f" `{name}` "] for name in ("lr", "model.hidden_size", "options.seed")] == [" 0.001 ", " 64 ", " 1234 "]
+    start = HParamsPluginData.FromString(plugins["_hparams_/session_start_info"]).session_start_info
+    assert start.hparams["LR"].number_value == LR and start.hparams["DO"].string_value in ("true", "false")
 
 
 def test_logged_numbers_are_those_of_the_step(finished):
@@ -90,3 +123,48 @@ def test_a_second_start_knows_how_far_the_first_has_come(finished, alone):
 def test_every_pass_leaves_a_checkpoint(finished):
     root = Path(finished.config.checkpoint_folder)
     assert sorted(path.name for path in root.glob("iter_*")) == ["iter_0000002", "iter_0000004"]
+
+
+# A training line's key → TensorBoard's tag.
+TAGS = {
+    "loss": "lm loss", "learning_rate": "learning-rate", "global_batch_size": "batch-size", "loss_scale": "loss-scale",
+    "grad_norm": "grad-norm", "seconds_per_iteration": "iteration-time", "tflops_per_gpu": "throughput",
+    "tokens_per_second": "tokens-per-second", "tokens_per_second_per_gpu": "tokens-per-second-per-gpu",
+    "max_allocated_bytes": "mem-max-allocated-bytes",
+}  # fmt: skip
+
+
+def test_metrics_jsonl_has_tensorboard_s_numbers_and_what_happened(finished):
+    (path,) = finished.folder.glob(f"log/*/{METRICS}")
+    lines, scalars = list(MetricsLines(path)), finished.scalars()
+    training = [line for line in lines if line["kind"] == "training"]
+    assert [line["consumed_samples"] for line in training] == CONSUMED
+    assert [line["consumed_tokens"] for line in training] == [count * LENGTH for count in CONSUMED]
+    for key, tag in TAGS.items():
+        assert [np.float32(line[key]) for line in training] == list(scalars[tag].values()), key
+    validation = {line["iteration"]: np.float32(line["loss"]) for line in lines if line["kind"] == "validation"}
+    assert validation == scalars["lm loss validation"]
+    first, second, *others = [line for line in lines if line["kind"] not in ("training", "validation")]
+    assert first["kind"] == "start" and first["arguments"] == {**finished.config.as_dict(), "epochs": 0}
+    assert (second["kind"], second["train_iters"], second["samples"], second["valid_samples"]) == (
+        "data",
+        STEPS,
+        SAMPLES,
+        SAMPLES,
+    )
+    assert [line["kind"] for line in others] == ["evaluation", "save", "evaluation", "save", "stop"]
+    saved = Path(others[1]["folder"])
+    assert others[1]["bytes"] == sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
+    assert others[-1]["reason"] == "finished"
+
+
+def test_a_run_of_an_older_version_is_read_from_tensorboard_and_its_checkpoint(finished, tmp_path):
+    (now,), _ = read_runs([str(finished.folder)])
+    older = shutil.copytree(finished.folder, tmp_path / "older")
+    next(older.glob(f"log/*/{METRICS}")).unlink()
+    (then,), notes = read_runs([str(older)])
+    assert len(notes) == 1 and "has no metrics.jsonl" in notes[0]
+    for key in ("iteration", "consumed_samples", "loss", "learning_rate", "grad_norm"):
+        assert list(then.training[key]) == [np.float32(value) for value in now.training[key]], key
+    assert then.validation[""]["loss"].tolist() == [np.float32(value) for value in now.validation[""]["loss"]]
+    assert then.opening["arguments"]["lr"] == LR
