@@ -35,6 +35,7 @@ class Preparation:
     clean: str
     workers: int
     shard: Shard | None
+    split_by_size: int | None
     tokenizer_engine: str
     max_bad_fraction: float
     max_document_mb: int
@@ -55,6 +56,13 @@ class Preparation:
     def keys(self) -> tuple[str, ...]:
         """The keys of a record's text: of several parts, or of the first that it has."""
         return self.text_keys or self.json_key
+
+    def shards(self, size: int) -> list[Shard | None]:
+        """The parts that are prepared of an input of `size` bytes; None stands for all of it."""
+        if self.split_by_size is None:
+            return [self.shard]
+        count = max(1, -(-size // self.split_by_size))
+        return [Shard(number, count) for number in range(1, count + 1)]
 
     @property
     def prefix_flag(self) -> str:
@@ -96,6 +104,8 @@ def read(argv: Sequence[str]) -> Checked:
     value["shard"], problem = _shard(value["shard"])
     checked = Checked(Preparation(**value), findings, usable)
     checked.add("--shard", texts.get("shard", ""), problem)
+    if value["shard"] and value["split_by_size"]:
+        checked.add("--split-by-size", texts["split_by_size"], "--shard asks for one part of the input: write one of the two.")
     if value["shard"] and value["sft_output_dir"]:
         checked.add("--sft-output-dir", value["sft_output_dir"], "it is not made in parts: write it without --shard.")
     if usable:

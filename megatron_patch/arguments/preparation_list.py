@@ -52,6 +52,9 @@ PREPARE = Script(
                 en="Processes that tokenize; without it, as many as there are processors to use."),
         flagged("--shard", "text", "I/N：只处理输入的第 I 份（共 N 份），写到 PREFIX-0000I-of-0000N；merge-data 合并各份",
                 en="I/N: part I of N of the input alone, into PREFIX-0000I-of-0000N; megatron-patch merge-data joins the parts."),
+        flagged("--split-by-size", "size", "把输入分成约这么大的多份，如 50GB，写到 PREFIX-0000I-of-0000N；混合时读作一份",
+                en="Several pairs, one for about so many bytes of input, such as 50GB, into PREFIX-0000I-of-0000N; a blend reads "
+                "them as one."),
         flagged("--tokenizer-engine", "choice", choices=("auto", "reference"), default="auto",
                 zh="reference：SentencePiece（tokenizer.json 用 tokenizers）；auto：输入较大且 fastokens 结果相同时用它",
                 en="reference: SentencePiece, or tokenizers for tokenizer.json; auto: fastokens where it gives the same ids "

@@ -82,14 +82,20 @@ def _make_indexed(job: Preparation, prefix: str) -> None:
     settings = Settings(
         job.tokenizer_folder, job.keys, job.clean, not job.no_append_eod, job.max_document_mb, bool(job.text_keys)
     )  # fmt: skip
-    size = sum(path.stat().st_size for path in find_files(job.input)) // (job.shard.count if job.shard else 1)
-    counts = preprocess(
-        job.input, prefix, settings,
-        workers=min(job.workers, 1 + size // _WORTH_A_PROCESS), max_bad_fraction=job.max_bad_fraction, overwrite=job.overwrite,
-        tokenizer_engine=job.tokenizer_engine, shard=job.shard,
-    )  # fmt: skip
-    print("\n".join(map(in_language, counts.lines(prefix))))
-    print(after_preparation(prefix, job.megatron_path))
+    size = sum(path.stat().st_size for path in find_files(job.input))
+    shards = job.shards(size)
+    made = []
+    for shard in shards:
+        name = prefix + shard.suffix if job.split_by_size and shard else prefix
+        counts = preprocess(
+            job.input, name, settings,
+            workers=min(job.workers, 1 + size // (shard.count if shard else 1) // _WORTH_A_PROCESS),
+            max_bad_fraction=job.max_bad_fraction, overwrite=job.overwrite, tokenizer_engine=job.tokenizer_engine, shard=shard,
+        )  # fmt: skip
+        print("\n".join(map(in_language, counts.lines(name))))
+        made += [(counts.tokens, name)] if counts.tokens else []  # a part in which no record begins gives no pair
+    if made and not job.shard:
+        print(after_preparation(made, job.megatron_path))
 
 
 def _make_split(job: Preparation, folder: str) -> None:

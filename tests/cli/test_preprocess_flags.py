@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from megatron_patch.cli import merge_data
 from megatron_patch.cli.preprocess import main
+from megatron_patch.data_paths import parse_data
 from megatron_patch.preparation import pair
 from megatron_patch.records.indexed import read_index
 
@@ -65,6 +67,26 @@ def test_a_part_is_prepared_and_joined_by_the_commands(golden, tmp_path, capsys)
     with pytest.raises(SystemExit):
         main(["--input", str(tmp_path / "in.jsonl"), "--sft-output-dir", str(tmp_path / "sft"), "--shard", "1/2"])
     assert "it is not made in parts: write it without --shard." in capsys.readouterr().err
+
+
+def test_an_input_is_split_by_size_into_a_blend(golden, tmp_path, capsys):
+    whole = prepared(golden, tmp_path, [{"text": text} for text in TEXTS * 40])
+    capsys.readouterr()
+    size = (tmp_path / "in.jsonl").stat().st_size
+    command = ["--input", tmp_path / "in.jsonl", "--output-prefix", tmp_path / "s", "--tokenizer-folder", golden / "hf_mha"]
+    assert main([str(word) for word in (*command, "--split-by-size", size // 3 + 1)]) == 0
+    said = capsys.readouterr().out
+    weights = re.search(rf"'((?:\d+ {re.escape(str(tmp_path))}/s-\d+-of-00003 ?){{3}})'", said)
+    source = parse_data(weights[1])
+    documents = []
+    for weight, prefix in source.pairs:
+        data = read_index(prefix)
+        assert weight == data.tokens and abs(data.tokens - sum(map(len, whole)) / 3) < 30
+        documents += [data.document(i).tolist() for i in range(len(data.lengths))]
+    assert documents == whole
+    with pytest.raises(SystemExit):
+        main([str(word) for word in (*command, "--split-by-size", "1GB", "--shard", "1/2")])
+    assert "write one of the two." in capsys.readouterr().err
 
 
 def test_unusable_records_are_as_many_as_are_allowed(golden, tmp_path, tokenizer, capsys):
