@@ -88,6 +88,9 @@ class Options:
     """Save and stop after this many minutes; 0 never does."""
     tokenizer_path: str = ""
     """Folder of the tokenizer; empty: the checkpoint's."""
+    tokenizer_engine: Literal["auto", "reference"] = "auto"
+    """JSON data: what reads its texts. `reference`: SentencePiece, or `tokenizers` for a tokenizer.json; `auto`:
+    fastokens where it gives the same ids and the file is large."""
     gqa_layout: Literal["per-kv-head", "all-q-first"] = "per-kv-head"
     """Order of QKV rows in a grouped-query PRETRAIN_CHECKPOINT_PATH of 2023 whose files do not tell it; `all-q-first`:
     what the original converted from 2023-10-18 to 2023-11-09."""

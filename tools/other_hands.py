@@ -171,9 +171,9 @@ def with_lm_eval(folder: Path, work: Path) -> str:
 
     manager = TaskManager(include_path=str(tasks(work)), include_defaults=False)
 
-    def evaluate(kind: str, names: list[str], **arguments: Any) -> dict[str, Any]:
+    def evaluate(model: str, names: list[str], **arguments: Any) -> dict[str, Any]:
         return simple_evaluate(
-            model=kind, model_args=arguments, tasks=names, task_manager=manager, batch_size=1, bootstrap_iters=0
+            model=model, model_args=arguments, tasks=names, task_manager=manager, batch_size=1, bootstrap_iters=0
         )
 
     def texts(results: dict[str, Any]) -> list[str]:

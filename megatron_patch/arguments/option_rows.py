@@ -73,6 +73,8 @@ SHARED = (
     _option("exit_interval", "本次运行迭代这么多次后保存并停止；0 不停止"),
     _option("exit_duration_in_mins", "运行这么多分钟后保存并停止；0 不停止"),
     _option("tokenizer_path", "分词器文件夹；空：检查点的文件夹", "path"),
+    _option("tokenizer_engine", "JSON 数据：读取文本的库；reference：SentencePiece（tokenizer.json 用 tokenizers）；"
+            "auto：文件较大且 fastokens 结果相同时用它"),
     _option("gqa_layout", "2023 年的分组查询检查点中 QKV 行的顺序（文件本身无法判断时）；"
             "all-q-first：原项目 2023-10-18 至 2023-11-09 的转换结果"),
     _option("template", "JSON 数据：提示模板；auto 同原项目，微调为 alpaca，预训练为 pretrain"),

@@ -155,4 +155,38 @@ SENTENCES = {
     ),
     "{} has {}; copy the model's own file there.": "{0} 有{1}；请放入模型自己的文件。",
     "{} is not UTF-8 (byte {}); copy the model's own file there.": "{0} 不是 UTF-8（第 {1} 字节）；请放入模型自己的文件。",
+    # engines of tokenizing, and parts of a data set
+    "it is no serialized SentencePiece model ({})": "它不是序列化的 SentencePiece 模型（{0}）",
+    "it is no BPE with byte fallback": "它不是带字节回退的 BPE",
+    "it changes characters or spaces of a text": "它会改变文本中的字符或空格",
+    "it has pieces of its user's own": "它含有用户自定义的词元",
+    "several of its pieces have one score, so their order depends on the text": "它有多个词元分数相同，其顺序取决于文本",
+    "fastokens cannot be imported ({})": "无法导入 fastokens（{0}）",
+    "fastokens does not take its tokenizer: {}": "fastokens 不接受它的 tokenizer：{0}",
+    "{} gives other ids, for example for {}": "{0} 给出不同的 id，例如对 {1}",
+    "{} reads the texts; on {} texts it gave the ids of {}.": "由 {0} 读取文本；在 {1} 条文本上与 {2} 的 id 一致。",
+    "{} reads the texts, because {}.": "由 {0} 读取文本，因为{1}。",
+    "{}: {} gave other ids than {}; nothing of this run is kept. Run it again with --tokenizer-engine reference, and report "
+    "this record to the project.": (
+        "{0}：{1} 给出的 id 与 {2} 不同；本次运行的结果不保留。请加上 --tokenizer-engine reference 重新运行，并向本项目报告该记录。"
+    ),
+    "none of the {} parts holds a document; prepare them from an input that holds text.": (
+        "{0} 个部分中都没有文档；请用含有文本的输入重新准备。"
+    ),
+    "{}.idx has documents of several sequences; only pairs of one sequence a document are joined.": (
+        "{0}.idx 中的文档含有多个序列；只能合并每个文档一个序列的数据对。"
+    ),
+    "the parts 1/{} to {}/{} are wanted, once and in this order; got {}.": "需要 1/{0} 到 {1}/{2} 各一次，并按此顺序；收到 {3}。",
+    "{} is not finished: {}.partial is there; wait for its run, or run it again.": (
+        "{0} 尚未完成：{1}.partial 还在；请等待其运行结束，或重新运行。"
+    ),
+    "{}.idx has ids of type {}, and {}.idx of type {}; prepare them with one tokenizer.": (
+        "{0}.idx 的 id 类型为 {1}，而 {2}.idx 为 {3}；请用同一个 tokenizer 准备。"
+    ),
+    "{} was made with another {} than {}; prepare both alike, then join them.": (
+        "{0} 与 {2} 的 {1} 不同；请用相同的设置准备后再合并。"
+    ),
+    "{} is no part of the input that {} was made from; join the parts of one input.": (
+        "{0} 不属于 {1} 所用的输入；请合并同一输入的各部分。"
+    ),
 }

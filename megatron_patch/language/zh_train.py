@@ -6,7 +6,10 @@ SENTENCES = {
     # loop, setup, graphs, product_choices
     "  saved checkpoint of iteration {} in {} s to {}": "  已保存第 {0} 次迭代的检查点，用时 {1} 秒：{2}",
     "  starting from the weights of {}": "  从 {0} 的权重开始",
-    "  nothing is left to do: the run has its {} iterations": "  没有剩余的工作：运行已完成全部 {0} 次迭代",
+    "  nothing is left to do: {}": "  已无事可做：{0}",
+    "the run has its {} iterations; for more, raise {} and add --resume-from {}": (
+        "该运行已完成 {0} 次迭代；要继续，请增大 {1} 并加上 --resume-from {2}"
+    ),
     "  going on from iteration {}: {}": "  从第 {0} 次迭代继续：{1}",
     "  starting from random weights, seed {}": "  从随机权重开始，种子 {0}",
     " stopping at iteration {} as asked; the same command goes on from here.": " 按要求在第 {0} 次迭代停止；同一命令会从这里继续。",

@@ -21,6 +21,7 @@ NONE = {
     "max allocated", "max reserved", "lm loss", "lm loss validation", "lm loss validation ppl", "{} vs samples",
     " validation loss at iteration {}{} | lm loss value: {} | lm loss PPL: {} | ", " on {}", "lm loss validation{}",
     "lm loss validation ppl{}",
+    "{}, {} {}{}", "{}, {} {}", "fastokens {}", "x{}y {}", "several .bin/.idx pairs into one",
     "a signal", "prctl(PR_SET_PDEATHSIG) was refused", "hang watch",
     # a thread's name, a stop's reason in metrics.jsonl, texts by which tokenizers are compared
     "progress of {}", "not finite", "asked through another rank", "word {0} word", "{0}{0} word{0}",
@@ -42,7 +43,8 @@ NONE = {
     "the causal mask; transformers 4.38 and 4.39", "the causal mask, as in models made from GPT-NeoX's",
     # the commands of megatron-patch, which have both languages
     "memory, speed and traffic of a training, on paper", "one page of a run, or of several side by side",
-    "supervised fine-tuning by iterations of a global batch", "continued pre-training", "supervised fine-tuning", "text from a checkpoint", "loss and perplexity of a checkpoint",
+    "supervised fine-tuning by iterations of a global batch", "continued pre-training",
+    "supervised fine-tuning", "text from a checkpoint", "loss and perplexity of a checkpoint",
     "GPU memory and traffic of a training, on paper", "a conversation with a model on the terminal",
     "a model behind OpenAI's interface", "Hugging Face ↔ Megatron checkpoints", "raw text → .bin/.idx, or fine-tuning data",
     "what is in a data file or a checkpoint", "megatron-patch {}",

@@ -147,7 +147,8 @@ def test_findings_are_chinese_from_end_to_end(chinese, tmp_path, monkeypatch):
     for _ in range(12):
         for command in right_commands(tmp_path).values():
             listed = [one for one in (*command.script.documented, *command.script.flags) if one.kind in WRONG]
-            wrong = command.changed(**{one.dest: draw.choice(WRONG[one.kind]) for one in draw.sample(listed, 5)}, language="zh")
+            several = draw.sample(listed, min(5, len(listed)))
+            wrong = command.changed(**{one.dest: draw.choice(WRONG[one.kind]) for one in several}, language="zh")
             for finding in wrong.findings():
                 choice.ask("zh")
                 seen += 1
