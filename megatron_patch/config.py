@@ -55,9 +55,9 @@ class Options:
     split: str = "98,2,0"
     """Shares of the data for training, validation and test."""
     eval_interval: int = 100
-    """Pre-training: iterations between two evaluations; 0 turns them off."""
+    """Iterations between two evaluations; 0 turns them off. Fine-tuning by EPOCH evaluates after each."""
     eval_iters: int = 10
-    """Pre-training: global batches of one evaluation."""
+    """Global batches of one evaluation. Fine-tuning by EPOCH evaluates on all validation data."""
     log_interval: int = 1
     """Iterations between two console lines."""
     progress: Literal["auto", "true", "false"] = "auto"
@@ -97,8 +97,8 @@ class Options:
     max_bad_fraction: float = 0.01
     """JSON data: of its records, the share that may be unusable; they are listed in a report and left out."""
     gradient_accumulation_steps: int = 1
-    """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has
-    GLOBAL_BATCH_SIZE)."""
+    """Fine-tuning by EPOCH: micro-batches that each data-parallel rank adds up for one iteration (elsewhere
+    GLOBAL_BATCH_SIZE says it)."""
     packing: bool = False
     """JSON data: several samples in one sequence of SEQ_LEN, with attention kept apart."""
     allow_longer_sequences: bool = False
@@ -154,12 +154,12 @@ class TrainConfig:
     pad_length: int  # PAD_LEN, tokens
     train_data: DataSource
     valid_data: DataSource | None  # None: a part of `train_data`, by --split
-    # Pre-training
+    # Pre-training, and fine-tuning by iterations
     train_iters: int = 0  # iterations
     warmup_iters: int = 0  # iterations
     save_interval: int = 0  # iterations
-    # Fine-tuning
-    epochs: int = 0  # passes over `train_data`
+    # Fine-tuning by epochs
+    epochs: int = 0  # passes over `train_data`; 0: `train_iters` is the length
     options: Options = field(default_factory=Options)
 
     @property
@@ -178,6 +178,11 @@ class TrainConfig:
         if self.options.template != "auto":
             return self.options.template
         return "pretrain" if self.task == "pretrain" and self.reads_json else "alpaca"
+
+    @property
+    def decay_style(self) -> Literal["cosine", "linear"]:
+        """How the learning rate falls to `min_lr`: by a cosine where epochs are counted, else linearly."""
+        return "cosine" if self.epochs else "linear"
 
     @property
     def vocab_size(self) -> int:

@@ -161,7 +161,7 @@ def _ranks_instead_of_torchrun(path: str, command: list[str], environment: Mappi
 
 
 def _first_failure(ranks: dict[int, int]) -> int:
-    """Wait for all; the status of the rank that failed first, after which the others have some seconds; 0 if none did."""
+    """Wait for all; the status of the rank that failed first, 0 if none did. After it the others have some seconds."""
     failed, until = 0, float("inf")
     while ranks:
         for rank in list(ranks):

@@ -14,7 +14,7 @@ from megatron_patch.arguments.conversion_list import CONVERT
 from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.preparation_list import PREPARE
-from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
+from megatron_patch.arguments.training_list import FINETUNE, FINETUNE_WITH_GA, PRETRAIN
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.language.sentences import fill
 
@@ -38,6 +38,12 @@ _EXAMPLES: dict[str, dict[str, str]] = {
         **_SMALL, "MODEL_SIZE": "auto", "LR": "1e-3", "MIN_LR": "1e-4", "SEQ_LEN": "128",
         "TRAIN_DATASET_PATH": f"{_SAMPLES}/sft/alpaca_output.json", "VALID_DATASET_PATH": f"{_SAMPLES}/sft/alpaca_output.json",
         "PRETRAIN_CHECKPOINT_PATH": f"{_SAMPLES}/megatron_2023/september/mha_tp1_pp1", "EPOCH": "1",
+        "OUTPUT_BASEPATH": "example/output",
+    },
+    FINETUNE_WITH_GA.name: {
+        **_SMALL, "MODEL_SIZE": "auto", "GLOBAL_BATCH_SIZE": "4", "LR": "1e-3", "MIN_LR": "1e-4", "SEQ_LEN": "128",
+        "DATASET_PATH": f"{_SAMPLES}/sft/alpaca_output.json", "VALID_DATASET_PATH": f"{_SAMPLES}/sft/alpaca_output.json",
+        "PRETRAIN_CHECKPOINT_PATH": f"{_SAMPLES}/megatron_2023/september/mha_tp1_pp1", "TRAIN_ITERS": "6", "WARMUP_ITERS": "2",
         "OUTPUT_BASEPATH": "example/output",
     },
     EVALUATE.name: {

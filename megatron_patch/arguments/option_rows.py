@@ -47,7 +47,7 @@ def _option(name: str, zh: str, kind: Kind | None = None, **bounds: Any) -> Argu
     return flagged(flag, found, zh, _ENGLISH[name], range=Range(**bounds), choices=choices, default=default)
 
 
-# In the order of Options' fields, apart from those of one script below.
+# In the order of Options' fields, apart from those below, which not every script has.
 SHARED = (
     _option("seed", "随机初始权重和数据顺序的种子"),
     _option("weight_decay", "解耦的权重衰减；norm 不衰减"),
@@ -97,11 +97,11 @@ LAUNCHER = (
     flagged("--dry-run", "boolean", "只打印布局、显存、步数与解析后的配置，然后结束", default=False,
             en="Print layout, memory, steps and the resolved configuration, and end."),
 )  # fmt: skip
-PRETRAIN_ONLY = (
-    _option("split", "索引数据或 JSON 数据中训练、验证、测试的份额"),
+SPLIT = (_option("split", "索引数据或 JSON 数据中训练、验证、测试的份额"),)
+EVALUATION = (
     _option("eval_interval", "两次评估之间的迭代数；0 不评估"),
     _option("eval_iters", "一次评估的全局 batch 数", least=1),
 )
-FINETUNE_ONLY = (
+ACCUMULATION = (
     _option("gradient_accumulation_steps", "每个数据并行 rank 在一次迭代中累积的 micro-batch 数", least=1, most=1_000_000),
 )

@@ -43,6 +43,13 @@ def _launched(task: str, en: str, zh: str) -> Command:
 COMMANDS = {
     "pretrain": _launched("pretrain", "continued pre-training", "继续预训练"),
     "finetune": _launched("finetune", "supervised fine-tuning", "有监督微调"),
+    "finetune-with-ga": Command(
+        "megatron_patch.launch",
+        "supervised fine-tuning by iterations of a global batch",
+        "按迭代数有监督微调，指定全局 batch",
+        ("finetune_with_ga",),
+        ("--env=dsw", _HERE),
+    ),
     "generate": _launched("generate", "text from a checkpoint", "文本生成"),
     "evaluate": _launched("evaluate", "loss and perplexity of a checkpoint", "模型评估"),
     "plan": Command("megatron_patch.cli.plan", "memory, speed and traffic of a training, on paper", "训练前估算显存、速度与通信"),
@@ -91,6 +98,8 @@ def main() -> None:
     else:
         # A folder megatron_patch/ where the user stands, the original's for example, is not taken for this one.
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        if (ROOT / "pyproject.toml").is_file():  # a checkout, which need not be installed
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         os.execve(sys.executable, [sys.executable, *COMMANDS[asked].line(arguments[1:])], environment)
 
 

@@ -48,8 +48,9 @@ def _parts(path: str, size: int) -> Iterator[str]:
 
 
 def _ends_with_lines(tokenizer: Tokenizer) -> bool:
-    """Whether no token holds a line's end and something else, as in LLaMA's vocabulary: then lines do not matter to each
-    other.
+    """Whether no token holds a line's end and something else, so that lines do not matter to each other.
+
+    LLaMA's vocabulary is such a one.
     """
     if tokenizer.detokenize(tokenizer.tokenize("a\n\n b")) != "a\n\n b":  # normalized away
         return False

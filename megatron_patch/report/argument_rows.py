@@ -68,7 +68,7 @@ def recorded(opening: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], str]
 
 
 def name_of(field: str) -> str:
-    """A configuration's field as the scripts name it, micro_batch_size as BATCH_SIZE; the field itself if they do not."""
+    """A configuration's field as the scripts name it, micro_batch_size as BATCH_SIZE; else the field itself."""
     listed = _LISTED.get(_ARGUMENTS.get(field, field))
     return _NAMES.get(field) or (listed.name if listed else field)
 

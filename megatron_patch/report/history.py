@@ -1,4 +1,7 @@
-"""A run's history, stitched of its starts: where a later one repeated iterations, its numbers count. Imports no torch."""
+"""A run's history, stitched of its starts: where a later one repeated iterations, its numbers count.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def last_of(column: Sequence[float], edges: Sequence[int]) -> Plain:
 
 
 def binned(column: array[float], edges: Sequence[int]) -> dict[str, Plain] | None:
-    """`mean` of each bin's numbers; `least` and `most` too where bins have more than one line. None: no number at all."""
+    """`mean` of each bin's numbers; `least` and `most` too where bins have several lines. None: no number at all."""
     parts = [[value for value in column[low:high] if math.isfinite(value)] for low, high in zip(edges, edges[1:])]
     if not any(parts):
         return None

@@ -37,11 +37,11 @@ class StopRequest:
         """Whether any rank was asked to stop. Every rank calls it once an iteration, and all get the same answer."""
         options = self.config.options
         self.iterations += 1
-        minutes = (time.monotonic() - self.started) / 60
+        spent = time.monotonic() - self.started
         reasons = {
             self.signalled: bool(self.signalled),
             "--exit-interval": bool(options.exit_interval) and self.iterations >= options.exit_interval,
-            "--exit-duration-in-mins": bool(options.exit_duration_in_mins) and minutes > options.exit_duration_in_mins,
+            "--exit-duration-in-mins": bool(options.exit_duration_in_mins) and spent > options.exit_duration_in_mins * 60,
         }
         here = next((reason for reason, is_so in reasons.items() if is_so), None)
         self.reason = here or self.reason

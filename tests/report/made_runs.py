@@ -1,4 +1,7 @@
-"""Runs as training leaves them, made without training: `python -m tests.report.made_runs FOLDER` makes long ones to look at."""
+"""Runs as training leaves them, made without training.
+
+`python -m tests.report.made_runs FOLDER` makes long ones to look at.
+"""
 
 from __future__ import annotations
 
