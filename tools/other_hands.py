@@ -1,12 +1,13 @@
-"""An exported Hugging Face folder in other people's hands: `python -m tools.other_hands FOLDER [--converter FILE]`.
+"""An exported Hugging Face folder in other people's hands: `python -m tools.other_hands FOLDER`.
 
 FOLDER is what model_convertor.sh wrote, with `tokenizer.model`; `make demo` leaves one in .demo. Each program of the
 list opens it, does its usual work with it, and what comes out is compared with an independent truth. Prints a line
 each, and ends with status 1 if one failed. A program that is not installed is passed over by name:
 
-    pip install transformers peft lm-eval gguf openai
+    pip install transformers peft "lm-eval[api,hf]" gguf
 
-FILE is convert_hf_to_gguf.py in a checkout of llama.cpp, which no registry has.
+`--converter` names convert_hf_to_gguf.py of a checkout of llama.cpp, and `--vocabulary` the tokenizer.model of a real
+model; the package mistral-common has one of LLaMA's kind, data/tokenizer.model.v1.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,7 @@ from typing import Any
 
 from megatron_patch.arguments.processes import free_port
 from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.data.tokenizer_json import add_tokenizer_json
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -72,6 +75,26 @@ def with_transformers(folder: Path, work: Path) -> str:
     return f"{version('transformers')}: {len(texts)} texts of code have SentencePiece's tokens; the greedy answer is ours"
 
 
+def with_vocabulary(model: Path, work: Path) -> str:
+    """How transformers reads code with tokenizer.model alone, and with the tokenizer.json that conversion adds."""
+    from transformers import AutoTokenizer
+
+    shutil.copy(model, work / "tokenizer.model")
+    (work / "config.json").write_text('{"model_type": "llama"}')
+    (work / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "legacy": false}')
+    texts = [path.read_text(encoding="utf-8", errors="ignore")[:3000] for path in sorted(Path(os.__file__).parent.glob("*.py"))]
+    texts = [text.lstrip(" ") for text in texts if text]
+    own, counts = load_tokenizer(work), []
+    for _ in range(2):
+        found = AutoTokenizer.from_pretrained(work)(texts, add_special_tokens=False)["input_ids"]
+        counts.append(sum(ids != own.tokenize_marked(text) for ids, text in zip(found, texts)))
+        note = add_tokenizer_json(work, own.vocab_size)
+        check(note is None, str(note))
+    check(counts[1] == 0, f"{counts[1]} of {len(texts)} files are read otherwise")
+    read = f"of {len(texts)} files of code it reads {counts[0]} otherwise from {model.name} alone, and none with tokenizer.json"
+    return f"{version('transformers')}: {read}"
+
+
 def with_peft(folder: Path, work: Path) -> str:
     """LoRA over it learns, is merged, and what is merged goes through the converter both ways."""
     import torch
@@ -85,7 +108,7 @@ def with_peft(folder: Path, work: Path) -> str:
     losses = []
     for _ in range(2):
         loss = adapted(tokens, labels=tokens).loss
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -114,7 +137,12 @@ def tasks(work: Path) -> Path:
     """Two tasks for lm-evaluation-harness over the lines of a module of Python's: choose the next line, and write on."""
     lines = [line.strip() for line in CODE.splitlines() if len(line.strip()) > 30][: 4 * QUESTIONS]
     documents = [
-        {"context": lines[i], "choices": [lines[(i + k) % len(lines)] for k in (1, 7, 13, 29)], "label": 0, "target": lines[i + 1]}
+        {
+            "context": lines[i],
+            "choices": [lines[(i + k) % len(lines)] for k in (1, 7, 13, 29)],
+            "label": 0,
+            "target": lines[i + 1],
+        }
         for i in range(0, 4 * QUESTIONS - 1, 4)
     ]
     folder = work / "tasks"
@@ -143,8 +171,10 @@ def with_lm_eval(folder: Path, work: Path) -> str:
 
     manager = TaskManager(include_path=str(tasks(work)), include_defaults=False)
 
-    def evaluate(model: str, names: list[str], **arguments: Any) -> dict[str, Any]:
-        return simple_evaluate(model=model, model_args=arguments, tasks=names, task_manager=manager, batch_size=1, bootstrap_iters=0)
+    def evaluate(kind: str, names: list[str], **arguments: Any) -> dict[str, Any]:
+        return simple_evaluate(
+            model=kind, model_args=arguments, tasks=names, task_manager=manager, batch_size=1, bootstrap_iters=0
+        )
 
     def texts(results: dict[str, Any]) -> list[str]:
         samples = sorted(results["samples"]["lines_write"], key=lambda one: one["doc_id"])
@@ -158,7 +188,10 @@ def with_lm_eval(folder: Path, work: Path) -> str:
             num_concurrent=4, tokenized_requests=False,
         )  # fmt: skip
     same = sum(a == b for a, b in zip(texts(alone), texts(through)))
-    check(same == QUESTIONS, f"{QUESTIONS - same} of {QUESTIONS} texts are others through the server: {texts(alone)[:2]}, {texts(through)[:2]}")
+    check(
+        same == QUESTIONS,
+        f"{QUESTIONS - same} of {QUESTIONS} texts are others through the server: {texts(alone)[:2]}, {texts(through)[:2]}",
+    )
     return f"{version('lm_eval')}: accuracy {accuracy:.3f} over {QUESTIONS} choices; the server writes the same {same} texts"
 
 
@@ -193,7 +226,9 @@ def with_gguf(folder: Path, work: Path, converter: Path) -> str:
             wanted = wanted.reshape(heads, 2, -1, wanted.shape[-1]).swapaxes(1, 2).reshape(wanted.shape)
         check(np.array_equal(tensor.data.reshape(wanted.shape), wanted), f"{tensor.name} differs")
     check(not weights, f"{sorted(weights)} are missing")
-    return f"{version('gguf')}, convert_hf_to_gguf.py: {len(file.tensors)} tensors, bit for bit, and {size} tokens with their scores"
+    return (
+        f"{version('gguf')}, convert_hf_to_gguf.py: {len(file.tensors)} tensors, bit for bit, and {size} tokens with their scores"
+    )
 
 
 def hugging_face_name(name: str, config: dict[str, Any]) -> tuple[str, int]:
@@ -232,8 +267,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
+    parser.add_argument("--vocabulary", type=Path, help="a tokenizer.model of a real model")
     asked = parser.parse_args()
     trials: list[Callable[[Path, Path], str]] = [with_transformers, with_peft, with_lm_eval]
+    if asked.vocabulary:
+        trials.append(lambda _, work: with_vocabulary(asked.vocabulary, work))
     if asked.converter:
         trials.append(lambda folder, work: with_gguf(folder, work, asked.converter.resolve()))
     failed = 0

@@ -37,6 +37,7 @@ from megatron_patch.data.prompts import VERSION, Encoded, encoder
 from megatron_patch.data.token_cache import TokenTable, cached_at, make_table, table_path
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
+from megatron_patch.language.sentences import fill
 from megatron_patch.records.chunks import read_chunks
 from megatron_patch.records.skipped import Skipped
 
@@ -206,7 +207,7 @@ def _encode_file(path: Path, tokenizer: Tokenizer, template: str, tally: Tally) 
     from tqdm import tqdm
 
     encode = encoder(template, tokenizer)
-    records = tqdm(read_records(path), desc=f"tokenizing {path.name}", unit=" samples", file=sys.stderr, delay=3)
+    records = tqdm(read_records(path), desc=fill("tokenizing {}", path.name), unit=" samples", file=sys.stderr, delay=3)
     for kind, number, record in records:
         if isinstance(record, Skipped):
             tally.skip(kind, record)

@@ -27,6 +27,7 @@ import numpy as np
 
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import UserError
+from megatron_patch.language.sentences import in_language
 from megatron_patch.preparation.encoding import ChunkResult, Settings, encode_chunks
 from megatron_patch.preparation.resumable_state import Counts, made_from_of, record_path, saved_record, write_record
 from megatron_patch.records.chunks import Chunk, Place, read_chunks
@@ -62,7 +63,7 @@ def preprocess(
     require_apart(files, output_paths(prefix))
     tokenizer = load_tokenizer(settings.tokenizer_folder)
     if tokenizer.separator_note:
-        print(f"{prefix}: {tokenizer.separator_note}", file=sys.stderr)
+        _say(f"{prefix}: {tokenizer.separator_note}")
     made_from = made_from_of(files, settings, tokenizer)
     finished = _finished(prefix, made_from, overwrite)
     if finished:
@@ -76,6 +77,10 @@ def preprocess(
         _finish(partial, prefix, counts, made_from, token_dtype(tokenizer.vocab_size), max_bad_fraction)
     shutil.rmtree(partial)
     return counts
+
+
+def _say(sentence: str) -> None:
+    print(in_language(sentence), file=sys.stderr)
 
 
 def output_paths(prefix: str) -> list[Path]:
@@ -106,10 +111,7 @@ def _finished(prefix: str, made_from: dict[str, Any], overwrite: bool) -> Counts
     record, state = saved_record(record_path(prefix)), saved_record(Path(prefix + ".partial", "state.json"))
     own, begun = (saved is not None and saved.made_from == made_from for saved in (record, state))
     if len(there) == 2 and record is not None and own and not begun:
-        print(
-            f"{prefix}.bin and .idx are there already, made from this very input; nothing is done.",
-            file=sys.stderr,
-        )
+        _say(f"{prefix}.bin and .idx are there already, made from this very input; nothing is done.")
         return record.counts
     # A run of this input that was killed as it named its files leaves one of them, or both and its record.
     naming = begun and (len(there) == 1 or own)
@@ -130,12 +132,12 @@ def _resume(partial: Path, made_from: dict[str, Any], prefix: str) -> Counts:
     counts = saved.counts
     if saved.made_from != made_from:
         state.unlink()
-        print(f"{prefix}: an earlier run had other input or settings; beginning anew.", file=sys.stderr)
+        _say(f"{prefix}: an earlier run had other input or settings; beginning anew.")
         return Counts()
     if counts.place.file >= len(made_from["files"]):
-        print(f"{prefix}: the {counts.documents} documents of an earlier run are used.", file=sys.stderr)
+        _say(f"{prefix}: the {counts.documents} documents of an earlier run are used.")
     else:
-        print(f"{prefix}: going on after {counts.documents} documents of an interrupted run.", file=sys.stderr)
+        _say(f"{prefix}: going on after {counts.documents} documents of an interrupted run.")
     return counts
 
 

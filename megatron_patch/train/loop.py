@@ -5,6 +5,7 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import fields
@@ -36,7 +37,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way."""
     require_validation(state, data)
     if state.iteration >= data.train_iters:
-        log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
+        log.line(f"  nothing is left to do: {_its_length(state, data)}")
     elif over := why_over(state):
         log.line(f"  nothing is left to do: {over}; a larger number goes on")
         return
@@ -79,6 +80,14 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 log.event("stop", iteration=state.iteration, reason=why_over(state) or stop.reason)
                 return
     log.event("stop", iteration=state.iteration, reason="finished")
+
+
+def _its_length(state: TrainState, data: RunData) -> str:
+    """How long a run is that has ended, and how it gets longer."""
+    config = state.config
+    argument = "EPOCH" if config.epochs else "TRAIN_ITERS" if config.task == "finetune" else "TRAIN_TOKENS"
+    resumed = shlex.quote(config.checkpoint_folder)
+    return f"the run has its {data.train_iters} iterations; for more, raise {argument} and add --resume-from {resumed}"
 
 
 def _evaluate_and_save(state: TrainState, data: RunData, log: RunLog, stop: StopRequest) -> tuple[bool, str]:
