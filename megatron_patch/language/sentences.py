@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from megatron_patch.language.choice import spoken
 
 _CATALOGUES = (
-    "arguments", "cli", "report", "folders", "files", "processes", "data", "records", "weights", "conversion", "checkpoint", "use", "train",
+    "arguments", "cli", "report", "folders", "files", "processes", "data", "records", "weights", "conversion", "checkpoint", "use",
+    "train",
 )  # fmt: skip
 _MOST = 4000  # characters of a sentence that is looked up; longer ones are nobody's
 _DEPTH = 6  # of sentences within sentences
