@@ -40,6 +40,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
         log.line(f"  nothing is left to do: {_its_length(state, data)}")
     elif over := why_over(state):
         log.line(f"  nothing is left to do: {over}; a larger number goes on")
+        log.event("stop", iteration=state.iteration, reason=over)
         return
     log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
     if log.active:
