@@ -88,6 +88,9 @@ class Options:
     """Save and stop after this many minutes; 0 never does."""
     tokenizer_path: str = ""
     """Folder of the tokenizer; empty: the checkpoint's."""
+    tokenizer_engine: Literal["auto", "reference"] = "auto"
+    """JSON data: what reads its texts. `reference`: SentencePiece, or `tokenizers` for a tokenizer.json; `auto`:
+    fastokens where it gives the same ids and the file is large."""
     gqa_layout: Literal["per-kv-head", "all-q-first"] = "per-kv-head"
     """Order of QKV rows in a grouped-query PRETRAIN_CHECKPOINT_PATH of 2023 whose files do not tell it; `all-q-first`:
     what the original converted from 2023-10-18 to 2023-11-09."""
@@ -118,8 +121,12 @@ class Options:
     """First profiled iteration of this run."""
     profile_step_end: int = 12
     """Iteration at which profiling ends, not profiled itself."""
-    timeout_minutes: int = 30
-    """How long a collective may wait for the other processes."""
+    exit_grace_seconds: int = 30
+    """After SIGTERM or Ctrl-C, seconds for the step and its checkpoint before the processes are killed."""
+    rendezvous_timeout_minutes: float = 10.0
+    """Several nodes: how long they wait for each other at the start."""
+    distributed_timeout_minutes: float = 10.0
+    """A process that stands still for so long ends the run, which says which one, and where."""
 
 
 @dataclass(frozen=True)

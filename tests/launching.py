@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -66,6 +67,12 @@ def environment(processes: int | None = None, job: Mapping[str, object] | None =
     if processes is not None:
         values["GPUS_PER_NODE"] = str(processes)
     return values | {name: str(value) for name, value in (job or {}).items()}
+
+
+def hear_signals() -> None:
+    """For `preexec_fn`: a command that hears SIGINT and SIGHUP, also if the tests run in a shell's background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run(

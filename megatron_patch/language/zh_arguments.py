@@ -166,6 +166,8 @@ SENTENCES = {
     ),
     "{}: write {}.": "{0}：请写 {1}。",
     # preparation
+    "--shard asks for one part of the input: write one of the two.": "--shard 只处理输入的一份：请只写二者之一。",
+    "it is not made in parts: write it without --shard.": "它不能分份生成：请不带 --shard 再写。",
     "a .bin/.idx pair needs a tokenizer: write the folder that holds tokenizer.model.": (
         "生成 .bin/.idx 需要分词器：请写存放 tokenizer.model 的文件夹。"
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
+import math
 import shlex
 import time
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.starting_point import find_start
 from megatron_patch.folders.tracker import BEST_TRACKER
+from megatron_patch.processes import place
+from megatron_patch.processes.notes import Progress
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.best import count_evaluation, require_validation, said_of_best, why_over
 from megatron_patch.train.evaluation import run_evaluation
@@ -37,19 +40,22 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
         log.line(f"  nothing is left to do: {_its_length(state, data)}")
     elif over := why_over(state):
         log.line(f"  nothing is left to do: {over}; a larger number goes on")
+        log.event("stop", iteration=state.iteration, reason=over)
         return
     log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
     if log.active:
         log.event("data", **data_facts(state.config, data))
-    stop = StopRequest(state.config)
-    batches = train_batches(state, data)
+    stop, progress = StopRequest(state.config), Progress()
+    batches = place.moving("a batch", train_batches(state, data))
     window = _Window()
     with profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
+            place.move("the step", state.iteration + 1)
             result = train_step(state, batches)
             known = time.perf_counter()
             lr = state.optimizer.param_groups[0]["lr"]
             _advance(state, data, result)
+            progress.done(state.iteration)
             window.add(result)
             log.step(state.iteration, result.mean_loss)
             if result.found_inf:
@@ -90,12 +96,15 @@ def _evaluate_and_save(state: TrainState, data: RunData, log: RunLog, stop: Stop
     evaluated = is_best = False
     if _due(state.iteration, data.eval_every, data.train_iters) and (loss := run_evaluation(state, data, log)) is not None:
         evaluated, is_best = True, count_evaluation(state, loss)
+    place.move("agreeing whether to stop")
     stopping = stop.requested()
     over = why_over(state) if state.iteration < data.train_iters else None
     due = _due(state.iteration, data.save_every, data.train_iters) or stopping or over is not None
     saving = due or (is_best and state.config.options.save_best)
     if saving:
         save(state, log, only_best=not due)
+        # A save is long. A signal amid it asks for no second one.
+        stopping = stopping or (due and stop.signalled_anywhere())
     if is_best and state.config.options.save_best:
         log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {state.iteration}")
     end = f"early: {over}." if over else "as asked; the same command goes on from here." if stopping else ""
@@ -230,6 +239,7 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
 def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
     """Write a checkpoint, and a line about where it lies; `only_best` as in `save_checkpoint`."""
     started = time.perf_counter()
+    place.move("saving")
     log.make_room()  # for the bar of the first rank
     if state.gathers is not None:
         state.gathers.finish()
@@ -238,8 +248,20 @@ def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
     folder = save_checkpoint(*parts, only_best=only_best)
     seconds = time.perf_counter() - started
     log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
+    _warn_of_grace(state, log, seconds)
     if log.active:
         log.event("save", iteration=state.iteration, seconds=seconds, bytes=folder_bytes(folder), folder=str(folder))
+
+
+def _warn_of_grace(state: TrainState, log: RunLog, seconds: float) -> None:
+    """Say after a process's first save whether there is time for one after a signal."""
+    grace = state.config.options.exit_grace_seconds
+    if seconds > grace and not state.has_saved:
+        log.line(
+            f"  warning: a save takes longer than --exit-grace-seconds {grace}, so a signal would end the run without one: write "
+            f"--exit-grace-seconds {2 * math.ceil(seconds)}, and have the platform wait as long."
+        )
+    state.has_saved = True
 
 
 def start_state(state: TrainState, log: RunLog) -> None:
