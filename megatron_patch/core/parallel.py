@@ -59,6 +59,7 @@ def start(config: TrainConfig) -> Layout:
         backend=device.BACKEND,
         timeout=timeout,
         device_id=local if device.HAS_CUDA else None,
+        **_meeting_place(timeout),
     )
     world = torch.distributed.get_world_size()
     model_parallel = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
@@ -74,6 +75,21 @@ def start(config: TrainConfig) -> Layout:
         )
     seed_everything(config.options.seed)
     return _layout(local)
+
+
+def _meeting_place(timeout: datetime.timedelta) -> dict[str, Any]:
+    """Where the processes find each other, for `init_process_group`: nothing at the first start, torch does it then.
+
+    After a restart by torchrun its store still holds the addresses of the processes that have ended, and torch would
+    find those. So each restart has keys of its own.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0":
+        return {}
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    ranks = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    return {"store": torch.distributed.PrefixStore(f"start/{restarts}", store), **ranks}
 
 
 def _collective_timeout(minutes: float) -> datetime.timedelta:
