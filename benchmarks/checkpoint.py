@@ -77,7 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import train as speed
 
-    from megatron_patch.checkpoint.save import Progress, save_checkpoint
+    from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
     from megatron_patch.config import Options
     from megatron_patch.core import device, parallel
     from megatron_patch.core.adam import Adam
@@ -103,7 +103,7 @@ def main() -> None:
     whole = trained_once()
 
     def save(turn: int) -> None:
-        save_checkpoint(config, state.model, state.optimizer, state.scheduler, Progress(turn, 0, 0, 0))
+        save_checkpoint(config, state.model, state.optimizer, state.scheduler, RunProgress(turn, 0, 0, 0))
 
     ways = {"this project": save, "megatron-core": lambda turn: save_with_core(whole, base / f"core{turn}")}
     print(f"{model.parameter_count(0):,} parameters on {layout.device.type}")

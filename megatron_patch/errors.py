@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # full or failing; such an error names no file
@@ -21,6 +22,13 @@ class UserError(ValueError):
     """
 
 
+class RunStopped(UserError):
+    """A training run that was under way cannot go on, and every rank raises this at the same place.
+
+    The log's rank prints the sentence, and the command ends with status 1: nothing that was typed is wrong.
+    """
+
+
 def sentence(error: UserError | OSError) -> str:
     """The text of an error that a user reads.
 
@@ -31,7 +39,31 @@ def sentence(error: UserError | OSError) -> str:
         return str(error)
     if error.filename is None and error.errno not in _OF_THE_DISK:
         raise error
-    return f"{error}."
+    return refusal(error)
+
+
+def refusal(error: OSError) -> str:
+    """A sentence about what the operating system refused: its own words, the file, and what to do."""
+    words = f"{error.strerror or error}".rstrip(".")
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}{words}; make room there, in bytes and in inodes (df -h, df -i, quota)."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{where}{words}; change its owner or its permissions, or name another place."
+    if error.errno == errno.EROFS:
+        return f"{where}{words}; mount it writable, or name another place."
+    if error.errno in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):
+        return f"{where}{words}; it is not there, or was removed or renamed while this ran."
+    if error.errno == errno.EIO:
+        return f"{where}{words}; the disk, or the network to it, fails."
+    return f"{where}{words}."
+
+
+def named(error: OSError, path: object) -> OSError:
+    """`error`, with `path` as its file where it names none, as those of an open file's descriptor do."""
+    if error.filename is None:
+        error.filename = str(path)
+    return error
 
 
 def print_any_text() -> None:

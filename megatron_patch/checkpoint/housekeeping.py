@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.tokenizer import load_tokenizer
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, refusal
 from megatron_patch.folders.durable_files import flush, write_text
 from megatron_patch.folders.hugging_face_folder import holds_tokenizer
 from megatron_patch.folders.layout import COMPANIONS, TOKENIZER_FILES, copy_companions, resolve_checkpoint
@@ -73,7 +73,10 @@ def discard_old(root: Path, keep: int) -> None:
     found = [one for one in found if one[0] <= int(tracker)]
     for number, written, folder in found:
         if sum(other[0] > number and other[1] >= written for other in found) >= keep:
-            _discard(folder)
+            try:
+                _discard(folder)
+            except OSError as error:
+                _warn(f"{folder} is not wanted any more and could not be removed ({refusal(error)}) Remove it yourself.")
 
 
 def remove_left_over(root: Path) -> None:

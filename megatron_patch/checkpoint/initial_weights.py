@@ -8,13 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 
 from megatron_patch.config import PER_KV_HEAD
+from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import LazyTensor, Rows
 from megatron_patch.llama.model_config import LlamaConfig
-from megatron_patch.weights.source import copy_rows, open_source, share_of_rows
+from megatron_patch.weights.source import check_rest, copy_rows, open_source, share_of_rows
 from megatron_patch.weights.table import BY_KEY, Place, Source
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
@@ -23,7 +25,8 @@ _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 def load_weights(
     path: str | Path, model: Any, gqa_layout: str = PER_KV_HEAD, fallback: LlamaConfig | None = None
 ) -> tuple[str, ...]:
-    """Copy this rank's share of every weight into `model`, cast to its dtype. Each rank reads for itself.
+    """Copy this rank's share of every weight into `model`, cast to its dtype. Each rank reads for itself;
+    all of them call it.
 
     Args:
         path: a Hugging Face or Meta folder, a checkpoint's root, or one iteration's folder.
@@ -35,7 +38,7 @@ def load_weights(
         What the user should know, one sentence each.
 
     Raises:
-        UserError: the checkpoint cannot be read, or does not have this model's shapes.
+        UserError: the checkpoint cannot be read, is damaged, or does not have this model's shapes.
     """
     source = open_source(path, fallback, gqa_layout)
     model = model.module if hasattr(model, "module") else model
@@ -53,6 +56,7 @@ def load_weights(
             continue
         share = share_of_rows(place, tensor, rank, size) if axis == 0 else tensor
         copy_rows(str(path), place, share, parameter, rank if axis == 1 else 0)
+    check_rest(source, torch.distributed.get_rank(), parallel.from_all_ranks)
     return source.notes
 
 

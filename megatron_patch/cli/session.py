@@ -20,7 +20,7 @@ from megatron_patch.arguments.training import read
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.data.batches import RunData
-from megatron_patch.errors import UserError, print_any_text
+from megatron_patch.errors import RunStopped, UserError, print_any_text, sentence
 from megatron_patch.language.sentences import in_language
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run, start_state
@@ -47,23 +47,27 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     """One rank's whole run.
 
     Raises:
-        SystemExit: with status 2 and a sentence for what a user can mend; with 1 if memory is short or another rank has
-            ended.
+        SystemExit: with status 2 and a sentence for what a user can mend; with 1 if memory is short, the run cannot go
+            on, or another rank has ended.
     """
     # Ctrl-C ends a rank at once, also one that waits for the others inside NCCL, where Python's own handler never runs.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     layout = _start(config)
-    log = RunLog(config, active=layout.is_logger)
-    state = None
+    log, state = None, None
     try:
+        log = RunLog(config, active=layout.is_logger)
         data = build_data(config, layout, log.line)
         state = build_state(config, layout, log, data.train_iters)
         start_state(state, log)
         run(state, data, log)
         if state.iteration >= data.train_iters:
             log.line(_next_step(config))
+    except RunStopped as error:
+        _end_together(error, layout)
     except UserError as error:
         _leave(_sentence(error))
+    except OSError as error:
+        _leave(sentence(error))
     except RuntimeError as error:
         if (full := _memory_error(error)) is not None:
             _say(_out_of_memory(full, config, paired=state is not None and state.runs_pairs))
@@ -75,11 +79,20 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         time.sleep(1)  # so that torchrun finds that one first
         sys.exit(1)
     finally:
-        log.close()
+        if log is not None:
+            log.close()
         if state is not None:
             state.close()
     parallel.any_rank(False)  # a process whose memory another still has open would end with a warning of torch's
     parallel.stop()
+
+
+def _end_together(error: RunStopped, layout: parallel.Layout) -> NoReturn:
+    """Let the log's rank say why no rank goes on, and end with status 1."""
+    if layout.is_logger:
+        _say(str(error))
+    parallel.any_rank(False)  # a rank that left before would have torchrun end that one in the middle of its sentence
+    sys.exit(1)
 
 
 def _next_step(config: TrainConfig) -> str:
@@ -95,13 +108,13 @@ def _start(config: TrainConfig) -> parallel.Layout:
         _leave(str(error))
 
 
-def _leave(sentence: str) -> NoReturn:
-    _say(sentence)
+def _leave(said: str) -> NoReturn:
+    _say(said)
     sys.exit(2)
 
 
-def _say(sentence: str) -> None:
-    _LOGGER.error(f"rank {os.environ.get('RANK', '0')}: {in_language(sentence)}")
+def _say(said: str) -> None:
+    _LOGGER.error(f"rank {os.environ.get('RANK', '0')}: {in_language(said)}")
 
 
 def _memory_error(error: BaseException | None) -> torch.OutOfMemoryError | None:

@@ -11,10 +11,12 @@ import datetime
 import logging
 import math
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.errors import named, refusal
 from megatron_patch.language.sentences import in_language
 from megatron_patch.train.state import StepResult
 
@@ -33,15 +35,42 @@ class _Console(logging.Handler):
 
 
 class _File(logging.FileHandler):
-    """A log file. A full disk raises, where logging's own handler would go on without the line."""
+    """A log file. What the disk refuses of it is told once, on the console, and costs its lines alone."""
+
+    is_refused = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Raise what `emit` has just caught."""
-        raise  # what `emit` has just caught
+        """Tell a refusal of the operating system, which `emit` has just caught; raise anything else."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            raise  # noqa: PLE0704  what `emit` has just caught
+        self.tell(error)
+
+    def tell(self, error: OSError) -> None:
+        """Say what the operating system refused, the first time."""
+        if not self.is_refused:
+            self.is_refused = True
+            _say_refused("lines of the log are missing in the file", named(error, self.baseFilename))
+
+
+def _say_refused(what: str, error: OSError) -> None:
+    print(in_language(f"warning: {what} ({refusal(error).rstrip('.')})."), file=sys.stderr, flush=True)
+
+
+def _quiet_writer(arguments: threading.ExceptHookArgs) -> None:
+    """`threading.excepthook` without the traceback of TensorBoard's thread, whose error its next scalar raises again."""
+    if not (isinstance(arguments.exc_value, OSError) and type(arguments.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(arguments)
 
 
 class RunLog:
-    """One rank's console, `log/NAME_DATE/` and `tensorboard/NAME_DATE/`. If not `active`, every call does nothing."""
+    """One rank's console, `log/NAME_DATE/` and `tensorboard/NAME_DATE/`. If not `active`, every call does nothing.
+
+    A file that cannot be written any more is told once, and the run goes on without it.
+
+    Raises:
+        OSError: the files cannot be made.
+    """
 
     def __init__(self, config: TrainConfig, active: bool) -> None:
         self.active = active
@@ -59,6 +88,7 @@ class RunLog:
             _LOGGER.addHandler(handler)
         _LOGGER.setLevel(logging.INFO)
         _LOGGER.propagate = False  # a library that sets up the root logger would repeat every line
+        threading.excepthook = _quiet_writer
         self.writer = SummaryWriter(str(base / "tensorboard" / f"{config.name}_{stamp}"), max_queue=100, flush_secs=30)
 
     def line(self, text: str) -> None:
@@ -66,25 +96,44 @@ class RunLog:
         if self.active:
             _LOGGER.info(text)
 
+    def warn(self, sentence: str) -> None:
+        """Write a warning to stderr and file."""
+        if self.active:
+            _LOGGER.warning(f"warning: {sentence}")
+
     def scalar(self, tag: str, value: float, iteration: int, samples: int | None = None) -> None:
         """Write a TensorBoard scalar over iterations.
 
         With `samples`, also over consumed samples; Megatron has some of its tags so too.
         """
-        if self.active:
+        if self.writer is None:
+            return
+        try:
             self.writer.add_scalar(tag, value, iteration)
             if samples is not None:
                 self.writer.add_scalar(f"{tag} vs samples", value, samples)
+        except OSError as error:
+            _say_refused("nothing more is written for TensorBoard", named(error, self.writer.log_dir))
+            self.writer = None
 
     def close(self) -> None:
         """Close the files, and leave Python's `logging` as it was."""
-        if self.active:
-            self.writer.close()
-            for handler in self.handlers:
-                _LOGGER.removeHandler(handler)
+        if not self.active:
+            return
+        try:
+            if self.writer is not None:
+                self.writer.close()
+        except OSError as error:
+            _say_refused("the last scalars are missing for TensorBoard", named(error, self.writer.log_dir))
+        for handler in self.handlers:
+            _LOGGER.removeHandler(handler)
+            try:
                 handler.close()
-            _LOGGER.setLevel(logging.NOTSET)
-            _LOGGER.propagate = True
+            except OSError as error:
+                self.handlers[1].tell(error)
+        _LOGGER.setLevel(logging.NOTSET)
+        _LOGGER.propagate = True
+        threading.excepthook = threading.__excepthook__
 
 
 def training_line(

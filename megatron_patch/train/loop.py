@@ -9,14 +9,15 @@ from collections.abc import Iterator
 
 from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.checkpoint.restore import restore
-from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.starting_point import find_start
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.evaluation import run_evaluation
+from megatron_patch.train.health import Health
 from megatron_patch.train.log import RunLog, training_line
 from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.profiling import profiler
+from megatron_patch.train.saves import Saves, is_due
 from megatron_patch.train.state import StepResult, TrainState
 from megatron_patch.train.step import train_step
 from megatron_patch.train.stopping import StopRequest
@@ -26,12 +27,17 @@ _SETTLED = 3
 
 
 def run(state: TrainState, data: RunData, log: RunLog) -> None:
-    """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way."""
+    """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way.
+
+    Raises:
+        RunStopped: the run cannot go on, or its last checkpoint cannot be written. Every rank raises it.
+    """
     if state.iteration >= data.train_iters:
         log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
     stop = StopRequest(state.config)
     batches = train_batches(state, data)
-    window = _Window()
+    window, health = _Window(), Health(state, data.plan, log)
+    saves = Saves(state, data, health, log)
     with profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
             result = train_step(state, batches)
@@ -42,6 +48,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
+            health.step_done(result, lr)
             if state.watch is not None and (idle := state.watch.step_done()):
                 log.line(idle)
             if state.steps_here == 1 and state.graphs is not None and state.graphs.decision:
@@ -50,22 +57,17 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 write_choices(state.config)
             if state.steps_here == _SETTLED:
                 _log_memory(state, log)
-            evaluating = _due(state.iteration, data.eval_every, data.train_iters)
+            evaluating = is_due(state.iteration, data.eval_every, data.train_iters)
             if evaluating and run_evaluation(state, data, log) is not None:
                 window.restart_clock()
             stopping = stop.requested()
-            if _due(state.iteration, data.save_every, data.train_iters) or stopping:
-                save(state, log)
+            if saves.step_done(result, lr, stopping):
                 window.restart_clock()
             profile.step()
             if stopping:
-                log.line(f" stopping at iteration {state.iteration} as asked; the same command goes on from here.")
+                after = "" if state.config.options.save_weights_only else "; the same command goes on from here"
+                log.line(f" stopping at iteration {state.iteration} as asked{after}.")
                 return
-
-
-def _due(iteration: int, every: int, last: int) -> bool:
-    """Whether something that is done every `every` iterations and after the last one is due now."""
-    return (every > 0 and iteration % every == 0) or iteration == last
 
 
 def _advance(state: TrainState, data: RunData, result: StepResult) -> None:
@@ -186,16 +188,6 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
         num_workers=config.options.num_workers,
         pin_memory=device.HAS_CUDA,
     )
-
-
-def save(state: TrainState, log: RunLog) -> None:
-    """Write a checkpoint, and a line about where it lies."""
-    started = time.perf_counter()
-    if state.gathers is not None:
-        state.gathers.finish()
-    progress = RunProgress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
-    folder = save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
-    log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
 
 
 def start_state(state: TrainState, log: RunLog) -> None:
