@@ -81,11 +81,7 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         UserError: a file is missing, damaged or refused, or lacks what `state` asks for. Nothing of it has run.
         RuntimeError: an error of another rank that is no UserError, and so a bug.
     """
-    read_backends(folder)
-    metadata = read_dcp_metadata(folder)
-    common = _common_object(folder, metadata) or read_common(folder)
-    _check_asked(folder, metadata, state)
-    _check_common(folder, common, state)
+    metadata, common = parallel.all_or_none(lambda: _described(folder, state))
     try:
         return _load(folder, metadata, common, state)
     except CheckpointingException as error:
@@ -96,6 +92,16 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from None
         raise RuntimeError(f"{folder}: {causes[0]!r}") from error
+
+
+def _described(folder: Path, state: dict[str, Any]) -> tuple[Metadata, dict[str, Any]]:
+    """The checkpoint's metadata and what is no sharded tensor of it, looked through for `state`."""
+    read_backends(folder)
+    metadata = read_dcp_metadata(folder)
+    common = _common_object(folder, metadata) or read_common(folder)
+    _check_asked(folder, metadata, state)
+    _check_common(folder, common, state)
+    return metadata, common
 
 
 def _common_object(folder: Path, metadata: Metadata) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ would take its unfinished save for one that a kill has left, and remove it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -20,7 +21,8 @@ from megatron_patch.errors import UserError, refusal
 from megatron_patch.folders.durable_files import flush, write_text
 from megatron_patch.folders.hugging_face_folder import holds_tokenizer
 from megatron_patch.folders.layout import COMPANIONS, TOKENIZER_FILES, copy_companions, resolve_checkpoint
-from megatron_patch.folders.tracker import checkpoint_root, read_tracker
+from megatron_patch.folders.starting_point import DAMAGED
+from megatron_patch.folders.tracker import checkpoint_root, read_tracker, write_tracker
 from megatron_patch.llama.model_config import to_hf_config
 from megatron_patch.llama.position_limit import raised_limit
 
@@ -97,6 +99,22 @@ def _discard(folder: Path) -> None:
     It is renamed and not removed at once, so that a kill amid the removal leaves nothing that looks whole.
     """
     os.replace(folder, folder.with_name(f"{folder.name}.old{_PARTIAL}"))
+
+
+def set_aside(folder: Path, instead: Path) -> None:
+    """Keep a checkpoint that cannot be used under a name that says so, and name `instead` in the tracker.
+
+    The tracker comes first. So a kill between the two leaves a checkpoint above the tracker, which nobody loads.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    write_tracker(folder.parent, str(int(instead.name.removeprefix("iter_"))))
+    if not folder.is_dir():
+        return
+    names = (folder.with_name(f"{folder.name}{DAMAGED}{f'-{place}' if place else ''}") for place in itertools.count())
+    os.replace(folder, next(name for name in names if not os.path.lexists(name)))
+    flush(folder.parent)
 
 
 def write_companions(config: TrainConfig, root: Path, dtype: str, resumed_from: str | None = None) -> None:

@@ -38,8 +38,15 @@ def load_weights(
         What the user should know, one sentence each.
 
     Raises:
-        UserError: the checkpoint cannot be read, is damaged, or does not have this model's shapes.
+        UserError: the checkpoint cannot be read, is damaged, or does not have this model's shapes. Every rank raises it.
     """
+    source = parallel.all_or_none(lambda: _copy_all(path, model, gqa_layout, fallback))
+    check_rest(source, torch.distributed.get_rank(), parallel.from_all_ranks)
+    return source.notes
+
+
+def _copy_all(path: str | Path, model: Any, gqa_layout: str, fallback: LlamaConfig | None) -> Source:
+    """Copy this rank's share; returns what it was copied from."""
     source = open_source(path, fallback, gqa_layout)
     model = model.module if hasattr(model, "module") else model
     rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
@@ -56,8 +63,7 @@ def load_weights(
             continue
         share = share_of_rows(place, tensor, rank, size) if axis == 0 else tensor
         copy_rows(str(path), place, share, parameter, rank if axis == 1 else 0)
-    check_rest(source, torch.distributed.get_rank(), parallel.from_all_ranks)
-    return source.notes
+    return source
 
 
 def _place(model: Any, name: str) -> Place:

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from megatron_patch.core import parallel
-from megatron_patch.errors import UserError, named, refusal
+from megatron_patch.errors import UserError, named
 
 
 class SaveFailed(Exception):  # noqa: N818  an outcome of saving, not an error of this program
@@ -31,21 +31,21 @@ def together(work: Callable[[], None]) -> None:
     Raises:
         SaveFailed: the operating system refused something on any rank, or a file is not as it was written.
     """
-    problem = None
+    try:
+        parallel.all_or_none(lambda: _with_plain_errors(work))
+    except UserError as error:
+        raise SaveFailed(str(error)) from None
+
+
+def _with_plain_errors(work: Callable[[], None]) -> None:
+    """Do `work`; what the operating system refused torch's checkpointing is raised as what it is."""
     try:
         work()
-    except OSError as error:
-        problem = refusal(error)
-    except UserError as error:
-        problem = str(error)
     except CheckpointException as error:  # torch's for an error of any rank; it is a BaseException
         causes = [cause for cause, _ in error.failures.values()]
-        if not all(isinstance(cause, OSError) for cause in causes):
-            raise
-        problem = refusal(causes[0])  # type: ignore[arg-type]
-    problems = [one for one in parallel.from_all_ranks(problem) if one is not None]
-    if problems:
-        raise SaveFailed(problems[0])
+        if isinstance(causes[0], OSError):
+            raise causes[0] from None
+        raise
 
 
 class RefusingFiles(FileSystem):

@@ -36,18 +36,13 @@ def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: An
     Random state is restored where TP and PP are as they were, because each place among these has its own.
 
     Raises:
-        UserError: a file is missing, damaged or refused, or holds something else than the state of such a run.
+        UserError: a file is missing, damaged or refused, or holds something else than the state of such a run. Every
+            rank raises it, and another checkpoint can be loaded into the same objects.
     """
-    state = run_state(model, optimizer, scheduler, RunProgress(0, 0, 0, 0), is_loading=True)
-    recorded = read_run_config(folder) or {}
-    if "use_distributed_optimizer" in recorded:
-        name_as_saved(optimizer, state["optimizer"], with_zero=bool(recorded["use_distributed_optimizer"]))
-    same_layout = _is_same_layout(folder)
-    if not same_layout:
-        del state["rng"]
+    state, same_layout = parallel.all_or_none(lambda: _asked_for(folder, model, optimizer, scheduler))
     loaded = load_checked(folder, state)
     # Looked through before any of it is used. So an error below is a bug of this program, and keeps its traceback.
-    _check(folder, loaded, optimizer, scheduler)
+    parallel.all_or_none(lambda: _check(folder, loaded, optimizer, scheduler))
     module(model).load_state_dict(loaded["model"], strict=True)
     load_optimizer_state(optimizer, loaded["optimizer"])
     lengths = {name: getattr(scheduler, name) for name in _LENGTHS}
@@ -55,6 +50,18 @@ def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: An
     if same_layout:
         _restore_rng(folder, loaded["rng"])
     return RunProgress(**loaded["progress"])
+
+
+def _asked_for(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> tuple[dict[str, Any], bool]:
+    """What is to be loaded, named as it was saved; and whether it was saved at this run's TP and PP."""
+    state = run_state(model, optimizer, scheduler, RunProgress(0, 0, 0, 0), is_loading=True)
+    recorded = read_run_config(folder) or {}
+    if "use_distributed_optimizer" in recorded:
+        name_as_saved(optimizer, state["optimizer"], with_zero=bool(recorded["use_distributed_optimizer"]))
+    same_layout = _is_same_layout(folder)
+    if not same_layout:
+        del state["rng"]
+    return state, same_layout
 
 
 def _is_same_layout(folder: Path) -> bool:

@@ -34,8 +34,8 @@ from megatron_patch.checkpoint.housekeeping import (
     remove_left_over,
     write_companions,
 )
-from megatron_patch.checkpoint.refusals import RefusingFiles, SaveFailed, together
 from megatron_patch.checkpoint.optimizer_state import SHARDING, sharded_optimizer_state
+from megatron_patch.checkpoint.refusals import RefusingFiles, SaveFailed, together
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.folders.durable_files import flush, write_text
@@ -94,9 +94,7 @@ def save_checkpoint(
     partial = partial_folder(final)
     try:
         together(lambda: _begin(root, partial))
-        state = run_state(
-            model, optimizer, scheduler, progress, is_loading=False, weights_only=config.options.save_weights_only
-        )
+        state = run_state(model, optimizer, scheduler, progress, is_loading=False, weights_only=config.options.save_weights_only)
         # The writer's threads read on streams of their own. So the last update, and the fp32 weights that `run_state`
         # rebuilds in the gradient buffers, must be finished first.
         device.synchronize()

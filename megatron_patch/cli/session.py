@@ -23,8 +23,9 @@ from megatron_patch.data.batches import RunData
 from megatron_patch.errors import RunStopped, UserError, print_any_text, sentence
 from megatron_patch.language.sentences import in_language
 from megatron_patch.train.log import RunLog
-from megatron_patch.train.loop import run, start_state
+from megatron_patch.train.loop import run
 from megatron_patch.train.setup import build_state
+from megatron_patch.train.start import start_state
 
 _LOGGER = logging.getLogger(__name__)
 DataBuilder = Callable[[TrainConfig, parallel.Layout, Callable[[str], None]], RunData]

@@ -62,9 +62,7 @@ class FileTensor:
             os.close(descriptor)
 
 
-def read_bytes(
-    descriptor: int, out: torch.Tensor, position: int, path: Path, name: str, record: Record | None = None
-) -> None:
+def read_bytes(descriptor: int, out: torch.Tensor, position: int, path: Path, name: str, record: Record | None = None) -> None:
     """Fill `out`, which is contiguous, with the bytes of an open file from byte `position` on.
 
     Args:

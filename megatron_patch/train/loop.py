@@ -7,11 +7,7 @@ import megatron_patch.core.device as device
 import time
 from collections.abc import Iterator
 
-from megatron_patch.checkpoint.initial_weights import load_weights
-from megatron_patch.checkpoint.restore import restore
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
-from megatron_patch.folders.starting_point import find_start
-from megatron_patch.train import optimizer as optim
 from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.health import Health
 from megatron_patch.train.log import RunLog, training_line
@@ -188,28 +184,3 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
         num_workers=config.options.num_workers,
         pin_memory=device.HAS_CUDA,
     )
-
-
-def start_state(state: TrainState, log: RunLog) -> None:
-    """Load what the run starts from into `state`, and write a line about it.
-
-    That is the run's own last checkpoint, or another run's, or the weights of PRETRAIN_CHECKPOINT_PATH, or nothing for
-    random weights.
-    """
-    start = find_start(state.config)
-    config = state.config = start.config
-    state.origin = start.origin
-    if start.folder is not None:
-        # The line comes before the reading, because a large state takes minutes.
-        log.line(f"  going on from iteration {int(start.folder.resolve().name.removeprefix('iter_'))}: {start.folder}")
-        progress = restore(start.folder, state.model, state.optimizer, state.scheduler)
-        for name, value in vars(progress).items():
-            setattr(state, name, value)
-        return
-    if config.load is None:
-        log.line(f"  starting from random weights, seed {config.options.seed}")
-        return
-    log.line(f"  starting from the weights of {config.load}")
-    for note in load_weights(config.load, state.model, config.options.gqa_layout, config.model):
-        log.line(f"  {note}")
-    optim.weights_were_loaded(state.optimizer)

@@ -65,9 +65,7 @@ class Saves:
         try:
             save(state, self._log)
         except SaveFailed as failure:
-            sentence = (
-                f"iteration {state.iteration} could not be saved ({str(failure).rstrip('.')}). {last_checkpoint(state)}"
-            )
+            sentence = f"iteration {state.iteration} could not be saved ({str(failure).rstrip('.')}). {last_checkpoint(state)}"
             if ends or state.config.options.fail_on_save_error:
                 raise RunStopped(sentence) from None
             self._log.warn(f"{sentence} The next save is tried as usual.")

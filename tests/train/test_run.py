@@ -13,8 +13,9 @@ from megatron_patch.config import Options, TrainConfig
 from megatron_patch.data.finetune import finetune_run_data
 from megatron_patch.llama.model_config import read_hf_config
 from megatron_patch.train.log import RunLog
-from megatron_patch.train.loop import run, start_state
+from megatron_patch.train.loop import run
 from megatron_patch.train.setup import build_state
+from megatron_patch.train.start import start_state
 from tests.launching import GOLDEN
 from tests.tiny import tiny_config
 
