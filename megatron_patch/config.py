@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_patch.data_paths import NO_DATA, DataSource, JsonFile
+from megatron_patch.data_paths import NO_DATA, DataSource, JsonFiles
 from megatron_patch.llama.model_config import LlamaConfig
 
 PRECISIONS = ("fp16", "bf16", "fp32")
@@ -159,7 +159,7 @@ class TrainConfig:
     @property
     def reads_json(self) -> bool:
         """Whether the training data is JSON, which is tokenized here. Indexed data holds tokens."""
-        return isinstance(self.train_data, JsonFile)
+        return isinstance(self.train_data, JsonFiles)
 
     @property
     def template(self) -> Template:

@@ -17,7 +17,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("data_paths",),
     ("config",),
     ("folders", "plan"),
-    ("core",),
+    ("core", "sinks"),
     ("arguments", "model", "data", "weights"),
     ("preparation", "checkpoint", "generate"),
     ("conversion", "train", "inspection", "evaluate"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_patch.data_paths import IndexedPairs, JsonFile, parse_data, prefix_of
+from megatron_patch.data_paths import IndexedPairs, JsonFiles, parse_data, prefix_of
 from megatron_patch.errors import UserError
 
 
@@ -100,8 +100,40 @@ def test_the_longest_argument_is_read_at_once(folder):
     assert len(parse_data(",".join(["1"] * 20_000)).pairs) == 10_000
 
 
-def test_fine_tuning_reads_json_whatever_the_text_looks_like(folder):
-    assert parse_data("A", only_json=True) == JsonFile("A") and parse_data("0.3 A 0.7 B", only_json=True).files == ["0.3 A 0.7 B"]
+@pytest.mark.parametrize(
+    ("text", "paths", "weights"),
+    [
+        ("A.idx", ["A.idx"], []),
+        ("0.7 a.json 0.3 b.jsonl", ["a.json", "b.jsonl"], [0.7, 0.3]),
+        ("7,a.json,3,b.jsonl", ["a.json", "b.jsonl"], [7, 3]),
+        ("1,two words.json,2,a.json", ["two words.json", "a.json"], [1, 2]),
+        ("2 a.json", ["a.json"], []),
+        ("a.json b.jsonl", ["a.json", "b.jsonl"], []),
+        ("a.json, two words.json", ["a.json", "two words.json"], []),
+        ("two words.json", ["two words.json"], []),
+        ("0.5 odd.json", ["0.5 odd.json"], []),
+        # Nothing of it is there: the sentences name each
+        ("none.json gone.jsonl.zst", ["none.json", "gone.jsonl.zst"], []),
+        ("no such.json", ["no such.json"], []),
+    ],
+)
+def test_several_json_files(folder, text, paths, weights):
+    for name in ("a.json", "b.jsonl", "two words.json", "0.5 odd.json"):
+        (folder / name).write_text("[{}]")
+    wanted = JsonFiles(text, tuple(paths), tuple(weights))
+    assert parse_data(text, only_json=True) == wanted
+    if "A" not in text:
+        assert parse_data(text) == wanted, "pre-training knows them by their names or content"
+    assert len(wanted.findings()) == (0 if all((folder / path).exists() for path in paths) else len(paths))
+
+
+def test_what_is_no_list_of_json_files_is_said(folder):
+    (folder / "a.json").write_text("[{}]")
+    for text, words in (("0.3 a.json a.json", "write a number before each file"), ("0 a.json 1 a.json", "must be above 0")):
+        with pytest.raises(UserError, match=words):
+            parse_data(text, only_json=True)
+    assert findings("0.3 a.json 0.7 B") == ["it names JSON files and .bin/.idx pairs: write paths of one kind."]
+    assert "there is no no.json" in parse_data("1 a.json 2 no.json", only_json=True).findings()[0]
 
 
 def test_one_file_of_a_pair_gives_the_prefix(tmp_path):

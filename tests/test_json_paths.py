@@ -6,11 +6,11 @@ import gzip
 
 import pytest
 
-from megatron_patch.data_paths import JsonFile, parse_data
+from megatron_patch.data_paths import JsonFiles, parse_data
 
 
 def is_json(text: str) -> bool:
-    return isinstance(parse_data(text), JsonFile)
+    return isinstance(parse_data(text), JsonFiles)
 
 
 @pytest.mark.parametrize(

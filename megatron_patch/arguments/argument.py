@@ -12,9 +12,9 @@ from typing import Any, Literal
 WHOLE_MOST = (1 << 31) - 1  # of a whole number that goes into C or onto a GPU as 32 bits
 TRUE_FALSE = ("true", "false")
 
-# choice: one of `choices`. boolean: true or false. path: a file or folder. data: a prefix, a blend of them or a JSON
-# file. size: bytes, such as 5GB. text: anything. paths, texts: one or more of them.
-Kind = Literal["whole", "number", "choice", "boolean", "path", "data", "size", "text", "paths", "texts"]
+# choice: one of `choices`. boolean: true or false. path: a file or folder. data: a prefix, a blend of them or JSON
+# files. json: JSON files in one text. size: bytes, such as 5GB. text: anything. paths, texts: one or more of them.
+Kind = Literal["whole", "number", "choice", "boolean", "path", "data", "json", "size", "text", "paths", "texts"]
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ _WIDTH = 100
 _TAKES = {
     "en": {
         "whole": "a whole number", "number": "a number", "choice": "one of {}", "boolean": "true or false", "path": "a path",
-        "data": "a prefix, a blend of prefixes or a JSON file", "size": "a size such as 5GB or 500MB", "text": "a text",
+        "data": "a prefix, a blend of prefixes or JSON files", "json": "a JSON file, or several in one argument",
+        "size": "a size such as 5GB or 500MB", "text": "a text",
         "paths": "one or more paths", "texts": "one or more texts", "only": "{}",
     },
     "zh": {
         "whole": "整数", "number": "数", "choice": "{} 之一", "boolean": "true 或 false", "path": "路径",
-        "data": "前缀、多个前缀的混合，或 JSON 文件", "size": "大小，如 5GB、500MB", "text": "文本", "paths": "一个或多个路径",
+        "data": "前缀、多个前缀的混合，或 JSON 文件", "json": "一个 JSON 文件，或写在一个参数中的多个",
+        "size": "大小，如 5GB、500MB", "text": "文本", "paths": "一个或多个路径",
         "texts": "一个或多个文本", "only": "{}",
     },
 }  # fmt: skip

@@ -108,7 +108,7 @@ class Findings:
             for one in text if argument.kind == "paths" else ():
                 self.path(argument, one)
             return tuple(text)
-        if argument.kind in ("path", "data"):
+        if argument.kind in ("path", "data", "json"):
             return text if self.path(argument, text) or argument.default is None else argument.default
         if argument.kind == "text":
             return self.only(argument, text)
@@ -117,8 +117,8 @@ class Findings:
 
     def path(self, argument: Argument, text: str) -> bool:
         """Whether a path can be looked at; a finding where it cannot."""
-        # A blend of several prefixes may be longer than any of them.
-        blend = argument.kind == "data" and re.search("[ ,]", text)
+        # Several paths in one text may be longer than any of them.
+        blend = argument.kind in ("data", "json") and re.search("[ ,]", text)
         problem = None if blend else path_problem(text)
         if not problem and argument.filled and not text:
             problem = "it takes a path, and an empty text is none: write the path."

@@ -29,6 +29,7 @@ class Driver:
         error: what cuInit returns; 0 for no error.
         release: such as 550.54; empty if unknown.
         memory: bytes of the visible GPU that has the least; 0 if unknown.
+        name: of the first visible GPU, `NVIDIA H200`; empty if unknown.
     """
 
     gpus: int
@@ -36,6 +37,7 @@ class Driver:
     error: int = 0
     release: str = ""
     memory: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def find_driver() -> Driver:
     # A driver that does not start counts none; the kernel's part of it has a folder for each GPU.
     gpus = count.value if error in (0, _NO_DEVICE) else len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     memory = _least_memory(library, gpus) if error == 0 else 0
-    return Driver(gpus, cuda.value, error, _release(), memory)
+    name = _first_name(library) if error == 0 and gpus else ""
+    return Driver(gpus, cuda.value, error, _release(), memory, name)
 
 
 def _least_memory(library: ctypes.CDLL, gpus: int) -> int:
@@ -72,6 +75,14 @@ def _least_memory(library: ctypes.CDLL, gpus: int) -> int:
             return 0
         found.append(size.value)
     return min(found, default=0)
+
+
+def _first_name(library: ctypes.CDLL) -> str:
+    """The first visible GPU's name; empty if the driver does not say."""
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
+    if library.cuDeviceGet(ctypes.byref(device), 0) or library.cuDeviceGetName(name, len(name), device):
+        return ""
+    return name.value.decode("utf-8", errors="replace")
 
 
 def _release() -> str:

@@ -9,11 +9,12 @@ from pathlib import Path
 from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.divisibility import layout_findings, processes_finding
 from megatron_patch.arguments.findings import Findings
+from megatron_patch.arguments.gpus import find_driver
 from megatron_patch.arguments.plan_list import PLAN
 from megatron_patch.arguments.processes import Processes
 from megatron_patch.errors import UserError
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config
-from megatron_patch.plan.fitting import GPUS, Gpu
+from megatron_patch.plan.fitting import GPUS, Gpu, of_this_machine
 from megatron_patch.plan.memory import RunShape
 
 _FLAGS = {"TP": "--tensor-model-parallel-size", "PP": "--pipeline-model-parallel-size"}
@@ -21,8 +22,8 @@ _GLOBAL_BATCH = next(one for one in PLAN.flags if one.flag == "--global-batch-si
 _MICRO_BATCHES = 8  # of a replica, where no global batch is named
 
 
-def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu]:
-    """The run and the GPU that `argv` describes.
+def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
+    """The run, the GPU, GPUs of a node and nodes that `argv` describes.
 
     Raises:
         SystemExit: status 2, after every finding was printed.
@@ -32,7 +33,8 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu]:
     value = findings.values((one for one in PLAN.all if one is not _GLOBAL_BATCH), texts)
     model = _model(value["model"], findings)
     tp, pp, micro = (value[name] for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size"))
-    processes = Processes(value["nodes"], 0, value["gpus"], "", 0)
+    gpu, own = (GPUS[value["gpu"]], 1) if value["gpu"] else _this_machine()
+    processes = Processes(value["nodes"], 0, value["gpus"] or own, "", 0)
     if not findings.is_about(PLAN.documented[0]):
         rows = model.vocab_size + value["extra_vocab_size"]
         for name, problem in layout_findings(model, tp, pp, rows, processes.world_size):
@@ -63,7 +65,14 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu]:
         use_flash_attn=value["use_flash_attn"],
         recompute=value["activation_checkpoint"],
     )
-    return run, GPUS[value["gpu"]]
+    return run, gpu, processes.per_node, value["nodes"]
+
+
+def _this_machine() -> tuple[Gpu, int]:
+    """This machine's GPU and how many are visible; one H200 where there is none."""
+    driver = find_driver()
+    known = driver.gpus and driver.name and driver.memory
+    return (of_this_machine(driver.name, driver.memory), driver.gpus) if known else (GPUS["h200"], 1)
 
 
 def _model(text: str, findings: Findings) -> LlamaConfig:

@@ -16,12 +16,14 @@ _MODEL = Argument(
 PLAN = Script(
     name="megatron-patch plan",
     path="",
-    zh="训练前估算显存与通信",
-    en="GPU memory and traffic of a training, on paper",
+    zh="训练前估算显存、速度与通信",
+    en="GPU memory, speed and traffic of a training, on paper",
     documented=(_MODEL,),
     flags=(
-        flagged("--gpu", "choice", "GPU 型号", choices=tuple(GPUS), default="h200", en="Kind of GPU."),
-        flagged("--gpus", "whole", "每个节点的 GPU 数", range=_ONE, default=1, en="GPUs of a node."),
+        flagged("--gpu", "choice", "GPU 型号；不写则为本机的 GPU，本机没有时为 h200", choices=tuple(GPUS),
+                en="Kind of GPU; without it this machine's, and h200 where there is none."),
+        flagged("--gpus", "whole", "每个节点的 GPU 数；不写则为 1，或本机可见的 GPU 数", range=_ONE,
+                en="GPUs of a node; without it 1, or those of this machine."),
         flagged("--nodes", "whole", "节点数", range=_ONE, default=1, en="Nodes."),
         flagged("--micro-batch-size", "whole", "BATCH_SIZE", range=_ONE, default=1, en="BATCH_SIZE."),
         flagged("--global-batch-size", "whole", "GLOBAL_BATCH_SIZE；不写则每个副本 8 个 micro-batch", range=_ONE,

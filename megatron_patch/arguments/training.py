@@ -23,7 +23,7 @@ from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.arguments.ranges import option_findings
 from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
 from megatron_patch.config import Options, TrainConfig
-from megatron_patch.data_paths import DataSource, IndexedPairs, JsonFile, parse_data, prefix_of
+from megatron_patch.data_paths import DataSource, IndexedPairs, JsonFiles, parse_data, prefix_of
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import ROOT, checkout_problem
 from megatron_patch.folders.layout import CheckpointLocation
@@ -74,7 +74,7 @@ def _without_bad_paths(documented: Iterable[Argument], raw: dict[str, str], find
     """A finding for each path that no file can have; what stands in their place lets the other checks go on."""
     good = dict(raw)
     for argument in documented:
-        if argument.kind in ("path", "data") and not findings.path(argument, raw[argument.name]):
+        if argument.kind in ("path", "data", "json") and not findings.path(argument, raw[argument.name]):
             good[argument.name] = "none" if argument.name == "PRETRAIN_CHECKPOINT_PATH" else str(ROOT)
     return good
 
@@ -191,13 +191,16 @@ class _Reader(ModelReader):
     def data(self, tp: int, vocabulary: int, options: Options, source: CheckpointLocation | None) -> dict[str, Any]:
         train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
         train = self.data_source(train_name)
-        json_data = isinstance(train, JsonFile)
+        json_data = isinstance(train, JsonFiles)
         seq, pad = self.lengths(tp, json_data, options.packing)
         valid = self.data_source("VALID_DATASET_PATH") if "VALID_DATASET_PATH" in self.raw else None
         for name, given in ((train_name, train), ("VALID_DATASET_PATH", valid)):
             if given is not None and not self.refused(name):
                 for sentence in given.findings() or self.index_findings(given, vocabulary):
                     self.problem(name, sentence)
+        if isinstance(valid, JsonFiles) and valid.weights:
+            several = (", " if any(" " in path for path in valid.paths) else " ").join(valid.paths)
+            self.problem("VALID_DATASET_PATH", f"each validation file has a loss of its own, and no weight: write '{several}'.")
         if json_data:
             self.tokenizer(options, source)
         elif options.packing and not self.refused(train_name):

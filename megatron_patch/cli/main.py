@@ -45,7 +45,7 @@ COMMANDS = {
     "finetune": _launched("finetune", "supervised fine-tuning", "有监督微调"),
     "generate": _launched("generate", "text from a checkpoint", "文本生成"),
     "evaluate": _launched("evaluate", "loss and perplexity of a checkpoint", "模型评估"),
-    "plan": Command("megatron_patch.cli.plan", "GPU memory and traffic of a training, on paper", "训练前估算显存与通信"),
+    "plan": Command("megatron_patch.cli.plan", "memory, speed and traffic of a training, on paper", "训练前估算显存、速度与通信"),
     "chat": Command("megatron_patch.launch", "a conversation with a model on the terminal", "在终端与模型对话", ("chat",)),
     "serve": Command("megatron_patch.launch", "a model behind OpenAI's interface", "以 OpenAI 兼容接口提供模型", ("serve",)),
     "convert": Command("megatron_patch.cli.convert", "Hugging Face ↔ Megatron checkpoints", "模型格式转换", defaults=(_ENGINE,)),

@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_patch.arguments.conversion import Conversion, model_findings
 from megatron_patch.conversion.verify import verify
 from megatron_patch.conversion.write import write_hf, write_json, write_native
+from megatron_patch.data.tokenizer_json import add_tokenizer_json
 from megatron_patch.errors import UserError
 from megatron_patch.folders.atomic_folder import new_folder
 from megatron_patch.folders.durable_files import flush
@@ -80,7 +81,7 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
                 written = write_release(folder, source, job, progress)
         check_rest(source)
         verified = verify(source, folder, total) if job.verify else None
-        notes = (*source.notes, *_logits_note(job, source, folder, engine))
+        notes = (*source.notes, *_tokenizer_note(job, source, folder), *_logits_note(job, source, folder, engine))
     return Summary(
         target=job.target,
         tensors=len(written),
@@ -91,6 +92,12 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
         verified=verified,
         notes=notes,
     )
+
+
+def _tokenizer_note(job: Conversion, source: Source, folder: Path) -> tuple[str, ...]:
+    """Adds tokenizer.json to a Hugging Face folder; a sentence where none could be made."""
+    note = add_tokenizer_json(folder, rows=source.config.vocab_size + source.extra_vocab_size) if job.to_hf else None
+    return () if note is None else (note,)
 
 
 def _logits_note(job: Conversion, source: Source, folder: Path, engine: str | None) -> tuple[str, ...]:

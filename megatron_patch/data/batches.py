@@ -5,6 +5,7 @@ Which samples make a batch is a pure function of the samples consumed, so a run 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.data.several_files import Blend
 from megatron_patch.errors import UserError
 
 # name → tensor [B, S]: int64 `tokens`, `labels` and `loss_mask`; with packing also `position_ids` and `segment_ids`
@@ -35,6 +37,7 @@ class BatchPlan:
         shuffle_seed: every pass is a new permutation, made from this seed and the pass's number. None keeps the data
             set's own order: core's GPTDataset has shuffled already.
         passes: passes over the data; None goes on for ever.
+        blend: which samples a pass takes, where files have weights; None takes each sample once.
     """
 
     samples: int
@@ -43,6 +46,7 @@ class BatchPlan:
     data_parallel_size: int
     shuffle_seed: int | None = None
     passes: int | None = None
+    blend: Blend | None = None
 
     @property
     def batches_per_pass(self) -> int:
@@ -56,16 +60,39 @@ class BatchPlan:
         stop = min(start + self.global_batch_size, self.samples)
         if self.shuffle_seed is None:
             return list(range(start, stop))
-        return _permutation(self.samples, self.shuffle_seed + epoch)[start:stop].tolist()
+        return _order(self.samples, self.shuffle_seed, epoch, self.blend)[start:stop].tolist()
 
 
-def plan_of(config: TrainConfig, replicas: int, samples: int, *, shuffled: bool, passes: int | None = None) -> BatchPlan:
+def plan_of(
+    config: TrainConfig, replicas: int, samples: int, *, shuffled: bool, passes: int | None = None, blend: Blend | None = None
+) -> BatchPlan:
     """How a run of `replicas` data-parallel ranks deals out `samples`.
 
-    shuffled: whether `--seed` orders them; else the data set's own order stays.
+    Args:
+        shuffled: whether `--seed` orders them; else the data set's own order stays.
+        passes, blend: as in `BatchPlan`.
     """
     seed = config.options.seed if shuffled else None
-    return BatchPlan(samples, config.global_batch_size, config.micro_batch_size, replicas, seed, passes)
+    return BatchPlan(samples, config.global_batch_size, config.micro_batch_size, replicas, seed, passes, blend)
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """What an evaluation reads of one file, or of the held-out part.
+
+    Attributes:
+        name: in the log and in TensorBoard; empty for the only one.
+        data: its samples.
+        plan: how they are dealt out. With one pass (JSON data) every evaluation begins with the first batch, so their
+            losses compare. Without an end (indexed data) an evaluation goes on where the last one stopped, as in
+            Megatron.
+        batches: global batches of one evaluation.
+    """
+
+    name: str
+    data: Any
+    plan: BatchPlan
+    batches: int
 
 
 @dataclass(frozen=True)
@@ -74,37 +101,29 @@ class RunData:
 
     Attributes:
         train: training data set. Its items are mappings from the keys of `Batch` to arrays [S].
-        valid: validation data set; None skips evaluation.
         plan: how the training samples are dealt out.
-        valid_plan: the same for validation. With one pass (JSON data) every evaluation begins with the first batch, so
-            their losses compare. Without an end (indexed data) an evaluation goes on where the last one stopped, as in
-            Megatron.
+        validation: what is evaluated on; empty skips evaluation.
         train_iters: global batches of the whole run.
-        eval_batches: global batches of one evaluation.
         eval_every: iterations between two evaluations; 0 evaluates at the end only.
         save_every: iterations between two checkpoints; 0 saves at the end only.
     """
 
     train: Any
-    valid: Any | None
     plan: BatchPlan
-    valid_plan: BatchPlan | None
+    validation: tuple[ValidationSet, ...]
     train_iters: int
-    eval_batches: int
     eval_every: int
     save_every: int
 
 
-_last_permutation: tuple[tuple[int, int], torch.Tensor] | None = None
+@functools.lru_cache(maxsize=2)
+def _order(samples: int, seed: int, epoch: int, blend: Blend | None) -> torch.Tensor:
+    """The sample numbers of one pass, int64 [samples]. Kept, since every batch of a pass asks for them.
 
-
-def _permutation(samples: int, seed: int) -> torch.Tensor:
-    """The order of one pass, int64 [samples]. The last one is kept, since every batch of a pass asks for it."""
-    global _last_permutation
-    if _last_permutation is None or _last_permutation[0] != (samples, seed):
-        generator = torch.Generator().manual_seed(seed)
-        _last_permutation = ((samples, seed), torch.randperm(samples, generator=generator))
-    return _last_permutation[1]
+    Training and a validation file take turns, hence two.
+    """
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed + epoch))
+    return order if blend is None else blend.samples(epoch)[order]
 
 
 class MicroBatchSampler(Sampler[list[int]]):

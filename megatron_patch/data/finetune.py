@@ -1,46 +1,64 @@
-"""Fine-tuning data: TRAIN_DATASET_PATH for EPOCH passes, VALID_DATASET_PATH after each."""
+"""Fine-tuning data: TRAIN_DATASET_PATH for EPOCH passes, VALID_DATASET_PATH after each. Both may be several files."""
 
 from __future__ import annotations
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data import Say
-from megatron_patch.data.batches import RunData, plan_of
-from megatron_patch.data.json_dataset import run_dataset
+from megatron_patch.data.batches import RunData, ValidationSet, plan_of
+from megatron_patch.data.json_dataset import JsonDataset, run_dataset
 from megatron_patch.data.run_tokenizer import text_tokenizer
+from megatron_patch.data.several_files import joined, names_of, weighted
+from megatron_patch.data.tokenizer import Tokenizer
+from megatron_patch.data_paths import JsonFiles
 
 
 def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
-    """The training file for EPOCH shuffled passes. After each the run evaluates the whole validation file and saves.
+    """The training files for EPOCH shuffled passes. After each the run evaluates all validation files whole, and saves.
 
     Raises:
         UserError: a file cannot be used, or training on it would teach nothing.
     """
-    assert config.valid_data is not None
-    say, path, valid_path = _said_once(say), config.train_data.text, config.valid_data.text
+    say, source = _said_once(say), config.train_data
+    assert isinstance(source, JsonFiles)
     tokenizer = text_tokenizer(config, say)
-    train = run_dataset(config, tokenizer, path, say)
-    train.report.require_something_to_learn()
-    held_out = run_dataset(config, tokenizer, valid_path, say)
-    valid = None if held_out.report.teaches_nothing else held_out
-    if valid is None:
-        say(f"  {valid_path}: {held_out.report.why_nothing} Evaluation is skipped.")
-    plan = plan_of(config, layout.data_parallel_size, len(train), shuffled=True, passes=config.epochs)
-    valid_plan = plan_of(config, layout.data_parallel_size, len(valid), shuffled=True, passes=1) if valid else None
+    parts = [_learnt_from(config, tokenizer, path, say) for path in source.paths]
+    train, blend = joined(parts), weighted(parts, source.weights, config.options.seed, say)
+    plan = plan_of(config, layout.data_parallel_size, len(train), shuffled=True, passes=config.epochs, blend=blend)
     return RunData(
         train=train,
-        valid=valid,
         plan=plan,
-        valid_plan=valid_plan,
+        validation=_validation(config, layout, tokenizer, say),
         train_iters=config.epochs * plan.batches_per_pass,
-        eval_batches=valid_plan.batches_per_pass if valid_plan else 0,
         eval_every=plan.batches_per_pass,
         save_every=plan.batches_per_pass,
     )
 
 
+def _learnt_from(config: TrainConfig, tokenizer: Tokenizer, path: str, say: Say) -> JsonDataset:
+    """The samples of a training file, of which something must be learnt."""
+    data = run_dataset(config, tokenizer, path, say)
+    data.report.require_something_to_learn()
+    return data
+
+
+def _validation(config: TrainConfig, layout: Layout, tokenizer: Tokenizer, say: Say) -> tuple[ValidationSet, ...]:
+    """Each validation file whole. `say` gets a line about one of which nothing would be learnt; it is left out."""
+    assert isinstance(config.valid_data, JsonFiles)
+    paths, found = config.valid_data.paths, []
+    names = names_of(paths) if len(paths) > 1 else [""]
+    for path, name in zip(paths, names):
+        data = run_dataset(config, tokenizer, path, say)
+        if data.report.teaches_nothing:
+            say(f"  {path}: {data.report.why_nothing} Evaluation is skipped.")
+            continue
+        plan = plan_of(config, layout.data_parallel_size, len(data), shuffled=True, passes=1)
+        found.append(ValidationSet(name, data, plan, plan.batches_per_pass))
+    return tuple(found)
+
+
 def _said_once(say: Say) -> Say:
-    """`say`, but for lines that it has said: both data sets may be one file."""
+    """`say`, but for lines that it has said: one file may be named twice."""
     said: set[str] = set()
 
     def say_new(line: str) -> None:

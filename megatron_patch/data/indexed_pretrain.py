@@ -21,7 +21,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data import Say
-from megatron_patch.data.batches import RunData, plan_of
+from megatron_patch.data.batches import RunData, ValidationSet, plan_of
 from megatron_patch.data.run_tokenizer import indexed_tokenizer
 from megatron_patch.data.splits import repetitions, usable_split
 from megatron_patch.data_paths import IndexedPairs
@@ -44,14 +44,16 @@ def indexed_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
     train_samples, valid_samples, _ = _sample_counts(config)
     if valid is None and options.eval_interval and options.eval_iters:
         say(f"  the split {options.split} leaves no validation data; evaluation is skipped")
+    validation: tuple[ValidationSet, ...] = ()
+    if valid is not None and options.eval_interval:
+        plan = plan_of(config, layout.data_parallel_size, valid_samples, shuffled=False)
+        validation = (ValidationSet("", valid, plan, options.eval_iters),)
     return RunData(
         train=train,
-        valid=valid,
         # core's data sets have as many samples as the run takes, in an order that is shuffled already.
         plan=plan_of(config, layout.data_parallel_size, train_samples, shuffled=False),
-        valid_plan=plan_of(config, layout.data_parallel_size, valid_samples, shuffled=False) if valid else None,
+        validation=validation,
         train_iters=config.train_iters,
-        eval_batches=options.eval_iters if options.eval_interval else 0,
         eval_every=options.eval_interval,
         save_every=config.save_interval,
     )

@@ -1,4 +1,4 @@
-"""Pre-training data from a JSON file: the original's prompt, and a fixed part of the file to evaluate on.
+"""Pre-training data from JSON files: the original's prompt, and a fixed part of each file to evaluate on.
 
 The original evaluates on the file that it trains on. Here the part that `--split` gives to validation is held out, in
 the order of the file, as with indexed data. It has at least one sample, so small files are evaluated on too.
@@ -9,33 +9,42 @@ from __future__ import annotations
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data import Say
-from megatron_patch.data.batches import RunData, plan_of
+from megatron_patch.data.batches import RunData, ValidationSet, plan_of
 from megatron_patch.data.json_dataset import JsonDataset, run_dataset
 from megatron_patch.data.run_tokenizer import text_tokenizer
+from megatron_patch.data.several_files import joined, names_of, weighted
+from megatron_patch.data_paths import JsonFiles
 
 
 def json_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
-    """Shuffled passes over the file until TRAIN_TOKENS are reached.
+    """Shuffled passes over the files until TRAIN_TOKENS are reached.
 
-    The held-out part is evaluated every `--eval-interval` iterations.
+    The held-out parts are evaluated every `--eval-interval` iterations.
 
     Raises:
-        UserError: the file cannot be used, or training on it would teach nothing.
+        UserError: a file cannot be used, or training on it would teach nothing.
     """
-    whole = run_dataset(config, text_tokenizer(config, say), config.train_data.text, say)
-    whole.report.require_something_to_learn()
-    learnt, held_out = json_split(whole.report.samples, config.options.split)
-    train = whole.part(learnt)
-    train.report.require_something_to_learn()
-    valid = _validation(config, whole.part(held_out), learnt, held_out, say)
-    valid_plan = plan_of(config, layout.data_parallel_size, len(valid), shuffled=True, passes=1) if valid else None
+    source, tokenizer = config.train_data, text_tokenizer(config, say)
+    assert isinstance(source, JsonFiles)
+    parts, validation = [], []
+    names = names_of(source.paths) if len(source.paths) > 1 else [""]
+    for path, name in zip(source.paths, names):
+        whole = run_dataset(config, tokenizer, path, say)
+        whole.report.require_something_to_learn()
+        learnt, held_out = json_split(whole.report.samples, config.options.split)
+        parts.append(whole.part(learnt))
+        parts[-1].report.require_something_to_learn()
+        valid = _validation(config, whole.part(held_out), learnt, held_out, say)
+        if valid is not None:
+            plan = plan_of(config, layout.data_parallel_size, len(valid), shuffled=True, passes=1)
+            batches = min(config.options.eval_iters, plan.batches_per_pass)
+            validation.append(ValidationSet(name, valid, plan, batches))
+    train, blend = joined(parts), weighted(parts, source.weights, config.options.seed, say)
     return RunData(
         train=train,
-        valid=valid,
-        plan=plan_of(config, layout.data_parallel_size, len(train), shuffled=True),
-        valid_plan=valid_plan,
+        plan=plan_of(config, layout.data_parallel_size, len(train), shuffled=True, blend=blend),
+        validation=tuple(validation),
         train_iters=config.train_iters,
-        eval_batches=min(config.options.eval_iters, valid_plan.batches_per_pass) if valid_plan else 0,
         eval_every=config.options.eval_interval,
         save_every=config.save_interval,
     )
@@ -57,10 +66,10 @@ def json_split(samples: int, split: str) -> tuple[range, range]:
 
 def _validation(config: TrainConfig, part: JsonDataset, learnt: range, held_out: range, say: Say) -> JsonDataset | None:
     """The data set for evaluations, or None if there are none. `say` gets a line about the parts of the file."""
-    path, split, every = config.train_data.text, config.options.split, config.options.eval_interval
+    path, split, every = part.report.path, config.options.split, config.options.eval_interval
     if not held_out:
         if every:
-            say(f"  the split {split} leaves no validation data; evaluation is skipped")
+            say(f"  {path}: the split {split} leaves no validation data; evaluation is skipped")
         return None
     numbers = f"{held_out.start + 1} to {held_out.stop}" if len(held_out) > 1 else f"{held_out.stop}"
     said = (

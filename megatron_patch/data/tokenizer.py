@@ -217,7 +217,7 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
     """The tokenizer of a tokenizer.json. Two engines read it: `plain` takes special tokens' literals for text."""
     from tokenizers import Tokenizer as Engine
 
-    with _faults_named(path):
+    with faults_named(path):
         plain, marked = Engine.from_file(str(path)), Engine.from_file(str(path))
         plain.encode_special_tokens = True
         decoder, vocabulary = plain.get_added_tokens_decoder(), plain.get_vocab()
@@ -234,13 +234,13 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
 
     def encoder(engine: Any) -> Callable[[str], list[int]]:
         def encode(text: str) -> list[int]:
-            with _faults_named(path):
+            with faults_named(path):
                 return engine.encode(text, add_special_tokens=False).ids
 
         return encode
 
     def decode(numbers: list[int]) -> str:
-        with _faults_named(path):
+        with faults_named(path):
             return plain.decode(numbers)
 
     return Tokenizer(
@@ -251,7 +251,7 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
 
 
 @contextmanager
-def _faults_named(path: Path) -> Iterator[None]:
+def faults_named(path: Path) -> Iterator[None]:
     """Turn what the `tokenizers` library raises into a UserError that names the file.
 
     The library has no exception class of its own for a tokenizer.json that it cannot follow. A panic of its Rust code

@@ -25,12 +25,15 @@ _MOST_TEMPLATE = 1 << 20  # bytes
 def fingerprint(folder: Path) -> str:
     """sha256 of the names and contents of the tokenizer's files, as hex digits.
 
+    tokenizer.json beside tokenizer.model is not read and does not count: a conversion to Hugging Face's form adds it.
+
     Raises:
         UserError: a file is a Git LFS pointer instead of its content.
     """
     digest = hashlib.sha256()
+    unread = {"tokenizer.json"} if (folder / "tokenizer.model").is_file() else set()
     for name in FILES:
-        if (folder / name).is_file():
+        if (folder / name).is_file() and name not in unread:
             refuse_placeholder(folder / name)
             digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()

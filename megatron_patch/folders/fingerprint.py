@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.data_paths import DataSource, JsonFile
+from megatron_patch.data_paths import DataSource, JsonFiles
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import resolve_checkpoint
 
@@ -70,9 +70,10 @@ def fingerprint(files: Iterable[tuple[str, str | Path]]) -> str:
 
 
 def _of_data(source: DataSource) -> str:
-    """The fingerprint of the training data's files; for a blend the weights are part of it."""
-    if isinstance(source, JsonFile):
-        return fingerprint([("json", source.path)])
+    """The fingerprint of the training data's files, in their order; for a blend the weights are part of it."""
+    if isinstance(source, JsonFiles):
+        shares = [f" {weight / sum(source.weights):.9g}" for weight in source.weights] or [""] * len(source.paths)
+        return fingerprint((f"json{share}", path) for share, path in zip(shares, source.paths))
     total = sum(weight for weight, _ in source.pairs)
     names = ((f"{weight / total:.9g}{end}", prefix + end) for weight, prefix in source.pairs for end in (".bin", ".idx"))
     return fingerprint(names)

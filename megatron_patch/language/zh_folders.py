@@ -11,6 +11,14 @@ SENTENCES = {
     "a blend is 'weight prefix weight prefix …' or 'weight,prefix,weight,prefix,…': {}.": (
         "混合数据写作 '权重 前缀 权重 前缀 …' 或 '权重,前缀,权重,前缀,…'：{0}。"
     ),
+    "write a number before each file, and no spaces or commas in it that separate words": (
+        "请在每个文件之前写一个数，文件名中不要有起分隔作用的空格或逗号"
+    ),
+    "several files with weights are 'weight file weight file …' or 'weight,file,weight,file,…': {}.": (
+        "带权重的多个文件写作 '权重 文件 权重 文件 …' 或 '权重,文件,权重,文件,…'：{0}。"
+    ),
+    "it names JSON files and .bin/.idx pairs: write paths of one kind.": "其中既有 JSON 文件又有 .bin/.idx 文件对：请只写一种。",
+    "there is no {}: write the paths of JSON list or JSON Lines files.": "没有 {0}：请写 JSON 列表或 JSON Lines 文件的路径。",
     "these are several prefixes without weights: write '{}', for example.": "这是几个没有权重的前缀：例如写 '{0}'。",
     "there is no such file: write the path of a JSON list or JSON Lines file.": "没有这个文件：请写 JSON 列表或 JSON Lines 文件的路径。",
     "there is no {}: write the path of a .bin/.idx pair without its ending, or a .json file.": (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from megatron_patch.plan.memory import RunShape, StageMemory, fullest_stage
+from megatron_patch.plan.rates import RATES, Rates
 
 # Share of a GPU's memory that stays free: fragments of the allocator, and what libraries load later.
 SPARE = 0.0125
@@ -16,22 +18,38 @@ _MOST_OFFERED = 3
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as it is sold. `memory`: bytes that CUDA offers, after ECC and the driver."""
+    """A GPU as it is sold.
+
+    Attributes:
+        memory: bytes that CUDA offers, after ECC and the driver.
+        rates: what it multiplies, copies and sends; None of a kind that GPUS does not list.
+    """
 
     name: str
     memory: int
+    rates: Rates | None
 
 
 # Bytes that CUDA reports as a device's memory. H200's and H100's were read on such machines, the others are NVIDIA's
 # data sheets' gigabytes less the same share.
 GPUS = {
-    "h200": Gpu("NVIDIA H200", int(139.8 * 2**30)),
-    "h100": Gpu("NVIDIA H100 80 GB", int(79.2 * 2**30)),
-    "a100-80g": Gpu("NVIDIA A100 80 GB", int(79.2 * 2**30)),
-    "h20": Gpu("NVIDIA H20 96 GB", int(95.1 * 2**30)),
-    "l20": Gpu("NVIDIA L20 48 GB", int(44.5 * 2**30)),
-    "rtx4090": Gpu("NVIDIA GeForce RTX 4090", int(23.5 * 2**30)),
+    "h200": Gpu("NVIDIA H200", int(139.8 * 2**30), RATES["h200"]),
+    "h100": Gpu("NVIDIA H100 80 GB", int(79.2 * 2**30), RATES["h100"]),
+    "a100-80g": Gpu("NVIDIA A100 80 GB", int(79.2 * 2**30), RATES["a100-80g"]),
+    "h20": Gpu("NVIDIA H20 96 GB", int(95.1 * 2**30), RATES["h20"]),
+    "l20": Gpu("NVIDIA L20 48 GB", int(44.5 * 2**30), RATES["l20"]),
+    "rtx4090": Gpu("NVIDIA GeForce RTX 4090", int(23.5 * 2**30), RATES["rtx4090"]),
 }
+
+
+# What the driver's name of such a GPU holds; the first that is found counts.
+_NAMES = {"H200": "h200", "H100": "h100", "A100": "a100-80g", "H20": "h20", "L20": "l20", "RTX 4090": "rtx4090"}
+
+
+def of_this_machine(name: str, memory: int) -> Gpu:
+    """The GPU that the driver calls `name` and gives so many bytes."""
+    kind = next((kind for text, kind in _NAMES.items() if re.search(rf"\b{text}\b", name)), None)
+    return Gpu(name, memory, RATES[kind] if kind else None)
 
 
 def fits(run: RunShape, memory: int) -> bool:

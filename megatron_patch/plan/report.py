@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 
 from megatron_patch.plan.fitting import Gpu, fits, largest_micro_batch, what_would_fit, with_pairs_if_they_fit
 from megatron_patch.plan.memory import RunShape, StageMemory, memory_of_stages
+from megatron_patch.plan.speed import StepTime, step_time, tokens_per_second
 from megatron_patch.plan.traffic import traffic
 
 _KINDS = {
@@ -19,8 +20,11 @@ _KINDS = {
 }
 
 
-def plan_lines(run: RunShape, gpu: Gpu) -> list[str]:
-    """Layout, memory of each kind and stage, whether it fits, traffic of a step."""
+_TIMES = {"kernels": "other kernels", "tensor": "inside layers", "replicas": "gradients and weights sent"}
+
+
+def plan_lines(run: RunShape, gpu: Gpu, gpus_per_node: int, nodes: int) -> list[str]:
+    """Layout, memory of each kind and stage, whether it fits, how fast it is, traffic of a step."""
     run = with_pairs_if_they_fit(run, gpu.memory)
     stages = memory_of_stages(run)
     fullest = max(stages, key=lambda stage: stage.total)
@@ -40,10 +44,33 @@ def plan_lines(run: RunShape, gpu: Gpu) -> list[str]:
     else:
         largest = largest_micro_batch(replace(run, paired=False), gpu.memory)
         lines.append(f"The largest BATCH_SIZE that fits is {largest}.")
+        lines += speed_lines(run, gpu, gpus_per_node, nodes)
     sent = traffic(run)
     parts = [f"{one.name} {getattr(sent, one.name) / 1e9:.2f}" for one in fields(sent) if getattr(sent, one.name)]
     lines.append(f"Each GPU sends in one step, GB: {', '.join(parts) if parts else 'nothing'}.")
     return lines
+
+
+def speed_lines(run: RunShape, gpu: Gpu, gpus_per_node: int, nodes: int) -> list[str]:
+    """Tokens a second and where a step's time goes; nothing for fp32, which is for CPUs and for debugging."""
+    if run.precision == "fp32":
+        return []
+    if gpu.rates is None:
+        return [f"The speed of an {gpu.name} is not known here; --gpu names the kinds that are."]
+    step = step_time(run, gpu.rates, gpus_per_node, nodes)
+    estimated = " from its data sheet; this kind was not measured" if gpu.rates.estimated else ""
+    lines = [
+        f"Expected: {tokens_per_second(run, step.total):,.0f} tokens/s per GPU, {step.total:.2f} s a step{estimated}.",
+        f"Seconds of a step: {_where_time_goes(step)}.",
+    ]
+    if step.launching:
+        lines.append("Python launches more slowly than these GPUs compute; CUDA graphs, which mend that, are for one node.")
+    return lines
+
+
+def _where_time_goes(step: StepTime) -> str:
+    seconds = {one.name: getattr(step, one.name) for one in fields(step)}
+    return ", ".join(f"{_TIMES.get(name, name)} {value:.3f}" for name, value in seconds.items() if value)
 
 
 def _verdict(run: RunShape, gpu: Gpu, memory: StageMemory) -> str:

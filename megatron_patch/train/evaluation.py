@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
-from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
+from megatron_patch.core import parallel
+from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, ValidationSet, micro_batches
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train.log import RunLog, perplexity, validation_lines
 from megatron_patch.train.state import TrainState
@@ -18,29 +19,57 @@ from megatron_patch.train.step import run_schedule
 def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | None:
     """Evaluate, and log the loss to the console and TensorBoard; None if there is nothing to evaluate on.
 
-    Of indexed data each evaluation takes the next `data.eval_batches` batches, as in the original. Of a validation
-    file, or of a held-out part, every evaluation takes the first ones.
+    Of several files each has its own loss, and the total is the mean over the learnt tokens of all. Every rank gets the
+    same number.
     """
-    if data.valid is None or data.valid_plan is None or data.eval_batches == 0:
+    if not data.validation:
         return None
+    total = torch.zeros(2, dtype=torch.float64)
+    for part in data.validation:
+        sums = evaluate(state, _batches(state, data, part), part.batches).cpu()
+        total += sums
+        if part.name:
+            _log(state, log, _mean(sums), part.name)
+    _log(state, log, _mean(total))
+    # The last rank is on the last stage, which alone has the loss. It also tells tensor-parallel ranks, bit for bit.
+    return parallel.from_all_ranks(_mean(total))[-1]
+
+
+def _batches(state: TrainState, data: RunData, part: ValidationSet) -> Iterator[Batch]:
+    """This rank's batches of one evaluation.
+
+    Of indexed data each evaluation takes the next ones, as in the original. Of a validation file, or of a held-out
+    part, every evaluation takes the first ones.
+    """
     first = 0
-    if data.valid_plan.passes is None:  # go on where the evaluations before ended
+    if part.plan.passes is None:  # go on where the evaluations before ended
         done = -(-state.iteration // data.eval_every) - 1
-        first = done * data.eval_batches % data.valid_plan.batches_per_pass
-    sampler = MicroBatchSampler(data.valid_plan, state.layout.data_parallel_rank, first, first + data.eval_batches)
+        first = done * part.batches % part.plan.batches_per_pass
+    sampler = MicroBatchSampler(part.plan, state.layout.data_parallel_rank, first, first + part.batches)
     vocabulary = state.config.vocab_size
-    batches = micro_batches(data.valid, sampler, vocab_size=vocabulary, num_workers=0, pin_memory=device.HAS_CUDA)
-    loss = evaluate(state, batches, data.eval_batches)
-    for line in validation_lines(state.iteration, loss):
+    return micro_batches(part.data, sampler, vocab_size=vocabulary, num_workers=0, pin_memory=device.HAS_CUDA)
+
+
+def _mean(sums: torch.Tensor) -> float:
+    loss, tokens = sums.tolist()
+    return loss / max(tokens, 1)
+
+
+def _log(state: TrainState, log: RunLog, loss: float, name: str = "") -> None:
+    """The lines and scalars of one file's loss, or of all together without a name."""
+    for line in validation_lines(state.iteration, loss, name):
         log.line(line)
-    log.scalar("lm loss validation", loss, state.iteration, state.consumed_samples)
-    log.scalar("lm loss validation ppl", perplexity(loss), state.iteration, state.consumed_samples)
-    return loss
+    behind = f"/{name}" if name else ""
+    values = {f"lm loss validation{behind}": loss, f"lm loss validation ppl{behind}": perplexity(loss)}
+    log.numbers(values, state.iteration, state.consumed_samples)
 
 
 @torch.no_grad()
-def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> float:
-    """The mean loss of `count` global batches over their unmasked tokens; 0 on every pipeline stage but the last."""
+def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> torch.Tensor:
+    """fp64 [2]: the summed loss of `count` global batches, and their unmasked tokens.
+
+    Zeros on every pipeline stage but the last.
+    """
     state.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=state.layout.device)
     # Products are not measured here. Where training runs pairs, single micro-batches occur in evaluations only, and
@@ -49,5 +78,4 @@ def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> float:
         for _ in range(count):
             sums += run_schedule(state.model, state.config, state.layout, batches, forward_only=True)
     state.model.train()
-    total, tokens = sums.tolist()
-    return total / max(tokens, 1)
+    return sums

@@ -1,4 +1,4 @@
-"""What a run tells: Megatron's console line, the log file, and TensorBoard's tags.
+"""What a run tells: Megatron's console line, the log file, and the numbers that go to the sinks.
 
 Lines and warnings go through Python's `logging`, below the name megatron_patch. On the rank that writes the log, one
 handler serves the console and one the file. The other ranks have none: their lines are dropped, and Python's handler of
@@ -12,12 +12,14 @@ import logging
 import math
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import named, refusal
 from megatron_patch.language.sentences import in_language
+from megatron_patch.sinks.sink import RunStart, Sink
+from megatron_patch.sinks.tensorboard_files import TensorBoardFiles
 from megatron_patch.train.state import StepResult
 
 _LOGGER = logging.getLogger("megatron_patch")
@@ -64,7 +66,7 @@ def _quiet_writer(arguments: threading.ExceptHookArgs) -> None:
 
 
 class RunLog:
-    """One rank's console, `log/NAME_DATE/` and `tensorboard/NAME_DATE/`. If not `active`, every call does nothing.
+    """One rank's console, `log/NAME_DATE/`, and the sinks. If not `active`, every call does nothing.
 
     A file that cannot be written any more is told once, and the run goes on without it.
 
@@ -74,14 +76,12 @@ class RunLog:
 
     def __init__(self, config: TrainConfig, active: bool) -> None:
         self.active = active
-        self.writer: Any = None
+        self.sinks: tuple[Sink, ...] = ()
         if not active:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
-        base = Path(config.output_path)
-        self.folder = base / "log" / f"{config.name}_{stamp}"
+        base, name = Path(config.output_path), f"{config.name}_{stamp}"
+        self.folder = base / "log" / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.handlers = (_Console(), _File(self.folder / "train.log", encoding="utf-8", errors="backslashreplace"))
         for handler in self.handlers:
@@ -89,7 +89,8 @@ class RunLog:
         _LOGGER.setLevel(logging.INFO)
         _LOGGER.propagate = False  # a library that sets up the root logger would repeat every line
         threading.excepthook = _quiet_writer
-        self.writer = SummaryWriter(str(base / "tensorboard" / f"{config.name}_{stamp}"), max_queue=100, flush_secs=30)
+        # Every place that the run's numbers go to.
+        self.sinks = (TensorBoardFiles(base / "tensorboard" / name),)
 
     def line(self, text: str) -> None:
         """Write one line to console and file."""
@@ -101,36 +102,41 @@ class RunLog:
         if self.active:
             _LOGGER.warning(f"warning: {sentence}")
 
-    def scalar(self, tag: str, value: float, iteration: int, samples: int | None = None) -> None:
-        """Write a TensorBoard scalar over iterations.
+    def began(self, config: TrainConfig, iteration: int, consumed_samples: int, train_iters: int, world_size: int) -> None:
+        """Tell the sinks that the first step is about to begin, and how far the run has come before."""
+        if self.active:
+            start = RunStart(config, self.folder, iteration, consumed_samples, train_iters, world_size)
+            self._to_each(lambda sink: sink.began(start))
 
-        With `samples`, also over consumed samples; Megatron has some of its tags so too.
-        """
-        if self.writer is None:
-            return
-        try:
-            self.writer.add_scalar(tag, value, iteration)
-            if samples is not None:
-                self.writer.add_scalar(f"{tag} vs samples", value, samples)
-        except OSError as error:
-            _say_refused("nothing more is written for TensorBoard", named(error, self.writer.log_dir))
-            self.writer = None
+    def step(self, iteration: int, loss: float | None) -> None:
+        """Tell the sinks that an iteration is done, and its mean loss if it has one."""
+        self._to_each(lambda sink: sink.step(iteration, loss))
+
+    def numbers(self, values: Mapping[str, float], iteration: int, samples: int) -> None:
+        """Give the sinks the numbers of a log line or of an evaluation, by TensorBoard's tags."""
+        self._to_each(lambda sink: sink.numbers(values, iteration, samples))
+
+    def _to_each(self, tell: Callable[[Sink], None]) -> None:
+        """Tell each sink. One whose files the operating system refuses is told no more, and the user once."""
+        for sink in self.sinks:
+            try:
+                tell(sink)
+            except OSError as error:
+                self.sinks = tuple(other for other in self.sinks if other is not sink)
+                _say_refused(f"{sink.name} gets nothing more of this run's numbers", error)
 
     def close(self) -> None:
-        """Close the files, and leave Python's `logging` as it was."""
+        """Close the sinks and files, and leave Python's `logging` as it was."""
+        self._to_each(lambda sink: sink.close())
         if not self.active:
             return
-        try:
-            if self.writer is not None:
-                self.writer.close()
-        except OSError as error:
-            _say_refused("the last scalars are missing for TensorBoard", named(error, self.writer.log_dir))
         for handler in self.handlers:
             _LOGGER.removeHandler(handler)
-            try:
-                handler.close()
-            except OSError as error:
-                self.handlers[1].tell(error)
+        self.handlers[0].close()
+        try:
+            self.handlers[1].close()
+        except OSError as error:
+            self.handlers[1].tell(error)
         _LOGGER.setLevel(logging.NOTSET)
         _LOGGER.propagate = True
         threading.excepthook = threading.__excepthook__
@@ -179,9 +185,10 @@ def training_line(
     return " |".join(parts) + " |"
 
 
-def validation_lines(iteration: int, loss: float) -> list[str]:
-    """Megatron-LM's validation line, between two rules of its length."""
-    text = f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity(loss):.6E} | "
+def validation_lines(iteration: int, loss: float, name: str = "") -> list[str]:
+    """Megatron-LM's validation line, between two rules of its length; of one of several files with its name."""
+    on = f" on {name}" if name else ""
+    text = f" validation loss at iteration {iteration}{on} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity(loss):.6E} | "
     return ["-" * len(text), text, "-" * len(text)]
 
 

@@ -30,6 +30,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     """
     if state.iteration >= data.train_iters:
         log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
+    log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
     stop = StopRequest(state.config)
     batches = train_batches(state, data)
     window, health = _Window(), Health(state, data.plan, log)
@@ -41,6 +42,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             lr = state.optimizer.param_groups[0]["lr"]
             _advance(state, data, result)
             window.add(result)
+            log.step(state.iteration, result.mean_loss)
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
@@ -104,8 +106,8 @@ class _Window:
         """Count an iteration."""
         self.iterations += 1
         self.skipped += int(result.found_inf)
-        if not result.found_inf and result.tokens:  # a batch without a token to learn has no mean loss
-            self.losses.append(result.loss)
+        if result.mean_loss is not None:
+            self.losses.append(result.mean_loss)
 
     def seconds_per_iteration(self, known: float) -> float:
         """Mean seconds of an iteration.
@@ -152,18 +154,18 @@ def _log_training(
         )
     )
     values = {
-        "lm loss": window.loss,
+        **({"lm loss": window.loss} if window.loss is not None else {}),
         "learning-rate": lr,
         "batch-size": float(config.global_batch_size),
         "loss-scale": result.loss_scale,
         "grad-norm": result.grad_norm,
+        "iteration-time": seconds,
+        "throughput": tflops,
+        "tokens-per-second": tokens * layout.world_size,
+        "tokens-per-second-per-gpu": tokens,
+        "mem-max-allocated-bytes": float(device.max_memory_allocated()),
     }
-    for tag, value in values.items():
-        if value is not None:
-            log.scalar(tag, value, state.iteration, state.consumed_samples)
-    log.scalar("iteration-time", seconds, state.iteration, state.consumed_samples)
-    log.scalar("throughput", tflops, state.iteration)
-    log.scalar("mem-max-allocated-bytes", float(device.max_memory_allocated()), state.iteration)
+    log.numbers(values, state.iteration, state.consumed_samples)
 
 
 def _log_memory(state: TrainState, log: RunLog) -> None:

@@ -93,3 +93,8 @@ class StepResult:
     grad_norm: float
     found_inf: bool
     loss_scale: float
+
+    @property
+    def mean_loss(self) -> float | None:
+        """The loss; None if the step was skipped or its batch had no token to learn, which has no mean."""
+        return None if self.found_inf or not self.tokens else self.loss

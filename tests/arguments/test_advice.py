@@ -19,6 +19,7 @@ WRONG = {
     "text": ("x", "", "1,2,3,4"),
     "path": ("", "/nowhere/x", "x" * 300),
     "data": ("", "/nowhere/x", "1 a b"),
+    "json": ("", "/nowhere/x", "1 a b", "0 a 1 b"),
 }  # fmt: skip
 
 

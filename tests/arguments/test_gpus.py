@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from megatron_patch.arguments.gpus import Driver, Torch, find_driver, find_torch, unusable_gpus, visible_gpus
-from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, environment, run
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, ROOT, environment, run
 
 CPU, CUDA_12, CUDA_13 = Torch("2.13.0+cpu", None), Torch("2.12.1+cu126", "12.6"), Torch("2.15.0+cu132", "13.2")
 OLD, NEW = Driver(2, 12040, release="550.54.15"), Driver(8, 13000, release="580.65.06")
@@ -53,11 +53,15 @@ def test_nothing_is_said_where_nothing_is_wrong(driver, torch):
 
 STAND_IN = """
 #include <stdlib.h>
+#include <string.h>
 static int visible(void) { const char *set = getenv("CUDA_VISIBLE_DEVICES"); return set == NULL || *set; }
 int cuInit(unsigned flags) { (void)flags; return visible() ? 0 : 100; }
 int cuDriverGetVersion(int *version) { *version = 11040; return 0; }
 int cuDeviceGetCount(int *count) { *count = visible() ? 2 : 0; return 0; }
 int cuDeviceGet(int *device, int number) { *device = 70 + number; return 0; }
+int cuDeviceGetName(char *name, int length, int device) {
+  (void)device; strncpy(name, "NVIDIA H100 80GB HBM3", length); return 0;
+}
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)1 << (device == 70 ? 37 : 36); return 0; }
 """
 
@@ -82,10 +86,15 @@ def test_the_script_ends_with_status_2_and_goes_on_where_the_cpu_is_meant(tmp_pa
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to make a driver with")
-def test_the_memory_is_that_of_the_gpu_with_the_least(tmp_path):
+def test_the_memory_is_that_of_the_gpu_with_the_least_and_plans_are_for_it(tmp_path):
     (tmp_path / "driver.c").write_text(STAND_IN)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", tmp_path / "driver.c"], check=True)
     asked = "from megatron_patch.arguments.gpus import find_driver; print(find_driver().memory)"
+    planned = [sys.executable, "-m", "megatron_patch.cli.plan", "tiny"]
+    for hidden, gpu in (("0,1", "64.0 GiB of an NVIDIA H100 80GB HBM3"), ("", "139.8 GiB of an NVIDIA H200")):
+        job = {"LD_LIBRARY_PATH": tmp_path, "CUDA_VISIBLE_DEVICES": hidden}
+        said = subprocess.run(planned, env=environment(job=job), capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        assert gpu in said and ("data parallel 2" in said) == bool(hidden)
     for hidden, memory in (("0,1", 1 << 36), ("", 0)):
         job = {"LD_LIBRARY_PATH": tmp_path, "CUDA_VISIBLE_DEVICES": hidden}
         said = subprocess.run([sys.executable, "-c", asked], env=environment(job=job), capture_output=True, text=True, check=True)

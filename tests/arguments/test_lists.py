@@ -94,6 +94,7 @@ BAD = {
     "boolean": "yes",
     "path": "x\0y",
     "data": "x\0y",
+    "json": "x\0y",
     "paths": "x\0y",
     "size": "5 bytes",
 }

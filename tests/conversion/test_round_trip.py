@@ -129,8 +129,17 @@ def test_transformers_opens_the_result(tmp_path):
     assert torch.equal(got, wanted)
     texts = "今天天气很好, and the weather stays fine.\n"
     assert AutoTokenizer.from_pretrained(back)(texts) == AutoTokenizer.from_pretrained(GOLDEN / "hf_gqa")(texts)
+    assert (back / "tokenizer.json").is_file() and not (tmp_path / "megatron" / "tokenizer.json").exists()
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         assert (back / name).read_bytes() == (GOLDEN / "hf_gqa" / name).read_bytes()
+
+
+def test_a_tokenizer_model_that_cannot_be_read_ends_no_conversion(tmp_path):
+    source = write_hf(tmp_path / "hf", SMALL, random_weights(SMALL))
+    (source / "tokenizer.model").write_bytes(b"another program's")
+    convert(Conversion(source, tmp_path / "megatron", to_hf=False))
+    (note,) = convert(Conversion(tmp_path / "megatron", tmp_path / "back", to_hf=True)).notes
+    assert note.startswith("no tokenizer.json was made: ") and "is not a SentencePiece model" in note
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

@@ -54,7 +54,7 @@ def test_a_share_without_documents_is_none(tmp_path):
     said = []
     config = tiny_config(train_data_path=few, output_path=str(tmp_path / "out"))
     data = indexed_run_data(config, ALONE, said.append)
-    assert data.valid is None and "leaves no validation data" in said[0]
+    assert data.validation == () and "leaves no validation data" in said[0]
     assert len(data.train[0]["tokens"]) == config.seq_length
 
 

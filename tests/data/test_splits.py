@@ -21,14 +21,14 @@ def test_documents_without_tokens_are_no_validation_data(tmp_path):
     prefix = write_pair(tmp_path / "pair", [50] * 98 + [0, 0])
     assert usable_split("98,2,0", [prefix]) == "98,0,0"
     data, said = built(prefix, tmp_path / "out")
-    assert data.valid is None and said == ["  the split 98,2,0 leaves no validation data; evaluation is skipped"]
+    assert data.validation == () and said == ["  the split 98,2,0 leaves no validation data; evaluation is skipped"]
     assert len(data.train) * 16 + 1 >= 4 * 2 * 16
 
 
 def test_one_token_is_enough_for_a_part_and_is_said(tmp_path):
     prefix = write_pair(tmp_path / "pair", [50] * 98 + [0, 1])
     data, said = built(prefix, tmp_path / "out")
-    assert set(data.valid[0]["tokens"].tolist()) == {(50 * 98) % 700 + 3}
+    assert set(data.validation[0].data[0]["tokens"].tolist()) == {(50 * 98) % 700 + 3}
     few = "the split 98,2,0 gives validation 1 token, fewer than one sample of 17, so each sample repeats them"
     assert said == [f"  {prefix}: {few}"]
 
@@ -76,4 +76,4 @@ def test_shares_of_any_size_reach_core_as_they_are(tmp_path, split):
     config = tiny_config(train_data_path=prefix, output_path=str(tmp_path / "out"))
     object.__setattr__(config.options, "split", split)
     data = indexed_run_data(config, ALONE, pytest.fail)
-    assert (data.train.indices.tolist(), data.valid.indices.tolist()) == (list(range(98)), [98, 99])
+    assert (data.train.indices.tolist(), data.validation[0].data.indices.tolist()) == (list(range(98)), [98, 99])

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_patch.data_paths import IndexedPairs, JsonFile
+from megatron_patch.data_paths import IndexedPairs, JsonFiles
 from megatron_patch.records.chunks import Chunk
 from megatron_patch.records.indexed import IndexedData
 from tests.import_graph import PACKAGE, ROOT
@@ -53,7 +53,7 @@ class Trace:
 
     def holds(self, value: Any, depth: int = 3) -> bool:
         """Whether a value is the source, the sample, or a plain container with one."""
-        if isinstance(value, (JsonFile, IndexedPairs)):
+        if isinstance(value, (JsonFiles, IndexedPairs)):
             return value.text == self.prefix
         if isinstance(value, IndexedData):
             return value.prefix == self.prefix

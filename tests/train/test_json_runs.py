@@ -13,6 +13,7 @@ import torch
 from megatron_patch.config import Options
 from megatron_patch.data.finetune import finetune_run_data
 from megatron_patch.data.json_pretrain import json_run_data, json_split
+from megatron_patch.data_paths import parse_data
 from megatron_patch.errors import UserError
 from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run, scalars, succeed
 from tests.tiny import tiny_config
@@ -59,17 +60,28 @@ def test_pre_training_learns_and_evaluates_two_parts_of_the_file(configured, alo
     assert said[-1].endswith("evaluated on every 100 iterations.")
     (begin,) = {int(row["tokens"][1]) for row in data.train}
     assert begin == 305, "`instruction`, the first piece of the original's prompt for pre-training"
-    seen = [{i for group in part.groups for i in group} for part in (data.train, data.valid)]
+    seen = [{i for group in part.groups for i in group} for part in (data.train, data.validation[0].data)]
     assert seen == [set(range(8)), {8, 9, 10}]
-    assert data.eval_batches == data.valid_plan.batches_per_pass == -(-len(data.valid) // 2)
+    (valid,) = data.validation
+    assert valid.batches == valid.plan.batches_per_pass == -(-len(valid.data) // 2)
+
+
+def test_pre_training_holds_out_a_part_of_each_of_several_files(configured, alone, tmp_path):
+    config, said = configured("pretrain", SAMPLES, valid=SAMPLES[:4], split="70,30,0"), []
+    source = parse_data(f"3 {tmp_path}/train 1 {tmp_path}/valid")
+    data = json_run_data(replace(config, train_data=source), alone, said.append)
+    assert [len(part) for part in data.train.parts] == [8, 3] and data.plan.blend.counts == (8, 3)
+    assert [(part.name, len(part.data)) for part in data.validation] == [("train", 3), ("valid", 1)]
+    assert f"{tmp_path}/valid: samples 1 to 3 of 4 are trained on" in "".join(said)
 
 
 def test_every_batch_of_an_evaluation_has_something_learnt(configured, alone):
     """Two of 30 held-out samples teach something. Batches without them would show a loss of 0."""
     records = [*SAMPLES[:3], *[LONG] * 15, SAMPLES[0], *[EMPTY] * 13, SAMPLES[1]]
     data = json_run_data(configured("pretrain", records, split="10,90,0", eval_iters=1), alone, lambda _: None)
-    assert [i for group in data.valid.groups for i in group] == [18, 32] and data.eval_batches == 1
-    assert all(row["loss_mask"].any() for row in data.valid)
+    (valid,) = data.validation
+    assert [i for group in valid.data.groups for i in group] == [18, 32] and valid.batches == 1
+    assert all(row["loss_mask"].any() for row in valid.data)
 
 
 def test_a_template_can_be_chosen_for_pre_training_too(configured, alone):
@@ -102,9 +114,9 @@ def test_nothing_to_learn_is_an_error_before_the_start(configured, alone, task, 
 def test_validation_without_anything_learnt_is_said_and_skipped(configured, alone):
     said = []
     data = finetune_run_data(configured("finetune", SAMPLES, valid=[LONG]), alone, said.append)
-    assert data.valid is None and data.eval_batches == 0 and said[-1].endswith("Evaluation is skipped.")
+    assert data.validation == () and said[-1].endswith("Evaluation is skipped.")
     data = json_run_data(configured("pretrain", [*SAMPLES, LONG]), alone, said.append)
-    assert data.valid is None and "Evaluation is skipped." in said[-1] and len(data.train) == 11
+    assert data.validation == () and "Evaluation is skipped." in said[-1] and len(data.train) == 11
 
 
 def test_one_file_for_both_parts_is_reported_once(configured, alone):

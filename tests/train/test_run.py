@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from megatron_patch.config import Options, TrainConfig
 from megatron_patch.data.finetune import finetune_run_data
 from megatron_patch.llama.model_config import read_hf_config
+from megatron_patch.sinks.tensorboard_files import FIRST_SIGHT
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run
 from megatron_patch.train.setup import build_state
@@ -28,6 +32,13 @@ CONSUMED = [2, 3, 5, 6]  # the second batch of each pass lacks a sample
 class Finished:
     config: TrainConfig
     folder: Path
+
+    def tensors(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """(tag of the tab HParams → what it holds, any other tag that is no scalar → its last text or bytes)."""
+        (folder,) = (self.folder / "tensorboard").iterdir()
+        events = EventAccumulator(str(folder)).Reload()
+        texts = {tag: events.Tensors(tag)[-1].tensor_proto.string_val[0] for tag in events.Tags()["tensors"]}
+        return events.PluginTagToContent("hparams"), texts
 
     def scalars(self) -> dict[str, dict[int, float]]:
         """Every tag of TensorBoard: step → value."""
@@ -58,12 +69,29 @@ def finished(alone, tmp_path_factory) -> Finished:
 
 def test_tensorboard_has_megatron_s_tags_at_iterations_and_at_samples(finished):
     found, iterations = finished.scalars(), list(range(1, STEPS + 1))
+    everything = dict(found)
     for tag in ("lm loss", "learning-rate", "batch-size", "loss-scale", "grad-norm", "iteration-time"):
         assert list(found.pop(tag)) == iterations and list(found.pop(f"{tag} vs samples")) == CONSUMED, tag
     for tag in ("lm loss validation", "lm loss validation ppl"):
         assert list(found.pop(tag)) == [2, 4] and list(found.pop(f"{tag} vs samples")) == [3, 6], tag
-    others = ("throughput", "mem-max-allocated-bytes")  # of iterations alone
+    assert all(found.pop(copy) == everything[tag] for tag, copy in FIRST_SIGHT.items())
+    others = ("throughput", "mem-max-allocated-bytes", "tokens-per-second", "tokens-per-second-per-gpu")  # of iterations alone
     assert {tag: list(values) for tag, values in found.items()} == dict.fromkeys(others, iterations)
+
+
+def test_tensorboard_opens_with_the_losses_and_holds_the_configuration(finished):
+    """TensorBoard makes a section of what stands before a tag's first slash, and sorts sections by name."""
+    first = min(finished.scalars(), key=str.lower)
+    assert first == FIRST_SIGHT["lm loss"] and first.split("/")[0] != first
+    plugins, tensors = finished.tensors()
+    layout = Layout.FromString(tensors["custom_scalars__config__"])
+    charts = [list(chart.multiline.tag) for category in layout.category for chart in category.chart]
+    assert charts[0] == ["^lm loss$", "^lm loss validation$"]
+    assert all(any(re.match(tag, own) for own in finished.scalars()) for tags in charts for tag in tags)
+    table = dict(line.strip("|").split("|")[:2] for line in tensors["configuration/text_summary"].decode().splitlines())
+    assert [table[f" `{name}` "] for name in ("lr", "model.hidden_size", "options.seed")] == [" 0.001 ", " 64 ", " 1234 "]
+    start = HParamsPluginData.FromString(plugins["_hparams_/session_start_info"]).session_start_info
+    assert start.hparams["LR"].number_value == LR and start.hparams["DO"].string_value in ("true", "false")
 
 
 def test_logged_numbers_are_those_of_the_step(finished):

@@ -1,0 +1,1 @@
+"""Where a run's numbers go, beside the log's lines: one file a place, behind one small interface."""
