@@ -12,7 +12,7 @@ VENV := .venv
 RUN := . $(VENV)/bin/activate &&
 PIP := $(RUN) python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test matrix check fuzz gpu docs lint clean
+.PHONY: demo test matrix check fuzz soak gpu docs lint clean
 
 demo: $(VENV)/.demo-ready
 	@$(RUN) python examples/demo.py
@@ -27,6 +27,11 @@ check: $(VENV)/.test-ready
 # A million changed inputs over every reader and every argument; make fuzz FUZZ_INPUTS=10000 FUZZ_SEED=2 FUZZ_JOBS=4 tries others.
 fuzz: $(VENV)/.test-ready
 	@$(RUN) FUZZ_INPUTS=$(FUZZ_INPUTS) FUZZ_SEED=$(FUZZ_SEED) FUZZ_JOBS=$(FUZZ_JOBS) python -m tests.fuzz
+
+# A thousand faults at random moments of small runs, each compared with the run that nothing happened to; hours.
+# make soak SOAK_CASES=30 SOAK_SEED=2 SOAK_JOBS=4 tries others.
+soak: $(VENV)/.test-ready
+	@$(RUN) SOAK_CASES=$(SOAK_CASES) SOAK_SEED=$(SOAK_SEED) SOAK_JOBS=$(SOAK_JOBS) python -m tests.faults
 
 # The suite's core with each Python, megatron-core and torch that are supported and that this machine has an interpreter for; the
 # table comes into docs/matrix.md. CORNERS="3.13/0.19.2/2.15.0 ..." names some of them alone.

@@ -1,0 +1,86 @@
+"""`make soak`: a thousand faults at random moments of a tiny run, each compared with the run that nothing happened to.
+
+    python -m tests.faults [--cases N] [--seed S] [--jobs N]
+    python -m tests.faults --seed S --number N      one case again
+
+Each case is a run of its own: the documented script, one fault at a random moment, and the same command again to the
+end. The seed and the case's number decide fault and moment. It prints the seed and a table; the exit status is 1 if a
+result was wrong, a checkpoint was lost, a process was left behind or a traceback came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.faults.survival import Chain, Counts, Fault, Reference, chance_of, uninterrupted
+from tests.faults.table import FAULTS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=int(os.environ.get("SOAK_CASES") or 1000))
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("SOAK_SEED") or 1))
+    parser.add_argument("--jobs", type=int, default=int(os.environ.get("SOAK_JOBS") or len(os.sched_getaffinity(0))))
+    parser.add_argument("--number", type=int, help="this case alone")
+    args = parser.parse_args()
+    numbers = range(args.cases) if args.number is None else [args.number]
+    possible = [fault for fault in FAULTS if not fault.absent()]
+    for fault in FAULTS:
+        if why := fault.absent():
+            print(f"left out: {fault.name}: {why}")
+    print(f"seed {args.seed}, {len(numbers)} cases of {len(possible)} faults, {args.jobs} at a time", flush=True)
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        reference = uninterrupted(Path(folder) / "uninterrupted")
+        with ThreadPoolExecutor(args.jobs) as pool:
+            done = list(pool.map(lambda number: one_case(args.seed, number, possible, reference, Path(folder)), numbers))
+    return report(args.seed, done)
+
+
+def one_case(seed: int, number: int, faults: list[Fault], reference: Reference, folder: Path) -> tuple[int, str, Counts]:
+    """(number, the fault's name, what became of it). The order of FAULTS is a part of what the number means."""
+    chance = chance_of(seed, number)
+    fault = chance.choice(faults)
+    chain = Chain(folder / str(number), reference)
+    try:
+        chain.suffer(fault, chance)
+        chain.complete()
+    except Exception as error:  # whatever it is, it is this case's result, and the others go on
+        chain.counts.problems.append(f"{fault.name}: {error!r}")
+    shutil.rmtree(chain.folder, ignore_errors=True)
+    for problem in chain.counts.problems:
+        print(f"\ncase {number}: {problem}\n  again: python -m tests.faults --seed {seed} --number {number}", flush=True)
+    return number, fault.name, chain.counts
+
+
+def report(seed: int, done: list[tuple[int, str, Counts]]) -> int:
+    """Print the table, a fault a line, and their sum."""
+    groups: dict[str, list[Counts]] = defaultdict(list)
+    for _, name, counts in done:
+        groups[name].append(counts)
+    print("\n| fault | faults | wrong results | lost checkpoints | left behind | tracebacks | repeated | seconds to next step |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, all_counts in [*sorted(groups.items()), ("all", [counts for _, _, counts in done])]:
+        print(f"| {name} | {' | '.join(_row(all_counts))} |")
+    failed = [number for number, _, counts in done if counts.problems]
+    print(f"\nseed {seed}: {len(failed)} of {len(done)} cases failed{': ' + str(failed[:50]) if failed else ''}")
+    return int(bool(failed))
+
+
+def _row(found: list[Counts]) -> list[str]:
+    numbers = [sum(getattr(one, name) for one in found) for name in ("faults", "wrong", "lost", "left_behind", "tracebacks")]
+    repeated = [one.repeated for one in found]
+    seconds = [second for one in found for second in one.seconds]
+    shown = f"median {statistics.median(seconds):.1f}, at most {max(seconds):.1f}" if seconds else ""
+    return [*map(str, numbers), f"{sum(repeated)}, at most {max(repeated)}", shown]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
