@@ -64,7 +64,7 @@ SHARED = (
     _option("keep_last", "保留的训练检查点个数；0 全部保留"),
     _option("save_weights_only", "检查点只保存权重（bf16 时大小为七分之一）：可作为起点，但不能从它继续训练"),
     _option("fail_on_save_error", "检查点保存失败时结束运行；否则到下一个保存间隔再试"),
-    _option("max_consecutive_skips", "连续这么多次迭代的 loss 或梯度非有限值时结束运行（不计 fp16 最初寻找 loss scale）；0 不结束"),
+    _option("max_consecutive_skips", "连续这么多次迭代非有限值时结束运行（不计 fp16 最初寻找 loss scale）；0 不结束"),
     _option("exit_interval", "本次运行迭代这么多次后保存并停止；0 不停止"),
     _option("exit_duration_in_mins", "运行这么多分钟后保存并停止；0 不停止"),
     _option("tokenizer_path", "分词器文件夹；空：检查点的文件夹", "path"),

@@ -17,7 +17,7 @@ from megatron_patch.checkpoint.optimizer_state import load_optimizer_state, name
 from megatron_patch.checkpoint.save import RunProgress, module, run_state
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
-from megatron_patch.folders.layout import read_model_description, resolve_checkpoint
+from megatron_patch.folders.layout import read_model_description
 from megatron_patch.folders.recorded_run import read_run_config
 
 # A run may have become longer. `folders/recorded_run.py` has compared everything else that the schedule depends on.
@@ -66,7 +66,7 @@ def _asked_for(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler:
 
 def _is_same_layout(folder: Path) -> bool:
     """Whether the checkpoint was saved at this run's TP and PP."""
-    description = read_model_description(resolve_checkpoint(folder))
+    description = read_model_description(folder)
     return description is not None and (
         description.tensor_model_parallel_size == parallel_state.get_tensor_model_parallel_world_size()
         and description.pipeline_model_parallel_size == parallel_state.get_pipeline_model_parallel_world_size()

@@ -6,8 +6,10 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 
 import time
 
+import torch
+
 from megatron_patch.checkpoint.refusals import SaveFailed
-from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
+from megatron_patch.checkpoint.save import RunProgress, module, save_checkpoint
 from megatron_patch.core import parallel
 from megatron_patch.data.batches import RunData
 from megatron_patch.errors import RunStopped
@@ -57,8 +59,23 @@ class Saves:
         if result.found_inf and parallel.any_rank(not is_loss_finite(result)):
             self._health.stop(lr)
         self._is_owed = False
+        self._refuse_weights_that_are_not_finite()
         self._save(ends)
         return True
+
+    def _refuse_weights_that_are_not_finite(self) -> None:
+        """Look through the weights: those of tokens that no batch had are in no loss.
+
+        Raises:
+            RunStopped: one is not finite on any rank. No step mends that.
+        """
+        state = self._state
+        found = parallel.from_all_ranks(_not_finite(state))
+        if any(found):
+            raise RunStopped(
+                f"iteration {state.iteration} is not saved: {next(filter(None, found))} holds a NaN or an infinity, which no "
+                f"further step mends. {last_checkpoint(state)}"
+            )
 
     def _save(self, ends: bool) -> None:
         state = self._state
@@ -69,6 +86,16 @@ class Saves:
             if ends or state.config.options.fail_on_save_error:
                 raise RunStopped(sentence) from None
             self._log.warn(f"{sentence} The next save is tried as usual.")
+
+
+def _not_finite(state: TrainState) -> str:
+    """The name of a weight of this rank that holds what is no finite number; empty if there is none."""
+    if state.gathers is not None:
+        state.gathers.finish()
+    named = [(name, parameter.detach()) for name, parameter in module(state.model).named_parameters() if parameter.numel()]
+    extremes = torch.stack([end.float() for _, weight in named for end in torch.aminmax(weight)])
+    finite = torch.isfinite(extremes).view(-1, 2).all(1).tolist()
+    return next((name for (name, _), is_finite in zip(named, finite) if not is_finite), "")
 
 
 def save(state: TrainState, log: RunLog) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.refusals import SaveFailed
+from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.core import parallel
 from megatron_patch.folders.tracker import read_tracker

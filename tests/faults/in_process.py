@@ -29,10 +29,10 @@ MODEL = replace(LLAMA_SIZES["tiny"], num_layers=1, hidden_size=32, ffn_hidden_si
 
 
 class Samples:
-    """Forty random samples of 16 tokens."""
+    """Forty random samples of 16 tokens. None has the vocabulary's last token."""
 
     def __init__(self) -> None:
-        tokens = torch.randint(0, MODEL.vocab_size, (40, 17), generator=torch.Generator().manual_seed(5))
+        tokens = torch.randint(0, MODEL.vocab_size - 1, (40, 17), generator=torch.Generator().manual_seed(5))
         self.rows = [{"tokens": row[:-1], "labels": row[1:], "loss_mask": torch.ones(16)} for row in tokens]
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ def train(config: TrainConfig, layout: parallel.Layout, meddle: Callable[[TrainS
     state = build_state(config, layout, log, config.train_iters)
     start_state(state, log)
     plan = plan_of(config, 1, len(samples), shuffled=True)
-    data = RunData(samples, None, plan, None, config.train_iters, 0, 0, config.save_interval)
+    data = RunData(samples, plan, (), config.train_iters, 0, config.save_interval)
     step = loop.train_step
     try:
         if meddle is not None:

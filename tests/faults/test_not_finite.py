@@ -12,7 +12,7 @@ import torch
 from megatron_patch.core import parallel
 from megatron_patch.errors import RunStopped
 from megatron_patch.train.health import LossLeaps
-from tests.faults.in_process import ITERATIONS, config_of, digest, iterations_in, root_of, train
+from tests.faults.in_process import ITERATIONS, MODEL, config_of, digest, iterations_in, root_of, train
 from tests.tiny import be_alone, tiny_config
 
 
@@ -33,9 +33,14 @@ def whole(alone, tmp_path_factory):
 def nan_from(iteration):
     def meddle(state, done):
         if done == iteration:
-            next(state.model.parameters()).data.view(-1)[7] = torch.nan
+            used(state)[7] = torch.nan
 
     return meddle
+
+
+def used(state):
+    """A weight that every sample is computed with: the output layer's, flat."""
+    return [*state.model.parameters()][-1].data.view(-1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -44,7 +49,7 @@ def test_a_nan_in_one_weight_ends_the_run_and_the_good_checkpoints_stay(precisio
     with pytest.raises(RunStopped) as stopped:
         train(config, alone, nan_from(5))
     said = str(stopped.value)
-    assert "The last 5 iterations, up to 10, were not finite" in said and "the learning rate was 1.0" in said
+    assert "The last 5 iterations, up to 10, were not finite" in said and "the learning rate was 9." in said
     assert said.count(" in iteration ") == 3 and f"The last good checkpoint is {root_of(config) / 'iter_0000004'}." in said
     assert iterations_in(config) == ["iter_0000004"], "none was written, and none deleted by --keep-last"
 
@@ -60,18 +65,34 @@ def test_the_same_command_then_learns_what_an_uninterrupted_run_does(alone, whol
 
 
 def test_a_save_that_is_due_waits_for_a_finite_iteration(alone, tmp_path):
-    """The gradient of the fourth iteration is infinite; the save that was due comes with the fifth, and one warning never."""
+    """The fourth iteration is not finite; the save that was due comes with the fifth."""
+    kept = []
 
     def meddle(state, done):
+        weight = used(state)
         if done == 3:
-            state.model.module.output_layer.weight.register_hook(lambda gradient: gradient * float("inf")).remove
+            kept.append(weight[7].clone())
+            weight[7] = torch.inf
         if done == 4:
-            state.model.module.output_layer.weight._backward_hooks.clear()
+            weight[7] = kept[0]
 
     config = config_of(tmp_path)
     state, log = train(config, alone, meddle)
     assert (state.iteration, state.nan_iterations) == (ITERATIONS, 1)
     assert iterations_in(config) == [f"iter_{number:07d}" for number in (2, 5, 6, 8)]
+
+
+def test_weights_that_are_not_finite_are_not_saved(alone, tmp_path):
+    """A NaN in the row of a token that no sample has: no loss shows it."""
+
+    def meddle(state, done):
+        if done == 5:
+            next(state.model.parameters()).data[MODEL.vocab_size - 1, 3] = torch.nan
+
+    config = config_of(tmp_path)
+    with pytest.raises(RunStopped, match="iteration 6 is not saved: embedding.word_embeddings.weight holds a NaN.*iter_0000004"):
+        train(config, alone, meddle)
+    assert iterations_in(config) == ["iter_0000002", "iter_0000004"]
 
 
 def test_the_first_search_for_a_loss_scale_does_not_count(alone, tmp_path):
