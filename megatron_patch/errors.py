@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # full or failing; such an error names no file
 
@@ -64,6 +66,19 @@ def named(error: OSError, path: object) -> OSError:
     if error.filename is None:
         error.filename = str(path)
     return error
+
+
+@contextlib.contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Name `path` in an OSError that is raised inside and names no file.
+
+    Raises:
+        OSError: that one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise named(error, path) from None
 
 
 def print_any_text() -> None:

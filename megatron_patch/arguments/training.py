@@ -29,6 +29,7 @@ from megatron_patch.folders.checkout import ROOT, checkout_problem
 from megatron_patch.folders.layout import CheckpointLocation
 from megatron_patch.formats.typed import number, unwritable, whole_number
 from megatron_patch.llama.model_config import LlamaConfig
+from megatron_patch.plan.checkpoint_size import closed_folder, space_finding
 from megatron_patch.records.indexed import check_indexed_dataset
 
 _DOCUMENTED_BATCH = 8  # GLOBAL_BATCH_SIZE of the documented command
@@ -123,7 +124,7 @@ class _Reader(ModelReader):
             options=options,
         )
         config = self.within_positions(config)
-        self.output_path()
+        self.output_path(config)
         # Recorded as what it comes to, so that a run that goes on is compared by that.
         config = replace(config, options=replace(options, template=config.template))
         return Reading(config, processes, self.raw["MEGATRON_PATH"], tuple(self.notes))
@@ -263,9 +264,11 @@ class _Reader(ModelReader):
             "save_interval": self.whole("SAVE_INTERVAL"),
         }
 
-    def output_path(self) -> None:
+    def output_path(self, config: TrainConfig) -> None:
         path = self.raw["OUTPUT_BASEPATH"]
         problem = unwritable(path) if path else "it takes a folder, which is made where it does not exist: write its path."
+        if not problem and self.model_is_known and not self.refused("OUTPUT_BASEPATH", "EXTRA_VOCAB_SIZE"):
+            problem = closed_folder(config) or space_finding(config)
         if problem:
             self.problem("OUTPUT_BASEPATH", problem)
 

@@ -215,8 +215,10 @@ def _write_state(state: dict[str, Any], folder: Path) -> None:
     with shown.Progress("saving", total) if first else nullcontext() as progress:
         writer = dcp.FileSystemWriter(folder, thread_count=_THREADS, sync_files=False)
         writer.fs = files
-        dcp.save(mcore_to_pyt_state_dict(mine), storage_writer=writer, planner=_Planner(progress))
-    files.raise_refused()
+        try:
+            dcp.save(mcore_to_pyt_state_dict(mine), storage_writer=writer, planner=_Planner(progress))
+        finally:
+            files.raise_refused()  # before what followed from it: torch renames a file that could not be made
     if first:
         write_backends(folder)
 

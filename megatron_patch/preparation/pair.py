@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, naming
 from megatron_patch.preparation.encoding import ChunkResult, Settings, encode_chunks
 from megatron_patch.preparation.resumable_state import Counts, made_from_of, record_path, saved_record, write_record
 from megatron_patch.records.chunks import Chunk, Place, read_chunks
@@ -180,12 +180,13 @@ def _encode_all(
         _open_at(partial / "skipped", counts.report_bytes) as report,
     ):
         for chunk, result in results:
-            tokens.write(result.tokens)
-            lengths.write(result.lengths.tobytes())
             lines = b""
             if counts.report_bytes < REPORT_BYTES:
                 lines = report_lines(files[chunk.file], chunk.kind, result.skipped)
-            report.write(lines)
+            with naming(partial):
+                tokens.write(result.tokens)
+                lengths.write(result.lengths.tobytes())
+                report.write(lines)
             counts = _advance(counts, chunk, result, itemsize, len(lines))
             bar.update(chunk.size)
             if counts.size - stated >= _STATE_BYTES:

@@ -51,8 +51,8 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 log.line(idle)
             if state.steps_here == 1 and state.graphs is not None and state.graphs.decision:
                 log.line(f"  {state.graphs.decision}")
-            if state.steps_here == 1:
-                write_choices(state.config)
+            if state.steps_here == 1 and (refused := write_choices(state.config)):
+                log.warn(refused)
             if state.steps_here == _SETTLED:
                 _log_memory(state, log)
             evaluating = is_due(state.iteration, data.eval_every, data.train_iters)

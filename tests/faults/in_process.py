@@ -78,7 +78,7 @@ def config_of(folder: Path, iterations: int = ITERATIONS, every: int = EVERY, **
     )  # fmt: skip
 
 
-def train(config: TrainConfig, layout: parallel.Layout, meddle: Callable[[TrainState, int], None] | None = None) -> tuple:
+def train(config: TrainConfig, layout: parallel.Layout, meddle: Callable[[TrainState, int], object] | None = None) -> tuple:
     """One start of the command: (the state at its end, its log).
 
     Args:
@@ -93,7 +93,7 @@ def train(config: TrainConfig, layout: parallel.Layout, meddle: Callable[[TrainS
     step = loop.train_step
     try:
         if meddle is not None:
-            loop.train_step = lambda one, batches: meddle(one, one.iteration) or step(one, batches)
+            loop.train_step = lambda one, batches: (meddle(one, one.iteration), step(one, batches))[1]
         loop.run(state, data, log)
     except Exception as error:
         error.log = log
