@@ -62,7 +62,7 @@ def refusal(error: OSError) -> str:
 
 
 def named(error: OSError, path: object) -> OSError:
-    """`error`, with `path` as its file where it names none, as those of an open file's descriptor do."""
+    """`error` itself, now with `path` as its file if it named none, as those of an open file's descriptor do."""
     if error.filename is None:
         error.filename = str(path)
     return error
@@ -78,7 +78,8 @@ def naming(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise named(error, path) from None
+        named(error, path)
+        raise
 
 
 def print_any_text() -> None:

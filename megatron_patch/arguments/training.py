@@ -21,6 +21,7 @@ from megatron_patch.arguments.option_rows import LAUNCHER
 from megatron_patch.arguments.original import refuse_original
 from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.arguments.ranges import option_findings
+from megatron_patch.arguments.room_on_disk import closed_folder, space_finding
 from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
 from megatron_patch.config import Options, TrainConfig
 from megatron_patch.data_paths import DataSource, IndexedPairs, JsonFiles, parse_data, prefix_of
@@ -29,7 +30,6 @@ from megatron_patch.folders.checkout import ROOT, checkout_problem
 from megatron_patch.folders.layout import CheckpointLocation
 from megatron_patch.formats.typed import number, unwritable, whole_number
 from megatron_patch.llama.model_config import LlamaConfig
-from megatron_patch.plan.checkpoint_size import closed_folder, space_finding
 from megatron_patch.records.indexed import check_indexed_dataset
 
 _DOCUMENTED_BATCH = 8  # GLOBAL_BATCH_SIZE of the documented command

@@ -38,7 +38,8 @@ def load_weights(
         What the user should know, one sentence each.
 
     Raises:
-        UserError: the checkpoint cannot be read, is damaged, or does not have this model's shapes. Every rank raises it.
+        UserError: the checkpoint cannot be read, is damaged, or does not have this model's shapes. Every rank raises
+            it.
     """
     source = parallel.all_or_none(lambda: _copy_all(path, model, gqa_layout, fallback))
     check_rest(source, torch.distributed.get_rank(), parallel.from_all_ranks)

@@ -17,7 +17,8 @@ def write_text(path: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        raise named(error, partial) from None
+        named(error, partial)
+        raise
     os.replace(partial, path)
     flush(path.parent)
 
@@ -28,6 +29,7 @@ def flush(path: str | Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        raise named(error, path) from None
+        named(error, path)
+        raise
     finally:
         os.close(descriptor)

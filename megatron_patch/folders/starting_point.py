@@ -66,8 +66,8 @@ def own_checkpoint(config: TrainConfig, origin: Origin) -> tuple[Path | None, tu
     What takes torch to be read is not looked at. Later ones that cannot be used come with the reason.
 
     Raises:
-        UserError: the tracker names a folder that is not there or is damaged, and there is none before it; or the folder
-            belongs to a run that learns something else, or holds weights alone.
+        UserError: the tracker names a folder that is not there or is damaged, and there is none before it; or the
+            folder belongs to a run that learns something else, or holds weights alone.
     """
     root = Path(config.checkpoint_folder)
     tracker = read_tracker(root)
@@ -108,9 +108,7 @@ def usable_before(folder: Path) -> Path | None:
 
 
 def _damage(folder: Path) -> str | None:
-    """Why the checkpoint `folder` of a run cannot be used, as far as its JSON files tell; None if nothing speaks against
-    it.
-    """
+    """Why the checkpoint `folder` cannot be used, as far as its JSON files tell; None if nothing speaks against it."""
     if not folder.is_dir():
         number = int(folder.name.removeprefix("iter_"))
         return f"{folder.parent / TRACKER} says {number}, and there is no {folder.name}; remove that file to start anew."

@@ -148,7 +148,8 @@ class Record:
                 try:
                     data = os.pread(descriptor, min(_BLOCK, following - place), self.start + place)
                 except OSError as error:
-                    raise named(error, self.path) from None
+                    named(error, self.path)
+                    raise
                 if not data:
                     raise UserError(f"{self.path} ends inside {self.name}; the file is truncated: copy it again.")
                 crc, length = zlib.crc32(data, crc), len(data)

@@ -51,7 +51,7 @@ class FileTensor:
     offset: int  # of its first byte in the file
     shape: tuple[int, ...]
     dtype: torch.dtype
-    record: Record | None = field(default=None, compare=False)  # the bytes with a sum that it lies in, where there are any
+    record: Record | None = field(default=None, compare=False)  # the bytes with a sum around it, if any
 
     def read(self, first: int, last: int, out: torch.Tensor) -> None:
         row = prod(self.shape[1:]) * self.dtype.itemsize
@@ -78,7 +78,8 @@ def read_bytes(descriptor: int, out: torch.Tensor, position: int, path: Path, na
         try:
             count = os.preadv(descriptor, [view], position)
         except OSError as error:
-            raise named(error, path) from None
+            named(error, path)
+            raise
         if count == 0:
             raise UserError(f"{path} ends inside tensor {name}; the file is truncated: copy it again.")
         view, position = view[count:], position + count

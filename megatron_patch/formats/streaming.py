@@ -80,7 +80,8 @@ class Sink:
             try:
                 count = os.write(self._descriptor, view)
             except OSError as error:
-                raise named(error, self.path) from None
+                named(error, self.path)
+                raise
             view = view[count:]
             self.position += count
             self._on_bytes(count)
@@ -97,7 +98,8 @@ class Sink:
             if kind is None:
                 os.fsync(self._descriptor)
         except OSError as error:
-            raise named(error, self.path) from None
+            named(error, self.path)
+            raise
         finally:
             os.close(self._descriptor)
 

@@ -80,7 +80,7 @@ class Health:
             self.stop(lr)
 
     def _is_searching(self, result: StepResult) -> bool:
-        """Whether fp16 still looks for its first loss scale: no iteration was finite yet, and the scale can still fall."""
+        """Whether fp16 still looks for its first loss scale: none was good enough yet, and a smaller one can be."""
         state = self._state
         none_yet = state.iteration == state.skipped_iterations
         return state.config.precision == "fp16" and none_yet and result.loss_scale > _SMALLEST_SCALE

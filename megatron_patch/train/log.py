@@ -60,7 +60,7 @@ def _say_refused(what: str, error: OSError) -> None:
 
 
 def _quiet_writer(arguments: threading.ExceptHookArgs) -> None:
-    """`threading.excepthook` without the traceback of TensorBoard's thread, whose error its next scalar raises again."""
+    """`threading.excepthook` but for TensorBoard's thread, whose error its next scalar raises again."""
     if not (isinstance(arguments.exc_value, OSError) and type(arguments.thread).__module__.startswith("tensorboard.")):
         threading.__excepthook__(arguments)
 

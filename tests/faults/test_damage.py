@@ -119,8 +119,9 @@ class Ranks:
 
 @pytest.mark.parametrize("turn", range(40))
 def test_sums_of_pieces_are_that_of_the_whole(turn, tmp_path):
-    """Whatever the pieces and their order, and whichever rank has read them; one in four was read by none, where the file
-    is damaged in every second case.
+    """Whatever the pieces and their order, and whichever rank has read them.
+
+    In every fourth case one was read by none, and in half of these the file is damaged there.
     """
     chance, path = random.Random(turn), tmp_path / "file"
     content = bytearray(chance.randbytes(5000))

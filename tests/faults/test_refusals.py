@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_patch.arguments.room_on_disk import closed_folder, space_finding
 from megatron_patch.checkpoint import refusals
 from megatron_patch.cli import convert as convert_script
 from megatron_patch.core import parallel
 from megatron_patch.errors import RunStopped
 from megatron_patch.folders.durable_files import write_text
 from megatron_patch.generate.answers_file import AnswersWriter, Query
-from megatron_patch.plan.checkpoint_size import _MARGIN, checkpoint_bytes, closed_folder, space_finding
+from megatron_patch.plan.checkpoint_size import MARGIN, checkpoint_bytes
 from megatron_patch.train.log import RunLog
 from tests.faults.disks import absent, fill, remount, small_disk
 from tests.faults.in_process import config_of, digest, iterations_in, root_of, train
@@ -202,7 +203,7 @@ def test_the_size_of_a_checkpoint_is_known_beforehand(precision, zero, weights_o
     train(config, alone)
     stored = sum(record.file_size for path in (root_of(config) / "iter_0000001").glob("*.distcp") for record in records(path))
     random_states = 0 if weights_only else sum(tensor.nbytes for tensor in tensors(parallel.rng_state()))
-    assert stored - random_states == checkpoint_bytes(config) - _MARGIN
+    assert stored - random_states == checkpoint_bytes(config) - MARGIN
 
 
 def tensors(value):

@@ -17,9 +17,9 @@ from tests.launching import ROOT
 
 PACKAGE = ROOT / "megatron_patch"
 # What a user reads before a run starts. Lists and tables hold both languages side by side.
-ROOMS = ("arguments", "cli", "folders", "llama", "records", "data_paths.py", "launch.py", "torchrun.py")
+ROOMS = ("arguments", "cli", "folders", "llama", "records", "data_paths.py", "errors.py", "launch.py", "torchrun.py")
 FILES = ("typed", "json_files", "placeholders", "rank_folders", "vocabulary_2023", "structure_2023", "safetensors_files", "lazy",
-         "torch_files", "distcp", "distcp_metadata")  # fmt: skip
+         "torch_files", "distcp", "distcp_metadata", "checksums")  # fmt: skip
 # cli/main.py and cli/plan.py, the console command's own words, are English alone for now.
 BOTH = re.compile(r"(_list|_rows|/description|/tables|/cli/main|/cli/plan)\.py$")
 
