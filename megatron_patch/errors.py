@@ -24,11 +24,12 @@ class UserError(ValueError):
     """
 
 
-class RunStopped(UserError):
-    """A training run that was under way cannot go on, and every rank raises this at the same place.
+class OnEveryRank(UserError):
+    """A UserError that every rank of a run raises at one place, with one sentence. One of them says it."""
 
-    The log's rank prints the sentence, and the command ends with status 1: nothing that was typed is wrong.
-    """
+
+class RunStopped(OnEveryRank):
+    """A run that was under way cannot go on. It ends with status 1, because nothing that was typed is wrong."""
 
 
 def sentence(error: UserError | OSError) -> str:

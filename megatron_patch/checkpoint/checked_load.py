@@ -45,7 +45,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from megatron_patch.core import parallel
-from megatron_patch.errors import UserError
+from megatron_patch.errors import OnEveryRank, UserError
 from megatron_patch.formats.checksums import Record, finish_together
 from megatron_patch.formats.distcp import ItemTensor, read_item, read_part
 from megatron_patch.formats.distcp_metadata import (
@@ -78,19 +78,19 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         form: look it through before you use it.
 
     Raises:
-        UserError: a file is missing, damaged or refused, or lacks what `state` asks for. Nothing of it has run.
+        OnEveryRank: a file is missing, damaged or refused, or lacks what `state` asks for. Nothing of it has run.
         RuntimeError: an error of another rank that is no UserError, and so a bug.
     """
     metadata, common = parallel.all_or_none(lambda: _described(folder, state))
     try:
         return _load(folder, metadata, common, state)
     except CheckpointingException as error:
-        raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from None
+        raise OnEveryRank(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from None
     except CheckpointException as error:  # torch's for an error of any rank; it is a BaseException
         causes = [failure for failure, _ in error.failures.values()]
         for cause in causes:
             if isinstance(cause, UserError):
-                raise UserError(str(cause)) from None
+                raise OnEveryRank(str(cause)) from None
         raise RuntimeError(f"{folder}: {causes[0]!r}") from error
 
 

@@ -20,7 +20,7 @@ from megatron_patch.arguments.training import read
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.data.batches import RunData
-from megatron_patch.errors import RunStopped, UserError, print_any_text, sentence
+from megatron_patch.errors import OnEveryRank, RunStopped, UserError, print_any_text, sentence
 from megatron_patch.language.sentences import in_language
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run
@@ -63,7 +63,7 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         run(state, data, log)
         if state.iteration >= data.train_iters:
             log.line(_next_step(config))
-    except RunStopped as error:
+    except OnEveryRank as error:
         _end_together(error, layout)
     except UserError as error:
         _leave(_sentence(error))
@@ -88,12 +88,12 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     parallel.stop()
 
 
-def _end_together(error: RunStopped, layout: parallel.Layout) -> NoReturn:
-    """Let the log's rank say why no rank goes on, and end with status 1."""
+def _end_together(error: OnEveryRank, layout: parallel.Layout) -> NoReturn:
+    """Let the log's rank say why no rank goes on, and end."""
     if layout.is_logger:
         _say(str(error))
     parallel.any_rank(False)  # a rank that left before would have torchrun end that one in the middle of its sentence
-    sys.exit(1)
+    sys.exit(1 if isinstance(error, RunStopped) else 2)
 
 
 def _next_step(config: TrainConfig) -> str:

@@ -17,7 +17,7 @@ import torch
 from megatron.core import parallel_state, tensor_parallel
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.errors import UserError, refusal
+from megatron_patch.errors import OnEveryRank, UserError, refusal
 
 _T = TypeVar("_T")
 _host_group: torch.distributed.ProcessGroup | None = None  # all ranks, over gloo; `start` makes it
@@ -236,8 +236,8 @@ def all_or_none(work: Callable[[], _T]) -> _T:
     """What `work` returns; all ranks call it.
 
     Raises:
-        UserError: it raised one on any rank, or the operating system refused something. Every rank raises it, with the
-            sentence of the first, so that none waits for another that has ended.
+        OnEveryRank: it raised a UserError on any rank, or the operating system refused something. The sentence is that
+            of the first. So no rank waits for another that has ended.
     """
     problem, result = None, None
     try:
@@ -248,7 +248,7 @@ def all_or_none(work: Callable[[], _T]) -> _T:
         problem = refusal(error)
     problems = [one for one in from_all_ranks(problem) if one is not None]
     if problems:
-        raise UserError(problems[0])
+        raise OnEveryRank(problems[0])
     return cast(_T, result)
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.errors import UserError, named, refusal
+from megatron_patch.errors import OnEveryRank, UserError, named, refusal
 
 _POLYNOMIAL = 0xEDB88320  # CRC-32's, its lowest power in the highest bit
 _BLOCK = 1 << 20  # bytes read at a time of what nobody has read
@@ -177,7 +177,7 @@ def finish_together(records: Iterable[Record], rank: int, exchange: Callable[[An
         exchange: gives the objects of all processes, in the order of their ranks, for this one's.
 
     Raises:
-        UserError: a record has another sum than when it was written. Every process raises it, with one sentence.
+        OnEveryRank: a record has another sum than when it was written.
     """
     own = {id(one): one for one in records if one.is_open}.values()
     everybodys = exchange([((str(one.path), one.start), one.name, one.size, one.crc, one.pieces) for one in own])
@@ -195,6 +195,6 @@ def finish_together(records: Iterable[Record], rank: int, exchange: Callable[[An
         problem = refusal(error)
     problems = [one for one in exchange(problem) if one is not None]
     if problems:
-        raise UserError(problems[0])
+        raise OnEveryRank(problems[0])
     for one in own:
         one.is_checked, one.pieces = True, {}

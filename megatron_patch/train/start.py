@@ -16,7 +16,7 @@ from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.checkpoint.restore import restore
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
-from megatron_patch.errors import UserError
+from megatron_patch.errors import OnEveryRank, UserError
 from megatron_patch.folders.fingerprint import fingerprint
 from megatron_patch.folders.starting_point import Start, damage_sentence, find_start, usable_before
 from megatron_patch.train import optimizer as optim
@@ -33,7 +33,7 @@ def start_state(state: TrainState, log: RunLog) -> None:
     random weights.
 
     Raises:
-        UserError: what was named is damaged, or the run's own checkpoints all are. Every rank raises it.
+        OnEveryRank: what was named is damaged, or the run's own checkpoints all are.
     """
     asked = state.config
     while True:
@@ -60,7 +60,7 @@ def _agreed_start(config: TrainConfig) -> Start:
     """What every rank finds to start from, once all find the same.
 
     Raises:
-        UserError: the arguments and what is there do not go together, or ranks keep finding different checkpoints.
+        OnEveryRank: the arguments and what is there do not go together, or ranks keep finding different checkpoints.
     """
     for look in range(_LOOKS):
         if look:
@@ -70,7 +70,7 @@ def _agreed_start(config: TrainConfig) -> Start:
         if len(set(seen)) == 1:
             return start
     views = "; ".join(f"rank {rank} finds {name or 'none'}" for rank, (name, _) in enumerate(seen) if (name, _) != seen[0])
-    raise UserError(
+    raise OnEveryRank(
         f"The processes do not see the same checkpoint in {config.checkpoint_folder}: rank 0 finds {seen[0][0] or 'none'}, "
         f"{views}. Every node must see one OUTPUT_BASEPATH: name a folder that all of them share."
     )
