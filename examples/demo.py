@@ -1,8 +1,9 @@
 """make demo: the whole documented workflow on a small, real case, as a user would type it, on a CPU.
 
 Real text that every Python installation has (its reference documentation) becomes a SentencePiece tokenizer,
-WuDao-shaped raw data and instructions; then the documented scripts run one after the other, and transformers answers an
-instruction with the result. Everything lies in .demo/, and a second run starts anew.
+WuDao-shaped raw data and instructions; then the documented scripts run one after the other. The last of them lets the
+model answer an instruction before and after training, and transformers does it with the exported folder. Everything
+lies in .demo/, and a second run starts anew.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,9 @@ SCRIPTS = {
     "prepare": "toolkits/pretrain_data_preprocessing/run_make_pretraining_dataset.sh",
     "pretrain": "examples/llama2/run_pretrain_megatron_llama.sh",
     "finetune": "examples/llama2/run_finetune_megatron_llama.sh",
+    "generate": "examples/llama2/run_text_generation_megatron_llama.sh",
 }
+ANSWER_TOKENS = 80
 ENGINE = "/root/Megatron-LM-230512"  # as in the document; where it does not exist, pip's megatron-core is used
 
 
@@ -41,9 +45,14 @@ def main() -> None:
     make_tokenizer(topics, hf)
     make_hugging_face_folder(hf)
     question = make_raw_data(topics)
-    run_workflow(hf)
-    answer = ask(WORK / "llama2-tiny-finetuned-hf", question)
-    report(question, answer, time.time() - started)
+    megatron, finetuned = run_workflow(hf)
+    prompt = prompt_of(question)
+    answers = {
+        "before training": generate(megatron, prompt, "before"),
+        "after training": generate(finetuned, prompt, "after"),
+        "in transformers": ask(WORK / "llama2-tiny-finetuned-hf", prompt),
+    }
+    report(question, answers, time.time() - started)
 
 
 def say(text: str) -> None:
@@ -131,26 +140,29 @@ def make_raw_data(topics: dict[str, str]) -> dict[str, str]:
 
 def instructions(name: str, text: str) -> list[dict[str, str]]:
     """A few sentences of a topic as instruction, input and answer: what follows this sentence?"""
-    sentences = re.findall(r"[A-Z][^.\n]{20,110}\.", text.replace("\n", " "))[:7]
+    sentences = re.findall(r"[A-Z][^.\n]{20,110}\.", " ".join(text.split()))[:7]
     instruction = f"Continue Python's documentation of {name}."
     pairs = zip(sentences, sentences[1:])
     return [{"instruction": instruction, "input": first, "content": second} for first, second in pairs]
 
 
-def script(name: str, *arguments: object) -> None:
+def script(name: str, *arguments: object, processes: int = 2) -> None:
     """Run one documented script as typed in its own folder; its output is this program's."""
     path = ROOT / SCRIPTS[name]
     words = [str(argument) for argument in arguments]
     say("sh " + path.name + " \\\n     " + " ".join(shlex.quote(word) for word in words))
-    # On a machine with GPUs too this is a demonstration of two processes on a CPU.
-    environment = dict(os.environ, PYTHON=sys.executable, GPUS_PER_NODE="2", CUDA_VISIBLE_DEVICES="")
+    # On a machine with GPUs too this is a demonstration on a CPU.
+    environment = dict(os.environ, PYTHON=sys.executable, GPUS_PER_NODE=str(processes), CUDA_VISIBLE_DEVICES="")
     result = subprocess.run(["sh", path.name, *words], cwd=path.parent, env=environment)
     if result.returncode:
         sys.exit(f"{path.name} ended with status {result.returncode}; its last lines above say why.")
 
 
-def run_workflow(hf: Path) -> None:
-    """Prepare, convert, pre-train on two processes with TP=2, fine-tune on two replicas, convert back."""
+def run_workflow(hf: Path) -> tuple[Path, Path]:
+    """Prepare, convert, pre-train on two processes with TP=2, fine-tune on two replicas, convert back.
+
+    Returns the checkpoints before and after training.
+    """
     data, output = WORK / "llama2-datasets", WORK / "output_megatron_llama2"
     script("prepare", ENGINE, ROOT, WORK / "wudao_raw", "llamabpe", data, hf)
     megatron = WORK / "llama2-tiny-hf-to-megatron-tp2-pp1"
@@ -168,6 +180,7 @@ def run_workflow(hf: Path) -> None:
     )  # fmt: skip
     finetuned = newest(output / "checkpoint", "finetune")
     script("convert", ENGINE, finetuned, WORK / "llama2-tiny-finetuned-hf", 1, 1, "tiny", 0, "true")
+    return megatron, finetuned
 
 
 def newest(folder: Path, kind: str) -> Path:
@@ -175,20 +188,42 @@ def newest(folder: Path, kind: str) -> Path:
     return max(folder.glob(f"dsw-{kind}-*"), key=lambda path: path.stat().st_mtime)
 
 
-def ask(folder: Path, record: dict[str, str]) -> str:
-    """What transformers makes of the fine-tuned model and a prompt in the fine-tuning's form, up to the end token."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    prompt = (
+def prompt_of(record: dict[str, str]) -> str:
+    """An instruction in the form of the fine-tuning's prompts."""
+    return (
         "Below is an instruction that describes a task, paired with an input that provides further context. "
         "Write a response that appropriately completes the request.\n\n"
         f"### Instruction:\n{record['instruction']}\n\n### Input:\n{record['input']}\n\n### Response:"
     )
+
+
+def generate(checkpoint: Path, prompt: str, name: str) -> str:
+    """What the documented script makes of a prompt: always the most probable token."""
+    queries, answers = WORK / "queries.jsonl", WORK / f"answers_{name}.jsonl"
+    queries.write_text(json.dumps({"query": prompt}) + "\n", encoding="utf-8")
+    script(
+        "generate", "dsw", ENGINE, ROOT, checkpoint, "tiny", 1, 1, 400, 400, 0, "fp32", 1, 400 - ANSWER_TOKENS, ANSWER_TOKENS,
+        queries, answers, 0, 1.0, 1.0, "--template", "none", processes=1,
+    )  # fmt: skip
+    return one_line(json.loads(answers.read_text(encoding="utf-8"))["response"])
+
+
+def ask(folder: Path, prompt: str) -> str:
+    """What transformers makes of the exported folder and a prompt, up to the end token."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     tokens = tokenizer(prompt, return_tensors="pt")
-    made = model.generate(**tokens, max_new_tokens=80, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-    return tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    made = model.generate(**tokens, max_new_tokens=ANSWER_TOKENS, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    return one_line(tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def one_line(text: str) -> str:
+    """A model's text without its line ends."""
+    return " ".join(text.split())
 
 
 TRAINED = re.compile(r"iteration +(\d+)/.*tokens per second per GPU: (\d+).*learning rate: (\S+) .*lm loss: (\S+)")
@@ -228,8 +263,8 @@ def smoothed(values: list[float], weight: float = 0.9) -> list[float]:
     return found
 
 
-def report(question: dict[str, str], answer: str, seconds: float) -> None:
-    """The table, the picture, an answer, what to type next."""
+def report(question: dict[str, str], answers: dict[str, str], seconds: float) -> None:
+    """The table, the picture, the answers, what to type next."""
     curves = {"pre-training": curve("pretrain"), "fine-tuning": curve("finetune")}
     picture = draw(curves)
     print("\n" + "=" * 100)
@@ -237,7 +272,10 @@ def report(question: dict[str, str], answer: str, seconds: float) -> None:
     for name, one in curves.items():
         losses, valid = list(one.losses.values()), list(one.validation.values())
         print(f"{name:14} {len(losses):10} {losses[0]:11.3f} {losses[-1]:9.3f} {valid[-1]:11.3f} {one.speed:24,.0f}")
-    print(f"\n{question['instruction']}\n    {question['input']}\nThe fine-tuned model, in transformers:\n    {answer}\n")
+    print(f"\n{question['instruction']}\n    {question['input']}\n")
+    for name, answer in answers.items():
+        print(f"{name:16} {textwrap.shorten(answer, 110, placeholder=' …')}")
+    print()
     rows = {
         "loss curve": picture,
         "checkpoints": WORK / "output_megatron_llama2" / "checkpoint",

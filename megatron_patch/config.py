@@ -60,13 +60,28 @@ class Options:
     """Pre-training: global batches of one evaluation."""
     log_interval: int = 1
     """Iterations between two console lines."""
+    progress: Literal["auto", "true", "false"] = "auto"
+    """One live line in the terminal (iteration, loss, tokens/s, time left) in place of Megatron's lines, which go to
+    the log file; `auto`: in a terminal outside notebooks."""
+    wandb_project: str = ""
+    """Show the run in this project of Weights & Biases, too; WANDB_* variables have their meaning."""
+    swanlab_project: str = ""
+    """Show the run in this project of SwanLab, too; SWANLAB_* variables have their meaning."""
+    mlflow_experiment: str = ""
+    """Show the run in this experiment of MLflow, too, on MLFLOW_TRACKING_URI's server; without one in mlflow.db below
+    OUTPUT_BASEPATH."""
     num_workers: int = 2
     """Processes that load data, for each rank; 0 loads in the training process."""
     resume_from: str = ""
     """Go on from this training checkpoint of another NAME: a run's folder in OUTPUT_BASEPATH/checkpoint, or an
     iteration's."""
     keep_last: int = 0
-    """Training checkpoints to keep; 0 keeps all."""
+    """Training checkpoints to keep; 0 keeps all. The one of the lowest validation loss is kept beside them if
+    `--save-best` is set."""
+    save_best: bool = False
+    """Keep the checkpoint of the lowest validation loss; best_checkpointed_iteration.txt names it."""
+    early_stopping_patience: int = 0
+    """End the run after this many evaluations in a row without a lower validation loss than before; 0 never does."""
     save_weights_only: bool = False
     """Checkpoints hold the weights alone, a seventh of the bytes in bf16: a run can start from one, and none can resume
     from it."""

@@ -128,7 +128,7 @@ def _is_json(text: str) -> bool:
 
 
 def _is_there(path: str) -> bool:
-    """Whether a pair or a file is at `path`. os.path says no to a text that is too long for one; pathlib would raise."""
+    """Whether a pair or a file is at `path`. os.path says no where a text is too long for one; pathlib would raise."""
     return os.path.exists(f"{path}.idx") or os.path.isfile(path)
 
 

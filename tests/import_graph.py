@@ -19,7 +19,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("folders", "plan"),
     ("core", "sinks"),
     ("arguments", "model", "data", "weights"),
-    ("preparation", "checkpoint", "generate"),
+    ("preparation", "checkpoint", "generate", "report"),
     ("conversion", "train", "inspection", "evaluate"),
     ("cli", "launch", "torchrun"),
 )

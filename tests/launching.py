@@ -10,6 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_patch.arguments import conversion_list, training_list
+from megatron_patch.arguments.argument import Script
+from tests.forked_runs import forked
+
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).resolve().parent / "golden"
 CONVERT = ROOT / "toolkits/model_checkpoints_convertor/llama/model_convertor.sh"
@@ -21,6 +25,13 @@ ENGINE = "/root/Megatron-LM-230512"  # the document's MEGATRON_PATH; it need not
 _JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "KUBERNETES_CONTAINER_RESOURCE_GPU")
 # A test chooses its number of processes. If GPUs were visible, their number would decide; tests/gpu shows them again.
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
+
+# script → the module that it becomes, the words before its flags, its list
+_ENTRIES: dict[Path, tuple[str, list[str], Script]] = {
+    CONVERT: ("megatron_patch.cli.convert", [], conversion_list.CONVERT),
+    PRETRAIN: ("megatron_patch.launch", ["pretrain"], training_list.PRETRAIN),
+    FINETUNE: ("megatron_patch.launch", ["finetune"], training_list.FINETUNE),
+}
 
 PRETRAIN_ARGUMENTS = dict(
     ENV="dsw", MEGATRON_PATH=ENGINE, MEGATRON_PATCH_PATH=str(ROOT), MODEL_SIZE="auto", BATCH_SIZE=1, GLOBAL_BATCH_SIZE=4,
@@ -59,6 +70,20 @@ def run(
     return subprocess.run(words, env=environment(processes, job), cwd=cwd, timeout=timeout, text=True, **both)
 
 
+def run_forked(script: Path, *arguments: object, processes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """As `run`, without the shell, and with ranks that need not import anything (tests/forked_runs.py).
+
+    Where GPUs are visible, a forked process could not use them, and the script itself is started.
+    """
+    if HIDDEN["CUDA_VISIBLE_DEVICES"]:
+        return run(script, *arguments, processes=processes)
+    module, words, listed = _ENTRIES[script]
+    documented = listed.documented
+    flags = [f"{one.flag}={value}" for one, value in zip(documented, arguments)]
+    argv = [*words, *flags, *map(str, arguments[len(documented) :])]
+    return forked(module, argv, environment(processes), ROOT, timeout=500)
+
+
 def without_torch(folder: Path) -> dict[str, str]:
     """Environment variables with which an import of torch ends the process with status 3.
 
@@ -84,8 +109,9 @@ def succeed(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def convert(source: Path, target: Path, tp: int = 1, pp: int = 1, extra: int = 0, back: bool = False) -> Path:
-    """Run model_convertor.sh with MODEL_SIZE auto; returns `target`. `back` converts to Hugging Face."""
-    succeed(run(CONVERT, ENGINE, source, target, tp, pp, "auto", extra, "true" if back else "false"))
+    """Convert as model_convertor.sh does, with MODEL_SIZE auto; returns `target`. `back` converts to Hugging Face."""
+    given = (ENGINE, source, target, tp, pp, "auto", extra, "true" if back else "false")
+    succeed(run_forked(CONVERT, *given))
     return target
 
 
@@ -101,12 +127,18 @@ def train(
     script: Path, output: Path, *flags: object, processes: int = 1, job: Mapping[str, object] | None = None,
     shell: str = "dash", **changed: object,
 ) -> list[Step]:  # fmt: skip
-    """Run a training script with the arguments above, except for those in `changed`, and read its iterations."""
+    """Train with the arguments above, except for those in `changed`, and read the iterations.
+
+    With a job's variables or another shell than dash the documented script itself is started; else see `run_forked`.
+    """
     defaults = PRETRAIN_ARGUMENTS if script == PRETRAIN else FINETUNE_ARGUMENTS
     assert set(changed) <= set(defaults), set(changed) - set(defaults)
     values = {**defaults, **changed, "OUTPUT_BASEPATH": output}
     options = ["--num-workers", 0, "--eval-interval", 0, *flags]
-    succeed(run(script, *values.values(), *options, shell=shell, processes=processes, job=job))
+    if job is None and shell == "dash":
+        succeed(run_forked(script, *values.values(), *options, processes=processes))
+    else:
+        succeed(run(script, *values.values(), *options, shell=shell, processes=processes, job=job))
     return list(steps(output))
 
 

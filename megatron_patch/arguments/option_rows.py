@@ -59,9 +59,17 @@ SHARED = (
     _option("initial_loss_scale", "fp16 的初始 loss scale", least=1),
     _option("loss_scale_window", "fp16：连续多少步没有溢出后 loss scale 加倍", least=1),
     _option("log_interval", "两行日志之间的迭代数", least=1),
+    _option("progress", "终端中用一行实时进度（迭代、loss、tokens/s、剩余时间）代替 Megatron 的日志行，后者写入日志文件；"
+            "auto：在终端中且不在 notebook 中时"),
+    _option("wandb_project", "同时把运行记录到 Weights & Biases 的这个项目；WANDB_* 环境变量照常有效"),
+    _option("swanlab_project", "同时把运行记录到 SwanLab 的这个项目；SWANLAB_* 环境变量照常有效"),
+    _option("mlflow_experiment", "同时把运行记录到 MLflow 的这个实验，服务器由 MLFLOW_TRACKING_URI 指定；"
+            "未设置时写入 OUTPUT_BASEPATH 下的 mlflow.db"),
     _option("num_workers", "每个 rank 读取数据的进程数；0 表示在训练进程中读取", most=512),
     _option("resume_from", "从另一个 NAME 的训练检查点继续：OUTPUT_BASEPATH/checkpoint 中某次运行或其中某次迭代的文件夹", "path"),
-    _option("keep_last", "保留的训练检查点个数；0 全部保留"),
+    _option("keep_last", "保留的训练检查点个数；0 全部保留。用 --save-best 时另外保留验证 loss 最低的一个"),
+    _option("save_best", "保留验证 loss 最低的检查点，best_checkpointed_iteration.txt 指明是哪一个"),
+    _option("early_stopping_patience", "连续这么多次评估验证 loss 都没有更低时结束运行；0 不结束"),
     _option("save_weights_only", "检查点只保存权重（bf16 时大小为七分之一）：可作为起点，但不能从它继续训练"),
     _option("fail_on_save_error", "检查点保存失败时结束运行；否则到下一个保存间隔再试"),
     _option("max_consecutive_skips", "连续这么多次迭代非有限值时结束运行（不计 fp16 最初寻找 loss scale）；0 不结束"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from megatron_patch.config import Options
 from megatron_patch.formats.typed import number
+from megatron_patch.sinks.tracker import missing_libraries
 
 
 def option_findings(task: str, options: Options, refused: Callable[[str], bool]) -> Iterator[tuple[str, object, str]]:
@@ -24,9 +25,14 @@ def option_findings(task: str, options: Options, refused: Callable[[str], bool])
         yield "--profile-step-end", options.profile_step_end, wanted
     if options.tokenizer_path and not refused("--tokenizer-path") and not os.path.isdir(options.tokenizer_path):
         yield "--tokenizer-path", options.tokenizer_path, "there is no such folder: write the one that holds the tokenizer."
+    for flag, given in (("--save-best", options.save_best), ("--early-stopping-patience", options.early_stopping_patience)):
+        if task == "pretrain" and given and options.eval_interval == 0 and not any(map(refused, (flag, "--eval-interval"))):
+            wanted = "it goes by the validation loss, and --eval-interval 0 turns evaluations off: write --eval-interval 100."
+            yield flag, str(given).lower(), wanted
     if task == "pretrain" and options.gradient_accumulation_steps > 1:
         wanted = "it is for fine-tuning; here GLOBAL_BATCH_SIZE says it: remove the flag."
         yield "--gradient-accumulation-steps", options.gradient_accumulation_steps, wanted
+    yield from missing_libraries(options)
 
 
 def _is_split(text: str) -> bool:

@@ -15,6 +15,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,6 +56,7 @@ from megatron_patch.formats.distcp_metadata import (
     read_common,
     read_dcp_metadata,
 )
+from megatron_patch.formats.progress import Progress
 from megatron_patch.formats.torch_files import load_object
 
 _OBJECT_KEY = re.compile(r"[^/]+/shard_[0-9]{1,9}(\.[0-9]{1,9})*_[0-9]{1,9}(\.[0-9]{1,9})*")
@@ -195,9 +197,12 @@ def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> d
         allow_shape_mismatch_sharded_tensors={entry.key: entry for entry in tensors if entry.allow_shape_mismatch},
     )
     state = mcore_to_pyt_state_dict(entries, is_loading=True)
-    reader = _Reader(folder, metadata)
-    dcp.load(state, storage_reader=reader, planner=planner)
-    finish_together(reader.records, torch.distributed.get_rank(), parallel.from_all_ranks)
+    total = sum(entry.data.nbytes for entry in tensors if entry.data is not None)
+    # Ranks read about as many bytes, so the first one's progress is shown for all.
+    with Progress("reading", total) if parallel.rank() == 0 else nullcontext() as progress:
+        reader = _Reader(folder, metadata, progress)
+        dcp.load(state, storage_reader=reader, planner=planner)
+    finish_together(reader.records, parallel.rank(), parallel.from_all_ranks)
     unwrapped = {key: _unwrap_pyt_sharded_tensor(value) for key, value in state.items()}
     for key, values in unwrapped.items():
         if type(values) is not list or len(values) != len(renamed[key]):
@@ -239,9 +244,9 @@ class _Reader(dcp.FileSystemReader):
     Each item is checked, and its tensor's bytes are read from where the item says and compared with their CRC-32.
     """
 
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
+    def __init__(self, folder: Path, metadata: Metadata, progress: Progress | None) -> None:
         super().__init__(folder)
-        self._folder, self._metadata = folder, metadata
+        self._folder, self._metadata, self._progress = folder, metadata, progress
         self._shapes = {
             MetadataIndex(key, chunk.offsets): tuple(chunk.sizes)
             for key, entry in metadata.state_dict_metadata.items()
@@ -267,10 +272,10 @@ class _Reader(dcp.FileSystemReader):
                     planner.load_bytes(request, self._object(request))
                     continue
                 if len(reading) > _THREADS:
-                    _put(planner, *reading.popleft())
+                    self._put(planner, *reading.popleft())
                 reading.append((request, pool.submit(self._read, self._item(request), request)))
             while reading:
-                _put(planner, *reading.popleft())
+                self._put(planner, *reading.popleft())
         done: Future[None] = Future()
         done.set_result(None)
         return done
@@ -302,13 +307,14 @@ class _Reader(dcp.FileSystemReader):
         with open(path, "rb") as stream:
             return read_part(stream, path, request.storage_index.fqn, item, part)
 
-
-def _put(planner: LoadPlanner, request: ReadItem, reading: concurrent.futures.Future[torch.Tensor]) -> None:
-    """Copy what was read to where it is asked for."""
-    target, found = planner.resolve_tensor(request).detach(), reading.result()
-    assert found.shape == target.shape, (request.storage_index.fqn, found.shape, target.shape)
-    target.copy_(found)
-    planner.commit_tensor(request, target)
+    def _put(self, planner: LoadPlanner, request: ReadItem, reading: concurrent.futures.Future[torch.Tensor]) -> None:
+        """Copy what was read to where it is asked for."""
+        target, found = planner.resolve_tensor(request).detach(), reading.result()
+        assert found.shape == target.shape, (request.storage_index.fqn, found.shape, target.shape)
+        target.copy_(found)
+        if self._progress is not None:
+            self._progress.add(found.nbytes)
+        planner.commit_tensor(request, target)
 
 
 def _object(path: Path, stream: BinaryIO, length: int, key: str) -> Any:

@@ -22,7 +22,7 @@ from megatron_patch.folders.durable_files import flush, write_text
 from megatron_patch.folders.hugging_face_folder import holds_tokenizer
 from megatron_patch.folders.layout import COMPANIONS, TOKENIZER_FILES, copy_companions, resolve_checkpoint
 from megatron_patch.folders.starting_point import DAMAGED
-from megatron_patch.folders.tracker import checkpoint_root, read_tracker, write_tracker
+from megatron_patch.folders.tracker import BEST_TRACKER, checkpoint_root, read_tracker, write_tracker
 from megatron_patch.llama.model_config import to_hf_config
 from megatron_patch.llama.position_limit import raised_limit
 
@@ -30,6 +30,8 @@ _LOGGER = logging.getLogger(__name__)
 
 # Ends the name of a folder that is no checkpoint: one that is being written, or one that is to be removed.
 _PARTIAL = ".partial"
+# An empty file of this name is in a checkpoint that was saved for its validation loss alone.
+ONLY_BEST = "only_best"
 
 
 def partial_folder(final: Path) -> Path:
@@ -51,8 +53,9 @@ def put_in_place(partial: Path, final: Path) -> None:
 def discard_old(root: Path, keep: int) -> None:
     """Discard each iteration's folder of which `keep` others have higher numbers and were written after it.
 
-    Folders numbered above the tracker are neither counted nor removed: the user went back behind them and may want
-    them. Once the run has passed those numbers, they count as what they are: older than what was written since.
+    The folder that `best_checkpointed_iteration.txt` names stays. Folders numbered above the tracker are neither
+    counted nor removed: the user went back behind them and may want them. Once the run has passed those numbers, they
+    count as what they are: older than what was written since.
 
     Args:
         root: the run's folder of checkpoints.
@@ -73,12 +76,31 @@ def discard_old(root: Path, keep: int) -> None:
         if folder.name[5:].isdecimal() and folder.is_dir()
     ]
     found = [one for one in found if one[0] <= int(tracker)]
+    best = read_tracker(root, BEST_TRACKER)
     for number, written, folder in found:
-        if sum(other[0] > number and other[1] >= written for other in found) >= keep:
-            try:
-                _discard(folder)
-            except OSError as error:
-                _warn(f"{folder} is not wanted any more and could not be removed ({refusal(error)}) Remove it yourself.")
+        if str(number) != best and sum(other[0] > number and other[1] >= written for other in found) >= keep:
+            _discard_or_tell(folder)
+
+
+def _discard_or_tell(folder: Path) -> None:
+    try:
+        _discard(folder)
+    except OSError as error:
+        _warn(f"{folder} is not wanted any more and could not be removed ({refusal(error).rstrip('.')}); remove it yourself.")
+
+
+def discard_surpassed(root: Path) -> None:
+    """Discard checkpoints that were saved for their validation loss alone, when another is the best by now.
+
+    The tracker's own stays, since the run goes on from it, and so do those with higher numbers: the user went back.
+    """
+    best, tracker = read_tracker(root, BEST_TRACKER), read_tracker(root)
+    for folder in root.glob("iter_*"):
+        number = folder.name[5:]
+        if not (number.isdecimal() and tracker and tracker.isdecimal() and (folder / ONLY_BEST).is_file()):
+            continue
+        if int(number) < int(tracker) and str(int(number)) != best:
+            _discard_or_tell(folder)
 
 
 def remove_left_over(root: Path) -> None:

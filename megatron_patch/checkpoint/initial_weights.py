@@ -5,16 +5,17 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 
 from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import LazyTensor, Rows
+from megatron_patch.formats.progress import Progress
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.weights.source import check_rest, copy_rows, open_source, share_of_rows
 from megatron_patch.weights.table import BY_KEY, Place, Source
@@ -42,7 +43,7 @@ def load_weights(
             it.
     """
     source = parallel.all_or_none(lambda: _copy_all(path, model, gqa_layout, fallback))
-    check_rest(source, torch.distributed.get_rank(), parallel.from_all_ranks)
+    check_rest(source, parallel.rank(), parallel.from_all_ranks)
     return source.notes
 
 
@@ -50,21 +51,32 @@ def _copy_all(path: str | Path, model: Any, gqa_layout: str, fallback: LlamaConf
     """Copy this rank's share; returns what it was copied from."""
     source = open_source(path, fallback, gqa_layout)
     model = model.module if hasattr(model, "module") else model
-    rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
-    for name, parameter in model.named_parameters():
-        place = _place(model, name)
-        # core's marks: along which axis the ranks' shares are cut. Norms have none, and are whole on every rank.
-        axis = getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", False) else -1
-        tensor = source.megatron(place)
-        if place.is_vocabulary:
-            _check_rows(source, place, tensor, model.vocab_rows)
-            tensor = Rows(tensor, model.first_row, model.first_row + model.valid_rows)
-            # The rows behind are padding, and stay zero.
-            copy_rows(str(path), place, tensor, parameter[: model.valid_rows])
-            continue
-        share = share_of_rows(place, tensor, rank, size) if axis == 0 else tensor
-        copy_rows(str(path), place, share, parameter, rank if axis == 1 else 0)
+    parameters = dict(model.named_parameters())
+    total = sum(parameter.nbytes for parameter in parameters.values())
+    # Ranks read about as many bytes, so the first one's progress is shown for all.
+    with Progress("reading", total) if parallel.rank() == 0 else nullcontext() as progress:
+        for name, parameter in parameters.items():
+            _load(source, path, model, name, parameter)
+            if progress is not None:
+                progress.add(parameter.nbytes)
     return source
+
+
+def _load(source: Source, path: str | Path, model: Any, name: str, parameter: Any) -> None:
+    """Copy this rank's share of one weight."""
+    rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
+    place = _place(model, name)
+    # core's marks: along which axis the ranks' shares are cut. Norms have none, and are whole on every rank.
+    axis = getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", False) else -1
+    tensor = source.megatron(place)
+    if place.is_vocabulary:
+        _check_rows(source, place, tensor, model.vocab_rows)
+        tensor = Rows(tensor, model.first_row, model.first_row + model.valid_rows)
+        # The rows behind are padding, and stay zero.
+        copy_rows(str(path), place, tensor, parameter[: model.valid_rows])
+        return
+    share = share_of_rows(place, tensor, rank, size) if axis == 0 else tensor
+    copy_rows(str(path), place, share, parameter, rank if axis == 1 else 0)
 
 
 def _place(model: Any, name: str) -> Place:

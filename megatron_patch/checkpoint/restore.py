@@ -22,6 +22,8 @@ from megatron_patch.folders.recorded_run import read_run_config
 
 # A run may have become longer. `folders/recorded_run.py` has compared everything else that the schedule depends on.
 _LENGTHS = ("lr_decay_steps", "wd_incr_steps")
+# Fields of RunProgress that earlier checkpoints do not have.
+_LATER: dict[str, Any] = {"best_loss": None, "best_iteration": 0, "evaluations_since_best": 0}
 # What tells core's parameter groups apart, and what Adam and the schedule read of each.
 _GROUP_KEYS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
 _GROUP_NUMBERS = {"lr": 0.0, "weight_decay": 0.0, "eps": 0.0, "betas": (0.0, 0.0)}
@@ -89,13 +91,18 @@ def _not_such_a_state(folder: Path, problem: str) -> UserError:
 
 
 def _check(folder: Path, loaded: dict[str, Any], optimizer: ChainedOptimizer, scheduler: Any) -> None:
-    """Raise unless what is no sharded tensor has the form in which this program saves it."""
+    """Raise unless what is no sharded tensor has the form in which this program saves it.
+
+    What an earlier version did not save of the progress is filled in.
+    """
     schedule = scheduler.state_dict()
+    if isinstance(loaded.get("progress"), dict):
+        loaded["progress"] = {**_LATER, **loaded["progress"]}
     like = {"progress": {field.name: 0 for field in fields(RunProgress)}, "scheduler": schedule, "optimizer": {}}
     problem = form_problem(loaded, like, "")
     if problem is None and set(loaded["progress"]) != set(like["progress"]):
         problem = f"progress holds {', '.join(map(repr, loaded['progress']))}"
-    if problem is None and not all(map(_is_count, loaded["progress"].values())):
+    if problem is None and not all(_is_count(value) for name, value in loaded["progress"].items() if name != "best_loss"):
         problem = f"progress is {loaded['progress']}"
     if problem is None:
         problem = _schedule_problem(loaded["scheduler"], schedule) or _optimizer_problem(loaded["optimizer"], optimizer)

@@ -28,7 +28,9 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_patch.checkpoint.housekeeping import (
+    ONLY_BEST,
     discard_old,
+    discard_surpassed,
     partial_folder,
     put_in_place,
     remove_left_over,
@@ -42,7 +44,7 @@ from megatron_patch.folders.durable_files import flush, write_text
 from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.layout import ModelDescription, iteration_folder, write_model_description
 from megatron_patch.folders.recorded_run import RUN_CONFIG, run_record
-from megatron_patch.folders.tracker import write_tracker
+from megatron_patch.folders.tracker import BEST_TRACKER, write_tracker
 from megatron_patch.formats import progress as shown
 from megatron_patch.formats.distcp_metadata import COMMON, check_files, write_backends
 from megatron_patch.formats.dtypes import of_precision
@@ -59,12 +61,18 @@ class RunProgress:
         consumed_samples: training samples in their batches.
         skipped_iterations: of these iterations, those whose gradients overflowed in fp16.
         nan_iterations: those whose gradients were not finite in another precision.
+        best_loss: the lowest validation loss so far; None before the first evaluation.
+        best_iteration: when that was.
+        evaluations_since_best: evaluations since then, none of which was lower.
     """
 
     iteration: int
     consumed_samples: int
     skipped_iterations: int
     nan_iterations: int
+    best_loss: float | None = None
+    best_iteration: int = 0
+    evaluations_since_best: int = 0
 
 
 def save_checkpoint(
@@ -74,6 +82,8 @@ def save_checkpoint(
     scheduler: Any,
     progress: RunProgress,
     origin: Origin = Origin(),  # noqa: B008  frozen
+    *,
+    only_best: bool = False,
 ) -> Path:
     """Write the state after `progress.iteration`. Every rank calls it, between two steps. Returns the finished folder.
 
@@ -84,6 +94,7 @@ def save_checkpoint(
         model, optimizer, scheduler: its state.
         progress: how far it has come.
         origin: what it was found to begin with, recorded beside the configuration.
+        only_best: whether it is saved for its validation loss alone; then it goes when it is the best no more.
 
     Raises:
         SaveFailed: the operating system refused something on any rank. The last checkpoint is still the last one, and
@@ -93,7 +104,7 @@ def save_checkpoint(
     final = iteration_folder(root, progress.iteration)
     partial = partial_folder(final)
     try:
-        together(lambda: _begin(root, partial))
+        together(lambda: _begin(root, partial, only_best))
         state = run_state(model, optimizer, scheduler, progress, is_loading=False, weights_only=config.options.save_weights_only)
         # The writer's threads read on streams of their own. So the last update, and the fp32 weights that `run_state`
         # rebuilds in the gradient buffers, must be finished first.
@@ -108,11 +119,13 @@ def save_checkpoint(
     return final
 
 
-def _begin(root: Path, partial: Path) -> None:
+def _begin(root: Path, partial: Path, only_best: bool) -> None:
     """Make the folder that is written; on the first rank."""
     if torch.distributed.get_rank() == 0:
         remove_left_over(root)
         partial.mkdir(parents=True)
+        if only_best:
+            (partial / ONLY_BEST).touch()
 
 
 def _finish(config: TrainConfig, origin: Origin, partial: Path, final: Path, progress: RunProgress) -> None:
@@ -130,9 +143,12 @@ def _finish(config: TrainConfig, origin: Origin, partial: Path, final: Path, pro
         flush(partial / name)
     flush(partial)
     put_in_place(partial, final)
+    if config.options.save_best and iteration_folder(root, progress.best_iteration).is_dir():
+        write_tracker(root, str(progress.best_iteration), BEST_TRACKER)
     write_tracker(root, str(progress.iteration))
     # What follows reads other folders or removes some. None of it may cost the work that is now on the disk.
     write_companions(config, root, description.dtype, origin.resumed_from)
+    discard_surpassed(root)
     discard_old(root, config.options.keep_last)
     remove_left_over(root)
 
@@ -211,7 +227,8 @@ def _write_state(state: dict[str, Any], folder: Path) -> None:
     # Those tensors and objects of which this rank has the first copy.
     mine, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
     total = sum(entry.data.nbytes for entries in mine.values() for entry in entries if isinstance(entry.data, torch.Tensor))
-    # Ranks have about as many bytes to write, so the first one's progress is shown for all.
+    # Ranks have about as many bytes to write, so the first one's progress is shown for all. `dcp.save` ends when all
+    # have written.
     with shown.Progress("saving", total) if first else nullcontext() as progress:
         writer = dcp.FileSystemWriter(folder, thread_count=_THREADS, sync_files=False)
         writer.fs = files

@@ -50,6 +50,7 @@ COMMANDS = {
     "serve": Command("megatron_patch.launch", "a model behind OpenAI's interface", "以 OpenAI 兼容接口提供模型", ("serve",)),
     "convert": Command("megatron_patch.cli.convert", "Hugging Face ↔ Megatron checkpoints", "模型格式转换", defaults=(_ENGINE,)),
     "preprocess": Command("megatron_patch.cli.preprocess", "raw text → .bin/.idx, or fine-tuning data", "预训练与微调数据处理"),
+    "report": Command("megatron_patch.cli.report", "one page of a run, or of several side by side", "把训练画成一个网页文件"),
     "inspect": Command(
         "megatron_patch.cli.inspection", "what is in a data file or a checkpoint", "查看数据文件或 checkpoint 的内容"
     ),

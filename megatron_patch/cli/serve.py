@@ -17,7 +17,8 @@ from megatron_patch.errors import UserError
 from megatron_patch.language.sentences import in_language
 
 if TYPE_CHECKING:
-    from megatron_patch.generate.session import Session
+    from megatron_patch.generate.asking import Asking
+    from megatron_patch.generate.continuous_batching import Engine
 
 
 def main(argv: list[str]) -> None:
@@ -30,9 +31,9 @@ def main(argv: list[str]) -> None:
 
 
 def _serve(job: Serving) -> None:
+    from megatron_patch.generate.asking import open_engine
     from megatron_patch.generate.ranks import join, leave
     from megatron_patch.generate.service import serve_along
-    from megatron_patch.generate.session import open_session
 
     try:
         import starlette  # noqa: F401  looked for before minutes of reading weights
@@ -41,19 +42,21 @@ def _serve(job: Serving) -> None:
         raise UserError(f"{error.name} is not installed; run: pip install 'megatron-patch[serve]'") from None
     model = job.generation.model
     ranks = join(model.tensor_model_parallel_size, model.pipeline_model_parallel_size)
-    session = open_session(job.generation, ranks, lambda line: print(in_language(line), flush=True) if ranks.speaks else None)
+    engine, asking = open_engine(
+        job.generation, ranks, lambda line: print(in_language(line), flush=True) if ranks.speaks else None
+    )
     # The web server has handlers of its own, gives its signal on to this one, and tells the other processes to stop.
     signal.signal(signal.SIGTERM, lambda *_: None)
     if ranks.speaks:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _listen(job, session)
+        _listen(job, engine, asking)
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        serve_along(session.engine)
+        serve_along(engine)
     leave()
 
 
-def _listen(job: Serving, session: Session) -> None:
+def _listen(job: Serving, engine: Engine, asking: Asking) -> None:
     """The web server in this thread, the engine in another; each ends with the other.
 
     Raises:
@@ -66,25 +69,25 @@ def _listen(job: Serving, session: Session) -> None:
     from megatron_patch.generate.service import Service
     from megatron_patch.generate.web import Application
 
-    service = Service(session.engine, job.queue)
+    service = Service(engine, job.queue)
 
     def answer() -> None:
         service.run()
         server.should_exit = True
 
-    engine = threading.Thread(target=answer, name="engine", daemon=True)
+    thread = threading.Thread(target=answer, name="engine", daemon=True)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        engine.start()
+        thread.start()
         yield
         service.stop()
-        engine.join()
+        thread.join()
 
     longest = job.generation.prompt_length + job.generation.answer_length
-    raw = replace(session.asking, prompt=prompt_maker("none", session.asking.tokenizer), prompt_length=longest, system="")
+    raw = replace(asking, prompt=prompt_maker("none", asking.tokenizer), prompt_length=longest, system="")
     application = Application(
-        service, replace(session.asking, prompt_length=longest), raw, job.name, longest, job.generation.answer_length, job.api_key
+        service, replace(asking, prompt_length=longest), raw, job.name, longest, job.generation.answer_length, job.api_key
     )
     config = uvicorn.Config(
         application.app(lifespan), host=job.host, port=job.port, log_level="warning", timeout_graceful_shutdown=5

@@ -22,6 +22,7 @@ from megatron_patch.core import parallel
 from megatron_patch.data.batches import RunData
 from megatron_patch.errors import OnEveryRank, RunStopped, UserError, print_any_text, sentence
 from megatron_patch.language.sentences import in_language
+from megatron_patch.train.best import best_folder, why_over
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run
 from megatron_patch.train.setup import build_state
@@ -57,12 +58,14 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     log, state = None, None
     try:
         log = RunLog(config, active=layout.is_logger)
-        data = build_data(config, layout, log.line)
-        state = build_state(config, layout, log, data.train_iters)
-        start_state(state, log)
-        run(state, data, log)
-        if state.iteration >= data.train_iters:
-            log.line(_next_step(config))
+        with log.failures_told():
+            log.open_trackers(config, layout.world_size)
+            data = build_data(config, layout, log.line)
+            state = build_state(config, layout, log, data.train_iters)
+            start_state(state, log)
+            run(state, data, log)
+        if state.iteration >= data.train_iters or why_over(state):
+            log.line(_next_step(config, best_folder(state)))
     except OnEveryRank as error:
         _end_together(error, layout)
     except UserError as error:
@@ -96,10 +99,10 @@ def _end_together(error: OnEveryRank, layout: parallel.Layout) -> NoReturn:
     sys.exit(1 if isinstance(error, RunStopped) else 2)
 
 
-def _next_step(config: TrainConfig) -> str:
+def _next_step(config: TrainConfig, best: Path | None) -> str:
     target = Path(config.output_path) / "hf" / config.name
     layout = (config.tensor_model_parallel_size, config.pipeline_model_parallel_size)
-    return after_training(config.checkpoint_folder, target, *layout)
+    return after_training(best or config.checkpoint_folder, target, *layout)
 
 
 def _start(config: TrainConfig) -> parallel.Layout:

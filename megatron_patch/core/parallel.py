@@ -227,9 +227,16 @@ def from_all_ranks(here: object) -> list:
 
     Objects travel pickled. Only the processes of this run exchange them.
     """
+    if not torch.distributed.is_initialized():
+        return [here]
     gathered: list = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, here, group=_host_group)
     return gathered
+
+
+def rank() -> int:
+    """This process's number among all; 0 where there is no group."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def all_or_none(work: Callable[[], _T]) -> _T:

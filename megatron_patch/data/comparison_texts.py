@@ -32,7 +32,7 @@ def texts_with_literals(tokenizer: Tokenizer) -> list[str]:
 
 
 def shortened(text: str, holds: Callable[[str], bool]) -> str:
-    """A part of `text` for which `holds` is true as well, and that cannot be cut by a half, a quarter, …, a character."""
+    """A part of `text` for which `holds` is true as well, and of which no half, quarter, … or character can go."""
     size = len(text) // 2
     while size:
         for start in range(0, len(text), size):

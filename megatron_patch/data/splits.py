@@ -76,6 +76,12 @@ def repetitions(split: str, prefixes: list[str], sequence_length: int) -> Iterat
                        f"{sequence_length + 1}, so each sample repeats them")  # fmt: skip
 
 
+def training_tokens(split: str, prefixes: list[str]) -> list[int]:
+    """The tokens that the split gives to training, of each pair."""
+    parts = (_parts(prefix, split)[0] for prefix in prefixes)
+    return [0 if part is None else part.tokens for part in parts]
+
+
 def _unusable(split: str, prefixes: list[str], sequence_length: int, samples: Sequence[int]) -> dict[int, tuple[str, _Part]]:
     """Place in the split → the first pair whose part there is not usable: its prefix and that part."""
     found: dict[int, tuple[str, _Part]] = {}

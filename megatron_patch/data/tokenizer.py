@@ -256,6 +256,9 @@ def faults_named(path: Path) -> Iterator[None]:
 
     The library has no exception class of its own for a tokenizer.json that it cannot follow. A panic of its Rust code
     is not even an Exception, only a BaseException.
+
+    Raises:
+        UserError: what the library raised, as a sentence.
     """
     try:
         yield

@@ -5,8 +5,8 @@ numbers. In LLaMA's vocabulary runs of spaces have low numbers and the worst sco
 file of code otherwise than SentencePiece, with which the model was trained.
 
 What is made here joins pieces in the order of their scores. It is written only if it reads texts as SentencePiece does:
-`difference` compares them. One thing cannot be had in this form, and is left out of the comparison. SentencePiece puts a
-space before every text; `Metaspace`, which transformers puts into each LLaMA tokenizer, puts none before a text that
+`difference` compares them. One thing cannot be had in this form, and is left out of the comparison. SentencePiece puts
+a space before every text; `Metaspace`, which transformers puts into each LLaMA tokenizer, puts none before a text that
 begins with one.
 """
 

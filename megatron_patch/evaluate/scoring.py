@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from megatron_patch.errors import UserError
-from megatron_patch.evaluate.sequences import Reading, Window, kind_of, windows_of
+from megatron_patch.evaluate.sequences import TEXT, Reading, Window, kind_of, windows_of
 from megatron_patch.generate.decoder import Decoder
 
 # Documents of which a window is not made yet are few, so that a file of any size fits.
@@ -62,7 +63,9 @@ def score_file(decoder: Decoder, path: str, reading: Reading, batch: int) -> Sco
         nonlocal documents
         for number, of_document in enumerate(windows_of(path, kind, reading)):
             documents += 1
-            if number % ranks.replicas == ranks.replica:
+            if kind == TEXT:  # one document, of whose windows each replica takes its share
+                yield from itertools.islice(of_document, ranks.replica, None, ranks.replicas)
+            elif number % ranks.replicas == ranks.replica:
                 yield from (window for window in of_document if (window.labels >= 0).any())
 
     progress = tqdm(all_windows(), desc=path, unit="window", disable=not (ranks.speaks and ranks.replica == 0), delay=1)

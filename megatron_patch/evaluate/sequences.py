@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from megatron_patch.data.json_dataset import build_json_dataset, read_records
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
+from megatron_patch.evaluate.text_file import text_tokens
 from megatron_patch.records.chunks import read_chunks
 from megatron_patch.records.files import holds_json
 from megatron_patch.records.indexed import check_indexed_dataset
@@ -77,13 +78,14 @@ def windows_of(path: str, kind: str, reading: Reading) -> Iterator[Iterable[Wind
         return
     if kind == INDEXED:
         data = check_indexed_dataset(path, reading.tokenizer.vocab_size)
-        documents: Iterator[Sequence[int] | np.ndarray] = (data.document(i) for i in range(len(data.lengths)))
+        documents: Iterator[Iterable[np.ndarray]] = ([data.document(i).astype(np.int64)] for i in range(len(data.lengths)))
     elif kind == TEXT:
-        documents = iter([_text_ids(_plain_text(path), reading.tokenizer)])
+        documents = iter([text_tokens(path, reading.tokenizer)])
     else:
-        documents = (_text_ids(text, reading.tokenizer) for text in _documents(Path(path), reading.max_bad_fraction))
-    for ids in documents:
-        yield windows(np.asarray(ids, dtype=np.int64), reading.seq_length, reading.stride)
+        tokenizer, texts = reading.tokenizer, _documents(Path(path), reading.max_bad_fraction)
+        documents = ([np.array([tokenizer.bos, *tokenizer.tokenize(text)], dtype=np.int64)] for text in texts)
+    for parts in documents:
+        yield windows(parts, reading.seq_length, reading.stride)
 
 
 def _samples(path: Path, reading: Reading) -> Iterator[Window]:
@@ -101,21 +103,6 @@ def _samples(path: Path, reading: Reading) -> Iterator[Window]:
         ids, learnt = dataset.table.sample(sample, length)
         tokens = ids.astype(np.int64)
         yield Window(tokens[:-1], np.where(learnt[1:], tokens[1:], _NOTHING))
-
-
-def _plain_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
-    if not text.strip():
-        raise UserError(f"{path} holds no text; write another file.")
-    return text
-
-
-def _text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    return [tokenizer.bos, *tokenizer.tokenize(text)]
 
 
 def _documents(path: Path, allowed: float) -> Iterator[str]:
@@ -138,18 +125,27 @@ def _documents(path: Path, allowed: float) -> Iterator[str]:
                         "--max-bad-fraction.")  # fmt: skip
 
 
-def windows(ids: np.ndarray, length: int, stride: int) -> Iterator[Window]:
-    """Windows of up to `length` tokens over a document int64 [n], each `stride` behind the one before.
+def windows(parts: Iterable[np.ndarray], length: int, stride: int) -> Iterator[Window]:
+    """Windows of up to `length` tokens over a document, each `stride` (at most `length`) behind the one before.
 
     Every token but the first is counted once, in the first window that reaches it: with as many tokens before it as
     windows allow without going through the text once for each token.
+
+    Args:
+        parts: the document's tokens, int64 arrays one after the other, which are asked for as windows need them.
     """
-    counted = 1  # the first token that no window has predicted yet
-    for begin in range(0, len(ids), stride):
-        end = min(begin + length, len(ids) - 1)
+    left = iter(parts)
+    held = np.empty(0, dtype=np.int64)  # from the window's beginning on
+    counted = 1  # the first token of `held` that no window has predicted yet
+    while True:
+        while len(held) <= length and (part := next(left, None)) is not None:
+            held = np.concatenate([held, part])
+        end = min(length, len(held) - 1)
         if end < counted:
             return
-        labels = ids[begin + 1 : end + 1].copy()
-        labels[: counted - begin - 1] = _NOTHING
-        yield Window(ids[begin:end], labels)
-        counted = end + 1
+        labels = held[1 : end + 1].copy()
+        labels[: counted - 1] = _NOTHING
+        yield Window(held[:end], labels)
+        if end < length:
+            return
+        held, counted = held[stride:], end + 1 - stride

@@ -1,4 +1,4 @@
-"""A checkpoint's tracker file, which names the iteration to load: `release`, or a number. Imports no torch."""
+"""A checkpoint's tracker files: which iteration to load, `release` or a number, and which is the best. No torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.folders.durable_files import write_text
 
 TRACKER = "latest_checkpointed_iteration.txt"
+BEST_TRACKER = "best_checkpointed_iteration.txt"  # names the checkpoint of the lowest validation loss
 RELEASE = "release"
 _MOST_DIGITS = 12  # of an iteration's number
 
@@ -21,13 +22,13 @@ def checkpoint_root(path: Path) -> Path | None:
     return next((folder for folder in (path, path.parent) if (folder / TRACKER).is_file()), None)
 
 
-def read_tracker(root: str | Path) -> str | None:
-    """What the tracker file says, `release` or digits; None where there is no tracker file.
+def read_tracker(root: str | Path, name: str = TRACKER) -> str | None:
+    """What the tracker file `name` says, `release` or digits; None where there is no such file.
 
     Raises:
         UserError: it says something else.
     """
-    path = Path(root) / TRACKER
+    path = Path(root) / name
     if not path.is_file():
         return None
     with open(path, encoding="utf-8", errors="replace") as stream:
@@ -37,6 +38,6 @@ def read_tracker(root: str | Path) -> str | None:
     return text
 
 
-def write_tracker(root: str | Path, value: str) -> None:
-    """Replace the tracker file atomically: readers see the old value or the new one, also after a power cut."""
-    write_text(Path(root) / TRACKER, value)
+def write_tracker(root: str | Path, value: str, name: str = TRACKER) -> None:
+    """Replace a tracker file atomically: readers see the old value or the new one, also after a power cut."""
+    write_text(Path(root) / name, value)

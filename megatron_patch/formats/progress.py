@@ -1,4 +1,8 @@
-"""How far a long copy is: on a terminal a bar after the first second, elsewhere a line every thirty seconds."""
+"""How far a long copy is: on a terminal a bar after three seconds, elsewhere a line every thirty seconds.
+
+What takes seconds says nothing. The lines come from a thread of their own, so that a job's log does not fall silent
+while one large tensor, a slow disk or another rank is waited for.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 _SECONDS = 30.0  # between two lines
+_DELAY = 3.0  # seconds until a bar is shown
 
 
 def peak_memory() -> int:
@@ -43,11 +48,13 @@ class Progress:
         self._stream = stream or sys.stderr
         self._what, self._total, self._seconds = what, max(1, total), seconds
         self._lock = threading.Lock()
-        self._start = self._last = time.monotonic()
+        self._start = time.monotonic()
         self.done = 0
         self._bar = None
+        self._ended = threading.Event()
+        self._teller: threading.Thread | None = None
         if self._stream.isatty():
-            options = dict(unit="B", unit_scale=True, mininterval=0.5, delay=1.0, leave=False)
+            options = dict(unit="B", unit_scale=True, mininterval=0.5, delay=_DELAY, leave=False)
             self._bar = tqdm(desc=what, total=total, file=self._stream, **options)
 
     def add(self, count: int) -> None:
@@ -56,13 +63,15 @@ class Progress:
             self.done += count
             if self._bar is not None:
                 self._bar.update(count)
-            elif time.monotonic() - self._last >= self._seconds:
-                self._last = time.monotonic()
-                self._line()
+
+    def _tell(self) -> None:
+        """Print a line again and again, until the copy is done."""
+        while not self._ended.wait(self._seconds):
+            self._line()
 
     def _line(self) -> None:
         """Print bytes done, speed, and the time that is left if the speed stays."""
-        elapsed = self._last - self._start
+        elapsed = time.monotonic() - self._start
         left = elapsed * max(0, self._total - self.done) / max(1, self.done)
         print(
             f"{self._what}: {self.done / 1e9:.2f} of {self._total / 1e9:.2f} GB ({100 * self.done / self._total:.0f}%), "
@@ -72,8 +81,14 @@ class Progress:
         )
 
     def __enter__(self) -> Progress:
+        if self._bar is None:
+            self._teller = threading.Thread(target=self._tell, name=f"progress of {self._what}", daemon=True)
+            self._teller.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._teller is not None:
+            self._teller.join()
         if self._bar is not None:
             self._bar.close()

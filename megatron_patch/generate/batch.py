@@ -2,75 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
 from tqdm import tqdm
 
-from megatron_patch.data.tokenizer import Tokenizer
-from megatron_patch.errors import UserError
 from megatron_patch.generate.answers_file import AnswersWriter, Query, answered, put_in_order, read_queries
+from megatron_patch.generate.asking import Asking, add_token
 from megatron_patch.generate.continuous_batching import Engine, Request
-from megatron_patch.generate.prompt import Prompt
-from megatron_patch.generate.sampling import Sampling
 from megatron_patch.generate.text_stream import TextStream
-from megatron_patch.records.texts import require_unicode
-
-STOP = "stop"
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How prompts are made and answers found, for all of a run's requests. Lengths are tokens."""
-
-    tokenizer: Tokenizer
-    prompt: Prompt
-    prompt_length: int
-    answer_length: int
-    sampling: Sampling
-    stop: tuple[str, ...] = ()
-    system: str = ""
-    run: str = ""  # a mark of the checkpoint and of everything that decides an answer
-
-    def ids(self, turns: Sequence[dict]) -> tuple[list[int], bool]:
-        """A conversation's prompt, and whether it was cut. Of a prompt that is too long the last tokens are kept.
-
-        Raises:
-            UserError: the template cannot take the conversation, or makes nothing of it; or it is no text.
-        """
-        begin = [{"role": "system", "content": self.system}] if self.system else []
-        for turn in (*begin, *turns):
-            require_unicode(turn["content"])
-        ids = self.prompt([*begin, *turns])
-        if not ids:
-            raise UserError("the template makes an empty prompt of it; choose another --template.")
-        if len(ids) <= self.prompt_length:
-            return ids, False
-        head = ids[:1] if ids[0] == self.tokenizer.bos and self.prompt_length > 1 else []
-        return head + ids[len(ids) - self.prompt_length + len(head) :], True
-
-    def request(self, number: int, ids: Sequence[int]) -> Request:
-        """The request of a prompt's token ids, with a seed of its own."""
-        sampling = replace(self.sampling, seed=self.sampling.seed + number)
-        ends = frozenset({self.tokenizer.answer_end, self.tokenizer.eod, self.tokenizer.eos})
-        return Request(number, tuple(ids), self.answer_length, sampling, ends)
-
-    def stream(self, request: Request) -> TextStream:
-        """The text of the request's answer."""
-        return TextStream(self.tokenizer, request.prompt, self.stop)
-
-
-def add_token(stream: TextStream, token: int, ends: frozenset[int], finished: str) -> tuple[str, str]:
-    """(text that is certain now, why the answer ended or nothing), after one more token.
-
-    An end token has no text. A stop word ends the answer like an end token.
-    """
-    text = "" if token in ends else stream.add(token)
-    if stream.is_stopped:
-        return text, STOP
-    return text + (stream.end() if finished else ""), finished
 
 
 def answer_file(engine: Engine, asking: Asking, source: Path, output: Path, say: Callable[[str], None]) -> None:
@@ -100,7 +41,7 @@ def _answer(engine: Engine, asking: Asking, queries: list[Query], writer: Answer
     """Answer `queries`, as many at a time as the engine has slots for; how many prompts were cut."""
     streams: dict[int, tuple[Query, Request, TextStream]] = {}
     waiting, cut = iter(queries), 0
-    with tqdm(total=len(queries), unit="answer", disable=writer is None) as progress:
+    with tqdm(total=len(queries), unit="answer", disable=writer is None or not queries) as progress:
         while True:
             # A few more than there are slots, so that one that becomes free finds its next request.
             while len(streams) < 2 * engine.slots and (query := next(waiting, None)) is not None:

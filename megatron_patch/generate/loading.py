@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.distributed as dist
 
 from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import Rows
+from megatron_patch.formats.progress import Progress
 from megatron_patch.generate.cache import BLOCK, BlockCache, block_bytes, blocks_of
 from megatron_patch.generate.decoder import Decoder, DecoderWeights, LayerWeights
 from megatron_patch.generate.ranks import Ranks
@@ -41,7 +44,10 @@ def load_decoder(source: Source, ranks: Ranks, dtype: torch.dtype, requests: int
     """
     config = source.config
     _check_division(source, ranks)
-    weights = load_weights(source, ranks, dtype)
+    size = config.parameter_count(source.extra_vocab_size) * dtype.itemsize // (ranks.tensor_size * ranks.stages)
+    # Ranks read about as many bytes, so the first one's progress is shown for all.
+    with Progress("reading", size) if ranks.tensor == ranks.stage == ranks.replica == 0 else nullcontext() as progress:
+        weights = load_weights(source, ranks, dtype, progress)
     layers, groups = len(weights.layers), config.num_query_groups // ranks.tensor_size
     blocks = 1 + requests * blocks_of(longest)
     if ranks.device.type == "cuda":
@@ -74,27 +80,38 @@ def _check_division(source: Source, ranks: Ranks) -> None:
         )
 
 
-def load_weights(source: Source, ranks: Ranks, dtype: torch.dtype) -> DecoderWeights:
-    """This rank's share of its stage, cast to `dtype`; all processes call it.
+def load_weights(source: Source, ranks: Ranks, dtype: torch.dtype, progress: Progress | None = None) -> DecoderWeights:
+    """This rank's share of its stage, cast to `dtype`; all processes call it. `progress` counts its bytes.
 
     Raises:
         UserError: a tensor is damaged.
     """
     count = source.config.num_layers // ranks.stages
     numbers = range(ranks.stage * count, (ranks.stage + 1) * count)
-    layers = tuple(
-        LayerWeights(**{field: _weight(source, ranks, dtype, Place(BY_KEY[key], number)) for field, key in _LAYER.items()})
-        for number in numbers
-    )
+
+    def weight(key: str, number: int | None = None) -> torch.Tensor:
+        return _counted(_weight(source, ranks, dtype, Place(BY_KEY[key], number)), progress)
+
+    def vocabulary(key: str, whole: bool) -> torch.Tensor:
+        return _counted(_vocabulary(source, Place(BY_KEY[key], None), dtype, ranks, whole=whole), progress)
+
+    layers = tuple(LayerWeights(**{field: weight(key, number) for field, key in _LAYER.items()}) for number in numbers)
     last = ranks.is_last_stage
     weights = DecoderWeights(
         layers=layers,
-        embedding=_vocabulary(source, Place(BY_KEY[EMBEDDING], None), dtype, ranks, whole=True) if ranks.is_first_stage else None,
-        final_norm=_weight(source, ranks, dtype, Place(BY_KEY[_FINAL_NORM], None)) if last else None,
-        output=_vocabulary(source, Place(BY_KEY[OUTPUT_LAYER], None), dtype, ranks, whole=False) if last else None,
+        embedding=vocabulary(EMBEDDING, whole=True) if ranks.is_first_stage else None,
+        final_norm=weight(_FINAL_NORM) if last else None,
+        output=vocabulary(OUTPUT_LAYER, whole=False) if last else None,
     )
     check_rest(source, dist.get_rank() if dist.is_initialized() else 0, ranks.from_all)
     return weights
+
+
+def _counted(tensor: torch.Tensor, progress: Progress | None) -> torch.Tensor:
+    """`tensor`, which has been read."""
+    if progress is not None:
+        progress.add(tensor.nbytes)
+    return tensor
 
 
 def _weight(source: Source, ranks: Ranks, dtype: torch.dtype, place: Place) -> torch.Tensor:

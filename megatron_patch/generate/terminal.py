@@ -9,19 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 
 from megatron_patch.errors import UserError
-from megatron_patch.generate.batch import Asking, add_token
+from megatron_patch.generate.asking import Asking, add_token
 from megatron_patch.generate.continuous_batching import Engine
 
 HELP = "Type a message and Enter. /new begins a new conversation, /exit ends (so does Ctrl-D); Ctrl-C ends an answer."
 _PROMPT = "> "
 
 
-def converse(engine: Engine, asking: Asking, keeps_turns: bool, say: Callable[[str], None]) -> None:
-    """Ask until there is nothing more to ask.
-
-    Args:
-        keeps_turns: whether the template has a place for earlier turns; without, each message stands alone.
-    """
+def converse(engine: Engine, asking: Asking, say: Callable[[str], None]) -> None:
+    """Ask until there is nothing more to ask."""
     ranks = engine.decoder.ranks
     turns: list[dict[str, str]] = []
     if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are found in the line, by a sentence
@@ -43,7 +39,7 @@ def converse(engine: Engine, asking: Asking, keeps_turns: bool, say: Callable[[s
         if was_cut:
             say(f"The conversation is longer than {asking.prompt_length} tokens; the last ones were used. /new begins a new one.")
         answer = _answer(engine, asking, number, ids)
-        turns = [*asked, {"role": "assistant", "content": answer}] if keeps_turns else []
+        turns = [*asked, {"role": "assistant", "content": answer}] if asking.keeps_turns else []
 
 
 def _typed() -> str | None:

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from megatron_patch.errors import UserError
-from megatron_patch.generate.batch import Asking, add_token
+from megatron_patch.generate.asking import Asking, add_token
 from megatron_patch.generate.continuous_batching import NewToken, Request
 from megatron_patch.generate.openai_bodies import AnswerBody, ChatBody, CompletionBody, error_body, usage
 from megatron_patch.generate.service import Service

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from megatron_patch.language.choice import spoken
 
-_CATALOGUES = ("arguments", "cli", "folders", "files")
+_CATALOGUES = ("arguments", "cli", "report", "folders", "files")
 _MOST = 4000  # characters of a sentence that is looked up; longer ones are nobody's
 _DEPTH = 6  # of sentences within sentences
 _LEAST = 9  # characters outside the holes; a shorter template would be found in anything, and is for `fill` alone

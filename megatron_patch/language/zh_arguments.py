@@ -108,6 +108,9 @@ SENTENCES = {
         "JSON 数据需要分词器，而检查点旁没有 tokenizer.model 或 tokenizer.json：请复制一份过去，或在最后一个参数之后加 "
         "--tokenizer-path 文件夹。"
     ),
+    "it goes by the validation loss, and --eval-interval 0 turns evaluations off: write --eval-interval 100.": (
+        "它依据验证 loss，而 --eval-interval 0 关闭了评估：请写 --eval-interval 100。"
+    ),
     "each validation file has a loss of its own, and no weight: write '{}'.": "每个验证文件各有自己的 loss，不带权重：请写 '{0}'。",
     "{} is for pre-training, and changes nothing here.": "{0} 只用于预训练，在这里不起作用。",
     "DATASET_PATH names one file of a pair; the pair {} is used.": "DATASET_PATH 是一对文件中的一个；使用这一对 {0}。",

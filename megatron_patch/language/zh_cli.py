@@ -45,4 +45,32 @@ SENTENCES = {
         "{0} 已在 http://{1}:{2}/v1 提供服务，每个请求最多 {3} 个 token；Ctrl-C 结束。"
     ),
     "{} is not installed; run: pip install 'megatron-patch[serve]'": "没有安装 {0}；请运行：pip install 'megatron-patch[serve]'",
+    # sinks: the live line, and trackers
+    "iteration {}/{}": "迭代 {0}/{1}",
+    "loss {}": "loss {0}",
+    "{} tokens/s": "{0} tokens/s",
+    "{} left": "剩余 {0}",
+    "validation {}": "验证 {0}",
+    "lr {}": "学习率 {0}",
+    "validation at iteration {}: loss {}, perplexity {}": "迭代 {0} 的验证：loss {1}，困惑度 {2}",
+    "{} s": "{0} 秒",
+    "{} min {} s": "{0} 分 {1} 秒",
+    "{} h {} min": "{0} 小时 {1} 分",
+    "{} d {} h": "{0} 天 {1} 小时",
+    "{} is not installed: run pip install 'megatron-patch[{}]', or remove the flag.": (
+        "没有安装 {0}：请运行 pip install 'megatron-patch[{1}]'，或去掉这个参数。"
+    ),
+    "{} {}: {} cannot begin a run ({}); {}, or leave the flag out.": "{0} {1}：{2} 无法开始记录（{3}）；{4}，或去掉这个参数。",
+    "run `wandb login`, or set WANDB_MODE=offline": "请运行 `wandb login`，或设置 WANDB_MODE=offline",
+    "run `swanlab login`, or set SWANLAB_MODE=offline": "请运行 `swanlab login`，或设置 SWANLAB_MODE=offline",
+    "look at MLFLOW_TRACKING_URI": "请检查 MLFLOW_TRACKING_URI",
+    "{} cannot take up run {} ({}); training goes on without it.": "{0} 无法接续记录 {1}（{2}）；训练照常进行，不再记录到那里。",
+    "{} does not take the run's numbers ({}); training goes on. It gets them later if it can.": (
+        "{0} 没有收下本次运行的数据（{1}）；训练照常进行，之后能连上时会补发。"
+    ),
+    "{} has not got everything ({} log lines); TensorBoard's files have it.": (
+        "{0} 没有收到全部数据（缺 {1} 行日志）；TensorBoard 的文件里是全的。"
+    ),
+    "  {}: run {}, {}": "  {0}：记录 {1}，{2}",
+    "  {}: going on with run {}, {}": "  {0}：接续记录 {1}，{2}",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_patch.config import TrainConfig
 
@@ -58,5 +59,17 @@ class Sink:
             iteration, samples: how far the run has come.
         """
 
+    def event(self, kind: str, values: Mapping[str, object]) -> None:
+        """Take something that happened, such as a save; docs/report.md lists the kinds and their values."""
+
     def close(self) -> None:
         """Finish; the run has ended, for whatever reason."""
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, whose keys are joined with points."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{before}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return found

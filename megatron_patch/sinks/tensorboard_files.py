@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.sinks.sink import RunStart, Sink
+from megatron_patch.sinks.sink import RunStart, Sink, flat
 
 # Megatron writes these over iterations alone, and its others over consumed samples too. The speeds are this project's.
 _OVER_ITERATIONS = ("throughput", "mem-max-allocated-bytes", "tokens-per-second", "tokens-per-second-per-gpu")
@@ -26,7 +25,7 @@ FIRST_SIGHT = {
     "tokens-per-second": "at a glance/5 tokens per second",
 }
 # Section → chart → its tags, as patterns that must match a whole tag.
-_LAYOUT = {
+_LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
     "loss": {
         "training and validation": ("lm loss", "lm loss validation"),
         "over consumed samples": ("lm loss vs samples", "lm loss validation vs samples"),
@@ -85,15 +84,6 @@ class TensorBoardFiles(Sink):
     def close(self) -> None:
         """Write what is left, and close."""
         self._writer.close()
-
-
-def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, whose keys are joined with points."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{before}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
-    return found
 
 
 def as_table(config: TrainConfig, world_size: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
+import time
 from collections.abc import Iterator
 
 import torch
@@ -24,13 +25,15 @@ def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | Non
     """
     if not data.validation:
         return None
-    total = torch.zeros(2, dtype=torch.float64)
+    started, total = time.perf_counter(), torch.zeros(2, dtype=torch.float64)
     for part in data.validation:
         sums = evaluate(state, _batches(state, data, part), part.batches).cpu()
         total += sums
         if part.name:
             _log(state, log, _mean(sums), part.name)
     _log(state, log, _mean(total))
+    batches = sum(part.batches for part in data.validation)
+    log.event("evaluation", iteration=state.iteration, seconds=time.perf_counter() - started, batches=batches)
     # The last rank is on the last stage, which alone has the loss. It also tells tensor-parallel ranks, bit for bit.
     return parallel.from_all_ranks(_mean(total))[-1]
 
@@ -58,7 +61,7 @@ def _mean(sums: torch.Tensor) -> float:
 def _log(state: TrainState, log: RunLog, loss: float, name: str = "") -> None:
     """The lines and scalars of one file's loss, or of all together without a name."""
     for line in validation_lines(state.iteration, loss, name):
-        log.line(line)
+        log.iteration_line(line)
     behind = f"/{name}" if name else ""
     values = {f"lm loss validation{behind}": loss, f"lm loss validation ppl{behind}": perplexity(loss)}
     log.numbers(values, state.iteration, state.consumed_samples)

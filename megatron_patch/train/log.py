@@ -12,27 +12,44 @@ import logging
 import math
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import named, refusal
+from megatron_patch.folders.metrics_file import started_folder
+from megatron_patch.formats.json_files import one_line
 from megatron_patch.language.sentences import in_language
+from megatron_patch.sinks.live_line import LiveLine, wants_live_line
+from megatron_patch.sinks.metrics_lines import MetricsSink
 from megatron_patch.sinks.sink import RunStart, Sink
 from megatron_patch.sinks.tensorboard_files import TensorBoardFiles
+from megatron_patch.sinks.tracking import open_trackers
+from megatron_patch.train.record import machine, versions
 from megatron_patch.train.state import StepResult
 
 _LOGGER = logging.getLogger("megatron_patch")
+_OF_ITERATION = "is_of_iteration"  # the attribute of a record whose line a live line stands for
 
 
 class _Console(logging.Handler):
     """Lines go to stdout, warnings and errors to stderr; each is flushed.
 
-    A failure to write raises, where logging's own handler would go on.
+    A failure to write raises, where logging's own handler would go on. Where there is a live line, it steps aside for
+    each, and stands for the lines of iterations.
     """
+
+    def __init__(self, live: LiveLine | None) -> None:
+        super().__init__()
+        self._live = live
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
+        if self._live is not None:
+            if getattr(record, _OF_ITERATION, False):
+                return
+            self._live.clear()
         print(in_language(self.format(record)), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
 
 
@@ -79,18 +96,32 @@ class RunLog:
         self.sinks: tuple[Sink, ...] = ()
         if not active:
             return
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
-        base, name = Path(config.output_path), f"{config.name}_{stamp}"
+        base, name = Path(config.output_path), started_folder(config.name, datetime.datetime.now())
         self.folder = base / "log" / name
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.handlers = (_Console(), _File(self.folder / "train.log", encoding="utf-8", errors="backslashreplace"))
+        live = LiveLine(sys.stdout) if wants_live_line(config.options.progress, sys.stdout) else None
+        self.handlers = (_Console(live), _File(self.folder / "train.log", encoding="utf-8", errors="backslashreplace"))
         for handler in self.handlers:
             _LOGGER.addHandler(handler)
         _LOGGER.setLevel(logging.INFO)
         _LOGGER.propagate = False  # a library that sets up the root logger would repeat every line
         threading.excepthook = _quiet_writer
-        # Every place that the run's numbers go to.
-        self.sinks = (TensorBoardFiles(base / "tensorboard" / name),)
+        # Every place that the run's numbers go to; `open_trackers` adds those that need another program.
+        self.sinks = (
+            TensorBoardFiles(base / "tensorboard" / name),
+            MetricsSink(self.folder, config, versions(), machine()),
+            *([live] if live else []),
+        )
+        self._live = live
+
+    def open_trackers(self, config: TrainConfig, world_size: int) -> None:
+        """Begin or take up the run in the trackers that the flags name.
+
+        Raises:
+            UserError: a new run cannot begin there.
+        """
+        if self.active:
+            self.sinks = (*self.sinks, *open_trackers(config, world_size, self.line))
 
     def line(self, text: str) -> None:
         """Write one line to console and file."""
@@ -101,6 +132,16 @@ class RunLog:
         """Write a warning to stderr and file."""
         if self.active:
             _LOGGER.warning(f"warning: {sentence}")
+
+    def iteration_line(self, text: str) -> None:
+        """Write an iteration's line to the file, and to the console unless a live line stands there."""
+        if self.active:
+            _LOGGER.info(text, extra={_OF_ITERATION: True})
+
+    def make_room(self) -> None:
+        """Take the live line off the terminal, because something else is going to write there."""
+        if self.active and self._live is not None:
+            self._live.clear()
 
     def began(self, config: TrainConfig, iteration: int, consumed_samples: int, train_iters: int, world_size: int) -> None:
         """Tell the sinks that the first step is about to begin, and how far the run has come before."""
@@ -124,6 +165,19 @@ class RunLog:
             except OSError as error:
                 self.sinks = tuple(other for other in self.sinks if other is not sink)
                 _say_refused(f"{sink.name} gets nothing more of this run's numbers", error)
+
+    def event(self, kind: str, **values: object) -> None:
+        """Tell the sinks of something that happened."""
+        self._to_each(lambda sink: sink.event(kind, values))
+
+    @contextmanager
+    def failures_told(self) -> Iterator[None]:
+        """Tell the sinks why the run ends, where that is an error."""
+        try:
+            yield
+        except Exception as error:
+            self.event("stop", reason=f"error: {one_line(error) or type(error).__name__}")
+            raise
 
     def close(self) -> None:
         """Close the sinks and files, and leave Python's `logging` as it was."""

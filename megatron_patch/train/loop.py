@@ -5,14 +5,18 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
+from megatron_patch.folders.tracker import BEST_TRACKER
+from megatron_patch.train.best import count_evaluation, require_validation, why_over
 from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.health import Health
 from megatron_patch.train.log import RunLog, training_line
 from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.profiling import profiler
+from megatron_patch.train.record import data_facts
 from megatron_patch.train.saves import Saves, is_due
 from megatron_patch.train.state import StepResult, TrainState
 from megatron_patch.train.step import train_step
@@ -28,13 +32,19 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     Raises:
         RunStopped: the run cannot go on, or its last checkpoint cannot be written. Every rank raises it.
     """
+    require_validation(state, data)
     if state.iteration >= data.train_iters:
         log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
+    elif over := why_over(state):
+        log.line(f"  nothing is left to do: {over}; a larger number goes on")
+        return
     log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
+    if log.active:
+        log.event("data", **data_facts(state.config, data))
     stop = StopRequest(state.config)
     batches = train_batches(state, data)
     window, health = _Window(), Health(state, data.plan, log)
-    saves = Saves(state, data, health, log)
+    saves = Saves(state, health, log)
     with profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
             result = train_step(state, batches)
@@ -43,6 +53,9 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             _advance(state, data, result)
             window.add(result)
             log.step(state.iteration, result.mean_loss)
+            if result.found_inf:
+                why = "overflow" if state.config.precision == "fp16" else "not finite"
+                log.event("skipped", iteration=state.iteration, why=why, loss_scale=result.loss_scale)
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
@@ -55,17 +68,37 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 log.warn(refused)
             if state.steps_here == _SETTLED:
                 _log_memory(state, log)
-            evaluating = is_due(state.iteration, data.eval_every, data.train_iters)
-            if evaluating and run_evaluation(state, data, log) is not None:
-                window.restart_clock()
-            stopping = stop.requested()
-            if saves.step_done(result, lr, stopping):
+            paused, end = _evaluate_and_save(state, data, log, stop, partial(saves.step_done, result, lr))
+            if paused:
                 window.restart_clock()
             profile.step()
-            if stopping:
-                after = "" if state.config.options.save_weights_only else "; the same command goes on from here"
-                log.line(f" stopping at iteration {state.iteration} as asked{after}.")
+            if end:
+                log.line(f" stopping at iteration {state.iteration} {end}")
+                log.event("stop", iteration=state.iteration, reason=why_over(state) or stop.reason)
                 return
+    log.event("stop", iteration=state.iteration, reason="finished")
+
+
+def _evaluate_and_save(
+    state: TrainState, data: RunData, log: RunLog, stop: StopRequest, save: Callable[..., bool | None]
+) -> tuple[bool, str]:
+    """What is due after an iteration. Returns whether it took time, and why the run ends before its last iteration.
+
+    save: `Saves.step_done` for this iteration.
+    """
+    options, evaluated, is_best = state.config.options, False, False
+    if is_due(state.iteration, data.eval_every, data.train_iters) and (loss := run_evaluation(state, data, log)) is not None:
+        evaluated, is_best = True, count_evaluation(state, loss)
+    stopping = stop.requested()
+    over = why_over(state) if state.iteration < data.train_iters else None
+    ends = stopping or over is not None or state.iteration == data.train_iters
+    due = ends or is_due(state.iteration, data.save_every, data.train_iters)
+    saved = save(due=due, ends=ends, is_best=is_best and options.save_best)
+    if is_best and options.save_best and saved:
+        log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {state.iteration}")
+    end = f"early: {over}." if over else "as asked." if stopping and options.save_weights_only else ""
+    end = end or ("as asked; the same command goes on from here." if stopping else "")
+    return evaluated or saved is not None, end
 
 
 def _advance(state: TrainState, data: RunData, result: StepResult) -> None:
@@ -137,7 +170,7 @@ def _log_training(
     tokens = config.global_batch_size * config.sample_length / seconds / layout.world_size
     tflops = tokens * config.model.flops_per_token(config.sample_length, config.extra_vocab_size) / 1e12
     fp16 = config.precision == "fp16"
-    log.line(
+    log.iteration_line(
         training_line(
             iteration=state.iteration,
             train_iters=data.train_iters,

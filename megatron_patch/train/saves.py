@@ -5,16 +5,17 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 import time
+from dataclasses import fields
 
 import torch
 
 from megatron_patch.checkpoint.refusals import SaveFailed
 from megatron_patch.checkpoint.save import RunProgress, module, save_checkpoint
 from megatron_patch.core import parallel
-from megatron_patch.data.batches import RunData
 from megatron_patch.errors import RunStopped
 from megatron_patch.train.health import Health, is_loss_finite, last_checkpoint
 from megatron_patch.train.log import RunLog
+from megatron_patch.train.record import folder_bytes
 from megatron_patch.train.state import StepResult, TrainState
 
 
@@ -31,37 +32,36 @@ class Saves:
     finite and it changed no weight.
     """
 
-    def __init__(self, state: TrainState, data: RunData, health: Health, log: RunLog) -> None:
-        self._state, self._data, self._health, self._log = state, data, health, log
+    def __init__(self, state: TrainState, health: Health, log: RunLog) -> None:
+        self._state, self._health, self._log = state, health, log
         self._is_owed = False
 
-    def step_done(self, result: StepResult, lr: float, stopping: bool) -> bool:
+    def step_done(self, result: StepResult, lr: float, *, due: bool, ends: bool, is_best: bool) -> bool | None:
         """Save if it is time. Every rank calls it after each iteration, and gets the same answer.
 
         Args:
             lr: with which the iteration was done.
-            stopping: whether the run ends here because it was asked to.
+            due: whether it is time for one.
+            ends: whether the run ends here.
+            is_best: whether the weights are to be saved for their validation loss.
 
         Returns:
-            Whether it saved, or tried to, which takes time.
+            Whether it saved; None if it did not try, which takes no time.
 
         Raises:
             RunStopped: the last checkpoint may not or cannot be written; or one could not, and `--fail-on-save-error`
                 is true.
         """
-        state, data = self._state, self._data
-        ends = stopping or state.iteration == data.train_iters
-        self._is_owed |= stopping or is_due(state.iteration, data.save_every, data.train_iters)
-        if not self._is_owed:
-            return False
-        if result.found_inf and not ends:
-            return False
+        self._is_owed |= due
+        if not (self._is_owed or is_best) or (result.found_inf and not (ends or is_best)):
+            return None
         if result.found_inf and parallel.any_rank(not is_loss_finite(result)):
-            self._health.stop(lr)
-        self._is_owed = False
+            if ends:
+                self._health.stop(lr)
+            return None
         self._refuse_weights_that_are_not_finite()
-        self._save(ends)
-        return True
+        only_best, self._is_owed = not self._is_owed, False
+        return self._save(ends, only_best)
 
     def _refuse_weights_that_are_not_finite(self) -> None:
         """Look through the weights: those of tokens that no batch had are in no loss.
@@ -77,15 +77,17 @@ class Saves:
                 f"further step mends. {last_checkpoint(state)}"
             )
 
-    def _save(self, ends: bool) -> None:
+    def _save(self, ends: bool, only_best: bool) -> bool:
         state = self._state
         try:
-            save(state, self._log)
+            save(state, self._log, only_best)
         except SaveFailed as failure:
             sentence = f"iteration {state.iteration} could not be saved ({str(failure).rstrip('.')}). {last_checkpoint(state)}"
             if ends or state.config.options.fail_on_save_error:
                 raise RunStopped(sentence) from None
             self._log.warn(f"{sentence} The next save is tried as usual.")
+            return False
+        return True
 
 
 def _not_finite(state: TrainState) -> str:
@@ -98,15 +100,20 @@ def _not_finite(state: TrainState) -> str:
     return next((name for (name, _), is_finite in zip(named, finite) if not is_finite), "")
 
 
-def save(state: TrainState, log: RunLog) -> None:
-    """Write a checkpoint, and a line about where it lies.
+def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
+    """Write a checkpoint, and a line about where it lies; `only_best` as in `save_checkpoint`.
 
     Raises:
         SaveFailed: it could not be written. Every rank raises it.
     """
     started = time.perf_counter()
+    log.make_room()  # for the bar of the first rank
     if state.gathers is not None:
         state.gathers.finish()
-    progress = RunProgress(state.iteration, state.consumed_samples, state.skipped_iterations, state.nan_iterations)
-    folder = save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
-    log.line(f"  saved checkpoint of iteration {state.iteration} in {time.perf_counter() - started:.1f} s to {folder}")
+    progress = RunProgress(**{one.name: getattr(state, one.name) for one in fields(RunProgress)})
+    parts = (state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
+    folder = save_checkpoint(*parts, only_best=only_best)
+    seconds = time.perf_counter() - started
+    log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
+    if log.active:
+        log.event("save", iteration=state.iteration, seconds=seconds, bytes=folder_bytes(folder), folder=str(folder))

@@ -20,6 +20,7 @@ from megatron_patch.errors import OnEveryRank, UserError
 from megatron_patch.folders.fingerprint import fingerprint
 from megatron_patch.folders.starting_point import Start, damage_sentence, find_start, usable_before
 from megatron_patch.train import optimizer as optim
+from megatron_patch.train.best import said_of_best
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.state import TrainState
 
@@ -96,6 +97,8 @@ def _restore(state: TrainState, folder: Path, log: RunLog) -> None:
     progress = restore(folder, state.model, state.optimizer, state.scheduler)
     for name, value in vars(progress).items():
         setattr(state, name, value)
+    if said := said_of_best(state):
+        log.line(f"  {said}")
 
 
 def _load_weights(state: TrainState, log: RunLog) -> None:

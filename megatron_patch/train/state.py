@@ -34,6 +34,7 @@ class TrainState:
         iteration, consumed_samples: since the run's beginning, over all its processes.
         skipped_iterations: fp16 steps whose gradient overflowed.
         nan_iterations: steps in another precision whose gradient was not finite.
+        best_loss, best_iteration, evaluations_since_best: of the validation loss, as in `RunProgress`.
         tokens: number of unmasked tokens of the current global batch; fp32, 0-dimensional, on the device.
         graphs: this project's own passes, which may be CUDA graphs; None runs core's schedule.
         gathers: the gathers of ZeRO's weights; None if no rank needs weights of another.
@@ -54,6 +55,9 @@ class TrainState:
     consumed_samples: int = 0
     skipped_iterations: int = 0
     nan_iterations: int = 0
+    best_loss: float | None = None
+    best_iteration: int = 0
+    evaluations_since_best: int = 0
     tokens: torch.Tensor | None = None
     graphs: MicroBatchGraphs | PipelinePasses | None = None
     gathers: WeightGathers | None = None

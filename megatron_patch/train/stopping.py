@@ -21,6 +21,7 @@ class StopRequest:
         self.started = time.monotonic()
         self.iterations = 0
         self.signalled = False
+        self.reason = "asked through another rank"  # until this rank knows better
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, *_: Any) -> None:
@@ -31,9 +32,12 @@ class StopRequest:
         """Whether any rank was asked to stop. Every rank calls it once an iteration, and all get the same answer."""
         options = self.config.options
         self.iterations += 1
-        here = self.signalled
-        if options.exit_interval and self.iterations >= options.exit_interval:
-            here = True
-        if options.exit_duration_in_mins and time.monotonic() - self.started > options.exit_duration_in_mins * 60:
-            here = True
-        return parallel.any_rank(here)
+        spent = time.monotonic() - self.started
+        reasons = {
+            "SIGTERM": self.signalled,
+            "--exit-interval": bool(options.exit_interval) and self.iterations >= options.exit_interval,
+            "--exit-duration-in-mins": bool(options.exit_duration_in_mins) and spent > options.exit_duration_in_mins * 60,
+        }
+        here = next((reason for reason, is_so in reasons.items() if is_so), None)
+        self.reason = here or self.reason
+        return parallel.any_rank(here is not None)

@@ -20,6 +20,7 @@ from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.formats.distcp import read_item, read_part
 from megatron_patch.formats.distcp_metadata import read_dcp_metadata
+from megatron_patch.formats.progress import Progress
 from tests.formats.attacks import Payload, edit_metadata, saved
 from tests.tiny import be_alone, tiny_config
 
@@ -100,8 +101,18 @@ def test_common_values_among_the_objects(tmp_path):
     assert load_checked(tmp_path, content(empty))["common"] == state["common"]
 
 
-def test_parts_of_it(folder):
-    """Another cut than that of the file: rows, columns, a block of one layer, and the transposed one."""
+def test_parts_of_it(folder, monkeypatch):
+    """Another cut than that of the file: rows, columns, a block of one layer, and the transposed one.
+
+    What is read is counted, byte for byte.
+    """
+    progress = []
+
+    def shown_here(what: str, total: int) -> Progress:
+        progress.append((Progress(what, total), total))
+        return progress[-1][0]
+
+    monkeypatch.setattr(checked_load, "Progress", shown_here)
 
     def asked():
         return {
@@ -115,6 +126,8 @@ def test_parts_of_it(folder):
     found = checked_load.load_tensors(folder, read_dcp_metadata(folder), asked())
     for name in asked():
         assert truth[name].any() and torch.equal(truth[name], found[name]), name
+    ((shown, total),) = progress
+    assert shown.done == total == sum(tensor.data.nbytes for tensor in asked().values())
 
 
 @pytest.mark.parametrize(

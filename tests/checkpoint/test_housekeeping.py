@@ -21,7 +21,7 @@ from megatron_patch.core import parallel
 from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.layout import copy_companions
 from megatron_patch.folders.starting_point import own_checkpoint
-from megatron_patch.folders.tracker import read_tracker, write_tracker
+from megatron_patch.folders.tracker import BEST_TRACKER, read_tracker, write_tracker
 from megatron_patch.llama.model_config import LLAMA_SIZES
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
@@ -117,6 +117,25 @@ def pretrained(tmp_path):
     for name in ("config.json", "tokenizer.model", "tokenizer_config.json"):
         (root / name).write_text(f"pretrained {name}")
     return root
+
+
+def test_the_best_checkpoint_stays_and_one_that_was_only_the_best_goes_with_its_rank(tmp_path):
+    folders(tmp_path, 50, 60, 100, 110, 150)
+    for number in (60, 110):
+        (tmp_path / f"iter_{number:07d}" / housekeeping.ONLY_BEST).touch()
+    write_tracker(tmp_path, "60", BEST_TRACKER)
+    housekeeping.discard_surpassed(tmp_path)
+    housekeeping.remove_left_over(tmp_path)
+    assert left(tmp_path) == ["100", "150", "50", "60"]
+    housekeeping.discard_old(tmp_path, 1)
+    housekeeping.remove_left_over(tmp_path)
+    assert left(tmp_path) == ["150", "60"]
+    # Back to 50: what lies ahead is the user's.
+    folders(tmp_path, 50)
+    write_tracker(tmp_path, "50", BEST_TRACKER)
+    housekeeping.discard_surpassed(tmp_path)
+    housekeeping.remove_left_over(tmp_path)
+    assert left(tmp_path) == ["150", "50", "60"]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401, I001
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ from megatron_patch.train.setup import build_state
 from megatron_patch.train.step import train_step
 from tests.tiny import be_alone, tiny_batches, tiny_config
 
-PROGRESS = RunProgress(iteration=3, consumed_samples=6, skipped_iterations=1, nan_iterations=0)
+PROGRESS = RunProgress(
+    iteration=3, consumed_samples=6, skipped_iterations=1, nan_iterations=0, best_loss=0.1, best_iteration=2,
+    evaluations_since_best=1,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,7 @@ DAMAGE = {
     "iteration below 0": (lambda c: c["progress"].update(iteration=-1), "progress is"),
     "no number of samples": (lambda c: c["progress"].pop("consumed_samples"), "progress lacks 'consumed_samples'"),
     "one number more": (lambda c: c["progress"].update(more=1), "progress holds .*'more'"),
+    "a best loss in words": (lambda c: c["progress"].update(best_loss="low"), "progress.best_loss is 'low'"),
     "no schedule": (lambda c: c.pop("scheduler"), "'scheduler' is missing"),
     "another rate": (lambda c: c["scheduler"].update(max_lr=3.0), "scheduler.max_lr is 3.0, and 0.001 in this run"),
     "steps below 0": (lambda c: c["scheduler"].update(num_steps=-1), "scheduler.num_steps is -1"),
@@ -110,3 +115,14 @@ def test_a_bug_keeps_its_traceback(owner, saved, monkeypatch):
 def test_what_was_saved_is_taken(saved):
     state, folder = saved
     assert go_on(state, folder) == PROGRESS
+
+
+def test_a_checkpoint_without_the_best_loss_is_taken(saved, tmp_path):
+    """Versions before `--save-best` have not saved it."""
+    state, folder = saved
+    copied = shutil.copytree(folder, tmp_path / folder.name)
+    content = torch.load(copied / "common.pt", weights_only=True)
+    for name in ("best_loss", "best_iteration", "evaluations_since_best"):
+        del content["progress"][name]
+    torch.save(content, copied / "common.pt")
+    assert go_on(state, copied) == replace(PROGRESS, best_loss=None, best_iteration=0, evaluations_since_best=0)

@@ -12,7 +12,7 @@ import pytest
 
 from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.conversion.convert import convert
-from tests.launching import CONVERT, ENGINE, GOLDEN, PRETRAIN, ROOT, run, succeed, without_torch
+from tests.launching import CONVERT, ENGINE, GOLDEN, PRETRAIN, ROOT, run, run_forked, succeed, without_torch
 from tests.weights.models import assert_same, read_hf
 
 HF = GOLDEN / "hf_gqa"
@@ -64,7 +64,7 @@ def test_wrong_count_prints_the_list():
     ],
 )
 def test_what_does_not_go_with_the_model(tmp_path, tp, pp, name, extra, said):
-    result = run(CONVERT, ENGINE, HF, tmp_path / "target", tp, pp, name, extra, "false")
+    result = run_forked(CONVERT, ENGINE, HF, tmp_path / "target", tp, pp, name, extra, "false")
     assert result.returncode == 2 and said in result.stdout, result.stdout
     assert not any(tmp_path.iterdir())
 
@@ -78,13 +78,13 @@ def test_what_does_not_go_with_the_model(tmp_path, tp, pp, name, extra, said):
     ],
 )
 def test_flags(tmp_path, flags, said):
-    result = run(CONVERT, ENGINE, HF, tmp_path / "target", 1, 1, "auto", 0, "false", *flags)
+    result = run_forked(CONVERT, ENGINE, HF, tmp_path / "target", 1, 1, "auto", 0, "false", *flags)
     assert result.returncode == 2 and said in result.stdout
 
 
 def test_source_inside_the_target(tmp_path):
     folder = shutil.copytree(HF, tmp_path / "all/hf")
-    result = run(CONVERT, ENGINE, folder, tmp_path / "all", 1, 1, "auto", 0, "false", "--overwrite")
+    result = run_forked(CONVERT, ENGINE, folder, tmp_path / "all", 1, 1, "auto", 0, "false", "--overwrite")
     assert result.returncode == 2 and "the source is in it, and must stay" in result.stdout
 
 
@@ -94,7 +94,7 @@ def test_arguments_are_checked_without_torch():
 
 
 def test_verify_logits(tmp_path):
-    out = succeed(run(CONVERT, ENGINE, HF, tmp_path / "megatron", 1, 1, "auto", 32, "false", "--verify-logits"))
+    out = succeed(run_forked(CONVERT, ENGINE, HF, tmp_path / "megatron", 1, 1, "auto", 32, "false", "--verify-logits"))
     assert "Logits agree with transformers' to" in out
 
 
@@ -105,6 +105,6 @@ def test_verify_logits_finds_another_models_config(tmp_path):
     content = json.loads(description.read_text())
     content["model"]["rotary_base"] = 20000.0
     description.write_text(json.dumps(content))
-    result = run(CONVERT, ENGINE, tmp_path / "megatron", tmp_path / "back", 1, 1, "auto", 0, "true", "--verify-logits")
+    result = run_forked(CONVERT, ENGINE, tmp_path / "megatron", tmp_path / "back", 1, 1, "auto", 0, "true", "--verify-logits")
     assert result.returncode == 2 and "logits differ by up to" in result.stdout
     assert not (tmp_path / "back").exists()

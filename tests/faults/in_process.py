@@ -67,6 +67,15 @@ class Log:
     def numbers(self, *_: object) -> None:
         """The losses are in `step`."""
 
+    def iteration_line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def make_room(self) -> None:
+        """It has no terminal."""
+
+    def event(self, *_: object, **values: object) -> None:
+        """What happens is in the lines."""
+
 
 def config_of(folder: Path, iterations: int = ITERATIONS, every: int = EVERY, **changed: object) -> TrainConfig:
     """fp32 under ZeRO; options of the run may stand among `changed`."""

@@ -14,7 +14,7 @@ from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.cli.inspection import main
 from megatron_patch.conversion.convert import convert
 from tests.formats.attacks import ATTACKS, Payload, edit_metadata
-from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run, train
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run_forked, train
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 
@@ -118,7 +118,7 @@ HIDDEN = {"attribute": "names collections.OrderedDict", "transform": "stored thr
 @pytest.mark.parametrize("name", HIDDEN)
 def test_training_from_what_is_hidden(name, attacked, tmp_path, trace):
     values = {**PRETRAIN_ARGUMENTS, "DATASET_PATH": CORPUS, "PRETRAIN_CHECKPOINT_PATH": attacked(name)}
-    result = run(PRETRAIN, *{**values, "OUTPUT_BASEPATH": tmp_path / "out"}.values(), "--num-workers", 0)
+    result = run_forked(PRETRAIN, *{**values, "OUTPUT_BASEPATH": tmp_path / "out"}.values(), "--num-workers", 0)
     assert result.returncode == 2 and HIDDEN[name] in result.stdout, result.stdout[-3000:]
     assert "Traceback" not in result.stdout and not trace.exists()
 
@@ -141,6 +141,6 @@ def test_going_on_from_what_was_planted(tmp_path, trace):
         for file, content in sound.items():
             (folder / file).write_bytes(content)
         ATTACKS[name](folder, trace)
-        result = run(PRETRAIN, *{**PRETRAIN_ARGUMENTS, **values}.values(), "--num-workers", 0, "--eval-interval", 0)
+        result = run_forked(PRETRAIN, *{**PRETRAIN_ARGUMENTS, **values}.values(), "--num-workers", 0, "--eval-interval", 0)
         assert result.returncode == 2 and said[name] in result.stdout, result.stdout[-3000:]
         assert "Traceback" not in result.stdout and not trace.exists()

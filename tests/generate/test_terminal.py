@@ -8,7 +8,7 @@ import pytest
 
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.generate import terminal
-from megatron_patch.generate.batch import Asking
+from megatron_patch.generate.asking import Asking
 from megatron_patch.generate.prompt import prompt_maker
 from megatron_patch.generate.sampling import Sampling
 from tests.generate.models import engine_of
@@ -19,13 +19,13 @@ from tests.launching import GOLDEN
 def talk(monkeypatch, capsys):
     """A function from lines and a change of the engine to what stands on the terminal."""
     tokenizer = load_tokenizer(GOLDEN / "hf_gqa")
-    asking = Asking(tokenizer, prompt_maker("llama2-chat", tokenizer), 60, 12, Sampling())
+    asking = Asking(tokenizer, prompt_maker("llama2-chat", tokenizer), 60, 12, Sampling(), keeps_turns=True)
 
     def run(lines, change=lambda engine: None):
         engine, left = engine_of(GOLDEN / "hf_gqa", 1, 72), iter([*lines, None])
         change(engine)
         monkeypatch.setattr(terminal, "_typed", lambda: next(left))
-        terminal.converse(engine, asking, True, print)
+        terminal.converse(engine, asking, print)
         assert engine.is_idle
         return capsys.readouterr().out.removeprefix(terminal.HELP + "\n")
 

@@ -17,11 +17,10 @@ from starlette.testclient import TestClient
 from megatron_patch.arguments.processes import free_port
 from megatron_patch.cli.serve import _listen
 from megatron_patch.data.tokenizer import load_tokenizer
-from megatron_patch.generate.batch import Asking
+from megatron_patch.generate.asking import Asking
 from megatron_patch.generate.prompt import prompt_maker
 from megatron_patch.generate.sampling import Sampling
 from megatron_patch.generate.service import Service
-from megatron_patch.generate.session import Session
 from megatron_patch.generate.web import Application
 from tests.generate.models import engine_of
 from tests.launching import GOLDEN
@@ -128,5 +127,5 @@ def test_a_server_whose_engine_fails_ends(engine):
     client = threading.Thread(target=ask)
     client.start()
     with pytest.raises(RuntimeError, match="the GPU is gone"):
-        _listen(job, Session(engine, asking("none"), "none"))
+        _listen(job, engine, asking("none"))
     client.join()

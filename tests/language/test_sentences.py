@@ -17,11 +17,12 @@ from tests.launching import ROOT
 
 PACKAGE = ROOT / "megatron_patch"
 # What a user reads before a run starts. Lists and tables hold both languages side by side.
-ROOMS = ("arguments", "cli", "folders", "llama", "records", "data_paths.py", "errors.py", "launch.py", "torchrun.py")
+ROOMS = ("arguments", "cli", "folders", "llama", "records", "report", "data_paths.py", "errors.py", "launch.py", "torchrun.py",
+         "sinks/live_line.py", "sinks/tracker.py", "sinks/tracking.py")  # fmt: skip
 FILES = ("typed", "json_files", "placeholders", "rank_folders", "vocabulary_2023", "structure_2023", "safetensors_files", "lazy",
          "torch_files", "distcp", "distcp_metadata", "checksums")  # fmt: skip
 # cli/main.py and cli/plan.py, the console command's own words, are English alone for now.
-BOTH = re.compile(r"(_list|_rows|/description|/tables|/cli/main|/cli/plan)\.py$")
+BOTH = re.compile(r"(_list|_rows|/description|/tables|/report/(words|page_file|payload)|/cli/main|/cli/plan)\.py$")
 
 # Read as prose and are none: a user's own words, values of another program, a sentence's joints.
 NONE = {
@@ -36,6 +37,7 @@ NONE = {
     "{}: {}; {}.", "usage: python -m megatron_patch.launch {{{}}} --flags", "{} It was {}.",
     ", times the factor {} of its {} rope_scaling",
     "{}: the model's max_position_embeddings becomes {}, in its checkpoints and in what is exported.",
+    "lm loss", "lm loss validation", " vs samples",
     "a vocabulary of {} rows is too small for it: write a smaller one.",
 }  # fmt: skip
 # Made of several literals, or by a library, or in words that templates() does not take for prose.
@@ -48,7 +50,7 @@ JOINED = {
     "argument {}: expected one argument", "argument {}: expected at least one argument",
     "argument {}: invalid choice: {} (choose from {})", "the following arguments are required: {}",
     "a number of at least {}", "a number above {}", "a number from {} to {}", "a number from above {} to {}",
-    "a number from {} to below {}", "a number from above {} to below {}",
+    "a number from {} to below {}", "a number from above {} to below {}", "{} ({}, {} kB)",
 }  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def test_the_wheel_has_types_license_notice_and_scripts(wheel):
         (notice,) = (name for name in found if name.endswith(".dist-info/licenses/NOTICE"))
         assert "PAI-Megatron-Patch" in archive.read(notice).decode()
     assert "END OF TERMS AND CONDITIONS" in text and "APPENDIX: How to apply the Apache License" in text
-    assert {"megatron_patch/py.typed", "megatron_patch/launch.sh"} <= set(found)
+    assert {"megatron_patch/py.typed", "megatron_patch/launch.sh", "megatron_patch/report/page/page.html"} <= set(found)
     for script in SCRIPTS:
         assert any(name.endswith(f".data/data/share/megatron-patch/{script}") for name in found), script
     tops = {name.split("/")[0] for name in found}

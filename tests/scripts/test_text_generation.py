@@ -195,3 +195,9 @@ def test_a_line_that_is_no_query_is_named(line, tmp_path):
     result = run(SCRIPT, *words(INPUT_FILE=tmp_path / "in.jsonl", OUTPUT_FILE=tmp_path / "out"))
     assert result.returncode == 2 and "in.jsonl, line 2 is " in result.stdout and "Traceback" not in result.stdout
     assert not os.path.exists(tmp_path / "out")
+
+
+def test_what_two_processes_find_is_said_once(tmp_path):
+    (tmp_path / "in.jsonl").write_text("no json\n")
+    result = run(SCRIPT, *words(INPUT_FILE=tmp_path / "in.jsonl", OUTPUT_FILE=tmp_path / "out", TP=2), processes=2)
+    assert result.returncode == 2 and result.stdout.count("in.jsonl, line 1 is ") == 1

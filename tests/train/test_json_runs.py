@@ -15,7 +15,18 @@ from megatron_patch.data.finetune import finetune_run_data
 from megatron_patch.data.json_pretrain import json_run_data, json_split
 from megatron_patch.data_paths import parse_data
 from megatron_patch.errors import UserError
-from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run, scalars, succeed
+from tests.launching import (
+    FINETUNE,
+    FINETUNE_ARGUMENTS,
+    GOLDEN,
+    PRETRAIN,
+    PRETRAIN_ARGUMENTS,
+    convert,
+    run,
+    run_forked,
+    scalars,
+    succeed,
+)
 from tests.tiny import tiny_config
 
 SAMPLES = json.loads((GOLDEN / "sft" / "alpaca_output.json").read_text(encoding="utf-8"))
@@ -136,7 +147,7 @@ def test_a_run_evaluates_on_what_it_held_out(tmp_path):
         "SEQ_LEN": 80, "PAD_LEN": 80, "LR": 0, "MIN_LR": 0, "GLOBAL_BATCH_SIZE": 2, "TRAIN_TOKENS": 4 * 2 * 80,
         "WARMUP_TOKENS": 0, "OUTPUT_BASEPATH": tmp_path / "out",
     }  # fmt: skip
-    output = succeed(run(PRETRAIN, *values.values(), "--num-workers", 0, "--eval-interval", 2, processes=1))
+    output = succeed(run_forked(PRETRAIN, *values.values(), "--num-workers", 0, "--eval-interval", 2, processes=1))
     assert "samples 1 to 4 of 5 are trained on, and 1 are held out (number 5," in output
     losses = scalars(tmp_path / "out", "lm loss validation")
     original = np.load(GOLDEN / "sft" / "pretrain_pad80.npz")

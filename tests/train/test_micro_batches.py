@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.launching import FINETUNE, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run, scalars, succeed, train
+from tests.launching import FINETUNE, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run_forked, scalars, succeed, train
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 SFT = GOLDEN / "sft" / "alpaca_output.json"
@@ -76,7 +76,7 @@ def test_packing_gives_the_same_loss_per_token(checkpoint, tmp_path):
 def test_an_empty_validation_split_is_said_and_skipped(tmp_path):
     values = {**PRETRAIN_ARGUMENTS, "MODEL_SIZE": "tiny", "DATASET_PATH": CORPUS, "OUTPUT_BASEPATH": tmp_path}
     flags = ["--split", "100,0,0", "--eval-interval", 1, "--exit-interval", 2, "--num-workers", 0]
-    output = succeed(run(PRETRAIN, *values.values(), *flags, processes=1))
+    output = succeed(run_forked(PRETRAIN, *values.values(), *flags, processes=1))
     assert "the split 100,0,0 leaves no validation data; evaluation is skipped" in output
     assert "validation loss" not in output
 

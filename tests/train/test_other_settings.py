@@ -12,7 +12,17 @@ from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
-from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run, scalars, succeed
+from tests.launching import (
+    FINETUNE,
+    FINETUNE_ARGUMENTS,
+    GOLDEN,
+    PRETRAIN,
+    PRETRAIN_ARGUMENTS,
+    convert,
+    run_forked,
+    scalars,
+    succeed,
+)
 from tests.tiny import tiny_config
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
@@ -24,7 +34,7 @@ def start(script, output: Path, *flags, processes=1, **changed):
     assert set(changed) <= set(defaults)
     values = {**defaults, **changed, "OUTPUT_BASEPATH": output}
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
-    said = succeed(run(script, *values.values(), "--num-workers", 0, "--eval-interval", 0, *flags, processes=processes))
+    said = succeed(run_forked(script, *values.values(), "--num-workers", 0, "--eval-interval", 0, *flags, processes=processes))
     return said, scalars(output, "lm loss")
 
 

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import threading
 
+import numpy as np
 import psutil
 import pytest
 
 from megatron_patch.arguments.training import ARGUMENTS
 from megatron_patch.launch import main
+from megatron_patch.report.reading import read_runs
 from tests.launching import (
     FINETUNE,
     FINETUNE_ARGUMENTS,
@@ -23,7 +25,7 @@ from tests.launching import (
     PRETRAIN_ARGUMENTS,
     convert,
     environment,
-    run,
+    run_forked,
     steps,
     succeed,
     train,
@@ -45,6 +47,9 @@ def test_losses_after_a_stop_are_the_same_bits(layout, tmp_path):
     assert len(whole) == 20 and first == whole[:10]
     both = train(PRETRAIN, tmp_path / "parts", **arguments)
     assert both[10:] == whole[10:]
+    (history,), notes = read_runs([str(tmp_path / "parts")])
+    assert [np.float32(loss) for loss in history.training["loss"]] == [step.loss for step in whole] and not notes
+    assert [(start.first, start.stop["reason"]) for start in history.starts] == [(0, "--exit-interval"), (10, "finished")]
 
 
 def test_optimizer_state_moves_to_another_number_of_replicas(tmp_path):
@@ -99,8 +104,8 @@ def test_a_signal_stops_all_processes_after_a_checkpoint(to, tmp_path):
 def test_a_run_of_the_same_name_with_other_arguments_is_refused(tmp_path):
     arguments = dict(MODEL_SIZE="tiny", DATASET_PATH=CORPUS, OUTPUT_BASEPATH=tmp_path)
     first = {**PRETRAIN_ARGUMENTS, **arguments}
-    succeed(run(PRETRAIN, *first.values(), "--num-workers", 0, "--exit-interval", 1, processes=1))
-    other = run(PRETRAIN, *{**first, "MIN_LR": "1e-5"}.values(), "--adam-eps", "1e-6", "--seed", 5, processes=1)
+    succeed(run_forked(PRETRAIN, *first.values(), "--num-workers", 0, "--exit-interval", 1, processes=1))
+    other = run_forked(PRETRAIN, *{**first, "MIN_LR": "1e-5"}.values(), "--adam-eps", "1e-6", "--seed", 5, processes=1)
     assert other.returncode == 2
     assert "min_lr was 0.0001 and is 1e-05" in other.stdout and "adam_eps was 1e-08 and is 1e-06" in other.stdout
     assert "seed was 1234 and is 5" in other.stdout
@@ -133,8 +138,8 @@ def test_a_run_goes_on_only_from_its_own_model_and_data(tmp_path, monkeypatch, c
     data.write_text(json.dumps(samples))
     paths = dict(TRAIN_DATASET_PATH=data, VALID_DATASET_PATH=data, OUTPUT_BASEPATH=tmp_path / "out")
     first = {**FINETUNE_ARGUMENTS, **paths, "PRETRAIN_CHECKPOINT_PATH": models[0], "EPOCH": 1}
-    succeed(run(FINETUNE, *first.values(), processes=1))
-    again = succeed(run(FINETUNE, *first.values(), processes=1))
+    succeed(run_forked(FINETUNE, *first.values(), processes=1))
+    again = succeed(run_forked(FINETUNE, *first.values(), processes=1))
     assert "going on from iteration 4" in again and "nothing is left to do: the run has its 4 iterations" in again
     # By another name, without one, and when it has gone, it is the model that the run began with.
     link = tmp_path / "link"

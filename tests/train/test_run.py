@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -14,7 +16,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from megatron_patch.config import Options, TrainConfig
 from megatron_patch.data.finetune import finetune_run_data
+from megatron_patch.folders.metrics_file import METRICS, MetricsLines
 from megatron_patch.llama.model_config import read_hf_config
+from megatron_patch.report.reading import read_runs
 from megatron_patch.sinks.tensorboard_files import FIRST_SIGHT
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run
@@ -75,7 +79,8 @@ def test_tensorboard_has_megatron_s_tags_at_iterations_and_at_samples(finished):
     for tag in ("lm loss validation", "lm loss validation ppl"):
         assert list(found.pop(tag)) == [2, 4] and list(found.pop(f"{tag} vs samples")) == [3, 6], tag
     assert all(found.pop(copy) == everything[tag] for tag, copy in FIRST_SIGHT.items())
-    others = ("throughput", "mem-max-allocated-bytes", "tokens-per-second", "tokens-per-second-per-gpu")  # of iterations alone
+    # Of iterations alone.
+    others = ("throughput", "mem-max-allocated-bytes", "tokens-per-second", "tokens-per-second-per-gpu")
     assert {tag: list(values) for tag, values in found.items()} == dict.fromkeys(others, iterations)
 
 
@@ -119,3 +124,48 @@ def test_a_second_start_knows_how_far_the_first_has_come(finished, alone):
 def test_every_pass_leaves_a_checkpoint(finished):
     root = Path(finished.config.checkpoint_folder)
     assert sorted(path.name for path in root.glob("iter_*")) == ["iter_0000002", "iter_0000004"]
+
+
+# A training line's key → TensorBoard's tag.
+TAGS = {
+    "loss": "lm loss", "learning_rate": "learning-rate", "global_batch_size": "batch-size", "loss_scale": "loss-scale",
+    "grad_norm": "grad-norm", "seconds_per_iteration": "iteration-time", "tflops_per_gpu": "throughput",
+    "tokens_per_second": "tokens-per-second", "tokens_per_second_per_gpu": "tokens-per-second-per-gpu",
+    "max_allocated_bytes": "mem-max-allocated-bytes",
+}  # fmt: skip
+
+
+def test_metrics_jsonl_has_tensorboard_s_numbers_and_what_happened(finished):
+    (path,) = finished.folder.glob(f"log/*/{METRICS}")
+    lines, scalars = list(MetricsLines(path)), finished.scalars()
+    training = [line for line in lines if line["kind"] == "training"]
+    assert [line["consumed_samples"] for line in training] == CONSUMED
+    assert [line["consumed_tokens"] for line in training] == [count * LENGTH for count in CONSUMED]
+    for key, tag in TAGS.items():
+        assert [np.float32(line[key]) for line in training] == list(scalars[tag].values()), key
+    validation = {line["iteration"]: np.float32(line["loss"]) for line in lines if line["kind"] == "validation"}
+    assert validation == scalars["lm loss validation"]
+    first, second, *others = [line for line in lines if line["kind"] not in ("training", "validation")]
+    assert first["kind"] == "start" and first["arguments"] == {**finished.config.as_dict(), "epochs": 0}
+    assert (second["kind"], second["train_iters"], second["samples"], second["valid_samples"]) == (
+        "data",
+        STEPS,
+        SAMPLES,
+        SAMPLES,
+    )
+    assert [line["kind"] for line in others] == ["evaluation", "save", "evaluation", "save", "stop"]
+    saved = Path(others[1]["folder"])
+    assert others[1]["bytes"] == sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
+    assert others[-1]["reason"] == "finished"
+
+
+def test_a_run_of_an_older_version_is_read_from_tensorboard_and_its_checkpoint(finished, tmp_path):
+    (now,), _ = read_runs([str(finished.folder)])
+    older = shutil.copytree(finished.folder, tmp_path / "older")
+    next(older.glob(f"log/*/{METRICS}")).unlink()
+    (then,), notes = read_runs([str(older)])
+    assert len(notes) == 1 and "has no metrics.jsonl" in notes[0]
+    for key in ("iteration", "consumed_samples", "loss", "learning_rate", "grad_norm"):
+        assert list(then.training[key]) == [np.float32(value) for value in now.training[key]], key
+    assert then.validation[""]["loss"].tolist() == [np.float32(value) for value in now.validation[""]["loss"]]
+    assert then.opening["arguments"]["lr"] == LR

@@ -28,7 +28,7 @@ def test_minutes_are_minutes(alone, monkeypatch, minutes, stops_at):
     now += stops_at - 1
     assert not stop.requested()
     now += 2
-    assert stop.requested()
+    assert stop.requested() and stop.reason == "--exit-duration-in-mins"
 
 
 @pytest.mark.parametrize("interval, answers", [(1, [True]), (3, [False, False, True]), (0, [False] * 5)])
@@ -41,4 +41,4 @@ def test_a_signal_ends_the_iteration_in_which_it_comes(alone):
     stop = stopping.StopRequest(tiny_config())
     assert not stop.requested()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.requested()
+    assert stop.requested() and stop.reason == "SIGTERM"

@@ -12,7 +12,7 @@ import torch
 from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.arguments.training import ARGUMENTS, read
 from megatron_patch.conversion.convert import convert
-from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run, train
+from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run_forked, train
 from tests.weights.models import assert_same, read_hf
 from tests.weights.original import Written, write_original
 
@@ -67,10 +67,10 @@ def test_contradictions_are_found_before_a_process_starts(later, tmp_path):
     hf = later / "truth/hf_gqa8"
     enlarged = write_original(tmp_path / "source", hf, read_hf(hf), Written("trained", tp=2, extra=torch.ones(8, 64)))
     values = PRETRAIN_ARGUMENTS | dict(DATASET_PATH=CORPUS, OUTPUT_BASEPATH=tmp_path / "out")
-    result = run(PRETRAIN, *(values | dict(PRETRAIN_CHECKPOINT_PATH=enlarged, EXTRA_VOCAB_SIZE=4)).values())
+    result = run_forked(PRETRAIN, *(values | dict(PRETRAIN_CHECKPOINT_PATH=enlarged, EXTRA_VOCAB_SIZE=4)).values())
     assert result.returncode == 2
     assert "has 808 rows for a vocabulary of 800, 8 of them beyond it: write 8, or 0, which keeps them" in result.stdout
     values = FINETUNE_ARGUMENTS | dict(TRAIN_DATASET_PATH=ALPACA, VALID_DATASET_PATH=ALPACA, OUTPUT_BASEPATH=tmp_path / "out")
-    result = run(FINETUNE, *(values | dict(MODEL_SIZE="tiny")).values(), "--gqa-layout", "all-q-first")
+    result = run_forked(FINETUNE, *(values | dict(MODEL_SIZE="tiny")).values(), "--gqa-layout", "all-q-first")
     assert result.returncode == 2
     assert "--gqa-layout: got 'all-q-first'; it is for a PRETRAIN_CHECKPOINT_PATH of 2023" in result.stdout

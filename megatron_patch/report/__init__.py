@@ -1,0 +1,1 @@
+"""One page about runs: reads what training wrote, stitches restarts, thins curves, writes HTML. Imports no torch."""
