@@ -50,7 +50,7 @@ def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: An
     lengths = {name: getattr(scheduler, name) for name in _LENGTHS}
     scheduler.load_state_dict({**loaded["scheduler"], **lengths})
     if same_layout:
-        _restore_rng(folder, loaded["rng"])
+        parallel.all_or_none(lambda: _restore_rng(folder, loaded["rng"]))
     return RunProgress(**loaded["progress"])
 
 
