@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import random
 import re
+import signal
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.job import Job
 from tests.faults.survival import Fault
 
 
@@ -117,9 +119,9 @@ def _newest(damage: Damage) -> Callable[[Path, random.Random], None]:
     return between
 
 
-def _end_in_peace(job, chance: random.Random) -> None:
-    import signal
-
+def _end_in_peace(job: Job, chance: random.Random) -> None:
+    """Once there is a checkpoint to fall back to."""
+    job.wait_for("saved checkpoint of iteration|going on from iteration")
     job.launcher().send_signal(signal.SIGTERM)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import kills
+from tests.faults import damage, kills
 from tests.faults.survival import Fault
 
-FAULTS: tuple[Fault, ...] = (*kills.FAULTS,)
+FAULTS: tuple[Fault, ...] = (*kills.FAULTS, *damage.FAULTS)
