@@ -55,9 +55,9 @@ class Options:
     split: str = "98,2,0"
     """Shares of the data for training, validation and test."""
     eval_interval: int = 100
-    """Pre-training: iterations between two evaluations; 0 turns them off."""
+    """Iterations between two evaluations; 0 turns them off. Fine-tuning by EPOCH evaluates after each."""
     eval_iters: int = 10
-    """Pre-training: global batches of one evaluation."""
+    """Global batches of one evaluation. Fine-tuning by EPOCH evaluates on all validation data."""
     log_interval: int = 1
     """Iterations between two console lines."""
     progress: Literal["auto", "true", "false"] = "auto"
@@ -96,6 +96,9 @@ class Options:
     """Save and stop after this many minutes; 0 never does."""
     tokenizer_path: str = ""
     """Folder of the tokenizer; empty: the checkpoint's."""
+    tokenizer_engine: Literal["auto", "reference"] = "auto"
+    """JSON data: what reads its texts. `reference`: SentencePiece, or `tokenizers` for a tokenizer.json; `auto`:
+    fastokens where it gives the same ids and the file is large."""
     gqa_layout: Literal["per-kv-head", "all-q-first"] = "per-kv-head"
     """Order of QKV rows in a grouped-query PRETRAIN_CHECKPOINT_PATH of 2023 whose files do not tell it; `all-q-first`:
     what the original converted from 2023-10-18 to 2023-11-09."""
@@ -105,8 +108,8 @@ class Options:
     max_bad_fraction: float = 0.01
     """JSON data: of its records, the share that may be unusable; they are listed in a report and left out."""
     gradient_accumulation_steps: int = 1
-    """Fine-tuning: micro-batches that each data-parallel rank adds up for one iteration (pre-training has
-    GLOBAL_BATCH_SIZE)."""
+    """Fine-tuning by EPOCH: micro-batches that each data-parallel rank adds up for one iteration (elsewhere
+    GLOBAL_BATCH_SIZE says it)."""
     packing: bool = False
     """JSON data: several samples in one sequence of SEQ_LEN, with attention kept apart."""
     allow_longer_sequences: bool = False
@@ -126,8 +129,12 @@ class Options:
     """First profiled iteration of this run."""
     profile_step_end: int = 12
     """Iteration at which profiling ends, not profiled itself."""
-    timeout_minutes: int = 30
-    """How long a collective may wait for the other processes."""
+    exit_grace_seconds: int = 30
+    """After SIGTERM or Ctrl-C, seconds for the step and its checkpoint before the processes are killed."""
+    rendezvous_timeout_minutes: float = 10.0
+    """Several nodes: how long they wait for each other at the start."""
+    distributed_timeout_minutes: float = 10.0
+    """A process that stands still for so long ends the run, which says which one, and where."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +165,12 @@ class TrainConfig:
     pad_length: int  # PAD_LEN, tokens
     train_data: DataSource
     valid_data: DataSource | None  # None: a part of `train_data`, by --split
-    # Pre-training
+    # Pre-training, and fine-tuning by iterations
     train_iters: int = 0  # iterations
     warmup_iters: int = 0  # iterations
     save_interval: int = 0  # iterations
-    # Fine-tuning
-    epochs: int = 0  # passes over `train_data`
+    # Fine-tuning by epochs
+    epochs: int = 0  # passes over `train_data`; 0: `train_iters` is the length
     options: Options = field(default_factory=Options)
 
     @property
@@ -182,6 +189,11 @@ class TrainConfig:
         if self.options.template != "auto":
             return self.options.template
         return "pretrain" if self.task == "pretrain" and self.reads_json else "alpaca"
+
+    @property
+    def decay_style(self) -> Literal["cosine", "linear"]:
+        """How the learning rate falls to `min_lr`: by a cosine where epochs are counted, else linearly."""
+        return "cosine" if self.epochs else "linear"
 
     @property
     def vocab_size(self) -> int:

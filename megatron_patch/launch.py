@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +19,7 @@ from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.generation import read_generation
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus, visible_gpus
-from megatron_patch.arguments.processes import Processes
+from megatron_patch.arguments.processes import Processes, busy_port
 from megatron_patch.arguments.serving import read_chat, read_serve
 from megatron_patch.arguments.serving_list import CHAT, SERVE
 from megatron_patch.arguments.trained_model import JobReading, UsesModel
@@ -27,9 +28,12 @@ from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.other_runs import offers
+from megatron_patch.folders.run_lock import take
 from megatron_patch.folders.starting_point import find_start
 from megatron_patch.language.sentences import fill, in_language
 from megatron_patch.plan.run_start import dry_run_lines, expected_memory, run_shape
+from megatron_patch.processes.inherited import GRACE, LOCK, MEETING
+from megatron_patch.processes.signals import end_at_once
 
 # What uses a trained model: its list, and the reader of its arguments.
 _USERS: dict[str, tuple[Script, Callable[[list[str]], JobReading[UsesModel]]]] = {
@@ -50,6 +54,7 @@ def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[s
         f"--nnodes={processes.nodes}",
         f"--node-rank={processes.node_rank}",
         f"--nproc-per-node={processes.per_node}",
+        f"--max-restarts={processes.max_restarts}",
         f"--master-addr={processes.master_addr}",
         f"--master-port={processes.master_port}",
         "-m",
@@ -145,14 +150,40 @@ def _start(task: str, flags: list[str]) -> None:
         print(in_language(note), flush=True)
     memory = find_driver().memory if visible_gpus() else 0
     print(in_language(expected_memory(run_shape(reading.config, reading.processes.world_size), memory)), flush=True)
-    start = find_start(reading.config)
-    for line in (*start.lines, *(offers(reading.config, start.origin) if start.folder is None else ())):
-        print(in_language(line), flush=True)
-    if reading.dry_run:
-        _end_dry_run(reading)
-    command = torchrun_command(task, reading.processes, flags)
-    tensor_parallel = reading.config.tensor_model_parallel_size > 1
-    os.execve(command[0], command, worker_environment(engine, inherited, tensor_parallel))
+    if not reading.dry_run and (busy := busy_port(reading.processes)):
+        raise UserError(busy)
+    with _folder_held(reading) as held:
+        start = find_start(reading.config)
+        for line in (*start.lines, *(offers(reading.config, start.origin) if start.folder is None else ())):
+            print(in_language(line), flush=True)
+        if reading.dry_run:
+            _end_dry_run(reading)
+        command = torchrun_command(task, reading.processes, flags)
+        environment = worker_environment(engine, inherited, reading.config.tensor_model_parallel_size > 1) | held
+        options = reading.config.options
+        environment[GRACE] = str(options.exit_grace_seconds)
+        met = {"minutes": options.rendezvous_timeout_minutes, "output": os.path.abspath(reading.config.output_path)}
+        environment[MEETING] = json.dumps(met | {"data": start.origin.train_data_fingerprint})
+        os.execve(command[0], command, environment)
+
+
+@contextlib.contextmanager
+def _folder_held(reading: Reading) -> Iterator[dict[str, str]]:
+    """Hold the checkpoint folder for this process and for torchrun, which it becomes; gives what torchrun must know.
+
+    The first node holds it for all.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    if reading.dry_run or reading.processes.node_rank:
+        yield {}
+        return
+    lock = take(reading.config.checkpoint_folder, lambda line: print(in_language(line), flush=True))
+    try:
+        yield {LOCK: str(lock.path)}
+    finally:  # it did not become torchrun
+        lock.release()
 
 
 def _end_dry_run(reading: Reading) -> NoReturn:
@@ -168,4 +199,5 @@ def _end_dry_run(reading: Reading) -> NoReturn:
 
 
 if __name__ == "__main__":
+    end_at_once()
     main(sys.argv[1:])

@@ -1,10 +1,16 @@
-"""torchrun with a change at the start and two at shutdown.
+"""torchrun with changes at the start, after a failure, and at the end.
 
-The launcher looks for a free port seconds before torchrun listens there, and another process may take it meanwhile.
-Then torchrun tries another one, if nobody has named this one (MASTER_PORT).
+Before it rendezvous, nodes say whom they wait for, and look whether they share their files. The launcher looks for a
+free port seconds before torchrun listens there, and another process may take it meanwhile; then torchrun tries another
+one, if nobody has named this one (MASTER_PORT).
 
-After a signal it waits up to an hour for the ranks' checkpoints. A checkpoint of a large model takes minutes, and torch
-before 2.12 kills processes 30 s after SIGTERM and has no setting for that.
+SIGTERM, SIGINT and their kin reach training ranks as SIGTERM, once, however many come. The ranks finish their step and
+save within `--exit-grace-seconds`; torch before 2.12 has no setting for that. After a failure there is nothing to wait
+for: a rank that waits for a dead one cannot save. MAX_RESTARTS says how often torch starts a run again, and
+`processes/restarts.py` when that is vain.
+
+torchrun may be killed, so its ranks end with it. It ends with a script that waits for it, and keeps the lock of the
+checkpoint folder.
 
 At the end it prints one line instead of a traceback of its own, and ends with the status of the rank that failed. The
 ranks have said what happened.
@@ -12,67 +18,205 @@ ranks have said what happened.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # before torch, whose import takes seconds
+    from megatron_patch.processes.signals import end_at_once
+
+    end_at_once()
+
+import datetime
 import functools
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from torch.distributed import DistNetworkError, run
-from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
+from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, TCPStore, run
+from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from megatron_patch.arguments.command_line import asked_language
 from megatron_patch.arguments.processes import free_port
+from megatron_patch.errors import UserError
+from megatron_patch.folders.run_lock import BEAT, RunLock, taken
 from megatron_patch.language.choice import ask
-from megatron_patch.language.sentences import fill
+from megatron_patch.language.sentences import fill, in_language
+from megatron_patch.processes import notes, shared_folder
+from megatron_patch.processes.again import Again, statuses
+from megatron_patch.processes.caretaker import Caretaker
+from megatron_patch.processes.inherited import GRACE, LOCK, MEETING
+from megatron_patch.processes.meeting import Meeting, why_unreached, why_unresolved
+from megatron_patch.processes.parents import announce_torchrun
 
 _PORTS = 3  # that are tried before the last one
-_PATIENCE = 3600  # seconds from a signal to SIGKILL; what a scheduler grants may be less
+_AFTER_FAILURE = 5  # seconds that the other ranks get to say why they end as well
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 
 
-def patient(close: Callable[..., None]) -> Callable[..., None]:
-    """`PContext.close` that waits longer after a user's signal. After a failure it waits as long as torch does."""
+class Stopping:
+    """What is done with signals: the first one ends the run, and the others change nothing.
 
-    @functools.wraps(close)
-    def wait(self: Any, death_sig: Any = None, timeout: int = 30) -> None:
-        asked = isinstance(sys.exc_info()[1], SignalException)
-        close(self, death_sig, max(timeout, _PATIENCE) if asked else timeout)
+    Args:
+        grace: `--exit-grace-seconds` of a training run, from the signal to SIGKILL; None for what has nothing to save.
+    """
 
-    return wait
+    def __init__(self, grace: int | None) -> None:
+        self.grace = grace
+        self.begun = False
+
+    def on_signal(self, number: int, _: object) -> None:
+        """Raise torch's exception, which it takes for the request to end, once."""
+        if not self.begun:
+            self.begun = True
+            raise api.SignalException("a signal", sigval=signal.Signals(number))
+
+    def close(self, close: Callable[..., None]) -> Callable[..., None]:
+        """`PContext.close` that sends SIGTERM to training ranks, and waits for their save after a user's signal."""
+
+        @functools.wraps(close)
+        def wait(context: Any, death_sig: Any = None, timeout: int = 30) -> None:
+            patience = (self.grace or timeout) if self.begun else _AFTER_FAILURE
+            close(context, death_sig if self.grace is None else signal.SIGTERM, patience)
+            if self.begun and self.grace is not None and -signal.SIGKILL in statuses(context):
+                template = "what had not ended {} s after the signal (--exit-grace-seconds) was killed."
+                print(fill(template, patience), file=sys.stderr, flush=True)
+
+        return wait
 
 
 def main(argv: list[str]) -> int:
     """Run; returns the status of this node's rank that failed first, for a signal 128 and more, as shells do."""
     ask(asked_language(argv))
-    PContext.close = patient(PContext.close)  # type: ignore[method-assign]  # there is no setting to use instead
-    logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)  # it tells a rank's end as well, with process ids
+    stopping = Stopping(int(os.environ[GRACE]) if GRACE in os.environ else None)
+    # torch has no settings to use instead.
+    api._terminate_process_handler = stopping.on_signal  # type: ignore[assignment]
+    api.PContext.close = stopping.close(api.PContext.close)  # type: ignore[method-assign]
+    # They tell a rank's end as well, with process ids, and a node's with tracebacks.
+    for name in (api.PContext.__module__, LocalElasticAgent.__module__, SimpleElasticAgent.__module__):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    announce_torchrun()
+    lock = _lock()
+    caretaker = Caretaker(lock.beat if lock else None, BEAT)
+    caretaker.start()
     try:
-        _run(argv)
+        with notes.folder():
+            return _status(argv)
+    finally:
+        stopping.begun = True  # from here on a signal changes nothing
+        caretaker.stop()
+        if lock is not None:
+            lock.release()
+
+
+def _lock() -> RunLock | None:
+    """The lock that the launcher took before it became torchrun; None on the other nodes."""
+    path = os.environ.get(LOCK)
+    return taken(os.path.dirname(path), path) if path else None
+
+
+def _status(argv: list[str]) -> int:
+    try:
+        store = _meet(argv)
+        again = Again(_number(argv, "--node-rank"), _number(argv, "--nnodes"), store)
+        LocalElasticAgent._restart_workers = again.restart(LocalElasticAgent._restart_workers)  # type: ignore[method-assign]
+        LocalElasticAgent._monitor_workers = again.monitor(LocalElasticAgent._monitor_workers)  # type: ignore[method-assign]
+        _run([f"--signals-to-handle={','.join(_heeded())}", *argv])
+    except UserError as error:
+        print(in_language(str(error)), file=sys.stderr)
+        return 2
     except ChildFailedError as error:
+        if why := notes.verdict():
+            print(fill("the run was ended: {}", in_language(why)), file=sys.stderr)
+            return 1
         rank, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         template = "rank {} was the first of this node to end early, with status {}; what it said stands above."
         print(fill(template, rank, status), file=sys.stderr)
         return status
-    except SignalException as error:
+    except api.SignalException as error:
         print(fill("stopped by {}.", error.sigval.name), file=sys.stderr)
         return 128 + error.sigval
     return 0
 
 
+def _number(argv: list[str], flag: str) -> int:
+    return int(_value(argv, flag))
+
+
+def _value(argv: list[str], flag: str) -> str:
+    return next(word.partition("=")[2] for word in argv if word.startswith(f"{flag}="))
+
+
+def _meet(argv: list[str]) -> PrefixStore | None:
+    """Wait until all nodes have come, and look whether they share their files; returns what they talk through.
+
+    Raises:
+        UserError: a node has not come, or does not see the others' files.
+    """
+    node, nodes = _number(argv, "--node-rank"), _number(argv, "--nnodes")
+    if nodes == 1:
+        return None
+    told = json.loads(os.environ.get(MEETING, "{}"))
+    address, port = _value(argv, "--master-addr"), _number(argv, "--master-port")
+    minutes = float(told.get("minutes", 10))
+    meeting = Meeting(node, nodes, address, port, minutes, lambda line: print(in_language(line), flush=True))
+    meeting.reach((lambda: why_unreached(address, port)) if node else lambda: why_unresolved(address))
+    patience = datetime.timedelta(minutes=minutes)
+    try:
+        # torch's own rendezvous shares this one's listener on the first node.
+        store = TCPStore(address, port, is_master=node == 0, wait_for_workers=False, multi_tenant=True, timeout=patience)
+    except DistNetworkError as error:
+        raise UserError(_no_listener(address, port, error)) from None
+    shared = PrefixStore("meeting", store)
+    try:
+        meeting.gather(shared)
+        if "output" in told:
+            shared_folder.check(meeting, shared, Path(told["output"]), str(told.get("data", "")))
+    except (DistNetworkError, DistStoreError) as error:
+        raise UserError(
+            f"node {node} lost node 0 at {address}:{port} before all nodes had come ({_first_line(error)})."
+        ) from None
+    return shared
+
+
+def _no_listener(address: str, port: int, error: Exception) -> str:
+    if "EADDRINUSE" in str(error):
+        return f"MASTER_PORT {port} is in use by another process of this node: write another one, the same on all nodes."
+    return f"node 0 cannot be spoken to at {address}:{port} ({_first_line(error)})."
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]
+
+
+def _heeded() -> list[str]:
+    """The signals that end the run: not those that it was started to ignore, as by nohup."""
+    return [name for name in _SIGNALS if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
+
+
 def _run(argv: list[str]) -> None:
-    """`run.main`, again with another port where a port that the launcher found was taken before torchrun listened."""
-    for _ in range(_PORTS):
+    """`run.main`, again with another port where a port that the launcher found was taken before torchrun listened.
+
+    Raises:
+        UserError: the port that was named is taken.
+    """
+    for _ in range(_PORTS + 1):
         try:
             run.main(argv)
             return
         except DistNetworkError as error:
-            if "EADDRINUSE" not in str(error) or os.environ.get("MASTER_PORT") or "--nnodes=1" not in argv:
+            if "EADDRINUSE" not in str(error):
                 raise
+            if os.environ.get("MASTER_PORT") or "--nnodes=1" not in argv:
+                raise UserError(_no_listener("", _number(argv, "--master-port"), error)) from None
             argv = [f"--master-port={free_port()}" if word.startswith("--master-port=") else word for word in argv]
-    run.main(argv)
+    raise UserError("None of several free TCP ports stayed free until torchrun listened; set MASTER_PORT to one that is.")
 
 
 if __name__ == "__main__":

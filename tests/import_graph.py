@@ -12,7 +12,7 @@ PACKAGE = "megatron_patch"
 # From the bottom up. A room may import from every row below its own, and from no other room of its own row.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "language"),
-    ("formats", "kernels"),
+    ("formats", "kernels", "processes"),
     ("llama", "records"),
     ("data_paths",),
     ("config",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -44,6 +45,13 @@ FINETUNE_ARGUMENTS = dict(
     MIN_LR="1e-4", SEQ_LEN=128, PAD_LEN=80, EXTRA_VOCAB_SIZE=0, PR="fp32", TP=1, PP=1, AC="sel", DO="false", FL="false",
     SP="false", TRAIN_DATASET_PATH="", VALID_DATASET_PATH="", PRETRAIN_CHECKPOINT_PATH="none", EPOCH=2, OUTPUT_BASEPATH="",
 )  # fmt: skip
+# Those of the script with TRAIN_ITERS, a global batch, and no MEGATRON_PATH, in its order.
+_AFTER_BATCHES = ("LR", "MIN_LR", "SEQ_LEN", "PAD_LEN", "EXTRA_VOCAB_SIZE", "PR", "TP", "PP", "AC", "DO", "FL", "SP")
+WITH_GA_ARGUMENTS = dict(
+    ENV="dsw", MEGATRON_PATCH_PATH=str(ROOT), MODEL_SIZE="auto", BATCH_SIZE=1, GLOBAL_BATCH_SIZE=4,
+    **{name: FINETUNE_ARGUMENTS[name] for name in _AFTER_BATCHES}, TE="false", SAVE_INTERVAL=1000, DATASET_PATH="",
+    VALID_DATASET_PATH="", PRETRAIN_CHECKPOINT_PATH="none", TRAIN_ITERS=6, WARMUP_ITERS=2, OUTPUT_BASEPATH="",
+)  # fmt: skip
 
 
 def environment(processes: int | None = None, job: Mapping[str, object] | None = None) -> dict[str, str]:
@@ -59,6 +67,12 @@ def environment(processes: int | None = None, job: Mapping[str, object] | None =
     if processes is not None:
         values["GPUS_PER_NODE"] = str(processes)
     return values | {name: str(value) for name, value in (job or {}).items()}
+
+
+def hear_signals() -> None:
+    """For `preexec_fn`: a command that hears SIGINT and SIGHUP, also if the tests run in a shell's background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run(

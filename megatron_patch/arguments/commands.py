@@ -14,7 +14,7 @@ from megatron_patch.arguments.conversion_list import CONVERT
 from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.preparation_list import PREPARE
-from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
+from megatron_patch.arguments.training_list import FINETUNE, FINETUNE_WITH_GA, PRETRAIN
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.language.sentences import fill
 
@@ -38,6 +38,12 @@ _EXAMPLES: dict[str, dict[str, str]] = {
         **_SMALL, "MODEL_SIZE": "auto", "LR": "1e-3", "MIN_LR": "1e-4", "SEQ_LEN": "128",
         "TRAIN_DATASET_PATH": f"{_SAMPLES}/sft/alpaca_output.json", "VALID_DATASET_PATH": f"{_SAMPLES}/sft/alpaca_output.json",
         "PRETRAIN_CHECKPOINT_PATH": f"{_SAMPLES}/megatron_2023/september/mha_tp1_pp1", "EPOCH": "1",
+        "OUTPUT_BASEPATH": "example/output",
+    },
+    FINETUNE_WITH_GA.name: {
+        **_SMALL, "MODEL_SIZE": "auto", "GLOBAL_BATCH_SIZE": "4", "LR": "1e-3", "MIN_LR": "1e-4", "SEQ_LEN": "128",
+        "DATASET_PATH": f"{_SAMPLES}/sft/alpaca_output.json", "VALID_DATASET_PATH": f"{_SAMPLES}/sft/alpaca_output.json",
+        "PRETRAIN_CHECKPOINT_PATH": f"{_SAMPLES}/megatron_2023/september/mha_tp1_pp1", "TRAIN_ITERS": "6", "WARMUP_ITERS": "2",
         "OUTPUT_BASEPATH": "example/output",
     },
     EVALUATE.name: {
@@ -79,9 +85,11 @@ def after_conversion(target: str | Path, megatron_path: str, tp: int, pp: int, e
     return _next(PRETRAIN, MEGATRON_PATH=megatron_path, PRETRAIN_CHECKPOINT_PATH=_whole(target), **known)
 
 
-def after_preparation(prefix: str | Path, megatron_path: str | None) -> str:
-    """Pre-training on a pair that was made."""
-    return _next(PRETRAIN, MEGATRON_PATH=megatron_path or "none", MODEL_SIZE="auto", DATASET_PATH=_whole(prefix))
+def after_preparation(pairs: Sequence[tuple[int, str]], megatron_path: str | None) -> str:
+    """Pre-training on the pairs that were made, (tokens, prefix) each: on one, or on a blend that reads all as one."""
+    blend = " ".join(f"{tokens} {_whole(prefix)}" for tokens, prefix in pairs)
+    data = _whole(pairs[0][1]) if len(pairs) == 1 else blend
+    return _next(PRETRAIN, MEGATRON_PATH=megatron_path or "none", MODEL_SIZE="auto", DATASET_PATH=data)
 
 
 def after_split(train: str | Path, valid: str | Path, megatron_path: str | None) -> str:

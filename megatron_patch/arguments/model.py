@@ -254,6 +254,13 @@ class ModelReader:
                 f"-seqlen-{r['SEQ_LEN']}-pr-{r['PR']}-tp-{r['TP']}-pp-{r['PP']}-ac-{r['AC']}-do-{r['DO']}-sp-{r['SP']}"
                 f"-tt-{r['TRAIN_TOKENS']}-wt-{r['WARMUP_TOKENS']}"
             )
+        if "TRAIN_ITERS" in r:
+            # The original's -tt- and -wt- are empty there: its script names variables that it never sets.
+            return (
+                f"{r['ENV']}-finetune-megatron-llama2-{r['MODEL_SIZE']}-lr-{r['LR']}-bs-{r['BATCH_SIZE']}"
+                f"-seqlen-{r['SEQ_LEN']}-pr-{r['PR']}-tp-{r['TP']}-pp-{r['PP']}-ac-{r['AC']}-do-{r['DO']}-sp-{r['SP']}"
+                f"-tt-{r['TRAIN_ITERS']}-wt-{r['WARMUP_ITERS']}"
+            )
         return (
             f"{r['ENV']}-finetune-megatron-llama-{r['MODEL_SIZE']}-lr-{r['LR']}-ep-{r['EPOCH']}-bs-{r['BATCH_SIZE']}"
             f"-seqlen-{r['SEQ_LEN']}-pr-{r['PR']}--do-{r['DO']}-tp-{r['TP']}-ac-{r['AC']}-sp-{r['SP']}"

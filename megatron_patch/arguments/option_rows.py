@@ -47,7 +47,7 @@ def _option(name: str, zh: str, kind: Kind | None = None, **bounds: Any) -> Argu
     return flagged(flag, found, zh, _ENGLISH[name], range=Range(**bounds), choices=choices, default=default)
 
 
-# In the order of Options' fields, apart from those of one script below.
+# In the order of Options' fields, apart from those below, which not every script has.
 SHARED = (
     _option("seed", "随机初始权重和数据顺序的种子"),
     _option("weight_decay", "解耦的权重衰减；norm 不衰减"),
@@ -76,6 +76,8 @@ SHARED = (
     _option("exit_interval", "本次运行迭代这么多次后保存并停止；0 不停止"),
     _option("exit_duration_in_mins", "运行这么多分钟后保存并停止；0 不停止"),
     _option("tokenizer_path", "分词器文件夹；空：检查点的文件夹", "path"),
+    _option("tokenizer_engine", "JSON 数据：读取文本的库；reference：SentencePiece（tokenizer.json 用 tokenizers）；"
+            "auto：文件较大且 fastokens 结果相同时用它"),
     _option("gqa_layout", "2023 年的分组查询检查点中 QKV 行的顺序（文件本身无法判断时）；"
             "all-q-first：原项目 2023-10-18 至 2023-11-09 的转换结果"),
     _option("template", "JSON 数据：提示模板；auto 同原项目，微调为 alpaca，预训练为 pretrain"),
@@ -89,18 +91,22 @@ SHARED = (
     _option("profile", "为 TensorBoard 记录若干迭代的 PyTorch profiler 轨迹"),
     _option("profile_step_start", "本次运行中第一个被记录的迭代", least=1, most=WHOLE_MOST - 2),
     _option("profile_step_end", "记录到此迭代为止，它本身不记录", least=2),
-    _option("timeout_minutes", "集合通信等待其他进程的最长分钟数", least=1, most=1_000_000),
+    _option("exit_grace_seconds", "收到 SIGTERM 或 Ctrl-C 后，完成当前一步并保存检查点的最长秒数，之后终止进程",
+            least=1, most=86_400),
+    _option("rendezvous_timeout_minutes", "多个节点启动时互相等待的最长分钟数", above=True, most=1_000_000),
+    _option("distributed_timeout_minutes", "有进程停滞这么多分钟后结束运行，并指出是哪个进程、停在哪里", above=True,
+            most=1_000_000),
 )  # fmt: skip
 # Read by the launcher alone: no field of Options, and of no run's record.
 LAUNCHER = (
     flagged("--dry-run", "boolean", "只打印布局、显存、步数与解析后的配置，然后结束", default=False,
             en="Print layout, memory, steps and the resolved configuration, and end."),
 )  # fmt: skip
-PRETRAIN_ONLY = (
-    _option("split", "索引数据或 JSON 数据中训练、验证、测试的份额"),
+SPLIT = (_option("split", "索引数据或 JSON 数据中训练、验证、测试的份额"),)
+EVALUATION = (
     _option("eval_interval", "两次评估之间的迭代数；0 不评估"),
     _option("eval_iters", "一次评估的全局 batch 数", least=1),
 )
-FINETUNE_ONLY = (
+ACCUMULATION = (
     _option("gradient_accumulation_steps", "每个数据并行 rank 在一次迭代中累积的 micro-batch 数", least=1, most=1_000_000),
 )

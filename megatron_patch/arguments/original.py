@@ -16,7 +16,7 @@ from megatron_patch.arguments.argument import TRUE_FALSE, Argument, Script
 from megatron_patch.arguments.commands import command
 from megatron_patch.arguments.conversion_list import CONVERT
 from megatron_patch.arguments.preparation_list import PREPARE
-from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
+from megatron_patch.arguments.training_list import FINETUNE, FINETUNE_WITH_GA, PRETRAIN
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.formats.typed import number, whole_number
 from megatron_patch.language.sentences import fill
@@ -25,7 +25,7 @@ from megatron_patch.llama.model_config import TRAINING_SIZES
 _SIZES = "SEQ_LEN PAD_LEN EXTRA_VOCAB_SIZE PR TP PP AC DO FL SP"
 _TAIL = "SAVE_INTERVAL DATASET_PATH PRETRAIN_CHECKPOINT_PATH TRAIN_TOKENS WARMUP_TOKENS OUTPUT_BASEPATH"
 _TUNED = "TRAIN_DATASET_PATH VALID_DATASET_PATH PRETRAIN_CHECKPOINT_PATH EPOCH OUTPUT_BASEPATH"
-_STEPS = "SAVE_INTERVAL TRAIN_DATASET_PATH VALID_DATASET_PATH PRETRAIN_CHECKPOINT_PATH TRAIN_ITERS WARMUP_ITERS OUTPUT_BASEPATH"
+_STEPS = "SAVE_INTERVAL DATASET_PATH VALID_DATASET_PATH PRETRAIN_CHECKPOINT_PATH TRAIN_ITERS WARMUP_ITERS OUTPUT_BASEPATH"
 _BATCHES = "ENV MEGATRON_PATCH_PATH MODEL_SIZE BATCH_SIZE GLOBAL_BATCH_SIZE LR MIN_LR"
 _BATCH = "ENV MEGATRON_PATCH_PATH MODEL_SIZE BATCH_SIZE LR MIN_LR"
 _WITH_ENGINE = "ENV MEGATRON_PATH MEGATRON_PATCH_PATH MODEL_SIZE BATCH_SIZE"
@@ -48,9 +48,10 @@ _FORMS: dict[str, tuple[tuple[str, str], ...]] = {
     FINETUNE.name: (
         ("run_finetune_megatron_llama.sh", f"{_BATCH} {_SIZES} TE {_TUNED}"),
         ("run_finetune_megatron_llama.sh", f"{_WITH_ENGINE} LR MIN_LR {_SIZES} TE {_TUNED}"),
-        ("run_finetune_megatron_llama_withGA.sh", f"{_BATCHES} {_SIZES} TE {_STEPS}"),
+        (FINETUNE_WITH_GA.name, f"{_BATCHES} {_SIZES} TE {_STEPS}"),
         ("run_finetune_mcore_llama_withGA.sh", f"{_BATCHES} {_SIZES} TE MOE {_STEPS}"),
     ),
+    FINETUNE_WITH_GA.name: (("run_finetune_mcore_llama_withGA.sh", f"{_BATCHES} {_SIZES} TE MOE {_STEPS}"),),
     CONVERT.name: (("hf2mcore_convertor.sh", _MCORE_CONVERT),),
     PREPARE.name: (("run_make_pretraining_dataset.sh", "MEGATRON_PATCH_PATH input_data_dir tokenizer output_data_dir load_dir"),),
 }
@@ -63,7 +64,7 @@ _PER_ODD_WORD = 8  # one word of so many may be wrong in its own right
 class Original:
     """A command that was typed for a script of the original."""
 
-    script: Script
+    script: Script  # here, whose command is to be written
     name: str  # of the original's script
     values: Mapping[str, str]
     flags: Sequence[str]
@@ -72,6 +73,9 @@ class Original:
     def sentence(self) -> str:
         """A sentence that says what the command is and what differs, and a line with the command to write instead."""
         ours = [one.name for one in self.script.documented]
+        if ours == list(self.values):
+            template = "these are the {} arguments of {}, which is here too. Write:"
+            return f"{fill(template, len(ours), self.script.name)}\n  {self.command}"
         less, more = [[name for name in a if name not in b] for a, b in ((ours, self.values), (list(self.values), ours))]
         template = "these are the {} arguments of the original's present {}, not the {} documented ones ({}). Write:"
         changes = [("without {}", less), ("with {}", more)]
@@ -95,7 +99,8 @@ def original_command(script: Script, words: Sequence[str]) -> Original | None:
     for name, arguments in _FORMS.get(script.name, ()):
         names = arguments.split()
         if len(names) == end and _odd_words(script, names, words[:end]) <= min(end // _PER_ODD_WORD, odd - 3):
-            return Original(script, name, dict(zip(names, words[:end])), words[end:])
+            ours = FINETUNE_WITH_GA if script is FINETUNE and "withGA" in name else script
+            return Original(ours, name, dict(zip(names, words[:end])), words[end:])
     return None
 
 

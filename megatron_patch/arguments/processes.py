@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +18,20 @@ from megatron_patch.formats.typed import whole_number
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that torchrun is asked for."""
+    """The processes that torchrun is asked for.
+
+    Attributes:
+        nodes, node_rank, per_node: how many nodes, this one's number, and the processes of each.
+        master_addr, master_port: where the first node listens.
+        max_restarts: how often a run that failed is started again.
+    """
 
     nodes: int
     node_rank: int
     per_node: int
     master_addr: str
     master_port: int
+    max_restarts: int = 0
 
     @property
     def world_size(self) -> int:
@@ -33,6 +41,7 @@ class Processes:
 
 # Nodes, this node's index, address and port of the first node.
 _DLC = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+_RESTARTS = 3  # of a DLC job, whose platform's machines come and go
 _KUBEFLOW = ("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT")
 
 
@@ -56,7 +65,8 @@ def plan_processes(env: str, model_parallel_size: int, environ: Mapping[str, str
     gpus = visible_gpus()
     if env == "dsw":
         per_node = gpus or whole("GPUS_PER_NODE", model_parallel_size, 1)
-        return Processes(1, 0, per_node, "127.0.0.1", whole("MASTER_PORT", free_port(), 1, 65535)), findings
+        listens = whole("MASTER_PORT", free_port(), 1, 65535)
+        return Processes(1, 0, per_node, "127.0.0.1", listens, whole("MAX_RESTARTS", 0, 0)), findings
     kubeflow = bool(environ.get("PET_NNODES")) and not environ.get("WORLD_SIZE") and not environ.get("RANK")
     names = _KUBEFLOW if kubeflow else _DLC
     missing = [name for name in names if not environ.get(name)]
@@ -76,7 +86,18 @@ def plan_processes(env: str, model_parallel_size: int, environ: Mapping[str, str
         "cpu",
     ):  # torchrun's words for "as many as there are"
         per_node = whole("PET_NPROC_PER_NODE", per_node, 1)
-    return Processes(nodes, rank, per_node, environ.get(addr, ""), whole(port, 29500, 1, 65535)), findings
+    findings += _address_findings(addr, environ.get(addr, ""))
+    restarts = whole("MAX_RESTARTS", _RESTARTS, 0)
+    return Processes(nodes, rank, per_node, environ.get(addr, ""), whole(port, 29500, 1, 65535), restarts), findings
+
+
+def _address_findings(name: str, address: str) -> list[str]:
+    """What keeps an address from being a host's, whatever a name server says. Whether it can be reached comes later."""
+    if re.fullmatch(r"[\w.:%-]{0,253}", address):
+        return []
+    return [
+        f"{name} is '{one_line(address)}'; it must be node 0's host name or address alone, without blanks, slashes or a port."
+    ]
 
 
 def _counts_processes(world_size: int, nodes: str) -> str:
@@ -104,6 +125,22 @@ def _from_torchrun(environ: Mapping[str, str]) -> Processes:
     """The processes of a run, in one of them."""
     nodes, rank, per_node = (int(environ[name]) for name in ("GROUP_WORLD_SIZE", "GROUP_RANK", "LOCAL_WORLD_SIZE"))
     return Processes(nodes, rank, per_node, environ["MASTER_ADDR"], int(environ["MASTER_PORT"]))
+
+
+def busy_port(processes: Processes) -> str | None:
+    """The sentence about a port that was named for this node to listen at, and at which another process listens now."""
+    if processes.node_rank or not (os.environ.get("MASTER_PORT") or os.environ.get("PET_MASTER_PORT")):
+        return None
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that has just ended is no obstacle
+        try:
+            probe.bind(("", processes.master_port))
+        except OSError:
+            return (
+                f"MASTER_PORT {processes.master_port} is in use by another process of this node: write another one, the same on "
+                "all nodes."
+            )
+    return None
 
 
 def free_port() -> int:

@@ -11,10 +11,13 @@ from megatron_patch.formats.typed import number
 from megatron_patch.sinks.tracker import missing_libraries
 
 
-def option_findings(task: str, options: Options, refused: Callable[[str], bool]) -> Iterator[tuple[str, object, str]]:
+def option_findings(by_epochs: bool, options: Options, refused: Callable[[str], bool]) -> Iterator[tuple[str, object, str]]:
     """(flag, what it got, what is allowed and what to write) for each flag that is wrong.
 
-    refused: says whether a flag was found wrong already. A default stands in its place then, and is not judged.
+    Args:
+        by_epochs: whether the run's length is in EPOCH. Then it evaluates after each, and accumulates by a flag.
+        options: what the flags say.
+        refused: says whether a flag was found wrong already. A default stands in its place then, and is not judged.
     """
     if not refused("--split") and not _is_split(options.split):
         wanted = "it takes shares of training, validation and test, the first above 0, those left out 0: write 98,2,0."
@@ -26,11 +29,11 @@ def option_findings(task: str, options: Options, refused: Callable[[str], bool])
     if options.tokenizer_path and not refused("--tokenizer-path") and not os.path.isdir(options.tokenizer_path):
         yield "--tokenizer-path", options.tokenizer_path, "there is no such folder: write the one that holds the tokenizer."
     for flag, given in (("--save-best", options.save_best), ("--early-stopping-patience", options.early_stopping_patience)):
-        if task == "pretrain" and given and options.eval_interval == 0 and not any(map(refused, (flag, "--eval-interval"))):
+        if not by_epochs and given and options.eval_interval == 0 and not any(map(refused, (flag, "--eval-interval"))):
             wanted = "it goes by the validation loss, and --eval-interval 0 turns evaluations off: write --eval-interval 100."
             yield flag, str(given).lower(), wanted
-    if task == "pretrain" and options.gradient_accumulation_steps > 1:
-        wanted = "it is for fine-tuning; here GLOBAL_BATCH_SIZE says it: remove the flag."
+    if not by_epochs and options.gradient_accumulation_steps > 1:
+        wanted = "it is for fine-tuning by EPOCH; here GLOBAL_BATCH_SIZE says it: remove the flag."
         yield "--gradient-accumulation-steps", options.gradient_accumulation_steps, wanted
     yield from missing_libraries(options)
 

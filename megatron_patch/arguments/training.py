@@ -1,4 +1,4 @@
-"""The documented arguments of the two training scripts, and every check of them, up to a `TrainConfig`.
+"""The documented arguments of the training scripts, and every check of them, up to a `TrainConfig`.
 
 Imports no torch: the launcher calls `read` before any process starts, and each process calls it again.
 """
@@ -17,23 +17,24 @@ from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.divisibility import layout_findings, processes_finding
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.model import ModelReader
-from megatron_patch.arguments.option_rows import LAUNCHER
+from megatron_patch.arguments.option_rows import ACCUMULATION, LAUNCHER
 from megatron_patch.arguments.original import refuse_original
 from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.arguments.ranges import option_findings
 from megatron_patch.arguments.room_on_disk import closed_folder, space_finding
-from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
+from megatron_patch.arguments.training_list import FINETUNE, FINETUNE_WITH_GA, PRETRAIN
 from megatron_patch.config import Options, TrainConfig
 from megatron_patch.data_paths import DataSource, IndexedPairs, JsonFiles, parse_data, prefix_of
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import ROOT, checkout_problem
+from megatron_patch.folders.engine import NO_TREE
 from megatron_patch.folders.layout import CheckpointLocation
 from megatron_patch.formats.typed import number, unwritable, whole_number
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.records.indexed import check_indexed_dataset
 
 _DOCUMENTED_BATCH = 8  # GLOBAL_BATCH_SIZE of the documented command
-LISTS = {"pretrain": PRETRAIN, "finetune": FINETUNE}
+LISTS = {"pretrain": PRETRAIN, "finetune": FINETUNE, "finetune_with_ga": FINETUNE_WITH_GA}
 ARGUMENTS = {task: script.by_name for task, script in LISTS.items()}
 SCRIPTS = {task: script.name for task, script in LISTS.items()}
 
@@ -50,7 +51,7 @@ class Reading:
 
 
 def read(task: str, argv: Sequence[str]) -> Reading:
-    """`argv` as the scripts write it, checked.
+    """`argv` as the script of `task` writes it, checked.
 
     Raises:
         SystemExit: status 2, after every finding was printed.
@@ -62,9 +63,10 @@ def read(task: str, argv: Sequence[str]) -> Reading:
     of_launcher = {one.dest: values.pop(one.dest) for one in LAUNCHER}
     options = Options(**values)
     raw = {argument.name: texts[argument.dest] for argument in script.documented}
-    reader = _Reader(task, script.by_name, _without_bad_paths(script.documented, raw, findings), findings, [])
-    if task == "finetune":
-        given = [one.flag for one in script.others if one.dest in texts]
+    learns = "pretrain" if script is PRETRAIN else "finetune"
+    reader = _Reader(learns, script.by_name, _without_bad_paths(script.documented, raw, findings), findings, [])
+    if learns == "finetune":
+        given = [one.flag for one in script.others if one.dest in texts and one not in ACCUMULATION]
         reader.notes += [f"{flag} is for pre-training, and changes nothing here." for flag in given]
     reading = replace(reader.reading(options), **of_launcher)
     reader.findings.exit_if_any(script.name)
@@ -100,7 +102,7 @@ class _Reader(ModelReader):
         self.layout(model, extra, processes, tp, pp)
         data_parallel = self.data_parallel_size(processes, tp, pp)
         micro = self.whole("BATCH_SIZE")
-        for flag, got, sentence in option_findings(self.task, options, self.findings.is_about_flag):
+        for flag, got, sentence in option_findings("EPOCH" in self.raw, options, self.findings.is_about_flag):
             self.findings.add_flag(flag, got, sentence)
         config = TrainConfig(
             task=self.task,
@@ -127,11 +129,12 @@ class _Reader(ModelReader):
         self.output_path(config)
         # Recorded as what it comes to, so that a run that goes on is compared by that.
         config = replace(config, options=replace(options, template=config.template))
-        return Reading(config, processes, self.raw["MEGATRON_PATH"], tuple(self.notes))
+        self.transformer_engine()
+        return Reading(config, processes, self.raw.get("MEGATRON_PATH", NO_TREE), tuple(self.notes))
 
     def take_pair(self) -> None:
-        """DATASET_PATH may name one file of its pair: then the pair is meant."""
-        prefix = prefix_of(self.raw.get("DATASET_PATH", ""))
+        """DATASET_PATH may name one file of its pair: then the pair is meant. Fine-tuning reads no pairs."""
+        prefix = None if self.task == "finetune" else prefix_of(self.raw.get("DATASET_PATH", ""))
         if prefix is not None:
             self.raw["DATASET_PATH"] = prefix
             self.notes.append(f"DATASET_PATH names one file of a pair; the pair {prefix} is used.")
@@ -139,6 +142,12 @@ class _Reader(ModelReader):
     def patch_path(self) -> None:
         if problem := checkout_problem(self.raw["MEGATRON_PATCH_PATH"]):
             self.problem("MEGATRON_PATCH_PATH", problem)
+
+    def transformer_engine(self) -> None:
+        """TE stands in later lists of the original; nothing goes by it here."""
+        if "TE" in self.raw and self.boolean("TE"):
+            label = self.arguments["TE"].label
+            self.notes.append(f"{label} is true: this project's kernels do what Transformer Engine would; nothing changes.")
 
     def layout(self, model: LlamaConfig, extra: int, processes: Processes, tp: int, pp: int) -> None:
         """Whether TP and PP divide the model, where all three are known."""
@@ -171,7 +180,7 @@ class _Reader(ModelReader):
 
     def global_batch_size(self, micro: int, data_parallel: int, accumulated: int) -> int:
         step = micro * data_parallel
-        if self.task == "finetune":
+        if "GLOBAL_BATCH_SIZE" not in self.raw:
             return step * max(1, accumulated)
         size = self.whole("GLOBAL_BATCH_SIZE", example=step * max(1, _DOCUMENTED_BATCH // step))
         known = not self.refused("ENV", "TP", "PP", "BATCH_SIZE", "GLOBAL_BATCH_SIZE")
@@ -190,7 +199,7 @@ class _Reader(ModelReader):
         return {"lr": lr, "min_lr": min_lr}
 
     def data(self, tp: int, vocabulary: int, options: Options, source: CheckpointLocation | None) -> dict[str, Any]:
-        train_name = "DATASET_PATH" if self.task == "pretrain" else "TRAIN_DATASET_PATH"
+        train_name = "DATASET_PATH" if "DATASET_PATH" in self.raw else "TRAIN_DATASET_PATH"
         train = self.data_source(train_name)
         json_data = isinstance(train, JsonFiles)
         seq, pad = self.lengths(tp, json_data, options.packing)
@@ -240,8 +249,10 @@ class _Reader(ModelReader):
         return found
 
     def duration(self) -> dict[str, Any]:
-        if self.task == "finetune":
+        if "EPOCH" in self.raw:
             return {"epochs": self.whole("EPOCH")}
+        if "TRAIN_ITERS" in self.raw:
+            return {**self.iterations(), "save_interval": self.whole("SAVE_INTERVAL")}
         sizes = [self.raw[name] for name in ("GLOBAL_BATCH_SIZE", "SEQ_LEN")]
         batch = max(1, math.prod(whole_number(size) or 1 for size in sizes))
         sized = not self.refused("GLOBAL_BATCH_SIZE", "SEQ_LEN")
@@ -263,6 +274,18 @@ class _Reader(ModelReader):
             "warmup_iters": warmup_iterations,
             "save_interval": self.whole("SAVE_INTERVAL"),
         }
+
+    def iterations(self) -> dict[str, Any]:
+        """TRAIN_ITERS and WARMUP_ITERS. The decay between rise and rest must have an iteration."""
+        train = self.whole("TRAIN_ITERS")
+        most = (train - 1) // 2
+        warmup = self.whole("WARMUP_ITERS", example=None if self.refused("TRAIN_ITERS") else min(10, most))
+        if warmup > most and not self.refused("TRAIN_ITERS", "WARMUP_ITERS"):
+            wanted = (
+                f"the rate rises for so many of the {train} iterations, and rests for as many at the end: write {most} or less."
+            )
+            self.problem("WARMUP_ITERS", wanted)
+        return {"train_iters": train, "warmup_iters": warmup}
 
     def output_path(self, config: TrainConfig) -> None:
         path = self.raw["OUTPUT_BASEPATH"]

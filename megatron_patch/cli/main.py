@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from megatron_patch import __version__
 from megatron_patch.folders.checkout import ROOT
+from megatron_patch.language.choice import spoken
+from megatron_patch.language.sentences import fill
 
 _ENGINE = "--megatron-path=none"
 _HERE = f"--megatron-patch-path={ROOT}"
@@ -43,6 +45,13 @@ def _launched(task: str, en: str, zh: str) -> Command:
 COMMANDS = {
     "pretrain": _launched("pretrain", "continued pre-training", "继续预训练"),
     "finetune": _launched("finetune", "supervised fine-tuning", "有监督微调"),
+    "finetune-with-ga": Command(
+        "megatron_patch.launch",
+        "supervised fine-tuning by iterations of a global batch",
+        "按迭代数有监督微调，指定全局 batch",
+        ("finetune_with_ga",),
+        ("--env=dsw", _HERE),
+    ),
     "generate": _launched("generate", "text from a checkpoint", "文本生成"),
     "evaluate": _launched("evaluate", "loss and perplexity of a checkpoint", "模型评估"),
     "plan": Command("megatron_patch.cli.plan", "memory, speed and traffic of a training, on paper", "训练前估算显存、速度与通信"),
@@ -50,6 +59,7 @@ COMMANDS = {
     "serve": Command("megatron_patch.launch", "a model behind OpenAI's interface", "以 OpenAI 兼容接口提供模型", ("serve",)),
     "convert": Command("megatron_patch.cli.convert", "Hugging Face ↔ Megatron checkpoints", "模型格式转换", defaults=(_ENGINE,)),
     "preprocess": Command("megatron_patch.cli.preprocess", "raw text → .bin/.idx, or fine-tuning data", "预训练与微调数据处理"),
+    "merge-data": Command("megatron_patch.cli.merge_data", "several .bin/.idx pairs into one", "合并多对 .bin/.idx"),
     "report": Command("megatron_patch.cli.report", "one page of a run, or of several side by side", "把训练画成一个网页文件"),
     "inspect": Command(
         "megatron_patch.cli.inspection", "what is in a data file or a checkpoint", "查看数据文件或 checkpoint 的内容"
@@ -58,16 +68,16 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """The commands, a line each, in both languages."""
+    """The commands, a line each, in the user's language."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {command.en} · {command.zh}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:{width}}  {command.zh if spoken() == 'zh' else command.en}" for name, command in COMMANDS.items()]
     return "\n".join(
         (
-            "Usage: megatron-patch COMMAND --flag=value ...",
+            fill("Usage: megatron-patch COMMAND --flag=value ..."),
             "",
             *lines,
             "",
-            "megatron-patch COMMAND --help lists its arguments and flags; --version prints the version.",
+            fill("megatron-patch COMMAND --help lists its arguments and flags; --version prints the version."),
         )
     )
 
@@ -85,12 +95,15 @@ def main() -> None:
     elif asked == "--version":
         print(f"megatron-patch {__version__}")
     elif asked not in COMMANDS:
-        got = f"got {asked[:100]!r}" if arguments else "got no command"
-        print(f"{usage()}\n\nmegatron-patch: {got}; write one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        got = fill("got {}", repr(asked[:100])) if arguments else fill("got no command")
+        said = fill("megatron-patch: {}; write one of {}.", got, ", ".join(COMMANDS))
+        print(f"{usage()}\n\n{said}", file=sys.stderr)
         sys.exit(2)
     else:
         # A folder megatron_patch/ where the user stands, the original's for example, is not taken for this one.
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        if (ROOT / "pyproject.toml").is_file():  # a checkout, which need not be installed
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         os.execve(sys.executable, [sys.executable, *COMMANDS[asked].line(arguments[1:])], environment)
 
 

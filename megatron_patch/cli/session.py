@@ -6,7 +6,6 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -19,9 +18,11 @@ from megatron_patch.arguments.commands import after_training
 from megatron_patch.arguments.training import read
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.core.hang_watch import HangWatch
 from megatron_patch.data.batches import RunData
 from megatron_patch.errors import OnEveryRank, RunStopped, UserError, print_any_text, sentence
 from megatron_patch.language.sentences import in_language
+from megatron_patch.processes import place
 from megatron_patch.train.best import best_folder, why_over
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run
@@ -52,16 +53,18 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         SystemExit: with status 2 and a sentence for what a user can mend; with 1 if memory is short, the run cannot go
             on, or another rank has ended.
     """
-    # Ctrl-C ends a rank at once, also one that waits for the others inside NCCL, where Python's own handler never runs.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     layout = _start(config)
-    log, state = None, None
+    log, state, watch = None, None, None
     try:
         log = RunLog(config, active=layout.is_logger)
+        watch = HangWatch(layout, config.options.distributed_timeout_minutes, log.file)
         with log.failures_told():
             log.open_trackers(config, layout.world_size)
+            place.move("reading the data")
             data = build_data(config, layout, log.line)
+            place.move("building the model")
             state = build_state(config, layout, log, data.train_iters)
+            place.move("reading a checkpoint")
             start_state(state, log)
             run(state, data, log)
         if state.iteration >= data.train_iters or why_over(state):
@@ -87,6 +90,8 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
             log.close()
         if state is not None:
             state.close()
+    if watch is not None:
+        watch.stop()
     parallel.any_rank(False)  # a process whose memory another still has open would end with a warning of torch's
     parallel.stop()
 

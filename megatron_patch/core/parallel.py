@@ -50,7 +50,7 @@ def start(config: TrainConfig) -> Layout:
     """
     global _host_group
     local = device.local_device()
-    timeout = datetime.timedelta(minutes=config.options.timeout_minutes)
+    timeout = _collective_timeout(config.options.distributed_timeout_minutes)
     if device.HAS_CUDA:
         torch.cuda.set_device(local)
         # autograd accumulates a gradient on the stream that was current when the accumulation was set up, and a CUDA
@@ -71,10 +71,19 @@ def start(config: TrainConfig) -> Layout:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tensor_model_parallel_size,
             pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-            distributed_timeout_minutes=config.options.timeout_minutes,
+            distributed_timeout_minutes=int(timeout.total_seconds()) // 60,
         )
     seed_everything(config.options.seed)
     return _layout(local)
+
+
+def _collective_timeout(minutes: float) -> datetime.timedelta:
+    """How long a collective may wait: longer than `--distributed-timeout-minutes`.
+
+    After those `core/hang_watch.py` says who is waited for. It leaves out what comes before the first step, where a
+    rank may prepare data for long.
+    """
+    return datetime.timedelta(minutes=int(max(minutes * 1.5, minutes + 20)))
 
 
 @contextlib.contextmanager

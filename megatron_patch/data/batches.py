@@ -9,6 +9,7 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.several_files import Blend
 from megatron_patch.errors import UserError
+from megatron_patch.processes.parents import end_with_parent
+from megatron_patch.processes.signals import held
 
 # name → tensor [B, S]: int64 `tokens`, `labels` and `loss_mask`; with packing also `position_ids` and `segment_ids`
 Batch = dict[str, torch.Tensor]
@@ -216,20 +219,19 @@ def micro_batches(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=8 if num_workers else None,
-        worker_init_fn=_leave_the_group if num_workers else None,
+        worker_init_fn=partial(_begin_as_loader, os.getpid()) if num_workers else None,
     )
-    for keys, rows in loader:
+    # SIGTERM and SIGINT may come to every process of a job at once. The rank then finishes its iteration and saves; if
+    # its loaders died meanwhile, torch would call that a failure of the rank. So they never get these signals.
+    with held():
+        batches = iter(loader)
+    for keys, rows in batches:
         yield dict(zip(keys, rows.unbind()))
 
 
-def _leave_the_group(_: int) -> None:
-    """Put a loader process into a process group of its own, out of reach of torchrun's SIGTERM.
-
-    torchrun sends SIGTERM to a rank's whole group. The rank then finishes its iteration and saves, which takes a while.
-    If its loaders died meanwhile, torch would report that as a failure of the rank. They end with the rank, or a few
-    seconds after it was killed.
-    """
-    os.setpgrp()
+def _begin_as_loader(rank: int, _: int) -> None:
+    """End with the rank, whose process number is `rank`."""
+    end_with_parent(rank)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

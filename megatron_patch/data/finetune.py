@@ -1,4 +1,4 @@
-"""Fine-tuning data: TRAIN_DATASET_PATH for EPOCH passes, VALID_DATASET_PATH after each. Both may be several files."""
+"""Fine-tuning data: the training files for EPOCH passes or TRAIN_ITERS iterations, and the validation files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from megatron_patch.data_paths import JsonFiles
 
 
 def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
-    """The training files for EPOCH shuffled passes. After each the run evaluates all validation files whole, and saves.
+    """The training files for EPOCH shuffled passes; after each the run evaluates all validation files whole, and saves.
+
+    With TRAIN_ITERS instead it passes over them as often as that takes. It saves every SAVE_INTERVAL iterations, and
+    evaluates `--eval-iters` batches of each validation file every `--eval-interval`.
 
     Raises:
         UserError: a file cannot be used, or training on it would teach nothing.
@@ -24,14 +27,15 @@ def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
     tokenizer = text_tokenizer(config, say)
     parts = [_learnt_from(config, tokenizer, path, say) for path in source.paths]
     train, blend = joined(parts), weighted(parts, source.weights, config.options.seed, say)
-    plan = plan_of(config, layout.data_parallel_size, len(train), shuffled=True, passes=config.epochs, blend=blend)
+    plan = plan_of(config, layout.data_parallel_size, len(train), shuffled=True, passes=config.epochs or None, blend=blend)
+    by_epochs = config.epochs > 0
     return RunData(
         train=train,
         plan=plan,
         validation=_validation(config, layout, tokenizer, say),
-        train_iters=config.epochs * plan.batches_per_pass,
-        eval_every=plan.batches_per_pass,
-        save_every=plan.batches_per_pass,
+        train_iters=config.epochs * plan.batches_per_pass if by_epochs else config.train_iters,
+        eval_every=plan.batches_per_pass if by_epochs else config.options.eval_interval,
+        save_every=plan.batches_per_pass if by_epochs else config.save_interval,
     )
 
 
@@ -43,8 +47,13 @@ def _learnt_from(config: TrainConfig, tokenizer: Tokenizer, path: str, say: Say)
 
 
 def _validation(config: TrainConfig, layout: Layout, tokenizer: Tokenizer, say: Say) -> tuple[ValidationSet, ...]:
-    """Each validation file whole. `say` gets a line about one of which nothing would be learnt; it is left out."""
+    """Each validation file, whole or by `--eval-iters`; none without evaluations.
+
+    `say` gets a line about one of which nothing would be learnt; it is left out.
+    """
     assert isinstance(config.valid_data, JsonFiles)
+    if not config.epochs and not config.options.eval_interval:
+        return ()
     paths, found = config.valid_data.paths, []
     names = names_of(paths) if len(paths) > 1 else [""]
     for path, name in zip(paths, names):
@@ -53,7 +62,8 @@ def _validation(config: TrainConfig, layout: Layout, tokenizer: Tokenizer, say: 
             say(f"  {path}: {data.report.why_nothing} Evaluation is skipped.")
             continue
         plan = plan_of(config, layout.data_parallel_size, len(data), shuffled=True, passes=1)
-        found.append(ValidationSet(name, data, plan, plan.batches_per_pass))
+        most = plan.batches_per_pass if config.epochs else config.options.eval_iters
+        found.append(ValidationSet(name, data, plan, min(most, plan.batches_per_pass)))
     return tuple(found)
 
 

@@ -35,7 +35,7 @@ _FREE = {
 }
 _DECISIVE_OPTIONS = ("adam_beta1", "adam_beta2", "adam_eps", "clip_grad", "packing", "seed", "split", "template", "weight_decay")
 # How long a run is. Going on may make it longer, which changes the decay of the learning rate.
-_DURATION = {"train_iters": "TRAIN_TOKENS", "epochs": "EPOCH"}
+_DURATION = {"train_iters": {"pretrain": "TRAIN_TOKENS", "finetune": "TRAIN_ITERS"}, "epochs": {"finetune": "EPOCH"}}
 # Compared by their content: `_data_differences`, `_model_differences`.
 _IDENTITIES = {"load", "train_data_path"}
 
@@ -122,7 +122,7 @@ def _short(value: object) -> str:
 def _batch_hint(found: Comparison, config: TrainConfig, name: str, old: object) -> str:
     """Fine-tuning's global batch follows from BATCH_SIZE and the processes, unless steps are accumulated."""
     step = config.global_batch_size // config.options.gradient_accumulation_steps
-    if name != "global_batch_size" or config.task != "finetune" or not isinstance(old, int) or old < 1 or old % step:
+    if name != "global_batch_size" or not config.epochs or not isinstance(old, int) or old < 1 or old % step:
         return ""
     found.accumulation = old // step
     return f" (--gradient-accumulation-steps {found.accumulation} keeps it)"
@@ -139,11 +139,13 @@ def _compare_parts(found: Comparison, now: dict[str, Any], recorded: dict[str, A
 
 
 def _compare_duration(found: Comparison, now: dict[str, Any], recorded: dict[str, Any]) -> None:
-    for name, argument in _DURATION.items():
+    for name, arguments in _DURATION.items():
         old, new = recorded.get(name, now[name]), now[name]
         if old != new:
-            is_longer = isinstance(old, int) and old < new
-            (found.longer if is_longer else found.hindering).append(_was(f"{name} ({argument})", old, new))
+            # By epochs a run has 0 iterations, by iterations 0 epochs. Neither is a shorter run of the other kind.
+            is_longer = isinstance(old, int) and 0 < old < new
+            said = f"{name} ({arguments.get(now['task'], '')})"
+            (found.longer if is_longer else found.hindering).append(_was(said, old, new))
 
 
 def _data_differences(config: TrainConfig, origin: Origin, recorded: dict[str, Any]) -> list[str]:

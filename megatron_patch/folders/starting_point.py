@@ -222,10 +222,10 @@ def _longer_lines(config: TrainConfig, found: Comparison) -> list[str]:
     """Sentences about schedule and data when a run is made longer."""
     if not found.longer:
         return []
-    curve = "cosine" if config.task == "finetune" else "linear"
     order = ""
     if config.task == "pretrain":
         order = " Indexed data comes in the same order only as long as both lengths are within one pass over it."
+    curve = config.decay_style
     return [
         f"It becomes longer ({'; '.join(found.longer)}): from here on the learning rate follows a {curve} decay to MIN_LR over "
         f"the new length, above that of the old one.{order}"

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_patch.errors import UserError
+from megatron_patch.processes.parents import end_with_torchrun
 
 # Hours that a process waits for another: a replica whose share was shorter for the others, and all for somebody who
 # types. torchrun itself ends those whose partner has ended.
@@ -124,6 +125,7 @@ def join(tensor_size: int, stages: int) -> Ranks:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == tensor_size * stages == 1:
         return alone(device)
+    end_with_torchrun()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     timeout = datetime.timedelta(hours=_PATIENCE)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)

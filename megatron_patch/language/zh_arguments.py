@@ -108,6 +108,13 @@ SENTENCES = {
         "JSON 数据需要分词器，而检查点旁没有 tokenizer.model 或 tokenizer.json：请复制一份过去，或在最后一个参数之后加 "
         "--tokenizer-path 文件夹。"
     ),
+    "these are the {} arguments of {}, which is here too. Write:": "这是 {1} 的 {0} 个参数，这里也有这个脚本。请写：",
+    "the rate rises for so many of the {} iterations, and rests for as many at the end: write {} or less.": (
+        "{0} 次迭代中，学习率先用这么多次上升，最后又有同样多次不再变化：请写不大于 {1} 的数。"
+    ),
+    "{} is true: this project's kernels do what Transformer Engine would; nothing changes.": (
+        "{0} 为 true：Transformer Engine 的工作由本项目的内核完成，没有变化。"
+    ),
     "it goes by the validation loss, and --eval-interval 0 turns evaluations off: write --eval-interval 100.": (
         "它依据验证 loss，而 --eval-interval 0 关闭了评估：请写 --eval-interval 100。"
     ),
@@ -124,7 +131,7 @@ SENTENCES = {
     ),
     "it must be above --profile-step-start = {}: write {}.": "必须大于 --profile-step-start = {0}：请写 {1}。",
     "there is no such folder: write the one that holds the tokenizer.": "没有这个文件夹：请写存放分词器的文件夹。",
-    "it is for fine-tuning; here GLOBAL_BATCH_SIZE says it: remove the flag.": (
+    "it is for fine-tuning by EPOCH; here GLOBAL_BATCH_SIZE says it: remove the flag.": (
         "它只用于微调；这里由 GLOBAL_BATCH_SIZE 决定：请去掉该标志。"
     ),
     # processes
@@ -159,6 +166,8 @@ SENTENCES = {
     ),
     "{}: write {}.": "{0}：请写 {1}。",
     # preparation
+    "--shard asks for one part of the input: write one of the two.": "--shard 只处理输入的一份：请只写二者之一。",
+    "it is not made in parts: write it without --shard.": "它不能分份生成：请不带 --shard 再写。",
     "a .bin/.idx pair needs a tokenizer: write the folder that holds tokenizer.model.": (
         "生成 .bin/.idx 需要分词器：请写存放 tokenizer.model 的文件夹。"
     ),

@@ -59,7 +59,7 @@ def dry_run_lines(config: TrainConfig, processes: int) -> Sequence[str]:
     """What a run would do: layout, steps, and everything that its arguments came to."""
     run = run_shape(config, processes)
     rows = config.global_batch_size * config.sample_length
-    steps = f"{config.train_iters} iterations" if config.task == "pretrain" else f"{config.epochs} epochs"
+    steps = f"{config.epochs} epochs" if config.epochs else f"{config.train_iters} iterations"
     return (
         f"{processes} processes: TP {run.tensor_model_parallel_size}, PP {run.pipeline_model_parallel_size}, data parallel "
         f"{run.data_parallel_size}.",

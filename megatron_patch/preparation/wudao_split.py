@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron_patch.errors import UserError, naming
-from megatron_patch.preparation.pair import check_bad_fraction, require_apart
+from megatron_patch.preparation.partial_pair import check_bad_fraction, require_apart
 from megatron_patch.preparation.wudao import CLEANERS
 from megatron_patch.records.chunks import START, Chunk, read_chunks
 from megatron_patch.records.files import find_files
@@ -70,7 +70,7 @@ def split_wudao(
     try:
         with ExitStack() as stack:
             outputs = {name: stack.enter_context(open(path, "wb")) for name, path in partial.items()}
-            chunks = read_chunks(files, START, max_document_mb * MEGABYTE)
+            chunks = read_chunks(files, START, max_document_mb * MEGABYTE, columns=(*keys, "title"))
             counts = _write_samples(files, chunks, outputs, keys, clean, valid_fraction)
         os.replace(partial[REPORT], folder / REPORT)
         check_bad_fraction(counts.bad, counts.train + counts.valid, max_bad_fraction, folder / REPORT)

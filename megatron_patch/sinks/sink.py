@@ -40,7 +40,7 @@ class Sink:
         name: what a sentence calls it.
     """
 
-    name = "a sink"
+    name = "sink"
 
     def began(self, start: RunStart) -> None:
         """Take up a run that is about to do its first step here."""

@@ -28,6 +28,7 @@ FIRST_SIGHT = {
 _LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
     "loss": {
         "training and validation": ("lm loss", "lm loss validation"),
+        "each validation file": (r"lm loss validation/.*(?<! vs samples)",),
         "over consumed samples": ("lm loss vs samples", "lm loss validation vs samples"),
         "perplexity of validation": ("lm loss validation ppl",),
     },

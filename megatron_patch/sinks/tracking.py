@@ -172,8 +172,14 @@ class TrackerSink(Sink):
             self._lost += 1
         self._thread.join(self._patience)
         lost = self._lost + sum(one is not None for one in list(self._waiting.queue))
-        if lost or self._thread.is_alive():
-            _LOGGER.warning(f"{self._title} has not got everything ({lost} log lines); TensorBoard's files have it.")
+        if self._thread.is_alive():
+            self._warned = True  # whatever it meets from now on
+            _LOGGER.warning(
+                f"{self._title} has not answered for {self._patience:.0f} s and may lack the run's last numbers; "
+                "TensorBoard's files have them."
+            )
+        elif lost:
+            _LOGGER.warning(f"{self._title} lacks {lost} of the run's log lines; TensorBoard's files have them.")
 
     def _work(self) -> None:
         assert self._run is not None

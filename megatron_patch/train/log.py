@@ -45,12 +45,15 @@ class _Console(logging.Handler):
         self._live = live
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record."""
+        """Print a record, in the user's language; the lines of iterations are Megatron's, and stay as they are."""
+        of_iteration = getattr(record, _OF_ITERATION, False)
         if self._live is not None:
-            if getattr(record, _OF_ITERATION, False):
+            if of_iteration:
                 return
             self._live.clear()
-        print(in_language(self.format(record)), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
+        text = self.format(record)
+        said = text if of_iteration else in_language(text)
+        print(said, file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
 
 
 class _File(logging.FileHandler):
@@ -93,6 +96,7 @@ class RunLog:
 
     def __init__(self, config: TrainConfig, active: bool) -> None:
         self.active = active
+        self.file: Path | None = None
         self.sinks: tuple[Sink, ...] = ()
         if not active:
             return
@@ -100,7 +104,8 @@ class RunLog:
         self.folder = base / "log" / name
         self.folder.mkdir(parents=True, exist_ok=True)
         live = LiveLine(sys.stdout) if wants_live_line(config.options.progress, sys.stdout) else None
-        self.handlers = (_Console(live), _File(self.folder / "train.log", encoding="utf-8", errors="backslashreplace"))
+        self.file = self.folder / "train.log"
+        self.handlers = (_Console(live), _File(self.file, encoding="utf-8", errors="backslashreplace"))
         for handler in self.handlers:
             _LOGGER.addHandler(handler)
         _LOGGER.setLevel(logging.INFO)
@@ -124,7 +129,7 @@ class RunLog:
             self.sinks = (*self.sinks, *open_trackers(config, world_size, self.line))
 
     def line(self, text: str) -> None:
-        """Write one line to console and file."""
+        """Write one line to console, in the user's language, and to the file, in English."""
         if self.active:
             _LOGGER.info(text)
 

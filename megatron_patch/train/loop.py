@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.tracker import BEST_TRACKER
+from megatron_patch.processes import place
+from megatron_patch.processes.notes import Progress
 from megatron_patch.train.best import count_evaluation, require_validation, why_over
 from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.health import Health
@@ -34,23 +37,26 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     """
     require_validation(state, data)
     if state.iteration >= data.train_iters:
-        log.line(f"  nothing is left to do: the run has its {data.train_iters} iterations")
+        log.line(f"  nothing is left to do: {_its_length(state, data)}")
     elif over := why_over(state):
         log.line(f"  nothing is left to do: {over}; a larger number goes on")
+        log.event("stop", iteration=state.iteration, reason=over)
         return
     log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
     if log.active:
         log.event("data", **data_facts(state.config, data))
-    stop = StopRequest(state.config)
-    batches = train_batches(state, data)
+    stop, progress = StopRequest(state.config), Progress()
+    batches = place.moving("a batch", train_batches(state, data))
     window, health = _Window(), Health(state, data.plan, log)
     saves = Saves(state, health, log)
     with profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
+            place.move("the step", state.iteration + 1)
             result = train_step(state, batches)
             known = time.perf_counter()
             lr = state.optimizer.param_groups[0]["lr"]
             _advance(state, data, result)
+            progress.done(state.iteration)
             window.add(result)
             log.step(state.iteration, result.mean_loss)
             if result.found_inf:
@@ -79,6 +85,14 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     log.event("stop", iteration=state.iteration, reason="finished")
 
 
+def _its_length(state: TrainState, data: RunData) -> str:
+    """How long a run is that has ended, and how it gets longer."""
+    config = state.config
+    argument = "EPOCH" if config.epochs else "TRAIN_ITERS" if config.task == "finetune" else "TRAIN_TOKENS"
+    resumed = shlex.quote(config.checkpoint_folder)
+    return f"the run has its {data.train_iters} iterations; for more, raise {argument} and add --resume-from {resumed}"
+
+
 def _evaluate_and_save(
     state: TrainState, data: RunData, log: RunLog, stop: StopRequest, save: Callable[..., bool | None]
 ) -> tuple[bool, str]:
@@ -89,11 +103,14 @@ def _evaluate_and_save(
     options, evaluated, is_best = state.config.options, False, False
     if is_due(state.iteration, data.eval_every, data.train_iters) and (loss := run_evaluation(state, data, log)) is not None:
         evaluated, is_best = True, count_evaluation(state, loss)
+    place.move("agreeing whether to stop")
     stopping = stop.requested()
     over = why_over(state) if state.iteration < data.train_iters else None
     ends = stopping or over is not None or state.iteration == data.train_iters
     due = ends or is_due(state.iteration, data.save_every, data.train_iters)
     saved = save(due=due, ends=ends, is_best=is_best and options.save_best)
+    # A save is long. A signal amid it asks for no second one.
+    stopping = stopping or (due and bool(saved) and stop.signalled_anywhere())
     if is_best and options.save_best and saved:
         log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {state.iteration}")
     end = f"early: {over}." if over else "as asked." if stopping and options.save_weights_only else ""

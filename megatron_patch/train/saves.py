@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+import math
 import time
 from dataclasses import fields
 
@@ -13,6 +14,7 @@ from megatron_patch.checkpoint.refusals import SaveFailed
 from megatron_patch.checkpoint.save import RunProgress, module, save_checkpoint
 from megatron_patch.core import parallel
 from megatron_patch.errors import RunStopped
+from megatron_patch.processes import place
 from megatron_patch.train.health import Health, is_loss_finite, last_checkpoint
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.record import folder_bytes
@@ -107,6 +109,7 @@ def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
         SaveFailed: it could not be written. Every rank raises it.
     """
     started = time.perf_counter()
+    place.move("saving")
     log.make_room()  # for the bar of the first rank
     if state.gathers is not None:
         state.gathers.finish()
@@ -115,5 +118,17 @@ def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
     folder = save_checkpoint(*parts, only_best=only_best)
     seconds = time.perf_counter() - started
     log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
+    _warn_of_grace(state, log, seconds)
     if log.active:
         log.event("save", iteration=state.iteration, seconds=seconds, bytes=folder_bytes(folder), folder=str(folder))
+
+
+def _warn_of_grace(state: TrainState, log: RunLog, seconds: float) -> None:
+    """Say after a process's first save whether there is time for one after a signal."""
+    grace = state.config.options.exit_grace_seconds
+    if seconds > grace and not state.has_saved:
+        log.line(
+            f"  warning: a save takes longer than --exit-grace-seconds {grace}, so a signal would end the run without one: write "
+            f"--exit-grace-seconds {2 * math.ceil(seconds)}, and have the platform wait as long."
+        )
+    state.has_saved = True

@@ -12,18 +12,20 @@ from megatron_patch.config import TrainConfig
 
 
 def lr_scheduler(config: TrainConfig, optimizer: Any, train_iters: int) -> OptimizerParamScheduler:
-    """The schedule of a run: linear decay with warm-up for pre-training, cosine decay for fine-tuning.
+    """The schedule of a run: linear decay behind a warm-up, or for fine-tuning by epochs cosine decay.
 
-    A step of it is an iteration.
+    A step of it is an iteration. Fine-tuning by iterations is at MIN_LR as many iterations before its end as its
+    warm-up has, as in the original.
     """
+    early = config.warmup_iters if config.task == "finetune" else 0
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=config.lr,
         min_lr=config.min_lr,
         lr_warmup_steps=config.warmup_iters,
-        lr_decay_steps=train_iters,
-        lr_decay_style="linear" if config.task == "pretrain" else "cosine",
+        lr_decay_steps=train_iters - early,
+        lr_decay_style=config.decay_style,
         start_wd=config.options.weight_decay,
         end_wd=config.options.weight_decay,
         wd_incr_steps=train_iters,

@@ -41,6 +41,7 @@ class TrainState:
         reductions: the reductions of gradients by copy engines; None leaves them to NCCL.
         watch: looks whether the GPU waits for launches; None looks at nothing.
         steps_here: iterations that this process has done.
+        has_saved: whether it has saved a checkpoint.
     """
 
     config: TrainConfig
@@ -64,6 +65,7 @@ class TrainState:
     reductions: GradientReductions | None = None
     watch: LaunchWatch | None = None
     steps_here: int = 0
+    has_saved: bool = False
 
     def close(self) -> None:
         """Let go of graphs and of other ranks' memory. Call it before NCCL's communicators are taken down."""

@@ -1,4 +1,4 @@
-"""When a training run ends before its last iteration: on SIGTERM, --exit-interval or --exit-duration-in-mins."""
+"""When a training run ends before its last iteration: on a signal, --exit-interval or --exit-duration-in-mins."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ from typing import Any
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.processes.signals import STOPS
 
 
 class StopRequest:
     """Whether the run has been asked to stop. It then finishes the iteration, saves and leaves.
 
-    Making one installs the handler of SIGTERM. A platform sends that signal some time before it takes a machine away.
+    Making one installs the handler of SIGTERM, which a platform sends some time before it takes a machine away, and of
+    SIGINT. They may come many times and from several senders: torchrun, a process group, a service manager.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.started = time.monotonic()
         self.iterations = 0
-        self.signalled = False
+        self.signalled = ""  # the first signal's name
         self.reason = "asked through another rank"  # until this rank knows better
-        signal.signal(signal.SIGTERM, self._on_signal)
+        for number in STOPS:
+            # Not in a program that does something of its own with Ctrl-C, such as one that trains in its own process.
+            if number != signal.SIGINT or signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, self._on_signal)
 
-    def _on_signal(self, *_: Any) -> None:
+    def _on_signal(self, number: int, _: Any) -> None:
         """Note the signal. The iteration goes on: in the middle of it nothing can be saved."""
-        self.signalled = True
+        self.signalled = self.signalled or signal.Signals(number).name
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop. Every rank calls it once an iteration, and all get the same answer."""
@@ -34,10 +39,15 @@ class StopRequest:
         self.iterations += 1
         spent = time.monotonic() - self.started
         reasons = {
-            "SIGTERM": self.signalled,
+            self.signalled: bool(self.signalled),
             "--exit-interval": bool(options.exit_interval) and self.iterations >= options.exit_interval,
             "--exit-duration-in-mins": bool(options.exit_duration_in_mins) and spent > options.exit_duration_in_mins * 60,
         }
         here = next((reason for reason, is_so in reasons.items() if is_so), None)
         self.reason = here or self.reason
         return parallel.any_rank(here is not None)
+
+    def signalled_anywhere(self) -> bool:
+        """Whether a signal has come to any rank, after something long such as a save. All ranks call it."""
+        self.reason = self.signalled or self.reason
+        return parallel.any_rank(bool(self.signalled))

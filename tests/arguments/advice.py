@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_patch.arguments import conversion, inspection, preparation, training
+from megatron_patch.arguments import conversion, inspection, merge, preparation, training
 from megatron_patch.arguments.argument import Argument, Script
 from megatron_patch.arguments.conversion_list import CONVERT
 from megatron_patch.arguments.evaluation import read_evaluation
@@ -19,6 +19,7 @@ from megatron_patch.arguments.findings import Finding, Findings
 from megatron_patch.arguments.generation import read_generation
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.inspection_list import INSPECT
+from megatron_patch.arguments.merge_list import MERGE
 from megatron_patch.arguments.plan import read_plan
 from megatron_patch.arguments.plan_list import PLAN
 from megatron_patch.arguments.preparation_list import PREPARE
@@ -26,8 +27,8 @@ from megatron_patch.arguments.processes import free_port
 from megatron_patch.arguments.serving import read_chat, read_serve
 from megatron_patch.arguments.serving_list import CHAT, SERVE
 from megatron_patch.arguments.tables import SCRIPTS
-from megatron_patch.arguments.training_list import FINETUNE, PRETRAIN
-from tests.launching import ENGINE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN_ARGUMENTS, ROOT
+from megatron_patch.arguments.training_list import FINETUNE, FINETUNE_WITH_GA, PRETRAIN
+from tests.launching import ENGINE, FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN_ARGUMENTS, ROOT, WITH_GA_ARGUMENTS
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 SFT = GOLDEN / "sft" / "alpaca_output.json"
@@ -35,8 +36,10 @@ LISTS: dict[str, Script] = {script.name.split(".")[0]: script for script in SCRI
 _READERS: dict[Script, Callable[[list[str]], object]] = {
     CONVERT: conversion.read,
     INSPECT: inspection.read,
+    MERGE: merge.read,
     PRETRAIN: lambda argv: training.read("pretrain", argv),
     FINETUNE: lambda argv: training.read("finetune", argv),
+    FINETUNE_WITH_GA: lambda argv: training.read("finetune_with_ga", argv),
     EVALUATE: read_evaluation,
     GENERATE: read_generation,
     CHAT: read_chat,
@@ -100,6 +103,7 @@ def right_commands(folder: Path) -> dict[str, Command]:
     text = {"TRAIN_DATASET_PATH": SFT, "VALID_DATASET_PATH": SFT, "OUTPUT_BASEPATH": folder / "out"}
     pretrain = {**PRETRAIN_ARGUMENTS, "DATASET_PATH": CORPUS, "OUTPUT_BASEPATH": folder / "out", "MODEL_SIZE": "tiny"}
     old = {"PRETRAIN_CHECKPOINT_PATH": GOLDEN / "megatron_2023/september/mha_tp1_pp1", "MODEL_SIZE": "auto"}
+    with_ga = {"DATASET_PATH": SFT, "VALID_DATASET_PATH": SFT, "OUTPUT_BASEPATH": folder / "out"}
     convert = (ENGINE, GOLDEN / "hf_mha", folder / "new", 1, 1, "auto", 0, "false")
     prepare = (ENGINE, ROOT, GOLDEN / "data" / "corpus.jsonl", "llamabpe", folder / "data", GOLDEN / "hf_mha")
     model, queries = GOLDEN / "hf_gqa", folder / "queries.jsonl"
@@ -111,9 +115,11 @@ def right_commands(folder: Path) -> dict[str, Command]:
         "pretrain from 2023": Command(PRETRAIN, named(PRETRAIN, {**pretrain, **old})),
         "pretrain on four": Command(PRETRAIN, named(PRETRAIN, {**pretrain, "TP": 2, "SP": "true"})),
         "finetune": Command(FINETUNE, named(FINETUNE, {**FINETUNE_ARGUMENTS, **text, **old})),
+        "finetune with GA": Command(FINETUNE_WITH_GA, named(FINETUNE_WITH_GA, {**WITH_GA_ARGUMENTS, **with_ga, **old})),
         "convert": Command(CONVERT, named(CONVERT, dict(zip(CONVERT.by_name, convert)))),
         "prepare": Command(PREPARE, named(PREPARE, dict(zip(PREPARE.by_name, prepare)))),
         "inspect": Command(INSPECT, {"path": str(CORPUS)}),
+        "merge": Command(MERGE, {"prefix": str(CORPUS), "output_prefix": str(folder / "joined")}),
         "evaluate": Command(EVALUATE, named(EVALUATE, dict(zip(EVALUATE.by_name, evaluate))) | {"results": str(folder / "r")}),
         "generate": Command(GENERATE, named(GENERATE, dict(zip(GENERATE.by_name, generate)))),
         "chat": Command(CHAT, {"checkpoint": str(model)}),

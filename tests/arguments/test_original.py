@@ -9,7 +9,7 @@ import pytest
 from megatron_patch.arguments.argument import Script
 from megatron_patch.arguments.original import original_command
 from megatron_patch.arguments.training import read
-from tests.arguments.advice import CONVERT, FINETUNE, PREPARE, PRETRAIN, right_commands
+from tests.arguments.advice import CONVERT, FINETUNE, FINETUNE_WITH_GA, PREPARE, PRETRAIN, right_commands
 from tests.launching import ROOT
 
 SIZES = "2048 80 0 bf16 1 2 sel true false false"
@@ -30,10 +30,10 @@ TYPED = {
         f"dlc /patch 7B 1 1e-5 1e-6 {SIZES} true /t.json /v.json /ckpt 2 /out",
         f"7B 1 1e-5 1e-6 {SIZES} /t.json /v.json /ckpt 2 /out",
     ),
-    "finetune GA": (
-        FINETUNE,
-        f"dsw /patch {RATES} {SIZES} true 100 /t.json /v.json /ckpt 1000 100 /out",
-        f"7B 1 1e-5 1e-6 {SIZES} /t.json /v.json /ckpt EPOCH /out",
+    "finetune mcore GA": (
+        FINETUNE_WITH_GA,
+        f"dsw /patch {RATES} {SIZES} true false 100 /t.json /v.json /ckpt 1000 100 /out",
+        f"{RATES} {SIZES} true 100 /t.json /v.json /ckpt 1000 100 /out",
     ),
     "convert mcore": (CONVERT, "7B /hf /megatron /source /target 1 1 0 0 0 0 0 false", "/source /target 1 1 llama2-7b 0 false"),
     "prepare": (PREPARE, "/patch /in llamabpe /out /tokenizer", "/in llamabpe /out /tokenizer"),
@@ -49,6 +49,14 @@ def test_one_sentence_and_the_command_in_the_documented_order(name: str):
     assert words[:2] == ["sh", str(ROOT / script.path)] and words[-2:] == ["--workers", "3"]
     assert len(words) - 4 == len(script.documented) and words[2:-2][-len(wanted.split()) :] == wanted.split()
     assert dict(zip(script.by_name, words[2:])).get("MEGATRON_PATCH_PATH", str(ROOT)) == str(ROOT)
+
+
+def test_the_arguments_of_another_script_here_lead_to_that_script():
+    words = f"dsw /patch {RATES} {SIZES} true 100 /t.json /v.json /ckpt 1000 100 /out".split()
+    found = original_command(FINETUNE, words)
+    assert found.sentence.startswith("these are the 25 arguments of run_finetune_megatron_llama_withGA.sh, which is here too. ")
+    assert shlex.split(found.command) == ["sh", str(ROOT / FINETUNE_WITH_GA.path), "dsw", str(ROOT), *words[2:]]
+    assert original_command(FINETUNE_WITH_GA, words) is None
 
 
 def documented_words(script: Script, values: dict[str, str]) -> list[str]:

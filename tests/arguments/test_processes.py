@@ -81,3 +81,16 @@ def test_torchrun_s_processes_count_as_their_launcher_did(monkeypatch):
     }  # fmt: skip
     plan, findings = plan_processes("dlc", 2, environment)
     assert (plan.nodes, plan.node_rank, plan.per_node, plan.world_size) == (2, 1, 8, 16) and not findings
+
+
+@pytest.mark.parametrize("address", ["master 0", "tcp://master-0", "master-0:23456/", "master-0\n"])
+def test_an_address_that_no_host_has_is_named(address):
+    environment = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": address, "MASTER_PORT": "23456"}
+    (finding,) = plan_processes("dlc", 1, environment)[1]
+    assert finding.startswith("MASTER_ADDR is '") and "host name or address alone" in finding
+
+
+def test_a_dlc_job_is_started_again_three_times_unless_told_otherwise():
+    dlc = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "master-0", "MASTER_PORT": "23456"}
+    assert [plan_processes(env, 1, dlc)[0].max_restarts for env in ("dlc", "dsw")] == [3, 0]
+    assert [plan_processes(env, 1, dlc | {"MAX_RESTARTS": "1"})[0].max_restarts for env in ("dlc", "dsw")] == [1, 1]

@@ -122,7 +122,10 @@ def pretrained(tmp_path):
 def test_the_best_checkpoint_stays_and_one_that_was_only_the_best_goes_with_its_rank(tmp_path):
     folders(tmp_path, 50, 60, 100, 110, 150)
     for number in (60, 110):
-        (tmp_path / f"iter_{number:07d}" / housekeeping.ONLY_BEST).touch()
+        folder = tmp_path / f"iter_{number:07d}"
+        times = folder.stat()
+        (folder / housekeeping.ONLY_BEST).touch()
+        os.utime(folder, (times.st_atime, times.st_mtime))
     write_tracker(tmp_path, "60", BEST_TRACKER)
     housekeeping.discard_surpassed(tmp_path)
     housekeeping.remove_left_over(tmp_path)

@@ -38,17 +38,20 @@ def main() -> int:
             print(f"left out: {fault.name}: {why}")
     print(f"seed {args.seed}, {len(numbers)} cases of {len(possible)} faults, {args.jobs} at a time", flush=True)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        reference = uninterrupted(Path(folder) / "uninterrupted")
+        counts = sorted({fault.processes for fault in possible})
+        references = {count: uninterrupted(Path(folder) / f"uninterrupted-{count}", count) for count in counts}
         with ThreadPoolExecutor(args.jobs) as pool:
-            done = list(pool.map(lambda number: one_case(args.seed, number, possible, reference, Path(folder)), numbers))
+            done = list(pool.map(lambda number: one_case(args.seed, number, possible, references, Path(folder)), numbers))
     return report(args.seed, done)
 
 
-def one_case(seed: int, number: int, faults: list[Fault], reference: Reference, folder: Path) -> tuple[int, str, Counts]:
+def one_case(
+    seed: int, number: int, faults: list[Fault], references: dict[int, Reference], folder: Path
+) -> tuple[int, str, Counts]:
     """(number, the fault's name, what became of it). The order of FAULTS is a part of what the number means."""
     chance = chance_of(seed, number)
     fault = chance.choice(faults)
-    chain = Chain(folder / str(number), reference)
+    chain = Chain(folder / str(number), references[fault.processes], fault.processes)
     try:
         chain.suffer(fault, chance)
         chain.complete()

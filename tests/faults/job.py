@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, environment
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, environment, hear_signals
 
-ITERATIONS, EVERY = 48, 3  # of a whole run, and of two saves
+ITERATIONS, EVERY = 96, 3  # of a whole run, and of two saves
 CASE = dict(
     MODEL_SIZE="tiny", DATASET_PATH=GOLDEN / "data" / "corpus_text_document", GLOBAL_BATCH_SIZE=2, WARMUP_TOKENS=0,
     TRAIN_TOKENS=ITERATIONS * 2 * 32, SAVE_INTERVAL=EVERY,
@@ -40,10 +40,11 @@ class Job:
     """
 
     def __init__(self, words: Sequence[str], processes: int = 1, job: Mapping[str, object] | None = None) -> None:
+        self.words = list(words)
         self.began = time.monotonic()
         self.process = subprocess.Popen(
             words, env=environment(processes, job), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="backslashreplace", start_new_session=True,
+            errors="backslashreplace", start_new_session=True, preexec_fn=hear_signals,
         )  # fmt: skip
         self.lines: list[str] = []
         self.first_step: float | None = None  # seconds from the start

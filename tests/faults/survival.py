@@ -24,8 +24,11 @@ class Fault:
         statuses: with which the run may end.
         says: what the run that suffers it must say, a part of a line; nothing if empty.
         then_says: what the next start of the same command must say.
+        saves: whether the run must save before it ends, so that nothing is repeated.
         costs: finished checkpoints that it may cost: 0, or 1 where it damages the newest.
         flags: of the command, while it suffers.
+        processes: of the run, which has a reference of its own.
+        job: environment variables of the command, while it suffers.
         words: makes the command that starts the script from the script's own, such as a wrapper; None for the script
             alone.
         absent: why this machine cannot have it; empty where it can.
@@ -37,8 +40,11 @@ class Fault:
     statuses: tuple[int, ...] = (0,)
     says: str = ""
     then_says: str = ""
+    saves: bool = False
     costs: int = 0
     flags: tuple[object, ...] = ()
+    processes: int = 1
+    job: Mapping[str, object] = field(default_factory=dict)
     words: Callable[[list[str]], list[str]] | None = None
     absent: Callable[[], str] = lambda: ""
 
@@ -105,17 +111,18 @@ class Chain:
     def __init__(self, folder: Path, reference: Reference, processes: int = 1) -> None:
         self.folder, self.reference, self.processes = folder, reference, processes
         self.counts = Counts()
+        self.last_said = ""  # what the run that suffered the last fault said
         self.saved = self.trained = 0  # the last finished checkpoint, the last iteration
         self._fault: Fault | None = None  # the last one, whose consequences the next start shows
 
     def suffer(self, fault: Fault, chance: random.Random) -> None:
         """Start the command, let the fault happen at a random moment of its first iterations, and judge its end."""
         words = command(self.folder, *fault.flags)
-        job = Job(fault.words(words) if fault.words else words, self.processes)
+        job = Job(fault.words(words) if fault.words else words, self.processes, fault.job)
         try:
             came_to = self._wait_for_a_step(job)
             if fault.during is not None:
-                job.wait_for_iteration(min(ITERATIONS - 1, came_to + chance.randrange(2 * EVERY)))
+                job.wait_for_iteration(min(ITERATIONS - 1, came_to + chance.randrange(EVERY + 1)))
                 time.sleep(chance.random() * 0.15)
                 job.everyone()
                 fault.during(job, chance)
@@ -157,6 +164,8 @@ class Chain:
                 self.counts.lost += 1
                 self.counts.problems.append(f"{self._fault.name}: {self.saved} was saved, and it went on from {first - 1}")
             self.counts.repeated += max(0, self.trained - first + 1)
+            if self._fault.saves and self.trained != first - 1:
+                self.counts.problems.append(f"{self._fault.name}: it came to {self.trained}, and went on from {first - 1}")
             if job.first_step is not None:
                 self.counts.seconds.append(job.first_step)
             if self._fault.then_says not in job.said:
@@ -167,6 +176,7 @@ class Chain:
     def _judge(self, job: Job, fault: Fault, status: int, counted: bool = True) -> None:
         """What a run that has ended shows by itself."""
         counts, said = self.counts, job.said
+        self.last_said = said
         counts.faults += counted
         left = job.survivors()
         if left:

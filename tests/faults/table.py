@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import damage, kills
+from tests.faults import damage, hangs, kills
 from tests.faults.survival import Fault
 
-FAULTS: tuple[Fault, ...] = (*kills.FAULTS, *damage.FAULTS)
+FAULTS: tuple[Fault, ...] = (*kills.FAULTS, *hangs.FAULTS, *damage.FAULTS)

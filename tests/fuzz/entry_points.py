@@ -38,7 +38,7 @@ _FLAGS = (
     "tokenizer-path", "template",
     "gradient-accumulation-steps", "packing", "kernels", "cuda-graphs", "pair-micro-batches", "peer-copies", "profile",
     "profile-step-start", "profile-step-end",
-    "timeout-minutes",
+    "distributed-timeout-minutes",
 )  # fmt: skip
 _JOB = (
     "WORLD_SIZE",
@@ -175,7 +175,8 @@ def preparation(folder: Path) -> Arguments:
 
     optional = ("json-key", "clean", "workers", "max-bad-fraction", "valid-fraction", "no-append-eod", "overwrite",
     "megatron-path",
-                "megatron-patch-path", "sft-output-dir", "output-dir", "tokenizer")  # fmt: skip
+                "megatron-patch-path", "sft-output-dir", "output-dir", "tokenizer", "shard", "split-by-size", "text-keys",
+                "tokenizer-engine")  # fmt: skip
     made = Arguments(folder, lambda argv: _not_1(preprocess.main(argv)), optional)
     small = made.folder / "small.jsonl"
     small.write_text('{"text": "to be or not to be"}\n')

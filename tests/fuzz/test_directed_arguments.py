@@ -79,7 +79,7 @@ def test_a_number_of_training(name, text, tmp_path, capsys):
     ("--weight-decay", "1_0.0"),
      ("--num-workers", "1000000"), ("--eval-iters", "9999999999"), ("--split", "٩٨,2,0"), ("--split", "98,2,0\r"),
      ("--split", "1e308,1e308"),
-     ("--tokenizer-path", LONG), ("--template", "alpaca\r"), ("--seed", "--"), ("--timeout-minutes", "99999999")],
+     ("--tokenizer-path", LONG), ("--template", "alpaca\r"), ("--seed", "--"), ("--distributed-timeout-minutes", "99999999")],
     ids=repr,
 )  # fmt: skip
 def test_a_flag_of_training(flag, text, tmp_path, capsys):

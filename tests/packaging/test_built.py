@@ -23,6 +23,7 @@ BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta
 SCRIPTS = (
     "examples/llama2/run_pretrain_megatron_llama.sh",
     "examples/llama2/run_finetune_megatron_llama.sh",
+    "examples/llama2/run_finetune_megatron_llama_withGA.sh",
     "examples/llama2/run_evaluate_megatron_llama.sh",
     "examples/llama2/run_text_generation_megatron_llama.sh",
     "toolkits/model_checkpoints_convertor/llama/model_convertor.sh",
@@ -112,7 +113,10 @@ def test_the_wheel_has_types_license_notice_and_scripts(wheel):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_s_help_lists_documented_names_and_flags(command, elsewhere):
     said = call(elsewhere, elsewhere / "bin" / "megatron-patch", command, "--help")
-    documented = {"pretrain": "$24 OUTPUT_BASEPATH --output-path", "finetune": "$21 EPOCH", "convert": "$8 mg2hf --mg2hf"}
+    documented = {
+        "pretrain": "$24 OUTPUT_BASEPATH --output-path", "finetune": "$21 EPOCH", "finetune-with-ga": "$23 TRAIN_ITERS",
+        "convert": "$8 mg2hf --mg2hf",
+    }  # fmt: skip
     assert documented.get(command, "") in said and "--help" in said and said.count("\n  --") > 2
 
 

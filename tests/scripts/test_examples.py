@@ -8,11 +8,11 @@ import subprocess
 import pytest
 
 from megatron_patch.arguments.commands import example
-from tests.arguments.advice import CONVERT, FINETUNE, PREPARE, PRETRAIN
+from tests.arguments.advice import CONVERT, FINETUNE, FINETUNE_WITH_GA, PREPARE, PRETRAIN
 from tests.launching import ROOT, environment
 
 
-@pytest.mark.parametrize("script", [CONVERT, PREPARE, PRETRAIN, FINETUNE], ids=lambda script: script.name)
+@pytest.mark.parametrize("script", [CONVERT, PREPARE, PRETRAIN, FINETUNE, FINETUNE_WITH_GA], ids=lambda script: script.name)
 def test_the_example_runs_and_names_the_next_step(script, tmp_path):
     command = example(script)
     assert command.startswith(f"cd {shlex.quote(str(ROOT))} && sh {script.path} ")

@@ -12,17 +12,21 @@ from megatron_patch.train.loop import run
 from megatron_patch.train.setup import build_state
 from megatron_patch.train.start import start_state
 from megatron_patch.train.state import TrainState
-from tests.launching import FINETUNE_ARGUMENTS
+from tests.launching import FINETUNE_ARGUMENTS, WITH_GA_ARGUMENTS
 
 
-def finetune(layout: Layout, output: Path, *flags: str, **changed: object) -> TrainState:
+def finetune(layout: Layout, output: Path, *flags: str, task: str = "finetune", **changed: object) -> TrainState:
     """The state in which a fine-tuning ends that has the arguments of `tests.launching` but for `changed`.
 
-    layout: of the process group that the test has started. CUDA_VISIBLE_DEVICES and GPUS_PER_NODE must say one process.
+    Args:
+        layout: of the process group that the test has started. CUDA_VISIBLE_DEVICES and GPUS_PER_NODE must say one
+            process.
+        task: finetune, or finetune_with_ga.
     """
-    values = {**FINETUNE_ARGUMENTS, **changed, "OUTPUT_BASEPATH": output}
-    argv = [f"{ARGUMENTS['finetune'][name].flag}={value}" for name, value in values.items()]
-    config = read("finetune", [*argv, "--num-workers=0", *flags]).config
+    defaults = FINETUNE_ARGUMENTS if task == "finetune" else WITH_GA_ARGUMENTS
+    values = {**defaults, **changed, "OUTPUT_BASEPATH": output}
+    argv = [f"{ARGUMENTS[task][name].flag}={value}" for name, value in values.items()]
+    config = read(task, [*argv, "--num-workers=0", *flags]).config
     log = RunLog(config, active=True)
     try:
         data = finetune_run_data(config, layout, log.line)

@@ -1,0 +1,34 @@
+"""Where this process's main thread is, for a thread that watches whether it moves. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+# (places so far, the iteration, what the main thread does there); replaced as one, so that no reader sees half of it
+_now: tuple[int, int, str] = (0, 0, "starting")
+
+
+def move(what: str, iteration: int | None = None) -> None:
+    """The main thread begins something else; in a new iteration if that is given."""
+    global _now
+    _now = (_now[0] + 1, _now[1] if iteration is None else iteration, what)
+
+
+def now() -> tuple[int, int, str]:
+    """(number of places so far, iteration, what is done there)."""
+    return _now
+
+
+def moving(what: str, items: Iterable[_Item]) -> Iterator[_Item]:
+    """The items; asking for each, and having it, is a place of its own."""
+    source = iter(items)
+    while True:
+        move(f"waiting for {what}")
+        try:
+            item = next(source)
+        except StopIteration:
+            return
+        move(f"working on {what}")
+        yield item
