@@ -8,17 +8,18 @@ import contextlib
 import datetime
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from megatron.core import parallel_state, tensor_parallel
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.errors import UserError
+from megatron_patch.errors import OnEveryRank, UserError, refusal
 
+_T = TypeVar("_T")
 _host_group: torch.distributed.ProcessGroup | None = None  # all ranks, over gloo; `start` makes it
 
 
@@ -251,9 +252,36 @@ def from_all_ranks(here: object) -> list:
 
     Objects travel pickled. Only the processes of this run exchange them.
     """
+    if not torch.distributed.is_initialized():
+        return [here]
     gathered: list = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, here, group=_host_group)
     return gathered
+
+
+def rank() -> int:
+    """This process's number among all; 0 where there is no group."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def all_or_none(work: Callable[[], _T]) -> _T:
+    """What `work` returns; all ranks call it.
+
+    Raises:
+        OnEveryRank: it raised a UserError on any rank, or the operating system refused something. The sentence is that
+            of the first. So no rank waits for another that has ended.
+    """
+    problem, result = None, None
+    try:
+        result = work()
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = refusal(error)
+    problems = [one for one in from_all_ranks(problem) if one is not None]
+    if problems:
+        raise OnEveryRank(problems[0])
+    return cast(_T, result)
 
 
 def is_first_rank_of_node() -> bool:
