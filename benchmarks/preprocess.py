@@ -1,13 +1,21 @@
 """What data preparation and loading cost on this machine.
 
-    python benchmarks/preprocess.py [--megabytes 60] [--rounds 5]   1 and 2 workers, and `tokenizers.encode_batch` alone
+    python benchmarks/preprocess.py [--megabytes 100] [--rounds 3] [--tokenizer FOLDER] [--megatron FOLDER]
+                                                                    this project beside libraries alone
+    python benchmarks/preprocess.py --workers 1 2 16                the whole command with so many workers, in turn
     python benchmarks/preprocess.py --memory-megabytes 1000         one run over a file of that size, its peak memory
     python benchmarks/preprocess.py --loader                        waiting for batches of 2048 tokens in 0.1 s steps
     python benchmarks/preprocess.py --index 10000000                megatron-core's sample index for that many documents
 
-The text is the source code of Python's standard library, cut into documents and repeated up to the wanted size. The
-tokenizer is a SentencePiece BPE of 8000 pieces with byte fallback, trained on that text. Runs that are compared take
-turns, and medians are printed.
+The first two read code, English and Chinese of `benchmarks/texts.py`, which says from where. Each line is a process of
+its own that reads a file of JSON Lines: this project's whole command, or a library that tokenizes its texts one batch
+after the other on one thread and writes nothing. Its time to start and to load the tokenizer is counted for the command
+and not for the libraries, which read all texts twice: cold and warm. The processes take turns, and medians are printed.
+CPU seconds are the system's (`resource`) for the process and its children; where other programs share the machine they
+say more than seconds do.
+
+The tokenizer is `--tokenizer`'s; without it that of the package mistral-common, LLaMA's kind of 32,000 pieces, where it
+is installed; else a SentencePiece BPE of 8000 pieces with byte fallback that is trained on the code.
 """
 
 from __future__ import annotations
@@ -15,6 +23,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,10 +32,14 @@ import sysconfig
 import tempfile
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks import texts as text_sources
+
 os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
 
 
@@ -54,14 +68,14 @@ def make_tokenizer(folder: Path, texts: list[str]) -> None:
     )  # fmt: skip
 
 
-def huggingface_tokenizer(model: Path) -> object:
+def huggingface_tokenizer(model: Path) -> Any:
     """The same tokenizer for the library `tokenizers`: its pieces, merges in the order of scores, byte fallback."""
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer, models, normalizers
 
     pieces = SentencePieceProcessor(model_file=str(model))
     vocab = {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())}
-    splits = [(vocab[p], vocab[p[:k]], vocab[p[k:]], p[:k], p[k:])
+    splits = [(-pieces.get_score(vocab[p]), vocab[p[:k]], vocab[p[k:]], p[:k], p[k:])
               for p in vocab for k in range(1, len(p)) if p[:k] in vocab and p[k:] in vocab]  # fmt: skip
     merges = [(left, right) for *_, left, right in sorted(splits)]
     engine = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
@@ -117,43 +131,105 @@ def run_cli(corpus: Path, folder: Path, workers: int) -> tuple[float, int, int]:
     return seconds, peak, json.loads((folder / "out.made").read_text())["counts"]["tokens"]
 
 
-def measure_encode_batch(engine: object, corpus: Path) -> float:
-    """Seconds that `encode_batch` takes for the corpus in batches of 256, on one thread, reading not counted."""
+def library(name: str, corpus: Path, folder: Path) -> None:
+    """Print CPU seconds that a library takes for the corpus, cold and then warm, as two numbers."""
+    from sentencepiece import SentencePieceProcessor
+
     with open(corpus, encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
-    begin = time.perf_counter()
-    for i in range(0, len(texts), 256):
-        engine.encode_batch(texts[i : i + 256])  # type: ignore[attr-defined]
-    return time.perf_counter() - begin
+    model = folder / "tokenizer.model"
+    if name == "sentencepiece":
+        read: Any = SentencePieceProcessor(model_file=str(model)).encode
+    elif name == "tokenizers":
+        read = huggingface_tokenizer(model).encode_batch
+    else:
+        from megatron_patch.data.fast_engine import fast_tokenizer
+        from megatron_patch.data.tokenizer import load_tokenizer
+
+        read = fast_tokenizer(load_tokenizer(folder)).tokenize_batch
+    for _ in range(2):
+        begin = time.process_time()
+        for i in range(0, len(texts), 256):
+            read(texts[i : i + 256])
+        print(time.process_time() - begin)
 
 
-def compare(folder: Path, texts: list[str], megabytes: int, rounds: int) -> None:
-    """Measure 1 worker, 2 workers and `encode_batch` in turn, `rounds` times, and print medians."""
-    corpus = folder / "corpus.jsonl"
-    count, size = write_corpus(corpus, texts, megabytes << 20)
-    engine = huggingface_tokenizer(folder / "tokenizer" / "tokenizer.model")
-    times: dict[str, list[float]] = {"1 worker": [], "2 workers": [], "encode_batch, 1 thread": []}
-    peaks: dict[str, int] = {}
-    tokens, load = 0, os.getloadavg()[0]
-    for _ in range(rounds):
-        for workers, name in ((1, "1 worker"), (2, "2 workers")):
-            seconds, peak, tokens = run_cli(corpus, folder, workers)
-            times[name].append(seconds)
-            peaks[name] = max(peak, peaks.get(name, 0))
-        times["encode_batch, 1 thread"].append(measure_encode_batch(engine, corpus))
-    print(
-        f"{size / 1e6:.0f} MB of text, {count} documents, {tokens} tokens, {rounds} rounds, medians; "
-        "the whole command, its start included"
-    )
-    for name, seconds in times.items():
-        t = statistics.median(seconds)
-        memory = f"  peak {peaks[name] / 2**20:.0f} MiB" if name in peaks else ""
-        print(f"  {name:24s} {size / 1e6 / t:6.2f} MB/s {count / t:8.0f} documents/s {tokens / t:10.0f} tokens/s{memory}")
-    ones, twos, alones = times.values()
-    speedup = statistics.median(one / two for one, two in zip(ones, twos))
-    against = statistics.median(alone / one for one, alone in zip(ones, alones))
-    print(f"  within a round: 2 workers are {speedup:.2f} times as fast as 1; 1 worker {against:.2f} times as encode_batch")
-    print(f"  load average before and after: {load:.2f}, {os.getloadavg()[0]:.2f}")
+def timed(command: list[str]) -> tuple[float, float, str]:
+    """(seconds, CPU seconds with children, output) of a command.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+
+def command_of(corpus: Path, folder: Path, workers: int, *flags: str) -> list[str]:
+    """The command that prepares `corpus` anew into `folder`."""
+    for old in folder.glob("out*"):
+        old.unlink()
+    return [sys.executable, "-m", "megatron_patch.cli.preprocess", "--input", str(corpus), "--output-prefix",
+            str(folder / "out"), "--tokenizer-folder", str(folder / "tokenizer"), "--workers", str(workers), *flags]  # fmt: skip
+
+
+def megatron_command(tool: Path, corpus: Path, folder: Path) -> list[str]:
+    """Megatron-LM's own tool with one worker; `tool` is a checkout."""
+    return [sys.executable, str(tool / "tools" / "preprocess_data.py"), "--input", str(corpus), "--output-prefix",
+            str(folder / "megatron"), "--tokenizer-type", "Llama2Tokenizer", "--tokenizer-model",
+            str(folder / "tokenizer" / "tokenizer.model"), "--append-eod", "--workers", "1"]  # fmt: skip
+
+
+def corpora(folder: Path, size: int) -> dict[str, tuple[Path, int]]:
+    """Name → (file, bytes of text) of the three texts."""
+    unpacked = text_sources.unpack(folder)
+    made = {}
+    sources = {"code": text_sources.code(), "English": text_sources.english(unpacked), "Chinese": text_sources.chinese(unpacked)}
+    for name, texts in sources.items():
+        total, unique = text_sources.write_lines(folder / f"{name}.jsonl", texts, size)
+        print(f"{name}: {total / 1e6:.0f} MB of text, {unique / 1e6:.0f} MB of it different")
+        made[name] = folder / f"{name}.jsonl", total
+    return made
+
+
+def compare(folder: Path, megabytes: int, rounds: int, megatron: Path | None) -> None:
+    """Measure the command with one worker and the libraries alone, `rounds` times in turn, and print medians."""
+    for text, (corpus, size) in corpora(folder, megabytes * 10**6).items():
+        found: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            runs = {
+                "this project, 1 worker": command_of(corpus, folder, 1),
+                "this project, --tokenizer-engine reference": command_of(corpus, folder, 1, "--tokenizer-engine", "reference"),
+            }
+            if megatron:
+                runs["Megatron-LM's tool, 1 worker"] = megatron_command(megatron, corpus, folder)
+            for name, command in runs.items():
+                for old in folder.glob("out*"):
+                    old.unlink()
+                found.setdefault(name, []).append(timed(command)[1])
+            for name in ("fastokens", "sentencepiece", "tokenizers"):
+                words = ["--library", name, "--corpus", str(corpus), "--folder", str(folder / "tokenizer")]
+                inner = [sys.executable, __file__, *words]
+                for heat, seconds in zip(("cold", "warm"), timed(inner)[2].split()):
+                    found.setdefault(f"{name} alone, {heat}", []).append(float(seconds))
+        print(f"{text}: medians of {rounds}, MB of text a CPU second")
+        for name, seconds in found.items():
+            print(f"  {name:44s} {size / 1e6 / statistics.median(seconds):7.2f}")
+
+
+def several(folder: Path, megabytes: int, rounds: int, workers: list[int]) -> None:
+    """Measure the whole command with each number of workers, in turn, and print medians of seconds and CPU seconds."""
+    for text, (corpus, size) in corpora(folder, megabytes * 10**6).items():
+        found: dict[int, list[tuple[float, float]]] = {count: [] for count in workers}
+        for _ in range(rounds):
+            for count in workers:
+                found[count].append(timed(command_of(corpus, folder, count))[:2])
+        for count, pairs in found.items():
+            wall, processor = (statistics.median(column) for column in zip(*pairs))
+            times = statistics.median(one / this for (one, _), (this, _) in zip(found[workers[0]], pairs))
+            rate, each = size / 1e6 / wall, size / 1e6 / processor
+            print(f"{text}, {count} workers: {rate:.1f} MB/s, {each:.1f} MB a CPU second, {times:.2f} × {workers[0]}")
 
 
 def memory(folder: Path, texts: list[str], megabytes: int) -> None:
@@ -237,26 +313,47 @@ def loader(folder: Path, steps: int = 100, step_seconds: float = 0.1) -> None:
               f"{Options().num_workers} loader processes")  # fmt: skip
 
 
+def provide_tokenizer(folder: Path, given: Path | None) -> None:
+    """Put the tokenizer into `folder`: the given one, mistral-common's, or one that is trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    package = find_spec("mistral_common")
+    own = Path(package.origin).parent / "data" / "tokenizer.model.v1" if package and package.origin else None
+    if given:
+        shutil.copytree(given, folder, dirs_exist_ok=True)
+    elif own and own.is_file():
+        shutil.copy(own, folder / "tokenizer.model")
+    else:
+        make_tokenizer(folder, documents(20_000_000))
+
+
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--megatron", type=Path)
+    parser.add_argument("--workers", type=int, nargs="+")
     parser.add_argument("--memory-megabytes", type=int)
     parser.add_argument("--loader", action="store_true")
     parser.add_argument("--index", type=int)
+    for flag in ("--library", "--corpus", "--folder"):  # what `compare` starts
+        parser.add_argument(flag, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.library:
+        return library(args.library, Path(args.corpus), Path(args.folder))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if args.loader:
             return loader(folder)
         if args.index:
             return index(folder, args.index)
-        texts = documents(20_000_000)
-        make_tokenizer(folder / "tokenizer", texts)
+        provide_tokenizer(folder / "tokenizer", args.tokenizer)
         if args.memory_megabytes:
-            return memory(folder, texts, args.memory_megabytes)
-        compare(folder, texts, args.megabytes, args.rounds)
+            return memory(folder, documents(20_000_000), args.memory_megabytes)
+        if args.workers:
+            return several(folder, args.megabytes, args.rounds, args.workers)
+        compare(folder, args.megabytes, args.rounds, args.megatron)
 
 
 if __name__ == "__main__":

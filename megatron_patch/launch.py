@@ -19,7 +19,7 @@ from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.generation import read_generation
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.gpus import find_driver, find_torch, unusable_gpus, visible_gpus
-from megatron_patch.arguments.processes import Processes
+from megatron_patch.arguments.processes import Processes, busy_port
 from megatron_patch.arguments.serving import read_chat, read_serve
 from megatron_patch.arguments.serving_list import CHAT, SERVE
 from megatron_patch.arguments.trained_model import JobReading, UsesModel
@@ -150,6 +150,8 @@ def _start(task: str, flags: list[str]) -> None:
         print(in_language(note), flush=True)
     memory = find_driver().memory if visible_gpus() else 0
     print(in_language(expected_memory(run_shape(reading.config, reading.processes.world_size), memory)), flush=True)
+    if not reading.dry_run and (busy := busy_port(reading.processes)):
+        raise UserError(busy)
     with _folder_held(reading) as held:
         start = find_start(reading.config)
         for line in (*start.lines, *(offers(reading.config, start.origin) if start.folder is None else ())):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from megatron_patch import launch
-from megatron_patch.cli import convert, finetune, inspection, preprocess, pretrain, session
+from megatron_patch.cli import convert, finetune, inspection, merge_data, preprocess, pretrain, session
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError, sentence
 from tests.launching import GOLDEN, ROOT
@@ -38,6 +38,7 @@ ENTRIES = {
     launch: [("read", ["pretrain"], 2)],
     convert: [("read", [], 2), ("_run", [f"--{name}={value}" for name, value in _CONVERT.items()], 2)],
     preprocess: [("find_files", _PREPARE, 2), ("preprocess", _PREPARE, 1)],
+    merge_data: [("merge", ["a", "--output-prefix", "p"], 2)],
     inspection: [("describe_sft", [str(GOLDEN / "sft" / "alpaca_output.json")], 2)],
     pretrain: [("session.read", [], 2)],
     finetune: [("session.read", [], 2)],
@@ -148,7 +149,7 @@ def test_only_the_entries_print_a_user_error_and_leave():
 
     Such an `except` may stand only around a call for which Python or a library raises one.
     """
-    for module in (launch, convert, preprocess, inspection, pretrain, finetune, session):
+    for module in (launch, convert, preprocess, merge_data, inspection, pretrain, finetune, session):
         tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
         caught = {
             node.id
@@ -157,4 +158,4 @@ def test_only_the_entries_print_a_user_error_and_leave():
             for node in ast.walk(handler.type)
             if isinstance(node, ast.Name)
         }
-        assert caught <= {"UserError", "OSError", "RuntimeError", "KeyboardInterrupt"}
+        assert caught <= {"UserError", "OnEveryRank", "OSError", "RuntimeError", "KeyboardInterrupt"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,20 @@ def launched(monkeypatch, capsys, *arguments: str) -> str:
         here.setattr(os, "execve", lambda *_: None)
         main(["pretrain", *arguments])
     return capsys.readouterr().out
+
+
+def test_a_port_that_another_listens_at_is_named_before_a_process_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        monkeypatch.setenv("MASTER_PORT", str(port := other.getsockname()[1]))
+        with pytest.raises(SystemExit) as left:
+            main(["pretrain", *flags(tmp_path)])
+    said = capsys.readouterr()
+    assert left.value.code == 2 and f"MASTER_PORT {port} is in use by another process of this node" in said.err
+    assert not list(tmp_path.iterdir())
+    launched(monkeypatch, capsys, *flags(tmp_path))  # now it is free
 
 
 def test_a_run_that_could_go_on_is_offered_in_a_sentence_with_the_flag_that_does_it(tmp_path, monkeypatch, capsys):

@@ -85,9 +85,11 @@ def after_conversion(target: str | Path, megatron_path: str, tp: int, pp: int, e
     return _next(PRETRAIN, MEGATRON_PATH=megatron_path, PRETRAIN_CHECKPOINT_PATH=_whole(target), **known)
 
 
-def after_preparation(prefix: str | Path, megatron_path: str | None) -> str:
-    """Pre-training on a pair that was made."""
-    return _next(PRETRAIN, MEGATRON_PATH=megatron_path or "none", MODEL_SIZE="auto", DATASET_PATH=_whole(prefix))
+def after_preparation(pairs: Sequence[tuple[int, str]], megatron_path: str | None) -> str:
+    """Pre-training on the pairs that were made, (tokens, prefix) each: on one, or on a blend that reads all as one."""
+    blend = " ".join(f"{tokens} {_whole(prefix)}" for tokens, prefix in pairs)
+    data = _whole(pairs[0][1]) if len(pairs) == 1 else blend
+    return _next(PRETRAIN, MEGATRON_PATH=megatron_path or "none", MODEL_SIZE="auto", DATASET_PATH=data)
 
 
 def after_split(train: str | Path, valid: str | Path, megatron_path: str | None) -> str:

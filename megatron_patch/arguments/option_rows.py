@@ -70,9 +70,14 @@ SHARED = (
     _option("keep_last", "保留的训练检查点个数；0 全部保留。用 --save-best 时另外保留验证 loss 最低的一个"),
     _option("save_best", "保留验证 loss 最低的检查点，best_checkpointed_iteration.txt 指明是哪一个"),
     _option("early_stopping_patience", "连续这么多次评估验证 loss 都没有更低时结束运行；0 不结束"),
+    _option("save_weights_only", "检查点只保存权重（bf16 时大小为七分之一）：可作为起点，但不能从它继续训练"),
+    _option("fail_on_save_error", "检查点保存失败时结束运行；否则到下一个保存间隔再试"),
+    _option("max_consecutive_skips", "连续这么多次迭代非有限值时结束运行（不计 fp16 最初寻找 loss scale）；0 不结束"),
     _option("exit_interval", "本次运行迭代这么多次后保存并停止；0 不停止"),
     _option("exit_duration_in_mins", "运行这么多分钟后保存并停止；0 不停止"),
     _option("tokenizer_path", "分词器文件夹；空：检查点的文件夹", "path"),
+    _option("tokenizer_engine", "JSON 数据：读取文本的库；reference：SentencePiece（tokenizer.json 用 tokenizers）；"
+            "auto：文件较大且 fastokens 结果相同时用它"),
     _option("gqa_layout", "2023 年的分组查询检查点中 QKV 行的顺序（文件本身无法判断时）；"
             "all-q-first：原项目 2023-10-18 至 2023-11-09 的转换结果"),
     _option("template", "JSON 数据：提示模板；auto 同原项目，微调为 alpaca，预训练为 pretrain"),

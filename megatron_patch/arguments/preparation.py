@@ -14,6 +14,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import checkout_problem
 from megatron_patch.formats.typed import unwritable
 from megatron_patch.records.files import find_files
+from megatron_patch.records.shards import Shard, parse_shard
 
 _BY_FLAG = {argument.flag: argument for argument in PREPARE.all}
 
@@ -30,8 +31,12 @@ class Preparation:
     sft_output_dir: str | None
     valid_fraction: float
     json_key: tuple[str, ...]
+    text_keys: tuple[str, ...]
     clean: str
     workers: int
+    shard: Shard | None
+    split_by_size: int | None
+    tokenizer_engine: str
     max_bad_fraction: float
     max_document_mb: int
     no_append_eod: bool
@@ -42,9 +47,22 @@ class Preparation:
     @property
     def prefix(self) -> str | None:
         """The prefix of the pair .bin and .idx; None if no pair is asked for."""
-        if self.output_prefix or not self.output_dir:
-            return self.output_prefix
-        return os.path.join(self.output_dir, f"wudao_{self.tokenizer}_text_document")
+        prefix = self.output_prefix
+        if not prefix and self.output_dir:
+            prefix = os.path.join(self.output_dir, f"wudao_{self.tokenizer}_text_document")
+        return prefix + self.shard.suffix if prefix and self.shard else prefix
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of a record's text: of several parts, or of the first that it has."""
+        return self.text_keys or self.json_key
+
+    def shards(self, size: int) -> list[Shard | None]:
+        """The parts that are prepared of an input of `size` bytes; None stands for all of it."""
+        if self.split_by_size is None:
+            return [self.shard]
+        count = max(1, -(-size // self.split_by_size))
+        return [Shard(number, count) for number in range(1, count + 1)]
 
     @property
     def prefix_flag(self) -> str:
@@ -82,7 +100,14 @@ def read(argv: Sequence[str]) -> Checked:
     usable = len(findings.found) == known
     value |= findings.values([one for one in PREPARE.all if one not in paths], texts)
     value["workers"] = value["workers"] or _processors()
+    value["text_keys"] = tuple(key for word in value["text_keys"] or () for key in word.split(",") if key)
+    value["shard"], problem = _shard(value["shard"])
     checked = Checked(Preparation(**value), findings, usable)
+    checked.add("--shard", texts.get("shard", ""), problem)
+    if value["shard"] and value["split_by_size"]:
+        checked.add("--split-by-size", texts["split_by_size"], "--shard asks for one part of the input: write one of the two.")
+    if value["shard"] and value["sft_output_dir"]:
+        checked.add("--sft-output-dir", value["sft_output_dir"], "it is not made in parts: write it without --shard.")
     if usable:
         _check_folders(checked)
     return checked
@@ -104,6 +129,14 @@ def _check_folders(checked: Checked) -> None:
         checked.add("--output-prefix", job.output_prefix, unwritable(Path(job.output_prefix).parent))
     elif not job.output_dir and not job.sft_output_dir:
         checked.add("--output-prefix", "", "one of --output-prefix, --output-dir and --sft-output-dir must be there: write one.")
+
+
+def _shard(text: str | None) -> tuple[Shard | None, str | None]:
+    """The shard that is asked for, and what is wrong with the text."""
+    try:
+        return (parse_shard(text) if text else None), None
+    except UserError as error:
+        return None, str(error)
 
 
 def _processors() -> int:

@@ -127,6 +127,22 @@ def _from_torchrun(environ: Mapping[str, str]) -> Processes:
     return Processes(nodes, rank, per_node, environ["MASTER_ADDR"], int(environ["MASTER_PORT"]))
 
 
+def busy_port(processes: Processes) -> str | None:
+    """The sentence about a port that was named for this node to listen at, and at which another process listens now."""
+    if processes.node_rank or not (os.environ.get("MASTER_PORT") or os.environ.get("PET_MASTER_PORT")):
+        return None
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that has just ended is no obstacle
+        try:
+            probe.bind(("", processes.master_port))
+        except OSError:
+            return (
+                f"MASTER_PORT {processes.master_port} is in use by another process of this node: write another one, the same on "
+                "all nodes."
+            )
+    return None
+
+
 def free_port() -> int:
     """A TCP port of this machine on which nobody listens now.
 

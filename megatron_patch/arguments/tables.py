@@ -13,6 +13,7 @@ from megatron_patch.arguments.description import markdown
 from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.inspection_list import INSPECT
+from megatron_patch.arguments.merge_list import MERGE
 from megatron_patch.arguments.plan_list import PLAN
 from megatron_patch.arguments.preparation_list import PREPARE
 from megatron_patch.arguments.report_list import REPORT
@@ -21,7 +22,7 @@ from megatron_patch.arguments.training_list import FINETUNE, FINETUNE_WITH_GA, P
 from megatron_patch.language.choice import LANGUAGES
 
 _TRAINING = (PRETRAIN, FINETUNE, FINETUNE_WITH_GA)
-SCRIPTS: tuple[Script, ...] = (CONVERT, PREPARE, *_TRAINING, EVALUATE, GENERATE, CHAT, SERVE, PLAN, REPORT, INSPECT)
+SCRIPTS: tuple[Script, ...] = (CONVERT, PREPARE, MERGE, *_TRAINING, EVALUATE, GENERATE, CHAT, SERVE, PLAN, REPORT, INSPECT)
 
 
 def main(argv: list[str]) -> int:

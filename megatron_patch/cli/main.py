@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from megatron_patch import __version__
 from megatron_patch.folders.checkout import ROOT
+from megatron_patch.language.choice import spoken
+from megatron_patch.language.sentences import fill
 
 _ENGINE = "--megatron-path=none"
 _HERE = f"--megatron-patch-path={ROOT}"
@@ -57,6 +59,7 @@ COMMANDS = {
     "serve": Command("megatron_patch.launch", "a model behind OpenAI's interface", "以 OpenAI 兼容接口提供模型", ("serve",)),
     "convert": Command("megatron_patch.cli.convert", "Hugging Face ↔ Megatron checkpoints", "模型格式转换", defaults=(_ENGINE,)),
     "preprocess": Command("megatron_patch.cli.preprocess", "raw text → .bin/.idx, or fine-tuning data", "预训练与微调数据处理"),
+    "merge-data": Command("megatron_patch.cli.merge_data", "several .bin/.idx pairs into one", "合并多对 .bin/.idx"),
     "report": Command("megatron_patch.cli.report", "one page of a run, or of several side by side", "把训练画成一个网页文件"),
     "inspect": Command(
         "megatron_patch.cli.inspection", "what is in a data file or a checkpoint", "查看数据文件或 checkpoint 的内容"
@@ -65,16 +68,16 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """The commands, a line each, in both languages."""
+    """The commands, a line each, in the user's language."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {command.en} · {command.zh}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:{width}}  {command.zh if spoken() == 'zh' else command.en}" for name, command in COMMANDS.items()]
     return "\n".join(
         (
-            "Usage: megatron-patch COMMAND --flag=value ...",
+            fill("Usage: megatron-patch COMMAND --flag=value ..."),
             "",
             *lines,
             "",
-            "megatron-patch COMMAND --help lists its arguments and flags; --version prints the version.",
+            fill("megatron-patch COMMAND --help lists its arguments and flags; --version prints the version."),
         )
     )
 
@@ -92,8 +95,9 @@ def main() -> None:
     elif asked == "--version":
         print(f"megatron-patch {__version__}")
     elif asked not in COMMANDS:
-        got = f"got {asked[:100]!r}" if arguments else "got no command"
-        print(f"{usage()}\n\nmegatron-patch: {got}; write one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        got = fill("got {}", repr(asked[:100])) if arguments else fill("got no command")
+        said = fill("megatron-patch: {}; write one of {}.", got, ", ".join(COMMANDS))
+        print(f"{usage()}\n\n{said}", file=sys.stderr)
         sys.exit(2)
     else:
         # A folder megatron_patch/ where the user stands, the original's for example, is not taken for this one.

@@ -6,6 +6,7 @@ import sys
 
 from megatron_patch.arguments.plan import read_plan
 from megatron_patch.errors import print_any_text
+from megatron_patch.language.sentences import in_language
 from megatron_patch.plan.report import plan_lines
 
 
@@ -16,7 +17,7 @@ def main(argv: list[str]) -> None:
         SystemExit: status 2, after every finding was printed.
     """
     print_any_text()
-    print("\n".join(plan_lines(*read_plan(argv))))
+    print("\n".join(map(in_language, plan_lines(*read_plan(argv)))))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from megatron_patch.arguments.preparation_list import PREPARE
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.language.sentences import counted, fill, in_language
-from megatron_patch.preparation.encoding import Settings
-from megatron_patch.preparation.pair import output_paths, preprocess, require_apart
+from megatron_patch.preparation.encoding import Settings, one_thread
+from megatron_patch.preparation.pair import preprocess
+from megatron_patch.preparation.partial_pair import output_paths, require_apart
 from megatron_patch.preparation.wudao_split import TRAIN, VALID, require_free, split_wudao
 from megatron_patch.records.files import find_files
 
@@ -77,14 +78,24 @@ def main(argv: list[str]) -> int:
 
 def _make_indexed(job: Preparation, prefix: str) -> None:
     assert job.tokenizer_folder is not None, "a pair without a tokenizer has been refused"
-    settings = Settings(job.tokenizer_folder, job.json_key, job.clean, not job.no_append_eod, job.max_document_mb)
-    size = sum(path.stat().st_size for path in find_files(job.input))
-    counts = preprocess(
-        job.input, prefix, settings,
-        workers=min(job.workers, 1 + size // _WORTH_A_PROCESS), max_bad_fraction=job.max_bad_fraction, overwrite=job.overwrite,
+    one_thread()
+    settings = Settings(
+        job.tokenizer_folder, job.keys, job.clean, not job.no_append_eod, job.max_document_mb, bool(job.text_keys)
     )  # fmt: skip
-    print("\n".join(map(in_language, counts.lines(prefix))))
-    print(after_preparation(prefix, job.megatron_path))
+    size = sum(path.stat().st_size for path in find_files(job.input))
+    shards = job.shards(size)
+    made = []
+    for shard in shards:
+        name = prefix + shard.suffix if job.split_by_size and shard else prefix
+        counts = preprocess(
+            job.input, name, settings,
+            workers=min(job.workers, 1 + size // (shard.count if shard else 1) // _WORTH_A_PROCESS),
+            max_bad_fraction=job.max_bad_fraction, overwrite=job.overwrite, tokenizer_engine=job.tokenizer_engine, shard=shard,
+        )  # fmt: skip
+        print("\n".join(map(in_language, counts.lines(name))))
+        made += [(counts.tokens, name)] if counts.tokens else []  # a part in which no record begins gives no pair
+    if made and not job.shard:
+        print(after_preparation(made, job.megatron_path))
 
 
 def _make_split(job: Preparation, folder: str) -> None:

@@ -23,6 +23,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import numpy as np
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.data import Say
+from megatron_patch.data.compared_engine import FIRST_TEXTS, PAYS_FROM, Engine, choose_engine, differs, is_compared
 from megatron_patch.data.conversation import answers, is_empty_answer, unused_keys
 from megatron_patch.data.json_report import Account, Report, Tally, judge, summary
 from megatron_patch.data.packing import pack
@@ -37,6 +39,7 @@ from megatron_patch.data.prompts import VERSION, Encoded, encoder
 from megatron_patch.data.token_cache import TokenTable, cached_at, make_table, table_path
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
+from megatron_patch.language.sentences import fill, in_language
 from megatron_patch.records.chunks import read_chunks
 from megatron_patch.records.skipped import Skipped
 
@@ -125,6 +128,7 @@ def run_dataset(config: TrainConfig, tokenizer: Tokenizer, path: str, say: Say) 
             packing=config.options.packing,
             cache_dir=Path(config.output_path) / "data_cache",
             max_bad_fraction=config.options.max_bad_fraction,
+            tokenizer_engine=config.options.tokenizer_engine,
         )
 
     dataset = build() if parallel.is_first_rank_of_node() else None
@@ -145,6 +149,7 @@ def build_json_dataset(
     packing: bool = False,
     cache_dir: str | Path | None = None,
     max_bad_fraction: float = 0.01,
+    tokenizer_engine: str = "reference",
 ) -> JsonDataset:
     """The samples of a JSON file, padded or cut to `pad_len`.
 
@@ -155,14 +160,16 @@ def build_json_dataset(
         cache_dir: folder for the tokenized samples and the report of unusable records (`token_cache`); None keeps
             neither.
         max_bad_fraction: share of the records that may be unusable.
+        tokenizer_engine: `auto` takes the fast engine where it pays and is right; `reference` never does.
 
     Raises:
-        UserError: the file has no samples, or too many records cannot be used; or lengths or template are not possible.
+        UserError: the file has no samples, or too many records cannot be used; lengths or template are not possible; or
+            the fast engine turns out to be wrong while it reads.
     """
     if not 1 < pad_len <= seq_len:
         raise UserError(f"PAD_LEN is {pad_len}; it must be more than 1 and at most SEQ_LEN, {seq_len}.")
     path = Path(path)
-    table, skipped = _table(path, tokenizer, template, cache_dir)
+    table, skipped = _table(path, tokenizer, template, cache_dir, tokenizer_engine)
     account = Account.read(table.account)
     left_out = judge(path, account, len(table), max_bad_fraction, skipped)
     length, samples = seq_len if packing else pad_len, range(len(table))
@@ -171,12 +178,15 @@ def build_json_dataset(
     return JsonDataset(table, groups, length, packing, tokenizer.fill, report)
 
 
-def _table(path: Path, tokenizer: Tokenizer, template: str, cache_dir: str | Path | None) -> tuple[TokenTable, Path | None]:
+def _table(
+    path: Path, tokenizer: Tokenizer, template: str, cache_dir: str | Path | None, tokenizer_engine: str
+) -> tuple[TokenTable, Path | None]:
     """The tokenized file, and the path of the report on its unusable records; None without a cache folder."""
 
     def build(report: Path | None) -> TokenTable:
         tally = Tally(path, report)
-        table = make_table(_encode_file(path, tokenizer, template, tally))
+        engine = _engine(path, tokenizer, tokenizer_engine)
+        table = make_table(_encode_file(path, engine, template, tally))
         return replace(table, account=asdict(tally.account()))
 
     if cache_dir is None:
@@ -201,12 +211,27 @@ def _groups(table: TokenTable, samples: Sequence[int], length: int, packing: boo
     return [[samples[i] for i in group] for group in pack(sizes, length)]
 
 
-def _encode_file(path: Path, tokenizer: Tokenizer, template: str, tally: Tally) -> Iterator[Encoded]:
-    """The ids and learnt marks of every usable record, in order. `tally` counts the others."""
+def _engine(path: Path, tokenizer: Tokenizer, asked: str) -> Engine:
+    """What reads the file's texts; a line says what it is where there was a choice."""
+    if asked == "reference" or not path.is_file() or path.stat().st_size < PAYS_FROM:
+        return Engine(tokenizer, None, "")
+    records = (record for _, _, record in read_records(path) if not isinstance(record, Skipped))
+    engine = choose_engine(tokenizer, [json.dumps(record, ensure_ascii=False) for record in islice(records, FIRST_TEXTS)])
+    print(in_language(f"  {path}: {engine.note}"), file=sys.stderr)
+    return engine
+
+
+def _encode_file(path: Path, engine: Engine, template: str, tally: Tally) -> Iterator[Encoded]:
+    """The ids and learnt marks of every usable record, in order. `tally` counts the others.
+
+    Raises:
+        UserError: the fast engine gave other ids than the reference for a record.
+    """
     from tqdm import tqdm
 
-    encode = encoder(template, tokenizer)
-    records = tqdm(read_records(path), desc=f"tokenizing {path.name}", unit=" samples", file=sys.stderr, delay=3)
+    encode = encoder(template, engine.tokenizer)
+    compared = encoder(template, engine.reference) if engine.reference else None
+    records = tqdm(read_records(path), desc=fill("tokenizing {}", path.name), unit=" samples", file=sys.stderr, delay=3)
     for kind, number, record in records:
         if isinstance(record, Skipped):
             tally.skip(kind, record)
@@ -218,9 +243,11 @@ def _encode_file(path: Path, tokenizer: Tokenizer, template: str, tally: Tally) 
             tally.skip(kind, Skipped(number, str(error)))
             continue
         tally.unused.update(unused)
+        if compared and is_compared(0, number) and compared(record) != (ids, learnt):
+            raise differs(f"{path}, {kind} {number}", engine)
         tally.empty_answers += any(map(is_empty_answer, said))
         tally.unanswered += not said
-        tally.endless += _is_endless(ids, learnt, tokenizer.answer_end)
+        tally.endless += _is_endless(ids, learnt, engine.tokenizer.answer_end)
         yield ids, learnt
 
 

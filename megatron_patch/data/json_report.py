@@ -70,11 +70,10 @@ class Account:
         """Sentences for the console. The bad records are not in them; `judge` says those."""
         out = []
         if self.empty_answers:
-            has = "has" if self.empty_answers == 1 else "have"
-            out.append(f"{counted(self.empty_answers)} {has} an empty answer, which teaches nothing, not even to end.")
+            out.append(f"{_that_have(self.empty_answers)} an empty answer, which teaches nothing, not even to end.")
         if self.unanswered:
-            has, teach = ("has", "teaches") if self.unanswered == 1 else ("have", "teach")
-            out.append(f"{counted(self.unanswered)} {has} no answer, or answers of weight 0 alone, and {teach} nothing.")
+            teach = "teaches" if self.unanswered == 1 else "teach"
+            out.append(f"{_that_have(self.unanswered)} no answer, or answers of weight 0 alone, and {teach} nothing.")
         if self.endless:
             out.append(
                 f"WARNING: the answers of {counted(self.endless)} hold no end token that the folder's model waits for, since its "
@@ -94,6 +93,11 @@ class Account:
 def counted(number: int, what: str = "sample") -> str:
     """`1 sample`, `2 samples`, …"""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _that_have(number: int) -> str:
+    """`1 sample has`, `2 samples have`, …"""
+    return f"{number} sample has" if number == 1 else f"{number} samples have"
 
 
 class Tally:
@@ -243,8 +247,8 @@ class Report:
                 "answers have no end token. A larger PAD_LEN (SEQ_LEN with packing) keeps them whole."
             )
         if self.without_answer:
-            has, teach = ("has", "teaches") if self.without_answer == 1 else ("have", "teach")
-            out.append(f"{counted(self.without_answer)} {has} no answer within {self.length} tokens and {teach} nothing.")
+            teach = "teaches" if self.without_answer == 1 else "teach"
+            out.append(f"{_that_have(self.without_answer)} no answer within {self.length} tokens and {teach} nothing.")
         return out + self.account.lines()
 
 

@@ -26,6 +26,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_patch.data.end_token import end_token
 from megatron_patch.data.tokenizer_files import (
     MOST_TOKENS,
@@ -43,6 +45,8 @@ from megatron_patch.formats.json_files import one_line
 # Protobuf merges these bytes into a serialized SentencePiece model that they are appended to:
 # normalizer_spec { add_dummy_prefix: false }, so that no space is put before a text.
 _WITHOUT_DUMMY_PREFIX = bytes([0x1A, 2, 0x18, 0])
+# (ids of several texts end to end, whole numbers [n]; int64 [texts], ids of each)
+Batch = tuple[np.ndarray, np.ndarray]
 _USUAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -62,6 +66,9 @@ class Tokenizer:
         special_tokens: literal → id.
         chat_template: Jinja source, as the folder has it.
         encode_plain, encode_marked, decode: the engine's part of `tokenize`, `tokenize_marked` and `detokenize`.
+        encode_batch: the engine's part of `tokenize_batch`; None takes the texts one by one.
+        engine: the name of what reads the texts.
+        folder: where its files are.
     """
 
     vocab_size: int
@@ -77,6 +84,9 @@ class Tokenizer:
     encode_plain: Callable[[str], list[int]]
     encode_marked: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
+    engine: str
+    folder: Path = Path()
+    encode_batch: Callable[[list[str]], Batch] | None = None
 
     @property
     def pad(self) -> int:
@@ -100,6 +110,18 @@ class Tokenizer:
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text without BOS and EOS; literals of special tokens are ordinary text."""
         return self.encode_plain(text)
+
+    def tokenize_batch(self, texts: list[str]) -> Batch:
+        """Ids of several texts, each as by `tokenize`: (whole numbers [n], end to end; int64 [texts], ids of each)."""
+        if self.encode_batch is not None:
+            return self.encode_batch(texts)
+        ids: list[int] = []
+        lengths = []
+        for text in texts:
+            one = self.encode_plain(text)
+            ids += one
+            lengths.append(len(one))
+        return np.array(ids, dtype=np.int64), np.array(lengths, dtype=np.int64)
 
     def tokenize_marked(self, text: str) -> list[int]:
         """Ids of a text without BOS and EOS; literals of special tokens become those tokens."""
@@ -151,7 +173,7 @@ def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: st
         raise UserError(f"{folder} holds neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there.")
     literals = {i: literal for literal, i in tokenizer.special_tokens.items()}
     end = end_token(Path(model_folder or folder), tokenizer.eos, literals, tokenizer.vocab_size)
-    return replace(tokenizer, answer_end=end.id, end_note=end.note)
+    return replace(tokenizer, answer_end=end.id, end_note=end.note, folder=folder)
 
 
 def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, common: dict[str, Any]) -> Tokenizer:
@@ -188,12 +210,12 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
     return Tokenizer(
         vocab_size=max([size, *(i + 1 for i in beyond)]),
         bos=bos, eod=eod, eos=eos, answer_end=eos, end_note="", fill=max(unk, 0), special_tokens=special,
-        encode_plain=whole.encode, encode_marked=_marked_encoder(whole.encode, inner.encode, special),
-        decode=decode, **common,
+        encode_plain=whole.encode, encode_marked=marked_encoder(whole.encode, inner.encode, special),
+        decode=decode, engine="SentencePiece", **common,
     )  # fmt: skip
 
 
-def _marked_encoder(start: Callable, rest: Callable, special: Mapping[str, int]) -> Callable[[str], list[int]]:
+def marked_encoder(start: Callable, rest: Callable, special: Mapping[str, int]) -> Callable[[str], list[int]]:
     """A function from a text to ids that splits the text at special literals.
 
     Args:
@@ -246,7 +268,8 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
     return Tokenizer(
         vocab_size=size, bos=ids[0], eod=special.get(_USUAL_NAMES["eos_token"], ids[1]), eos=ids[1], answer_end=ids[1],
         end_note="", fill=ids[2] or 0, special_tokens=special,
-        encode_plain=encoder(plain), encode_marked=encoder(marked), decode=decode, **common,
+        encode_plain=encoder(plain), encode_marked=encoder(marked), decode=decode,
+        engine="tokenizers", **common,
     )  # fmt: skip
 
 

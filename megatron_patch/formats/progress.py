@@ -15,6 +15,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from megatron_patch.language.sentences import fill, in_language
+
 _SECONDS = 30.0  # between two lines
 _DELAY = 3.0  # seconds until a bar is shown
 
@@ -46,7 +48,7 @@ class Progress:
 
     def __init__(self, what: str, total: int, stream: TextIO | None = None, seconds: float = _SECONDS) -> None:
         self._stream = stream or sys.stderr
-        self._what, self._total, self._seconds = what, max(1, total), seconds
+        self._what, self._total, self._seconds = fill(what), max(1, total), seconds
         self._lock = threading.Lock()
         self._start = time.monotonic()
         self.done = 0
@@ -55,7 +57,7 @@ class Progress:
         self._teller: threading.Thread | None = None
         if self._stream.isatty():
             options = dict(unit="B", unit_scale=True, mininterval=0.5, delay=_DELAY, leave=False)
-            self._bar = tqdm(desc=what, total=total, file=self._stream, **options)
+            self._bar = tqdm(desc=self._what, total=total, file=self._stream, **options)
 
     def add(self, count: int) -> None:
         """Count `count` more bytes as done."""
@@ -73,12 +75,11 @@ class Progress:
         """Print bytes done, speed, and the time that is left if the speed stays."""
         elapsed = time.monotonic() - self._start
         left = elapsed * max(0, self._total - self.done) / max(1, self.done)
-        print(
+        line = (
             f"{self._what}: {self.done / 1e9:.2f} of {self._total / 1e9:.2f} GB ({100 * self.done / self._total:.0f}%), "
-            f"{self.done / 1e6 / elapsed:.0f} MB/s, {left:.0f} s left",
-            file=self._stream,
-            flush=True,
+            f"{self.done / 1e6 / elapsed:.0f} MB/s, {left:.0f} s left"
         )
+        print(in_language(line), file=self._stream, flush=True)
 
     def __enter__(self) -> Progress:
         if self._bar is None:

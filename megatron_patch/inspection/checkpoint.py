@@ -11,8 +11,10 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
+from megatron_patch.folders.tracker import BEST_TRACKER, read_tracker
 from megatron_patch.formats.distcp_metadata import read_backends, read_dcp_metadata
 from megatron_patch.formats.json_files import json_object, one_line
+from megatron_patch.language.sentences import fill, in_language
 
 
 def describe_checkpoint(path: Path) -> list[str]:
@@ -23,14 +25,18 @@ def describe_checkpoint(path: Path) -> list[str]:
     """
     location = resolve_checkpoint(path)
     out = [
-        f"checkpoint {location.root}, {location.folder.name} ("
-        + {"native": "torch_dist", "megatron_2023": "the 2023 layout"}[location.kind] + ")",
-        "states: " + ", ".join(sorted(p.name for p in location.root.iterdir() if p.is_dir() and _is_state(p.name))),
-    ]  # fmt: skip
+        fill(
+            "checkpoint {}, {} ({})",
+            *(location.root, location.folder.name, fill("the 2023 layout") if location.kind == "megatron_2023" else "torch_dist"),
+        ),
+        fill("states: {}", ", ".join(sorted(p.name for p in location.root.iterdir() if p.is_dir() and _is_state(p.name)))),
+    ]
+    if (best := read_tracker(location.root, BEST_TRACKER)) is not None:
+        out.append(fill("the lowest validation loss: iteration {}", best))
     out += _model_lines(location)
     out += _native_lines(location.folder) if location.kind == "native" else _legacy_lines(location.folder)
     size = sum(f.stat().st_size for f in location.folder.rglob("*") if f.is_file())
-    return [*out, f"{size / 1e6:.1f} MB in {location.folder}"]
+    return [*out, fill("{} MB in {}", f"{size / 1e6:.1f}", location.folder)]
 
 
 def _is_state(name: str) -> bool:
@@ -45,14 +51,16 @@ def _model_lines(location: CheckpointLocation) -> list[str]:
     if description:
         m = description.model
         out.append(
-            f"model: {m.num_layers} layers, hidden {m.hidden_size}, ffn {m.ffn_hidden_size}, "
-            f"{m.num_attention_heads} heads, {m.num_query_groups} KV groups, "
-            f"vocabulary {m.vocab_size} + {description.extra_vocab_size}, {description.dtype}; "
-            f"made for TP {description.tensor_model_parallel_size}, PP {description.pipeline_model_parallel_size}"
+            fill(
+                "model: {} layers, hidden {}, ffn {}, {} heads, {} KV groups, vocabulary {} + {}, {}; made for TP {}, PP {}",
+                *(m.num_layers, m.hidden_size, m.ffn_hidden_size, m.num_attention_heads, m.num_query_groups, m.vocab_size),
+                *(description.extra_vocab_size, description.dtype),
+                *(description.tensor_model_parallel_size, description.pipeline_model_parallel_size),
+            )
         )
         versions = json_object(location.folder / "model.json")
         own, core = (one_line(versions.get(name)) for name in ("megatron_patch", "megatron_core"))
-        out.append(f"written by megatron_patch {own}, megatron-core {core}")
+        out.append(fill("written by megatron_patch {}, megatron-core {}", own, core))
     config = location.root / "config.json"
     if config.is_file():
         hf = json_object(config)
@@ -66,7 +74,8 @@ def _model_lines(location: CheckpointLocation) -> list[str]:
         )
         out.append("config.json: " + ", ".join(f"{k} {one_line(hf[k])}" for k in wanted if k in hf))
     names = [n for n in ("tokenizer.model", "tokenizer.json") if (location.root / n).is_file()]
-    return [*out, f"tokenizer: {' and '.join(names)}" if names else "tokenizer: none in this folder"]
+    found = fill("tokenizer: {}", in_language(" and ".join(names))) if names else fill("tokenizer: none in this folder")
+    return [*out, found]
 
 
 def _native_lines(folder: Path) -> list[str]:
@@ -80,14 +89,17 @@ def _native_lines(folder: Path) -> list[str]:
         else:
             others += 1
     model = {n: t for n, t in tensors.items() if not n.startswith("optimizer")}
-    out = [f"format: {one_line(', '.join(f'{k} {v}' for k, v in versions.items()))}"]
+    out = [fill("format: {}", one_line(", ".join(f"{k} {v}" for k, v in versions.items())))]
     out.append(
-        f"{len(model)} model tensors, {sum(math.prod(t.size) for t in model.values())} numbers; "
-        f"{len(tensors) - len(model)} optimizer tensors; {others} other objects"
+        fill(
+            "{} model tensors, {} numbers; {} optimizer tensors; {} other objects",
+            *(len(model), sum(math.prod(t.size) for t in model.values()), len(tensors) - len(model), others),
+        )
     )
     kinds = Counter(str(t.properties.dtype) for t in tensors.values())
-    out.append("types: " + ", ".join(f"{kind} ({n})" for kind, n in kinds.items()))
-    return out + [f"  {n}  {tuple(t.size)}  {t.properties.dtype}  {len(t.chunks)} chunks" for n, t in sorted(model.items())]
+    out.append(fill("types: {}", ", ".join(f"{kind} ({n})" for kind, n in kinds.items())))
+    row = "  {}  {}  {}  {} chunks"
+    return out + [fill(row, n, tuple(t.size), t.properties.dtype, len(t.chunks)) for n, t in sorted(model.items())]
 
 
 def _legacy_lines(folder: Path) -> list[str]:
@@ -100,8 +112,8 @@ def _legacy_lines(folder: Path) -> list[str]:
         raise UserError(f"{files[0]} is no checkpoint of a language model of 2023: model is not in it.")
     recorded = vars(content["args"]) if content.get("args") is not None else {}
     args = {name: value for name, value in recorded.items() if isinstance(name, str) and isinstance(value, (int, str))}
-    out = [f"{len(files)} files, checkpoint version {content.get('checkpoint_version')}"]
-    out.append("recorded arguments: " + ", ".join(f"{one_line(name, 60)} {one_line(args[name])}" for name in sorted(args)))
+    out = [fill("{} files, checkpoint version {}", len(files), content.get("checkpoint_version"))]
+    out.append(fill("recorded arguments: {}", ", ".join(f"{one_line(name, 60)} {one_line(args[name])}" for name in sorted(args))))
     out.append(f"{files[0].parent.name}:")
     return out + [
         f"  {n}  {tuple(t.shape)}  {t.dtype}" for n, t in _flat(content["model"]) if "layers." not in n or "layers.0." in n

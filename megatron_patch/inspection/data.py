@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from megatron_patch.data.json_dataset import build_json_dataset, read_records
-from megatron_patch.data.json_report import counted
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
+from megatron_patch.language.sentences import counted, fill, in_language
 from megatron_patch.preparation.resumable_state import read_record, record_path
 from megatron_patch.records.indexed import read_index
 from megatron_patch.records.skipped import Skipped
@@ -29,11 +29,14 @@ def histogram(lengths: np.ndarray, unit: str, width: int = 40) -> list[str]:
     counts = np.histogram(lengths, bins=edges)[0]
     used = np.flatnonzero(counts)
     out = [
-        f"lengths in {unit}: {lengths.min()} to {lengths.max()}, " + f"mean {lengths.mean():.1f}, median {np.median(lengths):.0f}"
+        fill(
+            "lengths in {}: {} to {}, mean {}, median {}",
+            *(fill(unit), lengths.min(), lengths.max(), f"{lengths.mean():.1f}", f"{np.median(lengths):.0f}"),
+        )
     ]
     for i in range(used[0], used[-1] + 1) if used.size else []:
         bar = "#" * -(-int(counts[i]) * width // int(counts.max()))
-        out.append(f"  {edges[i]:>9} to {edges[i + 1] - 1:<9} {counts[i]:>10} {bar}")
+        out.append(fill("  {} to {} {} {}", f"{edges[i]:>9}", f"{edges[i + 1] - 1:<9}", f"{counts[i]:>10}", bar))
     return out
 
 
@@ -47,29 +50,33 @@ def describe_indexed(prefix: str, tokenizer: Tokenizer | None, samples: int) -> 
     """
     data = read_index(prefix)
     out = [
-        f"indexed dataset {prefix}.bin/.idx",
-        f"{data.boundaries - 1} documents, {len(data.lengths)} sequences, {data.tokens} tokens, {data.dtype} ids, "
-        + f"{data.tokens * data.dtype.itemsize / 1e6:.1f} MB",
+        fill("indexed dataset {}.bin/.idx", prefix),
+        fill(
+            "{} documents, {} sequences, {} tokens, {} ids, {} MB",
+            *(data.boundaries - 1, len(data.lengths), data.tokens, data.dtype, f"{data.tokens * data.dtype.itemsize / 1e6:.1f}"),
+        ),
     ]
     made = record_path(prefix)
     if made.is_file():
         record = read_record(made)
         counts, files = record.counts, len(record.made_from["files"])
-        out.append(f"made from {files} files; {counts.bad} bad and {counts.empty} empty records skipped")
+        out.append(fill("made from {} files; {} bad and {} empty records skipped", files, counts.bad, counts.empty))
     out += histogram(np.asarray(data.lengths), "tokens")
     low, high, whole = _id_range(prefix, data.dtype, data.tokens)
-    out.append(f"ids from {low} to {high}, {'all' if whole else 'a sample'} of them read")
+    read = "ids from {} to {}, all of them read" if whole else "ids from {} to {}, a sample of them read"
+    out.append(fill(read, low, high))
     if tokenizer:
-        fits = "within" if low >= 0 and high < tokenizer.vocab_size else "OUTSIDE"
-        out.append(f"that is {fits} the tokenizer's vocabulary of {tokenizer.vocab_size}")
+        within, outside = "that is within the tokenizer's vocabulary of {}", "that is OUTSIDE the tokenizer's vocabulary of {}"
+        out.append(fill(within if low >= 0 and high < tokenizer.vocab_size else outside, tokenizer.vocab_size))
         ended = sum(data.document(i)[-1:].tolist() == [tokenizer.eod] for i in range(min(100, len(data.lengths))))
-        out.append(f"{ended} of the first {min(100, len(data.lengths))} documents end with the end token {tokenizer.eod}")
+        seen = min(100, len(data.lengths))
+        out.append(fill("{} of the first {} documents end with the end token {}", ended, seen, tokenizer.eod))
     for i in range(min(samples, len(data.lengths))):
         ids = data.document(i, _SHOWN_TOKENS).tolist()
         known = tokenizer is not None and all(0 <= id < tokenizer.vocab_size for id in ids)
         more = " …" if data.lengths[i] > len(ids) else ""
         shown = tokenizer.detokenize(ids) if tokenizer and known else " ".join(map(str, ids))
-        out.append(f"document {i}, {data.lengths[i]} tokens, all of them learnt: {shown}{more}")
+        out.append(fill("document {}, {} tokens, all of them learnt: {}{}", i, data.lengths[i], shown, more))
     return out
 
 
@@ -112,20 +119,20 @@ def describe_sft(
     if not sizes:
         raise UserError(f"{path} holds no samples; give a JSON list or JSON Lines file with at least one.")
     out = [
-        f"fine-tuning file {path}",
-        f"{len(sizes)} samples; fields: " + ", ".join(f"{k} ({n})" for k, n in fields.items()),
+        fill("fine-tuning file {}", path),
+        fill("{} samples; fields: {}", len(sizes), ", ".join(f"{k} ({n})" for k, n in fields.items())),
     ]
     if tokenizer is None:
-        out += [f"{counted(bad, 'record')} cannot be read as JSON objects"] if bad else []
+        out += [fill("{} cannot be read as JSON objects", counted(bad, "record"))] if bad else []
         out += histogram(np.array(sizes), "characters of JSON")
-        return [*out, *first, "add --tokenizer-folder to see tokens, what is learnt and what is cut"]
+        return [*out, *first, fill("add --tokenizer-folder to see tokens, what is learnt and what is cut")]
     dataset = build_json_dataset(path, tokenizer, pad_len=pad_len, seq_len=seq_len, template=template, max_bad_fraction=1.0)
-    out += [*dataset.report.lines(), *histogram(np.diff(dataset.table.offsets), "tokens")]
+    out += [*map(in_language, dataset.report.lines()), *histogram(np.diff(dataset.table.offsets), "tokens")]
     ids: np.ndarray = np.asarray(dataset.table.flat) & ~np.int32(1 << 30)  # the table marks learnt tokens by this bit
-    out.append(f"ids from {ids.min()} to {ids.max()} of {tokenizer.vocab_size}; template {template}")
+    out.append(fill("ids from {} to {} of {}; template {}", ids.min(), ids.max(), tokenizer.vocab_size, template))
     for i in range(min(samples, len(dataset.table))):
         tokens, learnt = dataset.table.sample(i, dataset.length)
-        out.append(f"sample {i + 1}, {len(tokens)} tokens: {marked_text(tokens, learnt, tokenizer)}")
+        out.append(fill("sample {}, {} tokens: {}", i + 1, len(tokens), marked_text(tokens, learnt, tokenizer)))
     return out
 
 

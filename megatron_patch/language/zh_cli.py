@@ -68,9 +68,10 @@ SENTENCES = {
     "{} does not take the run's numbers ({}); training goes on. It gets them later if it can.": (
         "{0} 没有收下本次运行的数据（{1}）；训练照常进行，之后能连上时会补发。"
     ),
-    "{} has not got everything ({} log lines); TensorBoard's files have it.": (
-        "{0} 没有收到全部数据（缺 {1} 行日志）；TensorBoard 的文件里是全的。"
+    "{} has not answered for {} s and may lack the run's last numbers; TensorBoard's files have them.": (
+        "{0} 已有 {1} 秒没有响应，可能缺少最后的数据；TensorBoard 的文件里是全的。"
     ),
+    "{} lacks {} of the run's log lines; TensorBoard's files have them.": "{0} 缺 {1} 行日志的数据；TensorBoard 的文件里是全的。",
     "  {}: run {}, {}": "  {0}：记录 {1}，{2}",
     "  {}: going on with run {}, {}": "  {0}：接续记录 {1}，{2}",
 }

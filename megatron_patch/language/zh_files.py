@@ -90,6 +90,15 @@ SENTENCES = {
     "{} is damaged ({}); copy it again.": "{0} 已损坏（{1}）；请重新复制。",
     # documents, archives, JSON records
     "{} cannot be read to its end ({}); fetch or pack it again.": "{0} 无法读到末尾（{1}）；请重新获取或打包。",
+    " behind byte {}": "（第 {0} 字节之后）",
+    "{} cannot be read ({}); fetch it again.": "{0} 无法读取（{1}）；请重新获取。",
+    "it takes I/N, part I of N, with I from 1 to N and N up to {}: write 1/2, for example.": (
+        "应为 I/N，即 N 份中的第 I 份，I 从 1 到 N，N 最大 {0}：请写例如 1/2。"
+    ),
+    "{}: Parquet files need pyarrow: pip install 'megatron-patch[parquet]'.": (
+        "{0}：读取 Parquet 文件需要 pyarrow：pip install 'megatron-patch[parquet]'。"
+    ),
+    "{} has no column {}; it has {}: name one by --json-key.": "{0} 没有列 {1}；它有 {2}：请用 --json-key 指定其中之一。",
     "it is shorter than when the interrupted run read it": "它比上次中断的运行读取时短",
     "{}; the rest of the list is lost": "{0}；列表余下的部分丢失",
     "it is empty": "它是空的",
@@ -133,4 +142,12 @@ SENTENCES = {
     "again with this model's.": (
         "{0}.bin：第 {1} 个文档的第 {2} 个 token 编号是 {3}，超出大小为 {4} 的词表；数据是用别的分词器制作的：请用本模型的分词器重新制作。"
     ),
+    # sums, and files that are not whole
+    "tensor {}": "张量 {0}",
+    "{} is damaged ({} in {}); copy it again.": "{0} 已损坏（{2} 中：{1}）；请重新复制。",
+    "{} has {} bytes, and {} were written to it; the disk has lost the others.": "{0} 有 {1} 字节，而写入了 {2} 字节；其余的被磁盘丢失了。",
+    "{} is damaged: the bytes of {} have the CRC-32 {}, and were written with {}; copy the file again.": (
+        "{0} 已损坏：{1} 的字节 CRC-32 是 {2}，写入时是 {3}；请重新复制该文件。"
+    ),
+    "{} ends inside {}; the file is truncated: copy it again.": "{0} 在 {1} 中间结束；文件被截断：请重新复制。",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
+from megatron_patch.language.sentences import columns, fill
 from megatron_patch.plan.fitting import Gpu, fits, largest_micro_batch, what_would_fit, with_pairs_if_they_fit
 from megatron_patch.plan.memory import RunShape, StageMemory, memory_of_stages
 from megatron_patch.plan.speed import StepTime, step_time, tokens_per_second
@@ -47,7 +48,7 @@ def plan_lines(run: RunShape, gpu: Gpu, gpus_per_node: int, nodes: int) -> list[
         lines += speed_lines(run, gpu, gpus_per_node, nodes)
     sent = traffic(run)
     parts = [f"{one.name} {getattr(sent, one.name) / 1e9:.2f}" for one in fields(sent) if getattr(sent, one.name)]
-    lines.append(f"Each GPU sends in one step, GB: {', '.join(parts) if parts else 'nothing'}.")
+    lines.append(f"Each GPU sends in one step, GB: {', '.join(parts)}." if parts else "Each GPU sends in one step, GB: nothing.")
     return lines
 
 
@@ -75,15 +76,16 @@ def _where_time_goes(step: StepTime) -> str:
 
 def _verdict(run: RunShape, gpu: Gpu, memory: StageMemory) -> str:
     share = memory.total / gpu.memory
-    holds = "it fits" if fits(run, gpu.memory) else "it does not fit"
-    return f"{memory.total / 2**30:.1f} of the {gpu.memory / 2**30:.1f} GiB of an {gpu.name}, {share:.0%}: {holds}."
+    taken = f"{memory.total / 2**30:.1f} of the {gpu.memory / 2**30:.1f} GiB of an {gpu.name}, {share:.0%}"
+    return f"{taken}: it fits." if fits(run, gpu.memory) else f"{taken}: it does not fit."
 
 
 def _table(stages: list[StageMemory]) -> list[str]:
-    names = [f"stage {number}" for number in range(len(stages))] if len(stages) > 1 else ["GiB"]
+    names = [fill("stage {}", number) for number in range(len(stages))] if len(stages) > 1 else ["GiB"]
     rows = [["", *names]]
-    rows += [[said, *(f"{getattr(stage, kind) / 2**30:.1f}" for stage in stages)] for kind, said in _KINDS.items()]
-    rows.append(["together", *(f"{stage.total / 2**30:.1f}" for stage in stages)])
-    rows.append(["of it torch's peak", *(f"{stage.allocated / 2**30:.1f}" for stage in stages)])
-    width = max(len(row[0]) for row in rows)
-    return ["  ".join([row[0].ljust(width), *(cell.rjust(8) for cell in row[1:])]) for row in rows]
+    rows += [[fill(said), *(f"{getattr(stage, kind) / 2**30:.1f}" for stage in stages)] for kind, said in _KINDS.items()]
+    rows.append([fill("together"), *(f"{stage.total / 2**30:.1f}" for stage in stages)])
+    rows.append([fill("of it torch's peak"), *(f"{stage.allocated / 2**30:.1f}" for stage in stages)])
+    width = max(columns(row[0]) for row in rows)
+    cells = [[row[0] + " " * (width - columns(row[0])), *(" " * (8 - columns(cell)) + cell for cell in row[1:])] for row in rows]
+    return ["  ".join(row) for row in cells]

@@ -8,13 +8,16 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from typing import Any
 
 import numpy as np
 
-from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_patch.data.compared_engine import Engine, is_compared
+from megatron_patch.data.fast_engine import NoFastEngineError, fast_tokenizer
+from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.preparation.wudao import CLEANERS
 from megatron_patch.records.chunks import Chunk
@@ -35,6 +38,7 @@ class Settings:
         clean: a name in wudao.CLEANERS.
         append_eod: whether an end token follows each document.
         max_document_mb: 10^6 bytes that a line or list item may have; a longer one is bad.
+        joined: a record's text is made of the values of all keys, a line end between them.
     """
 
     tokenizer_folder: str
@@ -42,6 +46,7 @@ class Settings:
     clean: str = "none"
     append_eod: bool = True
     max_document_mb: int = MAX_DOCUMENT_MB
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,32 +57,51 @@ class ChunkResult:
         tokens: the ids of its documents end to end, as bytes of `token_dtype`.
         lengths: int32 [documents], ids in each.
         skipped: the records that gave no document.
+        differs: number of the first compared record whose ids are not the reference's; None if there is none.
     """
 
     tokens: bytes
     lengths: np.ndarray
     skipped: list[Skipped]
+    differs: int | None = None
 
 
-def encode_chunk(chunk: Chunk, settings: Settings, tokenizer: Tokenizer) -> ChunkResult:
+def encode_chunk(chunk: Chunk, settings: Settings, engine: Engine) -> ChunkResult:
     """Tokenize a chunk's documents, each followed by an end token if the settings say so."""
-    texts, skipped = texts_of(chunk, settings.keys, CLEANERS[settings.clean])
-    end = [tokenizer.eod] if settings.append_eod else []
-    ids: list[int] = []
-    lengths = []
-    for number, text in texts:
-        document = tokenizer.tokenize(text)
-        if not document:
-            skipped.append(Skipped(number, "it has no tokens", empty=True))
-            continue
-        ids += document + end
-        lengths.append(len(document) + len(end))
-    tokens = np.array(ids, dtype=token_dtype(tokenizer.vocab_size)).tobytes()
-    return ChunkResult(tokens, np.array(lengths, dtype=np.int32), sorted(skipped, key=lambda s: s.number))
+    numbered, skipped = texts_of(chunk, settings.keys, CLEANERS[settings.clean], settings.joined)
+    numbers, texts = [number for number, _ in numbered], [text for _, text in numbered]
+    ids, lengths = engine.tokenizer.tokenize_batch(texts)
+    ends = np.cumsum(lengths)
+    differs = next(_differing(chunk.file, numbers, texts, ids, ends, engine), None)
+    skipped += [Skipped(numbers[i], "it has no tokens", empty=True) for i in np.flatnonzero(lengths == 0)]
+    ids = ids.astype(token_dtype(engine.tokenizer.vocab_size))
+    if settings.append_eod:
+        ids = np.insert(ids, ends[lengths > 0], engine.tokenizer.eod)
+    lengths = lengths[lengths > 0] + int(settings.append_eod)
+    skipped.sort(key=lambda s: s.number)
+    return ChunkResult(ids.tobytes(), lengths.astype(np.int32), skipped, differs)
+
+
+def _differing(
+    file: int, numbers: list[int], texts: list[str], ids: np.ndarray, ends: np.ndarray, engine: Engine
+) -> Iterator[int]:
+    """The numbers of those compared records whose ids are not the reference's.
+
+    Args:
+        ids: whole numbers [n], the ids of all texts end to end.
+        ends: int64 [texts], where each text's ids end.
+    """
+    if engine.reference is None:
+        return
+    for i, number in enumerate(numbers):
+        if is_compared(file, number):
+            begin = ends[i - 1] if i else 0
+            if ids[begin : ends[i]].tolist() != engine.reference.tokenize(texts[i]):
+                yield number
 
 
 def encode_chunks(
-    chunks: Iterator[Chunk], settings: Settings, tokenizer: Tokenizer, workers: int
+    chunks: Iterator[Chunk], settings: Settings, engine: Engine, workers: int
 ) -> Generator[tuple[Chunk, ChunkResult], None, None]:
     """Yield each chunk, without its records, and its result, in order.
 
@@ -88,9 +112,10 @@ def encode_chunks(
         UserError: a worker was killed.
     """
     if workers <= 1:
-        yield from ((chunk, encode_chunk(chunk, settings, tokenizer)) for chunk in chunks)
+        yield from ((chunk, encode_chunk(chunk, settings, engine)) for chunk in chunks)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(settings,))
+    arguments = (settings, engine.reference is not None)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=arguments)
     waiting: deque[Any] = deque()
     try:
         for chunk in chunks:
@@ -110,15 +135,27 @@ def encode_chunks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[Settings, Tokenizer] | None = None  # set in each worker process when it starts
+_worker: tuple[Settings, Engine] | None = None  # set in each worker process when it starts
 
 
-def _start_worker(settings: Settings) -> None:
-    """Run once in each worker: watch the main process, and load the tokenizer."""
+def _start_worker(settings: Settings, fast: bool) -> None:
+    """Run once in each worker: watch the main process, and load the tokenizer, on the fast engine if the main process
+    compared it.
+    """
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    one_thread()
+    reference = load_tokenizer(settings.tokenizer_folder)
+    _worker = settings, Engine(reference, None, "")
+    if fast:
+        with suppress(NoFastEngineError):  # the reference gives the same ids, later
+            _worker = settings, Engine(fast_tokenizer(reference), reference, "")
+
+
+def one_thread() -> None:
+    """Let the tokenizers' libraries use one thread in this process. Must come before the first text is read."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = settings, load_tokenizer(settings.tokenizer_folder)
+    os.environ["RAYON_NUM_THREADS"] = "1"
 
 
 def _end_with_parent() -> None:

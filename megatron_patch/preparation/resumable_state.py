@@ -16,6 +16,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import json_object, one_line, whole_in
 from megatron_patch.preparation.encoding import Settings
 from megatron_patch.records.chunks import START, Place
+from megatron_patch.records.shards import Shard
 from megatron_patch.records.skipped import MAX_DOCUMENT_MB, REPORT_BYTES
 
 FORMAT = "megatron_patch preprocess 1"
@@ -97,16 +98,19 @@ def record_path(prefix: str) -> Path:
     return Path(prefix + ".made")
 
 
-def made_from_of(files: list[Path], settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
+def made_from_of(files: list[Path], settings: Settings, tokenizer: Tokenizer, shard: Shard | None) -> dict[str, Any]:
     """What decides a pair's content, as JSON values.
 
-    These are the files' names, sizes and times, the settings, and the fingerprint of the tokenizer's files.
+    These are the files' names, sizes and times, the settings, the fingerprint of the tokenizer's files, and the shard.
     """
     stats = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     chosen = {k: v for k, v in asdict(settings).items() if k != "tokenizer_folder"} | {"tokenizer": tokenizer.fingerprint}
-    if settings.max_document_mb == MAX_DOCUMENT_MB:  # pairs that were made before this setting existed do not record it
-        del chosen["max_document_mb"]
-    return json.loads(json.dumps({"format": FORMAT, "files": stats} | chosen))
+    # Pairs that were made before these settings existed do not record them.
+    for name, default in (("max_document_mb", MAX_DOCUMENT_MB), ("joined", False)):
+        if chosen[name] == default:
+            del chosen[name]
+    part = {"shard": [shard.number, shard.count]} if shard else {}
+    return json.loads(json.dumps({"format": FORMAT, "files": stats} | chosen | part))
 
 
 def write_record(path: Path, made_from: dict[str, Any], counts: Counts) -> None:

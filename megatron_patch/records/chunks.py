@@ -1,8 +1,8 @@
-"""JSON files as chunks of records, in the order of the files, in memory of a few MiB whatever a file's size.
+"""JSON and Parquet files as chunks of records, in the order of the files, in memory of a few MiB whatever their size.
 
-A file is JSON Lines or a JSON list, plain, gzip or Zstandard. Its first character tells which: `[` begins a list,
-anything else lines. The name does not tell, since `.json` is in use for both. A record longer than allowed is passed
-over without being held.
+A file whose name ends in .parquet is Parquet. Any other is JSON Lines or a JSON list, plain, gzip or Zstandard. Its
+first character tells which: `[` begins a list, anything else lines. The name does not tell, since `.json` is in use for
+both. A record longer than allowed is passed over without being held.
 
 A chunk's place (file, record number, byte offset) is enough to go on reading after it. Chunks hold lines as bytes, so
 that another process can parse them.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron_patch.errors import UserError
+from megatron_patch.records import parquet
 from megatron_patch.records.archives import open_archive
 from megatron_patch.records.json_list import BrokenListError, list_items
 from megatron_patch.records.skipped import MAX_DOCUMENT_MB, MEGABYTE, Skipped, Unread, too_long
@@ -55,10 +56,10 @@ class Chunk:
     Attributes:
         file: index into the list of files.
         first: number of the first record, from 1.
-        records: lines as bytes, without their ends; items of a list parsed.
-        size: bytes of the lines; characters of the items, which is about their bytes.
+        records: lines as bytes, without their ends; items of a list and rows of a table as objects.
+        size: bytes of the lines; characters of items and rows, which is about their bytes.
         after: the place behind the records and behind what was passed over.
-        kind: what a record's number counts: `line` or `item`.
+        kind: what a record's number counts: `line`, `item` or `row`.
         lost: what was passed over behind the records: one that is too long, or the rest of a list that breaks off.
         blank: number of blank lines from `first` on. A chunk with blank lines has no records.
     """
@@ -91,27 +92,59 @@ def begins_list(stream: io.BufferedReader) -> bool:
     return stream.peek(PEEK).lstrip()[:1] == b"["
 
 
-def read_chunks(files: Sequence[Path], start: Place = START, longest: int = MAX_DOCUMENT_MB * MEGABYTE) -> Iterator[Chunk]:
-    """Chunks of about CHUNK_BYTES in order, from `start` on. Records of more than `longest` bytes are not held.
+def can_be_cut(path: Path) -> bool:
+    """Whether reading can begin and end within a file, by its name; of such a file, JSON Lines can and lists cannot."""
+    return not path.name.endswith((".gz", ".zst", parquet.SUFFIX))
+
+
+def read_chunks(
+    files: Sequence[Path],
+    start: Place = START,
+    longest: int = MAX_DOCUMENT_MB * MEGABYTE,
+    stop: Place | None = None,
+    columns: Sequence[str] | None = None,
+) -> Iterator[Chunk]:
+    """Chunks of about CHUNK_BYTES in order, from `start` to `stop`, or to the end. Records of more than `longest` bytes
+    are not held. Within a file `stop` must lie behind a line. Of Parquet files only `columns` are read; None reads all.
 
     Raises:
-        UserError: an archive is damaged.
+        UserError: an archive is damaged, or a Parquet file cannot be read.
     """
-    for index in range(start.file, len(files)):
+    stop = stop or Place(len(files))
+    for index in range(start.file, stop.file + (stop.offset > 0)):
         begin = start if index == start.file else Place(index)
+        end = stop.offset if index == stop.file else None
+        if files[index].name.endswith(parquet.SUFFIX):
+            yield from _row_chunks(files[index], begin, longest, columns)
+            continue
         try:
             with open_stream(files[index]) as stream:
-                chunks = _list_chunks if begins_list(stream) else _line_chunks
-                yield from chunks(stream, begin, longest)
+                if begins_list(stream):
+                    yield from _list_chunks(stream, begin, longest)
+                else:
+                    yield from _line_chunks(stream, begin, longest, end)
         except DAMAGED as error:
             raise UserError(f"{files[index]} cannot be read to its end ({error}); fetch or pack it again.") from error
 
 
-def _line_chunks(stream: io.BufferedReader, begin: Place, longest: int) -> Iterator[Chunk]:
-    """Chunks of a JSON Lines file."""
+class _Until:
+    """A stream that ends after `left` bytes."""
+
+    def __init__(self, stream: BinaryIO, left: int) -> None:
+        self.stream, self.left = stream, left
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(min(size, self.left))
+        self.left -= len(data)
+        return data
+
+
+def _line_chunks(stream: io.BufferedReader, begin: Place, longest: int, end: int | None) -> Iterator[Chunk]:
+    """Chunks of a JSON Lines file, up to the offset `end`."""
     _advance(stream, begin.offset)
     number, offset = begin.records, begin.offset
-    for lines, size in read_lines(stream, CHUNK_BYTES, longest):
+    lines_of: Any = stream if end is None else _Until(stream, end - offset)
+    for lines, size in read_lines(lines_of, CHUNK_BYTES, longest):
         offset += size
         first, records, lost, blank = number + 1, [], None, 0
         if isinstance(lines, Unread):
@@ -162,6 +195,26 @@ def _list_chunks(stream: io.BufferedReader, begin: Place, longest: int) -> Itera
         mean = max(1, total // number) if number else 1000
         lost = Skipped(error.number, f"{error.reason}; the rest of the list is lost", records=max(1, error.lost // mean))
     yield Chunk(begin.file, number - len(records) + 1, records, size, Place(begin.file + 1), "item", lost)
+
+
+def _row_chunks(path: Path, begin: Place, longest: int, columns: Sequence[str] | None) -> Iterator[Chunk]:
+    """Chunks of a Parquet file."""
+    records: list[Any] = []
+    number, size = begin.records, 0
+    for row in (row for batch in parquet.rows(path, begin.records, columns) for row in batch):
+        number += 1
+        texts = [value for value in row.values() if isinstance(value, str)] if isinstance(row, dict) else []
+        characters = sum(map(len, texts))
+        # A character takes at most 4 bytes, so only a long text is encoded to be measured.
+        long = 4 * characters > longest and sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) > longest
+        size += characters
+        if not long:
+            records.append(row)
+        if long or size >= CHUNK_BYTES or len(records) >= _CHUNK_ITEMS:
+            lost = Skipped(number, too_long(longest)) if long else None
+            yield Chunk(begin.file, number - len(records) + (not long), records, size, Place(begin.file, number), "row", lost)
+            records, size = [], 0
+    yield Chunk(begin.file, number - len(records) + 1, records, size, Place(begin.file + 1), "row")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which files hold JSON records: what an input argument names, and whether a file's content is JSON."""
+"""Which files hold records: what an input argument names, and whether a file's content is JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_patch.errors import UserError
 from megatron_patch.records.chunks import DAMAGED, PEEK, open_stream
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.zst", ".jsonl.gz", ".json.zst", ".json.gz")
+SUFFIXES = (".jsonl", ".json", ".jsonl.zst", ".jsonl.gz", ".parquet", ".json.zst", ".json.gz")
 _BEGINS_JSON = re.compile(rb'\s*(\{\s*["}]|\[\s*[{\]])')
 
 
@@ -25,14 +25,14 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and p.is_file())
             if not inside:
-                raise UserError(f"{path} holds no data files; put {', '.join(SUFFIXES[:4])} files there.")
+                raise UserError(f"{path} holds no data files; put {', '.join(SUFFIXES[:5])} files there.")
             files += inside
         elif not path.is_file():
-            raise UserError(f"{path} does not exist; give a data file, or a folder of {', '.join(SUFFIXES[:4])} files.")
+            raise UserError(f"{path} does not exist; give a data file, or a folder of {', '.join(SUFFIXES[:5])} files.")
         elif not path.name.endswith(SUFFIXES) and not holds_json(path):
             raise UserError(
                 f"{path} has no suffix that is read, and does not begin as JSON does; "
-                f"name it {', '.join(SUFFIXES[:4])} after its form."
+                f"name it {', '.join(SUFFIXES[:5])} after its form."
             )
         else:
             files.append(path)

@@ -47,14 +47,16 @@ def too_long(longest: int) -> str:
     return f"it is longer than the {longest / MEGABYTE:g} MB that --max-document-mb allows"
 
 
-def report_lines(file: Path, kind: str, skipped: list[Skipped]) -> bytes:
+def report_lines(file: Path, kind: str, skipped: list[Skipped], behind: int = 0) -> bytes:
     """The report's JSON Lines for skipped records of one file.
 
-    Each line holds `file`, the record's number under the key `kind` (`line` or `item`), `reason`, and `records` if it
-    stands for several.
+    Each line holds `file`, the record's number under the key `kind` (`line`, `item` or `row`), `reason`, and `records`
+    if it stands for several. Where a shard begins within the file, `behind_byte` says where its first line does, which
+    has the number 1.
     """
+    place = {"behind_byte": behind} if behind else {}
     rows = (
-        {"file": str(file), kind: s.number, "reason": s.reason} | ({"records": s.records} if s.records > 1 else {})
+        {"file": str(file), **place, kind: s.number, "reason": s.reason} | ({"records": s.records} if s.records > 1 else {})
         for s in skipped
     )
     # A path or reason may hold bytes that are no UTF-8; the report must be written all the same.

@@ -50,7 +50,7 @@ def find_runs(path: str | Path) -> list[FoundRun]:
 
 
 def _below(base: Path) -> list[FoundRun]:
-    """By name. A run without a line of any kind is none yet."""
+    """In the order in which they began. A run without a line of any kind is none yet."""
     found: dict[str, dict[str, tuple[Path | None, Path | None]]] = {}
     for part in ("log", "tensorboard"):
         for folder in sorted((base / part).glob("*_*")):
@@ -68,4 +68,4 @@ def _below(base: Path) -> list[FoundRun]:
         starts = tuple(StartFolder(date, *by_date[date]) for date in sorted(by_date) if any(by_date[date]))
         if starts:
             runs.append(FoundRun(base, name, starts))
-    return runs
+    return sorted(runs, key=lambda run: run.starts[0].date)

@@ -17,6 +17,7 @@ _PAUSE = 0.1  # seconds between two drawings
 _LEAST_BAR, _MOST_BAR = 8, 40  # columns of the bar, without its ends
 _GOOD_BAR = 20  # columns that it keeps before something else is shown besides
 _BETWEEN = "  "
+_VALIDATION = "lm loss validation"  # TensorBoard's tag; of one file among several, its name follows behind a slash
 
 
 def wants_live_line(progress: str, stream: TextIO) -> bool:
@@ -60,13 +61,15 @@ class LiveLine(Sink):
         """Take the speed, and what a wide terminal has room for. A validation's loss and the end stay on the screen."""
         self._speed = values.get("tokens-per-second", self._speed)
         self._more = {**self._more, **values}
-        if (loss := values.get("lm loss validation")) is not None:
+        losses = {tag: value for tag, value in values.items() if tag.partition("/")[0] == _VALIDATION}
+        for tag, loss in losses.items():
             self.clear()
             text = fill(
                 "validation at iteration {}: loss {}, perplexity {}", iteration, f"{loss:.4f}", f"{math.exp(min(20.0, loss)):.2f}"
             )
-            print(text, file=self._stream, flush=True)
-        elif iteration == self._total:
+            name = tag.partition("/")[2]  # of one file among several
+            print(f"{name}: {text}" if name else text, file=self._stream, flush=True)
+        if iteration == self._total and not losses:
             self.draw()
             self.close()
 
@@ -116,7 +119,7 @@ class LiveLine(Sink):
     def _extras(self) -> list[str]:
         """What a wide terminal shows besides."""
         shown = []
-        if (validation := self._more.get("lm loss validation")) is not None:
+        if (validation := self._more.get(_VALIDATION)) is not None:
             shown.append(fill("validation {}", f"{validation:.4f}"))
         if (rate := self._more.get("learning-rate")) is not None:
             shown.append(fill("lr {}", f"{rate:.2e}"))

@@ -28,6 +28,7 @@ FIRST_SIGHT = {
 _LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
     "loss": {
         "training and validation": ("lm loss", "lm loss validation"),
+        "each validation file": (r"lm loss validation/.*(?<! vs samples)",),
         "over consumed samples": ("lm loss vs samples", "lm loss validation vs samples"),
         "perplexity of validation": ("lm loss validation ppl",),
     },
@@ -43,6 +44,8 @@ _LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
 
 class TensorBoardFiles(Sink):
     """The event files of one start of a run."""
+
+    name = "TensorBoard"
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter

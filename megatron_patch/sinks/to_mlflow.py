@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from megatron_patch.sinks.sink import flat
 from megatron_patch.sinks.tracker import TrackedRun
 
 _AT_ONCE = 100  # parameters of one request
+_ODD = re.compile(r"[^/\w.\- ]")  # what MLflow refuses in a metric's name
 _LONGEST = 6000  # characters of a parameter's value
 
 
@@ -60,7 +62,8 @@ class Run:
     def log(self, values: Mapping[str, float], iteration: int, seconds: float) -> None:
         """Send the numbers, and wait for the answer."""
         when = int(seconds * 1000)
-        self._client.log_batch(self._name, metrics=[Metric(tag, value, when, iteration) for tag, value in values.items()])
+        named = {_ODD.sub("_", tag): value for tag, value in values.items()}  # a tag may hold the name of a file
+        self._client.log_batch(self._name, metrics=[Metric(tag, value, when, iteration) for tag, value in named.items()])
 
     def finish(self, failed: bool) -> None:
         """Say how the run has ended."""

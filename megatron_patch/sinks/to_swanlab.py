@@ -17,7 +17,7 @@ _LETTERS = string.ascii_lowercase + string.digits
 
 
 class Run:
-    """One experiment. Of numbers that a run computes again after a stop, SwanLab keeps the first."""
+    """One experiment, known by a name of ours, so that it can be taken up."""
 
     def __init__(self) -> None:
         self._run: Any = None

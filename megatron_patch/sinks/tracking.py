@@ -131,7 +131,8 @@ class TrackerSink(Sink):
     """
 
     def __init__(self, title: str, make: Callable[[], Tracker], again: float = _AGAIN, patience: float = _PATIENCE) -> None:
-        self._title, self._make = title, make
+        self.name = self._title = title
+        self._make = make
         self._again, self._patience = again, patience
         self._waiting: queue.Queue[tuple[dict[str, float], int, float] | None] = queue.Queue(_WAITING)
         self._answer: queue.Queue[tuple[str, str] | Exception] = queue.Queue()
@@ -171,8 +172,14 @@ class TrackerSink(Sink):
             self._lost += 1
         self._thread.join(self._patience)
         lost = self._lost + sum(one is not None for one in list(self._waiting.queue))
-        if lost or self._thread.is_alive():
-            _LOGGER.warning(f"{self._title} has not got everything ({lost} log lines); TensorBoard's files have it.")
+        if self._thread.is_alive():
+            self._warned = True  # whatever it meets from now on
+            _LOGGER.warning(
+                f"{self._title} has not answered for {self._patience:.0f} s and may lack the run's last numbers; "
+                "TensorBoard's files have them."
+            )
+        elif lost:
+            _LOGGER.warning(f"{self._title} lacks {lost} of the run's log lines; TensorBoard's files have them.")
 
     def _work(self) -> None:
         assert self._run is not None

@@ -45,7 +45,7 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
     if remembered:
         log.line(f"  {remembered}")
     obstacle = prepare_model(state)
-    log.line(f"  CUDA graphs: {'no (' + obstacle + ')' if obstacle else 'yes'}")
+    log.line(f"  CUDA graphs: no ({obstacle})" if obstacle else "  CUDA graphs: yes")
     log.line(
         f"  LLaMA with {config.model.parameter_count(config.extra_vocab_size):,} parameters in {config.precision}; "
         f"TP {config.tensor_model_parallel_size}, PP {config.pipeline_model_parallel_size}, "

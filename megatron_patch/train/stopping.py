@@ -49,4 +49,5 @@ class StopRequest:
 
     def signalled_anywhere(self) -> bool:
         """Whether a signal has come to any rank, after something long such as a save. All ranks call it."""
+        self.reason = self.signalled or self.reason
         return parallel.any_rank(bool(self.signalled))

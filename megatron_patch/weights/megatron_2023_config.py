@@ -81,7 +81,7 @@ def _assumed(root: Path, config: LlamaConfig) -> str:
     """The note on what was assumed. It names the published sizes of the same shapes that have other values."""
     values = (config.max_position_embeddings, config.norm_epsilon)
     others = [
-        f"{name} has {size.max_position_embeddings} and {size.norm_epsilon}"
+        f"{name} has {size.max_position_embeddings}, {size.norm_epsilon}"
         for name, size in LLAMA_SIZES.items()
         if not shape_differences(size, config) and (size.max_position_embeddings, size.norm_epsilon) != values
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_patch.arguments import conversion, inspection, preparation, training
+from megatron_patch.arguments import conversion, inspection, merge, preparation, training
 from megatron_patch.arguments.argument import Argument, Script
 from megatron_patch.arguments.conversion_list import CONVERT
 from megatron_patch.arguments.evaluation import read_evaluation
@@ -19,6 +19,7 @@ from megatron_patch.arguments.findings import Finding, Findings
 from megatron_patch.arguments.generation import read_generation
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.arguments.inspection_list import INSPECT
+from megatron_patch.arguments.merge_list import MERGE
 from megatron_patch.arguments.plan import read_plan
 from megatron_patch.arguments.plan_list import PLAN
 from megatron_patch.arguments.preparation_list import PREPARE
@@ -35,6 +36,7 @@ LISTS: dict[str, Script] = {script.name.split(".")[0]: script for script in SCRI
 _READERS: dict[Script, Callable[[list[str]], object]] = {
     CONVERT: conversion.read,
     INSPECT: inspection.read,
+    MERGE: merge.read,
     PRETRAIN: lambda argv: training.read("pretrain", argv),
     FINETUNE: lambda argv: training.read("finetune", argv),
     FINETUNE_WITH_GA: lambda argv: training.read("finetune_with_ga", argv),
@@ -117,6 +119,7 @@ def right_commands(folder: Path) -> dict[str, Command]:
         "convert": Command(CONVERT, named(CONVERT, dict(zip(CONVERT.by_name, convert)))),
         "prepare": Command(PREPARE, named(PREPARE, dict(zip(PREPARE.by_name, prepare)))),
         "inspect": Command(INSPECT, {"path": str(CORPUS)}),
+        "merge": Command(MERGE, {"prefix": str(CORPUS), "output_prefix": str(folder / "joined")}),
         "evaluate": Command(EVALUATE, named(EVALUATE, dict(zip(EVALUATE.by_name, evaluate))) | {"results": str(folder / "r")}),
         "generate": Command(GENERATE, named(GENERATE, dict(zip(GENERATE.by_name, generate)))),
         "chat": Command(CHAT, {"checkpoint": str(model)}),

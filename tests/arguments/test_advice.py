@@ -62,7 +62,7 @@ def test_of_many_wrong_values_each_finding_goes_when_it_is_followed(commands, mo
     monkeypatch.setenv("GPUS_PER_NODE", draw.choice("1248"))
     for command in commands.values():
         listed = [one for one in (*command.script.documented, *command.script.flags) if one.kind in WRONG]
-        wrong = command.changed(**{one.dest: draw.choice(WRONG[one.kind]) for one in draw.sample(listed, 5)})
+        wrong = command.changed(**{one.dest: draw.choice(WRONG[one.kind]) for one in draw.sample(listed, min(5, len(listed)))})
         found = wrong.findings()
         assert len({str(one) for one in found}) == len(found)
         by_label = {one.label: one for one in listed} | {one.flag: one for one in listed}

@@ -99,18 +99,18 @@ def test_what_would_be_lost_is_said_before_anything_is_made(tmp_path):
 # The command, whose reading stops after the third chunk: by then two workers are there.
 HELD = """
 import runpy, time
-from megatron_patch.preparation import pair, wudao_split
-from megatron_patch.records import chunks
+from megatron_patch.preparation import wudao_split
+from megatron_patch.records import chunks, shards
 
-def read_chunks(*arguments):
-    for number, chunk in enumerate(chunks.read_chunks(*arguments), start=1):
+def read_chunks(*arguments, **more):
+    for number, chunk in enumerate(chunks.read_chunks(*arguments, **more), start=1):
         yield chunk
         if number == 3:
             print("held", flush=True)
             for _ in range(6000):  # a signal that comes just before one long sleep would wait for its end
                 time.sleep(0.1)
 
-pair.read_chunks = wudao_split.read_chunks = read_chunks
+shards.read_chunks = wudao_split.read_chunks = read_chunks
 runpy.run_module("megatron_patch.cli.preprocess", run_name="__main__")
 """
 

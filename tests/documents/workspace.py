@@ -31,6 +31,7 @@ _PROGRAMS = {
     "wget": 'exec cp "{downloads}/${{1##*/}}" .',
     "git": 'test "$1" = clone && exec ln -s "{root}" "$3"',
     "make": 'PATH=${{PATH#*:}}; exec make -n -C "{root}" "$@"',
+    "megatron-patch": 'PYTHONPATH="{root}" exec "{python}" -m megatron_patch.cli.main "$@"',
     # Reads everything and stops where torchrun would take over.
     "python-that-only-reads": 'exec "{python}" "{reader}" "$@"',
 }

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import time
 
+import psutil
 import pytest
 
 from tests.faults.job import CASE, ITERATIONS
@@ -58,7 +59,8 @@ def test_two_nodes_without_a_shared_disk_are_found_at_the_start(tmp_path):
 
 
 def test_a_late_node_is_waited_for_and_a_cut_link_ends_the_run(tmp_path):
-    """Then the job is started again, and ends as one that nothing happened to."""
+    """Then the job is started again, and again by itself when a rank of a node is killed, and ends as one that nothing
+    happened to."""
     output, whole = tmp_path / "out", tmp_path / "whole"
     flags = ("--distributed-timeout-minutes", 0.1)
     with nodes(2, tmp_path) as job:
@@ -73,14 +75,26 @@ def test_a_late_node_is_waited_for_and_a_cut_link_ends_the_run(tmp_path):
         assert "rank 1 has not reached node 0 for 0.1 min" in said[1]
         assert "Traceback" not in "".join(said)
         subprocess.run(["ip", "-n", job[1].namespace, "link", "set", "eth0", "up"], check=True)
-        for folder in (output, whole):
-            start(job, command(folder))
-            said = finish(job)
-            assert [node.process.returncode for node in job] == [0, 0], "\n".join(said)[-6000:]
+        start(job, command(output), MAX_RESTARTS=1)
+        wait_for_iteration(output, 20, job)
+        rank_of(job[1]).kill()
+        said = finish(job)
+        assert [node.process.returncode for node in job] == [0, 0], "\n".join(said)[-6000:]
+        assert all("is started again from its last checkpoint (1 of 1, MAX_RESTARTS)" in text for text in said), said
+        start(job, command(whole))
+        said = finish(job)
+        assert [node.process.returncode for node in job] == [0, 0], "\n".join(said)[-6000:]
     wanted = scalars(whole, "lm loss")
     assert {**wanted, **scalars(output, "lm loss")} == wanted and len(wanted) == ITERATIONS
     last = [next((folder / "checkpoint").iterdir()) / f"iter_{ITERATIONS:07d}" for folder in (output, whole)]
     assert tensors(last[0]) == tensors(last[1])
+
+
+def rank_of(node: Node) -> psutil.Process:
+    """The training process of a node that runs one."""
+    inner = psutil.Process(node.process.pid).children(recursive=True)
+    commands = {one: one.cmdline() for one in inner}
+    return next(one for one, words in commands.items() if "megatron_patch.cli.pretrain" in words and "-u" in words)
 
 
 def wait_for_iteration(output, number: int, job: list[Node]) -> None:

@@ -133,6 +133,14 @@ sys.stdin.read()"""
     assert sorted(map(str, statuses)) == ["3"] * 5 + ["None"]
 
 
+def test_one_that_is_just_looking_too_is_waited_for(tmp_path):
+    other = put(tmp_path)
+    other.write(holds=False)
+    threading.Timer(0.6, other.path.unlink).start()
+    take(tmp_path, QUIET)
+    assert not other.path.exists()
+
+
 def test_a_run_that_was_taken_for_dead_writes_no_more(tmp_path):
     first = take(tmp_path, QUIET)
     first.path.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -19,6 +20,7 @@ from tests.launching import GOLDEN
 
 def tokenizers(folder: Path, fast: bool = False) -> Target:
     """All files of a tokenizer's folder; texts are tokenized and rendered with it."""
+    from megatron_patch.data.fast_engine import NoFastEngineError, fast_tokenizer
     from megatron_patch.data.prompts import encoder
     from megatron_patch.data.tokenizer import load_tokenizer
 
@@ -31,6 +33,9 @@ def tokenizers(folder: Path, fast: bool = False) -> Target:
         assert all(isinstance(i, int) and 0 <= i < found.vocab_size for i in (*ids, found.bos, found.eod, found.fill)), (
             "ids outside"
         )
+        with suppress(NoFastEngineError):
+            quick = fast_tokenizer(found)
+            quick.tokenize_batch(["to be</s>"]), quick.tokenize_marked("not<s> to </s>")
         found.detokenize(ids), found.unique_identifiers, found.special_tokens.get("</s>")
         for template in ("alpaca", "llama2-chat", "tokenizer"):
             encoder(template, found)({"instruction": "a", "output": "b"} if template == "alpaca" else turns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import os
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from tests.launching import GOLDEN
 
 
 def records(folder: Path, tool: str = "finetune") -> Target:
-    """Fine-tuning data and preparation's input, as a list and as lines, plain, .gz and .zst."""
+    """Fine-tuning data and preparation's input, as a list and as lines, plain, .gz and .zst; the input as .parquet too."""
+    import pyarrow
+    import pyarrow.parquet
     import zstandard
 
     golden = json.loads((GOLDEN / "sft" / "alpaca_output.json").read_text(encoding="utf-8"))[:4]
@@ -31,6 +34,11 @@ def records(folder: Path, tool: str = "finetune") -> Target:
     def change(kind: str, form: str) -> Callable[[Random, bytes], bytes]:
         def changed(random: Random, _: bytes) -> bytes:
             chosen = content[kind]
+            if form == "table":
+                made = io.BytesIO()
+                rows = [{"text": record.get("text"), "content": random.choice(("a b", None))} for record in chosen] * 50
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), made, row_group_size=40)
+                return changed_bytes(random, made.getvalue())
             if form.startswith("lines"):
                 lines = [json.dumps(record).encode() for record in chosen]
                 at = random.randrange(len(lines))
@@ -47,6 +55,7 @@ def records(folder: Path, tool: str = "finetune") -> Target:
         return changed
 
     forms = {"d.json": "list", "d.jsonl": "lines", "d.jsonl.gz": "lines gz", "d.jsonl.zst": "lines zst", "d.json.gz": "list gz"}
+    forms |= {} if tool == "finetune" else {"d.parquet": "table"}
     kinds = ("texts",) if tool != "finetune" else ("alpaca", "chat")
     files = {f"{kind}-{name}": (b"", change(kind, form)) for kind in kinds for name, form in forms.items()}
     target = Target(folder, lambda _: None, files)

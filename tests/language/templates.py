@@ -9,6 +9,8 @@ from pathlib import Path
 
 # Letters, a blank, letters or a hole: two words at least.
 _PROSE = re.compile(r"[a-z0-9{}':;,)] [a-z{('-]")
+# What is raised as one of these is a bug, whose traceback is English.
+_BUGS = ("ValueError", "TypeError", "IndexError", "KeyError", "RuntimeError", "AssertionError", "NotImplementedError")
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
@@ -19,7 +21,7 @@ def templates(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if node in silent:
             continue
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "counted":
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "counted" and len(node.args) == 2:
             yield node.lineno, f"{{}} {ast.literal_eval(node.args[1])}"
         text = _template(node)
         if text is not None and _PROSE.search(text) and not _CHINESE.search(text):
@@ -27,18 +29,20 @@ def templates(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _silent(tree: ast.AST) -> Iterator[ast.AST]:
-    """Docstrings, texts below fields, messages of assert, and the parts of f-strings, which are read with the whole."""
+    """Docstrings, texts below fields, messages of assert and of bugs; parts of f-strings, read with the whole."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             yield node.value
         elif isinstance(node, ast.Assert) and node.msg is not None:
             yield from ast.walk(node.msg)
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and getattr(node.exc.func, "id", "") in _BUGS:
+            yield from ast.walk(node.exc)
         elif isinstance(node, ast.JoinedStr):
             for part in node.values:
                 yield part
                 if isinstance(part, ast.FormattedValue) and part.format_spec is not None:
                     yield from ast.walk(part.format_spec)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "counted":
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "counted" and len(node.args) == 2:
             yield node.args[1]
 
 

@@ -1,7 +1,8 @@
-"""Chinese stands for every sentence of the rooms that speak before a run starts, with the same values in it."""
+"""Chinese stands for every sentence that a user reads, with the same values in it; border.py has the rest."""
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from pathlib import Path
@@ -9,21 +10,16 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.language import choice
-from megatron_patch.language.sentences import catalogue, counted, fill, find, in_language
+from megatron_patch.language.sentences import _shapes, catalogue, counted, fill, find, in_language
+from megatron_patch.train.log import RunLog
 from tests.arguments.advice import right_commands
 from tests.arguments.test_advice import WRONG
+from tests.language import border
 from tests.language.templates import templates
 from tests.launching import ROOT
+from tests.tiny import tiny_config
 
 PACKAGE = ROOT / "megatron_patch"
-# What a user reads before a run starts. Lists and tables hold both languages side by side.
-ROOMS = ("arguments", "cli", "folders", "llama", "processes", "records", "report", "data_paths.py", "launch.py", "torchrun.py",
-         "sinks/live_line.py", "sinks/tracker.py", "sinks/tracking.py")  # fmt: skip
-FILES = ("typed", "json_files", "placeholders", "rank_folders", "vocabulary_2023", "structure_2023", "safetensors_files", "lazy",
-         "torch_files", "distcp", "distcp_metadata")  # fmt: skip
-# cli/main.py and cli/plan.py, the console command's own words, are English alone for now.
-BOTH = re.compile(r"(_list|_rows|/description|/tables|/report/(words|page_file|payload)|/cli/main|/cli/plan)\.py$")
-
 # Read as prose and are none: a user's own words, values of another program, a sentence's joints.
 NONE = {
     "{} -m pip install --force-reinstall {}", "'torch>=2.11,<2.14' --index-url https://download.pytorch.org/whl/cu126",
@@ -35,7 +31,7 @@ NONE = {
     "mmap can only be used", "torch maps zip archives only", "WeightsUnpickler error: ", "from a trusted source.",
     " Please use", "Check the documentation", " and no ", "{} it was {}.", "{} {}{}: {}.{}", "{} of {}", "the file",
     "{}: {}; {}.", "usage: python -m megatron_patch.launch {{{}}} --flags", "{} It was {}.",
-    ", times the factor {} of its {} rope_scaling", "a signal", "prctl(PR_SET_PDEATHSIG) was refused",
+    ", times the factor {} of its {} rope_scaling",
     "{}: the model's max_position_embeddings becomes {}, in its checkpoints and in what is exported.",
     "lm loss", "lm loss validation", " vs samples",
     "a vocabulary of {} rows is too small for it: write a smaller one.",
@@ -51,20 +47,15 @@ JOINED = {
     "argument {}: invalid choice: {} (choose from {})", "the following arguments are required: {}",
     "a number of at least {}", "a number above {}", "a number from {} to {}", "a number from above {} to {}",
     "a number from {} to below {}", "a number from above {} to below {}", "{} ({}, {} kB)",
-    # Of train/ and core/, which are not looked through: where a rank stands.
-    "still {}, for {} min.", "a batch", "a validation batch", "the step", "agreeing whether to stop", "reading the data",
-    "building the model", "reading a checkpoint",
-    "rank {} has not reached node 0 for {} min: that one has ended or stands still, or the network between them is cut.",
-    "rank {}'s stacks:\n{}",
 }  # fmt: skip
 
 
 def sources() -> list[Path]:
-    found = [path for room in ROOMS for path in ([PACKAGE / room] if room.endswith(".py") else (PACKAGE / room).rglob("*.py"))]
-    found += [PACKAGE / "formats" / f"{name}.py" for name in FILES]
-    return [path for path in found if not BOTH.search(str(path))]
+    """Every module whose sentences are translated."""
+    return [path for path in PACKAGE.rglob("*.py") if not any(re.search(part, str(path)) for part in border.ENGLISH)]
 
 
+@functools.cache
 def spoken_templates() -> dict[str, str]:
     """Template → where it stands."""
     return {text: f"{path.relative_to(ROOT)}:{line}" for path in sources() for line, text in templates(path)}
@@ -78,13 +69,13 @@ def chinese():
 
 
 def test_every_sentence_has_its_chinese():
-    known = catalogue().keys() | NONE
+    known = catalogue().keys() | NONE | border.NONE
     absent = {text: place for text, place in spoken_templates().items() if text not in known and "python -c" not in text}
     assert not absent, absent
 
 
 def test_no_chinese_stands_for_a_sentence_that_has_gone():
-    stale = set(catalogue()) - set(spoken_templates()) - JOINED
+    stale = set(catalogue()) - set(spoken_templates()) - JOINED - border.JOINED
     assert not stale, stale
 
 
@@ -120,6 +111,34 @@ def test_sentences_within_sentences(chinese):
     assert (counted(1, "file"), counted(3, "file")) == ("1 file", "3 files")
 
 
+# Finished lines, and below each its Chinese.
+LINES = [
+    pair.split("\n") for pair in (Path(__file__).parent / "lines.txt").read_text(encoding="utf-8").rstrip("\n").split("\n\n")
+]
+
+
+@pytest.mark.parametrize(("english", "wanted"), LINES)
+def test_sentences_in_a_row_and_behind_the_name_of_their_file(english, wanted, chinese):
+    assert in_language(english) == wanted
+
+
+def test_a_line_is_compared_with_few_templates():
+    """All that a run logs passes through: what is compared with every template must stay a small part of them."""
+    places = _shapes()
+    assert sum(map(len, places.values())) > 800
+    assert max(map(len, places.values())) < 120
+
+
+def test_the_log_file_is_english_and_megatron_s_lines_stay(chinese, tmp_path, capsys):
+    log = RunLog(tiny_config(output_path=str(tmp_path)), active=True)
+    log.line("  starting from random weights, seed 7")
+    log.iteration_line(" stopping at iteration 3 as asked; the same command goes on from here.")
+    log.close()
+    console = capsys.readouterr().out.splitlines()
+    assert console == ["  从随机权重开始，种子 7", " stopping at iteration 3 as asked; the same command goes on from here."]
+    assert "starting from random weights, seed 7" in (log.folder / "train.log").read_text(encoding="utf-8")
+
+
 def test_findings_are_chinese_from_end_to_end(chinese, tmp_path, monkeypatch):
     """Whatever is typed wrong: no three English words in a row are left, but what was typed."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -128,7 +147,8 @@ def test_findings_are_chinese_from_end_to_end(chinese, tmp_path, monkeypatch):
     for _ in range(12):
         for command in right_commands(tmp_path).values():
             listed = [one for one in (*command.script.documented, *command.script.flags) if one.kind in WRONG]
-            wrong = command.changed(**{one.dest: draw.choice(WRONG[one.kind]) for one in draw.sample(listed, 5)}, language="zh")
+            several = draw.sample(listed, min(5, len(listed)))
+            wrong = command.changed(**{one.dest: draw.choice(WRONG[one.kind]) for one in several}, language="zh")
             for finding in wrong.findings():
                 choice.ask("zh")
                 seen += 1

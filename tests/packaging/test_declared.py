@@ -14,7 +14,7 @@ from tests.import_graph import ROOT, modules, names_imported
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Imports under another name than the distribution's.
-DISTRIBUTIONS = {"megatron": "megatron-core", "flash_attn": "flash-attn-4", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"megatron": "megatron-core", "flash_attn": "flash-attn-4", "yaml": "pyyaml", "mlflow": "mlflow-skinny"}
 # torch brings filelock, and triton where there are GPUs, which is looked for before it is imported. PAI-DLC's client
 # brings tea.
 BROUGHT_BY_OTHERS = {"triton", "filelock", "tea"}
@@ -36,12 +36,13 @@ def imported(paths) -> set[str]:
 def test_declared_is_imported():
     declared, extras = names(PROJECT["dependencies"]), PROJECT["optional-dependencies"]
     found = imported(modules().values()) - BROUGHT_BY_OTHERS
-    optional = names(extras["hf"] + extras["flash"] + extras["serve"])
+    optional = names([one for extra in ("hf", "flash", "serve", "wandb", "swanlab", "mlflow") for one in extras[extra]])
     assert found | NEEDED_BY_OTHERS == declared | (found & optional), "pyproject.toml and the imports differ"
 
 
 def test_tests_and_demo_import_what_their_extras_bring():
-    always = names(PROJECT["dependencies"]) | BROUGHT_BY_OTHERS
+    # Tests of the last two are skipped by name where these are not installed.
+    always = names(PROJECT["dependencies"]) | BROUGHT_BY_OTHERS | {"swanlab", "mlflow-skinny"}
     for extra, paths in (("demo", (ROOT / "examples").glob("*.py")), ("test", (ROOT / "tests").rglob("*.py"))):
         assert imported(paths) - always <= names(PROJECT["optional-dependencies"][extra]), extra
 

@@ -13,6 +13,7 @@ from tests.launching import ROOT
 DLC = ROOT / "examples" / "llama2" / "dlc"
 TASKS = {"pretrain": 24, "finetune": 22}  # and the number of the script's documented arguments
 BODIES = [f"{task}_{resources}" for task in TASKS for resources in ("ecs", "quota")]
+PREPARATIONS = ["prepare_ecs", "prepare_quota"]
 
 
 def body(name: str) -> dict[str, Any]:

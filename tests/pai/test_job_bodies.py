@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+import subprocess
 
 import pytest
 from alibabacloud_pai_dlc20201203.models import CreateJobRequest
 
+from megatron_patch.arguments import preparation
+from megatron_patch.records.shards import Shard
 from tests.launching import ROOT
 from tests.pai import create_job
-from tests.pai.job_files import BODIES, DLC, TASKS, body, load_submit
+from tests.pai.job_files import BODIES, DLC, PREPARATIONS, TASKS, body, load_submit
 
 submit = load_submit()
 FILLED = {
@@ -21,7 +24,7 @@ FILLED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("name", [*BODIES, *PREPARATIONS])
 def test_every_leaf_is_documented_and_survives_the_sdk(name):
     filled = submit.filled(body(name), FILLED)
     assert create_job.faults(filled) == []
@@ -100,6 +103,29 @@ def test_both_kinds_of_resources_run_the_same_job(task):
         assert ecs[key] == quota[key]
     named = submit.PLACEHOLDER.findall((DLC / f"{task}_quota.json").read_text() + (DLC / f"{task}_ecs.json").read_text())
     assert set(named) == set(FILLED)
+
+
+@pytest.mark.parametrize("name", PREPARATIONS)
+def test_preparation_takes_its_part_from_the_node_s_index(name):
+    """As a shell on each node reads the command, in which `printf` stands for `exec sh`."""
+    job = body(name)
+    parts = []
+    for rank in range(job["JobSpecs"][0]["PodCount"]):
+        environment = {**job["Envs"], "RANK": str(rank), "WORLD_SIZE": str(job["JobSpecs"][0]["PodCount"])}
+        script = "cd() { :; }\n" + job["UserCommand"].replace("exec sh ", "printf '%s\\n' ")
+        words = subprocess.run(["dash", "-uc", script], env=environment, check=True, capture_output=True, text=True).stdout.split(
+            "\n"
+        )
+        assert words[0] == "run_make_pretraining_dataset.sh" and words[7] == "--shard" and words[9:] == [""]
+        assert words[5] == f"{job['Envs']['WORK_DIR']}/llama2-datasets/wudao", (
+            "the output is written where the mount may be written"
+        )
+        read = preparation.read([f"--input={__file__}", "--output-prefix=x", "--tokenizer-folder=y", f"--shard={words[8]}"])
+        parts.append(read.job.shard)
+    assert parts == [Shard(number, len(parts)) for number in range(1, len(parts) + 1)]
+    mounts = {source["MountPath"]: source["MountAccess"] for source in job["DataSources"]}
+    assert mounts == {job["Envs"]["DATA_DIR"]: "RO", job["Envs"]["WORK_DIR"]: "RW"}
+    assert "GPU" not in job["JobSpecs"][0].get("ResourceConfig", {}) and job["Settings"]["EnableRDMA"] is False
 
 
 def test_the_presets_of_nccl_are_left_alone():

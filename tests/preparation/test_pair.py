@@ -14,6 +14,7 @@ import zstandard
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megatron_patch.preparation import pair as module
+from megatron_patch.preparation import partial_pair
 from megatron_patch.preparation.encoding import Settings
 from megatron_patch.preparation.pair import preprocess
 
@@ -206,10 +207,10 @@ def test_a_run_killed_while_it_names_its_files_can_be_finished(golden, corpus, s
         elif moment == "rmtree":
             patch.setattr(module.shutil, "rmtree", kill)
         elif moment == "write_record":
-            write = module.write_record
-            patch.setattr(module, "write_record", lambda p, *v: kill() if p.name == "out.made" else write(p, *v))
+            write = partial_pair.write_record
+            patch.setattr(partial_pair, "write_record", lambda p, *v: kill() if p.name == "out.made" else write(p, *v))
         else:
-            patch.setattr(module, moment, kill)
+            patch.setattr(partial_pair, moment, kill)
         with pytest.raises(Killed):
             preprocess([corpus], tmp_path / "out", settings)
     assert moment == "rmtree" or not (tmp_path / "out.idx").exists()

@@ -9,7 +9,8 @@ import sys
 import pytest
 import zstandard
 
-from megatron_patch.records.chunks import Blank, Place, begins_list, open_stream, read_chunks, read_lines
+from megatron_patch.records import texts
+from megatron_patch.records.chunks import START, Blank, Chunk, Place, begins_list, open_stream, read_chunks, read_lines
 from megatron_patch.records.files import find_files
 from megatron_patch.records.json_list import BrokenListError, list_items
 from megatron_patch.records.skipped import Unread
@@ -252,3 +253,28 @@ def test_a_chunk_of_a_list_is_bounded_by_its_text_whatever_its_items_are(tmp_pat
     chunks = list(read_chunks([tmp_path / "data.json"]))
     assert [item for chunk in chunks for item in chunk.records] == items
     assert max(len(json.dumps(chunk.records)) for chunk in chunks) < 1_400_000
+
+
+HARD_LINES = [
+    b'{"text": "a", "text": "b"}', b'{"text": "a", "n": NaN}', b'{"text": "a", "n": 1e999}', b'{"text": "\\ud83d"}',
+    b'{"text": "\\ud83d\\ude00"}', b'{"text": "a", "n": ' + b"9" * 5000 + b"}", b'{"text": ' + b"9" * 30 + b"}", b'{"text": 1.0}',
+    b'{"text": null, "title": "x"}', b'{"title": "x", "text": ""}', b'{"text": "\xff"}', b'{"text": "a\x01"}',
+    b'{"text": "a\x7f"}',
+    b'\xef\xbb\xbf{"text": "a"}', '{"text": "é"}'.encode("utf-16"), b'{"text": "\\u0000"}', b'{"text": "\xed\xa0\xbd"}',
+    b'{"text": "a"} x', b'{"text": "a",}', b"", b"  ", b"[1]", b'"text"', b"null", b'{"title": "x"}',
+    b'{"\\ud83d": 1, "text": "b"}',
+    b'{"text": "a", "deep": ' + b"[" * 5000 + b"]" * 5000 + b"}", b'\x0b{"text": "a"}', b'{"text": "a"}\r', b'{"text": ["a"]}',
+    b'{"title": "A", "text": "B\\nC"}', '{"title": "标题", "text": "正文"}'.encode(), b'{"text": "a", "n": -0.0, "m": 01}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "joined"), [(("text", "title"), False), (("title", "text"), True)])
+def test_a_fast_parser_changes_no_text_and_no_reason(monkeypatch, keys, joined):
+    """Python's own parser is the truth."""
+    chunk = Chunk(0, 1, HARD_LINES, 0, START)
+    quick = texts.texts_of(chunk, keys, None, joined)
+    monkeypatch.setattr(texts, "_orjson", lambda: None)
+    assert quick == texts.texts_of(chunk, keys, None, joined)
+    found = list(dict(quick[0]).values())
+    assert {"b", "a\x7f", "😀", "\0", "A\nB\nC" if joined else "B\nC", "标题\n正文" if joined else "正文"}.issubset(found)
+    assert len(quick[1]) > 10

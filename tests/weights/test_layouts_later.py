@@ -206,8 +206,8 @@ def test_what_nothing_records_is_the_named_size_s_and_said(tmp_path, monkeypatch
     written = Written("2023-11-10", with_config=False, arguments=left_out)
     folder = write_original(tmp_path / "source", hf, read_hf(hf), written)
     for name, own, other in (
-        ("llama-7b", "2048 and rms_norm_eps 1e-06", "llama2-7b has 4096 and 1e-05"),
-        ("llama2-7b", "4096 and rms_norm_eps 1e-05", "llama-7b has 2048 and 1e-06"),
+        ("llama-7b", "2048 and rms_norm_eps 1e-06", "llama2-7b has 4096, 1e-05"),
+        ("llama2-7b", "4096 and rms_norm_eps 1e-05", "llama-7b has 2048, 1e-06"),
     ):
         summary = convert(Conversion(folder, tmp_path / name, to_hf=True, model_name=name))
         assert f"assumed are max_position_embeddings {own} ({other}: write that as MN" in summary.notes[0]

@@ -34,8 +34,9 @@ function heightRange(lines, spec, state, low, high, isLog) {
       else seen.push(line.raw[place]);
     }
   }
+  const isClipped = state.clipped && spec.smooth;
   const known = isLog ? seen.filter(value => value > 0) : seen;
-  const found = spread(known, state.clipped ? 0.02 : 0, state.clipped ? 0.98 : 1);
+  const found = spread(known, isClipped ? 0.02 : 0, isClipped ? 0.98 : 1);
   if (!found) return isLog ? [0.1, 1] : [0, 1];
   let [bottom, top] = found;
   if (isLog) {
