@@ -82,6 +82,14 @@ class Options:
     """Keep the checkpoint of the lowest validation loss; best_checkpointed_iteration.txt names it."""
     early_stopping_patience: int = 0
     """End the run after this many evaluations in a row without a lower validation loss than before; 0 never does."""
+    save_weights_only: bool = False
+    """Checkpoints hold the weights alone, a seventh of the bytes in bf16: a run can start from one, and none can resume
+    from it."""
+    fail_on_save_error: bool = False
+    """End the run when a checkpoint cannot be saved; otherwise it is tried again at the next interval."""
+    max_consecutive_skips: int = 100
+    """End the run after so many iterations in a row whose loss or gradient was not finite, fp16's first search for a
+    loss scale not counted; 0 never does."""
     exit_interval: int = 0
     """Save and stop after this many iterations of this run; 0 never does."""
     exit_duration_in_mins: float = 0.0

@@ -202,7 +202,8 @@ def _may_end(parts: list[str], end: int) -> bool:
 
 def _is_number(word: str) -> bool:
     """Whether a word is written as a weight. Python's float() also takes `1_0`, `nan` and digits of other scripts."""
-    return re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word) is not None
+    # The pattern takes quadratic time, so a long word is looked at no further.
+    return len(word) <= 40 and re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", word) is not None
 
 
 def _pair_findings(prefix: str) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
+import os
 import sys
+from collections.abc import Iterator
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # full or failing; such an error names no file
 
@@ -21,6 +24,14 @@ class UserError(ValueError):
     """
 
 
+class OnEveryRank(UserError):
+    """A UserError that every rank of a run raises at one place, with one sentence. One of them says it."""
+
+
+class RunStopped(OnEveryRank):
+    """A run that was under way cannot go on. It ends with status 1, because nothing that was typed is wrong."""
+
+
 def sentence(error: UserError | OSError) -> str:
     """The text of an error that a user reads.
 
@@ -31,7 +42,45 @@ def sentence(error: UserError | OSError) -> str:
         return str(error)
     if error.filename is None and error.errno not in _OF_THE_DISK:
         raise error
-    return f"{error}."
+    return refusal(error)
+
+
+def refusal(error: OSError) -> str:
+    """A sentence about what the operating system refused: its own words, the file, and what to do."""
+    words = f"{error.strerror or error}".rstrip(".")
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}{words}; make room there, in bytes and in inodes (df -h, df -i, quota)."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{where}{words}; change its owner or its permissions, or name another place."
+    if error.errno == errno.EROFS:
+        return f"{where}{words}; mount it writable, or name another place."
+    if error.errno in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):
+        return f"{where}{words}; it is not there, or was removed or renamed while this ran."
+    if error.errno == errno.EIO:
+        return f"{where}{words}; the disk, or the network to it, fails."
+    return f"{where}{words}."
+
+
+def named(error: OSError, path: object) -> OSError:
+    """`error` itself, now with `path` as its file if it named none, as those of an open file's descriptor do."""
+    if error.filename is None:
+        error.filename = str(path)
+    return error
+
+
+@contextlib.contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Name `path` in an OSError that is raised inside and names no file.
+
+    Raises:
+        OSError: that one.
+    """
+    try:
+        yield
+    except OSError as error:
+        named(error, path)
+        raise
 
 
 def print_any_text() -> None:

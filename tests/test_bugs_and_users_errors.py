@@ -158,4 +158,4 @@ def test_only_the_entries_print_a_user_error_and_leave():
             for node in ast.walk(handler.type)
             if isinstance(node, ast.Name)
         }
-        assert caught <= {"UserError", "OSError", "RuntimeError", "KeyboardInterrupt"}
+        assert caught <= {"UserError", "OnEveryRank", "OSError", "RuntimeError", "KeyboardInterrupt"}

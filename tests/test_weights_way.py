@@ -25,7 +25,8 @@ from megatron_patch.formats import distcp, lazy, streaming, torch_archive
 from megatron_patch.llama.model_config import read_hf_config
 from megatron_patch.train import optimizer, setup
 from megatron_patch.train.log import RunLog
-from megatron_patch.train.loop import save, start_state
+from megatron_patch.train.saves import save
+from megatron_patch.train.start import start_state
 from megatron_patch.train.step import train_step
 from tests.launching import GOLDEN, ROOT
 from tests.tiny import be_alone, tiny_config

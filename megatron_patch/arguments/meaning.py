@@ -25,7 +25,7 @@ _SYNONYMS = {
 def meant_whole(text: str) -> int | None:
     """The whole number that `1e8`, ` 2048 `, `1_000`, `1,000`, `+8`, `8.0` or another script's digits mean, or None."""
     plain = re.sub("(?<=[0-9])[_,](?=[0-9]{3})", "", _plain(text))
-    if not _NUMBER.fullmatch(plain) or len(plain) > 40:
+    if len(plain) > 40 or not _NUMBER.fullmatch(plain):
         return None
     value = Decimal(plain)
     if value < 0 or value >= 10**MOST_DIGITS or value != value.to_integral_value():

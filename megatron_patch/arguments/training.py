@@ -21,6 +21,7 @@ from megatron_patch.arguments.option_rows import ACCUMULATION, LAUNCHER
 from megatron_patch.arguments.original import refuse_original
 from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.arguments.ranges import option_findings
+from megatron_patch.arguments.room_on_disk import closed_folder, space_finding
 from megatron_patch.arguments.training_list import FINETUNE, FINETUNE_WITH_GA, PRETRAIN
 from megatron_patch.config import Options, TrainConfig
 from megatron_patch.data_paths import DataSource, IndexedPairs, JsonFiles, parse_data, prefix_of
@@ -125,7 +126,7 @@ class _Reader(ModelReader):
             options=options,
         )
         config = self.within_positions(config)
-        self.output_path()
+        self.output_path(config)
         # Recorded as what it comes to, so that a run that goes on is compared by that.
         config = replace(config, options=replace(options, template=config.template))
         self.transformer_engine()
@@ -286,9 +287,11 @@ class _Reader(ModelReader):
             self.problem("WARMUP_ITERS", wanted)
         return {"train_iters": train, "warmup_iters": warmup}
 
-    def output_path(self) -> None:
+    def output_path(self, config: TrainConfig) -> None:
         path = self.raw["OUTPUT_BASEPATH"]
         problem = unwritable(path) if path else "it takes a folder, which is made where it does not exist: write its path."
+        if not problem and self.model_is_known and not self.refused("OUTPUT_BASEPATH", "EXTRA_VOCAB_SIZE"):
+            problem = closed_folder(config) or space_finding(config)
         if problem:
             self.problem("OUTPUT_BASEPATH", problem)
 

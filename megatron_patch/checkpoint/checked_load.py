@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+import concurrent.futures
 import re
-from collections import defaultdict
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,8 +45,10 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from megatron_patch.errors import UserError
-from megatron_patch.formats.distcp import read_item, read_part
+from megatron_patch.core import parallel
+from megatron_patch.errors import OnEveryRank, UserError
+from megatron_patch.formats.checksums import Record, finish_together
+from megatron_patch.formats.distcp import ItemTensor, read_item, read_part
 from megatron_patch.formats.distcp_metadata import (
     MAX_OBJECT,
     inside,
@@ -56,6 +60,8 @@ from megatron_patch.formats.progress import Progress
 from megatron_patch.formats.torch_files import load_object
 
 _OBJECT_KEY = re.compile(r"[^/]+/shard_[0-9]{1,9}(\.[0-9]{1,9})*_[0-9]{1,9}(\.[0-9]{1,9})*")
+
+_THREADS = 4  # that read side by side
 
 _COMMON_KEY = "common_state/shard_0_1"
 
@@ -74,24 +80,30 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         form: look it through before you use it.
 
     Raises:
-        UserError: a file is missing, damaged or refused, or lacks what `state` asks for. Nothing of it has run.
+        OnEveryRank: a file is missing, damaged or refused, or lacks what `state` asks for. Nothing of it has run.
         RuntimeError: an error of another rank that is no UserError, and so a bug.
     """
+    metadata, common = parallel.all_or_none(lambda: _described(folder, state))
+    try:
+        return _load(folder, metadata, common, state)
+    except CheckpointingException as error:
+        raise OnEveryRank(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from None
+    except CheckpointException as error:  # torch's for an error of any rank; it is a BaseException
+        causes = [failure for failure, _ in error.failures.values()]
+        for cause in causes:
+            if isinstance(cause, UserError):
+                raise OnEveryRank(str(cause)) from None
+        raise RuntimeError(f"{folder}: {causes[0]!r}") from error
+
+
+def _described(folder: Path, state: dict[str, Any]) -> tuple[Metadata, dict[str, Any]]:
+    """The checkpoint's metadata and what is no sharded tensor of it, looked through for `state`."""
     read_backends(folder)
     metadata = read_dcp_metadata(folder)
     common = _common_object(folder, metadata) or read_common(folder)
     _check_asked(folder, metadata, state)
     _check_common(folder, common, state)
-    try:
-        return _load(folder, metadata, common, state)
-    except CheckpointingException as error:
-        raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from None
-    except CheckpointException as error:  # torch's for an error of any rank; it is a BaseException
-        causes = [failure for failure, _ in error.failures.values()]
-        for cause in causes:
-            if isinstance(cause, UserError):
-                raise UserError(str(cause)) from None
-        raise RuntimeError(f"{folder}: {causes[0]!r}") from error
+    return metadata, common
 
 
 def _common_object(folder: Path, metadata: Metadata) -> dict[str, Any] | None:
@@ -187,9 +199,10 @@ def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> d
     state = mcore_to_pyt_state_dict(entries, is_loading=True)
     total = sum(entry.data.nbytes for entry in tensors if entry.data is not None)
     # Ranks read about as many bytes, so the first one's progress is shown for all.
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    with Progress("reading", total) if first else nullcontext() as progress:
-        dcp.load(state, storage_reader=_Reader(folder, metadata, progress), planner=planner)
+    with Progress("reading", total) if parallel.rank() == 0 else nullcontext() as progress:
+        reader = _Reader(folder, metadata, progress)
+        dcp.load(state, storage_reader=reader, planner=planner)
+    finish_together(reader.records, parallel.rank(), parallel.from_all_ranks)
     unwrapped = {key: _unwrap_pyt_sharded_tensor(value) for key, value in state.items()}
     for key, values in unwrapped.items():
         if type(values) is not list or len(values) != len(renamed[key]):
@@ -228,7 +241,7 @@ class _Planner(MCoreLoadPlanner):
 class _Reader(dcp.FileSystemReader):
     """torch's reader of files, with metadata that has been read already.
 
-    Each item is checked, and its tensor's bytes are read from where the item says.
+    Each item is checked, and its tensor's bytes are read from where the item says and compared with their CRC-32.
     """
 
     def __init__(self, folder: Path, metadata: Metadata, progress: Progress | None) -> None:
@@ -240,34 +253,64 @@ class _Reader(dcp.FileSystemReader):
             if isinstance(entry, TensorStorageMetadata)
             for chunk in entry.chunks
         }
+        self._items: dict[MetadataIndex, ItemTensor] = {}
+
+    @property
+    def records(self) -> list[Record]:
+        """What was read of, as far as it has sums."""
+        return [item.record for item in self._items.values() if item.record is not None]
 
     def read_metadata(self) -> Metadata:
         return self._metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        by_file: dict[str, list[ReadItem]] = defaultdict(list)
-        for request in plan.items:
-            by_file[self.storage_data[request.storage_index].relative_path].append(request)
-        for name, requests in by_file.items():
-            path = inside(self._folder, name)
-            with open(path, "rb") as stream:
-                for request in requests:
-                    self._read(stream, path, request, planner)
+        """Read all of `plan`: several threads read and sum, and this one, whose stream the device knows, copies."""
+        reading: deque[tuple[ReadItem, concurrent.futures.Future[torch.Tensor]]] = deque()
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="read") as pool:
+            for request in sorted(plan.items, key=self._place):
+                if request.type == LoadItemType.BYTE_IO:
+                    planner.load_bytes(request, self._object(request))
+                    continue
+                if len(reading) > _THREADS:
+                    self._put(planner, *reading.popleft())
+                reading.append((request, pool.submit(self._read, self._item(request), request)))
+            while reading:
+                self._put(planner, *reading.popleft())
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def _read(self, stream: BinaryIO, path: Path, request: ReadItem, planner: LoadPlanner) -> None:
-        info, key = self.storage_data[request.storage_index], request.storage_index.fqn
-        if request.type == LoadItemType.BYTE_IO:
+    def _place(self, request: ReadItem) -> tuple[str, int]:
+        info = self.storage_data[request.storage_index]
+        return info.relative_path, info.offset
+
+    def _object(self, request: ReadItem) -> Any:
+        info = self.storage_data[request.storage_index]
+        path = inside(self._folder, info.relative_path)
+        with open(path, "rb") as stream:
             stream.seek(info.offset)
-            planner.load_bytes(request, _object(path, stream, info.length, key))
-            return
-        item = read_item(stream, path, key, info.offset, info.length, self._shapes[request.storage_index])
+            return _object(path, stream, info.length, request.storage_index.fqn)
+
+    def _item(self, request: ReadItem) -> ItemTensor:
+        """The description of the item; one, however many parts of it are asked for."""
+        index = request.storage_index
+        if index not in self._items:
+            info = self.storage_data[index]
+            path = inside(self._folder, info.relative_path)
+            with open(path, "rb") as stream:
+                self._items[index] = read_item(stream, path, index.fqn, info.offset, info.length, self._shapes[index])
+        return self._items[index]
+
+    def _read(self, item: ItemTensor, request: ReadItem) -> torch.Tensor:
+        path = inside(self._folder, self.storage_data[request.storage_index].relative_path)
         part = tuple(slice(first, first + count) for first, count in zip(request.storage_offsets, request.lengths))
-        target = planner.resolve_tensor(request).detach()
-        found = read_part(stream, path, key, item, part)
-        assert found.shape == target.shape, (key, found.shape, target.shape)
+        with open(path, "rb") as stream:
+            return read_part(stream, path, request.storage_index.fqn, item, part)
+
+    def _put(self, planner: LoadPlanner, request: ReadItem, reading: concurrent.futures.Future[torch.Tensor]) -> None:
+        """Copy what was read to where it is asked for."""
+        target, found = planner.resolve_tensor(request).detach(), reading.result()
+        assert found.shape == target.shape, (request.storage_index.fqn, found.shape, target.shape)
         target.copy_(found)
         if self._progress is not None:
             self._progress.add(found.nbytes)

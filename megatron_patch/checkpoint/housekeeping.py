@@ -7,6 +7,7 @@ would take its unfinished save for one that a kill has left, and remove it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -16,11 +17,12 @@ from pathlib import Path
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.tokenizer import load_tokenizer
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, refusal
 from megatron_patch.folders.durable_files import flush, write_text
 from megatron_patch.folders.hugging_face_folder import holds_tokenizer
 from megatron_patch.folders.layout import COMPANIONS, TOKENIZER_FILES, copy_companions, resolve_checkpoint
-from megatron_patch.folders.tracker import BEST_TRACKER, checkpoint_root, read_tracker
+from megatron_patch.folders.starting_point import DAMAGED
+from megatron_patch.folders.tracker import BEST_TRACKER, checkpoint_root, read_tracker, write_tracker
 from megatron_patch.llama.model_config import to_hf_config
 from megatron_patch.llama.position_limit import raised_limit
 
@@ -77,7 +79,14 @@ def discard_old(root: Path, keep: int) -> None:
     best = read_tracker(root, BEST_TRACKER)
     for number, written, folder in found:
         if str(number) != best and sum(other[0] > number and other[1] >= written for other in found) >= keep:
-            _discard(folder)
+            _discard_or_tell(folder)
+
+
+def _discard_or_tell(folder: Path) -> None:
+    try:
+        _discard(folder)
+    except OSError as error:
+        _warn(f"{folder} is not wanted any more and could not be removed ({refusal(error).rstrip('.')}); remove it yourself.")
 
 
 def discard_surpassed(root: Path) -> None:
@@ -91,7 +100,7 @@ def discard_surpassed(root: Path) -> None:
         if not (number.isdecimal() and tracker and tracker.isdecimal() and (folder / ONLY_BEST).is_file()):
             continue
         if int(number) < int(tracker) and str(int(number)) != best:
-            _discard(folder)
+            _discard_or_tell(folder)
 
 
 def remove_left_over(root: Path) -> None:
@@ -112,6 +121,22 @@ def _discard(folder: Path) -> None:
     It is renamed and not removed at once, so that a kill amid the removal leaves nothing that looks whole.
     """
     os.replace(folder, folder.with_name(f"{folder.name}.old{_PARTIAL}"))
+
+
+def set_aside(folder: Path, instead: Path) -> None:
+    """Keep a checkpoint that cannot be used under a name that says so, and name `instead` in the tracker.
+
+    The tracker comes first. So a kill between the two leaves a checkpoint above the tracker, which nobody loads.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    write_tracker(folder.parent, str(int(instead.name.removeprefix("iter_"))))
+    if not folder.is_dir():
+        return
+    names = (folder.with_name(f"{folder.name}{DAMAGED}{f'-{place}' if place else ''}") for place in itertools.count())
+    os.replace(folder, next(name for name in names if not os.path.lexists(name)))
+    flush(folder.parent)
 
 
 def write_companions(config: TrainConfig, root: Path, dtype: str, resumed_from: str | None = None) -> None:

@@ -9,15 +9,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 
 from megatron_patch.config import PER_KV_HEAD
+from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import LazyTensor, Rows
 from megatron_patch.formats.progress import Progress
 from megatron_patch.llama.model_config import LlamaConfig
-from megatron_patch.weights.source import copy_rows, open_source, share_of_rows
+from megatron_patch.weights.source import check_rest, copy_rows, open_source, share_of_rows
 from megatron_patch.weights.table import BY_KEY, Place, Source
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
@@ -26,7 +26,8 @@ _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 def load_weights(
     path: str | Path, model: Any, gqa_layout: str = PER_KV_HEAD, fallback: LlamaConfig | None = None
 ) -> tuple[str, ...]:
-    """Copy this rank's share of every weight into `model`, cast to its dtype. Each rank reads for itself.
+    """Copy this rank's share of every weight into `model`, cast to its dtype. Each rank reads for itself;
+    all of them call it.
 
     Args:
         path: a Hugging Face or Meta folder, a checkpoint's root, or one iteration's folder.
@@ -38,20 +39,27 @@ def load_weights(
         What the user should know, one sentence each.
 
     Raises:
-        UserError: the checkpoint cannot be read, or does not have this model's shapes.
+        UserError: the checkpoint cannot be read, is damaged, or does not have this model's shapes. Every rank raises
+            it.
     """
+    source = parallel.all_or_none(lambda: _copy_all(path, model, gqa_layout, fallback))
+    check_rest(source, parallel.rank(), parallel.from_all_ranks)
+    return source.notes
+
+
+def _copy_all(path: str | Path, model: Any, gqa_layout: str, fallback: LlamaConfig | None) -> Source:
+    """Copy this rank's share; returns what it was copied from."""
     source = open_source(path, fallback, gqa_layout)
     model = model.module if hasattr(model, "module") else model
     parameters = dict(model.named_parameters())
     total = sum(parameter.nbytes for parameter in parameters.values())
     # Ranks read about as many bytes, so the first one's progress is shown for all.
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    with Progress("reading", total) if first else nullcontext() as progress:
+    with Progress("reading", total) if parallel.rank() == 0 else nullcontext() as progress:
         for name, parameter in parameters.items():
             _load(source, path, model, name, parameter)
             if progress is not None:
                 progress.add(parameter.nbytes)
-    return source.notes
+    return source
 
 
 def _load(source: Source, path: str | Path, model: Any, name: str, parameter: Any) -> None:

@@ -17,7 +17,7 @@ from megatron_patch.checkpoint.optimizer_state import load_optimizer_state, name
 from megatron_patch.checkpoint.save import RunProgress, module, run_state
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
-from megatron_patch.folders.layout import read_model_description, resolve_checkpoint
+from megatron_patch.folders.layout import read_model_description
 from megatron_patch.folders.recorded_run import read_run_config
 
 # A run may have become longer. `folders/recorded_run.py` has compared everything else that the schedule depends on.
@@ -38,8 +38,24 @@ def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: An
     Random state is restored where TP and PP are as they were, because each place among these has its own.
 
     Raises:
-        UserError: a file is missing, damaged or refused, or holds something else than the state of such a run.
+        UserError: a file is missing, damaged or refused, or holds something else than the state of such a run. Every
+            rank raises it, and another checkpoint can be loaded into the same objects.
     """
+    state, same_layout = parallel.all_or_none(lambda: _asked_for(folder, model, optimizer, scheduler))
+    loaded = load_checked(folder, state)
+    # Looked through before any of it is used. So an error below is a bug of this program, and keeps its traceback.
+    parallel.all_or_none(lambda: _check(folder, loaded, optimizer, scheduler))
+    module(model).load_state_dict(loaded["model"], strict=True)
+    load_optimizer_state(optimizer, loaded["optimizer"])
+    lengths = {name: getattr(scheduler, name) for name in _LENGTHS}
+    scheduler.load_state_dict({**loaded["scheduler"], **lengths})
+    if same_layout:
+        parallel.all_or_none(lambda: _restore_rng(folder, loaded["rng"]))
+    return RunProgress(**loaded["progress"])
+
+
+def _asked_for(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> tuple[dict[str, Any], bool]:
+    """What is to be loaded, named as it was saved; and whether it was saved at this run's TP and PP."""
     state = run_state(model, optimizer, scheduler, RunProgress(0, 0, 0, 0), is_loading=True)
     recorded = read_run_config(folder) or {}
     if "use_distributed_optimizer" in recorded:
@@ -47,21 +63,12 @@ def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: An
     same_layout = _is_same_layout(folder)
     if not same_layout:
         del state["rng"]
-    loaded = load_checked(folder, state)
-    # Looked through before any of it is used. So an error below is a bug of this program, and keeps its traceback.
-    _check(folder, loaded, optimizer, scheduler)
-    module(model).load_state_dict(loaded["model"], strict=True)
-    load_optimizer_state(optimizer, loaded["optimizer"])
-    lengths = {name: getattr(scheduler, name) for name in _LENGTHS}
-    scheduler.load_state_dict({**loaded["scheduler"], **lengths})
-    if same_layout:
-        _restore_rng(folder, loaded["rng"])
-    return RunProgress(**loaded["progress"])
+    return state, same_layout
 
 
 def _is_same_layout(folder: Path) -> bool:
     """Whether the checkpoint was saved at this run's TP and PP."""
-    description = read_model_description(resolve_checkpoint(folder))
+    description = read_model_description(folder)
     return description is not None and (
         description.tensor_model_parallel_size == parallel_state.get_tensor_model_parallel_world_size()
         and description.pipeline_model_parallel_size == parallel_state.get_pipeline_model_parallel_world_size()

@@ -37,15 +37,16 @@ from megatron_patch.checkpoint.housekeeping import (
     write_companions,
 )
 from megatron_patch.checkpoint.optimizer_state import SHARDING, sharded_optimizer_state
+from megatron_patch.checkpoint.refusals import RefusingFiles, SaveFailed, together
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
-from megatron_patch.folders.durable_files import flush
+from megatron_patch.folders.durable_files import flush, write_text
 from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.layout import ModelDescription, iteration_folder, write_model_description
 from megatron_patch.folders.recorded_run import RUN_CONFIG, run_record
 from megatron_patch.folders.tracker import BEST_TRACKER, write_tracker
 from megatron_patch.formats import progress as shown
-from megatron_patch.formats.distcp_metadata import COMMON, write_backends
+from megatron_patch.formats.distcp_metadata import COMMON, check_files, write_backends
 from megatron_patch.formats.dtypes import of_precision
 
 _THREADS = 2  # files of a rank, written side by side
@@ -96,35 +97,48 @@ def save_checkpoint(
         only_best: whether it is saved for its validation loss alone; then it goes when it is the best no more.
 
     Raises:
-        OSError: the disk is full or fails. The last checkpoint is still the last one then.
+        SaveFailed: the operating system refused something on any rank. The last checkpoint is still the last one, and
+            nothing of this one is left. Every rank raises it.
     """
     root = Path(config.checkpoint_folder)
     final = iteration_folder(root, progress.iteration)
     partial = partial_folder(final)
+    try:
+        together(lambda: _begin(root, partial, only_best))
+        state = run_state(model, optimizer, scheduler, progress, is_loading=False, weights_only=config.options.save_weights_only)
+        # The writer's threads read on streams of their own. So the last update, and the fp32 weights that `run_state`
+        # rebuilds in the gradient buffers, must be finished first.
+        device.synchronize()
+        together(lambda: _write_state(state, partial))
+        together(lambda: _finish(config, origin, partial, final, progress))
+    except SaveFailed:
+        parallel.barrier()  # no rank writes any more
+        if torch.distributed.get_rank() == 0:
+            remove_left_over(root)
+        raise
+    return final
+
+
+def _begin(root: Path, partial: Path, only_best: bool) -> None:
+    """Make the folder that is written; on the first rank."""
     if torch.distributed.get_rank() == 0:
         remove_left_over(root)
         partial.mkdir(parents=True)
         if only_best:
             (partial / ONLY_BEST).touch()
-    parallel.barrier()
-    state = run_state(model, optimizer, scheduler, progress, is_loading=False)
-    # The writer's threads read on streams of their own. So the last update, and the fp32 weights that `run_state`
-    # rebuilds in the gradient buffers, must be finished first.
-    device.synchronize()
-    _write_state(state, partial)
-    parallel.barrier()
-    if torch.distributed.get_rank() == 0:
-        _finish(config, origin, partial, final, progress)
-    parallel.barrier()
-    return final
 
 
 def _finish(config: TrainConfig, origin: Origin, partial: Path, final: Path, progress: RunProgress) -> None:
-    """Describe, flush, rename, and only then say so in the tracker. Older ones go if `--keep-last` asks for it."""
+    """Describe, look whether all is there, flush, rename, and only then say so in the tracker; on the first rank.
+
+    Older ones go if `--keep-last` asks for it.
+    """
+    if torch.distributed.get_rank() != 0:
+        return
     root, description = final.parent, _description(config)
     write_model_description(partial, description)
-    record = json.dumps(run_record(config, origin), indent=2, ensure_ascii=False)
-    (partial / RUN_CONFIG).write_text(record + "\n", encoding="utf-8")
+    write_text(partial / RUN_CONFIG, json.dumps(run_record(config, origin), indent=2, ensure_ascii=False) + "\n")
+    check_files(partial)
     for name in os.listdir(partial):
         flush(partial / name)
     flush(partial)
@@ -150,7 +164,13 @@ def _description(config: TrainConfig) -> ModelDescription:
 
 
 def run_state(
-    model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: RunProgress, *, is_loading: bool
+    model: Any,
+    optimizer: ChainedOptimizer,
+    scheduler: Any,
+    progress: RunProgress,
+    *,
+    is_loading: bool,
+    weights_only: bool = False,
 ) -> dict[str, Any]:
     """Everything that a checkpoint holds, as megatron-core's sharded state dict of this rank; no memory is copied.
 
@@ -160,8 +180,11 @@ def run_state(
     Args:
         model, optimizer, scheduler, progress: the run's.
         is_loading: whether the dict is for loading, so that the moments must be allocated.
+        weights_only: leave out what going on takes: optimizer, schedule, random state.
     """
     weights = module(model).sharded_state_dict(metadata=dict(SHARDING))
+    if weights_only:
+        return {"model": weights, "progress": dict(vars(progress))}
     return {
         "model": weights,
         "optimizer": sharded_optimizer_state(optimizer, weights, is_loading=is_loading),
@@ -197,16 +220,22 @@ def _write_state(state: dict[str, Any], folder: Path) -> None:
     """
     sharded, common = save_preprocess({**state, "content_metadata": dict(SHARDING)})
     first = torch.distributed.get_rank() == 0
+    files = RefusingFiles()
     if first:
-        torch.save(common, folder / COMMON)
+        with files.create_stream(folder / COMMON, "wb") as stream:
+            torch.save(common, stream)  # type: ignore[arg-type]
     # Those tensors and objects of which this rank has the first copy.
     mine, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
     total = sum(entry.data.nbytes for entries in mine.values() for entry in entries if isinstance(entry.data, torch.Tensor))
     # Ranks have about as many bytes to write, so the first one's progress is shown for all. `dcp.save` ends when all
     # have written.
     with shown.Progress("saving", total) if first else nullcontext() as progress:
-        writer = dcp.FileSystemWriter(folder, thread_count=_THREADS)
-        dcp.save(mcore_to_pyt_state_dict(mine), storage_writer=writer, planner=_Planner(progress))
+        writer = dcp.FileSystemWriter(folder, thread_count=_THREADS, sync_files=False)
+        writer.fs = files
+        try:
+            dcp.save(mcore_to_pyt_state_dict(mine), storage_writer=writer, planner=_Planner(progress))
+        finally:
+            files.raise_refused()  # before what followed from it: torch renames a file that could not be made
     if first:
         write_backends(folder)
 

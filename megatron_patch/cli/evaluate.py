@@ -10,6 +10,7 @@ from typing import Any
 from megatron_patch.arguments.evaluation import Evaluation, read_evaluation
 from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.cli.generate import run_and_leave
+from megatron_patch.folders.durable_files import write_text
 from megatron_patch.language.sentences import in_language
 
 
@@ -60,7 +61,7 @@ def _write(job: Evaluation, template: str, results: dict[str, Any]) -> None:
         "template": template,
     }
     job.results.parent.mkdir(parents=True, exist_ok=True)
-    job.results.write_text(json.dumps({"arguments": arguments, **results}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_text(job.results, json.dumps({"arguments": arguments, **results}, ensure_ascii=False, indent=1) + "\n")
 
 
 if __name__ == "__main__":

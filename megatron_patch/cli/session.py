@@ -20,13 +20,14 @@ from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.core.hang_watch import HangWatch
 from megatron_patch.data.batches import RunData
-from megatron_patch.errors import UserError, print_any_text
+from megatron_patch.errors import OnEveryRank, RunStopped, UserError, print_any_text, sentence
 from megatron_patch.language.sentences import in_language
 from megatron_patch.processes import place
 from megatron_patch.train.best import best_folder, why_over
 from megatron_patch.train.log import RunLog
-from megatron_patch.train.loop import run, start_state
+from megatron_patch.train.loop import run
 from megatron_patch.train.setup import build_state
+from megatron_patch.train.start import start_state
 
 _LOGGER = logging.getLogger(__name__)
 DataBuilder = Callable[[TrainConfig, parallel.Layout, Callable[[str], None]], RunData]
@@ -49,14 +50,14 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     """One rank's whole run.
 
     Raises:
-        SystemExit: with status 2 and a sentence for what a user can mend; with 1 if memory is short or another rank has
-            ended.
+        SystemExit: with status 2 and a sentence for what a user can mend; with 1 if memory is short, the run cannot go
+            on, or another rank has ended.
     """
     layout = _start(config)
-    log = RunLog(config, active=layout.is_logger)
-    watch = HangWatch(layout, config.options.distributed_timeout_minutes, log.file)
-    state = None
+    log, state, watch = None, None, None
     try:
+        log = RunLog(config, active=layout.is_logger)
+        watch = HangWatch(layout, config.options.distributed_timeout_minutes, log.file)
         with log.failures_told():
             log.open_trackers(config, layout.world_size)
             place.move("reading the data")
@@ -68,8 +69,12 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
             run(state, data, log)
         if state.iteration >= data.train_iters or why_over(state):
             log.line(_next_step(config, best_folder(state)))
+    except OnEveryRank as error:
+        _end_together(error, layout)
     except UserError as error:
         _leave(_sentence(error))
+    except OSError as error:
+        _leave(sentence(error))
     except RuntimeError as error:
         if (full := _memory_error(error)) is not None:
             _say(_out_of_memory(full, config, paired=state is not None and state.runs_pairs))
@@ -81,12 +86,22 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         time.sleep(1)  # so that torchrun finds that one first
         sys.exit(1)
     finally:
-        log.close()
+        if log is not None:
+            log.close()
         if state is not None:
             state.close()
-    watch.stop()
+    if watch is not None:
+        watch.stop()
     parallel.any_rank(False)  # a process whose memory another still has open would end with a warning of torch's
     parallel.stop()
+
+
+def _end_together(error: OnEveryRank, layout: parallel.Layout) -> NoReturn:
+    """Let the log's rank say why no rank goes on, and end."""
+    if layout.is_logger:
+        _say(str(error))
+    parallel.any_rank(False)  # a rank that left before would have torchrun end that one in the middle of its sentence
+    sys.exit(1 if isinstance(error, RunStopped) else 2)
 
 
 def _next_step(config: TrainConfig, best: Path | None) -> str:
@@ -102,13 +117,13 @@ def _start(config: TrainConfig) -> parallel.Layout:
         _leave(str(error))
 
 
-def _leave(sentence: str) -> NoReturn:
-    _say(sentence)
+def _leave(said: str) -> NoReturn:
+    _say(said)
     sys.exit(2)
 
 
-def _say(sentence: str) -> None:
-    _LOGGER.error(f"rank {os.environ.get('RANK', '0')}: {in_language(sentence)}")
+def _say(said: str) -> None:
+    _LOGGER.error(f"rank {os.environ.get('RANK', '0')}: {in_language(said)}")
 
 
 def _memory_error(error: BaseException | None) -> torch.OutOfMemoryError | None:

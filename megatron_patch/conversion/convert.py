@@ -24,6 +24,7 @@ from megatron_patch.formats.streaming import Written
 from megatron_patch.formats.vocabulary_2023 import claimed_rows
 from megatron_patch.llama.model_config import LLAMA_SIZES, to_hf_config
 from megatron_patch.weights.source import (
+    check_rest,
     check_shapes,
     open_source,
     with_dtype,
@@ -78,6 +79,7 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
                 written = write_hf(folder, source, job.max_file_bytes, progress.add)
             else:
                 written = write_release(folder, source, job, progress)
+        check_rest(source)
         verified = verify(source, folder, total) if job.verify else None
         notes = (*source.notes, *_tokenizer_note(job, source, folder), *_logits_note(job, source, folder, engine))
     return Summary(

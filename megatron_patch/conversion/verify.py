@@ -9,7 +9,7 @@ import torch
 from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import LazyTensor, nbytes, pieces
 from megatron_patch.formats.progress import Progress
-from megatron_patch.weights.source import open_source
+from megatron_patch.weights.source import check_rest, open_source
 from megatron_patch.weights.table import Source, places
 
 
@@ -33,6 +33,7 @@ def verify(source: Source, folder: Path, total: int) -> int:
                 _compare(source, folder, name, expected, got)
                 progress.add(nbytes(expected))
                 count += 1
+    check_rest(written)
     return count
 
 

@@ -8,17 +8,18 @@ import contextlib
 import datetime
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from megatron.core import parallel_state, tensor_parallel
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.errors import UserError
+from megatron_patch.errors import OnEveryRank, UserError, refusal
 
+_T = TypeVar("_T")
 _host_group: torch.distributed.ProcessGroup | None = None  # all ranks, over gloo; `start` makes it
 
 
@@ -59,6 +60,7 @@ def start(config: TrainConfig) -> Layout:
         backend=device.BACKEND,
         timeout=timeout,
         device_id=local if device.HAS_CUDA else None,
+        **_meeting_place(timeout),
     )
     world = torch.distributed.get_world_size()
     model_parallel = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
@@ -74,6 +76,21 @@ def start(config: TrainConfig) -> Layout:
         )
     seed_everything(config.options.seed)
     return _layout(local)
+
+
+def _meeting_place(timeout: datetime.timedelta) -> dict[str, Any]:
+    """Where the processes find each other, for `init_process_group`: nothing at the first start, torch does it then.
+
+    After a restart by torchrun its store still holds the addresses of the processes that have ended, and torch would
+    find those. So each restart has keys of its own.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0":
+        return {}
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    ranks = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    return {"store": torch.distributed.PrefixStore(f"start/{restarts}", store), **ranks}
 
 
 def _collective_timeout(minutes: float) -> datetime.timedelta:
@@ -235,9 +252,36 @@ def from_all_ranks(here: object) -> list:
 
     Objects travel pickled. Only the processes of this run exchange them.
     """
+    if not torch.distributed.is_initialized():
+        return [here]
     gathered: list = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, here, group=_host_group)
     return gathered
+
+
+def rank() -> int:
+    """This process's number among all; 0 where there is no group."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def all_or_none(work: Callable[[], _T]) -> _T:
+    """What `work` returns; all ranks call it.
+
+    Raises:
+        OnEveryRank: it raised a UserError on any rank, or the operating system refused something. The sentence is that
+            of the first. So no rank waits for another that has ended.
+    """
+    problem, result = None, None
+    try:
+        result = work()
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = refusal(error)
+    problems = [one for one in from_all_ranks(problem) if one is not None]
+    if problems:
+        raise OnEveryRank(problems[0])
+    return cast(_T, result)
 
 
 def is_first_rank_of_node() -> bool:

@@ -9,13 +9,17 @@ import os
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
 from megatron_patch.folders.fingerprint import Origin, observe
-from megatron_patch.folders.layout import CheckpointLocation, iteration_folder, resolve_checkpoint
+from megatron_patch.folders.layout import CheckpointLocation, iteration_folder, read_model_description, resolve_checkpoint
 from megatron_patch.folders.recorded_run import Comparison, compare, read_run_config
 from megatron_patch.folders.tracker import TRACKER, checkpoint_root, read_tracker
+
+# Ends the name of a checkpoint that cannot be used: it is kept, and no run goes on from it.
+DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class Start:
         config: the run's configuration. A run that goes on keeps naming the model that it began with.
         origin: what the run began with, to be recorded at each save.
         lines: what the user should know about it.
+        damaged: later checkpoints of the run that it cannot go on from, and why not.
     """
 
     folder: Path | None
     config: TrainConfig
     origin: Origin
     lines: tuple[str, ...] = ()
+    damaged: tuple[tuple[Path, str], ...] = ()
 
 
 def find_start(config: TrainConfig) -> Start:
@@ -46,33 +52,39 @@ def find_start(config: TrainConfig) -> Start:
         UserError: a folder holds something else than the arguments ask for; each difference is named.
     """
     origin = observe(config)
-    own = own_checkpoint(config, origin)
+    own, damaged = own_checkpoint(config, origin)
     if own is not None:
-        return _from_own(config, origin, own)
+        return replace(_from_own(config, origin, own), damaged=damaged)
     if config.options.resume_from:
         return _from_other(config, origin, resume_location(config.options.resume_from))
     return _from_load(config, origin)
 
 
-def own_checkpoint(config: TrainConfig, origin: Origin) -> Path | None:
-    """The run's own last finished checkpoint, which it goes on from; None at its first start.
+def own_checkpoint(config: TrainConfig, origin: Origin) -> tuple[Path | None, tuple[tuple[Path, str], ...]]:
+    """The run's own last checkpoint that can be used, which it goes on from; None at its first start.
+
+    What takes torch to be read is not looked at. Later ones that cannot be used come with the reason.
 
     Raises:
-        UserError: the tracker names a folder that is not there, or the folder belongs to a run that learns something
-            else.
+        UserError: the tracker names a folder that is not there or is damaged, and there is none before it; or the
+            folder belongs to a run that learns something else, or holds weights alone.
     """
     root = Path(config.checkpoint_folder)
     tracker = read_tracker(root)
     if tracker is None:
-        return None
+        return None, ()
     if not tracker.isdecimal():
         raise UserError(
             f"{root / TRACKER} says {tracker!r}, which no training run writes there; "
             "write another OUTPUT_BASEPATH, or remove what is in that folder."
         )
     folder = iteration_folder(root, int(tracker))
-    if not folder.is_dir():
-        raise UserError(f"{root / TRACKER} says {tracker}, and there is no {folder.name}; remove that file to start anew.")
+    damaged: tuple[tuple[Path, str], ...] = ()
+    if (why := _damage(folder)) is not None:
+        earlier = usable_before(folder)
+        if earlier is None:
+            raise UserError(why)
+        folder, damaged = earlier, ((folder, why),)
     recorded = read_run_config(folder)
     if recorded is not None:
         found = compare(config, origin, recorded, root)
@@ -81,7 +93,49 @@ def own_checkpoint(config: TrainConfig, origin: Origin) -> Path | None:
                 f"{root} holds a run of the same name with other arguments: {'; '.join(found.hindering + found.longer)}. "
                 "Write another OUTPUT_BASEPATH, or the arguments of that run to go on with it."
             )
-    return folder
+        _refuse_weights_alone(folder, recorded)
+    return folder, damaged
+
+
+def usable_before(folder: Path) -> Path | None:
+    """The last checkpoint of a run before `folder`'s, as far as can be seen without torch; None where there is none."""
+    number = int(folder.name.removeprefix("iter_"))
+    digits = (found.name.removeprefix("iter_") for found in folder.parent.glob("iter_*") if found.is_dir())
+    for earlier in sorted((int(text) for text in digits if text.isdecimal() and int(text) < number), reverse=True):
+        if _damage(found := iteration_folder(folder.parent, earlier)) is None:
+            return found
+    return None
+
+
+def _damage(folder: Path) -> str | None:
+    """Why the checkpoint `folder` cannot be used, as far as its JSON files tell; None if nothing speaks against it."""
+    if not folder.is_dir():
+        number = int(folder.name.removeprefix("iter_"))
+        return f"{folder.parent / TRACKER} says {number}, and there is no {folder.name}; remove that file to start anew."
+    try:
+        read_run_config(folder)
+        read_model_description(folder)
+    except (OSError, UserError) as error:
+        return str(error)
+    return None
+
+
+def damage_sentence(folder: Path, why: str, instead: Path) -> str:
+    """What happens with a checkpoint that cannot be used."""
+    return (
+        f"{folder} cannot be used: {why.rstrip('.')}. It is kept under a name that ends in {DAMAGED}, and the run goes on from "
+        f"{instead.name}."
+    )
+
+
+def _refuse_weights_alone(folder: Path, recorded: dict[str, Any]) -> None:
+    """Raise if a checkpoint was written with `--save-weights-only`: going on needs what it lacks."""
+    if recorded["options"].get("save_weights_only") is True:
+        raise UserError(
+            f"{folder} holds weights alone (--save-weights-only): optimizer, learning-rate schedule and random state were not "
+            "saved, and going on needs them. To start from its weights, name it as PRETRAIN_CHECKPOINT_PATH with another "
+            "OUTPUT_BASEPATH."
+        )
 
 
 def resume_location(path: str) -> CheckpointLocation:
@@ -99,6 +153,7 @@ def resume_location(path: str) -> CheckpointLocation:
             f"{location.folder} is no training checkpoint of this project (run_config.json is not there): write a folder of "
             "OUTPUT_BASEPATH/checkpoint or one iteration's folder in it; PRETRAIN_CHECKPOINT_PATH takes the weights of others."
         )
+    _refuse_weights_alone(location.folder, read_run_config(location.folder) or {"options": {}})
     return location
 
 
@@ -191,6 +246,8 @@ def _from_load(config: TrainConfig, origin: Origin) -> Start:
         return Start(None, config, origin, (f"{weights} without run_config.json: {alone}.",))
     found = _compared(config, origin, location)
     is_ours = root_of(location).parent == Path(os.path.realpath(config.checkpoint_folder)).parent
+    if (read_run_config(location.folder) or {})["options"].get("save_weights_only") is True:
+        return Start(None, config, origin, (f"{weights} that holds weights alone (--save-weights-only): {alone}.",))
     if is_ours and not found.hindering and not found.longer:
         return _from_other(config, origin, location)
     differences = f" ({'; '.join(found.hindering + found.longer)})" if found.hindering or found.longer else ""

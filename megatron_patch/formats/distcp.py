@@ -22,6 +22,7 @@ import torch
 
 from megatron_patch.errors import UserError
 from megatron_patch.formats import dtypes
+from megatron_patch.formats.checksums import Record
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, nbytes, pieces, read_bytes
 from megatron_patch.formats.torch_archive import StoredTensor, Window, read_archive, stored_tensor
 
@@ -129,6 +130,7 @@ class ItemTensor:
     offset: int
     dtype: torch.dtype
     stored: StoredTensor
+    record: Record | None  # the bytes of its storage, with their sum; None where the item was written without one
 
 
 def read_item(stream: BinaryIO, path: Path, name: str, offset: int, length: int, shape: tuple[int, ...]) -> ItemTensor:
@@ -157,8 +159,10 @@ def read_item(stream: BinaryIO, path: Path, name: str, offset: int, length: int,
         found = f"{list(stored.shape)} of {stored.storage}"
         raise UserError(f"{path}: tensor {name} is stored as {found}; expected {list(shape)}: copy the checkpoint again.")
     dtype = _DTYPES[stored.storage]
-    start, _ = archive.storages[stored.key]
-    return ItemTensor(offset + start + stored.start * dtype.itemsize, dtype, stored)
+    start, size = archive.storages[stored.key]
+    crc = archive.sums.get(stored.key)
+    record = None if crc is None else Record(path, f"tensor {name}", offset + start, size, crc)
+    return ItemTensor(offset + start + stored.start * dtype.itemsize, dtype, stored, record)
 
 
 def locate_item(path: Path, name: str, offset: int, length: int, shape: tuple[int, ...]) -> FileTensor:
@@ -176,7 +180,7 @@ def locate_item(path: Path, name: str, offset: int, length: int, shape: tuple[in
             f"{path}: tensor {name} is stored as {item.dtype} with strides {list(item.stored.stride)}; "
             f"expected is a contiguous {list(shape)} of {', '.join(map(str, _STORAGES))}."
         )
-    return FileTensor(path, name, item.offset, item.stored.shape, item.dtype)
+    return FileTensor(path, name, item.offset, item.stored.shape, item.dtype, item.record)
 
 
 def read_part(stream: BinaryIO, path: Path, name: str, item: ItemTensor, part: tuple[slice, ...]) -> torch.Tensor:
@@ -186,12 +190,13 @@ def read_part(stream: BinaryIO, path: Path, name: str, item: ItemTensor, part: t
     from its first element to its last.
 
     Raises:
-        UserError: the file ends inside the tensor.
+        UserError: the file ends inside the tensor, or all of it has been read now and has another sum than when it was
+            written.
     """
     shape, itemsize = item.stored.shape, item.dtype.itemsize
     if not item.stored.is_contiguous():
         span = torch.empty(item.stored.span(), dtype=item.dtype)
-        read_bytes(stream.fileno(), span, item.offset, path, name)
+        read_bytes(stream.fileno(), span, item.offset, path, name, item.record)
         return span.as_strided(shape, item.stored.stride)[part]
     axis = next((axis for axis, size in enumerate(shape) if size > 1), len(shape))
     if axis == len(shape):
@@ -200,5 +205,5 @@ def read_part(stream: BinaryIO, path: Path, name: str, item: ItemTensor, part: t
         first, last, _ = part[axis].indices(shape[axis])
         rows = torch.empty((*shape[:axis], last - first, *shape[axis + 1 :]), dtype=item.dtype)
         rest = (*part[:axis], slice(None), *part[axis + 1 :])
-    read_bytes(stream.fileno(), rows, item.offset + first * prod(shape[axis + 1 :]) * itemsize, path, name)
+    read_bytes(stream.fileno(), rows, item.offset + first * prod(shape[axis + 1 :]) * itemsize, path, name, item.record)
     return rows[rest]

@@ -17,7 +17,8 @@ from typing import Protocol
 
 import torch
 
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, named
+from megatron_patch.formats.checksums import Record
 
 PIECE_BYTES = 1 << 20  # fits a core's cache; pieces of 16 MiB take the operating system twice the time
 
@@ -50,28 +51,40 @@ class FileTensor:
     offset: int  # of its first byte in the file
     shape: tuple[int, ...]
     dtype: torch.dtype
+    record: Record | None = field(default=None, compare=False)  # the bytes with a sum around it, if any
 
     def read(self, first: int, last: int, out: torch.Tensor) -> None:
         row = prod(self.shape[1:]) * self.dtype.itemsize
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            read_bytes(descriptor, out, self.offset + first * row, self.path, self.name)
+            read_bytes(descriptor, out, self.offset + first * row, self.path, self.name, self.record)
         finally:
             os.close(descriptor)
 
 
-def read_bytes(descriptor: int, out: torch.Tensor, position: int, path: Path, name: str) -> None:
+def read_bytes(descriptor: int, out: torch.Tensor, position: int, path: Path, name: str, record: Record | None = None) -> None:
     """Fill `out`, which is contiguous, with the bytes of an open file from byte `position` on.
 
+    Args:
+        record: the bytes with a sum that these are a part of; what was read is summed.
+
     Raises:
-        UserError: the file ends before. The sentence names it as `path`, and the tensor as `name`.
+        UserError: the file ends before, or all of `record` has been read now and has another sum. The sentence names
+            the file as `path`, and the tensor as `name`.
     """
-    view = out.view(-1).view(torch.uint8).numpy().data
+    whole = view = out.view(-1).view(torch.uint8).numpy().data
+    start = position
     while len(view):  # the system may give fewer bytes than it is asked for
-        count = os.preadv(descriptor, [view], position)
+        try:
+            count = os.preadv(descriptor, [view], position)
+        except OSError as error:
+            named(error, path)
+            raise
         if count == 0:
             raise UserError(f"{path} ends inside tensor {name}; the file is truncated: copy it again.")
         view, position = view[count:], position + count
+    if record is not None:
+        record.note(start, whole)
 
 
 @dataclass(frozen=True)
@@ -211,6 +224,18 @@ class MeanRow:
         for _, _, piece in pieces(self.base):
             total += piece.float().sum(dim=0)
         return (total / self.base.shape[0]).to(self.dtype)
+
+
+def records_of(tensor: LazyTensor) -> Iterator[Record]:
+    """The bytes with sums that a tensor is read from; those of a format without sums have none."""
+    if isinstance(tensor, FileTensor):
+        if tensor.record is not None:
+            yield tensor.record
+        return
+    inner = getattr(tensor, "parts", None) or (getattr(tensor, "base", None) or getattr(tensor, "storage", None),)
+    for part in inner:
+        if part is not None:
+            yield from records_of(part)
 
 
 def nbytes(tensor: LazyTensor) -> int:

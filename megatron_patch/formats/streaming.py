@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from megatron_patch.errors import named
 from megatron_patch.formats.distcp import write_item
 from megatron_patch.formats.dtypes import of_torch
 from megatron_patch.formats.lazy import PIECE_BYTES, LazyTensor, nbytes, pieces
@@ -76,7 +77,11 @@ class Sink:
             raise Cancelled(str(self.path))
         view = memoryview(data).cast("B")
         while len(view):
-            count = os.write(self._descriptor, view)
+            try:
+                count = os.write(self._descriptor, view)
+            except OSError as error:
+                named(error, self.path)
+                raise
             view = view[count:]
             self.position += count
             self._on_bytes(count)
@@ -92,6 +97,9 @@ class Sink:
         try:
             if kind is None:
                 os.fsync(self._descriptor)
+        except OSError as error:
+            named(error, self.path)
+            raise
         finally:
             os.close(self._descriptor)
 

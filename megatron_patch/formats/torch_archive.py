@@ -13,6 +13,7 @@ import pickle
 import struct
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO
@@ -77,6 +78,7 @@ class Archive:
 
     value: Any  # plain values, `Built` calls and `Persistent` storages
     storages: dict[str, tuple[int, int]]  # a storage's key → its first byte in the window, its number of bytes
+    sums: dict[str, int]  # a storage's key → the CRC-32 of its bytes; empty where the archive was written without sums
 
 
 @dataclass(frozen=True)
@@ -106,20 +108,36 @@ def read_archive(window: Window) -> Archive:
         pickle.UnpicklingError: `data.pkl` is refused; the message says why.
         zipfile.BadZipFile: the zip is damaged or compressed, or torch does not write such ones.
     """
-    records = _records(window)
-    if "byteorder" in records and _content(window, records, "byteorder") != sys.byteorder.encode():
+    records, sums = _records(window)
+    if "byteorder" in records and _content(window, records, sums, "byteorder") != sys.byteorder.encode():
         raise zipfile.BadZipFile(f"its numbers are not {sys.byteorder}-endian")
-    value = read_pickle(_content(window, records, "data.pkl"), _ANY_NAME)
-    archive = Archive(value, {name[5:]: place for name, place in records.items() if name.startswith("data/")})
+    value = read_pickle(_content(window, records, sums, "data.pkl"), _ANY_NAME)
+    storages = {name[5:]: place for name, place in records.items() if name.startswith("data/")}
+    archive = Archive(value, storages, {name[5:]: one for name, one in sums.items() if name.startswith("data/")})
     _check_values(archive)
     return archive
 
 
-def _content(window: Window, records: dict[str, tuple[int, int]], name: str) -> bytes:
-    """The bytes of a small record; none if it is not there."""
+def _content(window: Window, records: dict[str, tuple[int, int]], sums: dict[str, int], name: str) -> bytes:
+    """The bytes of a small record, compared with its sum; none if it is not there."""
     start, size = records.get(name, (0, 0))
     window.seek(start)
-    return window.read(size)
+    content = window.read(size)
+    if zlib.crc32(content) != sums.get(name, zlib.crc32(content)):
+        raise zipfile.BadZipFile(f"its record {name!r} has another CRC-32 than when it was written")
+    return content
+
+
+def check_sums(archive: Archive, data: bytes) -> None:
+    """Compare the storages of an archive that is in memory with their sums.
+
+    Raises:
+        zipfile.BadZipFile: one has another sum.
+    """
+    for key, crc in archive.sums.items():
+        start, size = archive.storages[key]
+        if zlib.crc32(memoryview(data)[start : start + size]) != crc:
+            raise zipfile.BadZipFile(f"its storage {key[:20]!r} has another CRC-32 than when it was written")
 
 
 def stored_tensor(archive: Archive, value: Any) -> StoredTensor:
@@ -159,8 +177,10 @@ def _storage(archive: Archive, storage: Any) -> tuple[str, str, int]:
     return kind.name, key, numel
 
 
-def _records(window: Window) -> dict[str, tuple[int, int]]:
-    """(first byte, number of bytes) of each record, by its name in the archive's one folder.
+def _records(window: Window) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """(first byte, number of bytes) of each record, by its name in the archive's one folder; and the CRC-32 of each.
+
+    torch can be told to write none (`torch.serialization.set_crc32_options`); then all are said to be 0.
 
     Records must be uncompressed, and none may overlap another. torch reads zips by other rules than zipfile: it ignores
     the case of names, and takes the folder of the record that is listed first. So two names that differ in case, or a
@@ -188,7 +208,8 @@ def _records(window: Window) -> dict[str, tuple[int, int]]:
         if end > directory:
             raise zipfile.BadZipFile(f"its record {info.filename[:100]!r} ends behind the others")
         records[info.filename.removeprefix(folder)] = start, info.file_size
-    return records
+    has_sums = any(info.CRC for info in infos)
+    return records, {info.filename.removeprefix(folder): info.CRC for info in infos if has_sums}
 
 
 class _AnyName:

@@ -14,7 +14,7 @@ import struct
 import types
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,8 +24,9 @@ import torch
 from megatron_patch.errors import UserError
 from megatron_patch.formats import dtypes
 from megatron_patch.formats.archive_calls import REBUILD_TENSOR, TENSOR_WITH_ATTRIBUTES
+from megatron_patch.formats.checksums import Record
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, Strided
-from megatron_patch.formats.torch_archive import Archive, StoredTensor, Window, read_archive, stored_tensor
+from megatron_patch.formats.torch_archive import Archive, StoredTensor, Window, check_sums, read_archive, stored_tensor
 from megatron_patch.formats.unpickling import Built
 
 _WEIGHTS = {one.torch_dtype for one in dtypes.WEIGHTS}
@@ -98,6 +99,14 @@ class _File:
     path: Path
     archive: Archive
     skipped: Callable[[str, int], bool]  # as `read_torch_file` takes it
+    records: dict[str, Record] = field(default_factory=dict)  # by a storage's key, which several tensors may have
+
+    def record(self, key: str, name: str) -> Record | None:
+        """The storage of the tensor `name`, with its sum; None where the file has no sums."""
+        if key in self.archive.sums and key not in self.records:
+            start, size = self.archive.storages[key]
+            self.records[key] = Record(self.path, f"tensor {name}", start, size, self.archive.sums[key])
+        return self.records.get(key)
 
 
 def _nothing_skipped(name: str, axes: int) -> bool:
@@ -177,14 +186,14 @@ def _locate(file: _File, tensor: torch.Tensor, described: Any, name: str) -> Laz
     stored = _stored(file.archive, described)
     first_byte, _ = file.archive.storages[stored.key]
     offset = first_byte + stored.start * tensor.dtype.itemsize
-    shape = stored.shape
+    shape, record = stored.shape, file.record(stored.key, name)
     if stored.is_contiguous():
-        return FileTensor(file.path, name, offset, shape, tensor.dtype)
+        return FileTensor(file.path, name, offset, shape, tensor.dtype, record)
     if len(shape) != 2 or stored.stride[1] != 1:
         raise UserError(
             f"{file.path}: tensor {name} is stored with strides {stored.stride}; rows must be contiguous: save it again."
         )
-    return Strided(FileTensor(file.path, name, offset, (stored.span(),), tensor.dtype), shape, stored.stride[0])
+    return Strided(FileTensor(file.path, name, offset, (stored.span(),), tensor.dtype, record), shape, stored.stride[0])
 
 
 def load_object(path: Path, data: bytes, what: str) -> Any:
@@ -201,7 +210,11 @@ def load_object(path: Path, data: bytes, what: str) -> Any:
     """
     if not data.startswith(_ZIP):
         raise UserError(f"{path}: {what} is no archive of torch.save; copy it again.")
-    _check_archive(path, io.BytesIO(data), what)
+    archive = _check_archive(path, io.BytesIO(data), what)
+    try:
+        check_sums(archive, data)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is damaged ({error} in {what}); copy it again.") from None
     return _load(path, io.BytesIO(data), what)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, naming
 from megatron_patch.formats.json_files import one_line, shown
 from megatron_patch.records.texts import require_unicode
 
@@ -135,13 +135,15 @@ class AnswersWriter:
     def write(self, query: Query, response: str, finish_reason: str) -> None:
         """Put one answer into the file."""
         line = {"index": query.index, "query": query.text, "response": response, "finish_reason": finish_reason, "run": self._run}
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Put what was written onto the disk."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self._path):
+            os.fsync(self._file.fileno())
+            self._file.close()
 
 
 def _cut_unfinished_line(path: Path) -> None:
@@ -183,7 +185,7 @@ def put_in_order(output: Path, queries: list[Query], run: str) -> None:
         )
     beside = [path for path in _parts(output) if path != output]
     whole = output.with_name(f"{output.name}.whole")
-    with open(whole, "wb") as file:
+    with naming(whole), open(whole, "wb") as file:
         file.writelines(_lines([found[query.index] for query in queries]))
         file.flush()
         os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
+import torch.distributed as dist
 
 from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import Rows
@@ -14,7 +15,7 @@ from megatron_patch.generate.decoder import Decoder, DecoderWeights, LayerWeight
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.kernels.attention import choose_attention_backend
 from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank, splitting_finding
-from megatron_patch.weights.source import copy_rows, share_of_rows, split_axis
+from megatron_patch.weights.source import check_rest, copy_rows, share_of_rows, split_axis
 from megatron_patch.weights.table import BY_KEY, EMBEDDING, OUTPUT_LAYER, Place, Source, megatron_shape
 
 _FINAL_NORM = "decoder.final_layernorm.weight"
@@ -80,7 +81,11 @@ def _check_division(source: Source, ranks: Ranks) -> None:
 
 
 def load_weights(source: Source, ranks: Ranks, dtype: torch.dtype, progress: Progress | None = None) -> DecoderWeights:
-    """This rank's share of its stage, cast to `dtype`. `progress` counts its bytes."""
+    """This rank's share of its stage, cast to `dtype`; all processes call it. `progress` counts its bytes.
+
+    Raises:
+        UserError: a tensor is damaged.
+    """
     count = source.config.num_layers // ranks.stages
     numbers = range(ranks.stage * count, (ranks.stage + 1) * count)
 
@@ -92,12 +97,14 @@ def load_weights(source: Source, ranks: Ranks, dtype: torch.dtype, progress: Pro
 
     layers = tuple(LayerWeights(**{field: weight(key, number) for field, key in _LAYER.items()}) for number in numbers)
     last = ranks.is_last_stage
-    return DecoderWeights(
+    weights = DecoderWeights(
         layers=layers,
         embedding=vocabulary(EMBEDDING, whole=True) if ranks.is_first_stage else None,
         final_norm=weight(_FINAL_NORM) if last else None,
         output=vocabulary(OUTPUT_LAYER, whole=False) if last else None,
     )
+    check_rest(source, dist.get_rank() if dist.is_initialized() else 0, ranks.from_all)
+    return weights
 
 
 def _counted(tensor: torch.Tensor, progress: Progress | None) -> torch.Tensor:

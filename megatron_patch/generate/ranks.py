@@ -6,6 +6,7 @@ import datetime
 import os
 import signal
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,6 +62,14 @@ class Ranks:
     def speaks(self) -> bool:
         """Whether this process writes its replica's answers."""
         return self.tensor == 0 and self.is_first_stage
+
+    def from_all(self, here: Any) -> list[Any]:
+        """Each process's object, of all replicas, in the order of their global ranks."""
+        if not dist.is_initialized():
+            return [here]
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, here)
+        return gathered
 
     def reduce(self, numbers: torch.Tensor) -> torch.Tensor:
         """Summed over the ranks that share the weights, in place."""

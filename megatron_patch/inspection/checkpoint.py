@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
+from megatron_patch.folders.tracker import BEST_TRACKER, read_tracker
 from megatron_patch.formats.distcp_metadata import read_backends, read_dcp_metadata
 from megatron_patch.formats.json_files import json_object, one_line
 from megatron_patch.language.sentences import fill, in_language
@@ -30,6 +31,8 @@ def describe_checkpoint(path: Path) -> list[str]:
         ),
         fill("states: {}", ", ".join(sorted(p.name for p in location.root.iterdir() if p.is_dir() and _is_state(p.name)))),
     ]
+    if (best := read_tracker(location.root, BEST_TRACKER)) is not None:
+        out.append(fill("the lowest validation loss: iteration {}", best))
     out += _model_lines(location)
     out += _native_lines(location.folder) if location.kind == "native" else _legacy_lines(location.folder)
     size = sum(f.stat().st_size for f in location.folder.rglob("*") if f.is_file())

@@ -219,4 +219,11 @@ SENTENCES = {
     ", or run: {}": "，或运行：{0}",
     "CUDA up to {}.{}": "最高支持 CUDA {0}.{1}",
     "an unknown CUDA": "CUDA 版本未知",
+    # room_on_disk
+    "one checkpoint takes {} GB, and the disk of {} has {} GB free: make room there, or write a path on another disk.": (
+        "一个检查点需要 {0} GB，而 {1} 所在磁盘剩余 {2} GB：请腾出空间，或写另一块磁盘上的路径。"
+    ),
+    "the run writes in {}, and nothing can be written there: change its permissions, or write another path.": (
+        "运行要在 {0} 中写入，而那里不能写入：请修改权限，或写别的路径。"
+    ),
 }

@@ -96,4 +96,7 @@ SENTENCES = {
     "it holds a container that is inside itself": "它含有包含自身的容器",
     # progress
     "{}: {} of {} GB ({}%), {} MB/s, {} s left": "{0}：{1} / {2} GB（{3}%），{4} MB/s，剩余 {5} 秒",
+    "its record {} has another CRC-32 than when it was written": "它的记录 {0} 的 CRC-32 与写入时不同",
+    "its storage {} has another CRC-32 than when it was written": "它的存储 {0} 的 CRC-32 与写入时不同",
+    "{} is not wanted any more and could not be removed ({}); remove it yourself.": "{0} 已不需要，未能删除（{1}）；请自行删除。",
 }

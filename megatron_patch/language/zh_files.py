@@ -142,4 +142,12 @@ SENTENCES = {
     "again with this model's.": (
         "{0}.bin：第 {1} 个文档的第 {2} 个 token 编号是 {3}，超出大小为 {4} 的词表；数据是用别的分词器制作的：请用本模型的分词器重新制作。"
     ),
+    # sums, and files that are not whole
+    "tensor {}": "张量 {0}",
+    "{} is damaged ({} in {}); copy it again.": "{0} 已损坏（{2} 中：{1}）；请重新复制。",
+    "{} has {} bytes, and {} were written to it; the disk has lost the others.": "{0} 有 {1} 字节，而写入了 {2} 字节；其余的被磁盘丢失了。",
+    "{} is damaged: the bytes of {} have the CRC-32 {}, and were written with {}; copy the file again.": (
+        "{0} 已损坏：{1} 的字节 CRC-32 是 {2}，写入时是 {3}；请重新复制该文件。"
+    ),
+    "{} ends inside {}; the file is truncated: copy it again.": "{0} 在 {1} 中间结束；文件被截断：请重新复制。",
 }

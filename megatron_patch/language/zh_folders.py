@@ -255,4 +255,19 @@ SENTENCES = {
     "{} is {}; supported is 1: a LLaMA rotates whole heads.": "{0} 是 {1}；只支持 1：LLaMA 旋转整个注意力头。",
     "a number of many digits": "位数很多的数",
     "{} is {}; it must be a finite number.": "{0} 是 {1}；必须是有限的数。",
+    # checkpoints that cannot be used, and refusals of the operating system
+    "{} cannot be used: {}. It is kept under a name that ends in {}, and the run goes on from {}.": (
+        "{0} 不能使用：{1}。它被改名保留，名字以 {2} 结尾；运行从 {3} 继续。"
+    ),
+    "{} holds weights alone (--save-weights-only): optimizer, learning-rate schedule and random state were not saved, and going on "
+    "needs them. To start from its weights, name it as PRETRAIN_CHECKPOINT_PATH with another OUTPUT_BASEPATH.": (
+        "{0} 只有权重（--save-weights-only）：没有保存优化器、学习率计划和随机状态，而继续训练需要它们。要从这些权重开始，"
+        "请把它写为 PRETRAIN_CHECKPOINT_PATH，并换一个 OUTPUT_BASEPATH。"
+    ),
+    "{} that holds weights alone (--save-weights-only): {}.": "{0}，其中只有权重（--save-weights-only）：{1}。",
+    "{}{}; make room there, in bytes and in inodes (df -h, df -i, quota).": "{0}{1}；请腾出空间（字节和 inode：df -h、df -i、quota）。",
+    "{}{}; change its owner or its permissions, or name another place.": "{0}{1}；请修改所有者或权限，或换一个位置。",
+    "{}{}; mount it writable, or name another place.": "{0}{1}；请以可写方式挂载，或换一个位置。",
+    "{}{}; it is not there, or was removed or renamed while this ran.": "{0}{1}；它不存在，或在运行期间被删除或改名。",
+    "{}{}; the disk, or the network to it, fails.": "{0}{1}；磁盘或通往它的网络出了故障。",
 }

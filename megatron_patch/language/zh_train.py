@@ -164,4 +164,35 @@ SENTENCES = {
         "  警告：保存所需的时间超过 --exit-grace-seconds {0}，收到信号时会来不及保存：请写 --exit-grace-seconds {1}，"
         "并让平台等待同样久。"
     ),
+    # health, saves, start; files that the system refuses
+    "lines of the log are missing in the file": "日志文件中缺少一些行",
+    "{} gets nothing more of this run's numbers": "{0} 不再收到本次运行的数据",
+    "warning: {} ({}).": "警告：{0}（{1}）。",
+    "warning: the profile is not written ({}).": "警告：没有写出 profile（{0}）。",
+    "measurements of matrix products are not kept for the next start ({}).": "矩阵乘法的测量结果没有为下次启动保留（{0}）。",
+    "The processes do not see the same checkpoint in {}: rank 0 finds {}, {}. Every node must see one OUTPUT_BASEPATH: name a folder "
+    "that all of them share.": (
+        "各进程在 {0} 中看到的检查点不同：rank 0 找到 {1}，{2}。所有节点必须看到同一个 OUTPUT_BASEPATH：请写一个共享的文件夹。"
+    ),
+    "rank {} finds {}": "rank {0} 找到 {1}",
+    "as asked.": "按要求停止。",
+    "Samples of the training data, counted from 0: {}": "训练数据中的样本（从 0 数起）：{0}",
+    "{}{} in iteration {}": "第 {2} 次迭代：{0}{1}",
+    "The last good checkpoint is {}.": "最后一个完好的检查点是 {0}。",
+    "The run has no checkpoint in {}.": "{0} 中没有这次运行的检查点。",
+    "The last {} iterations, up to {}, were": "到第 {1} 次为止的最后 {0} 次迭代",
+    "Iteration {} was": "第 {0} 次迭代",
+    "{} not finite (loss or gradient was NaN or infinite), and changed no weight; the learning rate was {}. {}. {} Look at these "
+    "samples; write a lower LR, a longer warm-up or PR bf16 to go on from there, or allow more by --max-consecutive-skips.": (
+        "{0}不是有限值（loss 或梯度是 NaN 或无穷），没有改变权重；学习率是 {1}。{2}。{3}请查看这些样本；降低 LR、加长 warmup 或用 "
+        "PR bf16，再从那里继续，或用 --max-consecutive-skips 允许更多次。"
+    ),
+    "iteration {}: the loss leapt to {}; over the last {} iterations its median was {}, and {} above that is usual noise.": (
+        "第 {0} 次迭代：loss 跳到 {1}；最近 {2} 次的中位数是 {3}，高出 {4} 以内属于正常波动。"
+    ),
+    "iteration {} is not saved: {} holds a NaN or an infinity, which no further step mends. {}": (
+        "第 {0} 次迭代没有保存：{1} 含有 NaN 或无穷，之后的步骤无法修复。{2}"
+    ),
+    "iteration {} could not be saved ({}). {}": "第 {0} 次迭代未能保存（{1}）。{2}",
+    "{} The next save is tried as usual.": "{0}下一次保存照常再试。",
 }

@@ -91,6 +91,7 @@ SENTENCES = {
     "{} is no checkpoint of a language model of 2023: model is not in it.": "{0} 不是 2023 年格式的语言模型检查点：其中没有 model。",
     "recorded arguments: {}": "记录的参数：{0}",
     "states: {}": "状态：{0}",
+    "the lowest validation loss: iteration {}": "验证 loss 最低：第 {0} 次迭代",
     "types: {}": "类型：{0}",
     "checkpoint {}, {} ({})": "检查点 {0}，{1}（{2}）",
     "the 2023 layout": "2023 年格式",

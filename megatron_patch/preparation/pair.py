@@ -23,6 +23,7 @@ from typing import Any
 
 from megatron_patch.data.compared_engine import FIRST_TEXTS, PAYS_FROM, Engine, choose_engine, differs
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_patch.errors import naming
 from megatron_patch.language.sentences import fill, in_language
 from megatron_patch.preparation.encoding import ChunkResult, Settings, encode_chunks
 from megatron_patch.preparation.partial_pair import (
@@ -146,12 +147,13 @@ def _encode_all(
             if result.differs is not None:
                 shutil.rmtree(partial)
                 raise differs(f"{files[chunk.file]}, {chunk.kind} {result.differs}{span.whence(chunk.file)}", engine)
-            tokens.write(result.tokens)
-            lengths.write(result.lengths.tobytes())
             lines = b""
             if counts.report_bytes < REPORT_BYTES:
                 lines = report_lines(files[chunk.file], chunk.kind, result.skipped, span.behind(chunk.file))
-            report.write(lines)
+            with naming(partial):
+                tokens.write(result.tokens)
+                lengths.write(result.lengths.tobytes())
+                report.write(lines)
             counts = _advance(counts, chunk, result, itemsize, len(lines))
             bar.update(chunk.size)
             if counts.size - stated >= _STATE_BYTES:

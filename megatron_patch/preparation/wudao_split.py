@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, naming
 from megatron_patch.preparation.partial_pair import check_bad_fraction, require_apart
 from megatron_patch.preparation.wudao import CLEANERS
 from megatron_patch.records.chunks import START, Chunk, read_chunks
@@ -110,7 +110,8 @@ def _write_samples(
         empty += sum(s.records for s in skipped if s.empty)
         for sample in samples:
             name = VALID if zlib.crc32(sample["content"].encode()) < valid_fraction * 2**32 else TRAIN
-            outputs[name].write((",\n" if written[name] else "[\n").encode() + _dump(sample))
+            with naming(outputs[name].name):
+                outputs[name].write((",\n" if written[name] else "[\n").encode() + _dump(sample))
             written[name] += 1
     for name, count in written.items():
         outputs[name].write(b"\n]\n" if count else b"[]\n")

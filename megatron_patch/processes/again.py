@@ -32,7 +32,7 @@ class Again:
 
     def __init__(self, node: int, nodes: int, store: Store | None) -> None:
         self._restarts, self._store = Restarts(node, nodes), store
-        self._attempt, self._failed_elsewhere = 0, False
+        self._attempt, self._failed_attempt = 0, -1
         if store is not None:
             threading.Thread(target=self._listen, args=(store,), name="listener", daemon=True).start()
 
@@ -46,8 +46,8 @@ class Again:
                 failed = self._restarts.elsewhere(attempt + 1, store)
             except RuntimeError:
                 failed = True  # node 0, which holds the store, has ended
-            if failed and attempt == self._attempt:
-                self._failed_elsewhere = True
+            if failed:
+                self._failed_attempt = attempt
 
     def restart(self, restart: Callable[..., None]) -> Callable[..., None]:
         """torch's agent's `_restart_workers`, which starts nothing again where that is vain."""
@@ -66,7 +66,7 @@ class Again:
                 )
                 print(fill(template, attempt, most), file=sys.stderr, flush=True)
                 notes.forget_verdict()
-                self._attempt, self._failed_elsewhere = attempt, False
+                self._attempt = attempt
                 restart(agent, group)
                 return
             if refusal:
@@ -80,7 +80,7 @@ class Again:
 
         @functools.wraps(monitor)
         def listening(agent: Any, group: Any) -> Any:
-            if self._failed_elsewhere:
+            if self._failed_attempt == self._attempt:
                 agent._pcontext.close(signal.SIGTERM)
             result = monitor(agent, group)
             if self._store is not None and result.is_failed():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.folders.metrics_file import FORMAT, MetricsFile
+from megatron_patch.folders.metrics_file import FORMAT, METRICS, MetricsFile
 from megatron_patch.sinks.sink import RunStart, Sink
 
 # TensorBoard's tag → the line's key. A tag that is not listed keeps its words, joined by underscores.
@@ -31,6 +31,8 @@ class MetricsSink(Sink):
         folder: log/NAME_DATE.
         versions, machine: what runs it, as `train/record.py` found it.
     """
+
+    name = METRICS
 
     def __init__(self, folder: Path, config: TrainConfig, versions: Mapping[str, object], machine: Mapping[str, object]) -> None:
         self._file = MetricsFile(folder)

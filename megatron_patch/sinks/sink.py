@@ -34,8 +34,13 @@ class Sink:
     """One place that a run's numbers go to. A method that a sink does not write does nothing.
 
     Only the rank that writes the log has sinks. Their methods are called between two steps, while the device may still
-    be busy, and must not wait for it.
+    be busy, and must not wait for it. An OSError of one ends this sink, and not the run.
+
+    Attributes:
+        name: what a sentence calls it.
     """
+
+    name = "sink"
 
     def began(self, start: RunStart) -> None:
         """Take up a run that is about to do its first step here."""

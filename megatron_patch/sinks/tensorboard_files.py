@@ -45,6 +45,8 @@ _LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
 class TensorBoardFiles(Sink):
     """The event files of one start of a run."""
 
+    name = "TensorBoard"
+
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 

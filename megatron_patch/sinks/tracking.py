@@ -131,7 +131,8 @@ class TrackerSink(Sink):
     """
 
     def __init__(self, title: str, make: Callable[[], Tracker], again: float = _AGAIN, patience: float = _PATIENCE) -> None:
-        self._title, self._make = title, make
+        self.name = self._title = title
+        self._make = make
         self._again, self._patience = again, patience
         self._waiting: queue.Queue[tuple[dict[str, float], int, float] | None] = queue.Queue(_WAITING)
         self._answer: queue.Queue[tuple[str, str] | Exception] = queue.Queue()

@@ -11,11 +11,13 @@ import datetime
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.errors import named, refusal
 from megatron_patch.folders.metrics_file import started_folder
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.language.sentences import in_language
@@ -55,15 +57,42 @@ class _Console(logging.Handler):
 
 
 class _File(logging.FileHandler):
-    """A log file. A full disk raises, where logging's own handler would go on without the line."""
+    """A log file. What the disk refuses of it is told once, on the console, and costs its lines alone."""
+
+    is_refused = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Raise what `emit` has just caught."""
-        raise  # what `emit` has just caught
+        """Tell a refusal of the operating system, which `emit` has just caught; raise anything else."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            raise  # noqa: PLE0704  what `emit` has just caught
+        self.tell(error)
+
+    def tell(self, error: OSError) -> None:
+        """Say what the operating system refused, the first time."""
+        if not self.is_refused:
+            self.is_refused = True
+            _say_refused("lines of the log are missing in the file", named(error, self.baseFilename))
+
+
+def _say_refused(what: str, error: OSError) -> None:
+    print(in_language(f"warning: {what} ({refusal(error).rstrip('.')})."), file=sys.stderr, flush=True)
+
+
+def _quiet_writer(arguments: threading.ExceptHookArgs) -> None:
+    """`threading.excepthook` but for TensorBoard's thread, whose error its next scalar raises again."""
+    if not (isinstance(arguments.exc_value, OSError) and type(arguments.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(arguments)
 
 
 class RunLog:
-    """One rank's console, `log/NAME_DATE/`, and the sinks. If not `active`, every call does nothing."""
+    """One rank's console, `log/NAME_DATE/`, and the sinks. If not `active`, every call does nothing.
+
+    A file that cannot be written any more is told once, and the run goes on without it.
+
+    Raises:
+        OSError: the files cannot be made.
+    """
 
     def __init__(self, config: TrainConfig, active: bool) -> None:
         self.active = active
@@ -81,6 +110,7 @@ class RunLog:
             _LOGGER.addHandler(handler)
         _LOGGER.setLevel(logging.INFO)
         _LOGGER.propagate = False  # a library that sets up the root logger would repeat every line
+        threading.excepthook = _quiet_writer
         # Every place that the run's numbers go to; `open_trackers` adds those that need another program.
         self.sinks = (
             TensorBoardFiles(base / "tensorboard" / name),
@@ -103,6 +133,11 @@ class RunLog:
         if self.active:
             _LOGGER.info(text)
 
+    def warn(self, sentence: str) -> None:
+        """Write a warning to stderr and file."""
+        if self.active:
+            _LOGGER.warning(f"warning: {sentence}")
+
     def iteration_line(self, text: str) -> None:
         """Write an iteration's line to the file, and to the console unless a live line stands there."""
         if self.active:
@@ -117,23 +152,28 @@ class RunLog:
         """Tell the sinks that the first step is about to begin, and how far the run has come before."""
         if self.active:
             start = RunStart(config, self.folder, iteration, consumed_samples, train_iters, world_size)
-            for sink in self.sinks:
-                sink.began(start)
+            self._to_each(lambda sink: sink.began(start))
 
     def step(self, iteration: int, loss: float | None) -> None:
         """Tell the sinks that an iteration is done, and its mean loss if it has one."""
-        for sink in self.sinks:
-            sink.step(iteration, loss)
+        self._to_each(lambda sink: sink.step(iteration, loss))
 
     def numbers(self, values: Mapping[str, float], iteration: int, samples: int) -> None:
         """Give the sinks the numbers of a log line or of an evaluation, by TensorBoard's tags."""
+        self._to_each(lambda sink: sink.numbers(values, iteration, samples))
+
+    def _to_each(self, tell: Callable[[Sink], None]) -> None:
+        """Tell each sink. One whose files the operating system refuses is told no more, and the user once."""
         for sink in self.sinks:
-            sink.numbers(values, iteration, samples)
+            try:
+                tell(sink)
+            except OSError as error:
+                self.sinks = tuple(other for other in self.sinks if other is not sink)
+                _say_refused(f"{sink.name} gets nothing more of this run's numbers", error)
 
     def event(self, kind: str, **values: object) -> None:
         """Tell the sinks of something that happened."""
-        for sink in self.sinks:
-            sink.event(kind, values)
+        self._to_each(lambda sink: sink.event(kind, values))
 
     @contextmanager
     def failures_told(self) -> Iterator[None]:
@@ -146,14 +186,19 @@ class RunLog:
 
     def close(self) -> None:
         """Close the sinks and files, and leave Python's `logging` as it was."""
-        if self.active:
-            for sink in self.sinks:
-                sink.close()
-            for handler in self.handlers:
-                _LOGGER.removeHandler(handler)
-                handler.close()
-            _LOGGER.setLevel(logging.NOTSET)
-            _LOGGER.propagate = True
+        self._to_each(lambda sink: sink.close())
+        if not self.active:
+            return
+        for handler in self.handlers:
+            _LOGGER.removeHandler(handler)
+        self.handlers[0].close()
+        try:
+            self.handlers[1].close()
+        except OSError as error:
+            self.handlers[1].tell(error)
+        _LOGGER.setLevel(logging.NOTSET)
+        _LOGGER.propagate = True
+        threading.excepthook = threading.__excepthook__
 
 
 def training_line(

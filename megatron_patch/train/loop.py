@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
-import math
 import shlex
 import time
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from functools import partial
 
-from megatron_patch.checkpoint.initial_weights import load_weights
-from megatron_patch.checkpoint.restore import restore
-from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
-from megatron_patch.folders.starting_point import find_start
 from megatron_patch.folders.tracker import BEST_TRACKER
 from megatron_patch.processes import place
 from megatron_patch.processes.notes import Progress
-from megatron_patch.train import optimizer as optim
-from megatron_patch.train.best import count_evaluation, require_validation, said_of_best, why_over
+from megatron_patch.train.best import count_evaluation, require_validation, why_over
 from megatron_patch.train.evaluation import run_evaluation
+from megatron_patch.train.health import Health
 from megatron_patch.train.log import RunLog, training_line
 from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.profiling import profiler
-from megatron_patch.train.record import data_facts, folder_bytes
+from megatron_patch.train.record import data_facts
+from megatron_patch.train.saves import Saves, is_due
 from megatron_patch.train.state import StepResult, TrainState
 from megatron_patch.train.step import train_step
 from megatron_patch.train.stopping import StopRequest
@@ -34,7 +30,11 @@ _SETTLED = 3
 
 
 def run(state: TrainState, data: RunData, log: RunLog) -> None:
-    """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way."""
+    """Train from `state.iteration` to the end, with evaluations, checkpoints and log lines on the way.
+
+    Raises:
+        RunStopped: the run cannot go on, or its last checkpoint cannot be written. Every rank raises it.
+    """
     require_validation(state, data)
     if state.iteration >= data.train_iters:
         log.line(f"  nothing is left to do: {_its_length(state, data)}")
@@ -47,7 +47,8 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
         log.event("data", **data_facts(state.config, data))
     stop, progress = StopRequest(state.config), Progress()
     batches = place.moving("a batch", train_batches(state, data))
-    window = _Window()
+    window, health = _Window(), Health(state, data.plan, log)
+    saves = Saves(state, health, log)
     with profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
             place.move("the step", state.iteration + 1)
@@ -64,15 +65,16 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             if state.iteration % state.config.options.log_interval == 0 or state.iteration == data.train_iters:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
+            health.step_done(result, lr)
             if state.watch is not None and (idle := state.watch.step_done()):
                 log.line(idle)
             if state.steps_here == 1 and state.graphs is not None and state.graphs.decision:
                 log.line(f"  {state.graphs.decision}")
-            if state.steps_here == 1:
-                write_choices(state.config)
+            if state.steps_here == 1 and (refused := write_choices(state.config)):
+                log.warn(refused)
             if state.steps_here == _SETTLED:
                 _log_memory(state, log)
-            paused, end = _evaluate_and_save(state, data, log, stop)
+            paused, end = _evaluate_and_save(state, data, log, stop, partial(saves.step_done, result, lr))
             if paused:
                 window.restart_clock()
             profile.step()
@@ -91,29 +93,29 @@ def _its_length(state: TrainState, data: RunData) -> str:
     return f"the run has its {data.train_iters} iterations; for more, raise {argument} and add --resume-from {resumed}"
 
 
-def _evaluate_and_save(state: TrainState, data: RunData, log: RunLog, stop: StopRequest) -> tuple[bool, str]:
-    """What is due after an iteration. Returns whether it took time, and why the run ends before its last iteration."""
-    evaluated = is_best = False
-    if _due(state.iteration, data.eval_every, data.train_iters) and (loss := run_evaluation(state, data, log)) is not None:
+def _evaluate_and_save(
+    state: TrainState, data: RunData, log: RunLog, stop: StopRequest, save: Callable[..., bool | None]
+) -> tuple[bool, str]:
+    """What is due after an iteration. Returns whether it took time, and why the run ends before its last iteration.
+
+    save: `Saves.step_done` for this iteration.
+    """
+    options, evaluated, is_best = state.config.options, False, False
+    if is_due(state.iteration, data.eval_every, data.train_iters) and (loss := run_evaluation(state, data, log)) is not None:
         evaluated, is_best = True, count_evaluation(state, loss)
     place.move("agreeing whether to stop")
     stopping = stop.requested()
     over = why_over(state) if state.iteration < data.train_iters else None
-    due = _due(state.iteration, data.save_every, data.train_iters) or stopping or over is not None
-    saving = due or (is_best and state.config.options.save_best)
-    if saving:
-        save(state, log, only_best=not due)
-        # A save is long. A signal amid it asks for no second one.
-        stopping = stopping or (due and stop.signalled_anywhere())
-    if is_best and state.config.options.save_best:
+    ends = stopping or over is not None or state.iteration == data.train_iters
+    due = ends or is_due(state.iteration, data.save_every, data.train_iters)
+    saved = save(due=due, ends=ends, is_best=is_best and options.save_best)
+    # A save is long. A signal amid it asks for no second one.
+    stopping = stopping or (due and bool(saved) and stop.signalled_anywhere())
+    if is_best and options.save_best and saved:
         log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {state.iteration}")
-    end = f"early: {over}." if over else "as asked; the same command goes on from here." if stopping else ""
-    return evaluated or saving, end
-
-
-def _due(iteration: int, every: int, last: int) -> bool:
-    """Whether something that is done every `every` iterations and after the last one is due now."""
-    return (every > 0 and iteration % every == 0) or iteration == last
+    end = f"early: {over}." if over else "as asked." if stopping and options.save_weights_only else ""
+    end = end or ("as asked; the same command goes on from here." if stopping else "")
+    return evaluated or saved is not None, end
 
 
 def _advance(state: TrainState, data: RunData, result: StepResult) -> None:
@@ -234,58 +236,3 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
         num_workers=config.options.num_workers,
         pin_memory=device.HAS_CUDA,
     )
-
-
-def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
-    """Write a checkpoint, and a line about where it lies; `only_best` as in `save_checkpoint`."""
-    started = time.perf_counter()
-    place.move("saving")
-    log.make_room()  # for the bar of the first rank
-    if state.gathers is not None:
-        state.gathers.finish()
-    progress = RunProgress(**{one.name: getattr(state, one.name) for one in fields(RunProgress)})
-    parts = (state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
-    folder = save_checkpoint(*parts, only_best=only_best)
-    seconds = time.perf_counter() - started
-    log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
-    _warn_of_grace(state, log, seconds)
-    if log.active:
-        log.event("save", iteration=state.iteration, seconds=seconds, bytes=folder_bytes(folder), folder=str(folder))
-
-
-def _warn_of_grace(state: TrainState, log: RunLog, seconds: float) -> None:
-    """Say after a process's first save whether there is time for one after a signal."""
-    grace = state.config.options.exit_grace_seconds
-    if seconds > grace and not state.has_saved:
-        log.line(
-            f"  warning: a save takes longer than --exit-grace-seconds {grace}, so a signal would end the run without one: write "
-            f"--exit-grace-seconds {2 * math.ceil(seconds)}, and have the platform wait as long."
-        )
-    state.has_saved = True
-
-
-def start_state(state: TrainState, log: RunLog) -> None:
-    """Load what the run starts from into `state`, and write a line about it.
-
-    That is the run's own last checkpoint, or another run's, or the weights of PRETRAIN_CHECKPOINT_PATH, or nothing for
-    random weights.
-    """
-    start = find_start(state.config)
-    config = state.config = start.config
-    state.origin = start.origin
-    if start.folder is not None:
-        # The line comes before the reading, because a large state takes minutes.
-        log.line(f"  going on from iteration {int(start.folder.resolve().name.removeprefix('iter_'))}: {start.folder}")
-        progress = restore(start.folder, state.model, state.optimizer, state.scheduler)
-        for name, value in vars(progress).items():
-            setattr(state, name, value)
-        if said := said_of_best(state):
-            log.line(f"  {said}")
-        return
-    if config.load is None:
-        log.line(f"  starting from random weights, seed {config.options.seed}")
-        return
-    log.line(f"  starting from the weights of {config.load}")
-    for note in load_weights(config.load, state.model, config.options.gqa_layout, config.model):
-        log.line(f"  {note}")
-    optim.weights_were_loaded(state.optimizer)

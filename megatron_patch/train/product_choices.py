@@ -21,6 +21,7 @@ import torch
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.errors import naming, refusal
 from megatron_patch.formats import dtypes
 from megatron_patch.kernels import products
 from megatron_patch.kernels._cublaslt import Shape, version
@@ -54,18 +55,31 @@ def measure_together(noted: Iterable[Shape]) -> None:
         products.remember(choices)
 
 
-def write_choices(config: TrainConfig) -> None:
-    """Write what all ranks have measured in their first iteration, in one file. Every rank calls this."""
+def write_choices(config: TrainConfig) -> str:
+    """Write what all ranks have measured in their first iteration, in one file. Every rank calls this.
+
+    Returns:
+        On every rank why it could not be written, as a sentence; the next start then measures again. Empty if it was.
+    """
     path = _path(config)
     if path is None:
-        return
+        return ""
     known = {shape: choice for choices in parallel.from_all_ranks(products.choices()) for shape, choice in choices.items()}
-    if not known or torch.distributed.get_rank() != 0:
-        return
+    refused = ""
+    if known and torch.distributed.get_rank() == 0:
+        try:
+            _write(path, known)
+        except OSError as error:
+            refused = f"measurements of matrix products are not kept for the next start ({refusal(error).rstrip('.')})."
+    return parallel.from_all_ranks(refused)[0]
+
+
+def _write(path: Path, known: dict[Shape, products.Choice]) -> None:
     rows = [{**_plain(shape), **choice._asdict()} for shape, choice in known.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    with naming(beside):
+        beside.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     os.replace(beside, path)
 
 

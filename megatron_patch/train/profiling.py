@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ import torch
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core.parallel import Layout
+from megatron_patch.errors import named, refusal
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class _Idle:
@@ -35,6 +39,13 @@ def profiler(config: TrainConfig, layout: Layout) -> Iterator[Any]:
         active=options.profile_step_end - options.profile_step_start,
         repeat=1,
     )
-    handler = torch.profiler.tensorboard_trace_handler(str(folder))
+    write = torch.profiler.tensorboard_trace_handler(str(folder))
+
+    def handler(profile: Any) -> None:
+        try:
+            write(profile)
+        except OSError as error:
+            _LOGGER.warning(f"warning: the profile is not written ({refusal(named(error, folder)).rstrip('.')}).")
+
     with torch.profiler.profile(schedule=schedule, on_trace_ready=handler, record_shapes=True) as profile:
         yield profile

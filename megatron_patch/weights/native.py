@@ -53,7 +53,8 @@ def open_native(location: CheckpointLocation, fallback: LlamaConfig | None = Non
         raise UserError(f"{location.folder} lacks the weights {listed(missing)}; it is no checkpoint of a LLaMA.")
     extra = description.extra_vocab_size if description else 0
     stored = _storage(metadata)
-    tensors = {place: _tensor(location.folder, metadata, stored, config, place) for place in places(config)}
+    located: dict[tuple[Path, int], FileTensor] = {}
+    tensors = {place: _tensor(location.folder, metadata, stored, located, config, place) for place in places(config)}
     for place, tensor in tensors.items():
         _check_shape(location.folder, config, extra, place, tuple(tensor.shape))
     return Source(
@@ -83,10 +84,14 @@ def _tensor(
     folder: Path,
     metadata: Metadata,
     stored: dict[tuple[str, tuple[int, ...]], Any],
+    located: dict[tuple[Path, int], FileTensor],
     config: LlamaConfig,
     place: Place,
 ) -> LazyTensor:
-    """The tensor of `place`, put together from its chunks; see `megatron_shape` for its shape."""
+    """The tensor of `place`, put together from its chunks; see `megatron_shape` for its shape.
+
+    located: the chunks that were found before, by file and offset. One chunk may hold several layers.
+    """
     key = place.entry.key
     entry = metadata.state_dict_metadata[key]
     assert isinstance(entry, TensorStorageMetadata), "open_native has looked"
@@ -104,7 +109,9 @@ def _tensor(
         if info is None:
             raise UserError(f"{folder}/.metadata does not say where {place} lies; the checkpoint is damaged.")
         path = inside(folder, info.relative_path)
-        found = locate_item(path, str(place), info.offset, info.length, sizes)
+        if (path, info.offset) not in located:
+            located[path, info.offset] = locate_item(path, str(place), info.offset, info.length, sizes)
+        found = located[path, info.offset]
         if found.dtype != entry.properties.dtype:
             raise UserError(f"{path}: {place} is {found.dtype} there, and {entry.properties.dtype} in .metadata; it is damaged.")
         chunks.append(_without_layer_axis(found, starts, place.layer))

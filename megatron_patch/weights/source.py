@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,8 +15,9 @@ from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.errors import UserError
 from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
 from megatron_patch.folders.layout import resolve_checkpoint
+from megatron_patch.formats.checksums import finish_together
 from megatron_patch.formats.dtypes import of_name
-from megatron_patch.formats.lazy import Cast, LazyTensor, MeanRow, Rows, pieces, stack
+from megatron_patch.formats.lazy import Cast, LazyTensor, MeanRow, Rows, nbytes, pieces, records_of, stack
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.weights.hugging_face import open_hf
 from megatron_patch.weights.megatron_2023 import open_2023
@@ -31,6 +36,9 @@ from megatron_patch.weights.table import (
     megatron_shape,
     places,
 )
+
+_THREADS = 4  # that copy one tensor
+_LARGE = 8 << 20  # bytes from which on a tensor is worth them
 
 
 def open_source(path: str | Path, fallback: LlamaConfig | None = None, gqa_layout: str = PER_KV_HEAD) -> Source:
@@ -143,14 +151,45 @@ def copy_rows(where: str, place: Place, tensor: LazyTensor, out: torch.Tensor, c
         where: the checkpoint, for the error.
 
     Raises:
-        UserError: the shapes do not fit.
+        UserError: the shapes do not fit, or the tensor is damaged.
     """
     columns = slice(None)
     if out.dim() == 2:
         columns = slice(column_rank * out.shape[1], (column_rank + 1) * out.shape[1])
     if tensor.shape[0] != out.shape[0] or tensor.shape[1:] and tensor.shape[1] % out.shape[1]:
         raise UserError(f"{where}: {place} has shape {list(tensor.shape)}, of which {list(out.shape)} is no share.")
-    with torch.no_grad():
-        out = out.detach()
-        for first, last, piece in pieces(tensor):
-            out[first:last].copy_(piece[:, columns] if out.dim() == 2 else piece)
+    out = out.detach()
+    rows = out.shape[0]
+    # Python lets go of its lock while it reads, sums and copies, so several threads take a large tensor's bands.
+    count = min(_THREADS, rows) if nbytes(tensor) > _LARGE else 1
+    bands = [(rows * part // count, rows * (part + 1) // count) for part in range(count)]
+    stream = torch.cuda.current_stream(out.device) if out.is_cuda else None
+
+    def copy_band(first: int, last: int) -> None:
+        # A thread has a current stream of its own, and gradients on; the caller's are meant.
+        with torch.no_grad(), torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+            for start, stop, piece in pieces(Rows(tensor, first, last)):
+                out[first + start : first + stop].copy_(piece[:, columns] if out.dim() == 2 else piece)
+
+    if count == 1:
+        copy_band(0, rows)
+        return
+    with ThreadPoolExecutor(count, thread_name_prefix="read") as pool:
+        for copied in [pool.submit(copy_band, *band) for band in bands]:
+            copied.result()
+
+
+def check_rest(source: Source, rank: int = 0, exchange: Callable[[Any], list[Any]] = lambda one: [one]) -> None:
+    """Compare with their sums the tensors of which a part was read: of rows that are left out, or by other processes.
+
+    Tensors that were read whole have been compared already; safetensors have no sums.
+
+    Args:
+        rank: this process's number among those that read.
+        exchange: gives the objects of all processes, in the order of their ranks, for this one's; all call it.
+
+    Raises:
+        UserError: a tensor is damaged. Every process raises it.
+    """
+    tensors = (tensor for place in places(source.config) for tensor in source.lookup(place))
+    finish_together((record for tensor in tensors for record in records_of(tensor)), rank, exchange)

@@ -263,6 +263,6 @@ def test_a_run_from_before_a_field_of_the_model_was_added_goes_on(tmp_path):
     recorded = json.loads(json.dumps(config.as_dict()))
     del recorded["model"]["rope_type"], recorded["model"]["rope_factor"]
     (folder / "run_config.json").write_text(json.dumps(recorded))
-    assert own_checkpoint(config, Origin()) == folder
+    assert own_checkpoint(config, Origin()) == (folder, ())
     with pytest.raises(ValueError, match="rope_type was 'default' and is 'linear'"):
         own_checkpoint(replace(config, model=replace(config.model, rope_type="linear", rope_factor=2.0)), Origin())

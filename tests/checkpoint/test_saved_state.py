@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_patch.checkpoint.refusals import SaveFailed
 from megatron_patch.checkpoint.restore import restore
 from megatron_patch.checkpoint.save import RunProgress, save_checkpoint
 from megatron_patch.core import parallel
@@ -68,7 +69,7 @@ def test_the_tracker_names_nothing_that_has_no_name_yet(state, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="the disk has gone"):
+    with pytest.raises(SaveFailed, match="the disk has gone"):
         later = RunProgress(iteration=4, consumed_samples=8, skipped_iterations=1, nan_iterations=0)
         save_checkpoint(state.config, state.model, state.optimizer, state.scheduler, later)
     assert read_tracker(root) == "3" and not (root / "iter_0000004").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import hangs, kills
+from tests.faults import damage, hangs, kills
 from tests.faults.survival import Fault
 
-FAULTS: tuple[Fault, ...] = (*kills.FAULTS, *hangs.FAULTS)
+FAULTS: tuple[Fault, ...] = (*kills.FAULTS, *hangs.FAULTS, *damage.FAULTS)

@@ -27,7 +27,7 @@ from tests.fuzz.run import TARGETS, attempt, prepared, random_of
 _CHUNK = 5000  # inputs of one process
 # The share of all inputs that each target gets: a slow reader gets fewer.
 _SLOW = ("torch-files", "preparation-input", "preparation-state")
-_SLOW += ("arguments-pretrain", "arguments-finetune", "arguments-preprocess")
+_SLOW += ("arguments-pretrain", "arguments-finetune", "arguments-finetune-with-ga", "arguments-preprocess")
 _SHARES = {name: 0.3 if name in _SLOW else 1.0 for name in TARGETS}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 from tests.fuzz import valid
-from tests.launching import FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN_ARGUMENTS, ROOT
+from tests.launching import FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN_ARGUMENTS, ROOT, WITH_GA_ARGUMENTS
 
 ODD = (
     "", " ", "\t", "x", "-1", "0", "1", "2", "3", "7", "1\r", "1\n", " 1", "1 ", "\r", "4\r\n", "٣", "４", "²", "1_000",
@@ -130,10 +130,12 @@ def training(folder: Path, task: str) -> Arguments:
     from megatron_patch import launch
     from megatron_patch.arguments.training import ARGUMENTS
 
-    defaults = PRETRAIN_ARGUMENTS if task == "pretrain" else FINETUNE_ARGUMENTS
-    data = {"DATASET_PATH": GOLDEN / "data" / "corpus_text_document"}
-    if task == "finetune":
-        data = dict.fromkeys(("TRAIN_DATASET_PATH", "VALID_DATASET_PATH"), GOLDEN / "sft" / "alpaca_output.json")
+    sft = GOLDEN / "sft" / "alpaca_output.json"
+    defaults, data = {
+        "pretrain": (PRETRAIN_ARGUMENTS, {"DATASET_PATH": GOLDEN / "data" / "corpus_text_document"}),
+        "finetune": (FINETUNE_ARGUMENTS, dict.fromkeys(("TRAIN_DATASET_PATH", "VALID_DATASET_PATH"), sft)),
+        "finetune_with_ga": (WITH_GA_ARGUMENTS, dict.fromkeys(("DATASET_PATH", "VALID_DATASET_PATH"), sft)),
+    }[task]
     made = Arguments(folder, launch.main, _FLAGS, (task,))
     native = valid.native(made.folder / "native")
     values = {"MODEL_SIZE": "auto", "PRETRAIN_CHECKPOINT_PATH": native, "OUTPUT_BASEPATH": made.folder / "out", **data}
@@ -142,6 +144,8 @@ def training(folder: Path, task: str) -> Arguments:
         str(native),
         str(native / "release"),
         f"1 {GOLDEN}/data/corpus_text_document 2 {GOLDEN}/data/corpus_text_document",
+        f"1 {sft} 2 {sft}",
+        f"{sft},{sft}",
     )
     # The golden data has ids up to 799.
     content = json.loads((native / "config.json").read_text()) | {"vocab_size": 800}
@@ -213,6 +217,7 @@ def inspection(folder: Path) -> Arguments:
 ENTRY_POINTS: dict[str, Callable[[Path], Arguments]] = {
     "arguments-pretrain": lambda folder: training(folder, "pretrain"),
     "arguments-finetune": lambda folder: training(folder, "finetune"),
+    "arguments-finetune-with-ga": lambda folder: training(folder, "finetune_with_ga"),
     "arguments-convert": conversion,
     "arguments-preprocess": preparation,
     "arguments-inspect": inspection,

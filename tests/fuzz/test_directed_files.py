@@ -130,7 +130,7 @@ def test_run_config_json(key, raw, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         own_checkpoint(config, Origin())
     (folder / "run_config.json").write_text(json.dumps(config.as_dict()))
-    assert own_checkpoint(config, Origin()) == folder
+    assert own_checkpoint(config, Origin()) == (folder, ())
 
 
 N = 47  # sequences of the golden corpus

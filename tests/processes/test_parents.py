@@ -55,3 +55,12 @@ def test_a_child_whose_parent_was_gone_before_it_could_ask_ends_by_itself():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + signal.SIGKILL and "went on" not in done.stdout
     assert os.getpid() != 1
+
+
+def test_every_training_script_s_ranks_end_with_torchrun():
+    entries = [
+        path for path in (ROOT / "megatron_patch/cli").glob("*.py") if "import read_config, training_session" in path.read_text()
+    ]
+    assert len(entries) >= 3
+    for path in entries:
+        assert "    end_at_once()" in path.read_text() and "    end_with_torchrun()" in path.read_text(), path

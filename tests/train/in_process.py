@@ -8,8 +8,9 @@ from megatron_patch.arguments.training import ARGUMENTS, read
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.finetune import finetune_run_data
 from megatron_patch.train.log import RunLog
-from megatron_patch.train.loop import run, start_state
+from megatron_patch.train.loop import run
 from megatron_patch.train.setup import build_state
+from megatron_patch.train.start import start_state
 from megatron_patch.train.state import TrainState
 from tests.launching import FINETUNE_ARGUMENTS, WITH_GA_ARGUMENTS
 

@@ -21,8 +21,9 @@ from megatron_patch.llama.model_config import read_hf_config
 from megatron_patch.report.reading import read_runs
 from megatron_patch.sinks.tensorboard_files import FIRST_SIGHT
 from megatron_patch.train.log import RunLog
-from megatron_patch.train.loop import run, start_state
+from megatron_patch.train.loop import run
 from megatron_patch.train.setup import build_state
+from megatron_patch.train.start import start_state
 from tests.launching import GOLDEN
 from tests.tiny import tiny_config
 

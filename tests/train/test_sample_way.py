@@ -15,8 +15,9 @@ from megatron_patch.data.indexed_pretrain import indexed_run_data
 from megatron_patch.data.json_pretrain import json_run_data
 from megatron_patch.records.indexed import write_index
 from megatron_patch.train.log import RunLog
-from megatron_patch.train.loop import run, start_state
+from megatron_patch.train.loop import run
 from megatron_patch.train.setup import build_state
+from megatron_patch.train.start import start_state
 from tests.import_graph import ROOT
 from tests.launching import FINETUNE_ARGUMENTS, GOLDEN, PRETRAIN_ARGUMENTS
 from tests.train.sample_trace import Trace, tracing, word_ids

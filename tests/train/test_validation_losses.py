@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_patch.errors import UserError
 from megatron_patch.folders.tracker import BEST_TRACKER
+from megatron_patch.inspection.checkpoint import describe_checkpoint
 from tests.launching import GOLDEN, scalars
 from tests.train.in_process import finetune
 
@@ -82,6 +83,7 @@ def test_patience_and_the_best_checkpoint_are_the_same_after_a_stop(alone, tmp_p
         assert scalars(tmp_path / "parts", tag) == scalars(tmp_path / "whole", tag), tag
     assert (second.iteration, second.best_loss) == (whole.iteration, whole.best_loss) == (best + 4, pytest.approx(losses[best]))
     assert left(root) == {best, best + 4} and (root / BEST_TRACKER).read_text() == str(best)
+    assert f"the lowest validation loss: iteration {best}" in describe_checkpoint(root)
     capsys.readouterr()
     assert finetune(alone, tmp_path / "parts", *flags, **values).steps_here == 0
     assert "nothing is left to do: the validation loss was not below its lowest" in capsys.readouterr().out
