@@ -11,7 +11,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.preparation import pair as module
 from megatron_patch.preparation.encoding import Settings
 from megatron_patch.preparation.pair import preprocess
-from tests.preparation.test_pair import pair
+from tests.preparation.pairs import pair
 from tests.preparation.vocabularies import llama_folder
 
 

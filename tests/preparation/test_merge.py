@@ -21,7 +21,7 @@ from megatron_patch.preparation.pair import preprocess
 from megatron_patch.records.chunks import Place
 from megatron_patch.records.indexed import write_index
 from megatron_patch.records.shards import Shard, parse_shard, span_of
-from tests.preparation.test_pair import pair, report
+from tests.preparation.pairs import pair, report
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def whole(inputs, tmp_path, settings):
     return tmp_path / "whole"
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 70])
+@pytest.mark.parametrize("count", [1, 2, 3, 40])
 def test_the_parts_joined_are_one_run_s_pair(inputs, whole, settings, tmp_path, capsys, count):
     prefixes = parts(inputs, tmp_path, settings, count)
     counts = merge(prefixes, str(tmp_path / "joined"))

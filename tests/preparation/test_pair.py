@@ -17,6 +17,7 @@ from megatron_patch.preparation import pair as module
 from megatron_patch.preparation import partial_pair
 from megatron_patch.preparation.encoding import Settings
 from megatron_patch.preparation.pair import preprocess
+from tests.preparation.pairs import pair, report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,19 +32,10 @@ def corpus(golden):
     return golden / "data" / "corpus.jsonl"
 
 
-def pair(prefix):
-    return [Path(f"{prefix}{ending}").read_bytes() for ending in (".bin", ".idx")]
-
-
 def document(prefix, i):
     """As core reads it; core's arrays live only as long as its dataset."""
     dataset = IndexedDataset(str(prefix))
     return dataset[i].tolist()
-
-
-def report(prefix):
-    with open(f"{prefix}_skipped.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def repack(corpus, folder, form):
@@ -200,10 +192,10 @@ def test_a_run_killed_while_it_names_its_files_can_be_finished(golden, corpus, s
     def kill(*_):
         raise Killed
 
-    real = module.os.replace
+    real = partial_pair.os.replace
     with monkeypatch.context() as patch:
         if moment.startswith("replace"):
-            patch.setattr(module.os, "replace", lambda a, b: kill() if str(b).endswith(moment[-4:]) else real(a, b))
+            patch.setattr(partial_pair.os, "replace", lambda a, b: kill() if str(b).endswith(moment[-4:]) else real(a, b))
         elif moment == "rmtree":
             patch.setattr(module.shutil, "rmtree", kill)
         elif moment == "write_record":

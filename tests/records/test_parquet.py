@@ -14,7 +14,7 @@ from megatron_patch.preparation.merge import merge
 from megatron_patch.preparation.pair import preprocess
 from megatron_patch.records.chunks import Place, read_chunks
 from megatron_patch.records.shards import Shard
-from tests.preparation.test_pair import pair, report
+from tests.preparation.pairs import pair, report
 
 ROWS = [
     {"text": f"row {i} 词表 " * (i % 7), "title": f"T{i}" if i % 3 else None, "id": i, "meta": {"a": [i]}} for i in range(700)
