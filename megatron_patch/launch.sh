@@ -90,8 +90,8 @@ check_installed() {
 import importlib.util
 if not (3, 11) <= sys.version_info[:2] <= (3, 13):
     sys.exit("%s is Python %d.%d, and 3.11, 3.12 or 3.13 is needed: set PYTHON to one." % (sys.argv[1], *sys.version_info[:2]))
-names = ("torch", "megatron", "jinja2", "numpy", "psutil", "safetensors", "sentencepiece", "tensorboard", "tokenizers", "tqdm",
-         "zstandard")
+names = ("torch", "megatron", "jinja2", "numpy", "orjson", "psutil", "safetensors", "sentencepiece", "tensorboard", "tokenizers",
+         "tqdm", "zstandard")
 print(*(name for name in names if importlib.util.find_spec(name) is None))' "$1") || exit 2
     [ -n "$missing" ] || return 0
     printf '%s: %s has no %s; activate the environment that this project is installed in, set PYTHON to its python,\n' \

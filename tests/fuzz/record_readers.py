@@ -19,7 +19,7 @@ from tests.launching import GOLDEN
 
 
 def records(folder: Path, tool: str = "finetune") -> Target:
-    """Fine-tuning data and preparation's input, as a list and as lines, plain, .gz and .zst; the input as .parquet too."""
+    """Fine-tuning data and preparation's input, as a list and as lines, plain, .gz and .zst, and as .parquet."""
     import pyarrow
     import pyarrow.parquet
     import zstandard
