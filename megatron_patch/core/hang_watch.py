@@ -114,7 +114,8 @@ class HangWatch:
         self._store.set(f"report/{self._rank}", report.as_text())
         # If this thread itself comes to stand still, because the main thread keeps Python's lock in some library, a
         # thread without Python writes the stacks.
-        faulthandler.dump_traceback_later(self._limit + 2 * self._pause, file=sys.stderr)
+        if sys.__stderr__ is not None:
+            faulthandler.dump_traceback_later(self._limit + 2 * self._pause, file=sys.__stderr__)
 
     def _reports(self) -> dict[int, Report]:
         keys = {rank: f"report/{rank}" for rank in range(self._ranks)}

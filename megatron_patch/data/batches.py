@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.several_files import Blend
 from megatron_patch.errors import UserError
+from megatron_patch.processes import place
 from megatron_patch.processes.parents import end_with_parent
 from megatron_patch.processes.signals import held
 
@@ -225,7 +226,13 @@ def micro_batches(
     # its loaders died meanwhile, torch would call that a failure of the rank. So they never get these signals.
     with held():
         batches = iter(loader)
-    for keys, rows in batches:
+    while True:
+        place.move("waiting for a batch")  # for the thread that watches whether this one moves
+        item = next(batches, None)
+        place.move("working on a batch")
+        if item is None:
+            return
+        keys, rows = item
         yield dict(zip(keys, rows.unbind()))
 
 

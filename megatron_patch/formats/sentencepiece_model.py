@@ -101,7 +101,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
         if wire == _BYTES:
             size, position = _varint(data, position)
         if size is None or position + size > len(data):
-            raise ValueError(f"a field at byte {position} is cut off or of an unknown kind")
+            raise UserError(f"a field at byte {position} is cut off or of an unknown kind")
         yield key >> 3, data[position : position + size]
         position += size
 
@@ -117,4 +117,4 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
             return number, position
         shift += 7
         if shift > 63:
-            raise ValueError(f"a number before byte {position} has more than 64 bits")
+            raise UserError(f"a number before byte {position} has more than 64 bits")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
-
-_Item = TypeVar("_Item")
 # (places so far, the iteration, what the main thread does there); replaced as one, so that no reader sees half of it
 _now: tuple[int, int, str] = (0, 0, "starting")
 
@@ -19,16 +15,3 @@ def move(what: str, iteration: int | None = None) -> None:
 def now() -> tuple[int, int, str]:
     """(number of places so far, iteration, what is done there)."""
     return _now
-
-
-def moving(what: str, items: Iterable[_Item]) -> Iterator[_Item]:
-    """The items; asking for each, and having it, is a place of its own."""
-    source = iter(items)
-    while True:
-        move(f"waiting for {what}")
-        try:
-            item = next(source)
-        except StopIteration:
-            return
-        move(f"working on {what}")
-        yield item

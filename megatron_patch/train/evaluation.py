@@ -12,7 +12,6 @@ import torch
 from megatron_patch.core import parallel
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, ValidationSet, micro_batches
 from megatron_patch.kernels.products import first_guess
-from megatron_patch.processes import place
 from megatron_patch.train.log import RunLog, perplexity, validation_lines
 from megatron_patch.train.state import TrainState
 from megatron_patch.train.step import run_schedule
@@ -51,8 +50,7 @@ def _batches(state: TrainState, data: RunData, part: ValidationSet) -> Iterator[
         first = done * part.batches % part.plan.batches_per_pass
     sampler = MicroBatchSampler(part.plan, state.layout.data_parallel_rank, first, first + part.batches)
     vocabulary = state.config.vocab_size
-    batches = micro_batches(part.data, sampler, vocab_size=vocabulary, num_workers=0, pin_memory=device.HAS_CUDA)
-    return place.moving("a validation batch", batches)
+    return micro_batches(part.data, sampler, vocab_size=vocabulary, num_workers=0, pin_memory=device.HAS_CUDA)
 
 
 def _mean(sums: torch.Tensor) -> float:

@@ -46,7 +46,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     if log.active:
         log.event("data", **data_facts(state.config, data))
     stop, progress = StopRequest(state.config), Progress()
-    batches = place.moving("a batch", train_batches(state, data))
+    batches = train_batches(state, data)
     window, health = _Window(), Health(state, data.plan, log)
     saves = Saves(state, health, log)
     with profiler(state.config, state.layout) as profile:
