@@ -157,6 +157,8 @@ SENTENCES = {
     "{} is not UTF-8 (byte {}); copy the model's own file there.": "{0} 不是 UTF-8（第 {1} 字节）；请放入模型自己的文件。",
     # engines of tokenizing, and parts of a data set
     "it is no serialized SentencePiece model ({})": "它不是序列化的 SentencePiece 模型（{0}）",
+    "a field at byte {} is cut off or of an unknown kind": "字节 {0} 处的字段被截断或类型未知",
+    "a number before byte {} has more than 64 bits": "字节 {0} 之前的数超过 64 位",
     "it is no BPE with byte fallback": "它不是带字节回退的 BPE",
     "it changes characters or spaces of a text": "它会改变文本中的字符或空格",
     "it has pieces of its user's own": "它含有用户自定义的词元",

@@ -78,14 +78,12 @@ SENTENCES = {
     "{} has stood still for {} min at {}, as all others have.": "{0} 已停滞 {1} 分钟，与其他所有 rank 一样，位置：{2}。",
     "{} has stood still for {} min at {}.": "{0} 已停滞 {1} 分钟，位置：{2}。",
     "still {}, for {} min.": "仍在{0}，已 {1} 分钟。",
-    "waiting for {}": "等待{0}",
-    "working on {}": "处理{0}",
+    "waiting for a batch": "等待一个 batch",
+    "working on a batch": "处理一个 batch",
     "rank {} has not reached node 0 for {} min: that one has ended or stands still, or the network between them is cut.": (
         "rank {0} 已 {1} 分钟无法连上节点 0：它已结束或停滞，或两者之间的网络中断。"
     ),
     "rank {}'s stacks:\n{}": "rank {0} 的调用栈：\n{1}",
-    "a batch": "一个 batch",
-    "a validation batch": "一个验证 batch",
     "the step": "这一步",
     "agreeing whether to stop": "商定是否停止",
     "reading the data": "读取数据",
