@@ -12,6 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.fixture(autouse=True)
+def no_port_is_left():
+    """A launcher in a later test of this process would find that MASTER_PORT is in use: by the group of this one."""
+    yield
+    os.environ.pop("MASTER_PORT", None)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """The folder of files that the original's programs made."""

@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -25,14 +26,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from megatron_patch.arguments.processes import free_port
+
 _server: list[subprocess.Popen[str]] = []
 _GRACE = 15.0  # seconds in which the other ranks end by themselves after one has failed
 
 
 def forked(
-    module: str, argv: list[str], environment: Mapping[str, str], cwd: Path, timeout: float
+    module: str, argv: list[str], environment: Mapping[str, str], cwd: Path, timeout: float, ranks: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """`python -m module argv`, with its output and errors as one text.
+
+    Args:
+        ranks: so many processes run the module, with torchrun's variables; 0: one does, without them.
 
     Raises:
         TimeoutError: it took longer than `timeout` seconds; whatever it had started has been killed.
@@ -41,8 +47,8 @@ def forked(
         _server[:] = [_start(environment)]
         atexit.register(_stop)
     with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as output:
-        asked = {"module": module, "argv": argv, "environment": dict(environment), "cwd": str(cwd), "timeout": timeout}
-        answer = _ask(json.dumps(asked | {"output": output.name}))
+        asked = {"module": module, "argv": argv, "environment": dict(environment), "cwd": str(cwd)}
+        answer = _ask(json.dumps(asked | {"output": output.name, "timeout": timeout, "ranks": ranks}))
         said = output.read()
     if answer is None:
         raise TimeoutError(f"{module} {' '.join(argv)} took more than {timeout} s and said:\n{said[-4000:]}")
@@ -129,6 +135,8 @@ def _be(asked: Mapping[str, Any]) -> None:
     sys.stdin = os.fdopen(0, closefd=False)
     os.chdir(asked["cwd"])
     _take(asked["environment"])
+    if asked["ranks"]:
+        _be_ranks(asked["ranks"], free_port(), os.environ, lambda: _script(asked["module"], asked["argv"]))
     os.execve = _ranks_instead_of_torchrun  # type: ignore[assignment]
     _main(asked["module"], asked["argv"])
 
@@ -143,18 +151,29 @@ def _main(module: str, argv: list[str]) -> NoReturn:
     sys.exit(importlib.import_module(module).main(argv))
 
 
+def _script(module: str, argv: list[str]) -> None:
+    sys.argv = [module, *argv]
+    runpy.run_module(module, run_name="__main__")
+
+
 def _ranks_instead_of_torchrun(path: str, command: list[str], environment: Mapping[str, str]) -> NoReturn:
-    """What torchrun does on one node: start the ranks, and end with the status of the first that fails."""
+    """What torchrun does on one node with this command."""
     module = command.index("-m", command.index("-m") + 1) + 1
     options = dict(word[2:].split("=", 1) for word in command[: module - 1] if word.startswith("--"))
-    count = int(options["nproc-per-node"])
     assert command[2] == "megatron_patch.torchrun" and options["nnodes"] == "1", command
+    assert options["master-addr"] in ("127.0.0.1", "localhost"), command
+    port = int(options["master-port"])
+    _be_ranks(int(options["nproc-per-node"]), port, environment, lambda: _main(command[module], command[module + 1 :]))
+
+
+def _be_ranks(count: int, port: int, environment: Mapping[str, str], act: Callable[[], None]) -> NoReturn:
+    """Start `count` ranks that `act`, and end with the status of the first that fails."""
     common = {**environment, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "PYTHONUNBUFFERED": "1"}
-    common |= {"MASTER_ADDR": options["master-addr"], "MASTER_PORT": options["master-port"]}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
     def be_rank(rank: int) -> None:
         _take({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        _main(command[module], command[module + 1 :])
+        act()
 
     ranks = {_fork(lambda rank=rank: be_rank(rank)): rank for rank in range(count)}  # type: ignore[misc]
     sys.exit(_first_failure(ranks))

@@ -23,7 +23,10 @@ FINETUNE = ROOT / "examples/llama2/run_finetune_megatron_llama.sh"
 ENGINE = "/root/Megatron-LM-230512"  # the document's MEGATRON_PATH; it need not exist
 
 # Environment variables that DLC or torchrun sets; Kubeflow Trainer sets PET_*.
-_JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "KUBERNETES_CONTAINER_RESOURCE_GPU")
+_JOB = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE",
+    "KUBERNETES_CONTAINER_RESOURCE_GPU",
+)  # fmt: skip
 # A test chooses its number of processes. If GPUs were visible, their number would decide; tests/gpu shows them again.
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -96,6 +99,11 @@ def run_forked(script: Path, *arguments: object, processes: int | None = None) -
     flags = [f"{one.flag}={value}" for one, value in zip(documented, arguments)]
     argv = [*words, *flags, *map(str, arguments[len(documented) :])]
     return forked(module, argv, environment(processes), ROOT, timeout=500)
+
+
+def run_ranks(module: str, *arguments: object, count: int) -> str:
+    """Run a module of the tests in `count` processes of one group, as torchrun does; returns what they said."""
+    return succeed(forked(module, list(map(str, arguments)), environment(), ROOT, timeout=300, ranks=count))
 
 
 def without_torch(folder: Path) -> dict[str, str]:

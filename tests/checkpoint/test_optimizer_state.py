@@ -1,12 +1,8 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from megatron_patch.arguments.processes import free_port
 from megatron_patch.checkpoint.optimizer_state import rectangles
-from tests.launching import ROOT
+from tests.launching import run_ranks
 
 
 @pytest.mark.parametrize("first, last", [(0, 35), (0, 7), (3, 5), (3, 7), (3, 9), (3, 14), (7, 29), (12, 35), (34, 35), (6, 6)])
@@ -20,7 +16,4 @@ def test_rectangles_are_the_range_in_order(first, last):
 
 def test_core_loads_what_is_saved(tmp_path):
     """Sharded over tensors and replicas; gate and up are apart in the file and together on a rank."""
-    options = ["--nproc-per-node=4", f"--master-port={free_port()}", "-m", "tests.checkpoint.zero_worker", str(tmp_path)]
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_ranks("tests.checkpoint.zero_worker", tmp_path, count=4)

@@ -63,6 +63,8 @@ def test_a_text_with_a_byte_order_mark_is_the_text(score, tmp_path):
 
 
 def test_ctrl_c_is_a_line(monkeypatch, capsys):
+    # As at a program's start, whatever earlier tests of this process have set.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(evaluate, "read_evaluation", lambda _: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as ended:
         evaluate.main([])

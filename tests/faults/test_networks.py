@@ -62,7 +62,7 @@ def test_a_late_node_is_waited_for_and_a_cut_link_ends_the_run(tmp_path):
     """Then the job is started again, and again by itself when a rank of a node is killed, and ends as one that nothing
     happened to."""
     output, whole = tmp_path / "out", tmp_path / "whole"
-    flags = ("--distributed-timeout-minutes", 0.1)
+    flags = ("--distributed-timeout-minutes", 0.2)
     with nodes(2, tmp_path) as job:
         start(job, command(output, *flags), only=(0,))
         time.sleep(3)
@@ -71,8 +71,8 @@ def test_a_late_node_is_waited_for_and_a_cut_link_ends_the_run(tmp_path):
         subprocess.run(["ip", "-n", job[1].namespace, "link", "set", "eth0", "down"], check=True)
         said = finish(job)
         assert [node.process.returncode for node in job] == [1, 1], "\n".join(said)[-6000:]
-        assert "the run was ended: rank 1 (process " in said[0] and "has given no sign of life for 0.1 min" in said[0]
-        assert "rank 1 has not reached node 0 for 0.1 min" in said[1]
+        assert "the run was ended: rank 1 (process " in said[0] and "has given no sign of life for 0.2 min" in said[0]
+        assert "rank 1 has not reached node 0 for 0.2 min" in said[1]
         assert "Traceback" not in "".join(said)
         subprocess.run(["ip", "-n", job[1].namespace, "link", "set", "eth0", "up"], check=True)
         start(job, command(output), MAX_RESTARTS=1)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from megatron_patch.arguments.processes import free_port
 from megatron_patch.errors import UserError
 from megatron_patch.generate.continuous_batching import Engine, Request, run_all
 from megatron_patch.generate.sampling import Sampling
 from tests.generate.models import engine_of, greedy_answers, random_prompts, transformers_answers
+from tests.launching import run_ranks
 
 NEW = 128
 
@@ -68,11 +66,7 @@ def test_scaled_positions(golden, tmp_path, rope):
 @pytest.mark.parametrize("layout", [(2, 1), (1, 2)])
 def test_two_processes_answer_as_one(golden, tmp_path, layout, prompts, truth):
     tensor, stages = layout
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}",
-        "-m", "tests.generate.engine_worker", str(golden / "hf_gqa"), str(tensor), str(stages), str(tmp_path),
-    ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    run_ranks("tests.generate.engine_worker", golden / "hf_gqa", tensor, stages, tmp_path, count=2)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == truth[:16]
 

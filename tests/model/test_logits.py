@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_patch.arguments.processes import free_port
-from tests.launching import GOLDEN, ROOT, convert
+from tests.launching import GOLDEN, convert, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +24,8 @@ LAYOUTS = [(1, 1, "fused"), (1, 1, "unfused"), (2, 1, "fused"), (1, 2, "fused"),
 def test_logits_equal_hugging_face(name, tp, pp, attention, checkpoints, tmp_path):
     tokens = torch.randint(0, 800, (2, 48), generator=torch.Generator().manual_seed(1))
     torch.save(tokens, tmp_path / "tokens.pt")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={tp * pp}", f"--master-port={free_port()}",
-        "-m", "tests.model.logits_worker", checkpoints[name], tmp_path / "tokens.pt", tmp_path / "logits.pt", tp, pp, attention,
-    ]  # fmt: skip
-    result = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    files = (checkpoints[name], tmp_path / "tokens.pt", tmp_path / "logits.pt")
+    run_ranks("tests.model.logits_worker", *files, tp, pp, attention, count=tp * pp)
     model = AutoModelForCausalLM.from_pretrained(GOLDEN / name, dtype=torch.float32)
     with torch.no_grad():
         wanted = model(tokens).logits

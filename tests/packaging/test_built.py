@@ -125,7 +125,7 @@ def test_the_command_itself(elsewhere):
     assert all(f"  {name} " in call(elsewhere, command, "--help") for name in COMMANDS)
     assert call(elsewhere, command, "--version").startswith("megatron-patch 0.")
     wrong = subprocess.run([command, "sing"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and "got 'sing'; write one of pretrain, finetune, generate" in wrong.stderr
+    assert wrong.returncode == 2 and "got 'sing'; write one of pretrain, finetune, finetune-with-ga, generate" in wrong.stderr
 
 
 def test_a_conversion_and_two_iterations_from_there(elsewhere, tmp_path):

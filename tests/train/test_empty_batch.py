@@ -5,14 +5,11 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from megatron_patch.arguments.processes import free_port
 from megatron_patch.train import step as steps
-from tests.launching import ROOT
+from tests.launching import run_ranks
 from tests.tiny import tiny_config
 from tests.train.empty_batch_worker import compare
 from tests.train.passes_worker import Launched
@@ -36,7 +33,4 @@ def test_an_empty_batch_leaves_no_trace(alone, monkeypatch, precision, sharded, 
 )
 def test_an_empty_batch_leaves_no_trace_on_two_processes(layout):
     """With PP the first stage learns of the batch's tokens from the last one."""
-    options = ["--nproc-per-node=2", f"--master-port={free_port()}", "-m", "tests.train.empty_batch_worker", json.dumps(layout)]
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_ranks("tests.train.empty_batch_worker", json.dumps(layout), count=2)

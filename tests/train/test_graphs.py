@@ -5,8 +5,6 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +12,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_patch.arguments.processes import free_port
 from megatron_patch.config import Options
 from megatron_patch.core import parallel
 from megatron_patch.kernels import products
@@ -22,7 +19,7 @@ from megatron_patch.train import step as steps
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
-from tests.launching import ROOT
+from tests.launching import run_ranks
 from tests.tiny import tiny_config
 from tests.train.passes_worker import Launched, rows, two_steps
 
@@ -73,10 +70,7 @@ _COPIES = ("DP2 with DO", "TP2 DP2 with SP", "TP2 PP2 with SP")
 def test_passes_of_several_processes_equal_core_s_schedule(name, way):
     """core runs single micro-batches; passes take pairs without a pipeline, and the last one reduces gradients."""
     processes, layout = _LAYOUTS[name]
-    options = [f"--nproc-per-node={processes}", f"--master-port={free_port()}", "-m", "tests.train.passes_worker"]
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options, json.dumps(layout), way]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_ranks("tests.train.passes_worker", json.dumps(layout), way, count=processes)
 
 
 class Collectives(TorchDispatchMode):
