@@ -290,7 +290,8 @@ class _Reader(ModelReader):
     def output_path(self, config: TrainConfig) -> None:
         path = self.raw["OUTPUT_BASEPATH"]
         problem = unwritable(path) if path else "it takes a folder, which is made where it does not exist: write its path."
-        # Its size and its folder's name come from other arguments, in whose place something else stands if they are wrong.
+        # Its size and its folder's name come from other arguments, in whose place something else stands if they are
+        # wrong.
         if not problem and self.model_is_known and not self.findings.found:
             problem = closed_folder(config) or space_finding(config)
         if problem:
