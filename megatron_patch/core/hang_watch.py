@@ -53,6 +53,7 @@ class HangWatch:
             self._store.set(_LOG, str(log_file.resolve()))
         self._rounds = 0
         self._long_place, self._long_since, self._long_lines = -1, 0.0, 0
+        self._report()  # so that one that is stopped before its thread's first round is known
         self._threads = [threading.Thread(target=work, name="hang watch", daemon=True) for work in (self._work, self._guard)]
         for thread in self._threads:
             thread.start()

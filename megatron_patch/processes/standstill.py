@@ -52,6 +52,7 @@ class Observer:
         self._beat_since: dict[int, tuple[int, float]] = {}  # rank → (its count, since when)
         self._place_since: dict[int, tuple[int, float]] = {}
         self._looked: float | None = None
+        self._began: float | None = None
 
     def look(self, reports: Mapping[int, Report], now: float) -> list[int]:
         """The ranks that hold the run up; none while it goes on.
@@ -63,7 +64,9 @@ class Observer:
         if self._looked is not None and now - self._looked > self._longest_look:
             self._beat_since.clear()
             self._place_since.clear()
+            self._began = now
         self._looked = now
+        self._began = now if self._began is None else self._began
         for rank, report in reports.items():
             for kept, count in ((self._beat_since, report.beats), (self._place_since, report.places)):
                 if kept.get(rank, (None, 0.0))[0] != count:
@@ -78,8 +81,9 @@ class Observer:
         return [rank for rank, report in reports.items() if report.places == first]
 
     def is_silent(self, rank: int, now: float) -> bool:
-        """Whether that rank's thread has told nothing for the limit."""
-        return now - self._beat_since[rank][1] > self._limit
+        """Whether that rank's thread has told nothing for the limit, or never."""
+        since = self._beat_since[rank][1] if rank in self._beat_since else self._began
+        return since is not None and now - since > self._limit
 
 
 def verdict(reports: Mapping[int, Report], guilty: list[int], silent: list[int], minutes: float) -> list[str]:
