@@ -31,6 +31,7 @@ fuzz: $(VENV)/.test-ready
 # A thousand faults at random moments of small runs, each compared with the run that nothing happened to; hours.
 # make soak SOAK_CASES=30 SOAK_SEED=2 SOAK_JOBS=4 tries others.
 soak: $(VENV)/.test-ready
+	@$(RUN) SOAK=1 python -m pytest tests/faults/test_networks.py
 	@$(RUN) SOAK_CASES=$(SOAK_CASES) SOAK_SEED=$(SOAK_SEED) SOAK_JOBS=$(SOAK_JOBS) python -m tests.faults
 
 # The suite's core with each Python, megatron-core and torch that are supported and that this machine has an interpreter for; the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import time
@@ -58,6 +59,7 @@ def test_two_nodes_without_a_shared_disk_are_found_at_the_start(tmp_path):
         assert "Traceback" not in text and "iteration        1/" not in text
 
 
+@pytest.mark.skipif("SOAK" not in os.environ, reason="a minute of timed waiting; make soak runs it")
 def test_a_late_node_is_waited_for_and_a_cut_link_ends_the_run(tmp_path):
     """Then the job is started again, and again by itself when a rank of a node is killed, and ends as one that nothing
     happened to."""
