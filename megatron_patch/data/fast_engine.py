@@ -18,7 +18,16 @@ import numpy as np
 from megatron_patch.data.tokenizer import Batch, Tokenizer, marked_encoder
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import one_line
-from megatron_patch.formats.sentencepiece_model import BPE, BYTE, NORMAL, UNUSED, USER_DEFINED, SentencePieceModel, read_model
+from megatron_patch.formats.sentencepiece_model import (
+    BPE,
+    BYTE,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    SentencePieceModel,
+    joins,
+    read_model,
+)
 
 _SPACE = "▁"
 
@@ -110,7 +119,7 @@ def _as_json(model: SentencePieceModel) -> str:
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     rules = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-        "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "vocab": vocabulary, "merges": _merges(model),
+        "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "vocab": vocabulary, "merges": joins(model),
     }  # fmt: skip
     parts = dict.fromkeys(("truncation", "padding", "pre_tokenizer", "post_processor", "decoder"))
     return json.dumps({"version": "1.0", "added_tokens": [], "normalizer": spaces, "model": rules, **parts}, ensure_ascii=False)
@@ -136,20 +145,3 @@ def _require_alike(model: SentencePieceModel) -> None:
     for reason, found in reasons.items():
         if found:
             raise NoFastEngineError(reason)
-
-
-def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, the best score first, and of one score the longer piece.
-
-    Control tokens and bytes are never joined, however they are written.
-    """
-    ordinary = {piece for piece, kind in zip(model.pieces, model.kinds) if kind == NORMAL}
-    ranked = sorted(
-        ((-score, -len(piece), piece) for piece, score, kind in zip(model.pieces, model.scores, model.kinds) if kind == NORMAL)
-    )
-    return [
-        (piece[:k], piece[k:])
-        for _, _, piece in ranked
-        for k in range(1, len(piece))
-        if piece[:k] in ordinary and piece[k:] in ordinary
-    ]

@@ -1,15 +1,20 @@
-"""The texts on which a fast engine is compared with its reference before it reads anything: the same ones each time."""
+"""The texts on which a tokenizer is compared with another that should read alike, before it is used or written.
+
+They are made of what every installation has, and are the same each time.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 from megatron_patch.data.tokenizer import Tokenizer
 
 _MOST_PIECES = 1 << 15  # of a larger vocabulary, evenly spread ones are taken
 _SINGLE_PIECES = 1024
 _MIXED = 1500
+_CUT, _SOURCES = 1_000, 80_000  # characters of a text of code, and of all of them
 _SPACES = 160  # the longest run of spaces; the longest piece of LLaMA's vocabulary holds 16
 
 # First character of each block: scripts, symbols, presentation forms, planes beyond the first.
@@ -36,10 +41,10 @@ _BETWEEN = (
 
 
 def probe_texts(tokenizer: Tokenizer) -> list[str]:
-    """Some thousand texts: spaces, characters of every kind, pieces of the vocabulary, special tokens, and mixtures."""
+    """Some thousand texts: spaces, all kinds of characters, special tokens, pieces of the vocabulary, code, mixtures."""
     pieces = _pieces(tokenizer)
     literals = [*tokenizer.special_tokens, "<0x0A>", "<0xE4>", "<s>", "</s>", "<unk>", "<pad>", "[INST]", "<|im_end|>"]
-    return [*_runs(), *_characters(), *_literals(literals), *_vocabulary(pieces), *_mixed(pieces, literals)]
+    return [*_runs(), *_characters(), *_literals(literals), *_vocabulary(pieces), *_sources(), *_mixed(pieces, literals)]
 
 
 def _pieces(tokenizer: Tokenizer) -> list[str]:
@@ -82,6 +87,20 @@ def _vocabulary(pieces: list[str]) -> Iterator[str]:
     for begin in range(0, len(pieces), 64):
         yield "".join(pieces[begin : begin + 64])
         yield " ".join(pieces[begin : begin + 64])
+
+
+def _sources() -> Iterator[str]:
+    """This project's own code, with English prose, and its Chinese sentences."""
+    folder = Path(__file__).parents[1]
+    files = [*sorted((folder / "language").glob("zh_*.py")), *sorted(folder.glob("[!l]*/*.py"))]
+    left = _SOURCES
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        # Short pieces of it, so that texts begin in all places.
+        yield from (text[start : start + _CUT] for start in range(0, min(len(text), left), _CUT))
+        left -= len(text)
+        if left <= 0:
+            return
 
 
 def _mixed(pieces: list[str], literals: list[str]) -> Iterator[str]:

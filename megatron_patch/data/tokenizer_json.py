@@ -13,20 +13,22 @@ begins with one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.data.comparison_texts import shortened, texts, texts_with_literals
 from megatron_patch.data.end_token import read_object
+from megatron_patch.data.probe_texts import probe_texts
 from megatron_patch.data.tokenizer import Tokenizer, faults_named, load_tokenizer
 from megatron_patch.data.tokenizer_files import content, read_names
 from megatron_patch.errors import UserError
 from megatron_patch.folders.durable_files import write_text
 from megatron_patch.formats.json_files import one_line, shown
+from megatron_patch.formats.sentencepiece_model import UNKNOWN, joins, read_model
 
 NAME = "tokenizer.json"
 _SPACE = "▁"
+_SPACES = " ▁"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -49,7 +51,7 @@ def add_tokenizer_json(folder: Path, rows: int) -> str | None:
         made = json.dumps(tokenizer_json(folder, tokenizer), ensure_ascii=False, indent=1)
     except UserError as error:
         return f"no {NAME} was made: {error}"
-    found = difference(_engine(folder / NAME, made), tokenizer, [*texts(tokenizer), *texts_with_literals(tokenizer)])
+    found = difference(_engine(folder / NAME, made), tokenizer, _compared(tokenizer))
     if found:
         return f"no {NAME} was written, since none reads texts as this tokenizer.model does: {found}."
     write_text(folder / NAME, made + "\n")
@@ -59,11 +61,17 @@ def add_tokenizer_json(folder: Path, rows: int) -> str | None:
 def _judged(path: Path, tokenizer: Tokenizer) -> str | None:
     """A sentence if the tokenizer.json that came with the source reads plain text otherwise than tokenizer.model."""
     try:
-        found = difference(_engine(path, path.read_text(encoding="utf-8")), tokenizer, texts(tokenizer))
+        plain = [text for text in _compared(tokenizer) if not any(literal in text for literal in tokenizer.special_tokens)]
+        found = difference(_engine(path, path.read_text(encoding="utf-8")), tokenizer, plain)
     except (UserError, UnicodeDecodeError) as error:
         return f"{NAME} was copied from the source, and transformers cannot read it: {one_line(error)}"
     advice = "transformers reads tokenizer.json: remove it from the source, and the next conversion makes one."
     return f"{NAME}, copied from the source, is not this tokenizer.model's: {found}. {advice}" if found else None
+
+
+def _compared(tokenizer: Tokenizer) -> list[str]:
+    """The texts on which the two are compared; none begins with a space."""
+    return [text for one in probe_texts(tokenizer) if (text := one.lstrip(_SPACES))]
 
 
 def tokenizer_json(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -72,13 +80,7 @@ def tokenizer_json(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     Raises:
         UserError: a file of the folder cannot be read.
     """
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
-    # SentencePiece joins pieces to none of these kinds, whatever the text: `<` and `s>` do not become the start token.
-    barred = (model.is_control, model.is_unknown, model.is_byte, model.is_unused)
-    scores = {piece: model.get_score(i) for i, piece in enumerate(pieces) if not any(kind(i) for kind in barred)}
+    model = read_model((folder / "tokenizer.model").read_bytes())
     begins_with_space = tokenizer.tokenize("a") != tokenizer.tokenize_after_end("a")
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if begins_with_space else []
     return {
@@ -106,34 +108,18 @@ def tokenizer_json(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": pieces[model.unk_id()],
+            "unk_token": model.pieces[model.kinds.index(UNKNOWN)],
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": True,
             "byte_fallback": True,
             "ignore_merges": False,
             # Tokens beyond tokenizer.model too, so that they keep their numbers where there is a gap before them.
-            "vocab": {piece: i for i, piece in enumerate(pieces)} | dict(tokenizer.special_tokens),
+            "vocab": {piece: i for i, piece in enumerate(model.pieces)} | dict(tokenizer.special_tokens),
             # A text, not a pair: every version of `tokenizers` reads it. No piece has a space.
-            "merges": [f"{left} {right}" for left, right in _merges(scores)],
+            "merges": [f"{left} {right}" for left, right in joins(model)],
         },
     }
-
-
-def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Which two pieces join before which others, the first first.
-
-    SentencePiece joins the pair whose result has the best score, and of equal ones the pair furthest left. `tokenizers`
-    knows an order of pairs only. Runs of spaces share one score. There, furthest left means that a run that has begun
-    grows before another begins: the pair with the longer left part comes first.
-    """
-    found = [
-        (-score, -cut, cut - len(piece), piece[:cut], piece[cut:])
-        for piece, score in scores.items()
-        for cut in range(1, len(piece))
-        if piece[:cut] in scores and piece[cut:] in scores
-    ]
-    return [(left, right) for *_, left, right in sorted(found, key=lambda one: one[:3])]
 
 
 def _added_tokens(folder: Path, tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -204,7 +190,22 @@ def difference(engine: Any, tokenizer: Tokenizer, compared: list[str]) -> str | 
     def differ(part: str) -> bool:
         return engine.encode(part, add_special_tokens=False).ids != tokenizer.tokenize_marked(part)
 
-    short = shortened(text, differ)
+    short = _shortened(text, differ)
     ids = engine.encode(short, add_special_tokens=False).ids, tokenizer.tokenize_marked(short)
     here, there = ("|".join(engine.id_to_token(i) or str(i) for i in side) for side in ids)
     return f"it makes {here} of {shown(short)}, and SentencePiece {there}"
+
+
+def _shortened(text: str, holds: Callable[[str], bool]) -> str:
+    """A part of `text` for which `holds` is true as well, and of which no half, quarter, … or character can go."""
+    size = len(text) // 2
+    while size:
+        for start in range(0, len(text), size):
+            part = (text[:start] + text[start + size :]).lstrip(_SPACES)
+            if part and holds(part):
+                text = part
+                break
+        else:
+            size //= 2
+        size = min(size, len(text) // 2)
+    return text

@@ -47,6 +47,27 @@ class SentencePieceModel:
     plain_spaces: bool
 
 
+def joins(model: SentencePieceModel) -> list[tuple[str, str]]:
+    """Which two pieces of a BPE model join before which others, the first first: `merges` of a tokenizer.json.
+
+    SentencePiece joins the pair whose result has the best score, and of equal ones the pair furthest left. A list of
+    pairs can say that where each result has a score of its own, and for runs of spaces, which share one in LLaMA's
+    vocabulary: there, furthest left means that a run that has begun grows before another begins, so the pair with the
+    longer left part comes first. Control tokens, bytes and unused pieces are never joined, however they are written:
+    `<` and `s>` do not become the start token.
+    """
+    barred = (CONTROL, UNKNOWN, BYTE, UNUSED)
+    named = zip(model.pieces, model.scores, model.kinds)
+    scores = {piece: score for piece, score, kind in named if kind not in barred}
+    found = [
+        (-score, -cut, cut - len(piece), piece[:cut], piece[cut:])
+        for piece, score in scores.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
+    ]
+    return [(left, right) for *_, left, right in sorted(found, key=lambda one: one[:3])]
+
+
 def read_model(data: bytes) -> SentencePieceModel:
     """Read a serialized model.
 

@@ -104,12 +104,12 @@ def test_a_wrong_engine_is_not_used(reference, fast, monkeypatch, name):
 
 def test_pieces_joined_by_number_are_found_out(reference, monkeypatch):
     """The trap: runs of spaces have the lowest numbers and the lowest score."""
-    by_number = fast_engine._merges
+    by_score = fast_engine.joins
 
-    def merges(model):
-        return by_number(replace(model, scores=[-float(i) for i in range(len(model.pieces))]))
+    def by_number(model):
+        return by_score(replace(model, scores=[-float(i) for i in range(len(model.pieces))]))
 
-    monkeypatch.setattr(fast_engine, "_merges", merges)
+    monkeypatch.setattr(fast_engine, "joins", by_number)
     assert choose_engine(reference, []).tokenizer is reference
 
 

@@ -24,8 +24,7 @@ NONE = {
     "{}, {} {}{}", "{}, {} {}", "fastokens {}", "x{}y {}", "several .bin/.idx pairs into one",
     "a signal", "prctl(PR_SET_PDEATHSIG) was refused", "hang watch",
     # a thread's name, a stop's reason in metrics.jsonl, texts by which tokenizers are compared
-    "progress of {}", "not finite", "asked through another rank", "word {0} word", "{0}{0} word{0}",
-    "if x:\n{}y = 1  # {}z",
+    "progress of {}", "not finite", "asked through another rank",
     # the table of results and its JSON
     "fine-tuning samples", "indexed documents",
     # a prompt's words, marks in files, names of filters
