@@ -31,3 +31,16 @@ def tokenizer(golden):
     from megatron_patch.data.tokenizer import load_tokenizer
 
     return load_tokenizer(golden / "hf_mha")
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The layout of a group of this process alone, for `tiny_config`."""
+    import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
+    from megatron_patch.core import parallel
+    from tests.tiny import be_alone, tiny_config
+
+    be_alone()
+    yield parallel.start(tiny_config())
+    parallel.stop()

@@ -41,7 +41,7 @@ _BETWEEN = (
 
 
 def probe_texts(tokenizer: Tokenizer) -> list[str]:
-    """Some thousand texts: spaces, all kinds of characters, special tokens, pieces of the vocabulary, code, mixtures."""
+    """Some thousand texts: spaces, all kinds of characters, special tokens, pieces, code and mixtures."""
     pieces = _pieces(tokenizer)
     literals = [*tokenizer.special_tokens, "<0x0A>", "<0xE4>", "<s>", "</s>", "<unk>", "<pad>", "[INST]", "<|im_end|>"]
     return [*_runs(), *_characters(), *_literals(literals), *_vocabulary(pieces), *_sources(), *_mixed(pieces, literals)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.vocabulary import padded_rows
 
-_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}  # of a weight or an activation, by precision
 _FP32 = 4
 # CUDA's context with the libraries' kernels, and NCCL's buffers for each communicator that is used: seen beside what
 # torch allocates, with nvidia-smi.
@@ -104,7 +104,7 @@ def stage_parameters(run: RunShape, stage: int) -> int:
 
 
 def _stage(run: RunShape, stage: int) -> StageMemory:
-    parameters, width = stage_parameters(run, stage), _BYTES[run.precision]
+    parameters, width = stage_parameters(run, stage), BYTES[run.precision]
     owners = run.data_parallel_size if run.use_distributed_optimizer else 1
     # A last share of parameters that its owner updates in fp32, beside Adam's two moments. In bf16 with ZeRO the fp32
     # weights are the bf16 ones and 16 bits more.
@@ -129,7 +129,7 @@ def _in_flight(run: RunShape, stage: int) -> int:
 def _saved(run: RunShape, tokens: int) -> int:
     """Bytes that a stage's layers save for the backward pass of one micro-batch of `tokens`."""
     model, tp = run.model, run.tensor_model_parallel_size
-    layers, width = model.num_layers // run.pipeline_model_parallel_size, _BYTES[run.precision]
+    layers, width = model.num_layers // run.pipeline_model_parallel_size, BYTES[run.precision]
     h = model.hidden_size / (tp if run.sequence_parallel else 1)
     if run.recompute == "full":
         return int(layers * tokens * h * width)
@@ -152,12 +152,12 @@ def _probabilities(run: RunShape) -> int:
     if run.use_flash_attn or run.recompute != "none":
         return 0
     heads = run.model.num_attention_heads // run.tensor_model_parallel_size
-    return heads * run.micro_batch_size * run.sample_length**2 * _BYTES[run.precision] * (2 if run.paired else 1)
+    return heads * run.micro_batch_size * run.sample_length**2 * BYTES[run.precision] * (2 if run.paired else 1)
 
 
 def _working(run: RunShape, stage: int, tokens: int) -> int:
     """Bytes of what lives for a moment: gradients inside one layer; on the last stage logits and their gradient."""
-    model, tp, width = run.model, run.tensor_model_parallel_size, _BYTES[run.precision]
+    model, tp, width = run.model, run.tensor_model_parallel_size, BYTES[run.precision]
     layer = (6 * model.hidden_size + 3 * model.ffn_hidden_size / tp) * width
     if run.recompute == "full":  # a layer's forward pass runs again before its backward pass
         layer += _layer_bytes(run, model.hidden_size / (tp if run.sequence_parallel else 1), width)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from megatron_patch.plan.memory import RunShape, stage_parameters
+from megatron_patch.plan.memory import BYTES, RunShape, stage_parameters
 from megatron_patch.plan.rates import Rates
 
-_BYTES = {"fp16": 2, "bf16": 2}
 # fp16's longer mantissas take more energy: an 8192³ product at the power limit is 4.3 % slower.
 _FP16 = 1 / 1.043
 # Share of the products' rate that attention reaches: cuDNN's in 336 µs forward and backward for 2,048 tokens of a
@@ -82,7 +81,7 @@ def step_time(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int, graph
     Args:
         graphs: whether micro-batches are CUDA graphs; by default they are on one host.
     """
-    assert run.precision in _BYTES, "fp32 is for CPUs and for debugging"
+    assert run.precision != "fp32", "fp32 is for CPUs and for debugging"
     graphs = nodes == 1 if graphs is None else graphs
     one, layers = _one_pass(run, rates), run.model.num_layers // run.pipeline_model_parallel_size
     computed = layers * one.layer + one.head + one.loss
@@ -116,7 +115,7 @@ def _without_head(run: RunShape) -> float:
 
 
 def _one_pass(run: RunShape, rates: Rates) -> _Pass:
-    model, tp, width = run.model, run.tensor_model_parallel_size, _BYTES[run.precision]
+    model, tp, width = run.model, run.tensor_model_parallel_size, BYTES[run.precision]
     h, context = model.hidden_size, model.num_attention_heads * model.kv_channels
     tokens = run.micro_batch_size * run.sample_length
     rate = rates.products * (_FP16 if run.precision == "fp16" else 1)
@@ -151,7 +150,7 @@ def _attention(run: RunShape, rates: Rates, rate: float, elements: float) -> flo
     if run.use_flash_attn:
         return 7 * length * elements / (_FUSED * rate)
     forward = 4 * length * elements / (_UNFUSED * rate)
-    scores = elements / run.model.kv_channels * length * _BYTES[run.precision]
+    scores = elements / run.model.kv_channels * length * BYTES[run.precision]
     again = 0 if run.recompute == "none" else 1
     return (3 + again) * forward + (4 + 2 * again) * scores / rates.memory
 
@@ -162,7 +161,7 @@ def _inside_layers(run: RunShape, rates: Rates, tokens: int) -> float:
     if tp == 1:
         return 0.0
     count = (10 if run.sequence_parallel else 8) + (2 if run.recompute == "full" else 0)
-    sent = count * tokens * run.model.hidden_size * _BYTES[run.precision] * (tp - 1) / tp
+    sent = count * tokens * run.model.hidden_size * BYTES[run.precision] * (tp - 1) / tp
     return sent / (rates.small_of_two if tp == 2 else rates.small)
 
 
@@ -171,7 +170,7 @@ def _sent_to_the_next_stage(run: RunShape) -> float:
     if run.pipeline_model_parallel_size == 1:
         return 0.0
     split = run.tensor_model_parallel_size if run.sequence_parallel else 1
-    return 2 * run.micro_batch_size * run.sample_length * run.model.hidden_size * _BYTES[run.precision] / split
+    return 2 * run.micro_batch_size * run.sample_length * run.model.hidden_size * BYTES[run.precision] / split
 
 
 def _launches(run: RunShape) -> float:
@@ -185,7 +184,7 @@ def _replicas(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int) -> fl
     replicas = run.data_parallel_size
     if replicas == 1:
         return 0.0
-    passes = _BYTES[run.precision] if run.use_distributed_optimizer else 4  # weights gathered, or sums handed back
+    passes = BYTES[run.precision] if run.use_distributed_optimizer else 4  # weights gathered, or sums handed back
     sent = stage_parameters(run, 0) * (4 + passes) * (replicas - 1) / replicas
     # Replicas of one host send through all the host's network cards that stand for them.
     of_a_host = max(1, gpus_per_node // run.tensor_model_parallel_size)

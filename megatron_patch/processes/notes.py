@@ -40,7 +40,7 @@ def verdict() -> str:
     return _read(_VERDICT)
 
 
-class Progress:
+class IterationNote:
     """Where a rank writes which iteration it has done; nowhere if no torchrun of this project has started it."""
 
     def __init__(self) -> None:

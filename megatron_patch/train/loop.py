@@ -12,7 +12,7 @@ from functools import partial
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.tracker import BEST_TRACKER
 from megatron_patch.processes import place
-from megatron_patch.processes.notes import Progress
+from megatron_patch.processes.notes import IterationNote
 from megatron_patch.train.best import count_evaluation, require_validation, why_over
 from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.health import Health
@@ -45,7 +45,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
     if log.active:
         log.event("data", **data_facts(state.config, data))
-    stop, progress = StopRequest(state.config), Progress()
+    stop, note = StopRequest(state.config), IterationNote()
     batches = train_batches(state, data)
     window, health = _Window(), Health(state, data.plan, log)
     saves = Saves(state, health, log)
@@ -56,7 +56,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             known = time.perf_counter()
             lr = state.optimizer.param_groups[0]["lr"]
             _advance(state, data, result)
-            progress.done(state.iteration)
+            note.done(state.iteration)
             window.add(result)
             log.step(state.iteration, result.mean_loss)
             if result.found_inf:

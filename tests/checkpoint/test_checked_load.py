@@ -16,20 +16,13 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 
 from megatron_patch.checkpoint import checked_load
 from megatron_patch.checkpoint.checked_load import load_checked
-from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.formats.distcp import read_item, read_part
 from megatron_patch.formats.distcp_metadata import read_dcp_metadata
 from megatron_patch.formats.progress import Progress
 from tests.formats.attacks import Payload, edit_metadata, saved
-from tests.tiny import be_alone, tiny_config
 
-
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    be_alone()
-    yield parallel.start(tiny_config())
-    parallel.stop()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def whole(key, data):

@@ -19,16 +19,9 @@ from megatron_patch.folders.tracker import read_tracker
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from megatron_patch.train.step import train_step
-from tests.tiny import be_alone, tiny_batches, tiny_config
+from tests.tiny import tiny_batches, tiny_config
 
 PROGRESS = RunProgress(iteration=3, consumed_samples=6, skipped_iterations=1, nan_iterations=0)
-
-
-@pytest.fixture(scope="module")
-def alone():
-    be_alone()
-    yield parallel.start(tiny_config())
-    parallel.stop()
 
 
 @pytest.fixture

@@ -16,19 +16,10 @@ import torch
 from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.conversion.convert import convert
-from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.formats.checksums import Record, combined, finish_together
 from tests.faults.damage import DAMAGES, flip_a_bit_of_each, hurt
 from tests.faults.in_process import EVERY, ITERATIONS, config_of, digest, iterations_in, root_of, train
-from tests.tiny import be_alone, tiny_config
-
-
-@pytest.fixture(scope="module")
-def alone():
-    be_alone()
-    yield parallel.start(tiny_config())
-    parallel.stop()
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,9 @@ import random
 import pytest
 import torch
 
-from megatron_patch.core import parallel
 from megatron_patch.errors import RunStopped
 from megatron_patch.train.health import LossLeaps
 from tests.faults.in_process import ITERATIONS, MODEL, config_of, digest, iterations_in, root_of, train
-from tests.tiny import be_alone, tiny_config
-
-
-@pytest.fixture(scope="module")
-def alone():
-    be_alone()
-    yield parallel.start(tiny_config())
-    parallel.stop()
 
 
 @pytest.fixture(scope="module")

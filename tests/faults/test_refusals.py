@@ -25,17 +25,9 @@ from megatron_patch.train.log import RunLog
 from tests.faults.disks import absent, fill, remount, small_disk
 from tests.faults.in_process import config_of, digest, iterations_in, root_of, train
 from tests.launching import GOLDEN
-from tests.tiny import be_alone, tiny_config
 
 WHY = absent()
 mounts = pytest.mark.skipif(bool(WHY), reason=WHY)
-
-
-@pytest.fixture(scope="module")
-def alone():
-    be_alone()
-    yield parallel.start(tiny_config())
-    parallel.stop()
 
 
 @pytest.fixture(scope="module")
