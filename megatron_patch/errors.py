@@ -7,8 +7,10 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
+_T = TypeVar("_T")
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # full or failing; such an error names no file
 
 
@@ -60,6 +62,29 @@ def refusal(error: OSError) -> str:
     if error.errno == errno.EIO:
         return f"{where}{words}; the disk, or the network to it, fails."
     return f"{where}{words}."
+
+
+def all_or_none(work: Callable[[], _T], exchange: Callable[[Any], list[Any]]) -> _T:
+    """What `work` returns; all ranks of a run call it.
+
+    Args:
+        exchange: gives the objects of all ranks, in their order, for this one's.
+
+    Raises:
+        OnEveryRank: it raised a UserError on any rank, or the operating system refused something. The sentence is that
+            of the first. So no rank waits for another that has ended.
+    """
+    problem, result = None, None
+    try:
+        result = work()
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = refusal(error)
+    problems = [one for one in exchange(problem) if one is not None]
+    if problems:
+        raise OnEveryRank(problems[0])
+    return cast(_T, result)
 
 
 def named(error: OSError, path: object) -> OSError:

@@ -10,14 +10,15 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from megatron.core import parallel_state, tensor_parallel
 
+from megatron_patch import errors
 from megatron_patch.config import TrainConfig
-from megatron_patch.errors import OnEveryRank, UserError, refusal
+from megatron_patch.errors import UserError
 
 _T = TypeVar("_T")
 _host_group: torch.distributed.ProcessGroup | None = None  # all ranks, over gloo; `start` makes it
@@ -265,23 +266,12 @@ def rank() -> int:
 
 
 def all_or_none(work: Callable[[], _T]) -> _T:
-    """What `work` returns; all ranks call it.
+    """What `work` returns, as `errors.all_or_none` has it for all ranks.
 
     Raises:
-        OnEveryRank: it raised a UserError on any rank, or the operating system refused something. The sentence is that
-            of the first. So no rank waits for another that has ended.
+        OnEveryRank: a rank may not or cannot.
     """
-    problem, result = None, None
-    try:
-        result = work()
-    except UserError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = refusal(error)
-    problems = [one for one in from_all_ranks(problem) if one is not None]
-    if problems:
-        raise OnEveryRank(problems[0])
-    return cast(_T, result)
+    return errors.all_or_none(work, from_all_ranks)
 
 
 def is_first_rank_of_node() -> bool:

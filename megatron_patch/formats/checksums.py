@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.errors import OnEveryRank, UserError, named, refusal
+from megatron_patch.errors import UserError, all_or_none, named
 
 _POLYNOMIAL = 0xEDB88320  # CRC-32's, its lowest power in the highest bit
 _BLOCK = 1 << 20  # bytes read at a time of what nobody has read
@@ -184,17 +184,12 @@ def finish_together(records: Iterable[Record], rank: int, exchange: Callable[[An
     merged: dict[tuple[str, int], Record] = {}
     for (path, start), name, size, crc, pieces in (item for items in everybodys for item in items):
         merged.setdefault((path, start), Record(Path(path), name, start, size, crc)).take(pieces)
-    problem = None
-    try:
+
+    def finish_share() -> None:
         for place, key in enumerate(sorted(merged)):
             if place % len(everybodys) == rank:
                 merged[key].finish()
-    except UserError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = refusal(error)
-    problems = [one for one in exchange(problem) if one is not None]
-    if problems:
-        raise OnEveryRank(problems[0])
+
+    all_or_none(finish_share, exchange)
     for one in own:
         one.is_checked, one.pieces = True, {}
