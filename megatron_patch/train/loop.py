@@ -121,8 +121,8 @@ def _evaluate_and_save(
 def _advance(state: TrainState, data: RunData, result: StepResult) -> None:
     """Count an iteration that is done, and step the schedule."""
     plan = data.plan
-    place = state.iteration % plan.batches_per_pass
-    in_batch = min(plan.global_batch_size, plan.samples - place * plan.global_batch_size)
+    number = state.iteration % plan.batches_per_pass
+    in_batch = min(plan.global_batch_size, plan.samples - number * plan.global_batch_size)
     state.iteration += 1
     state.consumed_samples += in_batch
     if not result.found_inf:
