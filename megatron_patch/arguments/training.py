@@ -269,11 +269,8 @@ class _Reader(ModelReader):
                 f"of the {iterations} iterations of {batch} tokens at least one must follow it: "
                 f"write {tokens // 100}, for example.",
             )
-        return {
-            "train_iters": iterations,
-            "warmup_iters": warmup_iterations,
-            "save_interval": self.whole("SAVE_INTERVAL"),
-        }
+        saves = self.whole("SAVE_INTERVAL")
+        return {"train_iters": iterations, "warmup_iters": warmup_iterations, "save_interval": saves}
 
     def iterations(self) -> dict[str, Any]:
         """TRAIN_ITERS and WARMUP_ITERS. The decay between rise and rest must have an iteration."""
@@ -290,8 +287,7 @@ class _Reader(ModelReader):
     def output_path(self, config: TrainConfig) -> None:
         path = self.raw["OUTPUT_BASEPATH"]
         problem = unwritable(path) if path else "it takes a folder, which is made where it does not exist: write its path."
-        # Its size and its folder's name come from other arguments, in whose place something else stands if they are
-        # wrong.
+        # Its size and its folder's name come from other arguments; wrong ones have been replaced.
         if not problem and self.model_is_known and not self.findings.found:
             problem = closed_folder(config) or space_finding(config)
         if problem:

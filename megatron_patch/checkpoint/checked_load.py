@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
-import concurrent.futures
 import re
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -26,7 +23,6 @@ from megatron.core.dist_checkpointing.dict_utils import merge, nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory, apply_factory_merges
 from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreLoadPlanner,
     _replace_sharded_keys_with_state_dict_keys,
     _replace_state_dict_keys_with_sharded_keys,
     _restore_dict_types,
@@ -39,29 +35,23 @@ from megatron.core.dist_checkpointing.validation import (
     determine_global_metadata,
     validate_integrity_and_strict_load,
 )
-from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
-from torch.futures import Future
 
+from megatron_patch.checkpoint.storage_reader import Planner, Reader, read_stored_object
 from megatron_patch.core import parallel
 from megatron_patch.errors import OnEveryRank, UserError
-from megatron_patch.formats.checksums import Record, finish_together
-from megatron_patch.formats.distcp import ItemTensor, read_item, read_part
+from megatron_patch.formats.checksums import finish_together
 from megatron_patch.formats.distcp_metadata import (
-    MAX_OBJECT,
     inside,
     read_backends,
     read_common,
     read_dcp_metadata,
 )
 from megatron_patch.formats.progress import Progress
-from megatron_patch.formats.torch_files import load_object
 
 _OBJECT_KEY = re.compile(r"[^/]+/shard_[0-9]{1,9}(\.[0-9]{1,9})*_[0-9]{1,9}(\.[0-9]{1,9})*")
 
-_THREADS = 4  # that read side by side
 
 _COMMON_KEY = "common_state/shard_0_1"
 
@@ -114,7 +104,7 @@ def _common_object(folder: Path, metadata: Metadata) -> dict[str, Any] | None:
     path = inside(folder, info.relative_path)
     with open(path, "rb") as stream:
         stream.seek(info.offset)
-        found = _object(path, stream, info.length, _COMMON_KEY)
+        found = read_stored_object(path, stream, info.length, _COMMON_KEY)
     if type(found) is not list or len(found) != 1 or type(found[0]) is not dict:
         raise UserError(f"{path}: object {_COMMON_KEY} is no list of one dictionary; copy the checkpoint again.")
     return found[0]
@@ -180,7 +170,7 @@ def _load(folder: Path, metadata: Metadata, common: dict[str, Any], state: dict[
 def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> dict[str, Any]:
     """Tensors and objects of `sharded`: core's `load` of the torch_dist strategy, step for step.
 
-    The reader and the planner are this module's. core has no slot for them.
+    The reader and the planner are those of `storage_reader`. core has no slot for them.
 
     Args:
         folder: one iteration's.
@@ -192,7 +182,7 @@ def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> d
     """
     entries, structure, renamed = _replace_state_dict_keys_with_sharded_keys(sharded)
     tensors = [entry for entry in nested_values(sharded) if isinstance(entry, ShardedTensor)]
-    planner = _Planner(
+    planner = Planner(
         shapes_validation_sharded_tensors=[entry for entry in tensors if not entry.allow_shape_mismatch],
         allow_shape_mismatch_sharded_tensors={entry.key: entry for entry in tensors if entry.allow_shape_mismatch},
     )
@@ -200,7 +190,7 @@ def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> d
     total = sum(entry.data.nbytes for entry in tensors if entry.data is not None)
     # Ranks read about as many bytes, so the first one's progress is shown for all.
     with Progress("reading", total) if parallel.rank() == 0 else nullcontext() as progress:
-        reader = _Reader(folder, metadata, progress)
+        reader = Reader(folder, metadata, progress)
         dcp.load(state, storage_reader=reader, planner=planner)
     finish_together(reader.records, parallel.rank(), parallel.from_all_ranks)
     unwrapped = {key: _unwrap_pyt_sharded_tensor(value) for key, value in state.items()}
@@ -225,99 +215,3 @@ def sharded_metadata(metadata: Metadata) -> dict[str, Any]:
         elif _OBJECT_KEY.fullmatch(key):
             found[key] = ShardedObject.empty_from_unique_key(key)
     return found
-
-
-class _Planner(MCoreLoadPlanner):
-    """core's planner, but that objects come as values instead of as bytes that it would unpickle."""
-
-    def load_bytes(self, read_item: ReadItem, value: Any) -> None:
-        fqn = read_item.dest_index.fqn
-        if self.flatten_state_dict:
-            set_element(self.original_state_dict, self.mappings[fqn], value)
-        else:
-            self.state_dict[fqn] = value
-
-
-class _Reader(dcp.FileSystemReader):
-    """torch's reader of files, with metadata that has been read already.
-
-    Each item is checked, and its tensor's bytes are read from where the item says and compared with their CRC-32.
-    """
-
-    def __init__(self, folder: Path, metadata: Metadata, progress: Progress | None) -> None:
-        super().__init__(folder)
-        self._folder, self._metadata, self._progress = folder, metadata, progress
-        self._shapes = {
-            MetadataIndex(key, chunk.offsets): tuple(chunk.sizes)
-            for key, entry in metadata.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
-            for chunk in entry.chunks
-        }
-        self._items: dict[MetadataIndex, ItemTensor] = {}
-
-    @property
-    def records(self) -> list[Record]:
-        """What was read of, as far as it has sums."""
-        return [item.record for item in self._items.values() if item.record is not None]
-
-    def read_metadata(self) -> Metadata:
-        return self._metadata
-
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read all of `plan`: several threads read and sum, and this one, whose stream the device knows, copies."""
-        reading: deque[tuple[ReadItem, concurrent.futures.Future[torch.Tensor]]] = deque()
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="read") as pool:
-            for request in sorted(plan.items, key=self._place):
-                if request.type == LoadItemType.BYTE_IO:
-                    planner.load_bytes(request, self._object(request))
-                    continue
-                if len(reading) > _THREADS:
-                    self._put(planner, *reading.popleft())
-                reading.append((request, pool.submit(self._read, self._item(request), request)))
-            while reading:
-                self._put(planner, *reading.popleft())
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
-
-    def _place(self, request: ReadItem) -> tuple[str, int]:
-        info = self.storage_data[request.storage_index]
-        return info.relative_path, info.offset
-
-    def _object(self, request: ReadItem) -> Any:
-        info = self.storage_data[request.storage_index]
-        path = inside(self._folder, info.relative_path)
-        with open(path, "rb") as stream:
-            stream.seek(info.offset)
-            return _object(path, stream, info.length, request.storage_index.fqn)
-
-    def _item(self, request: ReadItem) -> ItemTensor:
-        """The description of the item; one, however many parts of it are asked for."""
-        index = request.storage_index
-        if index not in self._items:
-            info = self.storage_data[index]
-            path = inside(self._folder, info.relative_path)
-            with open(path, "rb") as stream:
-                self._items[index] = read_item(stream, path, index.fqn, info.offset, info.length, self._shapes[index])
-        return self._items[index]
-
-    def _read(self, item: ItemTensor, request: ReadItem) -> torch.Tensor:
-        path = inside(self._folder, self.storage_data[request.storage_index].relative_path)
-        part = tuple(slice(first, first + count) for first, count in zip(request.storage_offsets, request.lengths))
-        with open(path, "rb") as stream:
-            return read_part(stream, path, request.storage_index.fqn, item, part)
-
-    def _put(self, planner: LoadPlanner, request: ReadItem, reading: concurrent.futures.Future[torch.Tensor]) -> None:
-        """Copy what was read to where it is asked for."""
-        target, found = planner.resolve_tensor(request).detach(), reading.result()
-        assert found.shape == target.shape, (request.storage_index.fqn, found.shape, target.shape)
-        target.copy_(found)
-        if self._progress is not None:
-            self._progress.add(found.nbytes)
-        planner.commit_tensor(request, target)
-
-
-def _object(path: Path, stream: BinaryIO, length: int, key: str) -> Any:
-    if length > MAX_OBJECT:
-        raise UserError(f"{path}: object {key} has {length} bytes; more than {MAX_OBJECT} are not read.")
-    return load_object(path, stream.read(length), f"object {key}")

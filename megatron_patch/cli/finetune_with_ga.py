@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from megatron_patch.processes.parents import end_with_torchrun
-from megatron_patch.processes.signals import end_at_once
+from megatron_patch.cli import finetune
 
 
 def main(argv: list[str]) -> None:
-    """Read, build, run, close. Heavy imports stand here: core starts a process that imports this module again."""
-    end_at_once()  # until there is something to save
-    end_with_torchrun()
-    from megatron_patch.cli.session import read_config, training_session
-    from megatron_patch.data.finetune import finetune_run_data
-
-    training_session(read_config("finetune_with_ga", argv), finetune_run_data)
+    """As fine-tuning by epochs; the list of arguments is another."""
+    finetune.main(argv, task="finetune_with_ga")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from megatron_patch.data.several_files import Blend
 from megatron_patch.errors import UserError
 from megatron_patch.processes import place
 from megatron_patch.processes.parents import end_with_parent
-from megatron_patch.processes.signals import held
+from megatron_patch.processes.signals import end_when_told_by, held
 
 # name → tensor [B, S]: int64 `tokens`, `labels` and `loss_mask`; with packing also `position_ids` and `segment_ids`
 Batch = dict[str, torch.Tensor]
@@ -223,7 +223,7 @@ def micro_batches(
         worker_init_fn=partial(_begin_as_loader, os.getpid()) if num_workers else None,
     )
     # SIGTERM and SIGINT may come to every process of a job at once. The rank then finishes its iteration and saves; if
-    # its loaders died meanwhile, torch would call that a failure of the rank. So they never get these signals.
+    # its loaders died meanwhile, torch would call that a failure of the rank. So they get these from the rank alone.
     with held():
         batches = iter(loader)
     while True:
@@ -237,8 +237,9 @@ def micro_batches(
 
 
 def _begin_as_loader(rank: int, _: int) -> None:
-    """End with the rank, whose process number is `rank`."""
+    """End with the rank, whose process number is `rank`, and when it says so."""
     end_with_parent(rank)
+    end_when_told_by(rank)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

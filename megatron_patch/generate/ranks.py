@@ -127,19 +127,24 @@ def join(tensor_size: int, stages: int) -> Ranks:
         return alone(device)
     end_with_torchrun()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    timeout = datetime.timedelta(hours=_PATIENCE)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(hours=_PATIENCE))
     rank, world = dist.get_rank(), dist.get_world_size()
     if world % (tensor_size * stages):
         product = tensor_size * stages
         raise UserError(f"{world} processes were started for TP × PP = {product}; their number must be a multiple of it.")
-    replicas = world // (tensor_size * stages)
+    return _grouped(device, rank, tensor_size, stages, world // (tensor_size * stages))
+
+
+def _grouped(device: torch.device, rank: int, tensor_size: int, stages: int, replicas: int) -> Ranks:
+    """This rank with its groups. Every process calls it, and makes every group."""
+    timeout = datetime.timedelta(hours=_PATIENCE)
     tensor, replica, stage = rank % tensor_size, rank // tensor_size % replicas, rank // (tensor_size * replicas)
 
     def number(tensor: int, replica: int, stage: int) -> int:
         return tensor + tensor_size * (replica + replicas * stage)
 
-    # Every process makes every group, in one order; NCCL's communicators come with the first use.
+    # In one order; NCCL's communicators come with the first use.
     tensor_groups = {
         (one, part): dist.new_group([number(t, one, part) for t in range(tensor_size)], timeout=timeout)
         for one in range(replicas)

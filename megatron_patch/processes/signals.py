@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import threading
 from collections.abc import Iterator
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -31,3 +33,18 @@ def held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_when_told_by(parent: int) -> None:
+    """Let SIGTERM from the process `parent`, and from no other, end this one, in which `held` keeps that signal.
+
+    A library ends its children so when its own process ends, and waits for them. A platform sends the same signal to
+    every process of a job.
+    """
+
+    def listen() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=listen, name="SIGTERM of the parent", daemon=True).start()

@@ -66,14 +66,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 _log_training(state, data, log, window, window.seconds_per_iteration(known), result, lr)
                 window = _Window(follows=known)
             health.step_done(result, lr)
-            if state.watch is not None and (idle := state.watch.step_done()):
-                log.line(idle)
-            if state.steps_here == 1 and state.graphs is not None and state.graphs.decision:
-                log.line(f"  {state.graphs.decision}")
-            if state.steps_here == 1 and (refused := write_choices(state.config)):
-                log.warn(refused)
-            if state.steps_here == _SETTLED:
-                _log_memory(state, log)
+            _tell_of_first_steps(state, log)
             paused, end = _evaluate_and_save(state, data, log, stop, partial(saves.step_done, result, lr))
             if paused:
                 window.restart_clock()
@@ -83,6 +76,18 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 log.event("stop", iteration=state.iteration, reason=why_over(state) or stop.reason)
                 return
     log.event("stop", iteration=state.iteration, reason="finished")
+
+
+def _tell_of_first_steps(state: TrainState, log: RunLog) -> None:
+    """What is known after the first steps of this process: graphs, products, memory, and whether Python is too slow."""
+    if state.watch is not None and (idle := state.watch.step_done()):
+        log.line(idle)
+    if state.steps_here == 1 and state.graphs is not None and state.graphs.decision:
+        log.line(f"  {state.graphs.decision}")
+    if state.steps_here == 1 and (refused := write_choices(state.config)):
+        log.warn(refused)
+    if state.steps_here == _SETTLED:
+        _log_memory(state, log)
 
 
 def _its_length(state: TrainState, data: RunData) -> str:
