@@ -1,29 +1,21 @@
-"""Writing files of tensors that are never in memory as a whole.
-
-Two files are written at a time. They are flushed to the disk, progress is counted, and the first error stops all.
-"""
+"""Tensors that are never in memory as a whole, as the bytes of files: torch_dist's and safetensors'."""
 
 from __future__ import annotations
 
 import json
-import os
 import struct
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_patch.errors import named
 from megatron_patch.formats.distcp import write_item
 from megatron_patch.formats.dtypes import of_torch
 from megatron_patch.formats.lazy import PIECE_BYTES, LazyTensor, nbytes, pieces
+from megatron_patch.formats.parallel_files import WORKERS, Sink, write_side_by_side
 
-WORKERS = 2  # files at a time
-_WRITE_BACK = 64 << 20  # bytes after which dirty pages are handed to the disk
 _SMALL = 128 << 20  # bytes; tensors of up to so many in all are one file
 
 
@@ -45,63 +37,6 @@ class Written:
     file: str
     offset: int  # bytes
     length: int  # bytes
-
-
-class Cancelled(RuntimeError):
-    """This file was stopped because another one failed. The other one's error is the one to report."""
-
-
-class Sink:
-    """A new file that is written once, from its start to its end, and flushed to the disk when it is closed.
-
-    Dirty pages are handed to the disk every `_WRITE_BACK` bytes. So the flush at the end is short, and a checkpoint
-    does not push everything else out of the page cache.
-
-    Args:
-        on_bytes: is told each number of bytes that was written.
-        cancelled: stops the writing when it is set.
-    """
-
-    def __init__(self, path: Path, on_bytes: Callable[[int], None], cancelled: threading.Event) -> None:
-        self.path, self._on_bytes, self._cancelled = path, on_bytes, cancelled
-        self.position = self._handed_over = 0
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Append `data`; returns its number of bytes.
-
-        Raises:
-            Cancelled: another file has failed.
-        """
-        if self._cancelled.is_set():
-            raise Cancelled(str(self.path))
-        view = memoryview(data).cast("B")
-        while len(view):
-            try:
-                count = os.write(self._descriptor, view)
-            except OSError as error:
-                named(error, self.path)
-                raise
-            view = view[count:]
-            self.position += count
-            self._on_bytes(count)
-        if self.position - self._handed_over >= _WRITE_BACK:
-            os.posix_fadvise(self._descriptor, self._handed_over, self.position - self._handed_over, os.POSIX_FADV_DONTNEED)
-            self._handed_over = self.position
-        return len(data)
-
-    def __enter__(self) -> Sink:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                os.fsync(self._descriptor)
-        except OSError as error:
-            named(error, self.path)
-            raise
-        finally:
-            os.close(self._descriptor)
 
 
 def partition(items: Sequence[Item], max_bytes: int) -> list[list[Item]]:
@@ -174,33 +109,22 @@ def write_files(
     files: Sequence[tuple[str, Sequence[Item]]],
     write: Callable[[Sink, Sequence[Item]], list[Written]],
     on_bytes: Callable[[int], None],
+    workers: int = WORKERS,
+    keeps_cache: bool = False,
 ) -> list[Written]:
-    """Write `files` (name, items) into `folder`, `WORKERS` at a time; returns the places of all items.
+    """Write `files` (name, items) into `folder`; returns the places of all items, file after file.
 
     Args:
         write: `write_distcp` or `write_safetensors`.
-        on_bytes: is told each number of bytes that was written, from several threads.
+        on_bytes, workers, keeps_cache: as in `write_side_by_side`.
 
     Raises:
         UserError, OSError: the first error of any file. The other files stop at once.
     """
-    cancelled = threading.Event()
+    found: dict[str, list[Written]] = {}
 
-    def write_one(name: str, items: Sequence[Item]) -> list[Written]:
-        try:
-            with Sink(folder / name, on_bytes, cancelled) as sink:
-                return write(sink, items)
-        except BaseException:
-            cancelled.set()
-            raise
+    def job(name: str, items: Sequence[Item]) -> Callable[[Sink], None]:
+        return lambda sink: found.__setitem__(name, write(sink, items))
 
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="write") as pool:
-        futures = [pool.submit(write_one, name, items) for name, items in files]
-        try:
-            errors = [future.exception() for future in futures]
-        except BaseException:  # an interrupt while waiting: stop the writers before leaving
-            cancelled.set()
-            raise
-    for error in sorted(filter(None, errors), key=lambda error: isinstance(error, Cancelled)):
-        raise error
-    return [written for future in futures for written in future.result()]
+    write_side_by_side(folder, [(name, job(name, items)) for name, items in files], on_bytes, workers, keeps_cache)
+    return [written for name, _ in files for written in found[name]]
