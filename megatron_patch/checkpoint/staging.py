@@ -52,7 +52,7 @@ class _Range:
         """`size` of the bytes from the `first` on, uint8."""
         storage = self.inside.untyped_storage()
         nothing = torch.empty(0, dtype=torch.uint8, device=self.inside.device)
-        return nothing.set_(storage, self.start + first - storage.data_ptr(), (size,))
+        return nothing.set_(storage, self.start + first - storage.data_ptr(), (size,), (1,))
 
 
 class Layout:
@@ -191,7 +191,7 @@ class Staging:
         with ThreadPoolExecutor(4, thread_name_prefix="pages") as pool:
             for first in pool.map(populate, range(0, size, _PIECE)):
                 status = torch.cuda.cudart().cudaHostRegister(base + first, min(_PIECE, size - first), 0)
-                if int(status):
+                if status != torch.cuda.cudart().cudaError.success:
                     self.problem = f"the driver pins {first} of {size} bytes ({status})"
                     break
                 self._pieces.append(base + first)

@@ -89,7 +89,8 @@ class _Writer:
 
     def write(self, job: Job) -> dict[str, list[tuple[int, int]]]:
         """Write `job`'s files side by side, each flushed to the disk."""
-        self._written, places = 0, {name: [] for name in job.files}  # type: dict[str, list[tuple[int, int]]]
+        self._written = 0
+        places: dict[str, list[tuple[int, int]]] = {name: [] for name in job.files}
 
         def tensors(name: str) -> Callable[[Sink], None]:
             def write(sink: Sink) -> None:

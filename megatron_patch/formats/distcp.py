@@ -167,3 +167,14 @@ def read_part(stream: BinaryIO, path: Path, name: str, item: ItemTensor, part: t
         rest = (*part[:axis], slice(None), *part[axis + 1 :])
     read_bytes(stream.fileno(), rows, item.offset + first * prod(shape[axis + 1 :]) * itemsize, path, name, item.record)
     return rows[rest]
+
+
+def first_element(item: ItemTensor, part: tuple[slice, ...]) -> int | None:
+    """The place of the first element of `part` in the item's tensor, if its elements lie one behind the other there."""
+    shape = item.stored.shape
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), len(shape))
+    if not item.stored.is_contiguous() or any(
+        one.indices(size) != (0, size, 1) for one, size in zip(part[axis + 1 :], shape[axis + 1 :])
+    ):
+        return None
+    return part[axis].indices(shape[axis])[0] * prod(shape[axis + 1 :]) if axis < len(shape) else 0
