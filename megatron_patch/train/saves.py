@@ -145,7 +145,9 @@ class Saves:
         iteration = outcome.progress.iteration
         if outcome.refusal:
             return self._failed(outcome.refusal, iteration, ends)
-        _tell_saved(self._state, self._log, outcome.progress, outcome.folder, outcome.seconds, " beside the training")
+        seconds, folder = outcome.seconds, outcome.folder
+        self._log.line(f"  saved checkpoint of iteration {iteration} in {seconds:.1f} s beside the training to {folder}")
+        _tell_saved(self._state, self._log, outcome.progress, folder, seconds)
         return True
 
     def _failed(self, why: str, iteration: int, ends: bool) -> bool:
@@ -192,13 +194,14 @@ def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
     progress = RunProgress(**{one.name: getattr(state, one.name) for one in fields(RunProgress)})
     parts = (state.config, state.model, state.optimizer, state.scheduler, progress, state.origin)
     folder = save_checkpoint(*parts, only_best=only_best)
-    _tell_saved(state, log, progress, folder, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
+    _tell_saved(state, log, progress, folder, seconds)
 
 
-def _tell_saved(state: TrainState, log: RunLog, progress: RunProgress, folder: Path, seconds: float, how: str = "") -> None:
-    """Say that a checkpoint is complete."""
+def _tell_saved(state: TrainState, log: RunLog, progress: RunProgress, folder: Path, seconds: float) -> None:
+    """Say what else is to be known of a checkpoint that is complete."""
     iteration = progress.iteration
-    log.line(f"  saved checkpoint of iteration {iteration} in {seconds:.1f} s{how} to {folder}")
     if state.config.options.save_best and iteration == progress.best_iteration:
         log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {iteration}")
     _warn_of_grace(state, log, seconds)
