@@ -140,7 +140,11 @@ class Staging:
     Attributes:
         descriptor: of the memory, whose last `COUNTER` bytes are the other process's.
         problem: why the memory cannot be used; empty as long as it can.
+        lazy: for CPUs, which have no streams. True: the state is copied when an update is about to change it, which is
+            as late as a GPU may copy it. Tests set it. False: it is copied at once.
     """
+
+    lazy = False
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.problem = layout, ""
@@ -153,6 +157,7 @@ class Staging:
         self._first_copy = 0  # bytes
         self._may_update: torch.cuda.Event | None = None
         self._copied: torch.cuda.Event | None = None
+        self._pending: _Copies = []  # on CPUs
         if device.HAS_CUDA:
             self._stream = torch.cuda.Stream()
             self._first_copy = self._room_on_gpu()
@@ -205,8 +210,9 @@ class Staging:
         """Begin to copy the state of this moment. The next update must be preceded by `before_update`."""
         copies = [(one.view(first, size), self._host[place : place + size]) for one, first, place, size in self._copies()]
         if not device.HAS_CUDA:
-            for source, target in copies:
-                target.copy_(source)
+            self._pending = copies
+            if not self.lazy:
+                self._copy_pending()
             return
         early, late = self._divided(copies)
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -220,6 +226,11 @@ class Staging:
                 source.record_stream(self._stream)
             self._copied = torch.cuda.Event(blocking=True)
             self._copied.record()
+
+    def _copy_pending(self) -> None:
+        for source, target in self._pending:
+            target.copy_(source)
+        self._pending = []
 
     def _copies(self) -> Iterator[tuple[_Range, int, int, int]]:
         """(range, first of its bytes, place in the host's memory, bytes); none goes beyond a piece that was pinned."""
@@ -246,6 +257,7 @@ class Staging:
 
     def before_update(self) -> None:
         """Let what is launched from now on wait until the state may change."""
+        self._copy_pending()
         if self._may_update is not None:
             torch.cuda.current_stream().wait_event(self._may_update)
             self._may_update = None
@@ -253,10 +265,11 @@ class Staging:
     @property
     def is_copied(self) -> bool:
         """Whether the whole state is in the host's memory."""
-        return self._copied is None or self._copied.query()
+        return not self._pending and (self._copied is None or self._copied.query())
 
     def wait_until_copied(self) -> None:
         """Wait for that."""
+        self._copy_pending()
         if self._copied is not None:
             self._copied.synchronize()
 

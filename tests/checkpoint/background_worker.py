@@ -14,6 +14,7 @@ def main(folder: str, tp: str, pp: str, zero: str) -> None:
     from megatron_patch.checkpoint.background import BackgroundSaves
     from megatron_patch.checkpoint.contents import RunProgress
     from megatron_patch.checkpoint.save import save_checkpoint
+    from megatron_patch.checkpoint.staging import Staging
     from megatron_patch.core import parallel
     from megatron_patch.train.log import RunLog
     from megatron_patch.train.setup import build_state
@@ -37,6 +38,7 @@ def main(folder: str, tp: str, pp: str, zero: str) -> None:
     step()
     parts = (state.model, state.optimizer, state.scheduler, RunProgress(2, 8, 0, 0))
     waiting = save_checkpoint(config, *parts)
+    Staging.lazy = True
     background = BackgroundSaves(replace(config, output_path=f"{folder}/beside"))
     state.background = background
     for turn in range(2):  # the second time memory and process are there
