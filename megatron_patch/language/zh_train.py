@@ -5,6 +5,8 @@ from __future__ import annotations
 SENTENCES = {
     # loop, setup, graphs, product_choices
     "  saved checkpoint of iteration {} in {} s to {}": "  已保存第 {0} 次迭代的检查点，用时 {1} 秒：{2}",
+    "  saved checkpoint of iteration {} in {} s beside the training to {}": "  已保存第 {0} 次迭代的检查点，与训练同时进行，用时 {1} 秒：{2}",
+    "  it was read in {} s": "  读取用时 {0} 秒",
     "  starting from the weights of {}": "  从 {0} 的权重开始",
     "  nothing is left to do: {}": "  已无事可做：{0}",
     "the run has its {} iterations; for more, raise {} and add --resume-from {}": (
