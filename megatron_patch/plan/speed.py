@@ -2,7 +2,8 @@
 
 Products, attention, the kernels between them, the optimizer and what is sent are counted and divided by rates. A step
 is their sum: what NCCL does beside products takes multiprocessors from them, and at a GPU's power limit that costs
-about what it would alone. Copies between GPUs take none, so only a share of their time counts. `tests/plan/test_speed.py` holds the sums against measured runs.
+about what it would alone. Copies between GPUs take none, so only a share of their time counts.
+`tests/plan/test_speed.py` holds the sums against measured runs.
 """
 
 from __future__ import annotations
