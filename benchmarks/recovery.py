@@ -35,8 +35,8 @@ STAGES = (
     ("torchrun has noticed it", "the run is started again"),
     ("a rank has started, imported and joined", "has started and imported in"),
     ("data and model are there", "LLaMA with"),
-    ("the checkpoint is found", "going on from iteration"),
-    ("it is read", "it was read in"),
+    ("the checkpoint is found", "  reading the checkpoint"),
+    ("it is read", "  going on from iteration"),
     ("the next step is done", r"\] iteration +\d+/"),
 )
 
@@ -70,7 +70,7 @@ def measure(shape: dict, folder: Path, flags: list[str], echo: bool, timeout: fl
                     ranks(process.pid)[0].kill()
                 saved = saved or "saved checkpoint of iteration" in line
             elif re.search(STAGES[passed][1], line):
-                said = re.search(r"(?:started and imported|was read) .*", line)
+                said = re.search(r"(?:started and imported|read) in .*", line)
                 print(f"{now - last:7.2f} s  {STAGES[passed][0]}{f' ({said[0]})' if said else ''}", flush=True)
                 last, passed = now, passed + 1
                 if passed == len(STAGES):

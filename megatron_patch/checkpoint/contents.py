@@ -27,9 +27,9 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron_patch.checkpoint.optimizer_state import SHARDING, sharded_optimizer_state
 from megatron_patch.core import parallel
 from megatron_patch.formats.lazy import InMemory
+from megatron_patch.formats.new_files import NewFile, write_new_files
 from megatron_patch.formats.new_metadata import Chunk, Span
-from megatron_patch.formats.parallel_files import write_side_by_side
-from megatron_patch.formats.streaming import Item, write_distcp, write_files
+from megatron_patch.formats.streaming import Item, plan_distcp, write_files
 
 _LEAST_FILES, _MOST_FILES = 2, 8  # that a rank writes, side by side
 _FILE_BYTES = 1 << 30  # there are more than two from so many bytes a file on
@@ -168,10 +168,11 @@ class Contents:
             (name, [Item(part.key, InMemory(part.values.view(-1)), part.shape, part.offset) for part in parts])
             for name, parts in zip(self.names, self.files)
         ]
-        written = write_files(folder, files, write_distcp, on_bytes, workers=len(files), keeps_cache=True)
+        written = write_files(folder, files, plan_distcp, on_bytes, at_once=len(files), keeps_cache=True)
         if self.objects:
-            write = lambda sink: [sink.write(data) for data in self.objects.values()]  # noqa: E731
-            write_side_by_side(folder, [(self.objects_name, write)], on_bytes)
+            file = NewFile(folder / self.objects_name, keeps_cache=True)
+            file.add_bytes(b"".join(self.objects.values()))
+            write_new_files([file], on_bytes)
         return [Span(one.file, one.offset, one.length) for one in written]
 
     def described(self, spans: Sequence[Span]) -> tuple[list[Chunk], dict[str, Span]]:

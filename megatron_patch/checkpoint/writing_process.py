@@ -7,6 +7,7 @@ platform's signals do not end it, because the rank waits for it.
 
 from __future__ import annotations
 
+import functools
 import logging
 import mmap
 import os
@@ -21,12 +22,11 @@ import numpy as np
 from megatron_patch.checkpoint.finish import Ending, finish
 from megatron_patch.checkpoint.housekeeping import remove_left_over
 from megatron_patch.errors import UserError, refusal
-from megatron_patch.formats.parallel_files import Sink, write_side_by_side
-from megatron_patch.formats.tensor_archive import write_archive
+from megatron_patch.formats.new_files import PART_BYTES, NewFile, write_new_files
+from megatron_patch.formats.tensor_archive import add_archive
 from megatron_patch.processes.parents import end_with_parent
 
 COUNTER = 8  # bytes behind the memory of the state, in which the process counts the bytes that it has written
-_PIECE = 1 << 20  # bytes that are summed and written at a time
 _NICE = 10  # the training comes first
 
 
@@ -90,20 +90,15 @@ class _Writer:
     def write(self, job: Job) -> dict[str, list[tuple[int, int]]]:
         """Write `job`'s files side by side, each flushed to the disk."""
         self._written = 0
-        places: dict[str, list[tuple[int, int]]] = {name: [] for name in job.files}
-
-        def tensors(name: str) -> Callable[[Sink], None]:
-            def write(sink: Sink) -> None:
-                for part in job.files[name]:
-                    start = sink.position
-                    length = write_archive(sink, part.description, part.size, self._pieces(part))
-                    places[name].append((start, length))
-
-            return write
-
-        jobs = [(name, tensors(name)) for name in job.files]
-        jobs += [(name, lambda sink, data=data: sink.write(data)) for name, data in job.objects.items()]  # type: ignore[misc]
-        write_side_by_side(job.folder, jobs, self._count, workers=max(1, len(jobs)), keeps_cache=True)
+        places: dict[str, list[tuple[int, int]]] = {}
+        files = []
+        for name, parts in job.files.items():
+            files.append(NewFile(job.folder / name, keeps_cache=True))
+            places[name] = [add_archive(files[-1], part.description, self._pieces(part)) for part in parts]
+        for name, data in job.objects.items():
+            files.append(NewFile(job.folder / name, keeps_cache=True))
+            files[-1].add_bytes(data)
+        write_new_files(files, self._count, at_once=len(files))
         return places
 
     def _count(self, count: int) -> None:
@@ -111,22 +106,30 @@ class _Writer:
         self._written += count
         struct.pack_into("<q", self._memory, len(self._memory) - COUNTER, self._written)
 
-    def _pieces(self, part: StagedPart) -> Iterator[memoryview]:
-        """The part's bytes, a MiB at a time."""
-        if len(part.places) == 1:
-            view, (start,) = memoryview(self._memory), part.places
-            for first in range(start, start + part.size, _PIECE):
-                yield view[first : min(first + _PIECE, start + part.size)]
-            return
-        count, step = part.size // 4, _PIECE // 4
-        upper, lower = (np.frombuffer(self._memory, np.int16, count, place) for place in part.places)
-        values = np.empty(min(step, count), np.int32)
+    def _pieces(self, part: StagedPart) -> Iterator[tuple[int, Callable[[memoryview], None]]]:
+        """The part's bytes, a piece at a time."""
+        dtype = np.uint8 if len(part.places) == 1 else np.int16
+        count = part.size if len(part.places) == 1 else part.size // 4
+        sources = [np.frombuffer(self._memory, dtype, count, place) for place in part.places]
+        step = PART_BYTES if len(part.places) == 1 else PART_BYTES // 4
         for first in range(0, count, step):
-            piece = values[: min(step, count - first)]
-            piece[:] = upper[first : first + step]
-            piece <<= 16
-            piece += lower[first : first + step]
-            yield piece.data.cast("B")
+            pieces = [source[first : first + step] for source in sources]
+            yield len(pieces[0]) * (PART_BYTES // step), functools.partial(_fill, pieces)
+
+
+def _fill(pieces: list[np.ndarray], out: memoryview) -> None:
+    """Copy bytes; or put fp32 numbers together of their upper 16 bits and what these lack, as `join_float32` does.
+
+    numpy lets go of Python's lock meanwhile.
+    """
+    if len(pieces) == 1:
+        np.copyto(np.frombuffer(out, np.uint8), pieces[0])
+        return
+    upper, lower = pieces
+    values = np.frombuffer(out, np.int32)
+    np.copyto(values, upper)
+    values <<= 16
+    values += lower
 
 
 class _Warnings(logging.Handler):

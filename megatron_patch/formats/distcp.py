@@ -1,8 +1,7 @@
 """Items of torch_dist's `.distcp` files. An item is a torch.save archive of one tensor; a file holds one after the
 other.
 
-torch.save needs the tensor in memory. Here the same archive is written while the bytes stream by (`tensor_archive.py`).
-Reading gives a place in the file and no bytes.
+`tensor_archive.py` writes them. Reading gives a place in the file and no bytes.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ import torch
 from megatron_patch.errors import UserError
 from megatron_patch.formats import dtypes
 from megatron_patch.formats.checksums import Record
-from megatron_patch.formats.lazy import FileTensor, LazyTensor, nbytes, pieces, read_bytes
-from megatron_patch.formats.tensor_archive import Writer, write_archive
+from megatron_patch.formats.lazy import FileTensor, read_bytes
 from megatron_patch.formats.torch_archive import StoredTensor, Window, read_archive, stored_tensor
 
 _STORAGES = {one.torch_dtype: getattr(torch, one.storage) for one in dtypes.WEIGHTS}
@@ -70,17 +68,6 @@ def describe(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
     description = io.BytesIO()
     _Pickler(description, shape, dtype).dump(_Tensor())
     return description.getvalue()
-
-
-def write_item(stream: Writer, tensor: LazyTensor, shape: tuple[int, ...], buffer: torch.Tensor) -> int:
-    """Append `tensor` to `stream` as an archive, and return the number of bytes written.
-
-    Args:
-        shape: the shape that the archive gives it, of as many elements.
-        buffer: uint8; pieces are read into it (see `lazy.pieces`).
-    """
-    data = (piece.view(-1).view(torch.uint8).numpy().data for _, _, piece in pieces(tensor, buffer))
-    return write_archive(stream, describe(shape, tensor.dtype), nbytes(tensor), data)
 
 
 @dataclass(frozen=True)
@@ -173,8 +160,7 @@ def first_element(item: ItemTensor, part: tuple[slice, ...]) -> int | None:
     """The place of the first element of `part` in the item's tensor, if its elements lie one behind the other there."""
     shape = item.stored.shape
     axis = next((axis for axis, size in enumerate(shape) if size > 1), len(shape))
-    if not item.stored.is_contiguous() or any(
-        one.indices(size) != (0, size, 1) for one, size in zip(part[axis + 1 :], shape[axis + 1 :])
-    ):
+    behind = zip(part[axis + 1 :], shape[axis + 1 :])
+    if not item.stored.is_contiguous() or any(one.indices(size) != (0, size, 1) for one, size in behind):
         return None
     return part[axis].indices(shape[axis])[0] * prod(shape[axis + 1 :]) if axis < len(shape) else 0

@@ -1,69 +1,105 @@
-"""The archive that torch.save makes of one tensor, written while the tensor's bytes stream by. Imports no torch.
+"""The archive that torch.save makes of one tensor, around bytes that several threads make. Imports no torch.
 
-It is an uncompressed zip of `data.pkl` (how to rebuild the tensor), `data/0` (its bytes) and two small records, with
-each record's CRC-32 as torch writes it. `distcp.py` reads it, and says what stands in `data.pkl`.
+It is an uncompressed zip of `data.pkl` (how to rebuild the tensor), `data/0` (its bytes) and two small records.
+torch.save needs the tensor in memory. Here what stands around its bytes is made alone, with their CRC-32 as torch writes
+it. `distcp.py` reads archives, and says what stands in `data.pkl`.
 """
 
 from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
-_ALIGNMENT = 64  # bytes, as torch aligns storages in its archives
+from megatron_patch.formats.checksums import combined
+from megatron_patch.formats.new_files import NewFile
+from megatron_patch.formats.past_cache import BLOCK
 
-
-class Writer(Protocol):
-    """What takes bytes one after the other: a file, or a `streaming.Sink`."""
-
-    def write(self, data: bytes | memoryview, /) -> int:
-        """Append `data`; returns its number of bytes."""
+# Of zip: a record's flag for "its sum and sizes stand behind its bytes", and what marks them there.
+_SUM_BEHIND, _SUM_FOLLOWS = 0x08, 0x08074B50
 
 
 class _Forward:
-    """A sink without `seek` and `tell`, so that zipfile treats it as a pipe. It counts the bytes of this archive."""
+    """Takes what zipfile writes. Without `seek`, so that zipfile treats it as a pipe and puts sums behind the bytes."""
 
-    def __init__(self, stream: Writer) -> None:
-        self.stream, self.count = stream, 0
+    def __init__(self) -> None:
+        self.data, self.skipped = bytearray(), 0
 
-    def write(self, data: bytes | memoryview) -> int:
-        self.count += self.stream.write(data)
+    def write(self, data: bytes) -> int:
+        """Append `data`."""
+        self.data += data
         return len(data)
+
+    def tell(self) -> int:
+        """The place in the archive."""
+        return self.skipped + len(self.data)
 
     def flush(self) -> None:
         """zipfile calls it; nothing is held back here."""
 
 
-def write_archive(stream: Writer, description: bytes, size: int, data: Iterable[bytes | memoryview]) -> int:
-    """Append an archive to `stream`, and return the number of bytes written.
+def around(description: bytes, size: int, crc: int) -> tuple[bytes, bytes]:
+    """What stands in an archive before and behind the bytes of its tensor. Both lengths are the same for every `crc`.
+
+    The tensor's bytes begin at a whole block from the archive's start.
 
     Args:
         description: `data.pkl`.
-        size: the tensor's bytes, which `data` gives piece by piece.
+        size: the tensor's, in bytes.
+        crc: the CRC-32 of the tensor's bytes.
     """
-    sink = _Forward(stream)
+    sink = _Forward()
     # typeshed asks for a method `close`, which zipfile calls only for files that it has opened itself.
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), description)
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
         record = zipfile.ZipInfo("archive/data/0")
-        record.file_size = size
-        record.extra = _padding(sink.count + 30 + len(record.filename), record.file_size)
-        with archive.open(record, "w") as storage:
-            for piece in data:
-                storage.write(piece)
+        record.header_offset, record.flag_bits = sink.tell(), _SUM_BEHIND
+        is_large = size > zipfile.ZIP64_LIMIT
+        record.extra = _padding(sink.tell() + len(record.FileHeader(zip64=is_large)))
+        sink.write(record.FileHeader(zip64=is_large))
+        front = len(sink.data)
+        sink.skipped = size
+        record.extra = b""  # the directory need not be padded
+        record.CRC, record.compress_size, record.file_size = crc, size, size
+        sink.write(struct.pack("<LLQQ" if is_large else "<LLLL", _SUM_FOLLOWS, crc, size, size))
+        archive.infolist().append(record)
         archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
-    return sink.count
+    return bytes(sink.data[:front]), bytes(sink.data[front:])
 
 
-def _padding(header_end: int, size: int) -> bytes:
-    """A zip extra field after which the data begins at a multiple of 64 bytes. torch marks its own as "FB" as well.
+def _padding(header_end: int) -> bytes:
+    """A zip extra field after which the data begins at a whole block. torch marks its own as "FB" as well.
+
+    header_end: where the field begins in the archive, in bytes.
+    """
+    length = -(header_end + 4) % BLOCK
+    return struct.pack("<2sH", b"FB", length) + b"Z" * length
+
+
+def add_archive(file: NewFile, description: bytes, pieces: Iterable[tuple[int, Callable[[memoryview], None]]]) -> tuple[int, int]:
+    """Add an archive to a new file; returns its first byte there and the number of its bytes.
+
+    It begins in a block of its own, and so do its tensor's bytes: they are then read and written without a copy.
 
     Args:
-        header_end: where the field begins in the archive, in bytes.
-        size: bytes of the record. zipfile puts a field of 20 bytes in front of this one if it expects a large record.
+        description: `data.pkl`.
+        pieces: of the tensor's bytes, from the first to the last: how many each has, and what makes them, in whichever
+            thread.
     """
-    zip64 = 20 if size * 1.05 > zipfile.ZIP64_LIMIT else 0
-    length = -(header_end + zip64 + 4) % _ALIGNMENT
-    return struct.pack("<2sH", b"FB", length) + b"Z" * length
+    found = list(pieces)
+    size = sum(count for count, _ in found)
+    file.add_bytes(bytes(-file.size % BLOCK))
+    start = file.size
+    front, behind = around(description, size, crc=0)
+    file.add_bytes(front)
+    parts = [file.add(count, fill, is_summed=True) for count, fill in found]
+
+    def fill(out: memoryview) -> None:
+        crc = 0
+        for part in parts:
+            crc = combined(crc, part.crc(), part.size)
+        out[:] = around(description, size, crc)[1]
+
+    file.add(len(behind), fill)
+    return start, file.size - start
