@@ -71,6 +71,7 @@ class Watch:
         self.saves: list[tuple[int, float, float, int]] = []  # iteration, when it was told, seconds, bytes
 
     def step(self, iteration: int, loss: float | None) -> None:
+        """Note when the loss was there; make room for the next checkpoint; end the run after the last iteration."""
         self.known[iteration] = time.perf_counter()
         if iteration > self._steps and iteration % self._steps == self._steps - WARM_UP:
             for folder in self._root.glob("iter_*[0-9]"):
@@ -79,10 +80,12 @@ class Watch:
             raise Enough
 
     def event(self, kind: str, **values: object) -> None:
+        """Note a checkpoint that is complete."""
         if kind == "save":
             self.saves.append((values["iteration"], time.perf_counter(), values["seconds"], values["bytes"]))
 
     def line(self, text: str) -> None:
+        """Print it."""
         print(text, flush=True)
 
     warn = iteration_line = line

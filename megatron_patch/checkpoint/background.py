@@ -167,7 +167,7 @@ class BackgroundSaves:
         while (outcome := self.poll()) is None:
             if parallel.any_rank(self._staging.written != seen):  # whoever watches for a hang sees it move
                 seen = self._staging.written
-                place.move("waiting for the checkpoint")
+                place.move("saving")
             time.sleep(_LOOK)
         return outcome
 

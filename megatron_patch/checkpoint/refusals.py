@@ -1,4 +1,4 @@
-"""What the operating system refuses while a checkpoint is written: every rank gets to know, and nothing else happens."""
+"""What the operating system refuses while a checkpoint is written: every rank gets to know."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class Reader(dcp.FileSystemReader):
 
 
 class _Buffers:
-    """Two pieces of pinned memory of one thread, filled in turn: one is copied to the GPU while the other is read into."""
+    """Two pieces of pinned memory of a thread: one is copied to the GPU while the other is read into."""
 
     _kept = threading.local()
 

@@ -14,14 +14,13 @@ from megatron_patch.checkpoint.writing_process import Answer, Job
 from megatron_patch.processes.signals import held
 
 _PACKAGE = Path(__file__).resolve().parents[2]
-_PROGRAM = "import sys; from megatron_patch.checkpoint.writing_process import main; main(sys.argv[1:])"
 
 
 class Writer:
     """A process that does one thing after the other.
 
-    It is a new program instead of a fork, since a fork of a process that uses CUDA is not safe, and signals are kept from
-    it from its birth. Start it in the main thread: the kernel ends it with the thread that has started it.
+    It is a new program instead of a fork, since a fork of a process that uses CUDA is not safe. Signals are kept from it
+    from its birth. Start it in the main thread: the kernel ends it with the thread that has started it.
 
     Args:
         memory: the descriptor of the memory that it reads.
@@ -30,7 +29,12 @@ class Writer:
 
     def __init__(self, memory: int, size: int) -> None:
         self._connection, other = Pipe()
-        words = [sys.executable, "-c", _PROGRAM, *map(str, (os.getpid(), memory, other.fileno(), size))]
+        words = [
+            sys.executable,
+            "-m",
+            "megatron_patch.checkpoint.writing_process",
+            *map(str, (os.getpid(), memory, other.fileno(), size)),
+        ]
         path = os.pathsep.join(filter(None, (str(_PACKAGE), os.environ.get("PYTHONPATH"))))
         with held():
             self._process = subprocess.Popen(

@@ -12,6 +12,7 @@ import logging
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -175,3 +176,10 @@ def main(argv: list[str]) -> None:
     end_with_parent(parent)
     os.nice(_NICE)
     serve(Connection(connection), mmap.mmap(memory, size))
+
+
+if __name__ == "__main__":
+    # Under the name by which requests are pickled.
+    from megatron_patch.checkpoint import writing_process
+
+    writing_process.main(sys.argv[1:])

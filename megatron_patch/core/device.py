@@ -26,7 +26,7 @@ def _left_out(name: str) -> Iterator[None]:
     if name in sys.modules:
         yield
         return
-    sys.modules[name] = None  # type: ignore[assignment]  Python's own way to say so
+    sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield
     finally:

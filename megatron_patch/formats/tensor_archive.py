@@ -1,8 +1,8 @@
 """The archive that torch.save makes of one tensor, around bytes that several threads make. Imports no torch.
 
 It is an uncompressed zip of `data.pkl` (how to rebuild the tensor), `data/0` (its bytes) and two small records.
-torch.save needs the tensor in memory. Here what stands around its bytes is made alone, with their CRC-32 as torch writes
-it. `distcp.py` reads archives, and says what stands in `data.pkl`.
+torch.save needs the tensor in memory. Here what stands around its bytes is made alone, with their CRC-32 as torch
+writes it. `distcp.py` reads archives, and says what stands in `data.pkl`.
 """
 
 from __future__ import annotations

@@ -47,8 +47,9 @@ class Saves:
         state.background = self._background
 
     def step_done(self, result: StepResult, lr: float, *, due: bool, ends: bool, is_best: bool) -> bool | None:
-        """Save if it is time, and go on with a save that is under way. Every rank calls it after each iteration, and gets
-        the same answer.
+        """Save if it is time, and go on with a save that is under way.
+
+        Every rank calls it after each iteration, and gets the same answer.
 
         Args:
             lr: with which the iteration was done.
@@ -137,7 +138,7 @@ class Saves:
         """
         if self._background is None or not self._background.is_saving:
             return True
-        place.move("waiting for the checkpoint")
+        place.move("saving")
         return self._tell(self._background.wait(), ends)
 
     def _tell(self, outcome: Outcome, ends: bool) -> bool:
