@@ -242,7 +242,7 @@ class Staging:
                 first += size
 
     def _divided(self, copies: _Copies) -> tuple[_Copies, _Copies]:
-        """`copies` that go straight to the host, and those whose source is a first copy on the GPU, which is made here."""
+        """`copies` that go straight to the host, and those whose source is a first copy on the GPU, made here."""
         early, late, room = list(copies), [], self._first_copy
         while early and early[-1][0].numel() <= room:
             source, target = early[-1]

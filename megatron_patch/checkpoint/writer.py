@@ -19,8 +19,8 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 class Writer:
     """A process that does one thing after the other.
 
-    It is a new program instead of a fork, since a fork of a process that uses CUDA is not safe. Signals are kept from it
-    from its birth. Start it in the main thread: the kernel ends it with the thread that has started it.
+    It is a new program instead of a fork, since a fork of a process that uses CUDA is not safe. Signals are kept from
+    it from its birth. Start it in the main thread: the kernel ends it with the thread that has started it.
 
     Args:
         memory: the descriptor of the memory that it reads.
