@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.checkpoint.contents import Contents, RunProgress, contents_of
+from megatron_patch.checkpoint.contents import Contents, contents_of
 from megatron_patch.checkpoint.finish import Ending, begin
 from megatron_patch.checkpoint.host_memory import too_little
 from megatron_patch.checkpoint.housekeeping import partial_folder
 from megatron_patch.checkpoint.refusals import together
+from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.checkpoint.save import ending
 from megatron_patch.checkpoint.staging import Layout, Staging
 from megatron_patch.checkpoint.writer import Writer
@@ -79,6 +80,7 @@ class BackgroundSaves:
         self._staging: Staging | None = None
         self._writer: Writer | None = None
         self._saving: _Saving | None = None
+        self._known: Contents | None = None  # those of the save before
 
     @property
     def is_saving(self) -> bool:
@@ -94,11 +96,15 @@ class BackgroundSaves:
         return self._made_ready(self._contents(model, optimizer, scheduler, progress), optimizer)
 
     def _contents(self, model: Any, optimizer: Any, scheduler: Any, progress: RunProgress) -> Contents:
-        return contents_of(model, optimizer, scheduler, progress, weights_only=self._config.options.save_weights_only)
+        weights_only = self._config.options.save_weights_only
+        self._known = contents_of(model, optimizer, scheduler, progress, weights_only=weights_only, known=self._known)
+        return self._known
 
     def _made_ready(self, contents: Contents, optimizer: Any) -> str:
-        adam = optimizer.chained_optimizers[0].optimizer
-        layout = Layout(contents, () if self._config.options.save_weights_only else adam.halves())
+        layout = None if self._staging is None else self._staging.layout
+        if layout is None or layout.of is not contents.files:
+            adam = optimizer.chained_optimizers[0].optimizer
+            layout = Layout(contents, () if self._config.options.save_weights_only else adam.halves())
         fits = self._staging is not None and self._staging.layout.signature == layout.signature
         if parallel.any_rank(not fits):
             self.close()

@@ -11,8 +11,8 @@ import megatron_patch.core.device as device
 import heapq
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from megatron_patch.checkpoint.optimizer_state import SHARDING, sharded_optimizer_state
+from megatron_patch.checkpoint.optimizer_state import SHARDING, SHARDING_TYPE, sharded_optimizer_state
+from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.core import parallel
 from megatron_patch.formats.lazy import InMemory
 from megatron_patch.formats.new_files import NewFile, write_new_files
@@ -33,29 +34,6 @@ from megatron_patch.formats.streaming import Item, plan_distcp, write_files
 
 _LEAST_FILES, _MOST_FILES = 2, 8  # that a rank writes, side by side
 _FILE_BYTES = 1 << 30  # there are more than two from so many bytes a file on
-
-
-@dataclass(frozen=True)
-class RunProgress:
-    """How far a run has come.
-
-    Attributes:
-        iteration: iterations that are done; the last one's checkpoint has this number.
-        consumed_samples: training samples in their batches.
-        skipped_iterations: of these iterations, those whose gradients overflowed in fp16.
-        nan_iterations: those whose gradients were not finite in another precision.
-        best_loss: the lowest validation loss so far; None before the first evaluation.
-        best_iteration: when that was.
-        evaluations_since_best: evaluations since then, none of which was lower.
-    """
-
-    iteration: int
-    consumed_samples: int
-    skipped_iterations: int
-    nan_iterations: int
-    best_loss: float | None = None
-    best_iteration: int = 0
-    evaluations_since_best: int = 0
 
 
 def run_state(
@@ -131,11 +109,13 @@ class Contents:
         files: the parts of each of its files.
         objects: key → archive of what is no tensor and belongs to one rank.
         common: archive of what all ranks have alike; empty but on the first rank.
+        addresses: where weights and optimizer state lie, by which another call knows that `files` are still right.
     """
 
     files: list[list[Part]]
     objects: dict[str, bytes]
     common: bytes
+    addresses: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
@@ -190,23 +170,64 @@ class Contents:
 
 
 def contents_of(
-    model: Any, optimizer: ChainedOptimizer, scheduler: Any, progress: RunProgress, *, weights_only: bool
+    model: Any,
+    optimizer: ChainedOptimizer,
+    scheduler: Any,
+    progress: RunProgress,
+    *,
+    weights_only: bool,
+    known: Contents | None = None,
 ) -> Contents:
-    """This rank's share of a checkpoint; every rank calls it. Arguments are those of `run_state`."""
+    """This rank's share of a checkpoint; every rank calls it.
+
+    Args:
+        model, optimizer, scheduler, progress, weights_only: as for `run_state`.
+        known: what a call before has given. ZeRO's tensors stay where they are, so only the rest is made anew; the
+            device and the other ranks are not waited for then.
+    """
+    with_zero = isinstance(optimizer.chained_optimizers[0], DistributedOptimizer)
+    addresses = tuple(_addresses(model, optimizer))
+    can_know = known is not None and with_zero and not weights_only
+    if known is not None and can_know and not parallel.any_rank(known.addresses != addresses):
+        return _with_new_objects(known, optimizer, scheduler, progress)
     state = run_state(model, optimizer, scheduler, progress, is_loading=False, weights_only=weights_only)
     sharded, common = save_preprocess({**state, "content_metadata": dict(SHARDING)})
     # ZeRO's parts are each rank's own. Everything else all data-parallel ranks have alike.
-    with_zero = isinstance(optimizer.chained_optimizers[0], DistributedOptimizer)
     own = list(nested_values(sharded.pop("optimizer"))) if with_zero and not weights_only else []
     alike = list(nested_values(sharded))
     tensors = _divided(entry for entry in alike if isinstance(entry, ShardedTensor))
     tensors += [entry for entry in own if _is_first(entry.replica_id)]
-    objects = [entry for entry in alike if not isinstance(entry, ShardedTensor) and _is_first(entry.replica_id)]
-    return Contents(
-        _files([_part(entry) for entry in tensors]),
-        {entry.unique_key: _NOTHING if entry.data is None else archive([entry.data]) for entry in objects},
-        archive(common) if parallel.rank() == 0 else b"",
-    )
+    files = _files([_part(entry) for entry in tensors])
+    return Contents(files, _objects(alike), _common(common), addresses)
+
+
+def _with_new_objects(known: Contents, optimizer: ChainedOptimizer, scheduler: Any, progress: RunProgress) -> Contents:
+    """`known` with this moment's state of what is no tensor, in the order of `run_state`."""
+    common = {
+        "optimizer": {**optimizer.chained_optimizers[0].state_dict(), "param_state_sharding_type": SHARDING_TYPE},
+        "scheduler": scheduler.state_dict(),
+        "progress": dict(vars(progress)),
+        "content_metadata": dict(SHARDING),
+    }
+    return replace(known, objects={**known.objects, **_objects([_sharded_rng()])}, common=_common(common))
+
+
+def _addresses(model: Any, optimizer: ChainedOptimizer) -> Iterator[int]:
+    """The first byte of each weight and of each tensor of the optimizer's state."""
+    yield from (parameter.data_ptr() for parameter in module(model).parameters())
+    adam = optimizer.chained_optimizers[0].optimizer
+    tensors = (value for values in adam.state.values() for value in values.values() if isinstance(value, torch.Tensor))
+    yield from (value.data_ptr() for value in (*tensors, *adam.remainders.values()))
+
+
+def _objects(entries: Iterable[Any]) -> dict[str, bytes]:
+    """Key → archive of each entry that is no tensor, and of which this rank has the first copy."""
+    first = [entry for entry in entries if not isinstance(entry, ShardedTensor) and _is_first(entry.replica_id)]
+    return {entry.unique_key: _NOTHING if entry.data is None else archive([entry.data]) for entry in first}
+
+
+def _common(values: dict[str, Any]) -> bytes:
+    return archive(values) if parallel.rank() == 0 else b""
 
 
 def archive(value: object) -> bytes:

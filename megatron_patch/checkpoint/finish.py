@@ -76,8 +76,6 @@ def finish(ending: Ending) -> None:
     for name, data in ending.small.items():
         with naming(partial / name), open(partial / name, "wb") as stream:
             stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
     for name, end in ending.sizes.items():
         size = (partial / name).stat().st_size
         if size != end:

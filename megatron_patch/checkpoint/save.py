@@ -17,10 +17,11 @@ from typing import Any
 
 from megatron.core.optimizer import ChainedOptimizer
 
-from megatron_patch.checkpoint.contents import RunProgress, contents_of
+from megatron_patch.checkpoint.contents import contents_of
 from megatron_patch.checkpoint.finish import Ending, begin, finish
 from megatron_patch.checkpoint.housekeeping import partial_folder, remove_left_over
 from megatron_patch.checkpoint.refusals import SaveFailed, together
+from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.folders.fingerprint import Origin

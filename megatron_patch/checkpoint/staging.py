@@ -69,9 +69,12 @@ class Layout:
         size: bytes of host memory.
         files: the files, for the process that writes them.
         ranges: what is copied, and the first byte of the host's memory that it is copied to.
+        of: `contents.files`.
+        signature: equal to another layout's if the same bytes are copied.
     """
 
     def __init__(self, contents: Contents, halves: Halves) -> None:
+        self.of = contents.files
         kept = sorted(halves, key=lambda one: one[0].data_ptr())
         starts = [one[0].data_ptr() for one in kept]
         sources = {
@@ -85,6 +88,7 @@ class Layout:
         for one in merged:
             self.ranges.append((one, self.size))
             self.size += -(-one.size // _ALIGNMENT) * _ALIGNMENT
+        self.signature = [(one.start, one.size) for one in merged]
         addresses = [one.start for one in merged]
 
         def place_of(source: _Range) -> int:
@@ -98,11 +102,6 @@ class Layout:
             name: [staged(part, sources[number, place]) for place, part in enumerate(parts)]
             for number, (name, parts) in enumerate(zip(contents.names, contents.files))
         }
-
-    @property
-    def signature(self) -> list[tuple[int, int]]:
-        """Equal to another layout's if the same bytes are copied."""
-        return [(one.start, one.size) for one, _ in self.ranges]
 
 
 def _sources(part: Part, kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], starts: list[int]) -> list[_Range]:

@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,6 +64,7 @@ def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
+@lru_cache(maxsize=1024)
 def describe(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
     """`data.pkl` of a contiguous tensor of `shape`."""
     description = io.BytesIO()

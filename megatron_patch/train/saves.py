@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from megatron_patch.checkpoint.background import BackgroundSaves, Outcome
-from megatron_patch.checkpoint.contents import RunProgress, module
+from megatron_patch.checkpoint.contents import module
 from megatron_patch.checkpoint.refusals import SaveFailed
+from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.checkpoint.save import save_checkpoint
 from megatron_patch.core import parallel
 from megatron_patch.errors import RunStopped

@@ -12,7 +12,7 @@ def main(folder: str, tp: str, pp: str, zero: str) -> None:
     import megatron_patch.core.device  # noqa: F401
 
     from megatron_patch.checkpoint.background import BackgroundSaves
-    from megatron_patch.checkpoint.contents import RunProgress
+    from megatron_patch.checkpoint.run_progress import RunProgress
     from megatron_patch.checkpoint.save import save_checkpoint
     from megatron_patch.checkpoint.staging import Staging
     from megatron_patch.core import parallel
@@ -41,13 +41,14 @@ def main(folder: str, tp: str, pp: str, zero: str) -> None:
     Staging.lazy = True
     background = BackgroundSaves(replace(config, output_path=f"{folder}/beside"))
     state.background = background
-    for turn in range(2):  # the second time memory and process are there
+    for _ in range(2):  # the second time memory, process and tensors are known
         assert not background.begin(*parts, state.origin, only_best=False)
         step()
         outcome = background.wait()
         assert not outcome.refusal, outcome
-        if layout.rank == 0 and not turn:
+        if layout.rank == 0:
             compare(waiting, outcome.folder, layout.world_size)
+        waiting = save_checkpoint(config, *parts)
     background.close()
     parallel.any_rank(False)
     parallel.stop()
