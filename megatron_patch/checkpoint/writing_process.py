@@ -7,6 +7,7 @@ platform's signals do not end it, because the rank waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import mmap
@@ -146,28 +147,26 @@ class _Warnings(logging.Handler):
 
 
 def serve(connection: Connection, memory: mmap.mmap) -> None:
-    """Do what the rank asks for, one after the other, until it closes the connection."""
+    """Do what the rank asks for, one after the other, until it closes the connection, or has ended."""
     warnings, writer = _Warnings(), _Writer(memory)
     logging.getLogger("megatron_patch").addHandler(warnings)
-    while True:
-        try:
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
             request = connection.recv()
-        except EOFError:
-            return
-        warnings.kept = []
-        places, refused = {}, ""
-        try:
-            if isinstance(request, Job):
-                places = writer.write(request)
-            elif isinstance(request, Ending):
-                finish(request)
-            else:
-                remove_left_over(request)
-        except UserError as error:
-            refused = str(error)
-        except OSError as error:
-            refused = refusal(error)
-        connection.send(Answer(refused, places, warnings.kept))
+            warnings.kept = []
+            places, refused = {}, ""
+            try:
+                if isinstance(request, Job):
+                    places = writer.write(request)
+                elif isinstance(request, Ending):
+                    finish(request)
+                else:
+                    remove_left_over(request)
+            except UserError as error:
+                refused = str(error)
+            except OSError as error:
+                refused = refusal(error)
+            connection.send(Answer(refused, places, warnings.kept))
 
 
 def main(argv: list[str]) -> None:

@@ -132,7 +132,7 @@ class Saves:
         """Wait for the save that is under way, if there is one. All ranks call it.
 
         Args:
-            ends: whether the run ends here; else nothing is waited for at a save's beginning.
+            ends: whether the run ends if it could not be written.
 
         Returns:
             Whether nothing failed.
