@@ -70,7 +70,7 @@ def measure(shape: dict, folder: Path, flags: list[str], echo: bool, timeout: fl
                     ranks(process.pid)[0].kill()
                 saved = saved or "saved checkpoint of iteration" in line
             elif re.search(STAGES[passed][1], line):
-                said = re.search(r"(?:started and imported|read) in .*", line)
+                said = re.search(r"(?:started and imported|read) in [^()]*", line)
                 print(f"{now - last:7.2f} s  {STAGES[passed][0]}{f' ({said[0]})' if said else ''}", flush=True)
                 last, passed = now, passed + 1
                 if passed == len(STAGES):

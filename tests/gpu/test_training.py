@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -255,3 +257,11 @@ def test_two_gpus_learn_alike_with_fused_attention(tmp_path, gpus, weights, layo
     gpus(2)
     got = tiny(tmp_path / "two", **common, **layout)
     assert [step.loss for step in got] == pytest.approx([step.loss for step in wanted], rel=1e-2)
+
+
+def test_a_checkpoint_beside_the_training_has_the_bytes_of_one_that_is_waited_for(tmp_path):
+    """While a step changes the state that is being copied."""
+    job = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    words = [sys.executable, "-m", "tests.checkpoint.background_worker", str(tmp_path), "1", "1", "true"]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    launching.succeed(subprocess.run(words, env=launching.environment(job=job), cwd=launching.ROOT, **both))
