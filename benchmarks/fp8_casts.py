@@ -52,7 +52,7 @@ def measure_casts(until: float, tell: Callable[[dict], None]) -> None:
 
 def versions_of(x: torch.Tensor) -> dict[str, tuple[int, Callable[[], object]]]:
     """What is timed on x, with the bytes that each moves for an element."""
-    cells, room = fp8.largest(x), fp8._room(x, E4M3, True, True)
+    cells, room = fp8.largest(x), fp8.room(x, E4M3)
     tiles = {f"cast, tile {tile}": (4, lambda tile=tile: launch(x, cells, room, tile)) for tile in TILES}
     return {
         "copy": (4, lambda: x.clone()),

@@ -76,7 +76,7 @@ def cast(
     if x.dim() != 2 or not x.is_contiguous() or dtype not in LARGEST:
         raise ValueError(f"x is {list(x.shape)}, strides {x.stride()}, to be {dtype}; a contiguous matrix becomes E4M3 or E5M2.")
     cells = largest(x, implementation=implementation) if cells is None else cells
-    out = _room(x, dtype, values, turned) if out is None else out
+    out = room(x, dtype, values=values, turned=turned) if out is None else out
     if not use_triton(implementation, x):
         _cast_reference(x, dtype, cells, out)
     elif x.numel():
@@ -95,8 +95,8 @@ def numbers(cast: Cast) -> torch.Tensor:
     return copy.float() * cast.scale
 
 
-def _room(x: torch.Tensor, dtype: torch.dtype, values: bool, turned: bool) -> Cast:
-    """Uninitialized memory for a cast of x."""
+def room(x: torch.Tensor, dtype: torch.dtype, *, values: bool = True, turned: bool = True) -> Cast:
+    """Uninitialized memory for a cast of x [rows, width]."""
     rows, width = x.shape
     scale = torch.empty(1, dtype=torch.float32, device=x.device)
     return Cast(
