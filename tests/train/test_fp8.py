@@ -23,10 +23,9 @@ from tests.train.test_other_settings import folder
 
 RUN = dict(MODEL_SIZE="tiny", DATASET_PATH=GOLDEN / "data" / "corpus_text_document", PR="fp8", FL="true",
            TRAIN_TOKENS=6 * 4 * 32, WARMUP_TOKENS=4 * 32)  # fmt: skip
-LAYOUTS = {
+LAYOUTS = {  # PP draws other initial weights: test_graphs.py compares its passes
     # The same micro-batches, and so the same rounding, until a sum in another order has rounded a weight otherwise.
     "DP2 with DO": (dict(processes=2, DO="true"), 1e-6),
-    "PP2": (dict(processes=2, PP=2), 1e-6),
     # Each rank's part of a matrix has a factor of its own.
     "TP2": (dict(processes=2, TP=2), 1e-3),
     "TP2 with SP": (dict(processes=2, TP=2, SP="true"), 1e-3),
