@@ -26,6 +26,9 @@ _BLOCK = 4096  # elements that a program looks at in a turn for the largest
 _ROWS, _COLUMNS, _WARPS = 128, 128, 8  # of the tile that a program casts
 
 
+_noting = False
+
+
 class Cast(NamedTuple):
     """A matrix [rows, width] in FP8; a number is its FP8 number times `scale`.
 
@@ -67,7 +70,7 @@ def cast(
         x: contiguous, of any float dtype.
         dtype: `E4M3` or `E5M2`.
         values, turned: which copies to make.
-        cells: what `largest` returns for x; None: it is found here, in a pass of its own.
+        cells: what `largest` returns for x; None: it is found here, in a pass of its own, unless it was noted on x.
         out: a result of the same kind, to be written again.
 
     Raises:
@@ -75,7 +78,10 @@ def cast(
     """
     if x.dim() != 2 or not x.is_contiguous() or dtype not in LARGEST:
         raise ValueError(f"x is {list(x.shape)}, strides {x.stride()}, to be {dtype}; a contiguous matrix becomes E4M3 or E5M2.")
-    cells = largest(x, implementation=implementation) if cells is None else cells
+    if cells is None:
+        cells = noted_largest(x)
+    if cells is None:
+        cells = largest(x, implementation=implementation)
     out = room(x, dtype, values=values, turned=turned) if out is None else out
     if not use_triton(implementation, x):
         _cast_reference(x, dtype, cells, out)
@@ -86,6 +92,35 @@ def cast(
             x, cells, out.values, out.turned, out.scale, rows, width, LARGEST[dtype], CELLS, _ROWS, _COLUMNS, num_warps=_WARPS
         )
     return out
+
+
+def note_largest_numbers(on: bool) -> None:
+    """Whether from now on the kernels between products note the largest number of what they write: PR fp8 wants it."""
+    global _noting
+    _noting = on
+
+
+def cells_to_fill(x: torch.Tensor) -> torch.Tensor | None:
+    """Zeros [CELLS] on x's device, in which a kernel is to leave a maximum; None where nobody wants it."""
+    return torch.zeros(CELLS, dtype=torch.float32, device=x.device) if _noting else None
+
+
+def note_largest(x: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
+    """Note on x that `cells` hold its largest number; nothing for None. Returns x."""
+    if cells is not None:
+        x.largest_cells = cells, x._version  # type: ignore[attr-defined]  # a mark of this module's own
+    return x
+
+
+def find_and_note(x: torch.Tensor) -> torch.Tensor:
+    """`note_largest` by PyTorch, where it is wanted: what the references of kernels do. Returns x."""
+    return note_largest(x, largest(x, implementation="torch")) if _noting else x
+
+
+def noted_largest(x: torch.Tensor) -> torch.Tensor | None:
+    """The cells that were noted on x, unless it was written since: autograd may have added to it."""
+    cells, version = getattr(x, "largest_cells", (None, 0))
+    return cells if version == x._version else None
 
 
 def numbers(cast: Cast) -> torch.Tensor:

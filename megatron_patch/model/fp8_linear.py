@@ -14,17 +14,45 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from torch import distributed
 from torch.distributed import ProcessGroup
 
 from megatron_patch.core.fp8_weights import fp8_copy
-from megatron_patch.core.tensor_exchange import Exchange
+from megatron_patch.core.tensor_exchange import Exchange, exchange_of
 from megatron_patch.core.weight_gradients import add_fp8_weight_gradient
-from megatron_patch.kernels.fp8 import E4M3, E5M2, Cast, cast
+from megatron_patch.kernels.fp8 import E4M3, E5M2, Cast, cast, noted_largest
 from megatron_patch.kernels.products import scaled_matmul
 
 # Of gradients: their numbers differ by more powers of two than activations do, and E5M2 has more of them.
 GRADIENTS = E5M2
+
+
+def takes_fp8(layer: torch.nn.Module) -> bool:
+    """Whether a layer's products are FP8 ones: in training, also in the first forward pass of AC full.
+
+    Evaluations measure the weights that are saved, in bf16.
+    """
+    weight = layer.weight
+    return layer.training and weight is not None and fp8_copy(weight) is not None
+
+
+def column_product(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """The forward pass of core's ColumnParallelLinear: x [S, B, in] → [S, B, out / TP]."""
+    weight, group, keeps = layer.weight, layer.tp_group, torch.is_grad_enabled()
+    if layer.sequence_parallel:
+        return Fp8GatheredLinear.apply(x.contiguous(), weight, weight.main_grad, exchange_of(group), group.size())
+    return Fp8Linear.apply(x.contiguous(), weight, weight.main_grad, group if layer.allreduce_dgrad else None, keeps)
+
+
+def row_product(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """The forward pass of core's RowParallelLinear: x [S, B, in / TP] → [S, B, out], the ranks' sum."""
+    weight, group, keeps = layer.weight, layer.tp_group, torch.is_grad_enabled()
+    if layer.sequence_parallel:
+        return Fp8SummedLinear.apply(x.contiguous(), weight, weight.main_grad, exchange_of(group), keeps)
+    partial = Fp8Linear.apply(x.contiguous(), weight, weight.main_grad, None, keeps)
+    # core's function would hand a gradient on as another tensor, on which its largest number is not noted.
+    return partial if group.size() == 1 else reduce_from_tensor_model_parallel_region(partial, group=group)
 
 
 class Fp8Linear(torch.autograd.Function):
@@ -37,7 +65,7 @@ class Fp8Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, group: ProcessGroup | None, keeps: bool
     ) -> torch.Tensor:
-        numbers = cast(_flat(x), E4M3, turned=keeps)
+        numbers = cast(_flat(x), E4M3, turned=keeps, cells=noted_largest(x))
         y = x.new_empty(*x.shape[:-1], weight.size(0))
         _multiply(numbers, weight, _flat(y))
         _keep(ctx, numbers, weight)
@@ -47,7 +75,8 @@ class Fp8Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = _kept(ctx)
-        numbers, dx = cast(_flat(dy.contiguous()), GRADIENTS), dy.new_empty(ctx.shape)
+        numbers = cast(_flat(dy.contiguous()), GRADIENTS, cells=noted_largest(dy))
+        dx = dy.new_empty(ctx.shape)
         _multiply_back(numbers, weight, _flat(dx))
         summing = None if ctx.group is None else distributed.all_reduce(dx, group=ctx.group, async_op=True)
         counted = add_fp8_weight_gradient(weight, x, numbers, ctx.main_grad)
@@ -77,7 +106,7 @@ class Fp8GatheredLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         gathered = ctx.exchange.begin_gather(_flat(x))
-        numbers = cast(_flat(dy.contiguous()), GRADIENTS)
+        numbers = cast(_flat(dy.contiguous()), GRADIENTS, cells=noted_largest(dy))
         room = ctx.exchange.room(dy.size(0) * dy.size(1), x.size(2), x)
         _multiply_back(numbers, weight, room.own)
         whole = gathered.get()
@@ -93,7 +122,7 @@ class Fp8SummedLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, exchange: Exchange, keeps: bool
     ) -> torch.Tensor:
-        numbers = cast(_flat(x), E4M3, turned=keeps)
+        numbers = cast(_flat(x), E4M3, turned=keeps, cells=noted_largest(x))
         assert numbers.values is not None
 
         def produce(rows: slice, out: torch.Tensor) -> None:

@@ -16,11 +16,10 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from torch import distributed
 from torch.distributed import ProcessGroup
 
-from megatron_patch.core.fp8_weights import fp8_copy
 from megatron_patch.core.tensor_exchange import Exchange, exchange_of
 from megatron_patch.core.weight_gradients import add_weight_gradient
 from megatron_patch.kernels.products import matmul
-from megatron_patch.model.fp8_linear import Fp8GatheredLinear, Fp8Linear, Fp8SummedLinear
+from megatron_patch.model.fp8_linear import column_product, row_product, takes_fp8
 
 
 class _Linear(torch.autograd.Function):
@@ -118,27 +117,7 @@ def _fp32_gradient(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Ten
     return main_grad if bias is None else None
 
 
-def _takes_fp8(layer: torch.nn.Module) -> bool:
-    """Whether a layer's products are FP8 ones: in training, also in the first forward pass of AC full.
-
-    Evaluations measure the weights that are saved, in bf16.
-    """
-    return layer.training and fp8_copy(layer.weight) is not None
-
-
-def _fp8_linear(input: torch.Tensor, weight: torch.nn.Parameter, kwargs: Any) -> torch.Tensor:
-    """`_linear` in FP8."""
-    main_grad, group, keeps = weight.main_grad, kwargs["tp_group"], torch.is_grad_enabled()
-    if kwargs["sequence_parallel"]:
-        return Fp8GatheredLinear.apply(input.contiguous(), weight, main_grad, exchange_of(group), group.size())
-    return Fp8Linear.apply(input.contiguous(), weight, main_grad, group if kwargs["allreduce_dgrad"] else None, keeps)
-
-
-def _linear(
-    layer: torch.nn.Module, core: Callable[..., torch.Tensor], input: torch.Tensor, weight: torch.Tensor, kwargs: Any
-) -> torch.Tensor:
-    if _takes_fp8(layer):
-        return _fp8_linear(input, weight, kwargs)
+def _linear(core: Callable[..., torch.Tensor], input: torch.Tensor, weight: torch.Tensor, kwargs: Any) -> torch.Tensor:
     main_grad = _fp32_gradient(weight, kwargs["bias"])
     if main_grad is None or kwargs["grad_output_buffer"] is not None:
         return core(input, weight, **kwargs)
@@ -151,21 +130,26 @@ def _linear(
 class ColumnLinear(ColumnParallelLinear):
     """Linear layer whose weight [out, in] is split over TP by its output."""
 
+    def forward(self, input_: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[S, B, in], or with sequence parallelism [S / TP, B, in] → ([S, B, out / TP]; no bias)."""
+        if takes_fp8(self):
+            return column_product(self, input_), None
+        return super().forward(input_, *args, **kwargs)
+
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return _linear(self, super()._forward_impl, input, weight, kwargs)
+        return _linear(super()._forward_impl, input, weight, kwargs)
 
 
 class RowLinear(RowParallelLinear):
     """Linear layer whose weight [out, in] is split over TP by its input; core sums the ranks' outputs."""
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return _linear(self, super()._forward_impl, input, weight, kwargs)
+        return _linear(super()._forward_impl, input, weight, kwargs)
 
     def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[S, B, in / TP] → ([S, B, out], or with sequence parallelism [S / TP, B, out]; no bias)."""
-        if self.sequence_parallel and _takes_fp8(self):
-            exchange, keeps = exchange_of(self.tp_group), torch.is_grad_enabled()
-            return Fp8SummedLinear.apply(input_.contiguous(), self.weight, self.weight.main_grad, exchange, keeps), None
+        if takes_fp8(self):
+            return row_product(self, input_), None
         main_grad = _fp32_gradient(self.weight, self.bias) if self.sequence_parallel else None
         if main_grad is None:
             return super().forward(input_)

@@ -25,6 +25,7 @@ from megatron_patch.core.parallel import Layout
 from megatron_patch.core.transformer_config import DTYPES
 from megatron_patch.data.batches import Batch, to_device
 from megatron_patch.kernels import prefer
+from megatron_patch.kernels.fp8 import note_largest_numbers
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
@@ -79,6 +80,7 @@ def prepare_model(state: TrainState) -> str:
     nothing does.
     """
     prefer("torch" if state.config.options.kernels == "torch" else None)
+    note_largest_numbers(state.config.precision == "fp8")
     config = get_model_config(state.model)
     divisor = gradient_divisor(state.config)
     config.grad_scale_func = lambda loss: loss * (state.loss_scale / divisor)

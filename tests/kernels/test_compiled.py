@@ -22,7 +22,7 @@ from megatron_patch.kernels.adamw import adamw_step_, grad_norm_squared
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.decode_attention import decode_attention
 from megatron_patch.kernels.embedding import embedding
-from megatron_patch.kernels.fp8 import E4M3, E5M2, cast
+from megatron_patch.kernels.fp8 import E4M3, E5M2, cast, note_largest_numbers
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
 from megatron_patch.kernels.rope import rope_qkv, rope_tables
 from megatron_patch.kernels.softmax import causal_softmax
@@ -91,6 +91,11 @@ def compile_all(dtype: torch.dtype) -> None:
     both_ways(swiglu, new(S, 1, 2 * FFN) * 1)
     for groups in (N, 8):
         both_ways(rope_qkv, new(S, 1, (N + 2 * groups) * D) * 1, *tables, N, groups)
+    note_largest_numbers(True)
+    both_ways(rms_norm, new(S, 1, H), weight, 1e-5)
+    both_ways(swiglu, new(S, 1, 2 * FFN) * 1)
+    both_ways(rope_qkv, new(S, 1, 3 * N * D) * 1, *tables, N, N)
+    note_largest_numbers(False)
     both_ways(causal_softmax, new(N, S, S) * 1, 1.0)
     both_ways(vocab_parallel_cross_entropy, new(S, 1, V) * 1, tokens.t())
     both_ways(embedding, tokens.t(), new(V, H), weight_grad=torch.zeros(V, H))

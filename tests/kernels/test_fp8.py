@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_patch.kernels.fp8 import E4M3, E5M2, LARGEST, cast, largest, numbers
+from megatron_patch.kernels.fp8 import E4M3, E5M2, LARGEST, cast, largest, note_largest_numbers, noted_largest, numbers
 from megatron_patch.kernels.products import scaled_matmul
+from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
+from megatron_patch.kernels.rope import rope_qkv, rope_tables
+from megatron_patch.kernels.swiglu import swiglu
 
 # Half a unit in the last place, relative, of normal numbers; half the smallest number above zero.
 HALF_UNIT, HALF_SMALLEST = {E4M3: 2.0**-4, E5M2: 2.0**-3}, {E4M3: 2.0**-10, E5M2: 2.0**-17}
@@ -95,3 +98,31 @@ def test_product_wants_both_contiguous_along_the_sum():
     for first, second in ((a.t(), a.t()), (a, a)):
         with pytest.raises(ValueError, match="contiguous along K"):
             scaled_matmul(first, second, torch.empty(16, 16), one, one)
+
+
+def test_kernels_between_products_note_what_their_largest_number_is(draw, implementation, noting):
+    tables = rope_tables(12, 16, device=draw(torch.float32, 1).device)
+    weight, options = draw(torch.bfloat16, 64), {"implementation": implementation}
+    forward = {
+        "norm": lambda x: rms_norm(x, weight, 1e-5, **options),
+        "norm, residual": lambda x: rms_norm_residual(x, weight, 1e-5, **options)[0],
+        "added, norm": lambda x: add_rms_norm(x, draw(torch.bfloat16, 12, 1, 64), weight, 1e-5, **options)[0],
+        "swiglu": lambda x: swiglu(x, **options),
+        "rotation": lambda x: rope_qkv(x, *tables, 2, 1, **options)[0],
+    }
+    for name, function in forward.items():
+        x = draw(torch.bfloat16, 12, 1, 64) * 1
+        y = function(x)
+        (dx,) = torch.autograd.grad(y, x, draw(torch.bfloat16, *y.shape, requires_grad=False) * 1e-3)
+        for what in (dx,) if name == "rotation" else (y, dx):
+            cells = noted_largest(what)
+            assert cells is not None and cells.max() == what.abs().max() > 0, name
+            what.detach().mul_(2)  # as autograd does that adds to a gradient
+            assert noted_largest(what) is None, "it is not the largest number any more"
+
+
+@pytest.fixture
+def noting():
+    note_largest_numbers(True)
+    yield
+    note_largest_numbers(False)
