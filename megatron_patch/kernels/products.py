@@ -249,9 +249,10 @@ def _fastest(
 def _time(product: Product, addresses: tuple[int, ...], beta: float, stream: int, turns: int, algorithm: ctypes.Array) -> float:
     """Milliseconds of `turns` products in a row, all of them together."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    a, b, d, *scales = addresses
     start.record()
     for _ in range(turns):
-        product.launch(algorithm, *addresses[:3], beta, stream, *addresses[3:])
+        product.launch(algorithm, a, b, d, beta, stream, *scales)
     end.record()
     end.synchronize()
     return start.elapsed_time(end)

@@ -33,8 +33,7 @@ def takes_fp8(layer: torch.nn.Module) -> bool:
 
     Evaluations measure the weights that are saved, in bf16.
     """
-    weight = layer.weight
-    return layer.training and weight is not None and fp8_copy(weight) is not None
+    return layer.training and isinstance(layer.weight, torch.Tensor) and fp8_copy(layer.weight) is not None
 
 
 def column_product(layer: Any, x: torch.Tensor) -> torch.Tensor:
@@ -123,10 +122,11 @@ class Fp8SummedLinear(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, exchange: Exchange, keeps: bool
     ) -> torch.Tensor:
         numbers = cast(_flat(x), E4M3, turned=keeps, cells=noted_largest(x))
-        assert numbers.values is not None
+        values = numbers.values
+        assert values is not None
 
         def produce(rows: slice, out: torch.Tensor) -> None:
-            _multiply(numbers._replace(values=numbers.values[rows]), weight, out)
+            _multiply(numbers._replace(values=values[rows]), weight, out)
 
         sums = exchange.sum(produce, x.size(0) * x.size(1), weight.size(0), like=x, depth=weight.size(1))
         _keep(ctx, numbers, weight)
