@@ -183,6 +183,22 @@ def by_torch(case: Case, mode: Mode) -> str:
     return f"{((out.double() - case.out.double()).norm() / out.double().norm()).item():.1e}"
 
 
+def with_algorithms(case: Case) -> tuple[Product, str]:
+    """The product, asked for as training does, and where that finds nothing with the factors and with a workspace."""
+    here, said = torch.device(DEVICE, torch.cuda.current_device()), []
+    pointers = tuple(scale.data_ptr() for scale in case.scales)
+    ways = [("", ())]
+    if case.scales:
+        workspace = torch.empty(64 << 20, dtype=torch.uint8, device=DEVICE)
+        ways += [("factors given", (pointers,)), ("factors and workspace given", (pointers, workspace))]
+    for how, given in ways:  # noqa: B007  it is used behind the loop
+        product = Product(case.shape, here, *given)
+        if product.algorithms:
+            break
+        said.append(product.answer)
+    return product, how if product.algorithms else "; ".join(said)
+
+
 def measure(layer: str, part: str, tokens: int, mode: Mode) -> dict:
     """The row of one case.
 
@@ -193,9 +209,10 @@ def measure(layer: str, part: str, tokens: int, mode: Mode) -> dict:
     for heavy in (False, True):
         a, b = operands(layer, part, tokens, heavy)
         case = prepare(mode, a, b, torch.float32 if part == "weight gradient" else torch.bfloat16)
-        product = Product(case.shape, torch.device(DEVICE, torch.cuda.current_device()))
+        product, how = with_algorithms(case)
         if not product.algorithms:
-            return {**row, "unsupported": "cuBLASLt has no algorithm"}
+            return {**row, "unsupported": f"cuBLASLt has no algorithm: {how}"}
+        row["how"] = how
         if not heavy:
             short, long, algorithm = speeds(case, product)
             operations = 2 * a.shape[0] * a.shape[1] * b.shape[0] / 1e9
@@ -226,7 +243,7 @@ def shown(row: dict) -> str:
     if "unsupported" in row:
         return f"{head} {row['unsupported']}"
     numbers = f"{row['short']:7.0f}{row['kept_up']:8.0f}{row['ms']:8.3f}{row['normal']:10.2e}{row['heavy']:10.2e}"
-    return f"{head}{numbers}{row['sums']:10.1e}{row['algorithms']:4} {row.get('torch', '')}"
+    return f"{head}{numbers}{row['sums']:10.1e}{row['algorithms']:4} {row.get('torch', '')} {row.get('how', '')}"
 
 
 def run_group(group: str, first: int, seconds: float) -> None:

@@ -134,16 +134,25 @@ def _handle(device: torch.device) -> ctypes.c_void_p:
 class Product:
     """A product of one shape on one device.
 
+    Args:
+        scales: addresses of the factors of A and B, where the list of candidates depends on their being there.
+        workspace: memory that candidates may use. None: they need none, since nobody would count it.
+
     Attributes:
         algorithms: what it may run with, in cuBLASLt's order; empty if cuBLASLt has none.
+        answer: what cuBLASLt said when it was asked for them.
     """
 
-    def __init__(self, shape: Shape, device: torch.device) -> None:
+    def __init__(
+        self, shape: Shape, device: torch.device, scales: tuple[int, int] = (0, 0), workspace: torch.Tensor | None = None
+    ) -> None:
+        self._workspace = workspace
         self._handle = _handle(device)
         self._description = _create("cublasLtMatmulDescCreate", _COMPUTE_32F, _TYPES[torch.float32])
         for attribute, transpose in ((_TRANSPOSE_A, shape.transpose_a), (_TRANSPOSE_B, shape.transpose_b)):
             _set("cublasLtMatmulDescSetAttribute", self._description, attribute, ctypes.c_int32(transpose))
         self._describe_scaling(shape)
+        self._point_to(*scales)
         self._a = _layout(shape.dtype, *((shape.k, shape.m) if shape.transpose_a else (shape.m, shape.k)))
         self._b = _layout(shape.b_dtype or shape.dtype, *((shape.n, shape.k) if shape.transpose_b else (shape.k, shape.n)))
         self._d = _layout(shape.out_dtype, shape.m, shape.n)
@@ -158,13 +167,11 @@ class Product:
             _set("cublasLtMatmulDescSetAttribute", self._description, _FAST_SUMS, ctypes.c_int8(1))
 
     def _find_algorithms(self) -> list[ctypes.Array]:
-        """The candidates that need no workspace and sum over k in one go, in cuBLASLt's order.
-
-        A workspace would be memory that nobody counts. Split sums would make the digits depend on the choice.
-        """
+        """The candidates that sum over k in one go, in cuBLASLt's order: split sums would make digits depend on the choice."""
+        room = 0 if self._workspace is None else self._workspace.nbytes
         preference = _create("cublasLtMatmulPreferenceCreate")
         set_ = functools.partial(_set, "cublasLtMatmulPreferenceSetAttribute", preference)
-        set_(_MOST_WORKSPACE, ctypes.c_size_t(0))
+        set_(_MOST_WORKSPACE, ctypes.c_size_t(room))
         for attribute in _LEAST_ALIGNMENT:
             set_(attribute, ctypes.c_uint32(ALIGNMENT))
         found, count = (_Candidate * _CANDIDATES)(), ctypes.c_int()
@@ -176,7 +183,14 @@ class Product:
         )  # fmt: skip
         cublas_lt.cublasLtMatmulPreferenceDestroy(preference)
         candidates = found[: count.value] if status == 0 else []
-        return [c.algorithm for c in candidates if c.status == 0 and c.workspace == 0 and _split_k(c.algorithm) == 1]
+        self.answer = f"status {status}, {count.value} candidates"
+        return [c.algorithm for c in candidates if c.status == 0 and c.workspace <= room and _split_k(c.algorithm) == 1]
+
+    def _point_to(self, scale_a: int, scale_b: int) -> None:
+        """Say where the factors of FP8 matrices lie; 0 leaves it."""
+        for attribute, address in ((_SCALE_A, scale_a), (_SCALE_B, scale_b)):
+            if address:
+                _set("cublasLtMatmulDescSetAttribute", self._description, attribute, ctypes.c_void_p(address))
 
     def launch(
         self, algorithm: ctypes.Array, a: int, b: int, d: int, beta: float, stream: int, scale_a: int = 0, scale_b: int = 0
@@ -185,14 +199,13 @@ class Product:
 
         `a`, `b` and `d` are addresses on the device, and so are `scale_a` and `scale_b`, the factors of FP8 matrices.
         """
-        out = ctypes.c_void_p(d)
-        for attribute, address in ((_SCALE_A, scale_a), (_SCALE_B, scale_b)):
-            if address:
-                _set("cublasLtMatmulDescSetAttribute", self._description, attribute, ctypes.c_void_p(address))
+        self._point_to(scale_a, scale_b)
+        out, room = ctypes.c_void_p(d), self._workspace
         _call(
             "cublasLtMatmul", self._handle, self._description, ctypes.byref(ctypes.c_float(1.0)), ctypes.c_void_p(a), self._a,
             ctypes.c_void_p(b), self._b, ctypes.byref(ctypes.c_float(beta)), out, self._d, out, self._d, ctypes.byref(algorithm),
-            None, ctypes.c_size_t(0), ctypes.c_void_p(stream),
+            None if room is None else ctypes.c_void_p(room.data_ptr()), ctypes.c_size_t(0 if room is None else room.nbytes),
+            ctypes.c_void_p(stream),
         )  # fmt: skip
 
 

@@ -144,9 +144,9 @@ def room(x: torch.Tensor, dtype: torch.dtype, *, values: bool = True, turned: bo
 def _cast_reference(x: torch.Tensor, dtype: torch.dtype, cells: torch.Tensor, out: Cast) -> None:
     """`cast` in PyTorch, in float32."""
     most = cells.amax()
-    empty = most == 0
-    out.scale.copy_(torch.where(empty, 1.0, most / LARGEST[dtype]))
-    rounded = (x.float() * torch.where(empty, 1.0, LARGEST[dtype] / most)).to(dtype)
+    empty, limit = most == 0, torch.full_like(most, LARGEST[dtype])  # torch divides by a Python number less exactly
+    out.scale.copy_(torch.where(empty, 1.0, most / limit))
+    rounded = (x.float() * torch.where(empty, 1.0, limit / most)).to(dtype)
     if out.values is not None:
         out.values.copy_(rounded)
     if out.turned is not None:
