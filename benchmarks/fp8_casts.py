@@ -85,7 +85,7 @@ def check(x: torch.Tensor, tell: Callable[[dict], None]) -> None:
 
 
 def cast_blocks(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """x [rows, width] → values [rows, width], factors [width / 128, rows], turned [width, rows], factors [rows / 128, width]."""
+    """x [rows, width] → values [rows, width], their factors [width / 128, rows], turned [width, rows], its factors."""
     rows, width = x.shape
     values = torch.empty(rows, width, dtype=E4M3, device=x.device)
     turned = torch.empty(width, rows, dtype=E4M3, device=x.device)

@@ -2,10 +2,11 @@
 
     python benchmarks/fp8_learning.py --seconds 90 --json curves.json
 
-The text is what a Python installation holds: sources, headers and documents, each once. A vocabulary of 16,384 is learnt
-from a part of it, one file in fifty is held out, and the rest is one stream of tokens from which samples of 1,024 are
-drawn in an order that the seed decides. Every run trains through the training loop's own step, in a process of its own.
-The first one is measured for a moment, and all runs get as many steps as it does in --seconds, at most --tokens.
+The text is what a Python installation holds: sources, headers and documents, each once. A vocabulary of 16,384 is
+learnt from a part of it, one file in fifty is held out, and the rest is one stream of tokens from which samples of
+1,024 are drawn in an order that the seed decides. Every run trains through the training loop's own step, in a process
+of its own. The first one is measured for a moment, and all runs get as many steps as it does in --seconds, at most
+--tokens.
 
 Validation losses are computed in bf16, as PR fp8 does. It prints both curves' ends and the largest step between two
 training losses in a row (a spike would show there), and --json keeps the curves.

@@ -272,7 +272,7 @@ def run_group(group: str, first: int, seconds: float) -> None:
 
 
 def supervise(group: str, seconds: float) -> list[dict]:
-    """Run a group in processes of its own and print its rows. A process that dies is followed by one for what is left."""
+    """Run a group in a process of its own and print its rows; if it dies, another one does what is left."""
     until, rows, first, last = time.monotonic() + seconds, [], 0, ""
     while (left := until - time.monotonic()) > 0:
         command = [sys.executable, __file__, "--group", group, "--first", str(first), "--seconds", str(left)]

@@ -167,7 +167,10 @@ class Product:
             _set("cublasLtMatmulDescSetAttribute", self._description, _FAST_SUMS, ctypes.c_int8(1))
 
     def _find_algorithms(self) -> list[ctypes.Array]:
-        """The candidates that sum over k in one go, in cuBLASLt's order: split sums would make digits depend on the choice."""
+        """The candidates that sum over k in one go, in cuBLASLt's order.
+
+        Split sums would make the digits depend on the choice.
+        """
         room = 0 if self._workspace is None else self._workspace.nbytes
         preference = _create("cublasLtMatmulPreferenceCreate")
         set_ = functools.partial(_set, "cublasLtMatmulPreferenceSetAttribute", preference)

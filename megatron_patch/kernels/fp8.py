@@ -1,4 +1,4 @@
-"""Numbers of 8 bits for matrix products: a matrix cast with one factor, its transpose beside it, and its largest number.
+"""Numbers of 8 bits for matrix products: a matrix cast with one factor, its transpose, and its largest number.
 
 Hopper's tensor cores multiply FP8 matrices that are contiguous along the sum. A matrix [tokens, width] is summed along
 its width in one product of a linear layer and along its tokens in another. So the kernel that casts writes both copies.

@@ -40,22 +40,22 @@ def column_product(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """The forward pass of core's ColumnParallelLinear: x [S, B, in] → [S, B, out / TP]."""
     weight, group, keeps = layer.weight, layer.tp_group, torch.is_grad_enabled()
     if layer.sequence_parallel:
-        return Fp8GatheredLinear.apply(x.contiguous(), weight, weight.main_grad, exchange_of(group), group.size())
-    return Fp8Linear.apply(x.contiguous(), weight, weight.main_grad, group if layer.allreduce_dgrad else None, keeps)
+        return _GatheredLinear.apply(x.contiguous(), weight, weight.main_grad, exchange_of(group), group.size())
+    return _Linear.apply(x.contiguous(), weight, weight.main_grad, group if layer.allreduce_dgrad else None, keeps)
 
 
 def row_product(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """The forward pass of core's RowParallelLinear: x [S, B, in / TP] → [S, B, out], the ranks' sum."""
     weight, group, keeps = layer.weight, layer.tp_group, torch.is_grad_enabled()
     if layer.sequence_parallel:
-        return Fp8SummedLinear.apply(x.contiguous(), weight, weight.main_grad, exchange_of(group), keeps)
-    partial = Fp8Linear.apply(x.contiguous(), weight, weight.main_grad, None, keeps)
+        return _SummedLinear.apply(x.contiguous(), weight, weight.main_grad, exchange_of(group), keeps)
+    partial = _Linear.apply(x.contiguous(), weight, weight.main_grad, None, keeps)
     # core's function would hand a gradient on as another tensor, on which its largest number is not noted.
     return partial if group.size() == 1 else reduce_from_tensor_model_parallel_region(partial, group=group)
 
 
-class Fp8Linear(torch.autograd.Function):
-    """x [..., in], weight [out, in] → [..., out], as `linear._Linear`.
+class _Linear(torch.autograd.Function):
+    """x [..., in], weight [out, in] → [..., out], as `_Linear` of linear.py.
 
     `keeps`: whether a backward pass will come.
     """
@@ -84,8 +84,8 @@ class Fp8Linear(torch.autograd.Function):
         return dx, counted, None, None, None
 
 
-class Fp8GatheredLinear(torch.autograd.Function):
-    """x [S / TP, B, in], weight [out / TP, in] → [S, B, out / TP], as `linear._GatheredLinear`."""
+class _GatheredLinear(torch.autograd.Function):
+    """x [S / TP, B, in], weight [out / TP, in] → [S, B, out / TP], as `_GatheredLinear` there."""
 
     @staticmethod
     def forward(
@@ -114,8 +114,8 @@ class Fp8GatheredLinear(torch.autograd.Function):
         return sums.get().view_as(x), counted, None, None, None
 
 
-class Fp8SummedLinear(torch.autograd.Function):
-    """x [S, B, in / TP] and weight [out, in / TP] → [S / TP, B, out], as `linear._SummedLinear`."""
+class _SummedLinear(torch.autograd.Function):
+    """x [S, B, in / TP] and weight [out, in / TP] → [S / TP, B, out], as `_SummedLinear` there."""
 
     @staticmethod
     def forward(

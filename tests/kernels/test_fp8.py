@@ -15,7 +15,7 @@ FLOAT32 = torch.finfo(torch.float32).eps
 
 @pytest.fixture(autouse=True)
 def rounding_interpreter(monkeypatch):
-    """Triton's interpreter rounds to FP8 wrongly: it loses a carry into the exponent. GPUs and PyTorch round to even."""
+    """Round as GPUs and PyTorch do. Triton's interpreter loses a carry into the exponent when it rounds to FP8."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
     original, tl = interpreter._convert_float, interpreter.tl
 

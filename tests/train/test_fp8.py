@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
@@ -15,7 +17,7 @@ from megatron_patch.arguments.gpus import EMULATION, Driver, fp8_finding
 from megatron_patch.config import Options
 from megatron_patch.core.fp8_weights import cast_weights, fp8_copy, keep_fp8_copy
 from megatron_patch.core.weight_gradients import mark_stale
-from megatron_patch.model.fp8_linear import GRADIENTS, Fp8Linear
+from megatron_patch.model.fp8_linear import GRADIENTS, column_product
 from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run_forked, train
 from tests.tiny import tiny_config
 from tests.train.passes_worker import two_steps
@@ -59,10 +61,11 @@ def test_a_layer_multiplies_rounded_numbers_and_adds_its_weight_s_gradient(monke
     cast_weights([weight])
     weight.main_grad = torch.full((48, 32), torch.nan)
     mark_stale(weight.main_grad)
+    layer = SimpleNamespace(weight=weight, tp_group=None, sequence_parallel=False, allreduce_dgrad=False)
     truth = torch.zeros(48, 32, dtype=torch.float64)
     for _ in range(2):
         x, dy = draw(5, 3, 32).requires_grad_(), draw(5, 3, 48)
-        y = Fp8Linear.apply(x, weight, weight.main_grad, None, True)
+        y = column_product(layer, x)
         y.backward(dy)
         x8, w8, dy8 = (
             rounded(x.detach(), torch.float8_e4m3fn),
