@@ -173,7 +173,7 @@ def tasks(work: Path) -> Path:
 
 
 def with_lm_eval(folder: Path, work: Path) -> str:
-    """A task of choices and one of texts with the folder itself, and the texts again through the server."""
+    """A task of choices and one of texts, with the folder itself and through the server."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -194,13 +194,24 @@ def with_lm_eval(folder: Path, work: Path) -> str:
     )
     accuracy = alone["results"]["lines_choose"]["acc,none"]
     with served(folder) as (url, name):
-        through = evaluate(
-            "local-completions", ["lines_write"], base_url=f"{url}/completions", model=name, tokenizer=str(folder),
-            num_concurrent=4, tokenized_requests=False,
-        )  # fmt: skip
+        server = dict(base_url=f"{url}/completions", model=name, tokenizer=str(folder), num_concurrent=4)
+        through = evaluate("local-completions", ["lines_write"], tokenized_requests=False, **server)
+        choices = evaluate("local-completions", ["lines_choose"], add_bos_token=True, **server)
+    check_choices(alone["samples"]["lines_choose"], choices["samples"]["lines_choose"])
     other = [pair for pair in zip(texts(alone), texts(through)) if pair[0] != pair[1]]
     check(not other, f"{len(other)} of {QUESTIONS} texts are others through the server: {other[:3]}")
-    return f"{version('lm_eval')}: accuracy {accuracy:.3f} over {QUESTIONS} choices; the server writes the same {QUESTIONS} texts"
+    return (
+        f"{version('lm_eval')}: accuracy {accuracy:.3f} over {QUESTIONS} choices, by the folder and by the server, which also "
+        f"writes the same {QUESTIONS} texts"
+    )
+
+
+def check_choices(wanted: list[dict[str, Any]], got: list[dict[str, Any]]) -> None:
+    """Each choice's log-probability and whether it is what the model would write, as lm-evaluation-harness found them."""
+    for one, other in zip(*(sorted(samples, key=lambda sample: sample["doc_id"]) for samples in (wanted, got)), strict=True):
+        for (here, is_greedy), (there, was_greedy) in zip(one["filtered_resps"], other["filtered_resps"], strict=True):
+            found = f"choice of question {one['doc_id']}: {here} {is_greedy} by the folder, {there} {was_greedy} by the server"
+            check(abs(here - there) < 1e-3 and is_greedy == was_greedy, found)
 
 
 def with_gguf(folder: Path, work: Path, converter: Path) -> str:

@@ -10,6 +10,7 @@ import megatron_patch.core.device as device
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from megatron_patch.checkpoint.housekeeping import (
     remove_left_over,
     write_companions,
 )
+from megatron_patch.checkpoint.local_output import keeps_folder, spread
 from megatron_patch.checkpoint.optimizer_state import SHARDING, sharded_optimizer_state
 from megatron_patch.checkpoint.refusals import RefusingFiles, SaveFailed, together
 from megatron_patch.config import TrainConfig
@@ -102,55 +104,68 @@ def save_checkpoint(
     """
     root = Path(config.checkpoint_folder)
     final = iteration_folder(root, progress.iteration)
-    partial = partial_folder(final)
+    partial, keeps = partial_folder(final), keeps_folder(config)
     try:
-        together(lambda: _begin(root, partial, only_best))
+        together(lambda: _begin(root, partial, only_best) if keeps else None)
         state = run_state(model, optimizer, scheduler, progress, is_loading=False, weights_only=config.options.save_weights_only)
         # The writer's threads read on streams of their own. So the last update, and the fp32 weights that `run_state`
         # rebuilds in the gradient buffers, must be finished first.
         device.synchronize()
         together(lambda: _write_state(state, partial))
-        together(lambda: _finish(config, origin, partial, final, progress))
+        together(lambda: spread(config, partial))
+        for step in _finish(config, origin, partial, final, progress):
+            together(step if keeps else _nothing)
     except SaveFailed:
         parallel.barrier()  # no rank writes any more
-        if torch.distributed.get_rank() == 0:
+        if keeps:
             remove_left_over(root)
         raise
     return final
 
 
 def _begin(root: Path, partial: Path, only_best: bool) -> None:
-    """Make the folder that is written; on the first rank."""
-    if torch.distributed.get_rank() == 0:
-        remove_left_over(root)
-        partial.mkdir(parents=True)
-        if only_best:
-            (partial / ONLY_BEST).touch()
-
-
-def _finish(config: TrainConfig, origin: Origin, partial: Path, final: Path, progress: RunProgress) -> None:
-    """Describe, look whether all is there, flush, rename, and only then say so in the tracker; on the first rank.
-
-    Older ones go if `--keep-last` asks for it.
-    """
-    if torch.distributed.get_rank() != 0:
-        return
-    root, description = final.parent, _description(config)
-    write_model_description(partial, description)
-    write_text(partial / RUN_CONFIG, json.dumps(run_record(config, origin), indent=2, ensure_ascii=False) + "\n")
-    check_files(partial)
-    for name in os.listdir(partial):
-        flush(partial / name)
-    flush(partial)
-    put_in_place(partial, final)
-    if config.options.save_best and iteration_folder(root, progress.best_iteration).is_dir():
-        write_tracker(root, str(progress.best_iteration), BEST_TRACKER)
-    write_tracker(root, str(progress.iteration))
-    # What follows reads other folders or removes some. None of it may cost the work that is now on the disk.
-    write_companions(config, root, description.dtype, origin.resumed_from)
-    discard_surpassed(root)
-    discard_old(root, config.options.keep_last)
+    """Make the folder that is written."""
     remove_left_over(root)
+    partial.mkdir(parents=True)
+    if only_best:
+        (partial / ONLY_BEST).touch()
+
+
+def _nothing() -> None:
+    """The part of a rank that keeps no folder."""
+
+
+def _finish(
+    config: TrainConfig, origin: Origin, partial: Path, final: Path, progress: RunProgress
+) -> tuple[Callable[[], None], ...]:  # fmt: skip
+    """What is left to do, each step on every node's disk before the next: so all disks have a checkpoint in common.
+
+    Describe, look whether all is there, flush; rename; only then say so in the tracker; older ones go if `--keep-last`
+    asks for it.
+    """
+    root, description = final.parent, _description(config)
+
+    def describe() -> None:
+        write_model_description(partial, description)
+        write_text(partial / RUN_CONFIG, json.dumps(run_record(config, origin), indent=2, ensure_ascii=False) + "\n")
+        check_files(partial)
+        for name in os.listdir(partial):
+            flush(partial / name)
+        flush(partial)
+
+    def name_it() -> None:
+        if config.options.save_best and iteration_folder(root, progress.best_iteration).is_dir():
+            write_tracker(root, str(progress.best_iteration), BEST_TRACKER)
+        write_tracker(root, str(progress.iteration))
+
+    def tidy() -> None:
+        """Read other folders, and remove some. None of it may cost the work that is now on the disk."""
+        write_companions(config, root, description.dtype, origin.resumed_from)
+        discard_surpassed(root)
+        discard_old(root, config.options.keep_last)
+        remove_left_over(root)
+
+    return describe, lambda: put_in_place(partial, final), name_it, tidy
 
 
 def _description(config: TrainConfig) -> ModelDescription:

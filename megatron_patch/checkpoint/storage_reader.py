@@ -1,4 +1,7 @@
-"""torch's slots for loading: a storage reader that checks what it reads, and a planner that unpickles nothing."""
+"""torch's slots for loading: a storage reader that checks what it reads, and a planner that unpickles nothing.
+
+What lies on other nodes' disks comes from there (`elsewhere.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this
 
 import concurrent.futures
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +22,8 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
+from megatron_patch.checkpoint.elsewhere import Part, exchange
+from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.formats.checksums import Record
 from megatron_patch.formats.distcp import ItemTensor, read_item, read_part
@@ -44,11 +50,16 @@ class Reader(dcp.FileSystemReader):
     """torch's reader of files, with metadata that has been read already.
 
     Each item is checked, and its tensor's bytes are read from where the item says and compared with their CRC-32.
+
+    Args:
+        elsewhere: files of the checkpoint that this node does not keep.
     """
 
-    def __init__(self, folder: Path, metadata: Metadata, progress: Progress | None) -> None:
+    def __init__(
+        self, folder: Path, metadata: Metadata, progress: Progress | None, elsewhere: frozenset[str] = frozenset()
+    ) -> None:  # fmt: skip
         super().__init__(folder)
-        self._folder, self._metadata, self._progress = folder, metadata, progress
+        self._folder, self._metadata, self._progress, self._elsewhere = folder, metadata, progress, elsewhere
         self._shapes = {
             MetadataIndex(key, chunk.offsets): tuple(chunk.sizes)
             for key, entry in metadata.state_dict_metadata.items()
@@ -68,20 +79,63 @@ class Reader(dcp.FileSystemReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Read all of `plan`: several threads read and sum, and this one, whose stream the device knows, copies."""
+        here: list[ReadItem] = []
+        there: list[ReadItem] = []
+        for request in sorted(plan.items, key=self._place):
+            (there if self.storage_data[request.storage_index].relative_path in self._elsewhere else here).append(request)
+        if any(parallel.from_all_ranks(bool(self._elsewhere))):
+            self._exchange(planner, there)
         reading: deque[tuple[ReadItem, concurrent.futures.Future[torch.Tensor]]] = deque()
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="read") as pool:
-            for request in sorted(plan.items, key=self._place):
+            for request in here:
                 if request.type == LoadItemType.BYTE_IO:
                     planner.load_bytes(request, self._object(request))
                     continue
                 if len(reading) > _THREADS:
-                    self._put(planner, *reading.popleft())
-                reading.append((request, pool.submit(self._read, self._item(request), request)))
+                    self._put_read(planner, *reading.popleft())
+                reading.append((request, pool.submit(self._read, self._item(request.storage_index), *self._where(request))))
             while reading:
-                self._put(planner, *reading.popleft())
+                self._put_read(planner, *reading.popleft())
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _exchange(self, planner: LoadPlanner, there: list[ReadItem]) -> None:
+        """Put what other nodes have where it is asked for, and send them what they lack."""
+        requests: dict[Part, list[ReadItem]] = {}
+        for request in there:
+            requests.setdefault(self._part(request), []).append(request)
+
+        def take(part: Part, data: torch.Tensor) -> None:
+            for request in requests[part]:
+                fqn = request.storage_index.fqn
+                if request.type == LoadItemType.BYTE_IO:
+                    path = self._folder / part[0]
+                    planner.load_bytes(request, load_object(path, data.numpy().tobytes(), f"object {fqn}"))
+                    continue
+                entry = self._metadata.state_dict_metadata[fqn]
+                assert isinstance(entry, TensorStorageMetadata), "the plan was made of it"
+                self._put(planner, request, data.view(entry.properties.dtype).reshape(tuple(request.lengths)))
+
+        files = frozenset(info.relative_path for info in self.storage_data.values()) - self._elsewhere
+        exchange(files, list(requests), self._bytes, take)
+
+    def _part(self, request: ReadItem) -> Part:
+        """What names the part of a file that `request` is for, to every rank."""
+        index, (name, offset) = request.storage_index, self._place(request)
+        lengths = () if request.type == LoadItemType.BYTE_IO else tuple(request.lengths)
+        return name, offset, index.fqn, tuple(index.offset or ()), tuple(request.storage_offsets), lengths, request.type.value
+
+    def _bytes(self, part: Part) -> torch.Tensor:
+        """A part of a file of this node, uint8 [bytes]."""
+        _, _, fqn, offset, first, lengths, kind = part
+        if kind == LoadItemType.BYTE_IO.value:
+            info = self.storage_data[MetadataIndex(fqn)]
+            with open(inside(self._folder, info.relative_path), "rb") as stream:
+                stream.seek(info.offset)
+                return torch.frombuffer(bytearray(stream.read(min(info.length, MAX_OBJECT + 1))), dtype=torch.uint8)
+        index = MetadataIndex(fqn, torch.Size(offset))
+        return self._read(self._item(index), index, first, lengths).contiguous().reshape(-1).view(torch.uint8)
 
     def _place(self, request: ReadItem) -> tuple[str, int]:
         info = self.storage_data[request.storage_index]
@@ -94,9 +148,8 @@ class Reader(dcp.FileSystemReader):
             stream.seek(info.offset)
             return read_stored_object(path, stream, info.length, request.storage_index.fqn)
 
-    def _item(self, request: ReadItem) -> ItemTensor:
+    def _item(self, index: MetadataIndex) -> ItemTensor:
         """The description of the item; one, however many parts of it are asked for."""
-        index = request.storage_index
         if index not in self._items:
             info = self.storage_data[index]
             path = inside(self._folder, info.relative_path)
@@ -104,15 +157,22 @@ class Reader(dcp.FileSystemReader):
                 self._items[index] = read_item(stream, path, index.fqn, info.offset, info.length, self._shapes[index])
         return self._items[index]
 
-    def _read(self, item: ItemTensor, request: ReadItem) -> torch.Tensor:
-        path = inside(self._folder, self.storage_data[request.storage_index].relative_path)
-        part = tuple(slice(first, first + count) for first, count in zip(request.storage_offsets, request.lengths))
+    def _read(self, item: ItemTensor, index: MetadataIndex, firsts: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+        path = inside(self._folder, self.storage_data[index].relative_path)
+        part = tuple(slice(first, first + count) for first, count in zip(firsts, lengths))
         with open(path, "rb") as stream:
-            return read_part(stream, path, request.storage_index.fqn, item, part)
+            return read_part(stream, path, index.fqn, item, part)
 
-    def _put(self, planner: LoadPlanner, request: ReadItem, reading: concurrent.futures.Future[torch.Tensor]) -> None:
+    @staticmethod
+    def _where(request: ReadItem) -> tuple[MetadataIndex, Sequence[int], Sequence[int]]:
+        return request.storage_index, request.storage_offsets, request.lengths
+
+    def _put_read(self, planner: LoadPlanner, request: ReadItem, reading: concurrent.futures.Future[torch.Tensor]) -> None:
+        self._put(planner, request, reading.result())
+
+    def _put(self, planner: LoadPlanner, request: ReadItem, found: torch.Tensor) -> None:
         """Copy what was read to where it is asked for."""
-        target, found = planner.resolve_tensor(request).detach(), reading.result()
+        target = planner.resolve_tensor(request).detach()
         assert found.shape == target.shape, (request.storage_index.fqn, found.shape, target.shape)
         target.copy_(found)
         if self._progress is not None:

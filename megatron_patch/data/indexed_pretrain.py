@@ -20,6 +20,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.core.messages import copy_to_other_nodes
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data import Say
 from megatron_patch.data.batches import RunData, ValidationSet, plan_of
@@ -96,6 +97,9 @@ def _gpt_datasets(config: TrainConfig, source: IndexedPairs, split: str, tokeniz
         create_attention_mask=False,
     )
     with _damage_named(folder), Waiting("laying out the samples") if parallel.rank() == 0 else nullcontext():
+        if options.local_output:  # core lets one rank alone make the files that all read
+            BlendedMegatronDatasetBuilder(GPTDataset, _sample_counts(config), lambda: parallel.rank() == 0, gpt).build()
+            copy_to_other_nodes(folder)
         train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, _sample_counts(config), lambda: True, gpt).build()
     if train is None:
         raise UserError(f"The split {split} leaves no training data in {source.text}.")
