@@ -29,6 +29,7 @@ from megatron_patch.train.loop import run
 from megatron_patch.train.setup import build_state
 from megatron_patch.train.start import start_state
 
+_LOADER_ENDED = "DataLoader worker (pid"  # how torch begins the error of a loader that a signal has ended
 _LOGGER = logging.getLogger(__name__)
 DataBuilder = Callable[[TrainConfig, parallel.Layout, Callable[[str], None]], RunData]
 
@@ -78,6 +79,9 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     except RuntimeError as error:
         if (full := _memory_error(error)) is not None:
             _say(_out_of_memory(full, config, paired=state is not None and state.runs_pairs))
+            sys.exit(1)
+        if str(error).startswith(_LOADER_ENDED):
+            _say(_ended_loader(error))
             sys.exit(1)
         # gloo's word for a rank that has ended; that one says why, and this one's calls tell nothing.
         if "Connection closed by peer" not in str(error) and "Connection reset by peer" not in str(error):
@@ -145,6 +149,14 @@ def _out_of_memory(error: torch.OutOfMemoryError, config: TrainConfig, paired: b
     }
     asked = str(error).partition(" Including non-PyTorch memory")[0].strip()
     return f"{asked} What takes less: {'; '.join(choice for choice, possible in choices.items() if possible)}."
+
+
+def _ended_loader(error: RuntimeError) -> str:
+    how = str(error).strip().splitlines()[0].rstrip(". ")
+    return (
+        f"a process that loads data has ended ({how}). Killed, it took too much memory; a bus error means that shared memory is "
+        "full (df -h /dev/shm; of a container --shm-size), or that a data file has become shorter or its disk fails."
+    )
 
 
 def _sentence(error: UserError) -> str:
