@@ -97,6 +97,11 @@ class JsonDataset:
         out: dict[str, np.ndarray] = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
         return out | {"segment_ids": segment_ids} if self.packing else out
 
+    @property
+    def most_segments(self) -> int | None:
+        """Of one sequence: its samples, and the padding behind them; None without packing."""
+        return max(map(len, self.groups)) + 1 if self.packing else None
+
     def part(self, samples: Sequence[int]) -> JsonDataset:
         """The data set of these samples of the table alone, packed anew."""
         groups = _groups(self.table, samples, self.length, self.packing)
