@@ -13,7 +13,6 @@ model; the package mistral-common has one of LLaMA's kind, data/tokenizer.model.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -21,15 +20,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.arguments.processes import free_port
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.data.tokenizer_json import add_tokenizer_json
+from tools.served_folder import served
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -207,7 +205,7 @@ def with_lm_eval(folder: Path, work: Path) -> str:
 
 
 def check_choices(wanted: list[dict[str, Any]], got: list[dict[str, Any]]) -> None:
-    """Each choice's log-probability and whether it is what the model would write, as lm-evaluation-harness found them."""
+    """Each choice's log-probability, and whether the model would write it, as lm-evaluation-harness found them."""
     for one, other in zip(*(sorted(samples, key=lambda sample: sample["doc_id"]) for samples in (wanted, got)), strict=True):
         for (here, is_greedy), (there, was_greedy) in zip(one["filtered_resps"], other["filtered_resps"], strict=True):
             found = f"choice of question {one['doc_id']}: {here} {is_greedy} by the folder, {there} {was_greedy} by the server"
@@ -261,24 +259,6 @@ def hugging_face_name(name: str, config: dict[str, Any]) -> tuple[str, int]:
         return f"{fixed[words[0]]}.weight", 0
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}.get(words[2], 0)
     return f"model.layers.{words[1]}.{parts[words[2]]}.weight", heads
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[tuple[str, str]]:
-    """`megatron-patch serve` with the folder: its address and the model's name."""
-    port = free_port()
-    command = [sys.executable, "-m", "megatron_patch.cli.main", "serve", str(folder), "--port", str(port), "--language", "en"]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            check(server.poll() is None, f"the server ended with status {server.returncode}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-                break
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1", folder.name
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def main() -> int:

@@ -72,7 +72,7 @@ def exchange(
 
 
 def _hops(holder: int, part: Part, ranks: list[_Rank]) -> Iterator[tuple[int, int]]:
-    """(sender, receiver), in order: from the holder to a rank of each node that wants the part, and on to the others."""
+    """(sender, receiver), in order: from the holder to a rank of each node that wants the part, on to the others."""
     firsts: dict[int, int] = {}
     for rank, one in enumerate(ranks):
         if part in one.wants:

@@ -26,7 +26,7 @@ def keeps_folder(config: TrainConfig) -> bool:
 
 
 def spread(config: TrainConfig, folder: Path) -> None:
-    """Give each node's `folder`, in which its ranks have written, the files that are the same on all. Every rank calls it.
+    """Give each node's `folder`, in which its ranks have written, the files that all have. Every rank calls it.
 
     Raises:
         OnEveryRank: the operating system refuses something on a node.

@@ -81,8 +81,7 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
             _say(_out_of_memory(full, config, paired=state is not None and state.runs_pairs))
             sys.exit(1)
         if str(error).startswith(_LOADER_ENDED):
-            _say(_ended_loader(error))
-            sys.exit(1)
+            _leave(_ended_loader(error), status=1)
         # gloo's word for a rank that has ended; that one says why, and this one's calls tell nothing.
         if "Connection closed by peer" not in str(error) and "Connection reset by peer" not in str(error):
             raise
@@ -121,9 +120,9 @@ def _start(config: TrainConfig) -> parallel.Layout:
         _leave(str(error))
 
 
-def _leave(said: str) -> NoReturn:
+def _leave(said: str, status: int = 2) -> NoReturn:
     _say(said)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _say(said: str) -> None:

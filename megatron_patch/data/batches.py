@@ -160,8 +160,8 @@ class MicroBatchSampler(Sampler[list[int]]):
 class _WithAbsent(Dataset):
     """A data set that answers ABSENT with a row on which nothing is learnt.
 
-    What the operating system refuses is raised as a UserError: of another exception in a process that loads, torch makes
-    one that knows no file any more.
+    What the operating system refuses is raised as a UserError: of another exception in a process that loads, torch
+    makes one that knows no file any more.
     """
 
     def __init__(self, dataset: Dataset) -> None:

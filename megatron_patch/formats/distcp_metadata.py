@@ -60,7 +60,7 @@ def read_dcp_metadata(folder: str | Path, elsewhere: Collection[str] = ()) -> Me
 
 
 def check_files(folder: Path) -> None:
-    """Look whether each file that `.metadata` names, and no other node keeps, is there and ends where its last item does.
+    """Look whether each file that `.metadata` names, and no other node keeps, is there and ends with its last item.
 
     Raises:
         UserError: one is missing, or has another size; or `.metadata` itself is not whole.

@@ -7,16 +7,18 @@ other.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_patch.errors import UserError
-from megatron_patch.formats.json_files import json_object
+from megatron_patch.formats.json_files import json_object, one_line
 
 NODES = "nodes.json"
 _FORMAT = 1
 _MOST_NODES = 100_000
+_MOST_LISTED = 2000  # characters of a sentence's list of files
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,14 @@ def lacking(folder: Path) -> dict[int, list[str]]:
         UserError: as `read_nodes`.
     """
     found = {
-        number: [name for name in node.files if not (folder / name).is_file()]
+        number: [name for name in node.files if not os.path.isfile(folder / name)]
         for number, node in enumerate(read_nodes(folder))
     }  # fmt: skip
     return {number: names for number, names in found.items() if names}
 
 
 def lacking_sentence(folder: Path) -> str | None:
-    """Which files of which nodes are to be copied into `folder`, as a sentence; None if it has all that nodes.json names.
+    """Which files of which nodes are to be copied into `folder`, as a sentence; None if it has all.
 
     Raises:
         UserError: as `read_nodes`.
@@ -77,7 +79,8 @@ def lacking_sentence(folder: Path) -> str | None:
     missing, nodes = lacking(folder), read_nodes(folder)
     if not missing:
         return None
-    parts = [f"node {number} ({nodes[number].host}) keeps {', '.join(names)}" for number, names in missing.items()]
+    listed = {number: one_line(", ".join(names), _MOST_LISTED) for number, names in missing.items()}
+    parts = [f"node {number} ({one_line(nodes[number].host)}) keeps {names}" for number, names in listed.items()]
     return (
         f"{folder} holds the files of {len(nodes) - len(missing)} of {len(nodes)} nodes, which share no disk (--local-output): "
         f"{'; '.join(parts)}. Copy these from the same folder of those nodes."

@@ -1,4 +1,4 @@
-"""Loader processes end with their rank and when it says so, and by no signal that others send to every process of a job."""
+"""Loader processes end with their rank and when it says so, by no signal that others send to every process of a job."""
 
 from __future__ import annotations
 

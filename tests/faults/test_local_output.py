@@ -44,8 +44,9 @@ def start(job: list[Node], folder, *flags) -> list[str]:
 def ended(tmp_path_factory):
     """(the folder with both disks, what the nodes said when they went on) of a run that was stopped and started again.
 
-    Meanwhile the second node had lost its newest checkpoint, as by a kill amid a save, and on the first node's disk bits
-    of the one before had changed."""
+    Meanwhile the second node had lost its newest checkpoint, as by a kill amid a save, and on the first node's disk
+    bits of the one before had changed.
+    """
     folder = tmp_path_factory.mktemp("nodes")
     (folder / "out").mkdir()
     with nodes(2, folder) as job:

@@ -190,7 +190,7 @@ def test_other_commands_name_the_file(capfd):
 
 @mounts
 def test_a_full_disk_under_data_cache_is_named_and_leaves_nothing_that_is_cut(alone, tmp_path):
-    """core's index files, which it writes in place, and the tokens of JSON data. With room again the same call succeeds."""
+    """core's index files, which it writes in place, and the tokens of JSON data. With room the same call succeeds."""
     with small_disk("size=64k") as disk:
         config = config_of(disk, iterations=6000, train_data=source(str(GOLDEN / "data" / "corpus_text_document")))
         with pytest.raises(UserError) as refused:
