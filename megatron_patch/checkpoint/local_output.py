@@ -9,15 +9,14 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 import socket
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
+from megatron_patch.checkpoint.finish import Ending
 from megatron_patch.config import TrainConfig
-from megatron_patch.core import parallel
-from megatron_patch.core.messages import from_first_rank
-from megatron_patch.formats.distcp_metadata import COMMON, CORE_METADATA, METADATA
+from megatron_patch.core import messages, parallel
+from megatron_patch.formats.new_metadata import Chunk, Span
 from megatron_patch.formats.nodes_file import NODES, NodeFiles, nodes_file
-
-_SHARED = (METADATA, COMMON, CORE_METADATA)  # what the first rank alone writes with the tensors
 
 
 def keeps_folder(config: TrainConfig) -> bool:
@@ -25,25 +24,20 @@ def keeps_folder(config: TrainConfig) -> bool:
     return parallel.is_first_rank_of_node() if config.options.local_output else parallel.rank() == 0
 
 
-def spread(config: TrainConfig, folder: Path) -> None:
-    """Give each node's `folder`, in which its ranks have written, the files that all have. Every rank calls it.
+def on_this_node(ending: Ending, everybodys: Sequence[tuple[list[Chunk], dict[str, Span]]]) -> Ending:
+    """`ending` with what this node's disk has, where each has its own. Every rank calls it.
 
-    Raises:
-        OnEveryRank: the operating system refuses something on a node.
+    Args:
+        everybodys: what each rank has written.
     """
-    if not config.options.local_output:
-        return
-    first = parallel.rank() == 0
-    small = from_first_rank(
-        parallel.all_or_none(lambda: {name: (folder / name).read_bytes() for name in _SHARED} if first else None)
-    )
-    own = sorted(path.name for path in folder.glob("*.distcp")) if keeps_folder(config) else None
-    found = parallel.from_all_ranks(None if own is None else NodeFiles(socket.gethostname(), tuple(own)))
-    small[NODES] = nodes_file([one for one in found if one is not None])
-
-    def write() -> None:
-        for name, content in small.items():
-            if not first or name == NODES:
-                (folder / name).write_bytes(content)
-
-    parallel.all_or_none(lambda: write() if keeps_folder(config) else None)
+    if not ending.config.options.local_output:
+        return ending
+    files: dict[int, set[str]] = {}
+    hosts: dict[int, str] = {}
+    for (node, host), (chunks, objects) in zip(parallel.from_all_ranks((messages.node(), socket.gethostname())), everybodys):
+        spans = (*(chunk.span for chunk in chunks), *objects.values())
+        files.setdefault(node, set()).update(span.file for span in spans)
+        hosts[node] = host
+    listed = nodes_file([NodeFiles(hosts[node], tuple(sorted(files[node]))) for node in sorted(files)])
+    own = {name: size for name, size in ending.sizes.items() if name in files[messages.node()]}
+    return replace(ending, small={**ending.small, NODES: listed}, sizes=own)

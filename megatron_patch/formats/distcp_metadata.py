@@ -59,24 +59,6 @@ def read_dcp_metadata(folder: str | Path, elsewhere: Collection[str] = ()) -> Me
         raise UserError(f"{path} cannot be read as torch_dist metadata: {error}.") from None
 
 
-def check_files(folder: Path) -> None:
-    """Look whether each file that `.metadata` names, and no other node keeps, is there and ends with its last item.
-
-    Raises:
-        UserError: one is missing, or has another size; or `.metadata` itself is not whole.
-    """
-    ends: dict[str, int] = {}
-    elsewhere = kept_elsewhere(folder)
-    for info in read_dcp_metadata(folder, elsewhere).storage_data.values():
-        if info.relative_path in elsewhere:
-            continue
-        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
-    for name, end in ends.items():
-        size = inside(folder, name).stat().st_size
-        if size != end:
-            raise UserError(f"{folder / name} has {size} bytes, and {end} were written to it; the disk has lost the others.")
-
-
 def kept_elsewhere(folder: Path) -> frozenset[str]:
     """The files of the checkpoint that other nodes keep and this folder lacks."""
     return frozenset(name for names in lacking(folder).values() for name in names)
@@ -104,9 +86,9 @@ def read_backends(folder: str | Path) -> dict[str, Any]:
     return content
 
 
-def write_backends(folder: Path) -> None:
-    """Write metadata.json, which says that `folder` is a torch_dist checkpoint."""
-    (folder / CORE_METADATA).write_text(json.dumps(_BACKENDS), encoding="utf-8")
+def backends_file() -> bytes:
+    """What metadata.json holds, which says that a folder is a torch_dist checkpoint."""
+    return json.dumps(_BACKENDS).encode()
 
 
 def _read_small(path: Path, limit: int) -> bytes:
