@@ -106,7 +106,7 @@ def usable_before(folder: Path) -> Path | None:
 
 
 def usable_up_to(root: Path, last: int) -> Iterator[int]:
-    """The iterations up to `last` whose checkpoints can be used, as far as is seen without torch; the last one first."""
+    """The iterations up to `last` whose checkpoints can be used, as far as is seen without torch, the last first."""
     digits = (found.name.removeprefix("iter_") for found in root.glob("iter_*") if found.is_dir())
     for number in sorted((int(text) for text in digits if text.isdecimal() and int(text) <= last), reverse=True):
         if _damage(iteration_folder(root, number)) is None:

@@ -79,7 +79,6 @@ SENTENCES = {
     ),
     "BATCH_SIZE above {}, whose kernels are longer": "BATCH_SIZE 大于 {0}，使 kernel 更长",
     "TP below {}": "TP 小于 {0}",
-    "CUDA graphs, which --packing excludes": "CUDA graphs（与 --packing 不能同用）",
     # core
     "megatron-core {} is used, and this project was tried with {}: run pip install 'megatron-core{}', or name such a source tree as "
     "MEGATRON_PATH.": (

@@ -79,7 +79,7 @@ def _agreed_start(config: TrainConfig) -> Start:
 
 
 def _before(folder: Path, config: TrainConfig) -> Path | None:
-    """The last checkpoint before `folder` that can be used, on every node if each has its own; None if there is none."""
+    """The last checkpoint before `folder` that can be used, on every node if each has its own; else None."""
     if not config.options.local_output:
         return parallel.from_all_ranks(usable_before(folder))[0]
     number = int(folder.name.removeprefix("iter_"))

@@ -35,7 +35,7 @@ def start(job: list[Node], folder, *flags) -> list[str]:
         disk.mkdir(exist_ok=True)
         dlc = {"WORLD_SIZE": 2, "RANK": rank, "MASTER_ADDR": "node-0", "MASTER_PORT": 23456, "NPROC_PER_NODE": 1}
         node.start(words, {**dlc, "MAX_RESTARTS": 0}, [f"mount --bind {shlex.quote(str(disk))} {shlex.quote(str(output))}"])
-    said = finish(job)
+    said = finish(job, timeout=500)
     assert [node.process.returncode for node in job] == [0, 0], "\n".join(said)[-6000:]
     return said
 
