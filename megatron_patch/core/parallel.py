@@ -258,6 +258,11 @@ def from_all_ranks(here: object) -> list:
     return gathered
 
 
+def host_group() -> torch.distributed.ProcessGroup | None:
+    """All ranks, over gloo; None before `start`."""
+    return _host_group
+
+
 def rank() -> int:
     """This process's number among all; 0 where there is no group."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

@@ -11,6 +11,12 @@ SENTENCES = {
     "the run has its {} iterations; for more, raise {} and add --resume-from {}": (
         "该运行已完成 {0} 次迭代；要继续，请增大 {1} 并加上 --resume-from {2}"
     ),
+    "  the nodes' last checkpoints differ: {}; {} is the last that all have": "  各节点最后的检查点不同：{0}；{1} 是所有节点都有的最后一个",
+    "node {} has {}": "节点 {0} 有 {1}",
+    "The nodes have no checkpoint of {} in common (--local-output true): {}. Start the run on the nodes that wrote it, or remove that "
+    "folder from all of them to start anew.": (
+        "各节点在 {0} 中没有共同的检查点（--local-output true）：{1}。请在写下它的节点上启动，或在所有节点上删除该文件夹以重新开始。"
+    ),
     "  reading the checkpoint {}": "  读取检查点 {0}",
     "  going on from iteration {}: {} (read in {} s)": "  从第 {0} 次迭代继续：{1}（读取用时 {2} 秒）",
     "  starting from random weights, seed {}": "  从随机权重开始，种子 {0}",
