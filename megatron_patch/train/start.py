@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_patch.checkpoint.adapter_weights import load_adapter
 from megatron_patch.checkpoint.housekeeping import set_aside
 from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.checkpoint.restore import restore
@@ -105,8 +106,11 @@ def _load_weights(state: TrainState, log: RunLog) -> None:
     config = state.config
     if config.load is None:
         log.line(f"  starting from random weights, seed {config.options.seed}")
-        return
-    log.line(f"  starting from the weights of {config.load}")
-    for note in load_weights(config.load, state.model, config.options.gqa_layout, config.model):
-        log.line(f"  {note}")
+    else:
+        log.line(f"  starting from the weights of {config.load}")
+        for note in load_weights(config.load, state.model, config.options.gqa_layout, config.model):
+            log.line(f"  {note}")
+    if config.lora is not None and config.options.lora_adapter:
+        log.line(f"  starting from the adapter {config.options.lora_adapter}")
+        load_adapter(config.options.lora_adapter, state.model, config.model, config.lora)
     optim.weights_were_loaded(state.optimizer)
