@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from timing import FFN, H, D, N, Table, draw, kept_up, measure_limits, milliseconds
-from megatron_patch.kernels.lora import (
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from timing import FFN, H, D, N, Table, draw, kept_up, measure_limits, milliseconds  # noqa: E402
+from megatron_patch.kernels.lora import (  # noqa: E402
     Blocks,
     add_a_gradient,
     add_b_gradient,
@@ -26,7 +30,7 @@ from megatron_patch.kernels.lora import (
     shrink,
     shrink_gradient,
 )
-from megatron_patch.kernels.products import matmul
+from megatron_patch.kernels.products import matmul  # noqa: E402
 
 # layer → (heights of a period, periods, width of its input)
 LAYERS = {"qkv": ((D, D, D), N, H), "proj": ((H,), 1, H), "fc1": ((FFN, FFN), 1, H), "fc2": ((H,), 1, FFN)}
