@@ -13,6 +13,7 @@ from megatron_patch.formats.peft_adapter import (
     TENSORS,
     LoraConfig,
     config_text,
+    is_left_over,
     module_and_part,
     read_config,
     tensor_name,
@@ -56,6 +57,8 @@ def read_adapter(folder: str | Path) -> Adapter:
     tensors, _ = read_safetensors(path)
     parts: dict[tuple[str, str], LazyTensor] = {}
     for name, tensor in tensors.items():
+        if is_left_over(name):
+            continue
         found = module_and_part(name)
         if found is None or len(tensor.shape) != 2:
             raise UserError(f"{path} holds {name}, which is no matrix of a LoRA over linear layers; only those are read.")
