@@ -41,6 +41,9 @@ SENTENCES = {
         "{0} 中有完整的 {1}，而本次运行不训练它：请写 --lora-vocabulary true。"
     ),
     "{}: {} is {}, and the model's is {}; EXTRA_VOCAB_SIZE adds rows.": "{0}：{1} 是 {2}，而模型的是 {3}；EXTRA_VOCAB_SIZE 会增加行。",
+    "{} holds a LoRA run's adapters and not the weights under them; name these weights, and {} as the adapter over them.": (
+        "{0} 只有 LoRA 训练的适配器，没有其下的权重；请写那些权重，并把 {1} 作为其上的适配器。"
+    ),
     # start
     "  starting from the adapter {}": "  从适配器 {0} 开始",
     "  frozen weights: those of {}": "  冻结的权重来自 {0}",
