@@ -97,8 +97,9 @@ class BackgroundSaves:
         return self._made_ready(self._contents(model, optimizer, scheduler, progress), optimizer)
 
     def _contents(self, model: Any, optimizer: Any, scheduler: Any, progress: RunProgress) -> Contents:
-        how = {"weights_only": self._config.options.save_weights_only, "trained_only": not stores_base(self._config)}
-        self._known = contents_of(model, optimizer, scheduler, progress, **how, known=self._known)
+        weights_only, trained_only = self._config.options.save_weights_only, not stores_base(self._config)
+        parts = (model, optimizer, scheduler, progress)
+        self._known = contents_of(*parts, weights_only=weights_only, trained_only=trained_only, known=self._known)
         return self._known
 
     def _made_ready(self, contents: Contents, optimizer: Any) -> str:

@@ -65,8 +65,9 @@ def save_checkpoint(
     partial, first = partial_folder(final), parallel.rank() == 0
     try:
         together(lambda: _begin(partial, only_best) if first else None)
-        how = {"weights_only": config.options.save_weights_only, "trained_only": not stores_base(config)}
-        contents = contents_of(model, optimizer, scheduler, progress, **how)
+        weights_only, trained_only = config.options.save_weights_only, not stores_base(config)
+        parts = (model, optimizer, scheduler, progress)
+        contents = contents_of(*parts, weights_only=weights_only, trained_only=trained_only)
         # Ranks have about as many bytes to write, so the first one's progress is shown for all.
         with shown.Progress("saving", contents.nbytes) if first else nullcontext() as shows:
             spans = together(lambda: contents.write(partial, (lambda _: None) if shows is None else shows.add))
