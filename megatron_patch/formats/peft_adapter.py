@@ -17,7 +17,7 @@ from typing import Any
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import finite_in, json_object, one_line, shown, whole_in
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS, OLD_TENSORS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 # LLaMA's linear layers, by Hugging Face's names, in the order in which the model computes.
 ATTENTION_TARGETS, MLP_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 TARGETS = (*ATTENTION_TARGETS, *MLP_TARGETS)
