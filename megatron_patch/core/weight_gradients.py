@@ -34,9 +34,7 @@ def wgrad_gemm_accum_fp32(total_input: torch.Tensor, grad_output: torch.Tensor, 
 
     It is = instead of += where `main_grad` is stale. Name and arguments are those of Apex's function, which core calls.
     """
-    overwrite = is_stale(main_grad)
-    main_grad.is_stale = False  # type: ignore[attr-defined]  # as above
-    accumulate_weight_grad(main_grad, total_input, grad_output, overwrite=overwrite)
+    accumulate_weight_grad(main_grad, total_input, grad_output, overwrite=begins(main_grad))
 
 
 def direct_main_grad(weight: torch.nn.Parameter) -> torch.Tensor | None:
@@ -76,10 +74,24 @@ def add_weight_gradient(
         What the backward pass gives autograd as the weight's gradient: a tensor of undefined content that nobody reads.
         autograd calls DDP's hook, which counts the gradients that are ready, only if it gets a gradient.
     """
-    work = functools.partial(wgrad_gemm_accum_fp32, total_input, grad_output, main_grad)
+    return add_later_or_now(weight, functools.partial(wgrad_gemm_accum_fp32, total_input, grad_output, main_grad))
+
+
+def add_later_or_now(weight: torch.nn.Parameter, work: Callable[[], None]) -> torch.Tensor:
+    """`add_weight_gradient` for a gradient that `work` computes and adds to the weight's `main_grad` by itself.
+
+    `work` asks `begins` whether it overwrites.
+    """
     weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]  # a mark that DDP reads
     if _postponed is None:
         work()
     else:
         _postponed.append((weight, work))
     return torch.empty_like(weight)
+
+
+def begins(main_grad: torch.Tensor) -> bool:
+    """Whether whoever adds to `main_grad` now is the step's first and overwrites it; from then on it is not stale."""
+    overwrite = is_stale(main_grad)
+    main_grad.is_stale = False  # type: ignore[attr-defined]  # as above
+    return overwrite

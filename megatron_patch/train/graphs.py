@@ -47,6 +47,7 @@ def why_no_graphs(config: TrainConfig, layout: Layout) -> str:
         "--cuda-graphs false": not config.options.cuda_graphs,
         "several nodes": not layout.is_one_node,
         "--packing": config.options.packing,
+        "--lora-dropout": config.options.lora_dropout > 0,
     }
     return ", ".join(obstacle for obstacle, there in obstacles.items() if there)
 

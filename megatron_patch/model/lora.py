@@ -1,0 +1,207 @@
+"""LoRA over core's parallel linear layers: the frozen weight, and the adapters of the Hugging Face layers in it.
+
+core fuses q, k and v into one layer, and gate and up. Each has an adapter of its own, as PEFT makes them. Their As are
+one matrix, `lora_a` [n·r, in], one below the other. Their Bs are one matrix, `lora_b` [rows, r], whose rows have the
+order of the fused weight's, without those of layers that have no adapter. So what PEFT keeps are rows of both.
+"""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+
+from megatron_patch.core.partial_gradients import mark_partial
+from megatron_patch.core.tensor_exchange import exchange_of
+from megatron_patch.formats.peft_adapter import MLP_TARGETS, TARGETS, LoraConfig
+from megatron_patch.kernels.lora import Blocks
+from megatron_patch.model.frozen_linear import Adapter, FrozenLinear, FrozenWeight, GatheredFrozenLinear, SummedFrozenLinear
+from megatron_patch.model.linear import ColumnLinear, RowLinear
+
+GATE_UP = MLP_TARGETS[:2]
+
+
+class _LoraLayer(torch.nn.Module):
+    """What both layers share.
+
+    Attributes, which `over` sets in a subclass, because core makes the layer from a class:
+        lora: what is asked for.
+        names: the Hugging Face layers that are fused in this one.
+        heights: of each, its columns in a period of this rank's output.
+    """
+
+    lora: LoraConfig
+    names: tuple[str, ...]
+    heights: tuple[int, ...]
+    cut: tuple[str, int]  # the matrix of the adapter that is cut over tensor-parallel ranks, and along which axis
+
+    def _add_adapter(self, config: Any) -> None:
+        """Freeze the weight, and make A and B, of which B is zero. `fill_adapters` fills A."""
+        self.weight.requires_grad_(False)
+        numbers = iter(range(len(self.names)))
+        parts = tuple(next(numbers) if name in self.lora.targets else None for name in self.names)
+        blocks = Blocks(self.heights, parts, self.lora.rank)
+        self.dropout = self.lora.dropout
+        if not blocks.count:
+            self.adapter, self.lora_a, self.lora_b = None, None, None
+            return
+        self.adapter = Adapter(blocks, self.lora.scale)
+        width, periods = self.weight.size(1), self.weight.size(0) // blocks.period
+        self.lora_a = self._matrix(blocks.count * self.lora.rank, width)
+        self.lora_b = self._matrix(periods * blocks.rows, self.lora.rank)
+        cut, axis = self.cut
+        for name, matrix in (("lora_a", self.lora_a), ("lora_b", self.lora_b)):
+            set_tensor_model_parallel_attributes(matrix, name == cut, axis if name == cut else -1, 1)
+            if name != cut:
+                mark_partial(matrix)
+
+    def _matrix(self, rows: int, columns: int) -> torch.nn.Parameter:
+        return torch.nn.Parameter(torch.zeros(rows, columns, dtype=self.weight.dtype, device=self.weight.device))
+
+    def _frozen(self) -> FrozenWeight:
+        return FrozenWeight(self.weight)
+
+    def _kept(self, x: torch.Tensor, own: bool) -> torch.Tensor | None:
+        """What dropout multiplies the adapters' input [..., in] by; None without dropout.
+
+        Adapters of one layer share it, so that the input is read once.
+
+        Args:
+            own: whether this rank's x is another than those of the others in its tensor-parallel group, so that it
+                drops elements of its own.
+        """
+        if self.adapter is None or not self.dropout or not self.training:
+            return None
+        # Under sequence parallelism core has switched to each rank's own random stream already.
+        switches = own and not self.sequence_parallel
+        with get_cuda_rng_tracker().fork() if switches else contextlib.nullcontext():
+            return torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict[str, Any]:
+        """core's entries for a checkpoint, of which the adapter's cut matrix says how it is cut."""
+        entries = super().sharded_state_dict(prefix, sharded_offsets, metadata)  # type: ignore[misc]
+        if self.adapter is None:
+            return entries
+        name, axis = self.cut
+        whole = entries[prefix + name]
+        before = len(sharded_offsets)
+        entry = ShardedTensor.from_rank_offsets(
+            whole.key,
+            getattr(self, name),
+            *sharded_offsets,
+            (before + axis, self.tp_group.rank(), self.tp_group.size()),
+            replica_id=entries[prefix + "weight"].replica_id,
+            prepend_axis_num=before,
+        )
+        entries[prefix + name] = self._in_file(entry, sharded_offsets)
+        return entries
+
+    def _in_file(self, entry: ShardedTensor, sharded_offsets: tuple) -> ShardedTensor | ShardedTensorFactory:
+        """In a file all of gate comes before all of up, of which a rank has a part each."""
+        both = self.adapter.blocks.count == 2 and self.names == GATE_UP
+        return apply_swiglu_sharded_factory(entry, sharded_offsets) if both else entry
+
+
+class LoraColumnLinear(_LoraLayer, ColumnLinear):
+    """A frozen weight [out, in] that is split over TP by its output, with adapters. Every rank has all of A."""
+
+    cut = ("lora_b", 0)
+
+    def __init__(self, *args: Any, config: Any, **kwargs: Any) -> None:
+        super().__init__(*args, config=config, **kwargs)
+        self._add_adapter(config)
+
+    def forward(self, input_: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+        """[S, B, in], or [S / TP, B, in] with sequence parallelism, → ([S, B, out / TP], no bias)."""
+        x, group = input_.contiguous(), self.tp_group
+        matrices = (self.lora_a, self.lora_b, self._frozen(), self.adapter)
+        kept = self._kept(x, own=self.sequence_parallel)
+        if not self.sequence_parallel:
+            return FrozenLinear.apply(x, *matrices, kept, group if group.size() > 1 else None), None
+        if kept is None:
+            return GatheredFrozenLinear.apply(x, *matrices, exchange_of(group), group.size()), None
+        x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=group)
+        with torch.no_grad():
+            kept = gather_from_sequence_parallel_region(kept, group=group)
+        return FrozenLinear.apply(x, *matrices, kept, None), None
+
+
+class LoraRowLinear(_LoraLayer, RowLinear):
+    """A frozen weight [out, in] that is split over TP by its input, with an adapter. Every rank has all of B."""
+
+    cut = ("lora_a", 1)
+
+    def __init__(self, *args: Any, config: Any, **kwargs: Any) -> None:
+        super().__init__(*args, config=config, **kwargs)
+        self._add_adapter(config)
+
+    def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """[S, B, in / TP] → ([S, B, out], or with sequence parallelism [S / TP, B, out]; no bias)."""
+        x, group = input_.contiguous(), self.tp_group
+        matrices = (self.lora_a, self.lora_b, self._frozen(), self.adapter)
+        kept = self._kept(x, own=True)
+        if self.sequence_parallel and kept is None:
+            return SummedFrozenLinear.apply(x, *matrices, exchange_of(group)), None
+        y = FrozenLinear.apply(x, *matrices, kept, None)
+        if self.sequence_parallel:
+            return reduce_scatter_to_sequence_parallel_region(y, group=group), None
+        return reduce_from_tensor_model_parallel_region(y, group=group), None
+
+
+def over(
+    layer: type[LoraColumnLinear] | type[LoraRowLinear], lora: LoraConfig, names: tuple[str, ...], heights: tuple[int, ...]
+) -> type:
+    """The subclass of `layer` in which the Hugging Face layers `names` are fused, in periods of `heights` columns."""
+    return type(layer.__name__, (layer,), {"lora": lora, "names": names, "heights": heights})
+
+
+def adapters(model: torch.nn.Module) -> Iterator[tuple[int, _LoraLayer]]:
+    """(number of its layer in the whole model, from 0; layer that has an adapter) of this pipeline stage."""
+    for layer in model.decoder.layers:
+        for module in layer.modules():
+            if isinstance(module, _LoraLayer) and module.adapter is not None:
+                yield layer.layer_number - 1, module
+
+
+@torch.no_grad()
+def fill_adapters(model: torch.nn.Module, seed: int) -> None:
+    """Draw every A as PEFT does, uniformly within ±1/√in (Kaiming with a = √5). B is zero, so nothing changes yet.
+
+    The numbers depend on the seed, the layer and the Hugging Face layer alone, so they are the same in every layout.
+    """
+    for number, module in adapters(model):
+        ranks, rank = module.tp_group.size(), module.tp_group.rank()
+        own, r = module.lora_a.size(1), module.lora.rank
+        width = own * ranks if module.cut[0] == "lora_a" else own
+        first = rank * own if module.cut[0] == "lora_a" else 0
+        targeted = [name for name in module.names if name in module.lora.targets]
+        for place, name in enumerate(targeted):
+            generator = torch.Generator().manual_seed((seed * 4096 + number) * len(TARGETS) + TARGETS.index(name))
+            drawn = torch.rand(r, width, generator=generator).mul_(2).sub_(1).mul_(1 / math.sqrt(width))
+            module.lora_a[place * r : (place + 1) * r].copy_(drawn[:, first : first + own])
+
+
+def freeze_the_rest(model: torch.nn.Module, lora: LoraConfig) -> None:
+    """Leave adapters to be trained, and embedding and output layer where PEFT would save these whole."""
+    for name, parameter in model.named_parameters():
+        is_vocabulary = name in ("embedding.word_embeddings.weight", "output_layer.weight")
+        parameter.requires_grad_(is_adapter(name) or (is_vocabulary and bool(lora.saved)))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name is an adapter's matrix."""
+    return name.rpartition(".")[2] in ("lora_a", "lora_b")
