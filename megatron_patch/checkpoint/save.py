@@ -9,7 +9,6 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 import json
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from megatron.core.optimizer import ChainedOptimizer
 
+from megatron_patch.checkpoint.adapter_folder import stores_base, trained_alone, write_beside
 from megatron_patch.checkpoint.housekeeping import (
     ONLY_BEST,
     discard_old,
@@ -105,7 +105,8 @@ def save_checkpoint(
     partial = partial_folder(final)
     try:
         together(lambda: _begin(root, partial, only_best))
-        state = run_state(model, optimizer, scheduler, progress, is_loading=False, weights_only=config.options.save_weights_only)
+        how = {"weights_only": config.options.save_weights_only, "trained_only": not stores_base(config)}
+        state = run_state(model, optimizer, scheduler, progress, is_loading=False, **how)
         # The writer's threads read on streams of their own. So the last update, and the fp32 weights that `run_state`
         # rebuilds in the gradient buffers, must be finished first.
         device.synchronize()
@@ -139,9 +140,9 @@ def _finish(config: TrainConfig, origin: Origin, partial: Path, final: Path, pro
     write_model_description(partial, description)
     write_text(partial / RUN_CONFIG, json.dumps(run_record(config, origin), indent=2, ensure_ascii=False) + "\n")
     check_files(partial)
-    for name in os.listdir(partial):
-        flush(partial / name)
-    flush(partial)
+    write_beside(config, partial)
+    for path in (*partial.rglob("*"), partial):
+        flush(path)
     put_in_place(partial, final)
     if config.options.save_best and iteration_folder(root, progress.best_iteration).is_dir():
         write_tracker(root, str(progress.best_iteration), BEST_TRACKER)
@@ -171,6 +172,7 @@ def run_state(
     *,
     is_loading: bool,
     weights_only: bool = False,
+    trained_only: bool = False,
 ) -> dict[str, Any]:
     """Everything that a checkpoint holds, as megatron-core's sharded state dict of this rank; no memory is copied.
 
@@ -181,8 +183,11 @@ def run_state(
         model, optimizer, scheduler, progress: the run's.
         is_loading: whether the dict is for loading, so that the moments must be allocated.
         weights_only: leave out what going on takes: optimizer, schedule, random state.
+        trained_only: leave out weights that are not trained.
     """
     weights = module(model).sharded_state_dict(metadata=dict(SHARDING))
+    if trained_only:
+        weights = trained_alone(module(model), weights)
     if weights_only:
         return {"model": weights, "progress": dict(vars(progress))}
     return {

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import finite_in, json_object, one_line, shown, whole_in
 
@@ -174,6 +176,29 @@ def module_and_part(name: str) -> tuple[str, str] | None:
         return found[1], found[2]
     whole = inner.removesuffix(".weight")
     return (whole, "") if whole != inner and "lora_" not in whole else None
+
+
+def modules_of(folder: str | Path) -> set[tuple[str, str]]:
+    """(module, `A`, `B` or empty) of every tensor in `folder`'s file. Reads its header alone.
+
+    Raises:
+        UserError: there is no such file, or it is none of a LoRA's.
+    """
+    path = Path(folder) / TENSORS
+    if not path.is_file():
+        raise UserError(f"There is no {TENSORS} in {folder}; copy it there, or save the adapter again with a newer PEFT.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+    except SafetensorError as error:
+        raise UserError(f"{path} has a damaged header ({one_line(error)}); copy it again.") from None
+    found = {name: module_and_part(name) for name in names}
+    for name, module in found.items():
+        if module is None:
+            raise UserError(
+                f"{path} holds {one_line(name)}, which is no matrix of a LoRA over linear layers; only those are read."
+            )
+    return {module for module in found.values() if module is not None}
 
 
 def layer_module(layer: int, target: str) -> str:

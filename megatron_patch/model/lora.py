@@ -27,12 +27,11 @@ from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 
 from megatron_patch.core.partial_gradients import mark_partial
 from megatron_patch.core.tensor_exchange import exchange_of
-from megatron_patch.formats.peft_adapter import MLP_TARGETS, TARGETS, LoraConfig
+from megatron_patch.formats.peft_adapter import TARGETS, LoraConfig
 from megatron_patch.kernels.lora import Blocks
+from megatron_patch.llama.fused_layers import GATE_UP, FusedLayer
 from megatron_patch.model.frozen_linear import Adapter, FrozenLinear, FrozenWeight, GatheredFrozenLinear, SummedFrozenLinear
 from megatron_patch.model.linear import ColumnLinear, RowLinear
-
-GATE_UP = MLP_TARGETS[:2]
 
 
 class _LoraLayer(torch.nn.Module):
@@ -40,34 +39,48 @@ class _LoraLayer(torch.nn.Module):
 
     Attributes, which `over` sets in a subclass, because core makes the layer from a class:
         lora: what is asked for.
-        names: the Hugging Face layers that are fused in this one.
-        heights: of each, its columns in a period of this rank's output.
+        fused: the Hugging Face layers in this one, as this rank has them.
     """
 
     lora: LoraConfig
-    names: tuple[str, ...]
-    heights: tuple[int, ...]
+    fused: FusedLayer
     cut: tuple[str, int]  # the matrix of the adapter that is cut over tensor-parallel ranks, and along which axis
 
     def _add_adapter(self, config: Any) -> None:
         """Freeze the weight, and make A and B, of which B is zero. `fill_adapters` fills A."""
         self.weight.requires_grad_(False)
-        numbers = iter(range(len(self.names)))
-        parts = tuple(next(numbers) if name in self.lora.targets else None for name in self.names)
-        blocks = Blocks(self.heights, parts, self.lora.rank)
+        blocks = Blocks(self.fused.heights, self.fused.numbers(self.lora.targets), self.lora.rank)
         self.dropout = self.lora.dropout
         if not blocks.count:
             self.adapter, self.lora_a, self.lora_b = None, None, None
             return
         self.adapter = Adapter(blocks, self.lora.scale)
-        width, periods = self.weight.size(1), self.weight.size(0) // blocks.period
-        self.lora_a = self._matrix(blocks.count * self.lora.rank, width)
-        self.lora_b = self._matrix(periods * blocks.rows, self.lora.rank)
+        self.lora_a = self._matrix(blocks.count * self.lora.rank, self.weight.size(1))
+        self.lora_b = self._matrix(self.fused.periods * blocks.rows, self.lora.rank)
         cut, axis = self.cut
         for name, matrix in (("lora_a", self.lora_a), ("lora_b", self.lora_b)):
             set_tensor_model_parallel_attributes(matrix, name == cut, axis if name == cut else -1, 1)
             if name != cut:
                 mark_partial(matrix)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The Hugging Face layers in this one that have an adapter."""
+        return tuple(name for name in self.fused.parts if name in self.lora.targets)
+
+    def a_of(self, name: str) -> torch.Tensor:
+        """A [r, in] of the Hugging Face layer `name`, as this rank has it; a view."""
+        place = self.targets.index(name) * self.lora.rank
+        return self.lora_a[place : place + self.lora.rank]
+
+    def b_of(self, name: str) -> torch.Tensor:
+        """B of the Hugging Face layer `name`, as this rank has it, [periods, rows of each, r]; a view."""
+        _, rows, _ = list(self.adapter.blocks.places())[self.targets.index(name)]
+        return self.lora_b.view(self.fused.periods, -1, self.lora.rank)[:, rows]
+
+    def columns_of(self, whole: torch.Tensor) -> torch.Tensor:
+        """This rank's part of a whole A [r, in]."""
+        return whole.chunk(self.tp_group.size(), 1)[self.tp_group.rank()] if self.cut[0] == "lora_a" else whole
 
     def _matrix(self, rows: int, columns: int) -> torch.nn.Parameter:
         return torch.nn.Parameter(torch.zeros(rows, columns, dtype=self.weight.dtype, device=self.weight.device))
@@ -112,7 +125,7 @@ class _LoraLayer(torch.nn.Module):
 
     def _in_file(self, entry: ShardedTensor, sharded_offsets: tuple) -> ShardedTensor | ShardedTensorFactory:
         """In a file all of gate comes before all of up, of which a rank has a part each."""
-        both = self.adapter.blocks.count == 2 and self.names == GATE_UP
+        both = self.adapter.blocks.count == 2 and self.fused.name == GATE_UP
         return apply_swiglu_sharded_factory(entry, sharded_offsets) if both else entry
 
 
@@ -162,14 +175,15 @@ class LoraRowLinear(_LoraLayer, RowLinear):
         return reduce_from_tensor_model_parallel_region(y, group=group), None
 
 
-def over(
-    layer: type[LoraColumnLinear] | type[LoraRowLinear], lora: LoraConfig, names: tuple[str, ...], heights: tuple[int, ...]
-) -> type:
-    """The subclass of `layer` in which the Hugging Face layers `names` are fused, in periods of `heights` columns."""
-    return type(layer.__name__, (layer,), {"lora": lora, "names": names, "heights": heights})
+LoraLayer = LoraColumnLinear | LoraRowLinear
 
 
-def adapters(model: torch.nn.Module) -> Iterator[tuple[int, _LoraLayer]]:
+def over(layer: type[LoraLayer], lora: LoraConfig, fused: FusedLayer) -> type:
+    """The subclass of `layer` for the adapters `lora` over the Hugging Face layers of `fused`."""
+    return type(layer.__name__, (layer,), {"lora": lora, "fused": fused})
+
+
+def adapters(model: torch.nn.Module) -> Iterator[tuple[int, LoraLayer]]:
     """(number of its layer in the whole model, from 0; layer that has an adapter) of this pipeline stage."""
     for layer in model.decoder.layers:
         for module in layer.modules():
@@ -184,15 +198,12 @@ def fill_adapters(model: torch.nn.Module, seed: int) -> None:
     The numbers depend on the seed, the layer and the Hugging Face layer alone, so they are the same in every layout.
     """
     for number, module in adapters(model):
-        ranks, rank = module.tp_group.size(), module.tp_group.rank()
-        own, r = module.lora_a.size(1), module.lora.rank
-        width = own * ranks if module.cut[0] == "lora_a" else own
-        first = rank * own if module.cut[0] == "lora_a" else 0
-        targeted = [name for name in module.names if name in module.lora.targets]
-        for place, name in enumerate(targeted):
+        own = module.lora_a.size(1)
+        width = own * module.tp_group.size() if module.cut[0] == "lora_a" else own
+        for name in module.targets:
             generator = torch.Generator().manual_seed((seed * 4096 + number) * len(TARGETS) + TARGETS.index(name))
-            drawn = torch.rand(r, width, generator=generator).mul_(2).sub_(1).mul_(1 / math.sqrt(width))
-            module.lora_a[place * r : (place + 1) * r].copy_(drawn[:, first : first + own])
+            drawn = torch.rand(module.lora.rank, width, generator=generator).mul_(2).sub_(1).mul_(1 / math.sqrt(width))
+            module.a_of(name).copy_(module.columns_of(drawn))
 
 
 def freeze_the_rest(model: torch.nn.Module, lora: LoraConfig) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from megatron_patch.checkpoint.adapter_folder import check_base, stores_base
+from megatron_patch.checkpoint.adapter_weights import load_adapter
 from megatron_patch.checkpoint.housekeeping import set_aside
 from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.checkpoint.restore import restore
@@ -46,6 +48,8 @@ def start_state(state: TrainState, log: RunLog) -> None:
         if start.folder is None:
             _load_weights(state, log)
             return
+        if not stores_base(state.config):
+            _load_frozen(state, log)
         try:
             _restore(state, start.folder, log)
             return
@@ -94,19 +98,32 @@ def _set_aside(folder: Path, why: str, instead: Path, log: RunLog) -> None:
 def _restore(state: TrainState, folder: Path, log: RunLog) -> None:
     # The line comes before the reading, because a large state takes minutes.
     log.line(f"  going on from iteration {int(folder.resolve().name.removeprefix('iter_'))}: {folder}")
-    progress = restore(folder, state.model, state.optimizer, state.scheduler)
+    trained_only = not stores_base(state.config)
+    progress = restore(folder, state.model, state.optimizer, state.scheduler, trained_only=trained_only)
     for name, value in vars(progress).items():
         setattr(state, name, value)
     if said := said_of_best(state):
         log.line(f"  {said}")
 
 
+def _load_frozen(state: TrainState, log: RunLog) -> None:
+    """Load the frozen weights of a LoRA run that goes on."""
+    config, first = state.config, torch.distributed.get_rank() == 0
+    assert config.load is not None
+    parallel.all_or_none(lambda: check_base(config, state.origin.load_fingerprint) if first else None)
+    log.line(f"  frozen weights: those of {config.load}")
+    load_weights(config.load, state.model, config.options.gqa_layout, config.model)
+
+
 def _load_weights(state: TrainState, log: RunLog) -> None:
     config = state.config
     if config.load is None:
         log.line(f"  starting from random weights, seed {config.options.seed}")
-        return
-    log.line(f"  starting from the weights of {config.load}")
-    for note in load_weights(config.load, state.model, config.options.gqa_layout, config.model):
-        log.line(f"  {note}")
+    else:
+        log.line(f"  starting from the weights of {config.load}")
+        for note in load_weights(config.load, state.model, config.options.gqa_layout, config.model):
+            log.line(f"  {note}")
+    if config.lora is not None and config.options.lora_adapter:
+        log.line(f"  starting from the adapter {config.options.lora_adapter}")
+        load_adapter(config.options.lora_adapter, state.model, config.model, config.lora)
     optim.weights_were_loaded(state.optimizer)
