@@ -15,12 +15,11 @@ import torch
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
+from megatron_patch.folders.adapter_base import ADAPTER
 from megatron_patch.folders.fingerprint import folder_fingerprint
 from megatron_patch.folders.layout import resolve_checkpoint
 from megatron_patch.formats.peft_tensors import write_adapter
 from megatron_patch.weights.native_adapters import open_adapters
-
-ADAPTER = "adapter"  # the folder in an iteration's
 
 
 def stores_base(config: TrainConfig) -> bool:

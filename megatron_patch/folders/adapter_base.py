@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_patch.errors import UserError
 from megatron_patch.folders.hugging_face_folder import holds_weights
-from megatron_patch.folders.layout import iteration_folder
+from megatron_patch.folders.layout import CORE_METADATA, iteration_folder
 from megatron_patch.folders.tracker import RELEASE, TRACKER, read_tracker
 from megatron_patch.formats.json_files import shown
 from megatron_patch.formats.peft_adapter import CONFIG, is_adapter_folder, read_config
@@ -42,6 +42,8 @@ def find_adapter(path: Path) -> Path | None:
 def base_of(adapter: Path, given: Path | None = None) -> Path:
     """The folder of the model that `adapter` was made over: `given`, or what adapter_config.json names.
 
+    A run over random weights names none; its checkpoint holds them beside the adapter.
+
     Raises:
         UserError: there is no such folder, or it holds another adapter; or adapter_config.json cannot be read.
     """
@@ -51,6 +53,8 @@ def base_of(adapter: Path, given: Path | None = None) -> Path:
         base = given
     else:
         name = read_config(adapter).base
+        if not name and adapter.name == ADAPTER and (adapter.parent / CORE_METADATA).is_file():
+            return adapter.parent
         if not name:
             raise UserError(f"{adapter / CONFIG} names no base: write --base and the folder of the model that it was made over.")
         if path_problem(name) or not Path(name).is_dir():

@@ -21,10 +21,12 @@ from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.cli import inspection
 from megatron_patch.conversion.convert import convert
 from megatron_patch.weights.source import open_source
-from tests.launching import CONVERT, ENGINE, GOLDEN, run_forked, succeed
+from tests.launching import CONVERT, ENGINE, GOLDEN, PRETRAIN, run_forked, succeed, train
+from tests.launching import convert as convert_by_script
 from tests.weights.models import assert_same, read_hf
 
 ADAPTER, BASE = GOLDEN / "adapter_gqa", GOLDEN / "hf_gqa"
+CORPUS = GOLDEN / "data" / "corpus_text_document"
 PREFIX = "base_model.model."
 
 
@@ -110,22 +112,26 @@ def test_modules_kept_whole_with_more_rows_and_rslora(tmp_path):
     assert open_source(tmp_path / "megatron").extra_vocab_size == 3
 
 
-def test_a_training_checkpoint_s_adapter(tmp_path):
-    """Its iteration's folder has PEFT's folder in it, which is merged, or written alone."""
-    convert(Conversion(BASE, tmp_path / "run", to_hf=False))
-    adapter(tmp_path / "run/release/adapter", base_model_name_or_path="gone")
-    run, given = tmp_path / "run", (ENGINE, tmp_path / "run")
-    said = run_forked(CONVERT, *given, tmp_path / "hf", 1, 1, "auto", 0, "true").stdout
-    assert "$2 SOURCE_CKPT_PATH" in said and "names the base 'gone', and there is no such folder here: write --base" in said
-    succeed(run_forked(CONVERT, *given, tmp_path / "hf", 1, 1, "auto", 0, "true", "--base", BASE, "--dtype", "float32"))
-    assert_near(read_hf(tmp_path / "hf"), expected(ADAPTER))
+def test_a_training_run_s_checkpoint(tmp_path):
+    """Trained by the script over a checkpoint with three more rows: merged, or written alone, as its files say."""
+    lengths = {"TRAIN_TOKENS": 2 * 4 * 32, "WARMUP_TOKENS": 4 * 32, "EXTRA_VOCAB_SIZE": 3, "DATASET_PATH": CORPUS}
+    base = convert_by_script(BASE, tmp_path / "base", extra=3)
+    train(PRETRAIN, tmp_path / "out", "--lora-rank", 4, PRETRAIN_CHECKPOINT_PATH=base, **lengths)
+    (run,) = (tmp_path / "out/checkpoint").iterdir()
+    own, given = run / "iter_0000002/adapter", (ENGINE, run)
+    succeed(run_forked(CONVERT, *given, tmp_path / "hf", 1, 1, "auto", 0, "true", "--dtype", "float32"))
+    assert_near(read_hf(tmp_path / "hf"), expected(own, scale=2))
+    assert not torch.equal(read_hf(tmp_path / "hf")["lm_head.weight"][:800], read_hf(BASE)["lm_head.weight"].float())
     out = succeed(run_forked(CONVERT, *given, tmp_path / "alone", 1, 1, "auto", 0, "true", "--adapter-only", "--base", BASE))
     assert "peft.PeftModel.from_pretrained(base_model" in out
-    assert_same(load_file(tmp_path / "alone/adapter_model.safetensors"), load_file(ADAPTER / "adapter_model.safetensors"))
-    config = json.loads((ADAPTER / "adapter_config.json").read_text())
+    assert_same(load_file(tmp_path / "alone/adapter_model.safetensors"), load_file(own / "adapter_model.safetensors"))
+    config = json.loads((own / "adapter_config.json").read_text())
     assert json.loads((tmp_path / "alone/adapter_config.json").read_text()) == config | {"base_model_name_or_path": str(BASE)}
     convert(Conversion(run, tmp_path / "half", to_hf=True, adapter_only=True, dtype="bfloat16"))
     assert {tensor.dtype for tensor in read_hf(tmp_path / "half").values()} == {torch.bfloat16}
+    shutil.rmtree(base)
+    said = run_forked(CONVERT, *given, tmp_path / "gone", 1, 1, "auto", 0, "true").stdout
+    assert "$2 SOURCE_CKPT_PATH" in said and "and there is no such folder here: write --base" in said
 
 
 def as_pickle(folder, content):
