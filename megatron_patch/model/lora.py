@@ -23,6 +23,7 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
+from megatron.core.tensor_parallel.random import get_data_parallel_rng_tracker_name
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 
 from megatron_patch.core.partial_gradients import mark_partial
@@ -99,9 +100,11 @@ class _LoraLayer(torch.nn.Module):
         """
         if self.adapter is None or not self.dropout or not self.training:
             return None
-        # Under sequence parallelism core has switched to each rank's own random stream already.
-        switches = own and not self.sequence_parallel
-        with get_cuda_rng_tracker().fork() if switches else contextlib.nullcontext():
+        # Under sequence parallelism core has switched to each rank's own stream already. torch's own stream is not asked:
+        # a DataLoader draws from it when it begins, and a run that goes on begins once more.
+        tracker = get_cuda_rng_tracker()
+        stream = tracker.fork() if own else tracker.fork(get_data_parallel_rng_tracker_name())
+        with contextlib.nullcontext() if self.sequence_parallel else stream:
             return torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict[str, Any]:
