@@ -53,6 +53,7 @@ class LoraConfig:
         saved: names of modules that were trained whole and are kept whole, such as `embed_tokens`.
         base: what the adapter was made over, a folder or a name of a hub; empty: not recorded.
         is_rank_stabilized: whether the scale is alpha / √r instead of alpha / r (arXiv:2312.03732).
+        quantizes: whether training holds the frozen linear layers in 4 bits; no file says so.
     """
 
     rank: int
@@ -62,6 +63,7 @@ class LoraConfig:
     saved: tuple[str, ...] = ()
     base: str = ""
     is_rank_stabilized: bool = False
+    quantizes: bool = False
 
     @property
     def scale(self) -> float:

@@ -40,13 +40,20 @@ class FrozenWeight:
         """Columns of the weight."""
         return self.weight.size(1)
 
+    def begin(self) -> None:
+        """Called before the products of each pass; between two passes others compute."""
+
+    def dense(self) -> torch.Tensor:
+        """W [out, in] in 16 bits."""
+        return self.weight
+
     def product(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """y [T, out] = x [T, in] · Wᵀ."""
-        matmul(x, self.weight.t(), y)
+        matmul(x, self.dense().t(), y)
 
     def input_gradient(self, dy: torch.Tensor, dx: torch.Tensor) -> None:
         """dx [T, in] = dy [T, out] · W."""
-        matmul(dy, self.weight, dx)
+        matmul(dy, self.dense(), dx)
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,7 @@ def _saved(ctx: Any, here: _Pass, x: torch.Tensor, low: torch.Tensor | None, kep
 
 def _loaded(ctx: Any) -> tuple[_Pass, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """(the products, the adapter's input, low, kept)."""
+    ctx.weight.begin()
     if ctx.adapter is None:
         return _Pass(ctx.weight, None, None, None), None, None, None
     a, b, x, low, kept = ctx.saved_tensors

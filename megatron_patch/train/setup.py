@@ -63,10 +63,11 @@ def _trained(config: TrainConfig, lora: LoraConfig) -> str:
     trained = trained_parameters(config.model, lora, config.extra_vocab_size)
     adapters = config.model.num_layers * adapter_parameters(config.model, lora)
     frozen = config.model.parameter_count(config.extra_vocab_size) - trained + adapters
+    bits = ", those of linear layers in 4 bits (NF4)" if lora.quantizes else ""
     whole = f", and {' and '.join(lora.saved)} whole" if lora.saved else ""
     return (
         f"LoRA: {trained:,} trainable parameters (rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on "
-        f"{', '.join(lora.targets)}{whole}); {frozen:,} frozen ones"
+        f"{', '.join(lora.targets)}{whole}); {frozen:,} frozen ones{bits}"
     )
 
 
