@@ -19,8 +19,16 @@ from torch import distributed
 from torch.distributed import ProcessGroup
 
 from megatron_patch.core.tensor_exchange import Exchange
-from megatron_patch.core.weight_gradients import add_later_or_now, add_weight_gradient, begins
-from megatron_patch.kernels.lora import Blocks, add_b_gradient, expand_, shrink, shrink_gradient
+from megatron_patch.core.weight_gradients import add_later_or_now, begins
+from megatron_patch.kernels.lora import (
+    Blocks,
+    add_a_gradient,
+    add_b_gradient,
+    add_input_gradient_,
+    expand_,
+    shrink,
+    shrink_gradient,
+)
 from megatron_patch.kernels.products import matmul
 
 
@@ -97,7 +105,7 @@ class _Pass:
         if dlow is None:
             return
         if kept is None:
-            matmul(dlow, self.a, dx, add=True)  # type: ignore[arg-type]
+            add_input_gradient_(dx, dlow, self.a)  # type: ignore[arg-type]
         else:
             dx.addcmul_(dlow @ self.a, kept)
 
@@ -109,9 +117,13 @@ class _Pass:
         if self.adapter is None or a is None or b is None or x is None or low is None or dlow is None:
             return None, None
         blocks = self.adapter.blocks
-        work = functools.partial(_add_b, b.main_grad, dy, low, blocks)  # type: ignore[attr-defined]
-        counted = add_weight_gradient(a, x, dlow, a.main_grad)  # type: ignore[arg-type, attr-defined]
-        return counted, add_later_or_now(b, work)  # type: ignore[arg-type]
+        add_a = functools.partial(_add_a, a.main_grad, x, dlow)  # type: ignore[attr-defined]
+        add_b = functools.partial(_add_b, b.main_grad, dy, low, blocks)  # type: ignore[attr-defined]
+        return add_later_or_now(a, add_a), add_later_or_now(b, add_b)  # type: ignore[arg-type]
+
+
+def _add_a(main_grad: torch.Tensor, x: torch.Tensor, dlow: torch.Tensor) -> None:
+    add_a_gradient(main_grad, x, dlow, overwrite=begins(main_grad))
 
 
 def _add_b(main_grad: torch.Tensor, dy: torch.Tensor, low: torch.Tensor, blocks: Blocks) -> None:

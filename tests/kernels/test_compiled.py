@@ -22,6 +22,7 @@ from megatron_patch.kernels.adamw import adamw_step_, grad_norm_squared
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.decode_attention import decode_attention
 from megatron_patch.kernels.embedding import embedding
+from megatron_patch.kernels.lora import Blocks, add_b_gradient, expand_, shrink, shrink_gradient
 from megatron_patch.kernels.nf4 import dequantize, quantize
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
 from megatron_patch.kernels.rope import rope_qkv, rope_tables
@@ -103,6 +104,14 @@ def compile_all(dtype: torch.dtype) -> None:
     for groups in (N, 8):
         cache, counts = new(2, 16, groups, D).detach(), torch.ones(1, 1, dtype=torch.int32)
         decode_attention(new(1, N, D).detach(), cache, cache, counts, counts[0], scale=0.1, implementation="triton")
+    for heights, width in (((D, D, D), H), ((FFN, FFN), H), ((H,), FFN)):
+        blocks = Blocks(heights, tuple(range(len(heights))), 16)
+        b, narrow = new(N * blocks.rows if len(heights) == 3 else blocks.rows, 16).detach(), new(S, blocks.count * 16).detach()
+        wide = new(S, len(b)).detach()
+        shrink_gradient(wide, b, blocks, 2.0, "triton")
+        expand_(wide, narrow, b, blocks, "triton")
+        add_b_gradient(torch.zeros(b.shape), wide, narrow, blocks, implementation="triton")
+        shrink(new(S, width).detach(), new(blocks.count * 16, width).detach(), 2.0, "triton")
     dequantize(quantize(new(64, H).detach()), new(64, H).detach(), implementation="triton")
     assert set(compiled) == all_kernels()
 
