@@ -147,8 +147,8 @@ def _code(device: torch.device) -> torch.Tensor:
 def _scale_code(device: torch.device) -> torch.Tensor:
     """The 256 values of a scale, fp32, ascending: bitsandbytes' dynamic map (arXiv:2110.02861).
 
-    Seven powers of ten, and in the e-th of them the 2ᵉ middles of as many equal parts of [0.1, 1], with both signs; then
-    0 and 1.
+    Seven powers of ten, and in the e-th of them the 2ᵉ middles of as many equal parts of [0.1, 1], with both signs;
+    then 0 and 1.
     """
     values = [0.0, 1.0]
     for exponent in range(7):

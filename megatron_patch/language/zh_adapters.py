@@ -62,6 +62,11 @@ SENTENCES = {
     "{}: the adapter's {} has shape {}, and the model in {} has {}; name the base that the adapter was made over with --base.": (
         "{0}：适配器的 {1} 形状是 {2}，而 {3} 中的模型是 {4}；请用 --base 写明适配器所基于的模型。"
     ),
+    # training over 4 bits
+    "--qlora: a weight of this model has {} numbers on each GPU, no multiple of {}; remove the flag.": (
+        "--qlora：该模型有一个权重在每张 GPU 上有 {0} 个数，不是 {1} 的倍数；请去掉该标志。"
+    ),
+    "  frozen linear layers: in 4 bits, NF4 with double quantization": "  冻结的线性层：以 4 位保存（NF4，双重量化）",
     # inspection
     "adapter {}: PEFT's LoRA, rank {}, alpha {}, scale {}": "适配器 {0}：PEFT 的 LoRA，秩 {1}，alpha {2}，缩放 {3}",
     "made over: not recorded; --base names it to model_convertor.sh": "基础模型：没有记录；转换时用 model_convertor.sh 的 --base 写明",

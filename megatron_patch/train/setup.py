@@ -55,6 +55,8 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
     )
     if config.lora is not None:
         log.line(f"  {_trained(config, config.lora)}")
+        if config.lora.quantizes:
+            log.line("  frozen linear layers: in 4 bits, NF4 with double quantization")
     return state
 
 
@@ -63,11 +65,10 @@ def _trained(config: TrainConfig, lora: LoraConfig) -> str:
     trained = trained_parameters(config.model, lora, config.extra_vocab_size)
     adapters = config.model.num_layers * adapter_parameters(config.model, lora)
     frozen = config.model.parameter_count(config.extra_vocab_size) - trained + adapters
-    bits = ", those of linear layers in 4 bits (NF4)" if lora.quantizes else ""
     whole = f", and {' and '.join(lora.saved)} whole" if lora.saved else ""
     return (
         f"LoRA: {trained:,} trainable parameters (rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on "
-        f"{', '.join(lora.targets)}{whole}); {frozen:,} frozen ones{bits}"
+        f"{', '.join(lora.targets)}{whole}); {frozen:,} frozen ones"
     )
 
 

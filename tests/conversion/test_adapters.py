@@ -89,7 +89,7 @@ def test_towards_megatron_from_a_megatron_base(tmp_path):
 
 
 def test_a_sum_is_rounded_once(tmp_path):
-    """To bfloat16, of which half a step is 2⁻⁸ at most; over float16, the base's dtype, some would be 2⁻⁸ + 2⁻¹¹ off."""
+    """To bfloat16, whose half step is 2⁻⁸ at most; over float16, the base's dtype, some would be 2⁻⁸ + 2⁻¹¹ off."""
     got = merged(adapter(tmp_path / "own"), dtype="bfloat16")
     assert {tensor.dtype for tensor in got.values()} == {torch.bfloat16}
     assert_near(got, expected(tmp_path / "own"), rtol=2**-8 * (1 + 1e-4), atol=1e-7)

@@ -40,7 +40,7 @@ def test_what_bitsandbytes_stored_is_read_bit_for_bit(device, implementation):
 
 
 def test_a_weight_is_stored_as_bitsandbytes_stores_it(device):
-    """Its CPU backend divides where its GPU kernels multiply by the inverse, which moves a scale in a thousand by one."""
+    """Its CPU backend divides where its GPU kernels multiply by the inverse: a scale in a thousand differs by one."""
     mine, theirs = quantize(golden()["weight"].to(device)), packed(device)
     assert torch.equal(mine.codes, theirs.codes)
     assert torch.equal(mine.groups, theirs.groups) and torch.equal(mine.offsets, theirs.offsets)
