@@ -133,10 +133,11 @@ class Options:
     lora_targets: str = ""
     """LoRA: linear layers that get an adapter, by Hugging Face's names, such as q_proj,v_proj; empty: all seven."""
     lora_vocabulary: bool = False
-    """LoRA: train embedding and output layer too, whole, as PEFT's modules_to_save; EXTRA_VOCAB_SIZE > 0 always does."""
+    """LoRA: train embedding and output layer too, whole, as PEFT's modules_to_save; with EXTRA_VOCAB_SIZE above 0
+    they always are."""
     lora_adapter: str = ""
-    """LoRA: begin with the adapter in this folder, which PEFT or a run of this project saved; rank, alpha and layers are
-    the adapter's."""
+    """LoRA: begin with the adapter in this folder, saved by PEFT or by a run of this project; rank, alpha and layers
+    are the adapter's."""
     qlora: bool = False
     """LoRA: hold the frozen linear layers in 4 bits (NF4 with double quantization, as bitsandbytes does)."""
     profile: bool = False

@@ -49,8 +49,8 @@ def _load(folder: Path, model: Any, llama: LlamaConfig, lora: LoraConfig) -> Non
     for name, tensor in adapter.whole.items():
         weight = matrices.get(f"{vocabulary[name]}.weight")
         if weight is not None:
-            own = Rows(tensor, model.first_row, model.first_row + model.valid_rows)
-            weight[: model.valid_rows].copy_(load(own))
+            rows = Rows(tensor, model.first_row, model.first_row + model.valid_rows)
+            weight[: model.valid_rows].copy_(load(rows))
 
 
 def _rows_of(module: LoraLayer, b: LazyTensor) -> LazyTensor:
@@ -73,13 +73,15 @@ def check_adapter(folder: Path, adapter: Adapter, llama: LlamaConfig, lora: Lora
     shapes = target_shapes(llama)
     expected = {layer_module(layer, name): shapes[name] for layer in range(llama.num_layers) for name in lora.targets}
     for module in sorted(expected.keys() ^ adapter.pairs.keys()):
-        has = "has an adapter of" if module in adapter.pairs else "has no adapter of"
-        raise UserError(f"{folder} {has} {module}; it must have one of {', '.join(lora.targets)} in each of the model's layers.")
+        wanted = f"in each of the model's layers {', '.join(lora.targets)} must have one, and nothing else"
+        if module in expected:
+            raise UserError(f"{folder} has no adapter of {module}; {wanted}.")
+        raise UserError(f"{folder} has an adapter of {module}; {wanted}.")
     for module, pair in adapter.pairs.items():
         out, width = expected[module]
         if pair.b.shape[0] != out or pair.a.shape[1] != width:
-            found = f"[{pair.b.shape[0]}, {pair.a.shape[1]}]"
-            raise UserError(f"{folder}: the adapter of {module} is over a weight {found}, and the model's is [{out}, {width}].")
+            found, wanted = [pair.b.shape[0], pair.a.shape[1]], [out, width]
+            raise UserError(f"{folder}: the adapter of {module} is over a weight {found}, and the model's is {wanted}.")
     if adapter.config.scale != lora.scale:
         raise UserError(f"{folder}/{CONFIG} says a scale of {adapter.config.scale:g}, and the run's is {lora.scale:g}.")
     for module, tensor in adapter.whole.items():

@@ -4,23 +4,7 @@ from __future__ import annotations
 
 SENTENCES = {
     # formats
-    "There is no {} in {}; name the folder in which PEFT saved the adapter.": "{1} 中没有 {0}；请写 PEFT 保存适配器的文件夹。",
-    "peft_type is {}; only LORA is read.": "peft_type 是 {0}；只读取 LORA。",
-    "it lacks {}; copy the right file there.": "其中缺少 {0}；请把正确的文件复制到那里。",
-    "it asks for what is not computed here: {}; only plain LoRA is read.": "它要求此处不做的计算：{0}；只读取普通的 LoRA。",
-    "{} is {}; it must be a list of names": "{0} 是 {1}；必须是名称的列表",
-    "There is no {} in {}; copy it there, or save the adapter again with a newer PEFT.": (
-        "{1} 中没有 {0}；请把它复制到那里，或用较新的 PEFT 重新保存适配器。"
-    ),
     "{} holds more than tensors by name; copy the right file there.": "{0} 中不只是按名称存放的张量；请把正确的文件复制到那里。",
-    "{} holds {}, which is no matrix of a LoRA over linear layers; only those are read.": (
-        "{0} 中的 {1} 不是线性层 LoRA 的矩阵；只读取这些矩阵。"
-    ),
-    "{} holds no adapter; copy the right file there.": "{0} 中没有适配器；请把正确的文件复制到那里。",
-    "{} lacks {}; copy the file again.": "{0} 缺少 {1}；请重新复制该文件。",
-    "{}: the adapter of {} has rank {}, and {} says {}; copy both again.": (
-        "{0}：{1} 的适配器的秩是 {2}，而 {3} 写的是 {4}；请重新复制这两个文件。"
-    ),
     # folders
     "there is no such folder: write that of the model that the adapter was made over.": "没有这个文件夹：请写适配器所基于的模型的文件夹。",
     "{} names no base: write --base and the folder of the model that it was made over.": (

@@ -31,7 +31,8 @@ from megatron_patch.core.tensor_exchange import exchange_of
 from megatron_patch.formats.peft_adapter import TARGETS, LoraConfig
 from megatron_patch.kernels.lora import Blocks
 from megatron_patch.llama.fused_layers import GATE_UP, FusedLayer
-from megatron_patch.model.frozen_linear import Adapter, FrozenLinear, FrozenWeight, GatheredFrozenLinear, SummedFrozenLinear
+from megatron_patch.model.frozen_linear import frozen_linear, gathered_frozen_linear, summed_frozen_linear
+from megatron_patch.model.frozen_products import Adapter, FrozenWeight
 from megatron_patch.model.linear import ColumnLinear, RowLinear
 from megatron_patch.model.packed_weight import PackedParameter, PackedWeight, packed_parameter
 
@@ -47,8 +48,16 @@ class _LoraLayer(torch.nn.Module):
     lora: LoraConfig
     fused: FusedLayer
     cut: tuple[str, int]  # the matrix of the adapter that is cut over tensor-parallel ranks, and along which axis
+    # core's
+    weight: torch.nn.Parameter
+    tp_group: torch.distributed.ProcessGroup
+    sequence_parallel: bool
+    # None, all three, where none of the Hugging Face layers has an adapter
+    adapter: Any
+    lora_a: Any
+    lora_b: Any
 
-    def _add_adapter(self, config: Any) -> None:
+    def _add_adapter(self) -> None:
         """Freeze the weight, and make A and B, of which B is zero. `fill_adapters` fills A."""
         self.weight.requires_grad_(False)
         if self.lora.quantizes:
@@ -105,7 +114,7 @@ class _LoraLayer(torch.nn.Module):
         """
         if self.adapter is None or not self.dropout or not self.training:
             return None
-        # Under sequence parallelism core has switched to each rank's own stream already. torch's own stream is not asked:
+        # Under sequence parallelism core has switched to each rank's own stream already. torch's stream is not asked:
         # a DataLoader draws from it when it begins, and a run that goes on begins once more.
         tracker = get_cuda_rng_tracker()
         stream = tracker.fork() if own else tracker.fork(get_data_parallel_rng_tracker_name())
@@ -148,9 +157,9 @@ class LoraColumnLinear(_LoraLayer, ColumnLinear):
 
     cut = ("lora_b", 0)
 
-    def __init__(self, *args: Any, config: Any, **kwargs: Any) -> None:
-        super().__init__(*args, config=config, **kwargs)
-        self._add_adapter(config)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_adapter()
 
     def forward(self, input_: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
         """[S, B, in], or [S / TP, B, in] with sequence parallelism, → ([S, B, out / TP], no bias)."""
@@ -158,13 +167,13 @@ class LoraColumnLinear(_LoraLayer, ColumnLinear):
         matrices = (self.lora_a, self.lora_b, self._frozen(), self.adapter)
         kept = self._kept(x, own=self.sequence_parallel)
         if not self.sequence_parallel:
-            return FrozenLinear.apply(x, *matrices, kept, group if group.size() > 1 else None), None
+            return frozen_linear(x, *matrices, kept, group if group.size() > 1 else None), None
         if kept is None:
-            return GatheredFrozenLinear.apply(x, *matrices, exchange_of(group), group.size()), None
+            return gathered_frozen_linear(x, *matrices, exchange_of(group), group.size()), None
         x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=group)
         with torch.no_grad():
             kept = gather_from_sequence_parallel_region(kept, group=group)
-        return FrozenLinear.apply(x, *matrices, kept, None), None
+        return frozen_linear(x, *matrices, kept, None), None
 
 
 class LoraRowLinear(_LoraLayer, RowLinear):
@@ -172,9 +181,9 @@ class LoraRowLinear(_LoraLayer, RowLinear):
 
     cut = ("lora_a", 1)
 
-    def __init__(self, *args: Any, config: Any, **kwargs: Any) -> None:
-        super().__init__(*args, config=config, **kwargs)
-        self._add_adapter(config)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_adapter()
 
     def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, None]:
         """[S, B, in / TP] → ([S, B, out], or with sequence parallelism [S / TP, B, out]; no bias)."""
@@ -182,8 +191,8 @@ class LoraRowLinear(_LoraLayer, RowLinear):
         matrices = (self.lora_a, self.lora_b, self._frozen(), self.adapter)
         kept = self._kept(x, own=True)
         if self.sequence_parallel and kept is None:
-            return SummedFrozenLinear.apply(x, *matrices, exchange_of(group)), None
-        y = FrozenLinear.apply(x, *matrices, kept, None)
+            return summed_frozen_linear(x, *matrices, exchange_of(group)), None
+        y = frozen_linear(x, *matrices, kept, None)
         if self.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(y, group=group), None
         return reduce_from_tensor_model_parallel_region(y, group=group), None
@@ -192,21 +201,21 @@ class LoraRowLinear(_LoraLayer, RowLinear):
 LoraLayer = LoraColumnLinear | LoraRowLinear
 
 
-def over(layer: type[LoraLayer], lora: LoraConfig, fused: FusedLayer) -> type:
+def over(layer: type, lora: LoraConfig, fused: FusedLayer) -> type:
     """The subclass of `layer` for the adapters `lora` over the Hugging Face layers of `fused`."""
     return type(layer.__name__, (layer,), {"lora": lora, "fused": fused})
 
 
-def adapters(model: torch.nn.Module) -> Iterator[tuple[int, LoraLayer]]:
+def adapters(model: Any) -> Iterator[tuple[int, LoraLayer]]:
     """(number of its layer in the whole model, from 0; layer that has an adapter) of this pipeline stage."""
     for layer in model.decoder.layers:
         for module in layer.modules():
-            if isinstance(module, _LoraLayer) and module.adapter is not None:
+            if isinstance(module, LoraLayer) and module.adapter is not None:
                 yield layer.layer_number - 1, module
 
 
 @torch.no_grad()
-def fill_adapters(model: torch.nn.Module, seed: int) -> None:
+def fill_adapters(model: Any, seed: int) -> None:
     """Draw every A as PEFT does, uniformly within ±1/√in (Kaiming with a = √5). B is zero, so nothing changes yet.
 
     The numbers depend on the seed, the layer and the Hugging Face layer alone, so they are the same in every layout.

@@ -16,7 +16,7 @@ import torch
 
 from megatron_patch.errors import UserError
 from megatron_patch.kernels.nf4 import BLOCK, Packed, dequantize, quantize
-from megatron_patch.model.frozen_linear import FrozenWeight
+from megatron_patch.model.frozen_products import FrozenWeight
 
 # One for each device and dtype, as large as the largest weight. Layers compute one after the other, each in one go.
 _rooms: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}

@@ -54,22 +54,21 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
         f"data parallel {layout.data_parallel_size}, on {layout.device.type}"
     )
     if config.lora is not None:
-        log.line(f"  {_trained(config, config.lora)}")
-        if config.lora.quantizes:
-            log.line("  frozen linear layers: in 4 bits, NF4 with double quantization")
+        _say_what_is_trained(config, config.lora, log)
     return state
 
 
-def _trained(config: TrainConfig, lora: LoraConfig) -> str:
-    """What LoRA trains and what it leaves as it is."""
+def _say_what_is_trained(config: TrainConfig, lora: LoraConfig, log: RunLog) -> None:
+    """How many parameters LoRA trains, and how many it leaves as they are."""
     trained = trained_parameters(config.model, lora, config.extra_vocab_size)
     adapters = config.model.num_layers * adapter_parameters(config.model, lora)
     frozen = config.model.parameter_count(config.extra_vocab_size) - trained + adapters
-    whole = f", and {' and '.join(lora.saved)} whole" if lora.saved else ""
-    return (
-        f"LoRA: {trained:,} trainable parameters (rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on "
-        f"{', '.join(lora.targets)}{whole}); {frozen:,} frozen ones"
+    log.line(
+        f"  LoRA: {trained:,} trainable parameters (rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on "
+        f"{', '.join((*lora.targets, *lora.saved))}); {frozen:,} frozen ones"
     )
+    if lora.quantizes:
+        log.line("  frozen linear layers: in 4 bits, NF4 with double quantization")
 
 
 def _open_groups(config: TrainConfig, layout: Layout, log: RunLog) -> None:

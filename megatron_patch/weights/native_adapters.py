@@ -38,7 +38,7 @@ def open_adapters(folder: Path, model: LlamaConfig, lora: LoraConfig) -> Adapter
     missing = sorted(key for key in (*keys.values(), *whole.values()) if files.entry(key) is None)
     if missing:
         raise UserError(f"{folder} lacks {listed(missing)}; it is no checkpoint of such a LoRA run.")
-    pairs = {}
+    pairs: dict[str, Pair] = {}
     for layer in range(model.num_layers):
         for one in fused:
             a, b = (files.tensor(keys[one, part], layer, model.num_layers, 2) for part in ("a", "b"))

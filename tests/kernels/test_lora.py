@@ -15,8 +15,8 @@ from megatron_patch.kernels.lora import (
     shrink_gradient,
 )
 
-# (heights of a period, which part each block is, periods): q, k, v of grouped queries; without k; gate and up; up alone;
-# one plain layer, of a height that no kernel's tile divides.
+# (heights of a period, which part each block is, periods): q, k, v of grouped queries; without k; gate and up; up
+# alone; one plain layer, of a height that no kernel's tile divides.
 FORMS = {
     "qkv": ((64, 16, 16), (0, 1, 2), 3),
     "q and v": ((64, 16, 16), (0, None, 1), 2),
