@@ -4,6 +4,7 @@
     python benchmarks/through_script.py finetune lora lora-mbs2 lora-none lora-full lora-least
     python benchmarks/through_script.py bf16 dp2 tp2 pp2    # two GPUs
     python benchmarks/through_script.py bf16 dp4 tp4 tp2-dp2 pp2-dp2 pp4 tp2-pp2    # four
+    python benchmarks/through_script.py bf16 dp4 --peer torchtitan    # where torchtitan 0.2.2 is installed
 
 It makes indexed data and a JSON file of random words, and starts each script as a user would. It reads tokens per
 second from the console and ends the run after --iterations lines, before a checkpoint is written. CUDA_VISIBLE_DEVICES
@@ -14,6 +15,8 @@ GPUs of one kind differ, so it first prints how fast this one multiplies. Then i
   the recording of graphs;
 - the ratio to one GPU, if `bf16` is among the shapes, and to the rate of products that are kept up;
 - the seconds of the first iteration, and whether graphs were used.
+With --peer torchtitan it then trains the same model on the same number of GPUs with that, for each shape without TP and
+PP, and prints the fastest of its micro-batches.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import psutil
 
+from peers import best_of_torchtitan
 from train import alone, describe, product_rates
 from megatron_patch.records.indexed import token_dtype, write_index
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES
@@ -238,6 +242,13 @@ def row_of(name: str, results: dict[str, dict]) -> str:
     return " ".join(cells)
 
 
+def _peers(options: argparse.Namespace) -> list[tuple[str, int, int, int]]:
+    """What a peer is measured at: size, GPUs, sequence length and global batch of the data-parallel bf16 shapes."""
+    shapes = [SHAPES[name] for name in options.shapes if options.peer]
+    plain = [shape for shape in shapes if shape["tp"] * shape["pp"] == 1 and shape["pr"] == "bf16" and not shape.get("finetune")]
+    return sorted({(shape["size"], shape["gpus"], shape["seq"], shape["gbs"]) for shape in plain})
+
+
 def main() -> None:
     """Parse, make data, run each shape, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -246,6 +257,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which a run that prints too little is ended")
     parser.add_argument("--products", type=Path, help="folder in which measured products are kept from run to run")
     parser.add_argument("--traces", type=Path, help="folder in which the profiler's trace of one iteration is kept, NAME.json.gz")
+    parser.add_argument("--peer", choices=["torchtitan"])
+    parser.add_argument("--peer-batches", type=int, nargs="+", default=[2, 4], help="micro-batches that the peer tries")
     parser.add_argument("--no-rates", action="store_true", help="do not measure how fast this GPU multiplies")
     parser.add_argument("--echo", action="store_true", help="show the scripts' output")
     parser.add_argument("--json", type=Path)
@@ -264,6 +277,8 @@ def main() -> None:
         for shape in arguments.shapes:
             results[shape] = measure(shape, folder, arguments)
             print(row_of(shape, results), flush=True)
+    for size, gpus, seq, gbs in _peers(arguments):
+        print(best_of_torchtitan(size, gpus, seq, gbs, arguments), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
 

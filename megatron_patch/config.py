@@ -122,7 +122,7 @@ class Options:
     pair_micro_batches: bool = True
     """With CUDA graphs, run two micro-batches in one pass where a step has an even number of them and memory allows
     it."""
-    peer_copies: bool = False
+    peer_copies: bool = True
     """GPUs of one host read each other's memory for sequence parallelism and ZeRO, by copy engines in NCCL's place."""
     lora_rank: int = 0
     """Train LoRA adapters of this rank, and freeze the model's weights; 0 trains all weights."""

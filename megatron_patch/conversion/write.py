@@ -22,7 +22,7 @@ from megatron_patch.folders.layout import TOKENIZER_FILES, copy_companions
 from megatron_patch.formats.distcp_metadata import COMMON, METADATA, write_backends
 from megatron_patch.formats.json_files import json_object
 from megatron_patch.formats.lazy import LazyTensor, Rows, nbytes
-from megatron_patch.formats.streaming import Item, Written, partition, write_distcp, write_files, write_safetensors
+from megatron_patch.formats.streaming import Item, Written, partition, plan_distcp, plan_safetensors, write_files
 from megatron_patch.llama.model_config import to_hf_config
 from megatron_patch.llama.rope_scaling import read_rope, rope_keys
 from megatron_patch.weights.table import TABLE, Place, Source, places
@@ -53,7 +53,7 @@ def write_hf(folder: Path, source: Source, max_shard_bytes: int, on_bytes: Calla
     """
     shards = partition(_hf_items(source), max_shard_bytes)
     named = [(f"model-{n:05d}-of-{len(shards):05d}.safetensors", items) for n, items in enumerate(shards, start=1)]
-    written = write_files(folder, named, write_safetensors, on_bytes)
+    written = write_files(folder, named, plan_safetensors, on_bytes)
     index = {
         "metadata": {"total_size": sum(nbytes(one.item.tensor) for one in written)},
         "weight_map": {one.item.name: one.file for one in written},
@@ -132,7 +132,7 @@ def write_native(folder: Path, source: Source, max_file_bytes: int, on_bytes: Ca
     """
     files = partition(_native_items(source), max_file_bytes)
     named = [(f"__0_{number}.distcp", items) for number, items in enumerate(files)]
-    written = write_files(folder, named, write_distcp, on_bytes)
+    written = write_files(folder, named, plan_distcp, on_bytes)
     metadata = _metadata(source, written, _write_objects(folder))
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     torch.save({"content_metadata": {}}, folder / COMMON)

@@ -2,8 +2,8 @@
 other.
 
 An archive is an uncompressed zip of `data.pkl` (how to rebuild the tensor), `data/0` (its bytes) and two small records.
-torch.save needs the tensor in memory. Here the same archive is written while the bytes stream by, with its CRC-32 as
-torch writes it. Reading gives a place in the file and no bytes.
+torch.save needs the tensor in memory. Here what stands around its bytes is made alone, with their CRC-32 as torch writes
+it. Reading gives a place in the file and no bytes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import torch
 
 from megatron_patch.errors import UserError
 from megatron_patch.formats import dtypes
 from megatron_patch.formats.checksums import Record
-from megatron_patch.formats.lazy import FileTensor, LazyTensor, nbytes, pieces, read_bytes
+from megatron_patch.formats.lazy import FileTensor, read_bytes
+from megatron_patch.formats.past_cache import BLOCK
 from megatron_patch.formats.torch_archive import StoredTensor, Window, read_archive, stored_tensor
 
-_ALIGNMENT = 64  # bytes, as torch aligns storages in its archives
+# Of zip: a record's flag for "its sum and sizes stand behind its bytes", and what marks them there.
+_SUM_BEHIND, _SUM_FOLLOWS = 0x08, 0x08074B50
 _STORAGES = {one.torch_dtype: getattr(torch, one.storage) for one in dtypes.WEIGHTS}
 _REBUILD = torch._utils._rebuild_tensor_v2
 _DTYPES = {one.storage: one.torch_dtype for one in dtypes.ALL}
@@ -66,60 +68,61 @@ def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-class Writer(Protocol):
-    """What takes bytes one after the other: a file, or a `streaming.Sink`."""
-
-    def write(self, data: bytes | memoryview, /) -> int:
-        """Append `data`; returns its number of bytes."""
-
-
 class _Forward:
-    """A sink without `seek` and `tell`, so that zipfile treats it as a pipe. It counts the bytes of this archive."""
+    """Takes what zipfile writes. Without `seek`, so that zipfile treats it as a pipe and puts sums behind the bytes."""
 
-    def __init__(self, stream: Writer) -> None:
-        self.stream, self.count = stream, 0
+    def __init__(self) -> None:
+        self.data, self.skipped = bytearray(), 0
 
-    def write(self, data: bytes | memoryview) -> int:
-        self.count += self.stream.write(data)
+    def write(self, data: bytes) -> int:
+        """Append `data`."""
+        self.data += data
         return len(data)
+
+    def tell(self) -> int:
+        """The place in the archive."""
+        return self.skipped + len(self.data)
 
     def flush(self) -> None:
         """zipfile calls it; nothing is held back here."""
 
 
-def write_item(stream: Writer, tensor: LazyTensor, shape: tuple[int, ...], buffer: torch.Tensor) -> int:
-    """Append `tensor` to `stream` as an archive, and return the number of bytes written.
+def around_item(shape: tuple[int, ...], dtype: torch.dtype, size: int, crc: int) -> tuple[bytes, bytes]:
+    """What stands in an archive before and behind the bytes of its tensor. Both lengths are the same for every `crc`.
+
+    The tensor's bytes begin at a whole block from the archive's start.
 
     Args:
-        shape: the shape that the archive gives it, of as many elements.
-        buffer: uint8; pieces are read into it (see `lazy.pieces`).
+        size: the tensor's, in bytes.
+        crc: the CRC-32 of the tensor's bytes.
     """
-    sink = _Forward(stream)
-    description = io.BytesIO()
-    _Pickler(description, shape, tensor.dtype).dump(_Tensor())
+    sink, description = _Forward(), io.BytesIO()
+    _Pickler(description, shape, dtype).dump(_Tensor())
     # typeshed asks for a method `close`, which zipfile calls only for files that it has opened itself.
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), description.getvalue())
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
         record = zipfile.ZipInfo("archive/data/0")
-        record.file_size = nbytes(tensor)
-        record.extra = _padding(sink.count + 30 + len(record.filename), record.file_size)
-        with archive.open(record, "w") as data:
-            for _, _, piece in pieces(tensor, buffer):
-                data.write(piece.view(-1).view(torch.uint8).numpy().data)
+        record.header_offset, record.flag_bits = sink.tell(), _SUM_BEHIND
+        is_large = size > zipfile.ZIP64_LIMIT
+        record.extra = _padding(sink.tell() + len(record.FileHeader(zip64=is_large)))
+        sink.write(record.FileHeader(zip64=is_large))
+        front = len(sink.data)
+        sink.skipped = size
+        record.extra = b""  # the directory need not be padded
+        record.CRC, record.compress_size, record.file_size = crc, size, size
+        sink.write(struct.pack("<LLQQ" if is_large else "<LLLL", _SUM_FOLLOWS, crc, size, size))
+        archive.infolist().append(record)
         archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
-    return sink.count
+    return bytes(sink.data[:front]), bytes(sink.data[front:])
 
 
-def _padding(header_end: int, size: int) -> bytes:
-    """A zip extra field after which the data begins at a multiple of 64 bytes. torch marks its own as "FB" as well.
+def _padding(header_end: int) -> bytes:
+    """A zip extra field after which the data begins at a whole block. torch marks its own as "FB" as well.
 
-    Args:
-        header_end: where the field begins in the archive, in bytes.
-        size: bytes of the record. zipfile puts a field of 20 bytes in front of this one if it expects a large record.
+    header_end: where the field begins in the archive, in bytes.
     """
-    zip64 = 20 if size * 1.05 > zipfile.ZIP64_LIMIT else 0
-    length = -(header_end + zip64 + 4) % _ALIGNMENT
+    length = -(header_end + 4) % BLOCK
     return struct.pack("<2sH", b"FB", length) + b"Z" * length
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from megatron_patch.formats.peft_adapter import (
 )
 from megatron_patch.formats.placeholders import refuse_placeholder
 from megatron_patch.formats.safetensors_files import read_safetensors
-from megatron_patch.formats.streaming import Item, Sink, write_safetensors
+from megatron_patch.formats.streaming import Item, plan_safetensors, write_files
 from megatron_patch.formats.torch_files import read_torch_file
 
 
@@ -112,6 +111,5 @@ def write_adapter(folder: Path, adapter: Adapter, on_bytes: Callable[[int], None
              (("A", pair.a), ("B", pair.b))}  # fmt: skip
     named |= {tensor_name(module): tensor for module, tensor in adapter.whole.items()}
     items = [Item(name, tensor, tuple(tensor.shape)) for name, tensor in sorted(named.items())]
-    with Sink(folder / TENSORS, on_bytes, threading.Event()) as sink:
-        write_safetensors(sink, items)
+    write_files(folder, [(TENSORS, items)], plan_safetensors, on_bytes)
     (folder / CONFIG).write_text(config_text(adapter.config), encoding="utf-8")

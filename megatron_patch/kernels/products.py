@@ -6,7 +6,7 @@ torch takes cuBLAS's first guess. The guess is far off where a product adds to f
 A short race does not find the best one either. Products that go on for long bring an H200 to its power limit, which
 lowers its clock by a quarter. From then on a product costs what energy it takes, and the algorithm of the fewest clock
 cycles may take the most. The clock follows the power with a time constant of about 40 ms (fitted to blocks of products
-that alternate). So an algorithm's own cost shows only after a tenth of a second of nothing else. Hence two rounds: a
+that alternate). So an algorithm's own cost shows only after some 70 ms of nothing else. Hence two rounds: a
 short race, at whatever clock, rules out what cannot win; the finalists then run for that long each.
 
 Processes may choose differently, and no digit changes. Candidates differ in tiles and in the order of tiles, and not in
@@ -33,7 +33,7 @@ _ROUNDS, _TURNS = 2, 5  # the race: measurements of each candidate, products in 
 # Finalists: at most so many, and none that takes more than this factor of the shortest time in the race. To measure all
 # candidates for long would lengthen a run's start too much.
 _CLOSE, _FINALISTS = 1.15, 6
-_SETTLE, _LONG = 100.0, 60.0  # milliseconds of a finalist: until the clock is its own, and measured after that
+_SETTLE, _LONG = 70.0, 40.0  # milliseconds of a finalist: until the clock is its own, and measured after that
 # The best so many within this factor are measured a second time: one measurement scatters by some per cent.
 _LAST, _SURE = 3, 1.02
 

@@ -95,6 +95,12 @@ SENTENCES = {
     "it is nested deeper, or holds more values, than any checkpoint's": "它的嵌套深度或值的个数超过任何检查点",
     "it holds a container that is inside itself": "它含有包含自身的容器",
     # progress
+    "{}: {} GB, {} MB/s": "{0}：{1} GB，{2} MB/s",
+    "{}: {} {}, {} a second": "{0}：{1} {2}，每秒 {3}",
+    "{}: {} min so far": "{0}：已用 {1} 分钟",
+    "reading": "读取",
+    "saving": "保存",
+    "flushing": "写入磁盘",
     "{}: {} of {} GB ({}%), {} MB/s, {} s left": "{0}：{1} / {2} GB（{3}%），{4} MB/s，剩余 {5} 秒",
     "its record {} has another CRC-32 than when it was written": "它的记录 {0} 的 CRC-32 与写入时不同",
     "its storage {} has another CRC-32 than when it was written": "它的存储 {0} 的 CRC-32 与写入时不同",

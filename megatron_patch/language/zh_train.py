@@ -10,6 +10,7 @@ SENTENCES = {
     "the run has its {} iterations; for more, raise {} and add --resume-from {}": (
         "该运行已完成 {0} 次迭代；要继续，请增大 {1} 并加上 --resume-from {2}"
     ),
+    "  reading the checkpoint {}": "  读取检查点 {0}",
     "  going on from iteration {}: {}": "  从第 {0} 次迭代继续：{1}",
     "  starting from random weights, seed {}": "  从随机权重开始，种子 {0}",
     " stopping at iteration {} as asked; the same command goes on from here.": " 按要求在第 {0} 次迭代停止；同一命令会从这里继续。",

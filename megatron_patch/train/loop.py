@@ -11,6 +11,7 @@ from functools import partial
 
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
 from megatron_patch.folders.tracker import BEST_TRACKER
+from megatron_patch.kernels.attention import expect_segments
 from megatron_patch.processes import place
 from megatron_patch.processes.notes import IterationNote
 from megatron_patch.train.best import count_evaluation, require_validation, why_over
@@ -45,6 +46,7 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
     if log.active:
         log.event("data", **data_facts(state.config, data))
+    expect_segments(data.most_segments)
     stop, note = StopRequest(state.config), IterationNote()
     batches = train_batches(state, data)
     window, health = _Window(), Health(state, data.plan, log)

@@ -96,12 +96,13 @@ def _set_aside(folder: Path, why: str, instead: Path, log: RunLog) -> None:
 
 
 def _restore(state: TrainState, folder: Path, log: RunLog) -> None:
-    # The line comes before the reading, because a large state takes minutes.
-    log.line(f"  going on from iteration {int(folder.resolve().name.removeprefix('iter_'))}: {folder}")
+    # A large state takes minutes. Whether it is sound shows then only.
+    log.line(f"  reading the checkpoint {folder}")
     trained_only = not stores_base(state.config)
     progress = restore(folder, state.model, state.optimizer, state.scheduler, trained_only=trained_only)
     for name, value in vars(progress).items():
         setattr(state, name, value)
+    log.line(f"  going on from iteration {int(folder.resolve().name.removeprefix('iter_'))}: {folder}")
     if said := said_of_best(state):
         log.line(f"  {said}")
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from filelock import FileLock
 
-from tests.launching import GOLDEN, PRETRAIN, convert, scalars, train
+from megatron_patch.arguments.processes import free_port
+from tests import launching
+from tests.launching import FINETUNE, GOLDEN, PRETRAIN, convert, scalars, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+SAMPLES = GOLDEN / "sft" / "alpaca_output.json"
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 
 
@@ -167,6 +171,41 @@ def test_recomputation_in_graphs_learns_what_one_learns(tmp_path, gpus, weights,
 @pytest.mark.parametrize("layout", [FOUR["TP2 DP2 with SP"]], ids=["TP2 DP2 with SP"])
 def test_without_copy_engines_four_gpus_learn_the_same(tmp_path, gpus, weights, one, layout):
     learn_what_one_learns(4, tmp_path, gpus, weights, one, layout, copies="false")
+
+
+@four_gpus
+@pytest.mark.parametrize("layout", [dict(TP=2, SP="true"), dict(PP=2)], ids=["TP2 in each", "PP2 across"])
+def test_two_nodes_learn_what_one_learns(tmp_path, gpus, weights, one, layout):
+    """NCCL takes two halves of this machine for two machines, and communicates by sockets, in graphs too."""
+    gpus(4)
+    visible, port = launching.HIDDEN["CUDA_VISIBLE_DEVICES"].split(","), free_port()
+
+    def node(rank):
+        job = dict(WORLD_SIZE=2, RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, NPROC_PER_NODE=2)
+        job |= dict(CUDA_VISIBLE_DEVICES=",".join(visible[2 * rank :][:2]), NCCL_HOSTID=f"node{rank}")
+        wanted = {**COMMON, "PRETRAIN_CHECKPOINT_PATH": weights, **layout}
+        return tiny(tmp_path / "several", ENV="dlc", job=job, **wanted)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(node, range(2)))
+    losses, norms = one
+    assert "CUDA graphs: yes\n" in console(tmp_path / "several")
+    for steps in found:
+        assert [step.loss for step in steps] == pytest.approx(losses, rel=1e-5)
+        assert [step.grad_norm for step in steps] == pytest.approx(norms, rel=1e-4)
+
+
+def test_packed_samples_are_recorded(tmp_path):
+    """Graphs learn what launched kernels learn: the same samples in the same sequences."""
+
+    def finetuned(name, *flags):
+        paths = dict(TRAIN_DATASET_PATH=SAMPLES, VALID_DATASET_PATH=SAMPLES, PRETRAIN_CHECKPOINT_PATH="none")
+        given = dict(MODEL_SIZE="tiny", PR="bf16", FL="true", AC="none", SEQ_LEN=256, PAD_LEN=256, EPOCH=4, **paths)
+        return train(FINETUNE, tmp_path / name, "--packing", "true", "--tokenizer-path", GOLDEN / "hf_mha", *flags, **given)
+
+    graphs, launched = finetuned("graphs"), finetuned("launched", "--cuda-graphs", "false")
+    assert "CUDA graphs: yes\n" in console(tmp_path / "graphs") and len(graphs) >= 4
+    assert [step.loss for step in graphs] == pytest.approx([step.loss for step in launched], rel=1e-3)
 
 
 def learn_what_one_learns(number, tmp_path, gpus, weights, one, layout, *flags, copies="true"):

@@ -167,7 +167,6 @@ def test_a_pass_is_recorded_once_for_each_place_in_a_step(monkeypatch, count, ke
         (dict(tensor_model_parallel_size=2), dict(), ""),
         (dict(tensor_model_parallel_size=2), dict(data_parallel_size=2), ""),
         (dict(pipeline_model_parallel_size=2), dict(data_parallel_size=2), ""),
-        (dict(), dict(is_one_node=False), "several nodes"),
         (dict(recompute="full"), dict(), ""),
         (dict(recompute="sel", use_flash_attn=False), dict(), ""),
     ],
@@ -178,5 +177,5 @@ def test_what_cannot_be_recorded_is_said(alone, monkeypatch, changed, layout, ob
 
 
 def test_what_was_asked_for_is_an_obstacle_too(alone):
-    config = replace(tiny_config(), options=Options(cuda_graphs=False, packing=True))
-    assert why_no_graphs(config, alone) == "there is no GPU, --cuda-graphs false, --packing"
+    config = replace(tiny_config(), options=Options(cuda_graphs=False))
+    assert why_no_graphs(config, alone) == "there is no GPU, --cuda-graphs false"
