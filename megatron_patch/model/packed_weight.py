@@ -82,11 +82,8 @@ def packed_parameter(weight: torch.nn.Parameter, heights: tuple[int, ...]) -> Pa
 
 
 @contextlib.contextmanager
-def writable(parameter: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Memory [out, in] to be filled with a parameter's numbers: its own, or what is packed afterwards."""
-    if not isinstance(parameter, PackedParameter):
-        yield parameter
-        return
+def writable(parameter: PackedParameter) -> Iterator[torch.Tensor]:
+    """Memory [out, in] to be filled with a parameter's numbers, which are packed afterwards."""
     room = _room(parameter)
     yield room
     parameter.packed = quantize(room, parameter.heights)
