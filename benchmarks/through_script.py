@@ -2,6 +2,7 @@
 
     python benchmarks/through_script.py bf16 fp16 seed-example mbs2 seq4096 finetune
     python benchmarks/through_script.py finetune lora lora-mbs2 lora-none lora-full lora-least
+    python benchmarks/through_script.py bf16 fp8 fp8-mbs2 fp8-seq4096    # one GPU with FP8 tensor cores
     python benchmarks/through_script.py bf16 dp2 tp2 pp2    # two GPUs
     python benchmarks/through_script.py bf16 dp4 tp4 tp2-dp2 pp2-dp2 pp4 tp2-pp2    # four
     python benchmarks/through_script.py bf16 dp4 --peer torchtitan    # where torchtitan 0.2.2 is installed
@@ -63,6 +64,11 @@ SHAPES = {
     "bf16-single": {**_PRETRAIN, "flags": ("--pair-micro-batches", "false")},
     "fp16": {**_PRETRAIN, "pr": "fp16"},
     "seed-example": {**_PRETRAIN, "pr": "fp16", "fl": "false"},
+    "fp8": {**_PRETRAIN, "pr": "fp8"},
+    "fp8-mbs2": {**_PRETRAIN, "pr": "fp8", "mbs": 2},
+    "fp8-seq4096": {**_PRETRAIN, "pr": "fp8", "seq": 4096, "gbs": 4},
+    "fp8-dp4": {**_FOUR, "pr": "fp8"},
+    "fp8-tiny": {**_PRETRAIN, "size": "tiny", "pr": "fp8", "seq": 128},
     "mbs2": {**_PRETRAIN, "mbs": 2},
     "seq4096": {**_PRETRAIN, "seq": 4096, "gbs": 4},
     "finetune": {**_PRETRAIN, "finetune": "long.json"},
@@ -142,8 +148,8 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
                   folder / shape["finetune"], folder / shape["finetune"], "none", 20, output]  # fmt: skip
         values += ["--tokenizer-path", TOKENIZER, "--gradient-accumulation-steps", accumulate]
     else:
-        values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], shape["gbs"], *rates, shape["seq"], 80, 0, *layout, 100000,
-                  folder / "corpus", "none", 100000000, 10000, output]  # fmt: skip
+        values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], shape["gbs"], *rates, shape["seq"], 80, 0, *layout,
+                  shape.get("save", 100000), folder / "corpus", "none", 100000000, 10000, output]  # fmt: skip
     return ["sh", str(FINETUNE if shape.get("finetune") else PRETRAIN), *map(str, values), *shape["flags"]]
 
 

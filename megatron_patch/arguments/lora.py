@@ -13,11 +13,18 @@ from megatron_patch.formats.peft_adapter import TARGETS, modules_of, read_config
 _NEED_RANK = ("lora_alpha", "lora_dropout", "lora_targets", "lora_vocabulary", "qlora")
 
 
-def with_lora(options: Options, findings: Findings) -> Options:
+def with_lora(options: Options, findings: Findings, precision: object) -> Options:
     """`options` in which rank, alpha and targets say what is trained, as it is recorded.
 
     What is wrong with the flags becomes a finding.
+
+    Args:
+        precision: PR as it was typed.
     """
+    if precision == "fp8" and (options.lora_rank or options.lora_adapter):
+        wanted = "with PR fp8 all weights are trained: write bf16 as PR, or remove the flag."
+        flag, typed = ("--lora-rank", options.lora_rank) if options.lora_rank else ("--lora-adapter", options.lora_adapter)
+        findings.add_flag(flag, typed, wanted)
     if options.lora_adapter:
         try:
             options = _of_adapter(options, findings)

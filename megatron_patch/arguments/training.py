@@ -62,7 +62,7 @@ def read(task: str, argv: Sequence[str]) -> Reading:
     refuse_original(script, [texts[argument.dest] for argument in script.documented])
     values = findings.values((*script.flags, *script.others), texts)
     of_launcher = {one.dest: values.pop(one.dest) for one in LAUNCHER}
-    options = with_lora(Options(**values), findings)
+    options = with_lora(Options(**values), findings, texts.get("precision"))
     raw = {argument.name: texts[argument.dest] for argument in script.documented}
     learns = "pretrain" if script is PRETRAIN else "finetune"
     reader = _Reader(learns, script.by_name, _without_bad_paths(script.documented, raw, findings), findings, [])
@@ -116,7 +116,7 @@ class _Reader(ModelReader):
             pipeline_model_parallel_size=pp,
             sequence_parallel=self.sequence_parallel(tp),
             use_distributed_optimizer=self.boolean("DO"),
-            precision=self.choice("PR"),
+            precision=self.precision(options, model.num_layers),
             recompute=self.choice("AC"),
             use_flash_attn=self.boolean("FL"),
             micro_batch_size=micro,

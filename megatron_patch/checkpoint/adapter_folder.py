@@ -1,4 +1,4 @@
-"""What a LoRA run's checkpoint holds: what it has trained, and beside it the adapter as PEFT reads it.
+"""What a LoRA run's checkpoint holds: what it has trained. `peft_folder.py` writes the adapter for PEFT beside it.
 
 The frozen weights are those of PRETRAIN_CHECKPOINT_PATH, which run_config.json names with a fingerprint of its files.
 Random ones are nowhere else, so they are stored.
@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
-from megatron_patch.folders.adapter_base import ADAPTER
 from megatron_patch.folders.fingerprint import folder_fingerprint
 from megatron_patch.folders.layout import resolve_checkpoint
-from megatron_patch.formats.peft_tensors import write_adapter
-from megatron_patch.weights.native_adapters import open_adapters
 
 
 def stores_base(config: TrainConfig) -> bool:
@@ -42,19 +38,6 @@ def load_trained(model: torch.nn.Module, loaded: dict[str, Any]) -> None:
     result = model.load_state_dict(loaded, strict=False)
     if absent or result.unexpected_keys:
         raise RuntimeError(f"missing: {sorted(absent)}; unexpected: {sorted(result.unexpected_keys)}")
-
-
-def write_beside(config: TrainConfig, folder: Path) -> None:
-    """Write the adapter of the checkpoint in `folder` into a folder in it, for PEFT. On the first rank, after the rest.
-
-    Raises:
-        UserError: what was written cannot be read back.
-        OSError: the operating system refused something.
-    """
-    if config.lora is None:
-        return
-    (folder / ADAPTER).mkdir()
-    write_adapter(folder / ADAPTER, open_adapters(folder, config.model, config.lora))
 
 
 def check_base(config: TrainConfig, fingerprint: str) -> None:

@@ -80,8 +80,8 @@ def check_adapter(folder: Path, adapter: Adapter, llama: LlamaConfig, lora: Lora
     for module, pair in adapter.pairs.items():
         out, width = expected[module]
         if pair.b.shape[0] != out or pair.a.shape[1] != width:
-            found, wanted = [pair.b.shape[0], pair.a.shape[1]], [out, width]
-            raise UserError(f"{folder}: the adapter of {module} is over a weight {found}, and the model's is {wanted}.")
+            found, needed = [pair.b.shape[0], pair.a.shape[1]], [out, width]
+            raise UserError(f"{folder}: the adapter of {module} is over a weight {found}, and the model's is {needed}.")
     if adapter.config.scale != lora.scale:
         raise UserError(f"{folder}/{CONFIG} says a scale of {adapter.config.scale:g}, and the run's is {lora.scale:g}.")
     for module, tensor in adapter.whole.items():

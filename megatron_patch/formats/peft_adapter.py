@@ -177,7 +177,14 @@ def module_and_part(name: str) -> tuple[str, str] | None:
     if found:
         return found[1], found[2]
     whole = inner.removesuffix(".weight")
+    # Where a vocabulary has grown, PEFT keeps the trained matrix under a second name.
+    whole = whole.removesuffix(".modules_to_save") if whole != inner else whole
     return (whole, "") if whole != inner and "lora_" not in whole else None
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a tensor is the untrained original of one that is kept whole; PEFT saves it where a vocabulary has grown."""
+    return name.startswith(_PREFIX) and name.endswith(".original_module.weight")
 
 
 def modules_of(folder: str | Path) -> set[tuple[str, str]]:
@@ -191,7 +198,7 @@ def modules_of(folder: str | Path) -> set[tuple[str, str]]:
         raise UserError(f"There is no {TENSORS} in {folder}; copy it there, or save the adapter again with a newer PEFT.")
     try:
         with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
+            names = [name for name in file.keys() if not is_left_over(name)]  # noqa: SIM118  it is no dict
     except SafetensorError as error:
         raise UserError(f"{path} has a damaged header ({one_line(error)}); copy it again.") from None
     found = {name: module_and_part(name) for name in names}

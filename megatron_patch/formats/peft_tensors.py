@@ -15,6 +15,7 @@ from megatron_patch.formats.peft_adapter import (
     TENSORS,
     LoraConfig,
     config_text,
+    is_left_over,
     module_and_part,
     read_config,
     tensor_name,
@@ -58,6 +59,8 @@ def read_adapter(folder: str | Path) -> Adapter:
     path, tensors = _tensors(Path(folder))
     parts: dict[tuple[str, str], LazyTensor] = {}
     for name, tensor in tensors.items():
+        if is_left_over(name):
+            continue
         found = module_and_part(name)
         if found is None or not isinstance(tensor, (FileTensor, Strided)) or len(tensor.shape) != 2:
             raise UserError(f"{path} holds {name}, which is no matrix of a LoRA over linear layers; only those are read.")

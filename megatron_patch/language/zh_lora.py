@@ -11,6 +11,9 @@ SENTENCES = {
     "it is for LoRA, which --lora-rank turns on: write --lora-rank 16 too, or remove the flag.": (
         "它用于 LoRA，而 LoRA 由 --lora-rank 开启：请同时写 --lora-rank 16，或去掉该标志。"
     ),
+    "with PR fp8 all weights are trained: write bf16 as PR, or remove the flag.": (
+        "PR 为 fp8 时训练全部权重：请把 PR 写为 bf16，或去掉该标志。"
+    ),
     # PEFT's folders
     "peft_type is {}; only LORA is read.": "peft_type 是 {0}；只读取 LORA。",
     "it lacks {}; copy the right file there.": "缺少 {0}；请把正确的文件复制到那里。",
@@ -41,6 +44,9 @@ SENTENCES = {
         "{0} 中有完整的 {1}，而本次运行不训练它：请写 --lora-vocabulary true。"
     ),
     "{}: {} is {}, and the model's is {}; EXTRA_VOCAB_SIZE adds rows.": "{0}：{1} 是 {2}，而模型的是 {3}；EXTRA_VOCAB_SIZE 会增加行。",
+    "{} holds a LoRA run's adapters and not the weights under them; name these weights, and {} as the adapter over them.": (
+        "{0} 只有 LoRA 训练的适配器，没有其下的权重；请写那些权重，并把 {1} 作为其上的适配器。"
+    ),
     # start
     "  starting from the adapter {}": "  从适配器 {0} 开始",
     "  frozen weights: those of {}": "  冻结的权重来自 {0}",

@@ -19,7 +19,7 @@ def checkpoint_bytes(config: TrainConfig) -> int:
     count = config.model.parameter_count(config.extra_vocab_size)
     if config.lora is not None:
         return _with_adapter(config, config.lora, count)
-    weights = count * _WEIGHT[config.precision]
+    weights = count * _WEIGHT[config.weight_precision]
     if config.options.save_weights_only:
         return weights + MARGIN
     is_stored_once = config.precision == "fp32" and not config.use_distributed_optimizer
@@ -28,7 +28,7 @@ def checkpoint_bytes(config: TrainConfig) -> int:
 
 def _with_adapter(config: TrainConfig, lora: LoraConfig, count: int) -> int:
     """Trained weights twice, for the run and for PEFT; frozen ones only if they were random."""
-    trained, width = trained_parameters(config.model, lora, config.extra_vocab_size), _WEIGHT[config.precision]
+    trained, width = trained_parameters(config.model, lora, config.extra_vocab_size), _WEIGHT[config.weight_precision]
     packed = config.model.num_layers * linear_parameters(config.model, 1) if lora.quantizes else 0
     base = (count - packed) * width if config.load is None else 0
     state = 0 if config.options.save_weights_only else trained * (_MOMENTS + _MAIN)

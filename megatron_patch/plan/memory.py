@@ -14,7 +14,7 @@ from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.vocabulary import padded_rows
 from megatron_patch.plan.lora import adapter_parameters, linear_parameters, packed_bytes
 
-BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}  # of a weight or an activation, by precision
+BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 2}  # of a weight or an activation, by precision
 _FP32 = 4
 # CUDA's context with the libraries' kernels, and NCCL's buffers for each communicator that is used: seen beside what
 # torch allocates, with nvidia-smi.
@@ -32,6 +32,7 @@ class RunShape:
         micro_batches: of a step, for each replica.
         paired: whether two micro-batches go through the model at once.
         lora: the adapters that are trained over frozen weights; None trains all weights.
+        fp8_layers: with fp8, layers at either end that stay in bf16.
     """
 
     model: LlamaConfig
@@ -49,6 +50,7 @@ class RunShape:
     recompute: str
     paired: bool = False
     lora: LoraConfig | None = None
+    fp8_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,8 @@ def fullest_stage(run: RunShape) -> tuple[int, StageMemory]:
 
 def stage_parameters(run: RunShape, stage: int) -> int:
     """Parameters of one GPU of a stage: its layers' share, and what the first and the last stage have beside layers."""
-    model, tp = run.model, run.tensor_model_parallel_size
-    h, d = model.hidden_size, model.kv_channels
-    attention = (2 * model.num_attention_heads + 2 * model.num_query_groups) * d * h // tp
-    layer = attention + 3 * h * model.ffn_hidden_size // tp + 2 * h
+    model, tp, h = run.model, run.tensor_model_parallel_size, run.model.hidden_size
+    layer = _multiplied(run) + 2 * h
     vocabulary = padded_rows(model.vocab_size + run.extra_vocab_size, tp) // tp * h
     found = model.num_layers // run.pipeline_model_parallel_size * layer
     if stage == 0:
@@ -119,6 +119,22 @@ def trained_of_stage(run: RunShape, stage: int) -> int:
     return found + vocabulary * ((stage == 0) + (stage == stages - 1))
 
 
+def _multiplied(run: RunShape) -> int:
+    """Parameters of one layer's matrices on one GPU."""
+    model, tp, h = run.model, run.tensor_model_parallel_size, run.model.hidden_size
+    attention = (2 * model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels * h // tp
+    return attention + 3 * h * model.ffn_hidden_size // tp
+
+
+def _fp8_layers(run: RunShape, stage: int) -> int:
+    """Layers of a stage that multiply in FP8."""
+    if run.precision != "fp8":
+        return 0
+    count = run.model.num_layers // run.pipeline_model_parallel_size
+    first, last = max(stage * count, run.fp8_layers), min((stage + 1) * count, run.model.num_layers - run.fp8_layers)
+    return max(0, last - first)
+
+
 def _stage(run: RunShape, stage: int) -> StageMemory:
     trained = trained_of_stage(run, stage)
     layers = run.model.num_layers // run.pipeline_model_parallel_size
@@ -126,13 +142,14 @@ def _stage(run: RunShape, stage: int) -> StageMemory:
     owners = run.data_parallel_size if run.use_distributed_optimizer else 1
     # A last share of parameters that its owner updates in fp32, beside Adam's two moments. In bf16 with ZeRO the fp32
     # weights are the bf16 ones and 16 bits more.
-    master = 0 if run.precision == "fp32" else 2 if run.precision == "bf16" and run.use_distributed_optimizer else _FP32
+    master = 0 if run.precision == "fp32" else 2 if run.precision in ("bf16", "fp8") and run.use_distributed_optimizer else _FP32
     tokens = run.micro_batch_size * run.sample_length * (2 if run.paired else 1)
     return StageMemory(
-        weights=_weights(run, stage, adapters),
+        # Two FP8 copies of what is multiplied in FP8.
+        weights=_weights(run, stage, adapters) + 2 * _fp8_layers(run, stage) * _multiplied(run),
         gradients=trained * _FP32,
         optimizer=trained * (2 * _FP32 + master) // owners,
-        activations=_in_flight(run, stage) * _saved(run, tokens),
+        activations=_in_flight(run, stage) * _saved(run, stage, tokens),
         working=_working(run, stage, tokens),
         communication=_COMMUNICATOR * _communicators(run),
         context=_CONTEXT,
@@ -154,14 +171,26 @@ def _in_flight(run: RunShape, stage: int) -> int:
     return min(run.pipeline_model_parallel_size - stage, run.micro_batches)
 
 
-def _saved(run: RunShape, tokens: int) -> int:
+def _saved(run: RunShape, stage: int, tokens: int) -> int:
     """Bytes that a stage's layers save for the backward pass of one micro-batch of `tokens`."""
     model, tp = run.model, run.tensor_model_parallel_size
     layers, width = model.num_layers // run.pipeline_model_parallel_size, BYTES[run.precision]
     h = model.hidden_size / (tp if run.sequence_parallel else 1)
     if run.recompute == "full":
         return int(layers * tokens * h * width)
-    return int(layers * tokens * _layer_bytes(run, h, width)) + layers * _probabilities(run)
+    spared = _fp8_layers(run, stage) * tokens * _spared_by_fp8(run, h)
+    return int(layers * tokens * _layer_bytes(run, h, width) - spared) + layers * _probabilities(run)
+
+
+def _spared_by_fp8(run: RunShape, h: float) -> float:
+    """Bytes a token that one layer saves less with FP8 products.
+
+    Of what comes out of the norms and of the MLP's product an FP8 copy is kept. Of attention's context there is one
+    beside the bf16 one, which attention itself keeps. Under sequence parallelism what comes out of a norm stays bf16.
+    """
+    model, tp = run.model, run.tensor_model_parallel_size
+    norms = 0 if run.sequence_parallel else 2 * h
+    return norms + (model.ffn_hidden_size - model.num_attention_heads * model.kv_channels) / tp
 
 
 def _layer_bytes(run: RunShape, h: float, width: int) -> float:
@@ -191,6 +220,8 @@ def _working(run: RunShape, stage: int, tokens: int) -> int:
     """Bytes of what lives for a moment: gradients inside one layer; on the last stage logits and their gradient."""
     model, tp, width = run.model, run.tensor_model_parallel_size, BYTES[run.precision]
     layer = (6 * model.hidden_size + 3 * model.ffn_hidden_size / tp) * width
+    if run.precision == "fp8":  # two FP8 copies of the widest gradient
+        layer += 4 * model.ffn_hidden_size / tp
     if run.recompute == "full":  # a layer's forward pass runs again before its backward pass
         layer += _layer_bytes(run, model.hidden_size / (tp if run.sequence_parallel else 1), width)
     logits = 0.0

@@ -48,6 +48,11 @@ def open_native(location: CheckpointLocation, fallback: LlamaConfig | None = Non
     description = read_model_description(location)
     config = description.model if description else _config(location.root, fallback)
     missing = sorted(key for key in BY_KEY if files.entry(key) is None)
+    if missing and any("lora_" in key for key in files.metadata.state_dict_metadata):
+        raise UserError(
+            f"{location.folder} holds a LoRA run's adapters and not the weights under them; name these weights, and "
+            f"{location.folder / 'adapter'} as the adapter over them."
+        )
     if missing:
         raise UserError(f"{location.folder} lacks the weights {listed(missing)}; it is no checkpoint of a LLaMA.")
     extra = description.extra_vocab_size if description else 0
