@@ -146,6 +146,8 @@ class Options:
     lora_adapter: str = ""
     """LoRA: begin with the adapter in this folder, saved by PEFT or by a run of this project; rank, alpha and layers
     are the adapter's."""
+    qlora: bool = False
+    """LoRA: hold the frozen linear layers in 4 bits (NF4 with double quantization, as bitsandbytes does)."""
     profile: bool = False
     """Write a PyTorch profiler trace of a few iterations for TensorBoard."""
     profile_step_start: int = 10
@@ -237,6 +239,7 @@ class TrainConfig:
             targets=tuple(name for name in TARGETS if name in options.lora_targets.split(",")) or TARGETS,
             saved=("embed_tokens", "lm_head") if saved else (),
             base=self.load or "",
+            quantizes=options.qlora,
         )
 
     @property

@@ -10,7 +10,7 @@ from megatron_patch.config import Options
 from megatron_patch.errors import UserError
 from megatron_patch.formats.peft_adapter import TARGETS, modules_of, read_config
 
-_NEED_RANK = ("lora_alpha", "lora_dropout", "lora_targets", "lora_vocabulary")
+_NEED_RANK = ("lora_alpha", "lora_dropout", "lora_targets", "lora_vocabulary", "qlora")
 
 
 def with_lora(options: Options, findings: Findings, precision: object) -> Options:

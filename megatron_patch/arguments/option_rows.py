@@ -98,6 +98,7 @@ SHARED = (
     _option("lora_targets", "LoRA：带适配器的线性层（Hugging Face 名称，如 q_proj,v_proj）；空：全部七个"),
     _option("lora_vocabulary", "LoRA：同时完整训练词嵌入和输出层（PEFT 的 modules_to_save）；EXTRA_VOCAB_SIZE > 0 时总是如此"),
     _option("lora_adapter", "LoRA：从该文件夹中的适配器开始（由 PEFT 或本项目保存），秩、alpha 和层以它为准", "path"),
+    _option("qlora", "LoRA：冻结的线性层以 4 位保存（NF4，双重量化，与 bitsandbytes 相同）"),
     _option("profile", "为 TensorBoard 记录若干迭代的 PyTorch profiler 轨迹"),
     _option("profile_step_start", "本次运行中第一个被记录的迭代", least=1, most=WHOLE_MOST - 2),
     _option("profile_step_end", "记录到此迭代为止，它本身不记录", least=2),

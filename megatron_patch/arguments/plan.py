@@ -65,15 +65,15 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
         use_distributed_optimizer=value["use_distributed_optimizer"],
         use_flash_attn=value["use_flash_attn"],
         recompute=value["activation_checkpoint"],
-        lora=_lora(value["lora_rank"], value["extra_vocab_size"]),
+        lora=_lora(value["lora_rank"], value["extra_vocab_size"], value["qlora"]),
     )
     return run, gpu, processes.per_node, value["nodes"]
 
 
-def _lora(rank: int, extra_vocab_size: int) -> LoraConfig | None:
+def _lora(rank: int, extra_vocab_size: int, quantizes: bool) -> LoraConfig | None:
     """LoRA on all linear layers; with new rows of vocabulary these are trained too."""
     saved = ("embed_tokens", "lm_head") if extra_vocab_size else ()
-    return LoraConfig(rank, 2.0 * rank, saved=saved) if rank else None
+    return LoraConfig(rank, 2.0 * rank, saved=saved, quantizes=quantizes) if rank else None
 
 
 def _this_machine() -> tuple[Gpu, int]:

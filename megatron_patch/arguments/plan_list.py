@@ -39,6 +39,8 @@ PLAN = Script(
         flagged("--use-flash-attn", "boolean", "FL", default=True, en="FL."),
         flagged("--lora-rank", "whole", "所有线性层上该秩的 LoRA；0 训练全部权重", range=Range(most=MOST_RANK), default=0,
                 en="LoRA of this rank on all linear layers; 0 trains all weights."),
+        flagged("--qlora", "boolean", "LoRA：冻结的线性层以 4 位保存", default=False,
+                en="LoRA over linear layers in 4 bits."),
         flagged("--sequence-parallel", "boolean", "SP", default=True, en="SP; nothing with TP 1."),
     ),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from megatron_patch.formats.lazy import LazyTensor, Rows
 from megatron_patch.formats.progress import Progress
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.model.lora import is_adapter
+from megatron_patch.model.packed_weight import PackedParameter, writable
 from megatron_patch.weights.source import check_rest, copy_rows, open_source, share_of_rows
 from megatron_patch.weights.table import BY_KEY, Place, Source
 
@@ -77,7 +78,8 @@ def _load(source: Source, path: str | Path, model: Any, name: str, parameter: An
         copy_rows(str(path), place, tensor, parameter[: model.valid_rows])
         return
     share = share_of_rows(place, tensor, rank, size) if axis == 0 else tensor
-    copy_rows(str(path), place, share, parameter, rank if axis == 1 else 0)
+    with writable(parameter) if isinstance(parameter, PackedParameter) else nullcontext(parameter) as out:
+        copy_rows(str(path), place, share, out, rank if axis == 1 else 0)
 
 
 def _place(model: Any, name: str) -> Place:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_patch.folders.adapter_base import ADAPTER
 from megatron_patch.formats.peft_adapter import LoraConfig
 from megatron_patch.formats.peft_tensors import write_adapter
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.weights.native_adapters import open_adapters
-
-ADAPTER = "adapter"  # the folder's name
 
 
 def write_beside(model: LlamaConfig, lora: LoraConfig, folder: Path) -> None:

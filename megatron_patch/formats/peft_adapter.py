@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import finite_in, json_object, one_line, shown, whole_in
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS, OLD_TENSORS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 # LLaMA's linear layers, by Hugging Face's names, in the order in which the model computes.
 ATTENTION_TARGETS, MLP_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 TARGETS = (*ATTENTION_TARGETS, *MLP_TARGETS)
@@ -53,6 +53,7 @@ class LoraConfig:
         saved: names of modules that were trained whole and are kept whole, such as `embed_tokens`.
         base: what the adapter was made over, a folder or a name of a hub; empty: not recorded.
         is_rank_stabilized: whether the scale is alpha / √r instead of alpha / r (arXiv:2312.03732).
+        quantizes: whether training holds the frozen linear layers in 4 bits; no file says so.
     """
 
     rank: int
@@ -62,6 +63,7 @@ class LoraConfig:
     saved: tuple[str, ...] = ()
     base: str = ""
     is_rank_stabilized: bool = False
+    quantizes: bool = False
 
     @property
     def scale(self) -> float:

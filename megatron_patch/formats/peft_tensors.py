@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_patch.errors import UserError
-from megatron_patch.formats.lazy import LazyTensor
+from megatron_patch.formats.lazy import FileTensor, LazyTensor, Strided
 from megatron_patch.formats.peft_adapter import (
     CONFIG,
+    OLD_TENSORS,
     TENSORS,
     LoraConfig,
     config_text,
@@ -18,8 +20,10 @@ from megatron_patch.formats.peft_adapter import (
     read_config,
     tensor_name,
 )
+from megatron_patch.formats.placeholders import refuse_placeholder
 from megatron_patch.formats.safetensors_files import read_safetensors
 from megatron_patch.formats.streaming import Item, plan_safetensors, write_files
+from megatron_patch.formats.torch_files import read_torch_file
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,14 @@ def read_adapter(folder: str | Path) -> Adapter:
         UserError: a file is missing or damaged, a tensor has an unknown name, an A or B lacks the other one, or their
             shapes do not fit the rank.
     """
-    config, path = read_config(folder), Path(folder) / TENSORS
-    if not path.is_file():
-        raise UserError(f"There is no {TENSORS} in {folder}; copy it there, or save the adapter again with a newer PEFT.")
-    tensors, _ = read_safetensors(path)
+    config = read_config(folder)
+    path, tensors = _tensors(Path(folder))
     parts: dict[tuple[str, str], LazyTensor] = {}
     for name, tensor in tensors.items():
         if is_left_over(name):
             continue
         found = module_and_part(name)
-        if found is None or len(tensor.shape) != 2:
+        if found is None or not isinstance(tensor, (FileTensor, Strided)) or len(tensor.shape) != 2:
             raise UserError(f"{path} holds {name}, which is no matrix of a LoRA over linear layers; only those are read.")
         parts[found] = tensor
     modules = dict.fromkeys(module for module, part in parts if part)
@@ -68,6 +70,26 @@ def read_adapter(folder: str | Path) -> Adapter:
     if not pairs:
         raise UserError(f"{path} holds no adapter; copy the right file there.")
     return Adapter(config, pairs, {module: tensor for (module, part), tensor in parts.items() if not part})
+
+
+def _tensors(folder: Path) -> tuple[Path, Mapping[str, Any]]:
+    """(the file of the adapter's tensors, what is in it by name): safetensors, or a pickle as PEFT wrote before 0.6.
+
+    Raises:
+        UserError: neither is there, or it is damaged, or the pickle asks for more than tensors. Nothing of it has run.
+    """
+    path = folder / TENSORS
+    if path.is_file():
+        refuse_placeholder(path)
+        return path, read_safetensors(path)[0]
+    path = folder / OLD_TENSORS
+    if not path.is_file():
+        raise UserError(f"There is no {TENSORS} in {folder}; copy it there, or save the adapter again with a newer PEFT.")
+    refuse_placeholder(path)
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{path} holds more than tensors by name; copy the right file there.")
+    return path, content
 
 
 def _pair(path: Path, module: str, parts: Mapping[tuple[str, str], LazyTensor], rank: int) -> Pair:

@@ -27,6 +27,7 @@ def _saved(ctx: Any, here: Products, x: torch.Tensor, low: torch.Tensor | None, 
 
 def _loaded(ctx: Any) -> tuple[Products, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """(the products, the adapter's input, low, kept)."""
+    ctx.weight.begin()
     if ctx.adapter is None:
         return Products(ctx.weight, None, None, None), None, None, None
     a, b, x, low, kept = ctx.saved_tensors

@@ -43,13 +43,20 @@ class FrozenWeight:
         """Columns of the weight."""
         return self.weight.size(1)
 
+    def begin(self) -> None:
+        """Called before the products of each pass; between two passes others compute."""
+
+    def dense(self) -> torch.Tensor:
+        """W [out, in] in 16 bits."""
+        return self.weight
+
     def product(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """y [T, out] = x [T, in] · Wᵀ."""
-        matmul(x, self.weight.t(), y)
+        matmul(x, self.dense().t(), y)
 
     def input_gradient(self, dy: torch.Tensor, dx: torch.Tensor) -> None:
         """dx [T, in] = dy [T, out] · W."""
-        matmul(dy, self.weight, dx)
+        matmul(dy, self.dense(), dx)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from megatron_patch.llama.fused_layers import GATE_UP, FusedLayer
 from megatron_patch.model.frozen_linear import frozen_linear, gathered_frozen_linear, summed_frozen_linear
 from megatron_patch.model.frozen_products import Adapter, FrozenWeight
 from megatron_patch.model.linear import ColumnLinear, RowLinear
+from megatron_patch.model.packed_weight import PackedParameter, PackedWeight, packed_parameter
 
 
 class _LoraLayer(torch.nn.Module):
@@ -59,6 +60,8 @@ class _LoraLayer(torch.nn.Module):
     def _add_adapter(self) -> None:
         """Freeze the weight, and make A and B, of which B is zero. `fill_adapters` fills A."""
         self.weight.requires_grad_(False)
+        if self.lora.quantizes:
+            self.weight = packed_parameter(self.weight, self.fused.heights)
         blocks = Blocks(self.fused.heights, self.fused.numbers(self.lora.targets), self.lora.rank)
         self.dropout = self.lora.dropout
         if not blocks.count:
@@ -96,6 +99,8 @@ class _LoraLayer(torch.nn.Module):
         return torch.nn.Parameter(torch.zeros(rows, columns, dtype=self.weight.dtype, device=self.weight.device))
 
     def _frozen(self) -> FrozenWeight:
+        if isinstance(self.weight, PackedParameter):
+            return PackedWeight(self.weight, self.weight.packed)
         return FrozenWeight(self.weight)
 
     def _kept(self, x: torch.Tensor, own: bool) -> torch.Tensor | None:
@@ -117,8 +122,14 @@ class _LoraLayer(torch.nn.Module):
             return torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict[str, Any]:
-        """core's entries for a checkpoint, of which the adapter's cut matrix says how it is cut."""
+        """core's entries for a checkpoint, of which the adapter's cut matrix says how it is cut.
+
+        A weight in 4 bits has none: it is made again from what it was made of.
+        """
         entries = super().sharded_state_dict(prefix, sharded_offsets, metadata)  # type: ignore[misc]
+        replica = entries[prefix + "weight"].replica_id
+        if isinstance(self.weight, PackedParameter):
+            del entries[prefix + "weight"]
         if self.adapter is None:
             return entries
         name, axis = self.cut
@@ -129,7 +140,7 @@ class _LoraLayer(torch.nn.Module):
             getattr(self, name),
             *sharded_offsets,
             (before + axis, self.tp_group.rank(), self.tp_group.size()),
-            replica_id=entries[prefix + "weight"].replica_id,
+            replica_id=replica,
             prepend_axis_num=before,
         )
         entries[prefix + name] = self._in_file(entry, sharded_offsets)

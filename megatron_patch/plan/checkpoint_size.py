@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.formats.peft_adapter import LoraConfig
-from megatron_patch.plan.lora import trained_parameters
+from megatron_patch.plan.lora import linear_parameters, trained_parameters
 
 _WEIGHT = {"fp16": 2, "bf16": 2, "fp32": 4}  # bytes a parameter, in the model's own precision
 _MOMENTS, _MAIN = 8, 4  # bytes a parameter: Adam's two in fp32, and the fp32 weight
@@ -29,6 +29,7 @@ def checkpoint_bytes(config: TrainConfig) -> int:
 def _with_adapter(config: TrainConfig, lora: LoraConfig, count: int) -> int:
     """Trained weights twice, for the run and for PEFT; frozen ones only if they were random."""
     trained, width = trained_parameters(config.model, lora, config.extra_vocab_size), _WEIGHT[config.weight_precision]
-    base = count * width if config.load is None else 0
+    packed = config.model.num_layers * linear_parameters(config.model, 1) if lora.quantizes else 0
+    base = (count - packed) * width if config.load is None else 0
     state = 0 if config.options.save_weights_only else trained * (_MOMENTS + _MAIN)
     return base + 2 * trained * width + state + MARGIN

@@ -30,6 +30,22 @@ def adapter_parameters(model: LlamaConfig, lora: LoraConfig, tp: int = 1) -> int
     return found
 
 
+def packed_bytes(model: LlamaConfig, tp: int, layers: int, width: int) -> int:
+    """Bytes of so many layers' linear weights in 4 bits, and of the largest of them in `width` bytes a number.
+
+    4 bits a number, 8 bits for 64 of them, 64 bits for 256 of those.
+    """
+    shapes = target_shapes(model)
+    numbers = linear_parameters(model, tp)
+    largest = max(2 * shapes["up_proj"][0], shapes["q_proj"][0] + 2 * shapes["k_proj"][0]) * model.hidden_size // tp
+    return int(layers * numbers * (4 + 8 / 64 + 64 / 64 / 256) / 8) + largest * width
+
+
+def linear_parameters(model: LlamaConfig, tp: int) -> int:
+    """Parameters of one layer's linear weights on one of `tp` ranks."""
+    return sum(out * within for out, within in target_shapes(model).values()) // tp
+
+
 def trained_parameters(model: LlamaConfig, lora: LoraConfig, extra_vocab_size: int) -> int:
     """Parameters that a run trains: adapters, and where PEFT would save them whole, embedding and output layer."""
     vocabulary = 2 * (model.vocab_size + extra_vocab_size) * model.hidden_size if lora.saved else 0

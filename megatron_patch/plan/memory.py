@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from megatron_patch.formats.peft_adapter import ATTENTION_TARGETS, MLP_TARGETS, LoraConfig
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.vocabulary import padded_rows
-from megatron_patch.plan.lora import adapter_parameters
+from megatron_patch.plan.lora import adapter_parameters, linear_parameters, packed_bytes
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 2}  # of a weight or an activation, by precision
 _FP32 = 4
@@ -136,7 +136,7 @@ def _fp8_layers(run: RunShape, stage: int) -> int:
 
 
 def _stage(run: RunShape, stage: int) -> StageMemory:
-    trained, width = trained_of_stage(run, stage), BYTES[run.precision]
+    trained = trained_of_stage(run, stage)
     layers = run.model.num_layers // run.pipeline_model_parallel_size
     adapters = 0 if run.lora is None else layers * adapter_parameters(run.model, run.lora, run.tensor_model_parallel_size)
     owners = run.data_parallel_size if run.use_distributed_optimizer else 1
@@ -146,7 +146,7 @@ def _stage(run: RunShape, stage: int) -> StageMemory:
     tokens = run.micro_batch_size * run.sample_length * (2 if run.paired else 1)
     return StageMemory(
         # Two FP8 copies of what is multiplied in FP8.
-        weights=(stage_parameters(run, stage) + adapters) * width + 2 * _fp8_layers(run, stage) * _multiplied(run),
+        weights=_weights(run, stage, adapters) + 2 * _fp8_layers(run, stage) * _multiplied(run),
         gradients=trained * _FP32,
         optimizer=trained * (2 * _FP32 + master) // owners,
         activations=_in_flight(run, stage) * _saved(run, stage, tokens),
@@ -154,6 +154,16 @@ def _stage(run: RunShape, stage: int) -> StageMemory:
         communication=_COMMUNICATOR * _communicators(run),
         context=_CONTEXT,
     )
+
+
+def _weights(run: RunShape, stage: int, adapters: int) -> int:
+    """Bytes of a stage's weights and of its `adapters`, a number of parameters."""
+    width, tp = BYTES[run.precision], run.tensor_model_parallel_size
+    parameters = stage_parameters(run, stage) + adapters
+    if run.lora is None or not run.lora.quantizes:
+        return parameters * width
+    layers = run.model.num_layers // run.pipeline_model_parallel_size
+    return (parameters - layers * linear_parameters(run.model, tp)) * width + packed_bytes(run.model, tp, layers, width)
 
 
 def _in_flight(run: RunShape, stage: int) -> int:

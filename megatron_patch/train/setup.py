@@ -67,6 +67,8 @@ def _say_what_is_trained(config: TrainConfig, lora: LoraConfig, log: RunLog) -> 
         f"  LoRA: {trained:,} trainable parameters (rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on "
         f"{', '.join((*lora.targets, *lora.saved))}); {frozen:,} frozen ones"
     )
+    if lora.quantizes:
+        log.line("  frozen linear layers: in 4 bits, NF4 with double quantization")
 
 
 def _open_groups(config: TrainConfig, layout: Layout, log: RunLog) -> None:
