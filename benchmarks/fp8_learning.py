@@ -1,4 +1,4 @@
-"""The same pre-training in bf16 and in fp8: a LLaMA of 124 million parameters on real text, same seed and order.
+"""The same pre-training in bf16 and in fp8: a LLaMA of 110 million parameters on real text, same seed and order.
 
     python benchmarks/fp8_learning.py --seconds 90 --json curves.json
 

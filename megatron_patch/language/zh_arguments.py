@@ -73,6 +73,7 @@ SENTENCES = {
     "it needs GPUs of compute capability 8.9 or higher, such as an H100 or an H20, and this machine's {} has {}: write bf16.": (
         "需要计算能力 8.9 以上的 GPU，例如 H100 或 H20，而这台机器的 {0} 是 {1}：请写 bf16。"
     ),
+    "an {} has no FP8 tensor cores: write bf16.": "{0} 没有 FP8 张量核心：请写 bf16。",
     "it leaves none of the model's {} layers in FP8: write {} or less, or PR bf16.": (
         "这样模型的 {0} 层中没有一层使用 FP8：请写 {1} 或更小的值，或 PR bf16。"
     ),

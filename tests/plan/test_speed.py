@@ -90,3 +90,6 @@ def test_the_command_says_speed_where_it_fits(capsys):
     assert "this kind was not measured" in said and "Python launches more slowly" in said
     plan.main(["70B", "--gpu", "rtx4090"])
     assert "Expected" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        plan.main(["7B", "--precision", "fp8", "--gpu", "a100-80g"])
+    assert "has no FP8 tensor cores: write bf16" in capsys.readouterr().err
