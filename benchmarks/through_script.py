@@ -116,8 +116,8 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
                   folder / shape["finetune"], folder / shape["finetune"], "none", 20, output]  # fmt: skip
         values += ["--tokenizer-path", TOKENIZER, "--gradient-accumulation-steps", accumulate]
     else:
-        values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], shape["gbs"], *rates, shape["seq"], 80, 0, *layout, 100000,
-                  folder / "corpus", "none", 100000000, 10000, output]  # fmt: skip
+        values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], shape["gbs"], *rates, shape["seq"], 80, 0, *layout,
+                  shape.get("save", 100000), folder / "corpus", "none", 100000000, 10000, output]  # fmt: skip
     return ["sh", str(FINETUNE if shape.get("finetune") else PRETRAIN), *map(str, values), *shape["flags"]]
 
 

@@ -192,6 +192,8 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     numbers = (sums[0], state.tokens, measured.norm, measured.found_inf, state.loss_scale)
     # The copy to the host is queued here, before the update, so that reading it does not wait for the update.
     read = device.read_later(torch.stack([number.double() for number in numbers]))
+    if state.background is not None:
+        state.background.before_update()
     optim.update_weights(state.optimizer, measured, factor, config.options.clip_grad)
     if state.gathers is not None:
         state.gathers.start()
