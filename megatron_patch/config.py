@@ -87,9 +87,12 @@ class Options:
     save_weights_only: bool = False
     """Checkpoints hold the weights alone, a seventh of the bytes in bf16: a run can start from one, and none can resume
     from it."""
+    local_output: bool = False
+    """OUTPUT_BASEPATH is a folder of each node's own disk: each node keeps the checkpoint's files of its ranks, and the
+    same nodes go on from them."""
     async_save: Literal["auto", "true", "false"] = "auto"
     """Write checkpoints beside the training, by a process of its own; `auto`: on GPUs, where host memory holds the
-    state."""
+    state, and not with `--local-output true`."""
     fail_on_save_error: bool = False
     """End the run when a checkpoint cannot be saved; otherwise it is tried again at the next interval."""
     max_consecutive_skips: int = 100

@@ -72,6 +72,7 @@ SHARED = (
     _option("save_best", "保留验证 loss 最低的检查点，best_checkpointed_iteration.txt 指明是哪一个"),
     _option("early_stopping_patience", "连续这么多次评估验证 loss 都没有更低时结束运行；0 不结束"),
     _option("save_weights_only", "检查点只保存权重（bf16 时大小为七分之一）：可作为起点，但不能从它继续训练"),
+    _option("local_output", "OUTPUT_BASEPATH 在各节点自己的磁盘上：每个节点保存自己各 rank 的检查点文件，由同样的节点继续训练"),
     _option("async_save", "由单独的进程在训练的同时写检查点；auto：有 GPU 且主机内存放得下状态时"),
     _option("fail_on_save_error", "检查点保存失败时结束运行；否则到下一个保存间隔再试"),
     _option("max_consecutive_skips", "连续这么多次迭代非有限值时结束运行（不计 fp16 最初寻找 loss scale）；0 不结束"),
