@@ -15,7 +15,7 @@ from megatron_patch.arguments.processes import Processes
 from megatron_patch.errors import UserError
 from megatron_patch.formats.peft_adapter import LoraConfig
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config
-from megatron_patch.plan.fitting import GPUS, Gpu, of_this_machine
+from megatron_patch.plan.fitting import GPUS, WITHOUT_FP8, Gpu, of_this_machine
 from megatron_patch.plan.memory import RunShape
 
 _FLAGS = {"TP": "--tensor-model-parallel-size", "PP": "--pipeline-model-parallel-size"}
@@ -50,6 +50,8 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
     if samples % step and not findings.is_about(_GLOBAL_BATCH):
         problem = f"it must be a multiple of {micro} × {replicas} replicas: write {max(step, samples - samples % step)}."
         findings.add(_GLOBAL_BATCH, samples, problem)
+    if value["precision"] == "fp8" and value["gpu"] in WITHOUT_FP8:
+        findings.add_flag("--precision", "fp8", f"an {gpu.name} has no FP8 tensor cores: write bf16.")
     findings.exit_if_any(PLAN.name)
     run = RunShape(
         model=model,

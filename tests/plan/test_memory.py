@@ -33,6 +33,8 @@ MEASURED = [
     (4, "7b", (2, 1), {}, 32, 43.0),
     (1, "7b", (1, 1), {"precision": "fp16", "use_flash_attn": False}, 8, 129.9),
     (1, "7b", (1, 1), {"recompute": "full"}, 8, 102.2),
+    (1, "7b", (1, 1), {"precision": "fp8"}, 8, 127.4),
+    (1, "7b", (1, 1), {"precision": "fp8", "micro_batch_size": 2, **SINGLE}, 8, 127.4),
 ]
 
 
