@@ -1,6 +1,7 @@
 """Training speed of LLaMA-2 7B through the documented scripts: with their data loaders, read from their log lines.
 
     python benchmarks/through_script.py bf16 fp16 seed-example mbs2 seq4096 finetune
+    python benchmarks/through_script.py bf16 fp8 fp8-mbs2 fp8-seq4096    # one GPU with FP8 tensor cores
     python benchmarks/through_script.py bf16 dp2 tp2 pp2    # two GPUs
     python benchmarks/through_script.py bf16 dp4 tp4 tp2-dp2 pp2-dp2 pp4 tp2-pp2    # four
     python benchmarks/through_script.py bf16 dp4 --peer torchtitan    # where torchtitan 0.2.2 is installed
@@ -60,6 +61,11 @@ SHAPES = {
     "bf16-single": {**_PRETRAIN, "flags": ("--pair-micro-batches", "false")},
     "fp16": {**_PRETRAIN, "pr": "fp16"},
     "seed-example": {**_PRETRAIN, "pr": "fp16", "fl": "false"},
+    "fp8": {**_PRETRAIN, "pr": "fp8"},
+    "fp8-mbs2": {**_PRETRAIN, "pr": "fp8", "mbs": 2},
+    "fp8-seq4096": {**_PRETRAIN, "pr": "fp8", "seq": 4096, "gbs": 4},
+    "fp8-dp4": {**_FOUR, "pr": "fp8"},
+    "fp8-tiny": {**_PRETRAIN, "size": "tiny", "pr": "fp8", "seq": 128},
     "mbs2": {**_PRETRAIN, "mbs": 2},
     "seq4096": {**_PRETRAIN, "seq": 4096, "gbs": 4},
     "finetune": {**_PRETRAIN, "finetune": "long.json"},

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from megatron_patch.data_paths import NO_DATA, DataSource, JsonFiles
 from megatron_patch.llama.model_config import LlamaConfig
 
-PRECISIONS = ("fp16", "bf16", "fp32")
+PRECISIONS = ("fp16", "bf16", "fp32", "fp8")
 RECOMPUTATIONS = ("sel", "full", "none")
 Template = Literal["auto", "alpaca", "pretrain", "llama2-chat", "tokenizer"]
 # --gqa-layout: the order of fused QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it.
@@ -52,6 +52,8 @@ class Options:
     """First loss scale of fp16."""
     loss_scale_window: int = 1000
     """fp16: steps without an overflow after which the loss scale doubles."""
+    fp8_layers: int = 0
+    """fp8: layers at the beginning, and as many at the end, whose products stay in bf16."""
     split: str = "98,2,0"
     """Shares of the data for training, validation and test."""
     eval_interval: int = 100
@@ -175,6 +177,11 @@ class TrainConfig:
     # Fine-tuning by epochs
     epochs: int = 0  # passes over `train_data`; 0: `train_iters` is the length
     options: Options = field(default_factory=Options)
+
+    @property
+    def weight_precision(self) -> str:
+        """Of the weights in checkpoints and in everything but FP8 products: `bf16` where PR is fp8."""
+        return "bf16" if self.precision == "fp8" else self.precision
 
     @property
     def sample_length(self) -> int:

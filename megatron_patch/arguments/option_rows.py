@@ -58,6 +58,7 @@ SHARED = (
     _option("init_method_std", "随机初始权重的标准差（检查点为 none 时）", above=True),
     _option("initial_loss_scale", "fp16 的初始 loss scale", least=1),
     _option("loss_scale_window", "fp16：连续多少步没有溢出后 loss scale 加倍", least=1),
+    _option("fp8_layers", "fp8：模型开头和末尾各有这么多层的矩阵乘法保持 bf16", most=10_000),
     _option("log_interval", "两行日志之间的迭代数", least=1),
     _option("progress", "终端中用一行实时进度（迭代、loss、tokens/s、剩余时间）代替 Megatron 的日志行，后者写入日志文件；"
             "auto：在终端中且不在 notebook 中时"),

@@ -120,7 +120,7 @@ def _description(config: TrainConfig) -> ModelDescription:
     return ModelDescription(
         model=config.model,
         extra_vocab_size=config.extra_vocab_size,
-        dtype=of_precision(config.precision).name,
+        dtype=of_precision(config.weight_precision).name,
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
     )

@@ -15,6 +15,8 @@ from megatron_patch.plan.rates import Rates
 
 # fp16's longer mantissas take more energy: an 8192³ product at the power limit is 4.3 % slower.
 _FP16 = 1 / 1.043
+# FP8 products at the power limit beside bf16 ones: 1,190 TFLOP/s forward, 1,200 and 1,050 backward (H200).
+_FP8 = 1.70
 # Share of the products' rate that attention reaches: cuDNN's in 336 µs forward and backward for 2,048 tokens of a
 # layer of 7B, and the two products of unfused attention.
 _FUSED, _UNFUSED = 0.535, 0.7
@@ -22,6 +24,7 @@ _FUSED, _UNFUSED = 0.535, 0.7
 _KERNELS = 0.78
 # Bytes a parameter that Adam and the gradients' norm read and write in 16 bits with fp32 state.
 _UPDATE = 32
+_CAST = 6  # the same of weights that are cast to FP8: read for the largest and for the cast, and written twice
 # Seconds in which Python launches one layer, forward and backward, where no CUDA graph does: alone, as a pipeline's
 # stage and with tensor parallelism's collectives.
 _LAUNCHES, _LAUNCHES_OF_STAGES, _LAUNCHES_OF_TENSORS = 4.3e-3, 5.0e-3, 6.0e-3
@@ -132,10 +135,13 @@ def _one_pass(run: RunShape, rates: Rates, inside_layers: float) -> _Pass:
     rate = rates.products * (_FP16 if run.precision == "fp16" else 1)
     qkv = context + 2 * model.num_query_groups * model.kv_channels
     weights = h * (qkv + context) + 3 * h * model.ffn_hidden_size
-    products = 6 * tokens * weights / tp / rate
+    in_fp8 = 1 - 2 * run.fp8_layers / model.num_layers if run.precision == "fp8" else 0.0
+    products = 6 * tokens * weights / tp / rate * (1 - in_fp8 + in_fp8 / _FP8)
     attention = _attention(run, rates, rate, tokens * context / tp)
     # Elements a token that are read or written: two sums with norms, rotary positions on q, k and v, SwiGLU.
     norms, inside = 16 * h, (4 * qkv + 8 * model.ffn_hidden_size) / tp
+    # Every factor of an FP8 product is read in 16 bits and written twice in 8.
+    inside += 2 * in_fp8 * (4 * h + (qkv + context + 3 * model.ffn_hidden_size) / tp)
     elements = norms / (tp if run.sequence_parallel else 1) + inside
     kernels = tokens * elements * width / (rates.memory * _KERNELS)
     again = products / 3 + attention * 2 / 7 + kernels * 0.4 if run.recompute == "full" else 0.0
@@ -204,4 +210,5 @@ def _replicas(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int) -> fl
 
 def _optimizer(run: RunShape, rates: Rates) -> float:
     owners = run.data_parallel_size if run.use_distributed_optimizer else 1
-    return stage_parameters(run, 0) * _UPDATE / owners / rates.memory
+    cast = _CAST if run.precision == "fp8" else 0
+    return stage_parameters(run, 0) * (_UPDATE / owners + cast) / rates.memory

@@ -131,10 +131,10 @@ def _counted(chunks: Iterable[Chunk], total: int | None) -> Iterator[Chunk]:
 def _samples(chunk: Chunk, keys: tuple[str, ...], clean: str) -> tuple[list[dict[str, str]], list[Skipped]]:
     """The samples of a chunk's records, and the records that gave none."""
     texts, skipped = texts_of(chunk, keys, CLEANERS[clean])
-    samples = []
+    records, samples = list(chunk.records), []
     for number, text in texts:
         try:
-            title = _title(chunk.records[number - chunk.first])
+            title = _title(records[number - chunk.first])
         except UserError as error:
             skipped.append(Skipped(number, f"its 'title': {error}"))
             continue

@@ -175,16 +175,26 @@ def test_without_copy_engines_four_gpus_learn_the_same(tmp_path, gpus, weights, 
     learn_what_one_learns(4, tmp_path, gpus, weights, one, layout, copies="false")
 
 
+@two_gpus
+@pytest.mark.parametrize("layout", [dict(), dict(PP=2)], ids=["DP2 across", "PP2 across"])
+def test_two_nodes_learn_what_one_learns(tmp_path, gpus, weights, one, layout):
+    nodes_learn_what_one_learns(1, tmp_path, gpus, weights, one, layout)
+
+
 @four_gpus
 @pytest.mark.parametrize("layout", [dict(TP=2, SP="true"), dict(PP=2)], ids=["TP2 in each", "PP2 across"])
-def test_two_nodes_learn_what_one_learns(tmp_path, gpus, weights, one, layout):
+def test_two_nodes_of_two_gpus_learn_what_one_learns(tmp_path, gpus, weights, one, layout):
+    nodes_learn_what_one_learns(2, tmp_path, gpus, weights, one, layout)
+
+
+def nodes_learn_what_one_learns(each, tmp_path, gpus, weights, one, layout):
     """NCCL takes two halves of this machine for two machines, and communicates by sockets, in graphs too."""
-    gpus(4)
+    gpus(2 * each)
     visible, port = launching.HIDDEN["CUDA_VISIBLE_DEVICES"].split(","), free_port()
 
     def node(rank):
-        job = dict(WORLD_SIZE=2, RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, NPROC_PER_NODE=2)
-        job |= dict(CUDA_VISIBLE_DEVICES=",".join(visible[2 * rank :][:2]), NCCL_HOSTID=f"node{rank}")
+        job = dict(WORLD_SIZE=2, RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, NPROC_PER_NODE=each)
+        job |= dict(CUDA_VISIBLE_DEVICES=",".join(visible[each * rank :][:each]), NCCL_HOSTID=f"node{rank}")
         wanted = {**COMMON, "PRETRAIN_CHECKPOINT_PATH": weights, **layout}
         return tiny(tmp_path / "several", ENV="dlc", job=job, **wanted)
 

@@ -57,6 +57,7 @@ _LAYOUTS = {
     "PP2 with AC full": (2, {**PP2, **AC}),
     "PP2 DP2": (4, PP2),
     "PP4": (4, PP4),
+    "PP2 DP2 in FP8": (4, {**PP2, "precision": "fp8"}),
     "TP2 PP2 with SP": (4, {**TP2, **PP2, **SP}),
 }
 # Where ranks may read each other's memory: sequences are split, or ZeRO shares what is updated.
