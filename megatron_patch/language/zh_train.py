@@ -150,9 +150,6 @@ SENTENCES = {
         "预计：每个 GPU 每秒 {0} 个 token，每步 {1} 秒（按产品规格，未实测此型号）。"
     ),
     "Seconds of a step: {}.": "每步的秒数：{0}。",
-    "Python launches more slowly than these GPUs compute; CUDA graphs, which mend that, are for one node.": (
-        "Python 启动 kernel 比这些 GPU 计算慢；CUDA graphs 可解决，但只用于单节点。"
-    ),
     # cli/main
     "Usage: megatron-patch COMMAND --flag=value ...": "用法：megatron-patch 命令 --标志=值 ...",
     "megatron-patch COMMAND --help lists its arguments and flags; --version prints the version.": (

@@ -81,17 +81,14 @@ class _Pass:
         return self.products + self.attention + self.kernels + self.recomputing + self.tensor
 
 
-def step_time(
-    run: RunShape, rates: Rates, gpus_per_node: int, nodes: int, graphs: bool | None = None, copies: bool = True
-) -> StepTime:
+def step_time(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int, graphs: bool = True, copies: bool = True) -> StepTime:
     """The time of a step of a run in 16 bits.
 
     Args:
-        graphs: whether micro-batches are CUDA graphs; by default they are on one host.
+        graphs: whether micro-batches are CUDA graphs.
         copies: whether GPUs of one host read each other's memory where they can, instead of NCCL's communicating.
     """
     assert run.precision != "fp32", "fp32 is for CPUs and for debugging"
-    graphs = nodes == 1 if graphs is None else graphs
     copies = copies and rates.copies
     inside = _COPIES_INSIDE if copies and graphs and run.sequence_parallel else 1.0
     one, layers = _one_pass(run, rates, inside), run.model.num_layers // run.pipeline_model_parallel_size

@@ -60,7 +60,7 @@ def _open_groups(config: TrainConfig, layout: Layout, log: RunLog) -> None:
         return
     groups = {}
     # An exchange is a dozen launches where NCCL's is one, which pays where they are recorded.
-    if config.sequence_parallel and not (device.HAS_CUDA and why_no_graphs(config, layout)):
+    if config.sequence_parallel and not (device.HAS_CUDA and why_no_graphs(config)):
         groups["TP"] = parallel_state.get_tensor_model_parallel_group()
     if config.use_distributed_optimizer:
         groups["data parallel"] = parallel_state.get_data_parallel_group(with_context_parallel=True)

@@ -86,7 +86,7 @@ def prepare_model(state: TrainState) -> str:
     config.grad_scale_func = lambda loss: loss * (state.loss_scale / divisor)
     config.no_sync_func = state.model.no_sync
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
-    obstacle = why_no_graphs(state.config, state.layout)
+    obstacle = why_no_graphs(state.config)
     state.gathers = optim.weight_gathers(state.optimizer, state.model, records=not obstacle)
     state.reductions = optim.gradient_reductions(state.optimizer, state.model)
     state.watch = launch_watch(state.config, obstacle)

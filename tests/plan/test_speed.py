@@ -87,6 +87,6 @@ def test_the_command_says_speed_where_it_fits(capsys):
     assert f"Expected: {planned(4, '7b', (1, 1), {}, 32):,.0f} tokens/s per GPU" in said and "not measured" not in said
     plan.main(["70B", "--gpu", "h100", "--gpus", "8", "--nodes", "8", "--tensor-model-parallel-size", "8"])
     said = capsys.readouterr().out
-    assert "this kind was not measured" in said and "Python launches more slowly" in said
+    assert "this kind was not measured" in said
     plan.main(["70B", "--gpu", "rtx4090"])
     assert "Expected" not in capsys.readouterr().out
