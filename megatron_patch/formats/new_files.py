@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_patch.errors import named
+from megatron_patch.errors import named, naming
 from megatron_patch.formats.past_cache import (
     BLOCK,
     aligned_memory,
@@ -23,6 +23,7 @@ from megatron_patch.formats.past_cache import (
     go_through_the_cache,
     goes_past_the_cache,
     reading_past_the_cache,
+    reserve,
     whole_blocks,
 )
 
@@ -119,11 +120,13 @@ class NewFile:
         """Create it.
 
         Raises:
-            OSError: it is there already, or cannot be created.
+            OSError: it is there already, or cannot be created, or the disk has no room for it.
         """
         self._left = len(self.parts)
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        go_past_the_cache(self._descriptor)
+        if go_past_the_cache(self._descriptor):
+            with naming(self.path):
+                reserve(self._descriptor, whole_blocks(self.size))
 
     def write(self, data: memoryview, position: int) -> None:
         """Write a part's blocks to their place; with the last part of all the file is flushed and closed.
