@@ -1,9 +1,7 @@
 """Items of torch_dist's `.distcp` files. An item is a torch.save archive of one tensor; a file holds one after the
 other.
 
-An archive is an uncompressed zip of `data.pkl` (how to rebuild the tensor), `data/0` (its bytes) and two small records.
-torch.save needs the tensor in memory. Here what stands around its bytes is made alone, with their CRC-32 as torch writes
-it. Reading gives a place in the file and no bytes.
+`tensor_archive.py` writes them. Reading gives a place in the file and no bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,11 +23,8 @@ from megatron_patch.errors import UserError
 from megatron_patch.formats import dtypes
 from megatron_patch.formats.checksums import Record
 from megatron_patch.formats.lazy import FileTensor, read_bytes
-from megatron_patch.formats.past_cache import BLOCK
 from megatron_patch.formats.torch_archive import StoredTensor, Window, read_archive, stored_tensor
 
-# Of zip: a record's flag for "its sum and sizes stand behind its bytes", and what marks them there.
-_SUM_BEHIND, _SUM_FOLLOWS = 0x08, 0x08074B50
 _STORAGES = {one.torch_dtype: getattr(torch, one.storage) for one in dtypes.WEIGHTS}
 _REBUILD = torch._utils._rebuild_tensor_v2
 _DTYPES = {one.storage: one.torch_dtype for one in dtypes.ALL}
@@ -68,62 +64,12 @@ def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-class _Forward:
-    """Takes what zipfile writes. Without `seek`, so that zipfile treats it as a pipe and puts sums behind the bytes."""
-
-    def __init__(self) -> None:
-        self.data, self.skipped = bytearray(), 0
-
-    def write(self, data: bytes) -> int:
-        """Append `data`."""
-        self.data += data
-        return len(data)
-
-    def tell(self) -> int:
-        """The place in the archive."""
-        return self.skipped + len(self.data)
-
-    def flush(self) -> None:
-        """zipfile calls it; nothing is held back here."""
-
-
-def around_item(shape: tuple[int, ...], dtype: torch.dtype, size: int, crc: int) -> tuple[bytes, bytes]:
-    """What stands in an archive before and behind the bytes of its tensor. Both lengths are the same for every `crc`.
-
-    The tensor's bytes begin at a whole block from the archive's start.
-
-    Args:
-        size: the tensor's, in bytes.
-        crc: the CRC-32 of the tensor's bytes.
-    """
-    sink, description = _Forward(), io.BytesIO()
+@lru_cache(maxsize=1024)
+def describe(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
+    """`data.pkl` of a contiguous tensor of `shape`."""
+    description = io.BytesIO()
     _Pickler(description, shape, dtype).dump(_Tensor())
-    # typeshed asks for a method `close`, which zipfile calls only for files that it has opened itself.
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
-        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), description.getvalue())
-        archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
-        record = zipfile.ZipInfo("archive/data/0")
-        record.header_offset, record.flag_bits = sink.tell(), _SUM_BEHIND
-        is_large = size > zipfile.ZIP64_LIMIT
-        record.extra = _padding(sink.tell() + len(record.FileHeader(zip64=is_large)))
-        sink.write(record.FileHeader(zip64=is_large))
-        front = len(sink.data)
-        sink.skipped = size
-        record.extra = b""  # the directory need not be padded
-        record.CRC, record.compress_size, record.file_size = crc, size, size
-        sink.write(struct.pack("<LLQQ" if is_large else "<LLLL", _SUM_FOLLOWS, crc, size, size))
-        archive.infolist().append(record)
-        archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
-    return bytes(sink.data[:front]), bytes(sink.data[front:])
-
-
-def _padding(header_end: int) -> bytes:
-    """A zip extra field after which the data begins at a whole block. torch marks its own as "FB" as well.
-
-    header_end: where the field begins in the archive, in bytes.
-    """
-    length = -(header_end + 4) % BLOCK
-    return struct.pack("<2sH", b"FB", length) + b"Z" * length
+    return description.getvalue()
 
 
 @dataclass(frozen=True)
@@ -210,3 +156,13 @@ def read_part(stream: BinaryIO, path: Path, name: str, item: ItemTensor, part: t
         rest = (*part[:axis], slice(None), *part[axis + 1 :])
     read_bytes(stream.fileno(), rows, item.offset + first * prod(shape[axis + 1 :]) * itemsize, path, name, item.record)
     return rows[rest]
+
+
+def first_element(item: ItemTensor, part: tuple[slice, ...]) -> int | None:
+    """The place of the first element of `part` in the item's tensor, if its elements lie one behind the other there."""
+    shape = item.stored.shape
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), len(shape))
+    behind = zip(part[axis + 1 :], shape[axis + 1 :])
+    if not item.stored.is_contiguous() or any(one.indices(size) != (0, size, 1) for one, size in behind):
+        return None
+    return part[axis].indices(shape[axis])[0] * prod(shape[axis + 1 :]) if axis < len(shape) else 0

@@ -89,6 +89,24 @@ def read_bytes(descriptor: int, out: torch.Tensor, position: int, path: Path, na
 
 
 @dataclass(frozen=True)
+class InMemory:
+    """A contiguous tensor, on any device."""
+
+    values: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        out.copy_(self.values[first:last])
+
+
+@dataclass(frozen=True)
 class Strided:
     """A matrix [R, C] in a file whose rows have gaps between them: they begin `row_stride` elements apart."""
 

@@ -87,12 +87,15 @@ class Part:
 class NewFile:
     """A file that is to be written: first its parts are added, from its start to its end, then `write_new_files` does it.
 
+    Args:
+        keeps_cache: whether it goes through the page cache and stays there, for a run that may read it soon.
+
     Attributes:
         size: bytes of the parts so far.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.size = path, 0
+    def __init__(self, path: Path, keeps_cache: bool = False) -> None:
+        self.path, self.size, self._keeps_cache = path, 0, keeps_cache
         self.parts: deque[Part] = deque()
         self._descriptor: int | None = None
         self._left = self._cached = 0
@@ -124,7 +127,7 @@ class NewFile:
         """
         self._left = len(self.parts)
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        if go_past_the_cache(self._descriptor):
+        if not self._keeps_cache and go_past_the_cache(self._descriptor):
             with naming(self.path):
                 reserve(self._descriptor, whole_blocks(self.size))
 
@@ -158,7 +161,7 @@ class NewFile:
                 go_through_the_cache(self._descriptor, error)
                 continue
             data, position = data[count:], position + count
-            if not goes_past_the_cache(self._descriptor):
+            if not self._keeps_cache and not goes_past_the_cache(self._descriptor):
                 self._hand_over(count)
 
     def _hand_over(self, count: int) -> None:
@@ -181,19 +184,21 @@ class NewFile:
             os.close(descriptor)
 
 
-def write_new_files(files: Iterable[NewFile], on_bytes: Callable[[int], None]) -> None:
+def write_new_files(files: Iterable[NewFile], on_bytes: Callable[[int], None], at_once: int = 1) -> None:
     """Write `files`, a few parts at a time.
 
     Args:
         files: each is asked for when the one before has been begun to its last part.
         on_bytes: is told each number of bytes that was written, from several threads.
+        at_once: files whose parts are written in turn. Through the page cache the system writes one part of a file at a
+            time.
 
     Raises:
         UserError, OSError: the first error of any part. The others stop at once.
     """
     cancelled, lock = threading.Event(), threading.Lock()
     opened: list[NewFile] = []
-    parts = _in_turn(files, opened)
+    parts = _in_turn(files, opened, at_once)
 
     def work() -> None:
         memory = aligned_memory(PART_BYTES + 2 * BLOCK)
@@ -219,14 +224,24 @@ def write_new_files(files: Iterable[NewFile], on_bytes: Callable[[int], None]) -
             file.close()
 
 
-def _in_turn(files: Iterable[NewFile], opened: list[NewFile]) -> Iterator[tuple[NewFile, Part, bool]]:
-    """(file, part, whether it is the file's last), from the first file to the last; a file is created when it is due."""
-    for file in files:
-        opened.append(file)
-        file.open()
-        while file.parts:
-            part = file.parts.popleft()
-            yield file, part, not file.parts
+def _in_turn(files: Iterable[NewFile], opened: list[NewFile], at_once: int) -> Iterator[tuple[NewFile, Part, bool]]:
+    """(file, part, whether it is the file's last): of `at_once` files in turn, each file's parts in their order.
+
+    A file is created when it is due.
+    """
+    waiting, begun = iter(files), deque[NewFile]()
+    while True:
+        while len(begun) < at_once and (new := next(waiting, None)) is not None:
+            opened.append(new)
+            new.open()
+            begun.append(new)
+        if not begun:
+            return
+        file = begun.popleft()
+        part = file.parts.popleft()
+        if file.parts:
+            begun.append(file)
+        yield file, part, not file.parts
 
 
 def _run(work: Callable[[], None], cancelled: threading.Event) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from megatron_patch.formats.checksums import combined
-from megatron_patch.formats.distcp import around_item
+from megatron_patch.formats.distcp import describe
 from megatron_patch.formats.dtypes import of_torch
 from megatron_patch.formats.lazy import LazyTensor, nbytes
-from megatron_patch.formats.new_files import PART_BYTES, NewFile, Part, write_new_files
+from megatron_patch.formats.new_files import PART_BYTES, NewFile, write_new_files
 from megatron_patch.formats.past_cache import BLOCK
+from megatron_patch.formats.tensor_archive import add_archive
 
 
 @dataclass(frozen=True)
@@ -62,26 +62,11 @@ def partition(items: Sequence[Item], max_bytes: int) -> list[list[Item]]:
 
 
 def plan_distcp(file: NewFile, items: Sequence[Item]) -> list[Written]:
-    """Add `items` to a `.distcp` file of torch_dist; returns their places.
-
-    Each begins in a block of its own, and so do its tensor's bytes: they are then read and written without a copy.
-    """
+    """Add `items` to a `.distcp` file of torch_dist; returns their places."""
     written = []
     for item in items:
-        file.add_bytes(bytes(-file.size % BLOCK))
-        start, size = file.size, nbytes(item.tensor)
-        front, behind = around_item(item.shape, item.tensor.dtype, size, crc=0)
-        file.add_bytes(front)
-        parts = _add_tensor(file, item.tensor, is_summed=True)
-
-        def fill(out: memoryview, item: Item = item, size: int = size, parts: list[Part] = parts) -> None:
-            crc = 0
-            for part in parts:
-                crc = combined(crc, part.crc(), part.size)
-            out[:] = around_item(item.shape, item.tensor.dtype, size, crc)[1]
-
-        file.add(len(behind), fill)
-        written.append(Written(item, file.path.name, start, file.size - start))
+        start, length = add_archive(file, describe(item.shape, item.tensor.dtype), _pieces(item.tensor))
+        written.append(Written(item, file.path.name, start, length))
     return written
 
 
@@ -91,16 +76,16 @@ def plan_safetensors(file: NewFile, items: Sequence[Item]) -> list[Written]:
     written = []
     for item in items:
         start = file.size
-        _add_tensor(file, item.tensor)
+        for size, fill in _pieces(item.tensor):
+            file.add(size, fill)
         written.append(Written(item, file.path.name, start, file.size - start))
     return written
 
 
-def _add_tensor(file: NewFile, tensor: LazyTensor, is_summed: bool = False) -> list[Part]:
-    """Add a tensor's bytes, some rows a part; returns the parts."""
+def _pieces(tensor: LazyTensor) -> Iterator[tuple[int, Callable[[memoryview], None]]]:
+    """A tensor's bytes, some rows a piece: how many, and what makes them."""
     row = prod(tensor.shape[1:]) * tensor.dtype.itemsize
     step = max(1, PART_BYTES // row)
-    parts = []
     for first in range(0, tensor.shape[0], step):
         last = min(first + step, tensor.shape[0])
 
@@ -108,8 +93,7 @@ def _add_tensor(file: NewFile, tensor: LazyTensor, is_summed: bool = False) -> l
             rows = torch.frombuffer(out, dtype=tensor.dtype).view(last - first, *tensor.shape[1:])
             tensor.read(first, last, rows)
 
-        parts.append(file.add((last - first) * row, fill, is_summed))
-    return parts
+        yield (last - first) * row, fill
 
 
 def _safetensors_header(items: Sequence[Item]) -> bytes:
@@ -135,12 +119,16 @@ def write_files(
     files: Sequence[tuple[str, Sequence[Item]]],
     plan: Callable[[NewFile, Sequence[Item]], list[Written]],
     on_bytes: Callable[[int], None],
+    at_once: int = 1,
+    keeps_cache: bool = False,
 ) -> list[Written]:
     """Write `files` (name, items) into `folder`; returns the places of all items.
 
     Args:
         plan: `plan_distcp` or `plan_safetensors`.
         on_bytes: is told each number of bytes that was written, from several threads.
+        at_once: as in `write_new_files`.
+        keeps_cache: as in `NewFile`.
 
     Raises:
         UserError, OSError: the first error of any file. The other files stop at once.
@@ -149,9 +137,9 @@ def write_files(
 
     def planned() -> Iterator[NewFile]:
         for name, items in files:
-            file = NewFile(folder / name)
+            file = NewFile(folder / name, keeps_cache)
             written.extend(plan(file, items))
             yield file
 
-    write_new_files(planned(), on_bytes)
+    write_new_files(planned(), on_bytes, at_once)
     return written

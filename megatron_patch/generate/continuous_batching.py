@@ -15,13 +15,14 @@ import torch
 from megatron_patch.errors import UserError
 from megatron_patch.generate.cache import BlockTables, blocks_of
 from megatron_patch.generate.decoder import Decoder
+from megatron_patch.generate.logprobs import Score, Wanted, by_prompt, score, scores, wanted_of
 from megatron_patch.generate.sampling import Sampling, choose, most_probable, sampling_rows
 
 # Prompt tokens that one pass takes at most, if it has more than one prompt: activations of so many are small beside a
 # model.
 _PREFILL_TOKENS = 8192
 
-_NO_TOKEN = -1  # stands for a choice between numbers that are none
+NO_TOKEN = -1  # stands for a choice between numbers that are none, and for one that nobody asked for
 
 END, LENGTH = "stop", "length"  # why an answer ended, in the words of OpenAI's interface
 
@@ -32,18 +33,27 @@ class Request:
 
     number: int  # by which its tokens are told from others'
     prompt: tuple[int, ...]  # token ids, at least one
-    new_tokens: int  # at most, at least one
+    new_tokens: int  # at most; none where the prompt alone is scored
     sampling: Sampling = Sampling()
     ends: frozenset[int] = frozenset()  # tokens that end the answer
+    logprobs: int | None = None  # how many of the most probable tokens are told with each one's score; None: no score
+    scores_prompt: bool = False  # whether the prompt's tokens are scored as well
 
 
 @dataclass(frozen=True)
 class NewToken:
-    """One token of an answer. `finished` is empty, or END or LENGTH with the answer's last token."""
+    """One token of an answer.
+
+    Attributes:
+        token: NO_TOKEN where none was asked for.
+        finished: empty, or END or LENGTH with the answer's last token.
+        scores: of the prompt's tokens before the first one, and of this one, as far as the request asks for them.
+    """
 
     number: int
     token: int
     finished: str = ""
+    scores: tuple[Score, ...] = ()
 
 
 @dataclass
@@ -52,6 +62,7 @@ class _Sequence:
     tokens: list[int]  # prompt and answer so far
     slot: int = 0
     cached: int = 0  # tokens whose keys and values the cache holds
+    is_told: bool = False  # whether its prompt has been scored
 
     @property
     def answered(self) -> int:
@@ -87,7 +98,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Put a request in the queue."""
-        assert request.prompt and request.new_tokens >= 1, "the caller has checked the request"
+        assert request.prompt and request.new_tokens >= 0, "the caller has checked the request"
         assert len(request.prompt) + request.new_tokens <= self.longest, "the caller has checked the length"
         self.waiting.append(_Sequence(request, list(request.prompt)))
 
@@ -108,11 +119,11 @@ class Engine:
         """
         admitted = self._admit()
         if admitted:
-            return self._take(admitted, self._prefill(admitted))
+            return self._take(admitted, *self._prefill(admitted))
         if not self.running:
             return []
         self._make_room()
-        return self._take(self.running, self._decode(self.running))
+        return self._take(self.running, self._decode(self.running), {})
 
     def _admit(self) -> list[_Sequence]:
         """Requests that get a slot and blocks now, in the order of their coming."""
@@ -153,8 +164,8 @@ class Engine:
         self._tables.release(sequence.slot)
         self._free.append(sequence.slot)
 
-    def _prefill(self, sequences: list[_Sequence]) -> torch.Tensor:
-        """Logits [B, V] behind each sequence."""
+    def _prefill(self, sequences: list[_Sequence]) -> tuple[torch.Tensor, dict[int, list[Score]]]:
+        """Logits [B, V] behind each sequence; and, by the number of the request, the scores of prompts."""
         tokens: list[int] = []
         positions: list[int] = []
         places: list[int] = []
@@ -170,7 +181,17 @@ class Engine:
             ends.append(len(tokens))
             one.cached = len(one.tokens)
         numbers = torch.tensor([tokens, positions, places, lengths], device=self.decoder.ranks.device)
-        return self.decoder.prefill(numbers[0], numbers[1], numbers[2], numbers[3], ends)
+        asking = [(one, begin) for one, begin in zip(sequences, [0, *ends]) if one.request.scores_prompt and not one.is_told]
+        prompts = [(begin, one.request.prompt) for one, begin in asking]
+        wanted = wanted_of(prompts, max((one.request.logprobs or 0 for one, _ in asking), default=0))
+        logits, found = self.decoder.prefill(
+            numbers[0], numbers[1], numbers[2], numbers[3], ends, wanted, self.vocabulary
+        )  # fmt: skip
+        known = scores(wanted.labels, self.decoder.ranks.from_last(found)) if wanted.rows else []
+        told = {one.request.number: its for (one, _), its in zip(asking, by_prompt(prompts, known))}
+        for one, _ in asking:
+            one.is_told = True
+        return logits, told
 
     def _decode(self, sequences: list[_Sequence]) -> torch.Tensor:
         """Logits [B, V] behind each sequence, whose last token is not in the cache yet."""
@@ -183,17 +204,42 @@ class Engine:
         tokens, positions, places = torch.tensor(rows, device=device).t().contiguous()
         return self.decoder.decode(tokens, positions, places, self._tables.table([one.slot for one in sequences], device))
 
-    def _take(self, sequences: list[_Sequence], logits: torch.Tensor) -> list[NewToken]:
-        """Choose the next token of each sequence, and let those go whose answer is complete."""
+    def _take(self, sequences: list[_Sequence], logits: torch.Tensor, told: dict[int, list[Score]]) -> list[NewToken]:
+        """Choose the next token of each sequence, and let those go whose answer is complete.
+
+        told: the scores of prompts, by the requests' numbers.
+        """
         chosen = self._chosen(sequences, logits)
+        found = self._scores_of_chosen(sequences, logits, chosen)
         news = []
         for one, token in zip(list(sequences), chosen):
-            one.tokens.append(token)
-            finished = END if token in one.request.ends else LENGTH if one.answered >= one.request.new_tokens else ""
+            request, finished = one.request, LENGTH
+            if request.new_tokens:
+                one.tokens.append(token)
+                finished = END if token in request.ends else LENGTH if one.answered >= request.new_tokens else ""
             if finished:
                 self._leave(one)
-            news.append(NewToken(one.request.number, token, finished))
+            all_scores = (*told.get(request.number, ()), *found.get(request.number, ()))
+            news.append(NewToken(request.number, token if request.new_tokens else NO_TOKEN, finished, all_scores))
         return news
+
+    def _scores_of_chosen(
+        self, sequences: list[_Sequence], logits: torch.Tensor, chosen: list[int]
+    ) -> dict[int, list[Score]]:  # fmt: skip
+        """The score of each token that was chosen, by its request's number, where the request asks for it."""
+        asking = [
+            (row, one) for row, one in enumerate(sequences) if one.request.logprobs is not None and one.request.new_tokens
+        ]  # fmt: skip
+        if not asking:
+            return {}
+        rows, ranks = [row for row, _ in asking], self.decoder.ranks
+        wanted = Wanted(rows, [chosen[row] for row in rows], max(one.request.logprobs or 0 for _, one in asking))
+        found = torch.zeros(wanted.shape, dtype=torch.float64, device=ranks.device)
+        if ranks.is_last_stage:
+            labels = torch.tensor(wanted.labels, device=ranks.device)
+            found = score(logits[rows], labels, wanted.count, self.vocabulary)
+        known = scores(wanted.labels, ranks.from_last(found))
+        return {one.request.number: [its] for (_, one), its in zip(asking, known)}
 
     def _chosen(self, sequences: list[_Sequence], logits: torch.Tensor) -> list[int]:
         ranks = self.decoder.ranks
@@ -207,9 +253,9 @@ class Engine:
                 rows = sampling_rows(settings, logits.shape[1], ranks.device)
                 position = torch.tensor([len(one.tokens) for one in sequences], device=ranks.device)
                 chosen = choose(logits, rows, self._seen_tokens(sequences, logits), position)
-            chosen = chosen.where(logits.isnan().any(dim=-1).logical_not(), _NO_TOKEN)
+            chosen = chosen.where(logits.isnan().any(dim=-1).logical_not(), NO_TOKEN)
         found = ranks.from_last(chosen).tolist()
-        if _NO_TOKEN in found:
+        if NO_TOKEN in found:
             raise UserError(
                 "the model gives NaN where logits should be: its weights hold NaN, or fp16 cannot hold its numbers; write "
                 "bf16 or fp32 for PR, or take another checkpoint."

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_patch.generate.cache import BlockCache
+from megatron_patch.generate.logprobs import Wanted, score
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.kernels.attention import attention
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
@@ -27,6 +28,7 @@ from megatron_patch.llama.vocabulary import rows_of_rank
 
 # Rows of logits that are in memory at once, while losses are computed.
 _LOGIT_ROWS = 8192
+_SCORED_ROWS = 1024  # the same, where they are gathered whole in fp32
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -72,9 +74,10 @@ class Decoder:
 
     @torch.no_grad()
     def prefill(
-        self, tokens: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, lengths: torch.Tensor, ends: Sequence[int]
-    ) -> torch.Tensor:
-        """Whole sequences into the cache, and the logits behind the last token of each.
+        self, tokens: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, lengths: torch.Tensor, ends: Sequence[int],
+        wanted: Wanted | None = None, vocabulary: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Whole sequences into the cache, the logits behind the last token of each, and how probable tokens were.
 
         Args:
             tokens, positions, places: int64 [T]: token ids of the sequences one after the other, each one's place in
@@ -82,9 +85,12 @@ class Decoder:
             lengths: int64 [T]: how long the sequence was when the token came: a prompt's for its tokens, one more with
                 each token of an answer. Dynamic scaling of positions asks for it.
             ends: for each sequence, the index in T behind its last token.
+            wanted: R tokens that are scored.
+            vocabulary: as `score` takes it.
 
         Returns:
-            fp32 [B, V] on the last stage, [B, 0] elsewhere.
+            (fp32 [B, V] on the last stage, [B, 0] elsewhere; fp64 [R, 1 + 2 · count] as `score` gives it, zeros
+            elsewhere).
         """
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -93,11 +99,19 @@ class Decoder:
 
         hidden = self._run(tokens, positions, lengths, attend)
         last = torch.tensor(ends, device=hidden.device) - 1
-        return self._logits(hidden[last])
+        return self._logits(hidden[last]), self._scores(hidden, wanted or Wanted((), (), 0), vocabulary)
+
+    def _scores(self, hidden: torch.Tensor, wanted: Wanted, vocabulary: int | None) -> torch.Tensor:
+        found = torch.zeros(wanted.shape, dtype=torch.float64, device=hidden.device)
+        rows, labels = (torch.tensor(one, dtype=torch.int64, device=hidden.device) for one in (wanted.rows, wanted.labels))
+        for a in range(0, len(rows) if self.ranks.is_last_stage else 0, _SCORED_ROWS):
+            part = slice(a, a + _SCORED_ROWS)
+            found[part] = score(self._logits(hidden[rows[part]]), labels[part], wanted.count, vocabulary)
+        return found
 
     @torch.no_grad()
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """Logits as `prefill` returns them, behind one new token of each sequence.
+        """Logits as `prefill` has them, behind one new token of each sequence.
 
         Args:
             tokens, positions, places: int64 [B], as `prefill` takes them.
