@@ -8,8 +8,8 @@
     python benchmarks/preprocess.py --loader                        waiting for batches of 2048 tokens in 0.1 s steps
     python benchmarks/preprocess.py --index 10000000                megatron-core's sample index for that many documents
 
-The first two read code, English and Chinese of `benchmarks/texts.py`, which says from where; where there is no Debian to
-ask, code alone. `--texts` names some of them, or files of JSON Lines, whose texts are repeated up to --megabytes.
+The first two read code, English and Chinese of `benchmarks/texts.py`, which says from where; where there is no Debian
+to ask, code alone. `--texts` names some of them, or files of JSON Lines, whose texts are repeated up to --megabytes.
 
 Each line of a table is a process of its own that reads a file of JSON Lines: this project's whole command, or a library
 that tokenizes its texts one batch after the other on one thread and writes nothing. Its time to start and to load the

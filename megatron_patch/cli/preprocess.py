@@ -28,8 +28,8 @@ from megatron_patch.preparation.partial_pair import output_paths, require_apart
 from megatron_patch.preparation.wudao_split import TRAIN, VALID, require_free, split_wudao
 from megatron_patch.records.files import find_files
 
-# Bytes of input for which starting another process pays: where the reference reads them, and where the fast engine does,
-# which is six times as fast and takes a second more to start.
+# Bytes of input for which starting another process pays: where the reference reads them, and where the fast engine
+# does, which is six times as fast and takes a second more to start.
 _WORTH_A_PROCESS, _WORTH_A_FAST_PROCESS = 4 << 20, 32 << 20
 
 

@@ -60,7 +60,7 @@ class Part:
         return self._made.result()[1]
 
     def make(self, buffer: memoryview, is_last: bool) -> memoryview:
-        """Make its bytes in `buffer`; returns the whole blocks that are to be written from byte `position` // BLOCK · BLOCK on.
+        """Make its bytes in `buffer`; returns the whole blocks to write, from that on in which it begins.
 
         is_last: of its file; its last block is then filled up with zeros.
         """
@@ -85,7 +85,7 @@ class Part:
 
 
 class NewFile:
-    """A file that is to be written: first its parts are added, from its start to its end, then `write_new_files` does it.
+    """A file that is to be written: its parts are added, from its start to its end, then `write_new_files` does it.
 
     Args:
         keeps_cache: whether it goes through the page cache and stays there, for a run that may read it soon.
@@ -154,9 +154,12 @@ class NewFile:
     def _write(self, data: memoryview, position: int) -> None:
         assert self._descriptor is not None, "parts are left"
         while len(data):
+            goes_past = goes_past_the_cache(self._descriptor)  # another thread may take it back meanwhile
             try:
                 count = os.pwrite(self._descriptor, data, position)
             except OSError as error:
+                if not goes_past:
+                    raise
                 # Refused by the file system, or the disk has filled up within a block.
                 go_through_the_cache(self._descriptor, error)
                 continue

@@ -1,7 +1,7 @@
 """tokenizer.json as conversion makes it: what transformers reads there is what SentencePiece reads in tokenizer.model.
 
-The vocabulary is of LLaMA's kind: bytes first, then runs of spaces, which have the worst score of all, then the pieces in
-the order of their scores.
+The vocabulary is of LLaMA's kind: bytes first, then runs of spaces, which have the worst score of all, then the pieces
+in the order of their scores.
 """
 
 from __future__ import annotations

@@ -14,10 +14,11 @@ import torch
 
 from megatron_patch.formats import new_files, past_cache
 from megatron_patch.formats.checksums import combined
-from megatron_patch.formats.distcp import around_item, read_item
+from megatron_patch.formats.distcp import describe, read_item
 from megatron_patch.formats.lazy import FileTensor
 from megatron_patch.formats.new_files import NewFile, write_new_files
 from megatron_patch.formats.past_cache import BLOCK, reading_past_the_cache
+from megatron_patch.formats.tensor_archive import around
 
 SIZES = [1, 4095, 4096, 4097, 10, 3 * 4096, 100, 4000, 70_001, 0, 5, 8192, 1]
 
@@ -117,7 +118,7 @@ def test_rows_at_any_byte_are_read(tmp_path, file_system):
 def test_torch_loads_an_item(dtype):
     tensor = torch.randn(3, 5, 7).to(dtype)
     data = tensor.view(torch.uint8).numpy().tobytes()
-    front, behind = around_item((3, 5, 7), dtype, len(data), zlib.crc32(data))
+    front, behind = around(describe((3, 5, 7), dtype), len(data), zlib.crc32(data))
     assert torch.equal(torch.load(io.BytesIO(front + data + behind), weights_only=True), tensor)
     assert len(front) % BLOCK == 0
     assert zipfile.ZipFile(io.BytesIO(front + data + behind)).testzip() is None
@@ -132,7 +133,7 @@ def test_an_item_beyond_what_32_bits_count(tmp_path):
             fifth = crc
         step = crc if length <= size - length else fifth
         crc, length = combined(crc, step, min(length, size - length)), length + min(length, size - length)
-    front, behind = around_item((rows, 2048), torch.bfloat16, size, crc)
+    front, behind = around(describe((rows, 2048), torch.bfloat16), size, crc)
     with open(tmp_path / "item", "w+b") as file:
         file.write(b"before" + front)
         file.seek(size, os.SEEK_CUR)
