@@ -16,6 +16,7 @@ from megatron_patch.arguments.argument import Argument
 from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.divisibility import layout_findings, processes_finding
 from megatron_patch.arguments.findings import Findings
+from megatron_patch.arguments.lora import with_lora
 from megatron_patch.arguments.option_rows import ACCUMULATION, LAUNCHER
 from megatron_patch.arguments.original import refuse_original
 from megatron_patch.arguments.precision import PrecisionReader
@@ -61,7 +62,7 @@ def read(task: str, argv: Sequence[str]) -> Reading:
     refuse_original(script, [texts[argument.dest] for argument in script.documented])
     values = findings.values((*script.flags, *script.others), texts)
     of_launcher = {one.dest: values.pop(one.dest) for one in LAUNCHER}
-    options = Options(**values)
+    options = with_lora(Options(**values), findings, texts.get("precision"))
     raw = {argument.name: texts[argument.dest] for argument in script.documented}
     learns = "pretrain" if script is PRETRAIN else "finetune"
     reader = _Reader(learns, script.by_name, _without_bad_paths(script.documented, raw, findings), findings, [])

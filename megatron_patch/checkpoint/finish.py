@@ -5,7 +5,6 @@ Imports no torch, so that the process that writes beside the training starts at 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +105,9 @@ def _describe(ending: Ending) -> None:
         size = (partial / name).stat().st_size
         if size != end:
             raise UserError(f"{partial / name} has {size} bytes, and {end} were written to it; the disk has lost the others.")
-    for name in os.listdir(partial):
-        flush(partial / name)
-    flush(partial)
+    if ending.config.lora is not None and not ending.config.options.local_output:  # a node alone lacks the others' parts
+        from megatron_patch.checkpoint.peft_folder import write_beside  # the only kind of run for which torch is needed here
+
+        write_beside(ending.config.model, ending.config.lora, partial)
+    for path in (*partial.rglob("*"), partial):
+        flush(path)

@@ -17,6 +17,7 @@ from typing import Any
 
 from megatron.core.optimizer import ChainedOptimizer
 
+from megatron_patch.checkpoint.adapter_folder import stores_base
 from megatron_patch.checkpoint.contents import contents_of
 from megatron_patch.checkpoint.finish import Ending, begin, steps
 from megatron_patch.checkpoint.housekeeping import partial_folder, remove_left_over
@@ -66,8 +67,9 @@ def save_checkpoint(
     partial, keeps = partial_folder(final), keeps_folder(config)
     try:
         together(lambda: _begin(partial, only_best) if keeps else None)
-        weights_only = config.options.save_weights_only
-        contents = contents_of(model, optimizer, scheduler, progress, weights_only=weights_only)
+        weights_only, trained_only = config.options.save_weights_only, not stores_base(config)
+        parts = (model, optimizer, scheduler, progress)
+        contents = contents_of(*parts, weights_only=weights_only, trained_only=trained_only)
         # Ranks have about as many bytes to write, so the first one's progress is shown for all.
         with shown.Progress("saving", contents.nbytes) if parallel.rank() == 0 else nullcontext() as shows:
             spans = together(lambda: contents.write(partial, (lambda _: None) if shows is None else shows.add))

@@ -35,8 +35,8 @@ SENTENCES = {
     'Next: transformers.AutoModelForCausalLM.from_pretrained("{}")': '下一步：transformers.AutoModelForCausalLM.from_pretrained("{0}")',
     # inspection
     "error: {}": "错误：{0}",
-    "{} does not exist; give a .bin/.idx pair, a fine-tuning JSON file or a checkpoint's folder.": (
-        "{0} 不存在；请给出一对 .bin/.idx、微调 JSON 文件或检查点文件夹。"
+    "{} does not exist; give a .bin/.idx pair, a fine-tuning JSON file, or the folder of a checkpoint or an adapter.": (
+        "{0} 不存在；请给出一对 .bin/.idx、微调 JSON 文件，或检查点、适配器的文件夹。"
     ),
     # preprocess
     "{} sample": "{0} 条样本",

@@ -10,6 +10,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from megatron_patch.checkpoint.adapter_folder import check_base, stores_base
+from megatron_patch.checkpoint.adapter_weights import load_adapter
 from megatron_patch.checkpoint.housekeeping import set_aside
 from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.checkpoint.local_output import keeps_folder
@@ -47,6 +51,8 @@ def start_state(state: TrainState, log: RunLog) -> None:
         if start.folder is None:
             _load_weights(state, log)
             return
+        if not stores_base(state.config):
+            _load_frozen(state, log)
         try:
             _restore(state, start.folder, log)
             return
@@ -138,8 +144,8 @@ def _set_aside(config: TrainConfig, folder: Path, why: str, instead: Path, log: 
 def _restore(state: TrainState, folder: Path, log: RunLog) -> None:
     # A large state takes minutes. Whether it is sound shows then only.
     log.line(f"  reading the checkpoint {folder}")
-    began = time.perf_counter()
-    progress = restore(folder, state.model, state.optimizer, state.scheduler)
+    began, trained_only = time.perf_counter(), not stores_base(state.config)
+    progress = restore(folder, state.model, state.optimizer, state.scheduler, trained_only=trained_only)
     for name, value in vars(progress).items():
         setattr(state, name, value)
     number, seconds = int(folder.resolve().name.removeprefix("iter_")), time.perf_counter() - began
@@ -148,12 +154,24 @@ def _restore(state: TrainState, folder: Path, log: RunLog) -> None:
         log.line(f"  {said}")
 
 
+def _load_frozen(state: TrainState, log: RunLog) -> None:
+    """Load the frozen weights of a LoRA run that goes on."""
+    config, first = state.config, torch.distributed.get_rank() == 0
+    assert config.load is not None
+    parallel.all_or_none(lambda: check_base(config, state.origin.load_fingerprint) if first else None)
+    log.line(f"  frozen weights: those of {config.load}")
+    load_weights(config.load, state.model, config.options.gqa_layout, config.model)
+
+
 def _load_weights(state: TrainState, log: RunLog) -> None:
     config = state.config
     if config.load is None:
         log.line(f"  starting from random weights, seed {config.options.seed}")
-        return
-    log.line(f"  starting from the weights of {config.load}")
-    for note in load_weights(config.load, state.model, config.options.gqa_layout, config.model):
-        log.line(f"  {note}")
+    else:
+        log.line(f"  starting from the weights of {config.load}")
+        for note in load_weights(config.load, state.model, config.options.gqa_layout, config.model):
+            log.line(f"  {note}")
+    if config.lora is not None and config.options.lora_adapter:
+        log.line(f"  starting from the adapter {config.options.lora_adapter}")
+        load_adapter(config.options.lora_adapter, state.model, config.model, config.lora)
     optim.weights_were_loaded(state.optimizer)

@@ -23,6 +23,8 @@ from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.decode_attention import decode_attention
 from megatron_patch.kernels.embedding import embedding
 from megatron_patch.kernels.fp8 import E4M3, E5M2, cast, note_largest_numbers
+from megatron_patch.kernels.lora import Blocks, add_b_gradient, expand_, shrink, shrink_gradient
+from megatron_patch.kernels.nf4 import dequantize, quantize
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
 from megatron_patch.kernels.rope import rope_qkv, rope_tables
 from megatron_patch.kernels.softmax import causal_softmax
@@ -33,7 +35,7 @@ from tests.launching import ROOT
 S, H, FFN, N, D, V = 40, 4096, 11008, 32, 128, 32000
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _TYPES |= {torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5"}
-_TYPES |= {torch.int64: "i64", torch.int32: "i32", torch.int16: "i16"}
+_TYPES |= {torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.uint8: "u8"}
 
 
 def compile_instead(kernel: _dispatch.Kernel, compiled: list[str], *arguments: object, **named: object) -> None:
@@ -41,7 +43,7 @@ def compile_instead(kernel: _dispatch.Kernel, compiled: list[str], *arguments: o
     import triton
 
     function = triton.jit(kernel._function)
-    options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+    options = {name: named.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in named}
     signature, constants, attributes = {}, {}, {}
     values = inspect.signature(kernel._function).bind(*arguments, **named).arguments
     for place, (parameter, value) in enumerate(zip(function.params, values.values(), strict=True)):
@@ -111,6 +113,15 @@ def compile_all(dtype: torch.dtype) -> None:
     for groups in (N, 8):
         cache, counts = new(2, 16, groups, D).detach(), torch.ones(1, 1, dtype=torch.int32)
         decode_attention(new(1, N, D).detach(), cache, cache, counts, counts[0], scale=0.1, implementation="triton")
+    for heights, width in (((D, D, D), H), ((FFN, FFN), H), ((H,), FFN)):
+        blocks = Blocks(heights, tuple(range(len(heights))), 16)
+        b, narrow = new(N * blocks.rows if len(heights) == 3 else blocks.rows, 16).detach(), new(S, blocks.count * 16).detach()
+        wide = new(S, len(b)).detach()
+        shrink_gradient(wide, b, blocks, 2.0, "triton")
+        expand_(wide, narrow, b, blocks, "triton")
+        add_b_gradient(torch.zeros(b.shape), wide, narrow, blocks, implementation="triton")
+        shrink(new(S, width).detach(), new(blocks.count * 16, width).detach(), 2.0, "triton")
+    dequantize(quantize(new(64, H).detach()), new(64, H).detach(), implementation="triton")
     assert set(compiled) == all_kernels()
 
 
