@@ -102,8 +102,8 @@ def _sums(decoder: Decoder, windows: list[Window]) -> torch.Tensor:
     tokens, labels = (torch.cat([torch.from_numpy(getattr(one, name)) for one in windows]) for name in ("tokens", "labels"))
     positions = torch.cat([torch.arange(len(one.tokens)) for one in windows])
     ends = torch.tensor([len(one.tokens) for one in windows]).cumsum(0).tolist()
-    losses = decoder.losses(tokens.to(device), positions.to(device), labels.to(device), ends)
-    return torch.stack([losses.double().sum(), (labels >= 0).sum().double().to(device)])
+    losses = decoder.losses(tokens.to(device), positions.to(device), labels, ends)
+    return torch.stack([losses.double().sum(), torch.tensor(float(len(losses)), dtype=torch.float64, device=device)])
 
 
 def table(scores: list[Score], say: Callable[[str], None]) -> None:

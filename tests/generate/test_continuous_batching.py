@@ -11,6 +11,7 @@ import torch
 from megatron_patch.errors import UserError
 from megatron_patch.generate.continuous_batching import Engine, Request, run_all
 from megatron_patch.generate.sampling import Sampling
+from megatron_patch.kernels._dispatch import prefer
 from tests.generate.models import engine_of, greedy_answers, random_prompts, transformers_answers
 from tests.launching import run_ranks
 
@@ -30,6 +31,31 @@ def truth(golden, prompts):
 def test_greedy_answers_are_transformers_s(golden, prompts, truth):
     """64 prompts of unequal length in 10 slots: slots are refilled as answers end, so every batch is a mixture."""
     assert greedy_answers(engine_of(golden / "hf_gqa", slots=10, longest=40 + NEW), prompts, NEW) == truth
+
+
+@pytest.mark.parametrize("blocks", [None, 24])
+def test_the_host_may_be_a_pass_behind(golden, prompts, truth, blocks):
+    """As on a GPU, also where blocks run out: nothing is lost, nothing comes twice, no answer goes on beyond its end."""
+    engine = replace(engine_of(golden / "hf_gqa", slots=10, longest=40 + NEW), behind=1)
+    engine = engine if blocks is None else replace(with_blocks(engine, blocks), behind=1)
+    end = truth[0][10]
+    requests = [Request(number, tuple(prompt), NEW, ends=frozenset({end})) for number, prompt in enumerate(prompts[:12])]
+    expected = [one[: one.index(end) + 1] if end in one else one for one in truth[:12]]
+    assert [answer for _, answer in sorted(run_all(engine, requests).items())] == expected
+    assert engine.is_idle and len(engine._tables.free) == engine._tables.blocks - 1
+
+
+def test_decoding_s_kernels_answer_the_same(golden, prompts, truth):
+    """One row, several rows and idle blocks through the Triton kernels."""
+    pytest.importorskip("triton")
+    prefer("triton")
+    try:
+        for count in (1, 3):
+            engine = engine_of(golden / "hf_gqa", slots=count, longest=64)
+            few = run_all(engine, [Request(number, tuple(prompts[number]), 4) for number in range(count)])
+            assert [few[number] for number in range(count)] == [answer[:4] for answer in truth[:count]]
+    finally:
+        prefer(None)
 
 
 def test_heads_without_groups(golden):
