@@ -231,8 +231,8 @@ class Engine:
                     continue  # it has ended, or nobody waits for it any more
                 if token == NO_TOKEN:
                     raise UserError(
-                        "the model gives NaN where logits should be: its weights hold NaN, or fp16 cannot hold its numbers; write "
-                        "bf16 or fp32 for PR, or take another checkpoint."
+                        "the model gives NaN where logits should be: its weights hold NaN, or fp16 cannot hold its numbers; "
+                        "write bf16 or fp32 for PR, or take another checkpoint."
                     )
                 one.tokens.append(token)
                 finished = END if token in one.request.ends else LENGTH if one.answered >= one.request.new_tokens else ""

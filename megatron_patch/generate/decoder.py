@@ -18,7 +18,7 @@ from megatron_patch.generate.layer_products import DOWN, GATE_UP, OUTPUT, PROJEC
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.kernels.attention import attention
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
-from megatron_patch.kernels.decode_attention import Reading, decode_attention
+from megatron_patch.kernels.decode_attention import READING, Reading, decode_attention
 from megatron_patch.kernels.rope import rope_qkv, rope_tables
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.rope_scaling import DYNAMIC
@@ -108,7 +108,7 @@ class Decoder:
         table: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
         products: LayerProducts,
-        reading: Reading = Reading(),
+        reading: Reading = READING,
     ) -> torch.Tensor:
         """Logits as `prefill` returns them, behind one new token of each sequence, whose key and value join the cache.
 

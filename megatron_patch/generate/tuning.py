@@ -72,7 +72,9 @@ class _Measurement:
         found: dict[str, Tiling] = {}
         for name in (QKV, PROJECTION, GATE_UP, DOWN, OUTPUT):
             weights = [self._decoder.weights.output] if name == OUTPUT else [getattr(layer, name) for layer in layers]
-            best = fastest(self._candidates(name), lambda tiling, name=name, weights=weights: self._runs(name, weights, tiling, eps))
+            best = fastest(
+                self._candidates(name), lambda tiling, name=name, weights=weights: self._runs(name, weights, tiling, eps)
+            )
             if best is not None:
                 found[name] = best
         return LayerProducts(self._decoder.ranks, eps, found, one_row=self._rows == 1)

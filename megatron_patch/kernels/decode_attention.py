@@ -37,6 +37,9 @@ class Reading(NamedTuple):
     overlap: bool = False
 
 
+READING = Reading()
+
+
 def decode_attention(
     packed: torch.Tensor,
     keys: torch.Tensor,
@@ -47,7 +50,7 @@ def decode_attention(
     sin: torch.Tensor,
     *,
     scale: float,
-    reading: Reading = Reading(),
+    reading: Reading = READING,
     implementation: str | None = None,
 ) -> torch.Tensor:
     """softmax(scale · q kᵀ) v of one query a sequence, whose key and value join the cache.
@@ -95,7 +98,9 @@ def _check(packed, keys, values, table, positions, cos, sin) -> None:
         )
     groups, head_dim = keys.shape[1], keys.shape[3]
     if packed.shape[1] % (groups * head_dim) or packed.shape[1] < 3 * groups * head_dim:
-        raise ValueError(f"packed has {packed.shape[1]} columns, which must be a multiple of G·D = {groups * head_dim}, 3 or more.")
+        raise ValueError(
+            f"packed has {packed.shape[1]} columns, which must be a multiple of G·D = {groups * head_dim}, 3 or more."
+        )
     batch = len(packed)
     if table.dim() != 2 or len(table) != batch or table.stride(1) != 1 or positions.shape != (batch,):
         raise ValueError(
@@ -123,15 +128,15 @@ def _decode(packed, keys, values, table, positions, cos, sin, scale, reading):
     options = {"launch_pdl": True} if reading.overlap and packed.is_cuda else {}
     _part[(batch, groups, parts)](
         packed, keys, values, table, positions, cos, sin, partial, out, scale, table.stride(0), keys.stride(0),
-        keys.stride(1), keys.stride(2), TOKENS=block, TILE=reading.tile, HEADS=queries,
+        keys.stride(1), keys.stride(2), parts, TOKENS=block, TILE=reading.tile, HEADS=queries,
         HEADS_P2=max(next_power_of_two(queries), 16 if dot else 1), D=head_dim,
-        D_P2=max(next_power_of_two(head_dim), 16 if dot else 1), SPLITS=parts, DOT=dot, WIDEN=not packed.is_cuda,
+        D_P2=max(next_power_of_two(head_dim), 16 if dot else 1), WHOLE=parts == 1, DOT=dot, WIDEN=not packed.is_cuda,
         OVERLAP=reading.overlap, num_warps=reading.warps, num_stages=reading.stages, **options,
     )  # fmt: skip
     if parts > 1:
         _join[(batch, groups * queries)](
-            partial, out, groups * queries, D=head_dim, D_P2=next_power_of_two(head_dim), SPLITS=parts,
-            SPLITS_P2=next_power_of_two(parts), OVERLAP=reading.overlap, num_warps=2, **options,
+            partial, out, groups * queries, parts, D=head_dim, D_P2=next_power_of_two(head_dim),
+            PARTS_P2=next_power_of_two(parts), OVERLAP=reading.overlap, num_warps=2, **options,
         )  # fmt: skip
     return out
 
@@ -139,8 +144,8 @@ def _decode(packed, keys, values, table, positions, cos, sin, scale, reading):
 @kernel
 def _part(
     packed, keys, values, table, positions, cos, sin, partial, out, scale, table_stride, block_stride, group_stride,
-    token_stride, TOKENS: tl.constexpr, TILE: tl.constexpr, HEADS: tl.constexpr, HEADS_P2: tl.constexpr, D: tl.constexpr,
-    D_P2: tl.constexpr, SPLITS: tl.constexpr, DOT: tl.constexpr, WIDEN: tl.constexpr, OVERLAP: tl.constexpr,
+    token_stride, parts, TOKENS: tl.constexpr, TILE: tl.constexpr, HEADS: tl.constexpr, HEADS_P2: tl.constexpr, D: tl.constexpr,
+    D_P2: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr, WIDEN: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One part of one sequence's keys, for the HEADS queries of one KV group. The first part has the new key too."""
     row, group, part, groups = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(1)
@@ -174,7 +179,7 @@ def _part(
     total = tl.where(part == 0, 1.0, 0.0) + tl.zeros([HEADS_P2], tl.float32)
     summed = tl.where(part == 0, value.to(tl.float32), 0.0)[None, :] + tl.zeros([HEADS_P2, D_P2], tl.float32)
     # Parts are whole tiles, so that only the last one of a sequence is cut.
-    size = tl.cdiv(tl.cdiv(position, TILE), SPLITS) * TILE
+    size = tl.cdiv(tl.cdiv(position, TILE), parts) * TILE
     first, last = part * size, tl.minimum(position, (part + 1) * size)
     for start in range(first, last, TILE):
         token = start + tl.arange(0, TILE)
@@ -204,28 +209,26 @@ def _part(
         summed = summed * shrunk[:, None] + more
         largest = new_largest
     number = row * (groups * HEADS) + group * HEADS + head
-    if SPLITS == 1:
+    if WHOLE:
         found = (summed / total[:, None]).to(out.dtype.element_ty)
         tl.store(out + number[:, None] * D + column[None, :], found, mask=inside)
     else:
-        result = partial + (number * SPLITS + part) * (D + 2)
+        result = partial + (number * parts + part) * (D + 2)
         tl.store(result[:, None] + column[None, :], summed, mask=inside)
         tl.store(result + D, largest, mask=is_head)
         tl.store(result + D + 1, total, mask=is_head)
 
 
 @kernel
-def _join(
-    partial, out, heads, D: tl.constexpr, D_P2: tl.constexpr, SPLITS: tl.constexpr, SPLITS_P2: tl.constexpr, OVERLAP: tl.constexpr
-):
+def _join(partial, out, heads, parts, D: tl.constexpr, D_P2: tl.constexpr, PARTS_P2: tl.constexpr, OVERLAP: tl.constexpr):
     """The parts of one query's softmax as one; a part without keys has the largest score −inf and the sum 0."""
     query = tl.program_id(0) * heads + tl.program_id(1)
-    part, column = tl.arange(0, SPLITS_P2), tl.arange(0, D_P2)
-    there = part < SPLITS
+    part, column = tl.arange(0, PARTS_P2), tl.arange(0, D_P2)
+    there = part < parts
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    at = partial + (query * SPLITS + part) * (D + 2)
+    at = partial + (query * parts + part) * (D + 2)
     largest = tl.load(at + D, mask=there, other=float("-inf"))
     totals = tl.load(at + D + 1, mask=there, other=0.0)
     weights = tl.exp(largest - tl.max(largest, axis=0))

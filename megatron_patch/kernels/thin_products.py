@@ -273,10 +273,8 @@ def _few_rows(
         values = tl.trans(values)
         sums = tl.dot(piece, values, sums, input_precision="ieee")
         if GATED:
-            if EVEN:
-                up_piece = tl.load(up_at + start)
-            else:
-                up_piece = tl.load(up_at + start, mask=there[:, None] & inside, other=0.0)
+            up_mask = None if EVEN else there[:, None] & inside
+            up_piece = tl.load(up_at + start, mask=up_mask, other=None if EVEN else 0.0)
             if WIDEN:
                 up_piece = up_piece.to(tl.float32)
             up_sums = tl.dot(up_piece, values, up_sums, input_precision="ieee")

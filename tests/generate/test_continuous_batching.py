@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from megatron_patch.errors import UserError
 from megatron_patch.generate.continuous_batching import Engine, Request, run_all
+from megatron_patch.generate.decoding_step import _Recorded
 from megatron_patch.generate.sampling import Sampling
 from megatron_patch.kernels._dispatch import prefer
 from tests.generate.models import engine_of, greedy_answers, random_prompts, transformers_answers
@@ -43,6 +45,27 @@ def test_the_host_may_be_a_pass_behind(golden, prompts, truth, blocks):
     expected = [one[: one.index(end) + 1] if end in one else one for one in truth[:12]]
     assert [answer for _, answer in sorted(run_all(engine, requests).items())] == expected
     assert engine.is_idle and len(engine._tables.free) == engine._tables.blocks - 1
+
+
+def test_graphs_of_few_sizes_hold_every_batch(golden, prompts, truth, monkeypatch):
+    """As on a GPU: a graph's numbers lie in fixed places, and a batch is filled up with rows that are nobody's."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    engine = replace(engine_of(golden / "hf_gqa", slots=6, longest=40 + NEW), behind=1)
+    step = engine._step
+
+    def record(kind):
+        numbers = torch.zeros(kind.rows, 2 + step._width, dtype=torch.int32)
+        chosen = torch.zeros(kind.rows, dtype=torch.int64)
+        return _Recorded(SimpleNamespace(replay=lambda: chosen.copy_(step._forward(numbers, kind))), numbers, chosen)
+
+    step._uses_graphs, step._record = True, record
+    drawn = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, seed=7)
+    requests = [Request(number, tuple(prompt), NEW - number) for number, prompt in enumerate(prompts[:12])]
+    answers = run_all(engine, [*requests, Request(99, (5, 6, 7), 30, drawn)])
+    alone = run_all(engine_of(golden / "hf_gqa", 1, 80), [Request(99, (5, 6, 7), 30, drawn)])
+    assert [answers[number] for number in range(12)] == [answer[: NEW - number] for number, answer in enumerate(truth[:12])]
+    assert answers[99] == alone[99]
+    assert {kind.rows for kind in step._recorded} <= {1, 2, 4, 6} and len(step._recorded) > 4
 
 
 def test_decoding_s_kernels_answer_the_same(golden, prompts, truth):
