@@ -168,9 +168,12 @@ class Decoder:
         cos, sin = self._rotation(places, places + 1)
         return cos.contiguous(), sin.contiguous()
 
-    def _rotated(self, packed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _rotated(
+        self, packed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q [T, N, D], k and v [T, G, D] of [T, (N + 2·G)·D]."""
-        return tuple(part[:, 0] for part in rope_qkv(packed.unsqueeze(1), cos, sin, self.heads, self.groups))
+        q, k, v = rope_qkv(packed.unsqueeze(1), cos, sin, self.heads, self.groups)
+        return q[:, 0], k[:, 0], v[:, 0]
 
     def _within(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
         """Causal attention inside each sequence: q [T, N, D], k and v [T, G, D] → [T, N·D].

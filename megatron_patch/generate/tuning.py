@@ -6,6 +6,7 @@ GPU, and the host would be slower than a kernel.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,9 +21,19 @@ from megatron_patch.kernels.thin_products import FEW_ROWS, FEW_ROWS_SPLIT, MOST_
 
 T = TypeVar("T")
 
-_ONE_ROW = (Tiling(16, 256), Tiling(8, 512), Tiling(8, 256), Tiling(4, 1024), Tiling(16, 512, warps=8))
-_FEW_ROWS = (Tiling(64, 128), Tiling(64, 256, stages=3), Tiling(128, 128), Tiling(128, 64, stages=5))
-_READINGS = (Reading(), Reading(dot=False), Reading(dot=False, tile=32), Reading(tile=128, programs=2), Reading(programs=8))
+# By bytes of a number. Tensor cores have no float32, and its products are unrolled: large tiles take minutes to compile.
+_ONE_ROW = {
+    2: (Tiling(16, 256), Tiling(8, 512), Tiling(8, 256), Tiling(4, 1024), Tiling(16, 512, warps=8)),
+    4: (Tiling(16, 128), Tiling(4, 512)),
+}
+_FEW_ROWS: dict[int, tuple[Tiling, ...]] = {
+    2: (Tiling(64, 128), Tiling(64, 256, stages=3), Tiling(128, 128), Tiling(128, 64, stages=5)),
+    4: (),
+}
+_READINGS = {
+    2: (Reading(), Reading(dot=False), Reading(dot=False, tile=32), Reading(tile=128, programs=2), Reading(programs=8)),
+    4: (Reading(tile=16), Reading(dot=False, tile=32)),
+}
 _REPLAYS = 3
 
 
@@ -64,30 +75,32 @@ class _Measurement:
         self._decoder, self._rows, self._rotation, self._width = decoder, rows, rotation, width
         device = decoder.ranks.device
         self._overlap = torch.cuda.get_device_capability(device) >= (9, 0)
+        self._bytes = decoder.dtype.itemsize
         self._draw = lambda size: torch.randn(rows, size, dtype=decoder.dtype, device=device)
 
     def products(self) -> LayerProducts:
         """The fastest for each product. Where no kernel of few rows is faster than the library, that one stays."""
         layers, eps = self._decoder.weights.layers, self._decoder.config.norm_epsilon
+        output = self._decoder.weights.output
+        assert output is not None, "one process has the whole model"
         found: dict[str, Tiling] = {}
         for name in (QKV, PROJECTION, GATE_UP, DOWN, OUTPUT):
-            weights = [self._decoder.weights.output] if name == OUTPUT else [getattr(layer, name) for layer in layers]
-            best = fastest(
-                self._candidates(name), lambda tiling, name=name, weights=weights: self._runs(name, weights, tiling, eps)
-            )
+            weights: list[torch.Tensor] = [output] if name == OUTPUT else [getattr(layer, name) for layer in layers]
+            best = fastest(self._candidates(name), functools.partial(self._runs, name, weights, eps))
             if best is not None:
                 found[name] = best
         return LayerProducts(self._decoder.ranks, eps, found, one_row=self._rows == 1)
 
     def _candidates(self, name: str) -> Iterable[Tiling | None]:
         if self._rows == 1:
-            return [tiling._replace(overlap=self._overlap) for tiling in _ONE_ROW]
-        halves = [tiling._replace(rows=tiling.rows // 2) for tiling in _FEW_ROWS] if name == GATE_UP else list(_FEW_ROWS)
+            return [tiling._replace(overlap=self._overlap) for tiling in _ONE_ROW[self._bytes]]
+        tilings = _FEW_ROWS[self._bytes]
+        halves = [tiling._replace(rows=tiling.rows // 2) for tiling in tilings] if name == GATE_UP else list(tilings)
         if name in (PROJECTION, DOWN):
             halves = [tiling._replace(splits=splits) for tiling in halves[:3] for splits in (4, 8 if tiling.rows > 64 else 2)]
         return [None, *(tiling._replace(overlap=self._overlap) for tiling in halves)]
 
-    def _runs(self, name: str, weights: list[torch.Tensor], tiling: Tiling | None, eps: float) -> Callable[[], object]:
+    def _runs(self, name: str, weights: list[torch.Tensor], eps: float, tiling: Tiling | None) -> Callable[[], object]:
         """One product of every layer, with what surrounds it."""
         products = LayerProducts(self._decoder.ranks, eps, {} if tiling is None else {name: tiling}, one_row=self._rows == 1)
         x, hidden = self._draw(weights[0].shape[1]), self._draw(weights[0].shape[0])
@@ -114,7 +127,7 @@ class _Measurement:
                 for k, v in zip(cache.keys, cache.values)
             ]
 
-        candidates = [reading for reading in _READINGS if reading.dot or queries == 1]
+        candidates = [reading for reading in _READINGS[self._bytes] if reading.dot or queries == 1]
         return fastest([reading._replace(overlap=self._overlap) for reading in candidates], runs)
 
 

@@ -23,6 +23,7 @@ from ._dispatch import ceil_div, kernel, next_power_of_two, tl, use_triton
 from .rms_norm import rms_norm_reference
 from .swiglu import swiglu_reference
 
+_LINE = 128  # bytes that come into a cache at once
 MOST_ROWS = 64  # of the thin matrix; for more, a library's products are at home
 
 
@@ -176,8 +177,8 @@ def _launch_few_rows(x, weight, out, gated, tiling):
     _few_rows[(ceil_div(rows, tiling.rows), tiling.splits)](
         x, weight, out, size, rows, batch, GATED=gated, ROWS=tiling.rows, BATCH=max(16, next_power_of_two(batch)),
         DEPTH=tiling.depth, SPLITS=tiling.splits, EVEN=rows % tiling.rows == 0 and size % tiling.depth == 0,
-        WIDEN=not x.is_cuda, OVERLAP=tiling.overlap, num_warps=tiling.warps, num_stages=tiling.stages,
-        **_launch_options(x, tiling.overlap),
+        LINES=max(1, 2 * tiling.depth * weight.itemsize // _LINE), PER_LINE=_LINE // weight.itemsize, WIDEN=not x.is_cuda,
+        OVERLAP=tiling.overlap, num_warps=tiling.warps, num_stages=tiling.stages, **_launch_options(x, tiling.overlap),
     )  # fmt: skip
 
 
@@ -243,7 +244,8 @@ def _one_row(
 @kernel
 def _few_rows(
     x, weight, out, size, rows, batch, GATED: tl.constexpr, ROWS: tl.constexpr, BATCH: tl.constexpr, DEPTH: tl.constexpr,
-    SPLITS: tl.constexpr, EVEN: tl.constexpr, WIDEN: tl.constexpr, OVERLAP: tl.constexpr,
+    SPLITS: tl.constexpr, EVEN: tl.constexpr, LINES: tl.constexpr, PER_LINE: tl.constexpr, WIDEN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One part of the sums of ROWS rows of the weight with all rows of x: out [SPLITS, batch, rows]."""
     part = tl.program_id(1)
@@ -256,6 +258,13 @@ def _few_rows(
     up_at = at + rows.to(tl.int64) * size
     x_at = x + member[:, None] * size + column[None, :]
     if OVERLAP:
+        # The first two pieces of each row come into the L2 cache meanwhile.
+        line = tl.minimum(first + tl.arange(0, LINES) * PER_LINE, size - 1)
+        ahead = weight + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * size + line[None, :]
+        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [ahead], tl.int32, False, 1)
+        if GATED:
+            ahead += rows.to(tl.int64) * size
+            tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [ahead], tl.int32, False, 1)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     sums = tl.zeros([ROWS, BATCH], tl.float32)

@@ -65,7 +65,7 @@ def test_graphs_of_few_sizes_hold_every_batch(golden, prompts, truth, monkeypatc
     alone = run_all(engine_of(golden / "hf_gqa", 1, 80), [Request(99, (5, 6, 7), 30, drawn)])
     assert [answers[number] for number in range(12)] == [answer[: NEW - number] for number, answer in enumerate(truth[:12])]
     assert answers[99] == alone[99]
-    assert {kind.rows for kind in step._recorded} <= {1, 2, 4, 6} and len(step._recorded) > 4
+    assert {kind.rows for kind in step._recorded} == {1, 4, 6} and any(kind.drawn for kind in step._recorded)
 
 
 def test_decoding_s_kernels_answer_the_same(golden, prompts, truth):
