@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from megatron_patch.kernels.cache_write import write_blocks
+
 BLOCK = 16  # tokens
 
 # What idle rows of a batch read and write. No sequence owns it.
@@ -37,9 +39,7 @@ class BlockCache:
 
     def write(self, layer: int, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put tokens' keys and values [T, G, D] where `places` int64 [T] (block · BLOCK + offset) say."""
-        blocks, offsets = places // BLOCK, places % BLOCK
-        for memory, new in ((self.keys, keys), (self.values, values)):
-            memory[layer][blocks, :, offsets] = new
+        write_blocks(keys, values, self.keys[layer], self.values[layer], places)
 
 
 def block_bytes(layers: int, groups: int, head_dim: int, dtype: torch.dtype) -> int:

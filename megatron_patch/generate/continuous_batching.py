@@ -17,8 +17,9 @@ import torch
 
 from megatron_patch.errors import UserError
 from megatron_patch.generate.cache import BlockTables, blocks_of
-from megatron_patch.generate.decoder import Decoder, on_device
+from megatron_patch.generate.decoder import Decoder
 from megatron_patch.generate.decoding_step import NO_TOKEN, DecodingStep
+from megatron_patch.generate.prompt_graphs import Prompts
 from megatron_patch.generate.sampling import Sampling
 
 # Prompt tokens that one pass takes at most, if it has more than one prompt: activations of so many are small beside a
@@ -102,6 +103,7 @@ class Engine:
         self._tables = BlockTables(self.slots, self.decoder.cache.keys.shape[1], self.longest)
         self._free = list(range(self.slots - 1, -1, -1))
         self._step = DecodingStep(self.decoder, self.slots, self.longest, self.vocabulary)
+        self._prompts = Prompts(self.decoder)
         self._unread: deque[_Pass] = deque()
         if self.behind is None:
             self.behind = int(self.decoder.ranks.device.type == "cuda")
@@ -204,8 +206,7 @@ class Engine:
             prompt = len(one.request.prompt)
             lengths += [prompt] * prompt + list(range(prompt + 1, len(one.tokens) + 1))
             ends.append(len(tokens))
-        numbers = on_device(torch.tensor([tokens, positions, places, lengths]), self.decoder.ranks.device)
-        logits = self.decoder.prefill(numbers[0], numbers[1], numbers[2], numbers[3], ends)
+        logits = self._prompts.logits(torch.tensor([tokens, positions, places, lengths]), ends)
         self._step.enter([(one.slot, one.request.sampling, one.tokens) for one in sequences])
         slots = [one.slot for one in sequences]
         self._ask(sequences, self._step.choose_first(logits, slots, [one.length for one in sequences]))

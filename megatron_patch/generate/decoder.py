@@ -27,6 +27,12 @@ from megatron_patch.llama.vocabulary import rows_of_rank
 # Rows of logits that are in memory at once, while losses are computed.
 _LOGIT_ROWS = 8192
 
+# Passes over as many tokens, after which finding the library's fastest algorithms for them costs less than it saves.
+WORTH_MEASURING = 24
+
+# Tokens of a pass, from which on a GPU gets no faster by more.
+_BUSY = 16384
+
 # (layer, what its first product made [T, (N + 2·G)·D]) → [T, N·D]
 Attend = Callable[[int, torch.Tensor], torch.Tensor]
 
@@ -72,7 +78,15 @@ class Decoder:
 
     @torch.no_grad()
     def prefill(
-        self, tokens: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, lengths: torch.Tensor, ends: Sequence[int]
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        lengths: torch.Tensor,
+        ends: Sequence[int],
+        *,
+        last: torch.Tensor | None = None,
+        measured: bool = False,
     ) -> torch.Tensor:
         """Whole sequences into the cache, and the logits behind the last token of each.
 
@@ -82,6 +96,8 @@ class Decoder:
             lengths: int64 [T]: how long the sequence was when the token came: a prompt's for its tokens, one more with
                 each token of an answer. Dynamic scaling of positions asks for it.
             ends: for each sequence, the index in T behind its last token.
+            last: int64 [B], the tokens behind which logits are wanted; None: each sequence's last.
+            measured: as of LayerProducts.
 
         Returns:
             fp32 [B, V] on the last stage, [B, 0] elsewhere.
@@ -94,9 +110,10 @@ class Decoder:
             self.cache.write(layer, places, k, v)
             return self._within(q, k, v, ends)
 
-        products = self.library_products()
+        products = self.library_products(measured=measured)
         found = self._run(tokens, attend, products)
-        last = on_device(torch.tensor(ends), self.ranks.device) - 1
+        if last is None:
+            last = on_device(torch.tensor(ends), self.ranks.device) - 1
         normed = None if found.normed is None else found.normed[last]
         return self._logits(Activations(found.hidden[last], found.norm, normed), products)
 
@@ -158,6 +175,16 @@ class Decoder:
             )
         return torch.cat(parts) if parts else torch.zeros(0, device=device)
 
+    def tokens_of_pass(self) -> int:
+        """Tokens of a pass of `losses` that keep this process's GPU busy and fit into half of its free memory; 0 on a CPU."""
+        if self.ranks.device.type != "cuda":
+            return 0
+        config, free = self.config, torch.cuda.mem_get_info(self.ranks.device)[0]
+        # What a layer holds at once: some [T, H], queries, keys, values, gate and up and their product.
+        heads = (self.heads + 2 * self.groups) * config.kv_channels
+        numbers = 8 * config.hidden_size + 2 * heads + 4 * config.ffn_hidden_size // self.ranks.tensor_size
+        return min(_BUSY, free // 2 // (numbers * self.dtype.itemsize))
+
     def library_products(self, *, measured: bool = False) -> LayerProducts:
         """Those for any number of rows."""
         return LayerProducts(self.ranks, self.config.norm_epsilon, measured=measured)
@@ -190,7 +217,7 @@ class Decoder:
             q1, k1, v1 = (x[a:b].unflatten(0, (-1, rows or b - a)).transpose(0, 1) for x in (q, k, v))
             found = attention(q1, k1, v1, scale=self.scale, causal=True, backend=self.backend)
             parts.append(found.transpose(0, 1).reshape(b - a, -1))
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _run(self, tokens: torch.Tensor, attend: Attend, products: LayerProducts) -> Activations:
         """[T] through this stage's layers, from the stage before and to the next: [T, H]."""

@@ -12,6 +12,8 @@ import torch
 from megatron_patch.errors import UserError
 from megatron_patch.generate.continuous_batching import Engine, Request, run_all
 from megatron_patch.generate.decoding_step import _Recorded
+from megatron_patch.generate.prompt_graphs import _Recorded as _RecordedPrompt
+from megatron_patch.generate.prompt_graphs import filled_up
 from megatron_patch.generate.sampling import Sampling
 from megatron_patch.kernels._dispatch import prefer
 from tests.generate.models import engine_of, greedy_answers, random_prompts, transformers_answers
@@ -59,6 +61,14 @@ def test_graphs_of_few_sizes_hold_every_batch(golden, prompts, truth, monkeypatc
         return _Recorded(SimpleNamespace(replay=lambda: chosen.copy_(step._forward(numbers, kind))), numbers, chosen)
 
     step._uses_graphs, step._record = True, record
+    passes = engine._prompts
+
+    def record_prompt(size, measured):
+        numbers, logits = filled_up(torch.zeros(4, 0, dtype=torch.int64), size), torch.zeros(1, 800)
+        replay = SimpleNamespace(replay=lambda: logits.copy_(passes._pass(numbers, False)))
+        return _RecordedPrompt(replay, numbers, logits, measured)
+
+    passes._uses_graphs, passes._record = True, record_prompt
     drawn = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, seed=7)
     requests = [Request(number, tuple(prompt), NEW - number) for number, prompt in enumerate(prompts[:12])]
     answers = run_all(engine, [*requests, Request(99, (5, 6, 7), 30, drawn)])
@@ -66,6 +76,7 @@ def test_graphs_of_few_sizes_hold_every_batch(golden, prompts, truth, monkeypatc
     assert [answers[number] for number in range(12)] == [answer[: NEW - number] for number, answer in enumerate(truth[:12])]
     assert answers[99] == alone[99]
     assert {kind.rows for kind in step._recorded} == {1, 4, 6} and any(kind.drawn for kind in step._recorded)
+    assert set(passes._recorded) == {32}
 
 
 def test_decoding_s_kernels_answer_the_same(golden, prompts, truth):
