@@ -23,7 +23,15 @@ T = TypeVar("T")
 
 # By bytes of a number. Tensor cores have no float32, and its products are unrolled: large tiles take minutes to compile.
 _ONE_ROW = {
-    2: (Tiling(16, 256), Tiling(8, 512), Tiling(8, 256), Tiling(4, 1024), Tiling(16, 512, warps=8)),
+    2: (
+        Tiling(16, 256),
+        Tiling(8, 512),
+        Tiling(8, 256),
+        Tiling(4, 1024),
+        Tiling(16, 512, warps=8),
+        Tiling(32, 256, warps=8),
+        Tiling(8, 1024, warps=8),
+    ),
     4: (Tiling(16, 128), Tiling(4, 512)),
 }
 _FEW_ROWS: dict[int, tuple[Tiling, ...]] = {

@@ -19,6 +19,7 @@ import torch
 from megatron_patch import kernels
 from megatron_patch.kernels import _dispatch
 from megatron_patch.kernels.adamw import adamw_step_, grad_norm_squared
+from megatron_patch.kernels.cache_write import write_blocks
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.decode_attention import Reading, decode_attention
 from megatron_patch.kernels.embedding import embedding
@@ -106,13 +107,16 @@ def compile_all(dtype: torch.dtype) -> None:
 
 
 def decoding(new) -> None:
-    """A step of decoding, each kernel so that it may begin while the one before it ends."""
+    """A prompt's keys and values, and a step of decoding, each kernel so that it may begin while the one before it ends."""
     table = torch.zeros(1, 64, dtype=torch.int32)  # long enough for parts that are joined
     for groups, dot in ((N, False), (N, True), (8, True)):
         cache, packed = new(2, groups, 16, D), new(1, (N + 2 * groups) * D)
         reading = Reading(dot=dot, overlap=True)
         decode_attention(
             packed, cache, cache, table, table[0, :1], *rope_tables(S, D), scale=0.1, reading=reading, implementation="triton"
+        )
+        write_blocks(
+            new(S, groups, D), new(S, groups, D), cache, cache, torch.zeros(S, dtype=torch.int64), implementation="triton"
         )
     tilings, triton = dict(tiling=ONE_ROW._replace(overlap=True)), dict(implementation="triton")
     row_product(new(1, H), new(2 * FFN, H), norm=new(H), eps=1e-5, gated=True, **tilings, **triton)
