@@ -49,7 +49,8 @@ class Prompts:
         """
         tokens = numbers.shape[1]
         if len(ends) > 1 or tokens > _LONGEST or not self._uses_graphs:
-            return self._decoder.prefill(*on_device(numbers, self._decoder.ranks.device).unbind(), ends)
+            given, positions, places, lengths = on_device(numbers, self._decoder.ranks.device)
+            return self._decoder.prefill(given, positions, places, lengths, ends)
         size = size_of_graph(tokens)
         self._passes[size] += 1
         recorded = self._recorded.get(size)
@@ -75,8 +76,8 @@ class Prompts:
         return _Recorded(graph, numbers, logits, measured)
 
     def _pass(self, numbers: torch.Tensor, measured: bool) -> torch.Tensor:
-        *given, last = numbers.unbind()
-        return self._decoder.prefill(*given, [numbers.shape[1]], last=last[:1], measured=measured)
+        tokens, positions, places, lengths, last = numbers
+        return self._decoder.prefill(tokens, positions, places, lengths, [numbers.shape[1]], last=last[:1], measured=measured)
 
 
 def size_of_graph(tokens: int) -> int:
