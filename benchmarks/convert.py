@@ -1,12 +1,15 @@
-"""How long a conversion takes, compared with copying the same folder, and how much memory it needs.
+"""How long a conversion takes, compared with copying the same folder and with the disk, and how much memory it needs.
 
     python benchmarks/convert.py --size llama2-7b --rounds 3 --folder /path/on/the/disk/to/measure
 
-It makes a model of random numbers. Then it repeats four steps --rounds times, each in a process of its own: `cp -r` and
-`sync` of the Hugging Face folder, its conversion to Megatron, `cp -r` and `sync` of the result, and its conversion
-back. Before each step it drops the page cache, where that is permitted, and reads the interpreter's own files again. So
-sources come from the disk, and the program does not. Peak memory is the largest resident memory of the converter's
-process, minus that of an interpreter that has imported the same modules and done nothing.
+It makes a model of random numbers. Then it repeats these steps --rounds times, each in a process of its own: `cp -r` and
+`sync` of the Hugging Face folder, its conversion to Megatron, `fio`, and the same three for the way back. `fio`, where it
+is installed, reads as many bytes as the weights have and writes as many at once: in blocks of 4 MiB, 32 in flight, past
+the page cache. Before each step the page cache is dropped, where that is permitted, and the interpreter's own files are
+read again. So sources come from the disk, and the program does not. A ratio is to the steps beside it in the round; its
+median counts. CPU seconds are user's and system's; where other programs share the machine they say more than seconds.
+Peak memory is the largest resident memory of the converter's process, minus that of an interpreter that has imported the
+same modules and done nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -33,10 +37,11 @@ from megatron_patch.formats.lazy import nbytes  # noqa: E402
 from megatron_patch.weights.table import hf_shapes, places  # noqa: E402
 from megatron_patch.formats.progress import Progress  # noqa: E402
 from megatron_patch.formats.dtypes import WEIGHT_NAMES, of_name  # noqa: E402
-from megatron_patch.formats.streaming import Item, partition, write_files, write_safetensors  # noqa: E402
+from megatron_patch.formats.streaming import Item, partition, write_files, plan_safetensors  # noqa: E402
 from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig, to_hf_config  # noqa: E402
 
 _POOL = 8 << 20
+_FIO, _FIO_BLOCK = "fio, reading and writing at once", 4 << 20
 _SHARD_BYTES = 5 * 10**9
 # What the converter's process runs: it converts and writes its peak memory into a file. Without arguments it only
 # imports.
@@ -79,6 +84,7 @@ class Measurement:
 
     what: str
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 
@@ -94,7 +100,7 @@ def make_model(folder: Path, config: LlamaConfig, dtype: str) -> int:
     shards = partition(items, _SHARD_BYTES)
     named = [(f"model-{n:05d}-of-{len(shards):05d}.safetensors", part) for n, part in enumerate(shards, start=1)]
     with Progress("making the model", total) as progress:
-        written = write_files(folder, named, write_safetensors, progress.add)
+        written = write_files(folder, named, plan_safetensors, progress.add)
     write_json(folder / INDEX, {"metadata": {}, "weight_map": {one.item.name: one.file for one in written}})
     write_json(folder / "config.json", to_hf_config(config, dtype=dtype))
     return total
@@ -115,16 +121,27 @@ def measure(what: str, command: list[str], target: Path) -> Measurement:
     shutil.rmtree(target, ignore_errors=True)
     drop_caches()
     imports_peak(target.parent)
-    start = time.monotonic()
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, check=True)
-    seconds = time.monotonic() - start
-    print(f"{what}: {seconds:.1f} s", file=sys.stderr, flush=True)
-    return Measurement(what, seconds, int(_peak_file(target.parent).read_text()))
+    seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{what}: {seconds:.1f} s, {processor:.1f} s of CPU", file=sys.stderr, flush=True)
+    return Measurement(what, seconds, processor, int(_peak_file(target.parent).read_text()))
 
 
 def copy(source: Path, target: Path, what: str) -> Measurement:
     """Copy a folder by `cp -r` and `sync`, and measure it."""
     return measure(what, ["sh", "-c", 'cp -r "$1" "$2" && sync', "sh", str(source), str(target)], target)
+
+
+def disk(folder: Path, size: int) -> Measurement:
+    """What fio takes to read `size` bytes of one file and to write as many into another at once."""
+    options = {"directory": folder, "direct": 1, "ioengine": "libaio", "size": size // _FIO_BLOCK * _FIO_BLOCK, "bs": _FIO_BLOCK}
+    both = [f"--{name}={value}" for name, value in (options | {"iodepth": 32, "end_fsync": 1}).items()]
+    read, write = ["--name=read", "--filename=fio.read"], ["--name=write", "--rw=write", "--filename=fio.write"]
+    if not (folder / "fio.read").exists():
+        subprocess.run(["fio", *both, "--name=make", "--rw=write", "--filename=fio.read"], stdout=subprocess.DEVNULL, check=True)
+    return measure(_FIO, ["fio", *both, *read, "--rw=read", *write], folder / "fio.write")
 
 
 def conversion(source: Path, target: Path, to_hf: bool) -> Measurement:
@@ -155,22 +172,24 @@ def imports_peak(folder: Path) -> int:
     return int(_peak_file(folder).read_text())
 
 
-def one_round(folder: Path) -> list[Measurement]:
-    """Copy, convert, copy, convert back."""
-    hf, megatron, copied, back = (folder / name for name in ("hf", "megatron", "copy", "back"))
-    measured = [copy(hf, copied, "cp -r, sync of the Hugging Face folder")]
-    shutil.rmtree(copied)
-    measured.append(conversion(hf, megatron, to_hf=False))
-    measured.append(copy(megatron, copied, "cp -r, sync of the Megatron folder"))
-    shutil.rmtree(copied)
-    measured.append(conversion(megatron, back, to_hf=True))
-    shutil.rmtree(back)
-    shutil.rmtree(megatron)
+def one_round(folder: Path, total: int) -> list[Measurement]:
+    """Copy, convert, ask the disk; then the same with the way back."""
+    measured = []
+    for source, target, to_hf in (("hf", "megatron", False), ("megatron", "back", True)):
+        what = f"cp -r, sync of the {'Megatron' if to_hf else 'Hugging Face'} folder"
+        measured.append(copy(folder / source, folder / "copy", what))
+        shutil.rmtree(folder / "copy")
+        measured.append(conversion(folder / source, folder / target, to_hf))
+        if shutil.which("fio"):
+            measured.append(disk(folder, total))
+            (folder / "fio.write").unlink()
+    shutil.rmtree(folder / "back")
+    shutil.rmtree(folder / "megatron")
     return measured
 
 
 def summary(rounds: list[list[Measurement]], total: int, imports: int) -> list[dict[str, object]]:
-    """A row for each command, with medians; for conversions also the ratio to the copy before them in the round."""
+    """A row for each command, with medians; for conversions also the ratios to the copy before and to the disk after."""
     rows: list[dict[str, object]] = []
     for column, runs in enumerate(zip(*rounds)):
         seconds = statistics.median(run.seconds for run in runs)
@@ -178,12 +197,15 @@ def summary(rounds: list[list[Measurement]], total: int, imports: int) -> list[d
             "what": runs[0].what,
             "seconds": [round(run.seconds, 2) for run in runs],
             "median_seconds": round(seconds, 2),
+            "median_cpu_seconds": round(statistics.median(run.cpu_seconds for run in runs), 2),
             "MB_per_second": round(total / 1e6 / seconds),
         }
-        if column % 2:
-            ratios = [one[column].seconds / one[column - 1].seconds for one in rounds]
-            row["ratio"] = round(statistics.median(ratios), 2)
-            row["ratios"] = [round(ratio, 2) for ratio in ratios]
+        if "→" in runs[0].what:
+            for name, other in (("cp", column - 1), ("fio", column + 1)):
+                if name == "cp" or other < len(rounds[0]) and rounds[0][other].what == _FIO:
+                    ratios = [one[column].seconds / one[other].seconds for one in rounds]
+                    row[f"of_{name}"] = round(statistics.median(ratios), 2)
+                    row[f"ratios_to_{name}"] = [round(ratio, 2) for ratio in ratios]
             row["peak_MiB_above_imports"] = round(max(run.peak_bytes - imports for run in runs) / 2**20)
         rows.append(row)
     return rows
@@ -191,11 +213,12 @@ def summary(rounds: list[list[Measurement]], total: int, imports: int) -> list[d
 
 def print_table(rows: list[dict[str, object]]) -> None:
     """Print `rows` as a Markdown table."""
-    print("| | seconds (median) | MB/s | ratio to cp + sync | peak memory above imports |")
-    print("|---|---|---|---|---|")
+    print("| | seconds (median) | CPU seconds | MB/s | of cp + sync | of fio | peak memory above imports |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         peak = f"{row['peak_MiB_above_imports']} MiB" if "peak_MiB_above_imports" in row else ""
-        print(f"| {row['what']} | {row['median_seconds']} | {row['MB_per_second']} | {row.get('ratio', '')} | {peak} |")
+        cells = [row[key] for key in ("what", "median_seconds", "median_cpu_seconds", "MB_per_second")]
+        print("|", " | ".join(str(cell) for cell in (*cells, row.get("of_cp", ""), row.get("of_fio", ""), peak)), "|")
 
 
 def main() -> None:
@@ -215,7 +238,7 @@ def main() -> None:
         total = make_model(folder / "hf", config, arguments.dtype)
         dropped = drop_caches()
         imports = imports_peak(folder)
-        rows = summary([one_round(folder) for _ in range(arguments.rounds)], total, imports)
+        rows = summary([one_round(folder, total) for _ in range(arguments.rounds)], total, imports)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print_table(rows)

@@ -2,17 +2,20 @@
 
     python benchmarks/preprocess.py [--megabytes 100] [--rounds 3] [--tokenizer FOLDER] [--megatron FOLDER]
                                                                     this project beside libraries alone
-    python benchmarks/preprocess.py --workers 1 2 16                the whole command with so many workers, in turn
+    python benchmarks/preprocess.py --workers 1 2 16                the whole command with so many workers, in turn,
+                                                                    and as many times --megabytes for each to read
     python benchmarks/preprocess.py --memory-megabytes 1000         one run over a file of that size, its peak memory
     python benchmarks/preprocess.py --loader                        waiting for batches of 2048 tokens in 0.1 s steps
     python benchmarks/preprocess.py --index 10000000                megatron-core's sample index for that many documents
 
-The first two read code, English and Chinese of `benchmarks/texts.py`, which says from where. Each line is a process of
-its own that reads a file of JSON Lines: this project's whole command, or a library that tokenizes its texts one batch
-after the other on one thread and writes nothing. Its time to start and to load the tokenizer is counted for the command
-and not for the libraries, which read all texts twice: cold and warm. The processes take turns, and medians are printed.
-CPU seconds are the system's (`resource`) for the process and its children; where other programs share the machine they
-say more than seconds do.
+The first two read code, English and Chinese of `benchmarks/texts.py`, which says from where; where there is no Debian to
+ask, code alone. `--texts` names some of them, or files of JSON Lines, whose texts are repeated up to --megabytes.
+
+Each line of a table is a process of its own that reads a file of JSON Lines: this project's whole command, or a library
+that tokenizes its texts one batch after the other on one thread and writes nothing. Its time to start and to load the
+tokenizer is counted for the command and not for the libraries, which read all texts twice: cold and warm. The processes
+take turns, and medians are printed. CPU seconds are the system's (`resource`) for the process and its children; where
+other programs share the machine they say more than seconds do.
 
 The tokenizer is `--tokenizer`'s; without it that of the package mistral-common, LLaMA's kind of 32,000 pieces, where it
 is installed; else a SentencePiece BPE of 8000 pieces with byte fallback that is trained on the code.
@@ -32,6 +35,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -181,21 +185,31 @@ def megatron_command(tool: Path, corpus: Path, folder: Path) -> list[str]:
             str(folder / "tokenizer" / "tokenizer.model"), "--append-eod", "--workers", "1"]  # fmt: skip
 
 
-def corpora(folder: Path, size: int) -> dict[str, tuple[Path, int]]:
-    """Name → (file, bytes of text) of the three texts."""
-    unpacked = text_sources.unpack(folder)
+def corpora(folder: Path, size: int, wanted: list[str]) -> dict[str, tuple[Path, int]]:
+    """Name → (file, bytes of text) of the texts that are wanted."""
     made = {}
-    sources = {"code": text_sources.code(), "English": text_sources.english(unpacked), "Chinese": text_sources.chinese(unpacked)}
-    for name, texts in sources.items():
-        total, unique = text_sources.write_lines(folder / f"{name}.jsonl", texts, size)
+    for name in wanted:
+        try:
+            if name == "code":
+                texts = text_sources.code()
+            elif name in ("English", "Chinese"):
+                unpacked = text_sources.unpack(folder)
+                texts = text_sources.english(unpacked) if name == "English" else text_sources.chinese(unpacked)
+            else:
+                texts = text_sources.of_lines(Path(name))
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"{name}: left out ({error})")
+            continue
+        path = folder / f"{Path(name).stem}.jsonl"
+        total, unique = text_sources.write_lines(path, texts, size)
         print(f"{name}: {total / 1e6:.0f} MB of text, {unique / 1e6:.0f} MB of it different")
-        made[name] = folder / f"{name}.jsonl", total
+        made[Path(name).stem] = path, total
     return made
 
 
-def compare(folder: Path, megabytes: int, rounds: int, megatron: Path | None) -> None:
+def compare(folder: Path, made: dict[str, tuple[Path, int]], rounds: int, megatron: Path | None) -> None:
     """Measure the command with one worker and the libraries alone, `rounds` times in turn, and print medians."""
-    for text, (corpus, size) in corpora(folder, megabytes * 10**6).items():
+    for text, (corpus, size) in made.items():
         found: dict[str, list[float]] = {}
         for _ in range(rounds):
             runs = {
@@ -218,18 +232,28 @@ def compare(folder: Path, megabytes: int, rounds: int, megatron: Path | None) ->
             print(f"  {name:44s} {size / 1e6 / statistics.median(seconds):7.2f}")
 
 
-def several(folder: Path, megabytes: int, rounds: int, workers: list[int]) -> None:
-    """Measure the whole command with each number of workers, in turn, and print medians of seconds and CPU seconds."""
-    for text, (corpus, size) in corpora(folder, megabytes * 10**6).items():
+def several(folder: Path, made: dict[str, tuple[Path, int]], rounds: int, workers: list[int]) -> None:
+    """Measure the whole command with each number of workers, in turn, and print medians of seconds and CPU seconds.
+
+    Each worker has one text file to read, whatever their number. So the time to start counts as much for sixteen as for
+    one; with a file of one size for all, sixteen would spend most of their time on it.
+    """
+    for text, (corpus, size) in made.items():
         found: dict[int, list[tuple[float, float]]] = {count: [] for count in workers}
         for _ in range(rounds):
             for count in workers:
-                found[count].append(timed(command_of(corpus, folder, count))[:2])
+                inputs = folder / "inputs"
+                shutil.rmtree(inputs, ignore_errors=True)
+                inputs.mkdir()
+                for number in range(count):
+                    os.link(corpus, inputs / f"{number:03d}.jsonl")
+                found[count].append(timed(command_of(inputs, folder, count))[:2])
+        alone = [size * workers[0] / seconds for seconds, _ in found[workers[0]]]
         for count, pairs in found.items():
             wall, processor = (statistics.median(column) for column in zip(*pairs))
-            times = statistics.median(one / this for (one, _), (this, _) in zip(found[workers[0]], pairs))
-            rate, each = size / 1e6 / wall, size / 1e6 / processor
-            print(f"{text}, {count} workers: {rate:.1f} MB/s, {each:.1f} MB a CPU second, {times:.2f} × {workers[0]}")
+            times = statistics.median(size * count / seconds / one for one, (seconds, _) in zip(alone, pairs))
+            rates = f"{size * count / 1e6 / wall:.1f} MB/s, {size * count / 1e6 / processor:.1f} MB a CPU second"
+            print(f"{text}, {count} workers: {wall:.1f} s, {rates}, {times:.2f} × {workers[0]}", flush=True)
 
 
 def memory(folder: Path, texts: list[str], megabytes: int) -> None:
@@ -334,6 +358,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--megatron", type=Path)
     parser.add_argument("--workers", type=int, nargs="+")
+    parser.add_argument("--texts", nargs="+", default=["code", "English", "Chinese"])
     parser.add_argument("--memory-megabytes", type=int)
     parser.add_argument("--loader", action="store_true")
     parser.add_argument("--index", type=int)
@@ -351,9 +376,12 @@ def main() -> None:
         provide_tokenizer(folder / "tokenizer", args.tokenizer)
         if args.memory_megabytes:
             return memory(folder, documents(20_000_000), args.memory_megabytes)
+        libraries = ", ".join(f"{name} {version(name)}" for name in ("fastokens", "orjson") if find_spec(name))
+        print(f"{len(os.sched_getaffinity(0))} CPUs; {libraries or 'neither fastokens nor orjson'}", flush=True)
+        made = corpora(folder, args.megabytes * 10**6, args.texts)
         if args.workers:
-            return several(folder, args.megabytes, args.rounds, args.workers)
-        compare(folder, args.megabytes, args.rounds, args.megatron)
+            return several(folder, made, args.rounds, args.workers)
+        compare(folder, made, args.rounds, args.megatron)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/product_algorithms.py --tokens 2048 4096 --dtype bf16 fp16
 
 Each is measured briefly, and kept up at the power limit. Training chooses by the same measurements
-(megatron_patch/kernels/products.py), but keeps up its finalists only. `*` marks the first of cuBLASLt's list, which is
+(megatron_patch/kernels/_race.py), but keeps up its finalists only. `*` marks the first of cuBLASLt's list, which is
 what torch.mm takes if it is among the candidates.
 """
 
@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megatron_patch.kernels import products
+from megatron_patch.kernels import _race, products
 from megatron_patch.kernels._cublaslt import Product
 from timing import DEVICE, WEIGHTS
 
@@ -40,9 +40,9 @@ def costs(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> list[tuple[flo
     product = Product(products.shape_of(a, b, out), out.device)
     beta = 1.0 if out.dtype == torch.float32 else 0.0
     run = functools.partial(products._time, product, products._addresses(a, b, out), beta, products._stream(out))
-    products._heat(run, product.algorithms[0])
-    short = products._race(run, product.algorithms)
-    return [(brief, products._for_long(run, algorithm, brief)) for brief, algorithm in zip(short, product.algorithms)]
+    _race._heat(run, product.algorithms[0])
+    short = _race.race(run, product.algorithms)
+    return [(brief, _race._for_long(run, algorithm, brief)) for brief, algorithm in zip(short, product.algorithms)]
 
 
 def main() -> None:

@@ -48,6 +48,13 @@ def code() -> Iterator[str]:
             yield path.read_text(encoding="utf-8", errors="ignore")
 
 
+def of_lines(path: Path) -> Iterator[str]:
+    """The values of "text" in a file of JSON Lines."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)["text"]
+
+
 def english(unpacked: Path) -> Iterator[str]:
     """English prose, without the markup of pages."""
     for path in sorted(unpacked.rglob("*.rst*")):

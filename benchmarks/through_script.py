@@ -1,8 +1,10 @@
 """Training speed of LLaMA-2 7B through the documented scripts: with their data loaders, read from their log lines.
 
     python benchmarks/through_script.py bf16 fp16 seed-example mbs2 seq4096 finetune
+    python benchmarks/through_script.py bf16 fp8 fp8-mbs2 fp8-seq4096    # one GPU with FP8 tensor cores
     python benchmarks/through_script.py bf16 dp2 tp2 pp2    # two GPUs
     python benchmarks/through_script.py bf16 dp4 tp4 tp2-dp2 pp2-dp2 pp4 tp2-pp2    # four
+    python benchmarks/through_script.py bf16 dp4 --peer torchtitan    # where torchtitan 0.2.2 is installed
 
 It makes indexed data and a JSON file of random words, and starts each script as a user would. It reads tokens per
 second from the console and ends the run after --iterations lines, before a checkpoint is written. CUDA_VISIBLE_DEVICES
@@ -13,6 +15,8 @@ GPUs of one kind differ, so it first prints how fast this one multiplies. Then i
   the recording of graphs;
 - the ratio to one GPU, if `bf16` is among the shapes, and to the rate of products that are kept up;
 - the seconds of the first iteration, and whether graphs were used.
+With --peer torchtitan it then trains the same model on the same number of GPUs with that, for each shape without TP and
+PP, and prints the fastest of its micro-batches.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import psutil
 
+from peers import best_of_torchtitan
 from train import alone, describe, product_rates
 from megatron_patch.records.indexed import token_dtype, write_index
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES
@@ -56,6 +61,11 @@ SHAPES = {
     "bf16-single": {**_PRETRAIN, "flags": ("--pair-micro-batches", "false")},
     "fp16": {**_PRETRAIN, "pr": "fp16"},
     "seed-example": {**_PRETRAIN, "pr": "fp16", "fl": "false"},
+    "fp8": {**_PRETRAIN, "pr": "fp8"},
+    "fp8-mbs2": {**_PRETRAIN, "pr": "fp8", "mbs": 2},
+    "fp8-seq4096": {**_PRETRAIN, "pr": "fp8", "seq": 4096, "gbs": 4},
+    "fp8-dp4": {**_FOUR, "pr": "fp8"},
+    "fp8-tiny": {**_PRETRAIN, "size": "tiny", "pr": "fp8", "seq": 128},
     "mbs2": {**_PRETRAIN, "mbs": 2},
     "seq4096": {**_PRETRAIN, "seq": 4096, "gbs": 4},
     "finetune": {**_PRETRAIN, "finetune": "long.json"},
@@ -106,8 +116,8 @@ def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
                   folder / shape["finetune"], folder / shape["finetune"], "none", 20, output]  # fmt: skip
         values += ["--tokenizer-path", TOKENIZER, "--gradient-accumulation-steps", accumulate]
     else:
-        values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], shape["gbs"], *rates, shape["seq"], 80, 0, *layout, 100000,
-                  folder / "corpus", "none", 100000000, 10000, output]  # fmt: skip
+        values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], shape["gbs"], *rates, shape["seq"], 80, 0, *layout,
+                  shape.get("save", 100000), folder / "corpus", "none", 100000000, 10000, output]  # fmt: skip
     return ["sh", str(FINETUNE if shape.get("finetune") else PRETRAIN), *map(str, values), *shape["flags"]]
 
 
@@ -202,6 +212,13 @@ def row_of(name: str, results: dict[str, dict]) -> str:
     return " ".join(cells)
 
 
+def _peers(options: argparse.Namespace) -> list[tuple[str, int, int, int]]:
+    """What a peer is measured at: size, GPUs, sequence length and global batch of the data-parallel bf16 shapes."""
+    shapes = [SHAPES[name] for name in options.shapes if options.peer]
+    plain = [shape for shape in shapes if shape["tp"] * shape["pp"] == 1 and shape["pr"] == "bf16" and not shape.get("finetune")]
+    return sorted({(shape["size"], shape["gpus"], shape["seq"], shape["gbs"]) for shape in plain})
+
+
 def main() -> None:
     """Parse, make data, run each shape, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -210,6 +227,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which a run that prints too little is ended")
     parser.add_argument("--products", type=Path, help="folder in which measured products are kept from run to run")
     parser.add_argument("--traces", type=Path, help="folder in which the profiler's trace of one iteration is kept, NAME.json.gz")
+    parser.add_argument("--peer", choices=["torchtitan"])
+    parser.add_argument("--peer-batches", type=int, nargs="+", default=[2, 4], help="micro-batches that the peer tries")
     parser.add_argument("--no-rates", action="store_true", help="do not measure how fast this GPU multiplies")
     parser.add_argument("--echo", action="store_true", help="show the scripts' output")
     parser.add_argument("--json", type=Path)
@@ -228,6 +247,8 @@ def main() -> None:
         for shape in arguments.shapes:
             results[shape] = measure(shape, folder, arguments)
             print(row_of(shape, results), flush=True)
+    for size, gpus, seq, gbs in _peers(arguments):
+        print(best_of_torchtitan(size, gpus, seq, gbs, arguments), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
 

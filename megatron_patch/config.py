@@ -14,7 +14,7 @@ from typing import Any, Literal
 from megatron_patch.data_paths import NO_DATA, DataSource, JsonFiles
 from megatron_patch.llama.model_config import LlamaConfig
 
-PRECISIONS = ("fp16", "bf16", "fp32")
+PRECISIONS = ("fp16", "bf16", "fp32", "fp8")
 RECOMPUTATIONS = ("sel", "full", "none")
 Template = Literal["auto", "alpaca", "pretrain", "llama2-chat", "tokenizer"]
 # --gqa-layout: the order of fused QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it.
@@ -52,6 +52,8 @@ class Options:
     """First loss scale of fp16."""
     loss_scale_window: int = 1000
     """fp16: steps without an overflow after which the loss scale doubles."""
+    fp8_layers: int = 0
+    """fp8: layers at the beginning, and as many at the end, whose products stay in bf16."""
     split: str = "98,2,0"
     """Shares of the data for training, validation and test."""
     eval_interval: int = 100
@@ -85,6 +87,9 @@ class Options:
     save_weights_only: bool = False
     """Checkpoints hold the weights alone, a seventh of the bytes in bf16: a run can start from one, and none can resume
     from it."""
+    async_save: Literal["auto", "true", "false"] = "auto"
+    """Write checkpoints beside the training, by a process of its own; `auto`: on GPUs, where host memory holds the
+    state."""
     fail_on_save_error: bool = False
     """End the run when a checkpoint cannot be saved; otherwise it is tried again at the next interval."""
     max_consecutive_skips: int = 100
@@ -121,7 +126,7 @@ class Options:
     pair_micro_batches: bool = True
     """With CUDA graphs, run two micro-batches in one pass where a step has an even number of them and memory allows
     it."""
-    peer_copies: bool = False
+    peer_copies: bool = True
     """GPUs of one host read each other's memory for sequence parallelism and ZeRO, by copy engines in NCCL's place."""
     profile: bool = False
     """Write a PyTorch profiler trace of a few iterations for TensorBoard."""
@@ -172,6 +177,11 @@ class TrainConfig:
     # Fine-tuning by epochs
     epochs: int = 0  # passes over `train_data`; 0: `train_iters` is the length
     options: Options = field(default_factory=Options)
+
+    @property
+    def weight_precision(self) -> str:
+        """Of the weights in checkpoints and in everything but FP8 products: `bf16` where PR is fp8."""
+        return "bf16" if self.precision == "fp8" else self.precision
 
     @property
     def sample_length(self) -> int:

@@ -56,7 +56,8 @@ def forked(
 
 
 def _start(environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    own = {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    found = [str(Path(__file__).resolve().parents[1]), environment.get("PYTHONPATH")]
+    own = {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, found))}
     words = [sys.executable, "-m", "tests.forked_runs"]
     return subprocess.Popen(words, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 

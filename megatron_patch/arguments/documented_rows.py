@@ -31,7 +31,8 @@ _ROWS = (
     documented("EXTRA_VOCAB_SIZE", "--extra-vocab-size", "whole", "词表扩充大小", example="0",
                en="Rows of embedding and output layer beyond the vocabulary of config.json."),
     documented("PR", "--precision", "choice", "训练精度: fp16, bf16", choices=PRECISIONS, example="bf16",
-               en="Precision of the training; fp16 has a dynamic loss scale, fp32 is for CPUs and for debugging."),
+               en="Precision of the training; fp16 has a dynamic loss scale, fp32 is for CPUs and for debugging; fp8 is bf16 "
+               "with the layers' products in FP8."),
     documented("TP", "--tensor-model-parallel-size", "whole", "模型并行度", range=_ONE, example="1",
                en="GPUs that share each layer: divides attention heads, KV groups and the feed-forward layer's rows."),
     documented("PP", "--pipeline-model-parallel-size", "whole", "流水并行度", range=_ONE, example="1",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from pathlib import Path
 _NO_DEVICE = 100  # cuInit's answer where CUDA_VISIBLE_DEVICES hides every GPU, or there is none
 # The first driver of each CUDA, as its release notes have it; a driver runs every minor release of its major one.
 _DRIVERS = {12: "525.60", 13: "580.65"}
+_CAPABILITY = (75, 76)  # cuDeviceGetAttribute's numbers: major and minor
+_FP8 = 89  # ten times the compute capability from which on tensor cores multiply FP8 numbers
+EMULATION = "MEGATRON_PATCH_EMULATE_FP8"  # tests set it: FP8 numbers are multiplied in float32 then, on any machine
 _ON_PURPOSE = "to train on the CPU on purpose, put CUDA_VISIBLE_DEVICES= in front of the command"
 
 
@@ -30,6 +34,7 @@ class Driver:
         release: such as 550.54; empty if unknown.
         memory: bytes of the visible GPU that has the least; 0 if unknown.
         name: of the first visible GPU, `NVIDIA H200`; empty if unknown.
+        capability: the least compute capability of the visible GPUs, 90 for 9.0; 0 if unknown.
     """
 
     gpus: int
@@ -38,6 +43,7 @@ class Driver:
     release: str = ""
     memory: int = 0
     name: str = ""
+    capability: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ def find_driver() -> Driver:
     gpus = count.value if error in (0, _NO_DEVICE) else len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     memory = _least_memory(library, gpus) if error == 0 else 0
     name = _first_name(library) if error == 0 and gpus else ""
-    return Driver(gpus, cuda.value, error, _release(), memory, name)
+    capability = _least_capability(library, gpus) if error == 0 else 0
+    return Driver(gpus, cuda.value, error, _release(), memory, name, capability)
 
 
 def _least_memory(library: ctypes.CDLL, gpus: int) -> int:
@@ -74,6 +81,21 @@ def _least_memory(library: ctypes.CDLL, gpus: int) -> int:
         if library.cuDeviceGet(ctypes.byref(device), number) or library.cuDeviceTotalMem_v2(ctypes.byref(size), device):
             return 0
         found.append(size.value)
+    return min(found, default=0)
+
+
+def _least_capability(library: ctypes.CDLL, gpus: int) -> int:
+    """Ten times the least compute capability of the visible GPUs; 0 if the driver does not say."""
+    found = []
+    for number in range(gpus):
+        device, value, parts = ctypes.c_int(0), ctypes.c_int(0), []
+        for attribute in _CAPABILITY:
+            if library.cuDeviceGet(ctypes.byref(device), number) or library.cuDeviceGetAttribute(
+                ctypes.byref(value), attribute, device
+            ):
+                return 0
+            parts.append(value.value)
+        found.append(10 * parts[0] + parts[1])
     return min(found, default=0)
 
 
@@ -109,6 +131,20 @@ def visible_gpus() -> int:
     """How many GPUs a process that starts now can use; 0 if torch is a build without CUDA."""
     torch, driver = find_torch(), find_driver()
     return driver.gpus if torch is not None and torch.cuda is not None and not driver.error else 0
+
+
+def fp8_finding(driver: Driver, usable: int) -> str | None:
+    """What is wrong with PR fp8 on this machine, of whose GPUs so many are `usable`; None if nothing is."""
+    if os.environ.get(EMULATION) or (usable and driver.capability >= _FP8):
+        return None
+    if not usable:
+        return (
+            "it needs a GPU of compute capability 8.9 or higher, such as an H100 or an H20, and there is none here: write bf16."
+        )
+    return (
+        "it needs GPUs of compute capability 8.9 or higher, such as an H100 or an H20, and this machine's "
+        f"{driver.name} has {driver.capability / 10:.1f}: write bf16."
+    )
 
 
 def unusable_gpus(driver: Driver, torch: Torch | None) -> str | None:

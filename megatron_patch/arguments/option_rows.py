@@ -58,6 +58,7 @@ SHARED = (
     _option("init_method_std", "随机初始权重的标准差（检查点为 none 时）", above=True),
     _option("initial_loss_scale", "fp16 的初始 loss scale", least=1),
     _option("loss_scale_window", "fp16：连续多少步没有溢出后 loss scale 加倍", least=1),
+    _option("fp8_layers", "fp8：模型开头和末尾各有这么多层的矩阵乘法保持 bf16", most=10_000),
     _option("log_interval", "两行日志之间的迭代数", least=1),
     _option("progress", "终端中用一行实时进度（迭代、loss、tokens/s、剩余时间）代替 Megatron 的日志行，后者写入日志文件；"
             "auto：在终端中且不在 notebook 中时"),
@@ -71,6 +72,7 @@ SHARED = (
     _option("save_best", "保留验证 loss 最低的检查点，best_checkpointed_iteration.txt 指明是哪一个"),
     _option("early_stopping_patience", "连续这么多次评估验证 loss 都没有更低时结束运行；0 不结束"),
     _option("save_weights_only", "检查点只保存权重（bf16 时大小为七分之一）：可作为起点，但不能从它继续训练"),
+    _option("async_save", "由单独的进程在训练的同时写检查点；auto：有 GPU 且主机内存放得下状态时"),
     _option("fail_on_save_error", "检查点保存失败时结束运行；否则到下一个保存间隔再试"),
     _option("max_consecutive_skips", "连续这么多次迭代非有限值时结束运行（不计 fp16 最初寻找 loss scale）；0 不结束"),
     _option("exit_interval", "本次运行迭代这么多次后保存并停止；0 不停止"),

@@ -115,7 +115,7 @@ class _Reader(ModelReader):
             pipeline_model_parallel_size=pp,
             sequence_parallel=self.sequence_parallel(tp),
             use_distributed_optimizer=self.boolean("DO"),
-            precision=self.choice("PR"),
+            precision=self.precision(options, model.num_layers),
             recompute=self.choice("AC"),
             use_flash_attn=self.boolean("FL"),
             micro_batch_size=micro,

@@ -22,7 +22,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import FP32Optimizer
 
 # The form that loads at any TP, PP and DP; core's default one cannot be saved at all.
-SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+SHARDING_TYPE = "fully_reshardable"
+SHARDING = {"distrib_optim_sharding_type": SHARDING_TYPE}
 # How the fp32 weights' names begin in a file.
 _WITH_ZERO, _WITHOUT_ZERO = "optimizer.state.param.", "optimizer.state.fp32_param."
 
@@ -46,7 +47,7 @@ def sharded_optimizer_state(optimizer: ChainedOptimizer, weights: dict[str, Any]
     # Despite its name it copies nothing: it points each `.grad` at its part of the buffer, into which weights are
     # rebuilt.
     inner._copy_model_grads_to_main_grads()
-    shards = {"param_state": list(_shards(inner, weights)), "param_state_sharding_type": SHARDING["distrib_optim_sharding_type"]}
+    shards = {"param_state": list(_shards(inner, weights)), "param_state_sharding_type": SHARDING_TYPE}
     return {**inner.state_dict(), **shards}
 
 

@@ -13,8 +13,9 @@ from megatron.core import parallel_state
 from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_patch.checkpoint.checked_load import load_checked
+from megatron_patch.checkpoint.contents import module, run_state
 from megatron_patch.checkpoint.optimizer_state import load_optimizer_state, name_as_saved, stored_groups
-from megatron_patch.checkpoint.save import RunProgress, module, run_state
+from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import read_model_description

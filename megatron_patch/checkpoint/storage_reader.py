@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+import megatron_patch.core.device as device
 
 import concurrent.futures
-from collections import deque
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,12 +23,14 @@ from torch.futures import Future
 
 from megatron_patch.errors import UserError
 from megatron_patch.formats.checksums import Record
-from megatron_patch.formats.distcp import ItemTensor, read_item, read_part
+from megatron_patch.formats.distcp import ItemTensor, first_element, read_item, read_part
 from megatron_patch.formats.distcp_metadata import MAX_OBJECT, inside
+from megatron_patch.formats.lazy import read_bytes
 from megatron_patch.formats.progress import Progress
 from megatron_patch.formats.torch_files import load_object
 
-_THREADS = 4  # that read side by side
+_LEAST_THREADS, _MOST_THREADS = 4, 32  # that read side by side
+_PIECE = 16 << 20  # bytes that a thread reads at a time
 
 
 class Planner(MCoreLoadPlanner):
@@ -67,21 +72,34 @@ class Reader(dcp.FileSystemReader):
         return self._metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read all of `plan`: several threads read and sum, and this one, whose stream the device knows, copies."""
-        reading: deque[tuple[ReadItem, concurrent.futures.Future[torch.Tensor]]] = deque()
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="read") as pool:
-            for request in sorted(plan.items, key=self._place):
-                if request.type == LoadItemType.BYTE_IO:
-                    planner.load_bytes(request, self._object(request))
-                    continue
-                if len(reading) > _THREADS:
-                    self._put(planner, *reading.popleft())
-                reading.append((request, pool.submit(self._read, self._item(request), request)))
-            while reading:
-                self._put(planner, *reading.popleft())
+        """Read all of `plan`: several threads read, sum, and put the bytes where they are asked for."""
+        device.synchronize()  # what has filled the memory before, on the main thread's stream
+        pool = ThreadPoolExecutor(_threads(), thread_name_prefix="read")
+        try:
+            reading = [self._begin(pool, planner, request) for request in sorted(plan.items, key=self._place)]
+            for one in concurrent.futures.as_completed(filter(None, reading)):
+                one.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+        device.synchronize()
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _begin(self, pool: ThreadPoolExecutor, planner: LoadPlanner, request: ReadItem) -> concurrent.futures.Future | None:
+        """Read an object, or let a thread read a tensor."""
+        assert isinstance(planner, Planner)
+        if request.type == LoadItemType.BYTE_IO:
+            planner.load_bytes(request, self._object(request))
+            return None
+        item = self._item(request)
+        if request.dest_index.fqn in planner.allow_shape_mismatch_sharded_tensors:
+            # core's planner has another tensor filled than the one that is asked for, one after the other.
+            target = planner.resolve_tensor(request).detach()
+            self._read(item, request, target)
+            planner.commit_tensor(request, target)
+            return None
+        return pool.submit(self._read, item, request, planner.resolve_tensor(request).detach())
 
     def _place(self, request: ReadItem) -> tuple[str, int]:
         info = self.storage_data[request.storage_index]
@@ -104,20 +122,71 @@ class Reader(dcp.FileSystemReader):
                 self._items[index] = read_item(stream, path, index.fqn, info.offset, info.length, self._shapes[index])
         return self._items[index]
 
-    def _read(self, item: ItemTensor, request: ReadItem) -> torch.Tensor:
+    def _read(self, item: ItemTensor, request: ReadItem, target: torch.Tensor) -> None:
+        """Fill `target` with what is asked for of an item."""
         path = inside(self._folder, self.storage_data[request.storage_index].relative_path)
+        name = request.storage_index.fqn
         part = tuple(slice(first, first + count) for first, count in zip(request.storage_offsets, request.lengths))
+        first = first_element(item, part)
         with open(path, "rb") as stream:
-            return read_part(stream, path, request.storage_index.fqn, item, part)
+            if first is None or not target.is_contiguous() or target.dtype != item.dtype:
+                found = read_part(stream, path, name, item, part)
+                assert found.shape == target.shape, (name, found.shape, target.shape)
+                target.copy_(found)
+                self._count(found.nbytes)
+                return
+            position = item.offset + first * item.dtype.itemsize
+            for piece in target.view(-1).view(torch.uint8).split(_PIECE):
+                self._put(stream.fileno(), piece, position, path, name, item)
+                position += piece.numel()
+                self._count(piece.numel())
 
-    def _put(self, planner: LoadPlanner, request: ReadItem, reading: concurrent.futures.Future[torch.Tensor]) -> None:
-        """Copy what was read to where it is asked for."""
-        target, found = planner.resolve_tensor(request).detach(), reading.result()
-        assert found.shape == target.shape, (request.storage_index.fqn, found.shape, target.shape)
-        target.copy_(found)
+    def _put(self, descriptor: int, piece: torch.Tensor, position: int, path: Path, name: str, item: ItemTensor) -> None:
+        """Read bytes straight into host memory, or through the thread's pinned memory onto the GPU."""
+        if not piece.is_cuda:
+            read_bytes(descriptor, piece, position, path, name, item.record)
+            return
+        buffers = _Buffers.of_thread(piece.device)
+        with buffers.next(piece.numel()) as host:
+            read_bytes(descriptor, host, position, path, name, item.record)
+            piece.copy_(host, non_blocking=True)
+
+    def _count(self, count: int) -> None:
         if self._progress is not None:
-            self._progress.add(found.nbytes)
-        planner.commit_tensor(request, target)
+            self._progress.add(count)
+
+
+class _Buffers:
+    """Two pieces of pinned memory of a thread: one is copied to the GPU while the other is read into."""
+
+    _kept = threading.local()
+
+    def __init__(self, where: torch.device) -> None:
+        self._stream = torch.cuda.Stream(where)
+        self._pieces = [(torch.empty(_PIECE, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()) for _ in range(2)]
+
+    @classmethod
+    def of_thread(cls, where: torch.device) -> _Buffers:
+        """This thread's."""
+        if not hasattr(cls._kept, "buffers"):
+            cls._kept.buffers = cls(where)
+        return cls._kept.buffers
+
+    @contextlib.contextmanager
+    def next(self, size: int) -> Iterator[torch.Tensor]:
+        """`size` bytes to fill and to copy from inside, on the thread's stream."""
+        host, copied = self._pieces[0]
+        self._pieces.reverse()
+        copied.synchronize()
+        with torch.cuda.stream(self._stream):
+            yield host[:size]
+            copied.record()
+
+
+def _threads() -> int:
+    """Threads that read side by side: a sum takes longer than a copy, so there is one for each core that a rank has."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(_LEAST_THREADS, min(_MOST_THREADS, (os.cpu_count() or 1) // here))
 
 
 def read_stored_object(path: Path, stream: BinaryIO, length: int, key: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import torch
 
 from megatron_patch.arguments.commands import after_training
@@ -53,10 +54,14 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         SystemExit: with status 2 and a sentence for what a user can mend; with 1 if memory is short, the run cannot go
             on, or another rank has ended.
     """
+    imported = time.time() - psutil.Process().create_time()
+    began = time.perf_counter()
     layout = _start(config)
+    joined = time.perf_counter() - began
     log, state, watch = None, None, None
     try:
         log = RunLog(config, active=layout.is_logger)
+        log.line(f"  a process has started and imported in {imported:.1f} s, and joined the others in {joined:.1f} s")
         watch = HangWatch(layout, config.options.distributed_timeout_minutes, log.file)
         with log.failures_told():
             log.open_trackers(config, layout.world_size)

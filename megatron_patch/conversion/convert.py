@@ -19,7 +19,7 @@ from megatron_patch.folders.layout import COMPANIONS, ModelDescription, copy_com
 from megatron_patch.folders.tracker import RELEASE, write_tracker
 from megatron_patch.formats.lazy import nbytes
 from megatron_patch.formats.placeholders import refuse_placeholders
-from megatron_patch.formats.progress import Progress, peak_memory
+from megatron_patch.formats.progress import Progress, Waiting, peak_memory
 from megatron_patch.formats.streaming import Written
 from megatron_patch.formats.vocabulary_2023 import claimed_rows
 from megatron_patch.llama.model_config import LLAMA_SIZES, to_hf_config
@@ -70,7 +70,8 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
         OSError: the disk is full or fails.
     """
     start = time.monotonic()
-    source = prepared(job)
+    with Waiting("opening the source"):
+        source = prepared(job)
     total = sum(nbytes(source.megatron(place)) for place in places(source.config))
     _check_space(job.target, total)
     with new_folder(job.target, job.overwrite) as folder:
@@ -79,7 +80,8 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
                 written = write_hf(folder, source, job.max_file_bytes, progress.add)
             else:
                 written = write_release(folder, source, job, progress)
-        check_rest(source)
+        with Waiting("comparing sums"):
+            check_rest(source)
         verified = verify(source, folder, total) if job.verify else None
         notes = (*source.notes, *_tokenizer_note(job, source, folder), *_logits_note(job, source, folder, engine))
     return Summary(
@@ -107,7 +109,10 @@ def _logits_note(job: Conversion, source: Source, folder: Path, engine: str | No
     from megatron_patch.conversion.verify_logits import verify_logits
 
     rounded = _opened(job).dtype != source.dtype
-    agreed = verify_logits(source, job.source, folder, to_hf=job.to_hf, rounded=rounded, engine=engine, gqa_layout=job.gqa_layout)
+    with Waiting("comparing logits"):
+        agreed = verify_logits(
+            source, job.source, folder, to_hf=job.to_hf, rounded=rounded, engine=engine, gqa_layout=job.gqa_layout
+        )  # fmt: skip
     return (agreed,)
 
 

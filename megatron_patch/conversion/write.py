@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import metadata as dcp
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from megatron_patch.folders.layout import TOKENIZER_FILES, copy_companions
-from megatron_patch.formats.distcp_metadata import COMMON, METADATA, write_backends
+from megatron_patch.formats.distcp_metadata import COMMON, CORE_METADATA, METADATA, backends_file
 from megatron_patch.formats.json_files import json_object
 from megatron_patch.formats.lazy import LazyTensor, Rows, nbytes
-from megatron_patch.formats.streaming import Item, Written, partition, write_distcp, write_files, write_safetensors
+from megatron_patch.formats.new_metadata import Chunk, Span, metadata_file
+from megatron_patch.formats.streaming import Item, Written, partition, plan_distcp, plan_safetensors, write_files
 from megatron_patch.llama.model_config import to_hf_config
 from megatron_patch.llama.rope_scaling import read_rope, rope_keys
 from megatron_patch.weights.table import TABLE, Place, Source, places
 
 INDEX = "model.safetensors.index.json"
-_DCP_VERSION = "1.0.0"  # what torch writes into .metadata
 _OBJECTS_FILE = "__0_objects.distcp"
 # core's linear layers save an empty object a layer under these names, and ask for it when they load.
 _OBJECT_KEYS = tuple(
@@ -52,7 +49,7 @@ def write_hf(folder: Path, source: Source, max_shard_bytes: int, on_bytes: Calla
     """
     shards = partition(_hf_items(source), max_shard_bytes)
     named = [(f"model-{n:05d}-of-{len(shards):05d}.safetensors", items) for n, items in enumerate(shards, start=1)]
-    written = write_files(folder, named, write_safetensors, on_bytes)
+    written = write_files(folder, named, plan_safetensors, on_bytes)
     index = {
         "metadata": {"total_size": sum(nbytes(one.item.tensor) for one in written)},
         "weight_map": {one.item.name: one.file for one in written},
@@ -118,11 +115,10 @@ def write_native(folder: Path, source: Source, max_file_bytes: int, on_bytes: Ca
     """
     files = partition(_native_items(source), max_file_bytes)
     named = [(f"__0_{number}.distcp", items) for number, items in enumerate(files)]
-    written = write_files(folder, named, write_distcp, on_bytes)
-    metadata = _metadata(source, written, _write_objects(folder))
-    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    written = write_files(folder, named, plan_distcp, on_bytes)
+    (folder / METADATA).write_bytes(_metadata(source, written, _write_objects(folder)))
     torch.save({"content_metadata": {}}, folder / COMMON)
-    write_backends(folder)
+    (folder / CORE_METADATA).write_bytes(backends_file())
     return written
 
 
@@ -148,47 +144,30 @@ def _chunks(place: Place, tensor: LazyTensor) -> list[tuple[int, LazyTensor]]:
     return [(0, Rows(tensor, 0, half)), (half, Rows(tensor, half, 2 * half))]
 
 
-def _write_objects(folder: Path) -> _StorageInfo:
+def _write_objects(folder: Path) -> Span:
     """Write the empty object that every linear layer's `_extra_state` is: once, for all of them to name."""
     stream = io.BytesIO()
     torch.save([None], stream)
     (folder / _OBJECTS_FILE).write_bytes(stream.getvalue())
-    return _StorageInfo(_OBJECTS_FILE, 0, len(stream.getvalue()))
+    return Span(_OBJECTS_FILE, 0, len(stream.getvalue()))
 
 
-def _metadata(source: Source, written: Sequence[Written], objects: _StorageInfo) -> dcp.Metadata:
-    """What .metadata says: the shape and chunks of each key, and where each chunk and object lies."""
-    chunks: dict[str, list[Written]] = defaultdict(list)
+def _metadata(source: Source, written: Sequence[Written], objects: Span) -> bytes:
+    """What .metadata says of the chunks, and of the object that all `_extra_state`s are."""
+    parts: dict[str, list[Written]] = defaultdict(list)
     for one in written:
-        chunks[one.item.name].append(one)
-    entries: dict[str, dcp.TensorStorageMetadata | dcp.BytesStorageMetadata] = {}
-    storage = {}
-    for key, parts in chunks.items():
-        entries[key] = _entry(parts)
-        for part in parts:
-            storage[dcp.MetadataIndex(key, part.item.offset)] = _StorageInfo(part.file, part.offset, part.length)
+        parts[one.item.name].append(one)
+    chunks = []
+    for key, found in parts.items():
+        ends = [tuple(start + size for start, size in zip(one.item.offset, one.item.shape)) for one in found]
+        whole = tuple(max(axis) for axis in zip(*ends))
+        chunks += [
+            Chunk(key, whole, one.item.offset, one.item.shape, one.item.tensor.dtype, Span(one.file, one.offset, one.length))
+            for one in found
+        ]
     layers = source.config.num_layers
-    for name in (f"{key}/shard_{layer}_{layers}" for layer in range(layers) for key in _OBJECT_KEYS):
-        entries[name] = dcp.BytesStorageMetadata()
-        storage[dcp.MetadataIndex(name)] = objects
-    return dcp.Metadata(
-        state_dict_metadata=entries,
-        storage_data=storage,
-        storage_meta=dcp.StorageMeta(),
-        version=_DCP_VERSION,
-    )
-
-
-def _entry(parts: Sequence[Written]) -> dcp.TensorStorageMetadata:
-    """Dtype, whole shape and chunks of one key."""
-    ends = [tuple(start + size for start, size in zip(part.item.offset, part.item.shape)) for part in parts]
-    return dcp.TensorStorageMetadata(
-        properties=dcp.TensorProperties(dtype=parts[0].item.tensor.dtype),
-        size=torch.Size([max(axis) for axis in zip(*ends)]),
-        chunks=[
-            dcp.ChunkStorageMetadata(offsets=torch.Size(part.item.offset), sizes=torch.Size(part.item.shape)) for part in parts
-        ],
-    )
+    names = (f"{key}/shard_{layer}_{layers}" for layer in range(layers) for key in _OBJECT_KEYS)
+    return metadata_file(chunks, dict.fromkeys(names, objects))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ In bf16 the fp32 weights take 2 bytes each instead of 4: see `Adam.split_paramet
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -78,6 +78,15 @@ class Adam(torch.optim.Optimizer):
             return parameter
         assert parameter.grad is not None, "the gradient's place must have been attached"
         return join_float32(self.model_copies[parameter], self.remainders[parameter], parameter.grad.detach())
+
+    def halves(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """(gradient, bf16 copy, remainder) of each parameter whose fp32 storage was freed, [n] each.
+
+        What `value_in_gradient` rebuilds in the first is what the other two hold.
+        """
+        for parameter, remainder in self.remainders.items():
+            assert parameter.grad is not None, "the gradient's place must have been attached"
+            yield parameter.grad.detach().view(-1), self.model_copies[parameter].view(-1), remainder.view(-1)
 
     @torch.no_grad()
     def values_were_set(self) -> None:

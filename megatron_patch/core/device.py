@@ -6,8 +6,10 @@ Importing this module prepares torch and megatron-core for the machine. Every mo
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -17,10 +19,28 @@ from megatron_patch.core.known_warnings import silence_known_warnings
 HAS_CUDA = torch.cuda.is_available()
 BACKEND = "nccl" if HAS_CUDA else "gloo"
 
+
+@contextlib.contextmanager
+def _left_out(name: str) -> Iterator[None]:
+    """Let an import of the package `name` fail inside, as if it was not installed."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 silence_known_warnings()
 
-if not HAS_CUDA:
-    redirect_cuda_to_cpu()
+# core asks for wandb to type its inference engine's writer, which takes as long as torch and core together. Here
+# `sinks/to_wandb.py` imports it where a run asks for it.
+with _left_out("wandb"):
+    if not HAS_CUDA:
+        redirect_cuda_to_cpu()
+    import megatron.core.inference.contexts  # noqa: F401
 
 
 def local_device() -> torch.device:

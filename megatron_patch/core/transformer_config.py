@@ -17,7 +17,7 @@ DTYPES = {one.precision: one.torch_dtype for one in dtypes.WEIGHTS}
 
 def transformer_config(config: TrainConfig) -> TransformerConfig:
     """The LLaMA of `config` in core's terms. Nothing that needs Apex or Transformer Engine is switched on."""
-    model, dtype = config.model, DTYPES[config.precision]
+    model, dtype = config.model, DTYPES[config.weight_precision]
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -39,7 +39,7 @@ def transformer_config(config: TrainConfig) -> TransformerConfig:
         use_cpu_initialization=not device.HAS_CUDA,
         params_dtype=dtype,
         fp16=config.precision == "fp16",
-        bf16=config.precision == "bf16",
+        bf16=config.weight_precision == "bf16",
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
         pipeline_dtype=dtype,
@@ -101,8 +101,8 @@ def optimizer_config(config: TrainConfig) -> OptimizerConfig:
         adam_eps=options.adam_eps,
         clip_grad=options.clip_grad,
         fp16=config.precision == "fp16",
-        bf16=config.precision == "bf16",
-        params_dtype=DTYPES[config.precision],
+        bf16=config.weight_precision == "bf16",
+        params_dtype=DTYPES[config.weight_precision],
         initial_loss_scale=options.initial_loss_scale,
         loss_scale_window=options.loss_scale_window,
         use_distributed_optimizer=config.use_distributed_optimizer,

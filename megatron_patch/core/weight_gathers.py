@@ -24,6 +24,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucket as Bucket
 from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as BucketGroup
 
+from megatron_patch.core.fp8_weights import cast_weights
 from megatron_patch.core.peer_memory import Peers
 
 
@@ -91,6 +92,7 @@ class WeightGathers:
             self.peers.meet()
         for group in self.groups:
             self._gather(group)
+            cast_weights(group.params)
             self.events[group].record()
 
     def _gather(self, group: BucketGroup) -> None:
@@ -127,6 +129,7 @@ class WeightGathers:
                 if group in self.pending:
                     self.pending.remove(group)
                     self._gather(group)
+                    cast_weights(group.params)
             return
         for group in groups:
             self.events[group].wait()

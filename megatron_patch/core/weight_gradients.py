@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from megatron_patch.kernels.fp8 import Cast
 from megatron_patch.kernels.grad_accumulation import accumulate_weight_grad
+from megatron_patch.kernels.products import scaled_matmul
 
 # What a backward pass leaves for later, in its order: weights, each with the function that computes its gradient.
 Postponed = list[tuple[torch.nn.Parameter, Callable[[], None]]]
@@ -76,7 +78,27 @@ def add_weight_gradient(
         What the backward pass gives autograd as the weight's gradient: a tensor of undefined content that nobody reads.
         autograd calls DDP's hook, which counts the gradients that are ready, only if it gets a gradient.
     """
-    work = functools.partial(wgrad_gemm_accum_fp32, total_input, grad_output, main_grad)
+    return _add(weight, functools.partial(wgrad_gemm_accum_fp32, total_input, grad_output, main_grad))
+
+
+def add_fp8_weight_gradient(
+    weight: torch.nn.Parameter, total_input: Cast, grad_output: Cast, main_grad: torch.Tensor
+) -> torch.Tensor:
+    """`add_weight_gradient` of FP8 numbers, of which it reads the transposed copies."""
+    return _add(weight, functools.partial(_fp8_product, total_input, grad_output, main_grad))
+
+
+def _fp8_product(total_input: Cast, grad_output: Cast, main_grad: torch.Tensor) -> None:
+    """`wgrad_gemm_accum_fp32` of FP8 numbers."""
+    assert total_input.turned is not None and grad_output.turned is not None
+    overwrite = is_stale(main_grad)
+    main_grad.is_stale = False  # type: ignore[attr-defined]  # as above
+    scales = grad_output.scale, total_input.scale
+    scaled_matmul(grad_output.turned, total_input.turned.t(), main_grad, *scales, add=not overwrite)
+
+
+def _add(weight: torch.nn.Parameter, work: Callable[[], None]) -> torch.Tensor:
+    """`add_weight_gradient` by `work`."""
     weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]  # a mark that DDP reads
     if _postponed is None:
         work()

@@ -110,6 +110,7 @@ class RunData:
         train_iters: global batches of the whole run.
         eval_every: iterations between two evaluations; 0 evaluates at the end only.
         save_every: iterations between two checkpoints; 0 saves at the end only.
+        most_segments: that a sequence of packed samples has, in training or evaluation; None without packing.
     """
 
     train: Any
@@ -118,6 +119,7 @@ class RunData:
     train_iters: int
     eval_every: int
     save_every: int
+    most_segments: int | None = None
 
 
 @functools.lru_cache(maxsize=2)

@@ -8,7 +8,7 @@ from megatron_patch.data import Say
 from megatron_patch.data.batches import RunData, ValidationSet, plan_of
 from megatron_patch.data.json_dataset import JsonDataset, run_dataset
 from megatron_patch.data.run_tokenizer import text_tokenizer
-from megatron_patch.data.several_files import joined, names_of, weighted
+from megatron_patch.data.several_files import joined, most_segments, names_of, weighted
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.data_paths import JsonFiles
 
@@ -28,14 +28,16 @@ def finetune_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
     parts = [_learnt_from(config, tokenizer, path, say) for path in source.paths]
     train, blend = joined(parts), weighted(parts, source.weights, config.options.seed, say)
     plan = plan_of(config, layout.data_parallel_size, len(train), shuffled=True, passes=config.epochs or None, blend=blend)
+    validation = _validation(config, layout, tokenizer, say)
     by_epochs = config.epochs > 0
     return RunData(
         train=train,
         plan=plan,
-        validation=_validation(config, layout, tokenizer, say),
+        validation=validation,
         train_iters=config.epochs * plan.batches_per_pass if by_epochs else config.train_iters,
         eval_every=plan.batches_per_pass if by_epochs else config.options.eval_interval,
         save_every=plan.batches_per_pass if by_epochs else config.save_interval,
+        most_segments=most_segments([train, *(part.data for part in validation)]),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_patch.config import TrainConfig
+from megatron_patch.core import parallel
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data import Say
 from megatron_patch.data.batches import RunData, ValidationSet, plan_of
@@ -26,6 +27,7 @@ from megatron_patch.data.run_tokenizer import indexed_tokenizer
 from megatron_patch.data.splits import repetitions, usable_split
 from megatron_patch.data_paths import IndexedPairs
 from megatron_patch.errors import UserError
+from megatron_patch.formats.progress import Waiting
 from megatron_patch.records.indexed import lengths_fingerprint
 
 
@@ -93,7 +95,7 @@ def _gpt_datasets(config: TrainConfig, source: IndexedPairs, split: str, tokeniz
         eod_mask_loss=False,
         create_attention_mask=False,
     )
-    with _damage_named(folder):
+    with _damage_named(folder), Waiting("laying out the samples") if parallel.rank() == 0 else nullcontext():
         train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, _sample_counts(config), lambda: True, gpt).build()
     if train is None:
         raise UserError(f"The split {split} leaves no training data in {source.text}.")

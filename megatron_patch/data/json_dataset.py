@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -39,9 +39,12 @@ from megatron_patch.data.prompts import VERSION, Encoded, encoder
 from megatron_patch.data.token_cache import TokenTable, cached_at, make_table, table_path
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
+from megatron_patch.formats.progress import Progress
 from megatron_patch.language.sentences import fill, in_language
 from megatron_patch.records.chunks import read_chunks
 from megatron_patch.records.skipped import Skipped
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,11 @@ class JsonDataset:
             begin = end
         out: dict[str, np.ndarray] = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
         return out | {"segment_ids": segment_ids} if self.packing else out
+
+    @property
+    def most_segments(self) -> int | None:
+        """Of one sequence: its samples, and the padding behind them; None without packing."""
+        return max(map(len, self.groups)) + 1 if self.packing else None
 
     def part(self, samples: Sequence[int]) -> JsonDataset:
         """The data set of these samples of the table alone, packed anew."""
@@ -227,12 +235,9 @@ def _encode_file(path: Path, engine: Engine, template: str, tally: Tally) -> Ite
     Raises:
         UserError: the fast engine gave other ids than the reference for a record.
     """
-    from tqdm import tqdm
-
     encode = encoder(template, engine.tokenizer)
     compared = encoder(template, engine.reference) if engine.reference else None
-    records = tqdm(read_records(path), desc=fill("tokenizing {}", path.name), unit=" samples", file=sys.stderr, delay=3)
-    for kind, number, record in records:
+    for kind, number, record in _counted(read_records(path), fill("tokenizing {}", path.name)):
         if isinstance(record, Skipped):
             tally.skip(kind, record)
             continue
@@ -249,6 +254,14 @@ def _encode_file(path: Path, engine: Engine, template: str, tally: Tally) -> Ite
         tally.unanswered += not said
         tally.endless += _is_endless(ids, learnt, engine.tokenizer.answer_end)
         yield ids, learnt
+
+
+def _counted(records: Iterator[_T], what: str) -> Iterator[_T]:
+    """The records; how many have come is shown."""
+    with Progress(what, None, unit=fill("samples")) as progress:
+        for record in records:
+            yield record
+            progress.add(1)
 
 
 def _is_endless(ids: list[int], learnt: list[bool], end: int) -> bool:

@@ -12,7 +12,7 @@ from megatron_patch.data import Say
 from megatron_patch.data.batches import RunData, ValidationSet, plan_of
 from megatron_patch.data.json_dataset import JsonDataset, run_dataset
 from megatron_patch.data.run_tokenizer import text_tokenizer
-from megatron_patch.data.several_files import joined, names_of, weighted
+from megatron_patch.data.several_files import joined, most_segments, names_of, weighted
 from megatron_patch.data_paths import JsonFiles
 
 
@@ -47,6 +47,7 @@ def json_run_data(config: TrainConfig, layout: Layout, say: Say) -> RunData:
         train_iters=config.train_iters,
         eval_every=config.options.eval_interval,
         save_every=config.save_interval,
+        most_segments=most_segments([train, *(part.data for part in validation)]),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,12 +35,23 @@ class Joined:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
+    @property
+    def most_segments(self) -> int | None:
+        """Of one sequence of any file; None without packing."""
+        return most_segments(self.parts)
+
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Sample number `index`, as `JsonDataset` gives it."""
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
         place = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[place][index - int(self.ends[place]) + len(self.parts[place])]
+
+
+def most_segments(sets: Iterable[JsonDataset | Joined]) -> int | None:
+    """Segments that a sequence of these sets has at most; None without packing."""
+    counts = [count for one in sets if (count := one.most_segments) is not None]
+    return max(counts, default=None)
 
 
 def joined(parts: Sequence[JsonDataset]) -> JsonDataset | Joined:

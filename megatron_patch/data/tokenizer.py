@@ -67,6 +67,7 @@ class Tokenizer:
         chat_template: Jinja source, as the folder has it.
         encode_plain, encode_marked, decode: the engine's part of `tokenize`, `tokenize_marked` and `detokenize`.
         encode_batch: the engine's part of `tokenize_batch`; None takes the texts one by one.
+        piece: the name that the engine has for an id, such as `▁the` or `<0xE4>`.
         engine: the name of what reads the texts.
         folder: where its files are.
     """
@@ -84,6 +85,7 @@ class Tokenizer:
     encode_plain: Callable[[str], list[int]]
     encode_marked: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
+    piece: Callable[[int], str | None]
     engine: str
     folder: Path = Path()
     encode_batch: Callable[[list[str]], Batch] | None = None
@@ -211,7 +213,7 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
         vocab_size=max([size, *(i + 1 for i in beyond)]),
         bos=bos, eod=eod, eos=eos, answer_end=eos, end_note="", fill=max(unk, 0), special_tokens=special,
         encode_plain=whole.encode, encode_marked=marked_encoder(whole.encode, inner.encode, special),
-        decode=decode, engine="SentencePiece", **common,
+        decode=decode, piece=lambda i: whole.id_to_piece(i) if i < size else beyond.get(i), engine="SentencePiece", **common,
     )  # fmt: skip
 
 
@@ -268,7 +270,7 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
     return Tokenizer(
         vocab_size=size, bos=ids[0], eod=special.get(_USUAL_NAMES["eos_token"], ids[1]), eos=ids[1], answer_end=ids[1],
         end_note="", fill=ids[2] or 0, special_tokens=special,
-        encode_plain=encoder(plain), encode_marked=encoder(marked), decode=decode,
+        encode_plain=encoder(plain), encode_marked=encoder(marked), decode=decode, piece=plain.id_to_token,
         engine="tokenizers", **common,
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ import psutil
 from megatron_patch.errors import UserError
 from megatron_patch.folders.durable_files import flush
 from megatron_patch.folders.tracker import TRACKER
+from megatron_patch.formats.progress import Waiting
 
 _PARTIAL, _OLD = ".partial-", ".old-"
 
@@ -57,7 +58,8 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        _flush_tree(partial)
+        with Waiting("flushing"):
+            _flush_tree(partial)
         _put_in_place(partial, target, overwrite)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

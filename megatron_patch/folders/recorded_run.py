@@ -33,6 +33,8 @@ _FREE = {
     "output_path": "",
     "valid_data_path": "",
 }
+# Precisions, before and now, whose checkpoints are the same: FP8 is in products alone.
+_SAME_WEIGHTS = (["bf16", "fp8"], ["fp8", "bf16"])
 _DECISIVE_OPTIONS = ("adam_beta1", "adam_beta2", "adam_eps", "clip_grad", "packing", "seed", "split", "template", "weight_decay")
 # How long a run is. Going on may make it longer, which changes the decay of the learning rate.
 _DURATION = {"train_iters": {"pretrain": "TRAIN_TOKENS", "finetune": "TRAIN_ITERS"}, "epochs": {"finetune": "EPOCH"}}
@@ -98,7 +100,9 @@ def compare(config: TrainConfig, origin: Origin, recorded: dict[str, Any], root:
     for name in now.keys() - _IDENTITIES - _DURATION.keys() - {"model", "options"}:
         if name not in recorded or recorded[name] == now[name] or (name == "pad_length" and not config.reads_json):
             continue
-        if name not in _FREE:
+        if name == "precision" and [recorded[name], now[name]] in _SAME_WEIGHTS:
+            found.harmless.append(_was("PR", recorded[name], now[name]))
+        elif name not in _FREE:
             found.hindering.append(_was(name, recorded[name], now[name]) + _batch_hint(found, config, name, recorded[name]))
         elif _FREE[name]:
             found.harmless.append(_was(_FREE[name], recorded[name], now[name]))

@@ -1,9 +1,7 @@
 """Items of torch_dist's `.distcp` files. An item is a torch.save archive of one tensor; a file holds one after the
 other.
 
-An archive is an uncompressed zip of `data.pkl` (how to rebuild the tensor), `data/0` (its bytes) and two small records.
-torch.save needs the tensor in memory. Here the same archive is written while the bytes stream by, with its CRC-32 as
-torch writes it. Reading gives a place in the file and no bytes.
+`tensor_archive.py` writes them. Reading gives a place in the file and no bytes.
 """
 
 from __future__ import annotations
@@ -14,19 +12,19 @@ import struct
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import torch
 
 from megatron_patch.errors import UserError
 from megatron_patch.formats import dtypes
 from megatron_patch.formats.checksums import Record
-from megatron_patch.formats.lazy import FileTensor, LazyTensor, nbytes, pieces, read_bytes
+from megatron_patch.formats.lazy import FileTensor, read_bytes
 from megatron_patch.formats.torch_archive import StoredTensor, Window, read_archive, stored_tensor
 
-_ALIGNMENT = 64  # bytes, as torch aligns storages in its archives
 _STORAGES = {one.torch_dtype: getattr(torch, one.storage) for one in dtypes.WEIGHTS}
 _REBUILD = torch._utils._rebuild_tensor_v2
 _DTYPES = {one.storage: one.torch_dtype for one in dtypes.ALL}
@@ -66,61 +64,12 @@ def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-class Writer(Protocol):
-    """What takes bytes one after the other: a file, or a `streaming.Sink`."""
-
-    def write(self, data: bytes | memoryview, /) -> int:
-        """Append `data`; returns its number of bytes."""
-
-
-class _Forward:
-    """A sink without `seek` and `tell`, so that zipfile treats it as a pipe. It counts the bytes of this archive."""
-
-    def __init__(self, stream: Writer) -> None:
-        self.stream, self.count = stream, 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        self.count += self.stream.write(data)
-        return len(data)
-
-    def flush(self) -> None:
-        """zipfile calls it; nothing is held back here."""
-
-
-def write_item(stream: Writer, tensor: LazyTensor, shape: tuple[int, ...], buffer: torch.Tensor) -> int:
-    """Append `tensor` to `stream` as an archive, and return the number of bytes written.
-
-    Args:
-        shape: the shape that the archive gives it, of as many elements.
-        buffer: uint8; pieces are read into it (see `lazy.pieces`).
-    """
-    sink = _Forward(stream)
+@lru_cache(maxsize=1024)
+def describe(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
+    """`data.pkl` of a contiguous tensor of `shape`."""
     description = io.BytesIO()
-    _Pickler(description, shape, tensor.dtype).dump(_Tensor())
-    # typeshed asks for a method `close`, which zipfile calls only for files that it has opened itself.
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
-        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), description.getvalue())
-        archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
-        record = zipfile.ZipInfo("archive/data/0")
-        record.file_size = nbytes(tensor)
-        record.extra = _padding(sink.count + 30 + len(record.filename), record.file_size)
-        with archive.open(record, "w") as data:
-            for _, _, piece in pieces(tensor, buffer):
-                data.write(piece.view(-1).view(torch.uint8).numpy().data)
-        archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
-    return sink.count
-
-
-def _padding(header_end: int, size: int) -> bytes:
-    """A zip extra field after which the data begins at a multiple of 64 bytes. torch marks its own as "FB" as well.
-
-    Args:
-        header_end: where the field begins in the archive, in bytes.
-        size: bytes of the record. zipfile puts a field of 20 bytes in front of this one if it expects a large record.
-    """
-    zip64 = 20 if size * 1.05 > zipfile.ZIP64_LIMIT else 0
-    length = -(header_end + zip64 + 4) % _ALIGNMENT
-    return struct.pack("<2sH", b"FB", length) + b"Z" * length
+    _Pickler(description, shape, dtype).dump(_Tensor())
+    return description.getvalue()
 
 
 @dataclass(frozen=True)
@@ -207,3 +156,13 @@ def read_part(stream: BinaryIO, path: Path, name: str, item: ItemTensor, part: t
         rest = (*part[:axis], slice(None), *part[axis + 1 :])
     read_bytes(stream.fileno(), rows, item.offset + first * prod(shape[axis + 1 :]) * itemsize, path, name, item.record)
     return rows[rest]
+
+
+def first_element(item: ItemTensor, part: tuple[slice, ...]) -> int | None:
+    """The place of the first element of `part` in the item's tensor, if its elements lie one behind the other there."""
+    shape = item.stored.shape
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), len(shape))
+    behind = zip(part[axis + 1 :], shape[axis + 1 :])
+    if not item.stored.is_contiguous() or any(one.indices(size) != (0, size, 1) for one, size in behind):
+        return None
+    return part[axis].indices(shape[axis])[0] * prod(shape[axis + 1 :]) if axis < len(shape) else 0

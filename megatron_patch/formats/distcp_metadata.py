@@ -52,21 +52,6 @@ def read_dcp_metadata(folder: str | Path) -> Metadata:
         raise UserError(f"{path} cannot be read as torch_dist metadata: {error}.") from None
 
 
-def check_files(folder: Path) -> None:
-    """Look whether each file that `.metadata` names is there and ends where its last item does.
-
-    Raises:
-        UserError: one is missing, or has another size; or `.metadata` itself is not whole.
-    """
-    ends: dict[str, int] = {}
-    for info in read_dcp_metadata(folder).storage_data.values():
-        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
-    for name, end in ends.items():
-        size = inside(folder, name).stat().st_size
-        if size != end:
-            raise UserError(f"{folder / name} has {size} bytes, and {end} were written to it; the disk has lost the others.")
-
-
 def read_backends(folder: str | Path) -> dict[str, Any]:
     """metadata.json: the names of the formats and their versions.
 
@@ -89,9 +74,9 @@ def read_backends(folder: str | Path) -> dict[str, Any]:
     return content
 
 
-def write_backends(folder: Path) -> None:
-    """Write metadata.json, which says that `folder` is a torch_dist checkpoint."""
-    (folder / CORE_METADATA).write_text(json.dumps(_BACKENDS), encoding="utf-8")
+def backends_file() -> bytes:
+    """What metadata.json holds, which says that a folder is a torch_dist checkpoint."""
+    return json.dumps(_BACKENDS).encode()
 
 
 def _read_small(path: Path, limit: int) -> bytes:

@@ -19,6 +19,7 @@ import torch
 
 from megatron_patch.errors import UserError, named
 from megatron_patch.formats.checksums import Record
+from megatron_patch.formats.past_cache import open_to_read, read_some
 
 PIECE_BYTES = 1 << 20  # fits a core's cache; pieces of 16 MiB take the operating system twice the time
 
@@ -55,7 +56,7 @@ class FileTensor:
 
     def read(self, first: int, last: int, out: torch.Tensor) -> None:
         row = prod(self.shape[1:]) * self.dtype.itemsize
-        descriptor = os.open(self.path, os.O_RDONLY)
+        descriptor = open_to_read(self.path)
         try:
             read_bytes(descriptor, out, self.offset + first * row, self.path, self.name, self.record)
         finally:
@@ -76,7 +77,7 @@ def read_bytes(descriptor: int, out: torch.Tensor, position: int, path: Path, na
     start = position
     while len(view):  # the system may give fewer bytes than it is asked for
         try:
-            count = os.preadv(descriptor, [view], position)
+            count = read_some(descriptor, view, position)
         except OSError as error:
             named(error, path)
             raise
@@ -85,6 +86,24 @@ def read_bytes(descriptor: int, out: torch.Tensor, position: int, path: Path, na
         view, position = view[count:], position + count
     if record is not None:
         record.note(start, whole)
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A contiguous tensor, on any device."""
+
+    values: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    def read(self, first: int, last: int, out: torch.Tensor) -> None:
+        out.copy_(self.values[first:last])
 
 
 @dataclass(frozen=True)

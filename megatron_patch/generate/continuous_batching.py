@@ -18,7 +18,8 @@ import torch
 from megatron_patch.errors import UserError
 from megatron_patch.generate.cache import BlockTables, blocks_of
 from megatron_patch.generate.decoder import Decoder
-from megatron_patch.generate.decoding_step import NO_TOKEN, DecodingStep
+from megatron_patch.generate.decoding_step import NO_TOKEN, Chosen, DecodingStep
+from megatron_patch.generate.logprobs import Score, by_prompt, scores, wanted_of
 from megatron_patch.generate.prompt_graphs import Prompts
 from megatron_patch.generate.sampling import Sampling
 
@@ -35,18 +36,27 @@ class Request:
 
     number: int  # by which its tokens are told from others'
     prompt: tuple[int, ...]  # token ids, at least one
-    new_tokens: int  # at most, at least one
+    new_tokens: int  # at most; none where the prompt alone is scored
     sampling: Sampling = Sampling()
     ends: frozenset[int] = frozenset()  # tokens that end the answer
+    logprobs: int | None = None  # how many of the most probable tokens are told with each one's score; None: no score
+    scores_prompt: bool = False  # whether the prompt's tokens are scored as well
 
 
 @dataclass(frozen=True)
 class NewToken:
-    """One token of an answer. `finished` is empty, or END or LENGTH with the answer's last token."""
+    """One token of an answer.
+
+    Attributes:
+        token: NO_TOKEN where none was asked for.
+        finished: empty, or END or LENGTH with the answer's last token.
+        scores: of the prompt's tokens before the first one, and of this one, as far as the request asks for them.
+    """
 
     number: int
     token: int
     finished: str = ""
+    scores: tuple[Score, ...] = ()
 
 
 @dataclass(eq=False)
@@ -55,6 +65,7 @@ class _Sequence:
     tokens: list[int]  # prompt and answer so far
     slot: int = 0
     unread: int = 0  # tokens that were asked for and not read yet
+    is_told: bool = False  # whether its prompt has been scored
 
     @property
     def length(self) -> int:
@@ -76,7 +87,8 @@ class _Pass:
     """Tokens that were asked for: one for each sequence."""
 
     sequences: list[_Sequence]
-    read: Callable[[], list[int]]
+    read: Callable[[], Chosen]
+    told: dict[int, list[Score]]  # the scores of prompts, by the requests' numbers
 
 
 @dataclass
@@ -115,7 +127,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Put a request in the queue."""
-        assert request.prompt and request.new_tokens >= 1, "the caller has checked the request"
+        assert request.prompt and request.new_tokens >= 0, "the caller has checked the request"
         assert len(request.prompt) + request.new_tokens <= self.longest, "the caller has checked the length"
         self.waiting.append(_Sequence(request, list(request.prompt)))
 
@@ -192,7 +204,7 @@ class Engine:
         self._free.append(sequence.slot)
 
     def _prefill(self, sequences: list[_Sequence]) -> None:
-        """Ask for the token behind each sequence, none of which is in the cache yet."""
+        """Ask for the token behind each sequence, none of which is in the cache yet, and for the scores of prompts."""
         tokens: list[int] = []
         positions: list[int] = []
         places: list[int] = []
@@ -206,27 +218,39 @@ class Engine:
             prompt = len(one.request.prompt)
             lengths += [prompt] * prompt + list(range(prompt + 1, len(one.tokens) + 1))
             ends.append(len(tokens))
-        logits = self._prompts.logits(torch.tensor([tokens, positions, places, lengths]), ends)
+        asking = [(one, begin) for one, begin in zip(sequences, [0, *ends]) if one.request.scores_prompt and not one.is_told]
+        prompts = [(begin, one.request.prompt) for one, begin in asking]
+        wanted = wanted_of(prompts, max((one.request.logprobs or 0 for one, _ in asking), default=0))
+        numbers = torch.tensor([tokens, positions, places, lengths])
+        logits, found = self._prompts.logits(numbers, ends, wanted, self.vocabulary)
         self._step.enter([(one.slot, one.request.sampling, one.tokens) for one in sequences])
         slots = [one.slot for one in sequences]
-        self._ask(sequences, self._step.choose_first(logits, slots, [one.length for one in sequences]))
+        read = self._step.choose_first(logits, slots, [one.length for one in sequences], _top_of(sequences))
+        told: dict[int, list[Score]] = {}
+        if asking:
+            known = scores(wanted.labels, self.decoder.ranks.from_last(found)) if found is not None else []
+            told = {one.request.number: its for (one, _), its in zip(asking, by_prompt(prompts, known))}
+        for one, _ in asking:
+            one.is_told = True
+        self._ask(sequences, read, told)
 
     def _decode(self, sequences: list[_Sequence]) -> None:
         """Ask for one more token for each sequence, whose last one is not in the cache yet."""
         slots, positions = [one.slot for one in sequences], [one.length - 1 for one in sequences]
-        self._ask(sequences, self._step.launch(slots, positions, self._tables.table))
+        self._ask(sequences, self._step.launch(slots, positions, self._tables.table, _top_of(sequences)), {})
 
-    def _ask(self, sequences: list[_Sequence], read: Callable[[], list[int]]) -> None:
+    def _ask(self, sequences: list[_Sequence], read: Callable[[], Chosen], told: dict[int, list[Score]]) -> None:
         for one in sequences:
             one.unread += 1
-        self._unread.append(_Pass(list(sequences), read))
+        self._unread.append(_Pass(list(sequences), read, told))
 
     def _read(self, behind: int) -> list[NewToken]:
         """Read all passes but the last `behind`, and let sequences go whose answer is complete."""
         news = []
         while len(self._unread) > behind:
             one_pass = self._unread.popleft()
-            for one, token in zip(one_pass.sequences, one_pass.read()):
+            chosen = one_pass.read()
+            for row, (one, token) in enumerate(zip(one_pass.sequences, chosen.tokens)):
                 one.unread -= 1
                 if one not in self.running:
                     continue  # it has ended, or nobody waits for it any more
@@ -235,12 +259,27 @@ class Engine:
                         "the model gives NaN where logits should be: its weights hold NaN, or fp16 cannot hold its numbers; "
                         "write bf16 or fp32 for PR, or take another checkpoint."
                     )
-                one.tokens.append(token)
-                finished = END if token in one.request.ends else LENGTH if one.answered >= one.request.new_tokens else ""
-                if finished:
-                    self._leave(one)
-                news.append(NewToken(one.request.number, token, finished))
+                told = one_pass.told.get(one.request.number, [])
+                if one.request.logprobs is not None and one.request.new_tokens:
+                    told = told + scores([token], chosen.scores[row : row + 1])
+                news.append(self._taken(one, token, tuple(told)))
         return news
+
+    def _taken(self, one: _Sequence, token: int, told: tuple[Score, ...]) -> NewToken:
+        """The sequence with one token more; without one where its prompt alone was to be scored."""
+        request, finished = one.request, LENGTH
+        if request.new_tokens:
+            one.tokens.append(token)
+            finished = END if token in request.ends else LENGTH if one.answered >= request.new_tokens else ""
+        if finished:
+            self._leave(one)
+        return NewToken(request.number, token if request.new_tokens else NO_TOKEN, finished, told)
+
+
+def _top_of(sequences: list[_Sequence]) -> int | None:
+    """How many of the most probable tokens are told beside each new one; None where no score is asked for."""
+    asked = [one.request.logprobs for one in sequences if one.request.logprobs is not None and one.request.new_tokens]
+    return max(asked, default=None)
 
 
 def run_all(engine: Engine, requests: Iterable[Request]) -> dict[int, list[int]]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from megatron_patch.generate.cache import BlockCache
 from megatron_patch.generate.layer_products import DOWN, GATE_UP, OUTPUT, PROJECTION, QKV, Activations, LayerProducts
+from megatron_patch.generate.logprobs import Wanted, score
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.kernels.attention import attention
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
@@ -26,6 +27,7 @@ from megatron_patch.llama.vocabulary import rows_of_rank
 
 # Rows of logits that are in memory at once, while losses are computed.
 _LOGIT_ROWS = 8192
+_SCORED_ROWS = 1024  # the same, where they are gathered whole in fp32
 
 # Passes over as many tokens, after which finding the library's fastest algorithms for them costs less than it saves.
 WORTH_MEASURING = 24
@@ -86,9 +88,11 @@ class Decoder:
         ends: Sequence[int],
         *,
         last: torch.Tensor | None = None,
+        wanted: Wanted | None = None,
+        vocabulary: int | None = None,
         measured: bool = False,
-    ) -> torch.Tensor:
-        """Whole sequences into the cache, and the logits behind the last token of each.
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Whole sequences into the cache, the logits behind the last token of each, and how probable tokens were.
 
         Args:
             tokens, positions, places: int64 [T]: token ids of the sequences one after the other, each one's place in
@@ -97,10 +101,13 @@ class Decoder:
                 each token of an answer. Dynamic scaling of positions asks for it.
             ends: for each sequence, the index in T behind its last token.
             last: int64 [B], the tokens behind which logits are wanted; None: each sequence's last.
+            wanted: R tokens that are scored.
+            vocabulary: as `score` takes it.
             measured: as of LayerProducts.
 
         Returns:
-            fp32 [B, V] on the last stage, [B, 0] elsewhere.
+            (fp32 [B, V] on the last stage, [B, 0] elsewhere; fp64 [R, 1 + 2 · count] as `score` gives it, zeros
+            elsewhere).
         """
 
         cos, sin = self._rotation(positions, lengths)
@@ -114,8 +121,17 @@ class Decoder:
         found = self._run(tokens, attend, products)
         if last is None:
             last = on_device(torch.tensor(ends), self.ranks.device) - 1
-        normed = None if found.normed is None else found.normed[last]
-        return self._logits(Activations(found.hidden[last], found.norm, normed), products)
+        scores = self._scores(found, wanted, vocabulary, products) if wanted is not None and wanted.rows else None
+        return self._logits(_rows(found, last), products), scores
+
+    def _scores(self, x: Activations, wanted: Wanted, vocabulary: int | None, products: LayerProducts) -> torch.Tensor:
+        device = self.ranks.device
+        found = torch.zeros(wanted.shape, dtype=torch.float64, device=device)
+        rows, labels = (on_device(torch.tensor(one, dtype=torch.int64), device) for one in (wanted.rows, wanted.labels))
+        for a in range(0, len(rows) if self.ranks.is_last_stage else 0, _SCORED_ROWS):
+            part = slice(a, a + _SCORED_ROWS)
+            found[part] = score(self._logits(_rows(x, rows[part]), products), labels[part], wanted.count, vocabulary)
+        return found
 
     @torch.no_grad()
     def decode(
@@ -127,7 +143,7 @@ class Decoder:
         products: LayerProducts,
         reading: Reading = READING,
     ) -> torch.Tensor:
-        """Logits as `prefill` returns them, behind one new token of each sequence, whose key and value join the cache.
+        """Logits as `prefill` has them, behind one new token of each sequence, whose key and value join the cache.
 
         Args:
             tokens: int64 [B].
@@ -261,6 +277,11 @@ class Decoder:
             base = torch.tensor(bases, dtype=torch.float32, device=lengths.device)[:, None]
         factor = config.interpolation_factor
         return rope_tables(positions, config.kv_channels, base, positions.device, interpolation_factor=factor)
+
+
+def _rows(x: Activations, rows: torch.Tensor) -> Activations:
+    """Those of [T, H] that int64 [R] names."""
+    return Activations(x.hidden[rows], x.norm, None if x.normed is None else x.normed[rows])
 
 
 def _lengths(ends: Sequence[int], device: torch.device) -> torch.Tensor:

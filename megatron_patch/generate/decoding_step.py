@@ -9,34 +9,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from megatron_patch.generate.cache import blocks_of
 from megatron_patch.generate.decoder import Decoder, on_device
+from megatron_patch.generate.logprobs import score
 from megatron_patch.generate.sampling import Sampling, SamplingRows, choose, most_probable, sampling_rows
 from megatron_patch.generate.tuning import StepChoice, choose_step
 from megatron_patch.kernels._dispatch import next_power_of_two
 
-NO_TOKEN = -1  # stands for a choice between numbers that are none
+NO_TOKEN = -1  # stands for a choice between numbers that are none, and for one that nobody asked for
 _SLOT, _POSITION, _TABLE = 0, 1, 2  # columns of a step's numbers
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a graph is made for: rows of the batch, whether tokens are drawn, whether some are penalized."""
+    """What a graph is made for: rows of the batch, whether tokens are drawn, whether some are penalized, scores."""
 
     rows: int
     drawn: bool
     penalized: bool
+    top: int | None  # how many of the most probable tokens are told beside each; None: nothing is scored
+
+
+class _Found(NamedTuple):
+    """On the device: tokens int64 [B], and their scores fp64 [B, 1 + 2 · top] as `logprobs.score` gives them."""
+
+    tokens: torch.Tensor
+    scores: torch.Tensor | None
+
+
+class Chosen(NamedTuple):
+    """On the host: a row's token, and the scores of all as `_Found` has them, empty where none were asked for."""
+
+    tokens: list[int]
+    scores: torch.Tensor
 
 
 @dataclass(frozen=True)
 class _Recorded:
     graph: torch.cuda.CUDAGraph
     numbers: torch.Tensor
-    chosen: torch.Tensor
+    found: _Found
 
 
 class DecodingStep:
@@ -78,18 +95,19 @@ class DecodingStep:
             ids = torch.tensor(tokens)
             self._seen[slot, on_device(ids[ids < self._vocabulary], self._device)] = True
 
-    def choose_first(self, logits: torch.Tensor, slots: list[int], lengths: list[int]) -> Callable[[], list[int]]:
+    def choose_first(self, logits: torch.Tensor, slots: list[int], lengths: list[int], top: int | None) -> Callable[[], Chosen]:
         """The tokens behind sequences whose logits [B, V] are there, to be read later; `lengths` without them."""
         numbers = on_device(torch.tensor([slots, lengths], dtype=torch.int32), self._device)
-        drawn, penalized = self._wants(slots)
-        return read_later(self._choose(logits, numbers[0], numbers[1], drawn, penalized))
+        kind = _Kind(len(slots), *self._wants(slots), top)
+        return read_later(self._choose(logits, numbers[0], numbers[1], kind))
 
-    def launch(self, slots: list[int], positions: list[int], table: np.ndarray) -> Callable[[], list[int]]:
+    def launch(self, slots: list[int], positions: list[int], table: np.ndarray, top: int | None) -> Callable[[], Chosen]:
         """One more token for these slots, to be read later.
 
         Args:
             positions: of the tokens that were chosen last.
             table: int32 [slots + 1, M], `BlockTables.table`.
+            top: how many of the most probable tokens are told beside each; None: nothing is scored.
         """
         rows = min(next_power_of_two(len(slots)), self._slots) if self._uses_graphs else len(slots)
         idle = rows - len(slots)
@@ -97,7 +115,7 @@ class DecodingStep:
         numbers[:, _SLOT], numbers[:, _POSITION] = slots + [self._slots] * idle, positions + [0] * idle
         numbers[:, _TABLE:] = table[numbers[:, _SLOT]]
         given = torch.from_numpy(numbers)
-        kind = _Kind(rows, *self._wants(slots))
+        kind = _Kind(rows, *self._wants(slots), top)
         if not self._uses_graphs:
             return read_later(self._forward(on_device(given, self._device), kind))
         if kind not in self._recorded:
@@ -105,7 +123,7 @@ class DecodingStep:
         recorded = self._recorded[kind]
         recorded.numbers.copy_(given.pin_memory(), non_blocking=True)
         recorded.graph.replay()
-        return read_later(recorded.chosen)
+        return read_later(recorded.found)
 
     def _wants(self, slots: list[int]) -> tuple[bool, bool]:
         """(whether tokens are drawn, whether some are penalized)."""
@@ -125,44 +143,46 @@ class DecodingStep:
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            chosen = self._forward(numbers, kind)
-        return _Recorded(graph, numbers, chosen)
+            found = self._forward(numbers, kind)
+        return _Recorded(graph, numbers, found)
 
     def _choice(self, rows: int) -> StepChoice:
         if rows not in self._choices:
             self._choices[rows] = choose_step(self._decoder, rows, self._rotation, self._width)
         return self._choices[rows]
 
-    def _forward(self, numbers: torch.Tensor, kind: _Kind) -> torch.Tensor:
-        """int32 [B, 2 + M] → the chosen tokens, int64 [B]."""
+    def _forward(self, numbers: torch.Tensor, kind: _Kind) -> _Found:
+        """int32 [B, 2 + M] → the chosen tokens."""
         choice = self._choice(kind.rows)
         slots, positions = numbers[:, _SLOT].contiguous(), numbers[:, _POSITION].contiguous()
         tokens = self._tokens[slots]
         logits = self._decoder.decode(tokens, positions, numbers[:, _TABLE:], self._rotation, choice.products, choice.reading)
-        return self._choose(logits, slots, positions + 1, kind.drawn, kind.penalized)
+        return self._choose(logits, slots, positions + 1, kind)
 
-    def _choose(
-        self, logits: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, drawn: bool, penalized: bool
-    ) -> torch.Tensor:
-        """The next tokens int64 [B], which the slots keep, and NO_TOKEN where there are no numbers to choose by."""
-        ranks = self._decoder.ranks
+    def _choose(self, logits: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, kind: _Kind) -> _Found:
+        """The next tokens, which the slots keep, and NO_TOKEN where there are no numbers to choose by."""
+        ranks, scores = self._decoder.ranks, None
+        if kind.top is not None:
+            scores = torch.zeros(len(slots), 1 + 2 * kind.top, dtype=torch.float64, device=self._device)
         if not ranks.is_last_stage:
             chosen = torch.zeros(len(slots), dtype=torch.int64, device=self._device)
         else:
-            logits = logits[:, : self._vocabulary]
+            allowed = logits[:, : self._vocabulary]
             # Of a row that holds NaN, this is one.
-            chosen = best = most_probable(logits)
-            if drawn:
+            chosen = best = most_probable(allowed)
+            if kind.drawn:
                 rows = SamplingRows(*(kept[slots] for kept in _columns(self._settings)))
-                seen = self._seen[slots] if penalized and self._seen is not None else None
-                chosen = choose(logits, rows, seen, lengths.long())
-            chosen = chosen.where(logits.gather(1, best[:, None])[:, 0].isnan().logical_not(), NO_TOKEN)
+                seen = self._seen[slots] if kind.penalized and self._seen is not None else None
+                chosen = choose(allowed, rows, seen, lengths.long())
+            if kind.top is not None:
+                scores = score(logits, chosen, kind.top, self._vocabulary)
+            chosen = chosen.where(allowed.gather(1, best[:, None])[:, 0].isnan().logical_not(), NO_TOKEN)
         chosen = ranks.from_last(chosen)
         kept = chosen.clamp(min=0)
         self._tokens[slots] = kept
-        if penalized and self._seen is not None:
+        if kind.penalized and self._seen is not None:
             self._seen[slots, kept] = True
-        return chosen
+        return _Found(chosen, None if scores is None else ranks.from_last(scores))
 
 
 def _columns(rows: SamplingRows) -> tuple[torch.Tensor, ...]:
@@ -170,18 +190,20 @@ def _columns(rows: SamplingRows) -> tuple[torch.Tensor, ...]:
     return tuple(getattr(rows, one.name) for one in fields(rows))
 
 
-def read_later(tokens: torch.Tensor) -> Callable[[], list[int]]:
-    """Ask for int64 [B] now, so that what is launched afterwards changes nothing; the result waits for them."""
-    if tokens.device.type != "cuda":
-        found = tokens.tolist()
-        return lambda: found
-    copy = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-    copy.copy_(tokens, non_blocking=True)
+def read_later(found: _Found) -> Callable[[], Chosen]:
+    """Ask for them now, so that what is launched afterwards changes nothing; the result waits for them."""
+    scores = torch.zeros(0, 1, dtype=torch.float64) if found.scores is None else found.scores
+    if found.tokens.device.type != "cuda":
+        known = Chosen(found.tokens.tolist(), scores.clone())
+        return lambda: known
+    copies = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in (found.tokens, scores)]
+    for copy, one in zip(copies, (found.tokens, scores)):
+        copy.copy_(one, non_blocking=True)
     there = torch.cuda.Event()
     there.record()
 
-    def read() -> list[int]:
+    def read() -> Chosen:
         there.synchronize()
-        return copy.tolist()
+        return Chosen(copies[0].tolist(), copies[1])
 
     return read

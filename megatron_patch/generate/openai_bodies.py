@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator
 
 from megatron_patch.errors import UserError
 from megatron_patch.generate.sampling import Sampling
 
 _MOST_STOPS = 4
+_MOST_TOP = 5  # tokens that are told beside each one's log-probability
 
 
 class StreamOptions(BaseModel):
@@ -39,7 +40,6 @@ class AnswerBody(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = 1
-    logprobs: Literal[False] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logit_bias: dict[str, Any] | None = Field(None, max_length=0)
@@ -66,10 +66,16 @@ class CompletionBody(AnswerBody):
     """`/v1/completions`: a text, or token ids, that the model goes on with."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
-    max_tokens: int | None = Field(16, ge=1)
-    echo: Literal[False] | None = None
+    max_tokens: int | None = Field(16, ge=0)
+    logprobs: StrictInt | None = Field(None, ge=0, le=_MOST_TOP)
+    echo: bool | None = None
     suffix: None = None
     best_of: Literal[1] | None = None
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _none_for_false(cls, value: object) -> object:
+        return None if value is False else value
 
     def prompts(self) -> list[str | list[int]]:
         """Each prompt, of which every one gets an answer."""
@@ -106,6 +112,7 @@ class ChatBody(AnswerBody):
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: Literal[False] | None = None
     top_logprobs: None = None
     response_format: dict[str, Any] | None = None
 

@@ -14,6 +14,7 @@ import torch
 
 from megatron_patch.generate.cache import BLOCK, SCRATCH
 from megatron_patch.generate.decoder import WORTH_MEASURING, Decoder, on_device
+from megatron_patch.generate.logprobs import Wanted
 from megatron_patch.llama.rope_scaling import DYNAMIC
 
 _LONGEST = 2048  # from here on a pass takes a GPU longer than the host
@@ -40,17 +41,19 @@ class Prompts:
         self._uses_graphs = ranks.device.type == "cuda" and ranks.replica_group is None and scaling != DYNAMIC
         self._pool = torch.cuda.graph_pool_handle() if self._uses_graphs else None
 
-    def logits(self, numbers: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
-        """Logits behind each sequence, which goes into the cache, as `Decoder.prefill` returns them.
+    def logits(
+        self, numbers: torch.Tensor, ends: Sequence[int], wanted: Wanted | None = None, vocabulary: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Sequences into the cache, the logits behind each and the scores of tokens, as `Decoder.prefill` returns them.
 
         Args:
             numbers: int64 [4, T] on the CPU: tokens, positions, places and lengths as `prefill` takes them.
-            ends: as it takes them.
+            ends, wanted, vocabulary: as it takes them.
         """
-        tokens = numbers.shape[1]
-        if len(ends) > 1 or tokens > _LONGEST or not self._uses_graphs:
+        tokens, scored = numbers.shape[1], wanted is not None and len(wanted.rows) > 0
+        if len(ends) > 1 or tokens > _LONGEST or scored or not self._uses_graphs:
             given, positions, places, lengths = on_device(numbers, self._decoder.ranks.device)
-            return self._decoder.prefill(given, positions, places, lengths, ends)
+            return self._decoder.prefill(given, positions, places, lengths, ends, wanted=wanted, vocabulary=vocabulary)
         size = size_of_graph(tokens)
         self._passes[size] += 1
         recorded = self._recorded.get(size)
@@ -59,7 +62,7 @@ class Prompts:
             self._recorded[size] = recorded = self._record(size, measured)
         recorded.numbers.copy_(filled_up(numbers, size).pin_memory(), non_blocking=True)
         recorded.graph.replay()
-        return recorded.logits
+        return recorded.logits, None
 
     def _record(self, size: int, measured: bool) -> _Recorded:
         """A graph of `size` tokens. It is launched once before, so that every kernel is there."""
@@ -77,7 +80,9 @@ class Prompts:
 
     def _pass(self, numbers: torch.Tensor, measured: bool) -> torch.Tensor:
         tokens, positions, places, lengths, last = numbers
-        return self._decoder.prefill(tokens, positions, places, lengths, [numbers.shape[1]], last=last[:1], measured=measured)
+        ends = [numbers.shape[1]]
+        logits, _ = self._decoder.prefill(tokens, positions, places, lengths, ends, last=last[:1], measured=measured)
+        return logits
 
 
 def size_of_graph(tokens: int) -> int:

@@ -9,7 +9,7 @@ from megatron_patch.data.tokenizer import Tokenizer
 # Tokens before the answer that are decoded with it: what the first token's text is may depend on them (SentencePiece
 # drops the space at a text's beginning).
 _CONTEXT = 6
-_UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character yet
+UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character yet
 
 
 class TextStream:
@@ -45,7 +45,7 @@ class TextStream:
         """Text of the tokens that were not shown yet; empty while their last character is unfinished."""
         before = self._tokenizer.detokenize(self._ids[self._begin : self._shown])
         after = self._tokenizer.detokenize(self._ids[self._begin :])
-        if not last and after.endswith(_UNFINISHED):
+        if not last and after.endswith(UNFINISHED):
             return ""
         self._begin, self._shown = self._shown, len(self._ids)
         return after[len(before) :]

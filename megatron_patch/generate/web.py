@@ -24,10 +24,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from megatron_patch.errors import UserError
-from megatron_patch.generate.asking import Asking, add_token
-from megatron_patch.generate.continuous_batching import NewToken, Request
+from megatron_patch.generate.asking import Asking
 from megatron_patch.generate.openai_bodies import AnswerBody, ChatBody, CompletionBody, error_body, usage
+from megatron_patch.generate.openai_logprobs import Logprobs, TokenTexts
 from megatron_patch.generate.service import Service
+from megatron_patch.generate.web_answers import Answer, Piece, listener
 
 _MOST_BYTES = 4 << 20  # of a request's body
 _MOST_PROMPTS = 64  # of one request
@@ -42,16 +43,6 @@ class _RefusedError(Exception):
     def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
         super().__init__(message)
         self.status, self.kind = status, kind
-
-
-@dataclass
-class _Answer:
-    """One answer on its way: its pieces of text arrive in `pieces`, an empty reason until the last."""
-
-    request: Request
-    pieces: asyncio.Queue[tuple[str, str]] = field(default_factory=asyncio.Queue)
-    number: int | None = None
-    tokens: int = 0
 
 
 @dataclass
@@ -72,7 +63,11 @@ class Application:
     usual_answer: int
     api_key: str
     started: int = field(default_factory=lambda: int(time.time()))
+    texts: TokenTexts = field(init=False)
     seeds: Iterator[int] = field(default_factory=itertools.count)  # added to --seed for requests that name none
+
+    def __post_init__(self) -> None:
+        self.texts = TokenTexts(self.raw.tokenizer)
 
     def app(self, lifespan: Callable[[Starlette], Any] | None = None) -> Starlette:
         """The ASGI application."""
@@ -117,15 +112,17 @@ class Application:
         prompts = body.prompts()
         if not 1 <= len(prompts) <= _MOST_PROMPTS:
             raise _RefusedError(400, f"prompt holds {len(prompts)} prompts; 1 to {_MOST_PROMPTS} are allowed.")
-        answers = [
-            self._ask(body, self._checked_ids(prompt, number), body.max_tokens or self.usual_answer, self.raw)
-            for number, prompt in enumerate(prompts)
-        ]
+        new_tokens = self.usual_answer if body.max_tokens is None else body.max_tokens
+        answers = [self._ask(body, self._checked_ids(one, number), new_tokens, self.raw) for number, one in enumerate(prompts)]
+        for answer, prompt in zip(answers, prompts):
+            self._score(answer, body, prompt)
         name = f"cmpl-{uuid.uuid4().hex}"
         shape = {"id": name, "object": "text_completion", "created": int(time.time()), "model": self.name}
 
-        def choice(number: int, text: str, reason: str | None) -> dict[str, Any]:
-            return {"index": number, "text": text, "logprobs": None, "finish_reason": reason}
+        def choice(number: int, new: Piece) -> dict[str, Any]:
+            logprobs = answers[number].logprobs
+            told = None if logprobs is None or not (new.scores or not body.stream) else logprobs.body(new.scores)
+            return {"index": number, "text": new.text, "logprobs": told, "finish_reason": new.reason or None}
 
         return await self._respond(http, body, answers, self.raw, shape, choice, choice)
 
@@ -145,12 +142,13 @@ class Application:
         answers = [self._ask(body, ids, wanted or min(self.usual_answer, room), asking)]
         shape = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
 
-        def whole(number: int, text: str, reason: str | None) -> dict[str, Any]:
-            return {"index": number, "message": {"role": "assistant", "content": text.strip()}, "finish_reason": reason}
+        def whole(number: int, new: Piece) -> dict[str, Any]:
+            message = {"role": "assistant", "content": new.text.strip()}
+            return {"index": number, "message": message, "finish_reason": new.reason}
 
-        def piece(number: int, text: str, reason: str | None) -> dict[str, Any]:
-            delta = {"content": text} if reason is None else {}
-            return {"index": number, "delta": {"role": "assistant", **delta}, "finish_reason": reason}
+        def piece(number: int, new: Piece) -> dict[str, Any]:
+            delta = {} if new.reason else {"content": new.text}
+            return {"index": number, "delta": {"role": "assistant", **delta}, "finish_reason": new.reason or None}
 
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         return await self._respond(http, body, answers, asking, {**shape, "object": kind}, whole, piece)
@@ -167,7 +165,7 @@ class Application:
             raise _RefusedError(400, f"prompt {number} holds no tokens, or ids outside the vocabulary, 0 to {size - 1}.")
         return prompt
 
-    def _ask(self, body: AnswerBody, ids: Sequence[int], new_tokens: int, asking: Asking) -> _Answer:
+    def _ask(self, body: AnswerBody, ids: Sequence[int], new_tokens: int, asking: Asking) -> Answer:
         """The request, checked and not yet in the queue."""
         if len(ids) + new_tokens > self.longest:
             raise _RefusedError(
@@ -178,19 +176,28 @@ class Application:
         sampling = body.sampling(asking.sampling)
         if body.seed is None:
             sampling = replace(sampling, seed=sampling.seed + next(self.seeds))
-        return _Answer(replace(request, new_tokens=new_tokens, sampling=sampling))
+        return Answer(replace(request, new_tokens=new_tokens, sampling=sampling))
 
-    def _submit(self, answers: list[_Answer], stop: Sequence[str], asking: Asking) -> None:
+    def _score(self, answer: Answer, body: CompletionBody, prompt: str | list[int]) -> None:
+        """What a completion asks for beside its text: the prompt before it, and log-probabilities."""
+        ids = answer.request.prompt
+        if body.echo:
+            answer.echoed = prompt if isinstance(prompt, str) else self.raw.tokenizer.detokenize(prompt)
+        if body.logprobs is not None:
+            answer.request = replace(answer.request, logprobs=body.logprobs, scores_prompt=bool(body.echo))
+            answer.logprobs = Logprobs(self.texts, self.raw.tokenizer, ids, body.logprobs, bool(body.echo))
+
+    def _submit(self, answers: list[Answer], stop: Sequence[str], asking: Asking) -> None:
         """Put the answers in the queue; all of them or none."""
         loop = asyncio.get_running_loop()
         for answer in answers:
             stream = replace(asking, stop=(*asking.stop, *stop)).stream(answer.request)
-            answer.number = self.service.submit(answer.request, _listener(loop, answer, stream, self.service))
+            answer.number = self.service.submit(answer.request, listener(loop, answer, stream, self.service))
             if answer.number is None:
                 self._cancel(answers)
                 raise _RefusedError(429, "too many requests wait already; try again later.", "rate_limit_error")
 
-    def _cancel(self, answers: list[_Answer]) -> None:
+    def _cancel(self, answers: list[Answer]) -> None:
         for answer in answers:
             if answer.number is not None:
                 self.service.cancel(answer.number)
@@ -199,11 +206,11 @@ class Application:
         self,
         http: HttpRequest,
         body: AnswerBody,
-        answers: list[_Answer],
+        answers: list[Answer],
         asking: Asking,
         shape: dict[str, Any],
-        whole: Callable[[int, str, str | None], dict[str, Any]],
-        piece: Callable[[int, str, str | None], dict[str, Any]],
+        whole: Callable[[int, Piece], dict[str, Any]],
+        piece: Callable[[int, Piece], dict[str, Any]],
     ) -> Response:
         self._submit(answers, body.stop, asking)
         prompt = sum(len(answer.request.prompt) for answer in answers)
@@ -214,16 +221,16 @@ class Application:
         choices = []
         try:
             for number, answer in enumerate(answers):
-                text, reason = "", ""
-                while not reason:
-                    new, reason = await self._next(answer, http)
-                    text += new
-                choices.append(whole(number, text, reason))
+                all_of_it = Piece("")
+                while not all_of_it.reason:
+                    new = await self._next(answer, http)
+                    all_of_it = Piece(all_of_it.text + new.text, new.reason, all_of_it.scores + new.scores)
+                choices.append(whole(number, all_of_it))
         finally:
             self._cancel(answers)
         return JSONResponse({**shape, "choices": choices, "usage": usage(prompt, sum(one.tokens for one in answers))})
 
-    async def _next(self, answer: _Answer, http: HttpRequest | None = None) -> tuple[str, str]:
+    async def _next(self, answer: Answer, http: HttpRequest | None = None) -> Piece:
         """The next piece of an answer.
 
         Args:
@@ -242,7 +249,7 @@ class Application:
                     raise _RefusedError(503, "the engine has stopped; its log says why.", "server_error") from None
 
     async def _events(
-        self, answers: list[_Answer], shape: dict[str, Any], piece: Callable[..., dict[str, Any]], prompt: int | None
+        self, answers: list[Answer], shape: dict[str, Any], piece: Callable[..., dict[str, Any]], prompt: int | None
     ) -> AsyncIterator[str]:
         """Server-sent events: the pieces of all answers, the counts where `prompt` is a number, and OpenAI's last
         word.
@@ -251,29 +258,16 @@ class Application:
             for number, answer in enumerate(answers):
                 reason = ""
                 while not reason:
-                    text, reason = await self._next(answer)
-                    if text:
-                        yield _event({**shape, "choices": [piece(number, text, None)]})
-                yield _event({**shape, "choices": [piece(number, "", reason)]})
+                    new = await self._next(answer)
+                    reason = new.reason
+                    if new.text or new.scores:
+                        yield _event({**shape, "choices": [piece(number, replace(new, reason=""))]})
+                yield _event({**shape, "choices": [piece(number, Piece("", reason))]})
             if prompt is not None:
                 yield _event({**shape, "choices": [], "usage": usage(prompt, sum(one.tokens for one in answers))})
             yield "data: [DONE]\n\n"
         finally:
             self._cancel(answers)
-
-
-def _listener(loop: asyncio.AbstractEventLoop, answer: _Answer, stream: Any, service: Service) -> Callable[[NewToken], None]:
-    """What the engine's thread calls with each token; it hands text to the loop of the web server."""
-
-    def hear(new: NewToken) -> None:
-        answer.tokens += 1
-        text, finished = add_token(stream, new.token, answer.request.ends, new.finished)
-        if finished and not new.finished:  # a stop word
-            service.cancel(new.number)
-        if text or finished:
-            loop.call_soon_threadsafe(answer.pieces.put_nowait, (text, finished))
-
-    return hear
 
 
 def _event(content: dict[str, Any]) -> str:

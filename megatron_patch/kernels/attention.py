@@ -63,11 +63,11 @@ def attention(
     """
     _check(q, k, causal, backend, segment_ids)
     if backend in _FLASH_ATTN and segment_ids is not None:
-        return _flash_attn_packed(q, k, v, scale, causal, _last_bounds(segment_ids), backend)
+        return _flash_attn_packed(q, k, v, scale, causal, _known_bounds(segment_ids), backend)
     if backend in _FLASH_ATTN:
         return _flash_attn(q, k, v, scale, causal, backend)
     if backend == "varlen" and segment_ids is not None:
-        return _varlen(q, k, v, scale, causal, _last_bounds(segment_ids))
+        return _varlen(q, k, v, scale, causal, _known_bounds(segment_ids))
     if backend == "flash_attn_4" and segment_ids is None:
         return _flash_attn_4(q, k, v, scale, causal)
     if backend == "flash_attn_4":
@@ -199,29 +199,49 @@ def _flat(*tensors):
     return [t.transpose(0, 1).flatten(0, 1) for t in tensors]
 
 
-def segment_bounds(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Where segments begin in the flattened [B·S], and its end: int32 [segments + 1].
+def segment_bounds(segment_ids: torch.Tensor, most: int | None = None) -> torch.Tensor:
+    """Where segments begin in the flattened [B·S], and its end: int32 [segments + 1], or int32 [B·most + 1].
 
-    The number of segments is the result's size, so the host waits for the device. Graphs cannot record that, and runs
-    with packed samples use none.
+    Without `most` the number of segments is the result's size, so the host waits for the device, which a CUDA graph
+    cannot record. With it the rest of the result repeats the end: segments of no token, which kernels skip.
+
+    Args:
+        most: no row of `segment_ids` has more segments.
     """
     starts = torch.ones_like(segment_ids, dtype=torch.bool)
     starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-    begins = starts.flatten().nonzero().flatten()
-    return F.pad(begins, (0, 1), value=segment_ids.numel()).to(torch.int32)
+    starts, tokens = starts.flatten(), segment_ids.numel()
+    if most is None:
+        return F.pad(starts.nonzero().flatten(), (0, 1), value=tokens).to(torch.int32)
+    places = torch.arange(tokens, dtype=torch.int32, device=starts.device)
+    bounds = torch.full((segment_ids.shape[0] * most + 1,), tokens, dtype=torch.int32, device=starts.device)
+    return bounds.scatter_reduce_(0, starts.cumsum(0) - 1, places, "amin")
 
 
-_last: tuple[tuple, torch.Tensor, torch.Tensor] | None = None  # (place in memory, segment_ids, their bounds)
+class _Known:
+    """What is known of the run's packed samples, and the bounds of those that attention saw last."""
+
+    most: int | None = None  # segments of a row
+    last: tuple[tuple, torch.Tensor, torch.Tensor] | None = None  # (place in memory, segment_ids, their bounds)
 
 
-def _last_bounds(segment_ids: torch.Tensor) -> torch.Tensor:
-    """`segment_bounds`, computed once for all layers of a micro-batch, since each call waits for the device.
+def expect_segments(most: int | None) -> None:
+    """From here on no row of segment_ids has more than `most` segments; None: any number."""
+    _Known.most, _Known.last = most, None
 
-    The layers pass the same tensor, or views of it: the same address, shape, strides and version. `_last` holds the
+
+def forget_segments() -> None:
+    """Compute bounds anew for whatever comes next: what a CUDA graph reads, it must compute itself."""
+    _Known.last = None
+
+
+def _known_bounds(segment_ids: torch.Tensor) -> torch.Tensor:
+    """`segment_bounds`, computed once for all layers of a micro-batch.
+
+    The layers pass the same tensor, or views of it: the same address, shape, strides and version. `last` holds the
     tensor, so that its memory cannot become another tensor's meanwhile.
     """
-    global _last
     place = segment_ids.data_ptr(), segment_ids.shape, segment_ids.stride(), segment_ids._version
-    if _last is None or _last[0] != place:
-        _last = (place, segment_ids, segment_bounds(segment_ids))
-    return _last[2]
+    if _Known.last is None or _Known.last[0] != place:
+        _Known.last = (place, segment_ids, segment_bounds(segment_ids, _Known.most))
+    return _Known.last[2]

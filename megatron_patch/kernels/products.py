@@ -1,13 +1,7 @@
 """Large matrix products, each with the algorithm that was measured to be the fastest for its shape.
 
 torch takes cuBLAS's first guess. The guess is far off where a product adds to float32: LLaMA-2 7B's weight gradients at
-2048 tokens take a sixth less time with another tile.
-
-A short race does not find the best one either. Products that go on for long bring an H200 to its power limit, which
-lowers its clock by a quarter. From then on a product costs what energy it takes, and the algorithm of the fewest clock
-cycles may take the most. The clock follows the power with a time constant of about 40 ms (fitted to blocks of products
-that alternate). So an algorithm's own cost shows only after a tenth of a second of nothing else. Hence two rounds: a
-short race, at whatever clock, rules out what cannot win; the finalists then run for that long each.
+2048 tokens take a sixth less time with another tile. `_race.py` measures.
 
 Processes may choose differently, and no digit changes. Candidates differ in tiles and in the order of tiles, and not in
 the order in which an element's products are summed; tests/kernels/test_products.py asserts that on GPUs.
@@ -18,24 +12,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from ._cublaslt import ALIGNMENT, Product, Shape, library
+from ._cublaslt import ALIGNMENT, FP8, Product, Scaling, Shape, library
 from ._dispatch import prefers_torch
+from ._race import fastest
 
 LARGE = 1 << 30  # multiply-adds; in a smaller product the algorithm does not matter
-_HEAT = 80.0  # milliseconds of products, after which an idle GPU is at its power limit and its clock has fallen
-_ROUNDS, _TURNS = 2, 5  # the race: measurements of each candidate, products in each
-# Finalists: at most so many, and none that takes more than this factor of the shortest time in the race. To measure all
-# candidates for long would lengthen a run's start too much.
-_CLOSE, _FINALISTS = 1.15, 6
-_SETTLE, _LONG = 100.0, 60.0  # milliseconds of a finalist: until the clock is its own, and measured after that
-# The best so many within this factor are measured a second time: one measurement scatters by some per cent.
-_LAST, _SURE = 3, 1.02
 
 _chosen: dict[tuple[Shape, torch.device], tuple[Product, ctypes.Array] | None] = {}  # None: cuBLASLt has no candidate
 _remembered: dict[Shape, Choice] = {}  # what `remember` was told
@@ -98,13 +85,18 @@ def measure(shape: Shape, device: torch.device) -> None:
     """Find the fastest algorithm on random numbers of this shape; `choices` then has it. Waits for the device."""
     if (shape, device) in _chosen:
         return
-    draw = functools.partial(torch.randn, dtype=shape.dtype, device=device)
-    a = draw(shape.k, shape.n).t() if shape.transpose_b else draw(shape.n, shape.k)
-    b = draw(shape.m, shape.k).t() if shape.transpose_a else draw(shape.k, shape.m)
+
+    def draw(dtype: torch.dtype, *sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, dtype=torch.bfloat16 if dtype in FP8 else dtype, device=device).to(dtype)
+
+    a_dtype = shape.b_dtype or shape.dtype  # cuBLAS's second matrix is the first here
+    a = draw(a_dtype, shape.k, shape.n).t() if shape.transpose_b else draw(a_dtype, shape.n, shape.k)
+    b = draw(shape.dtype, shape.m, shape.k).t() if shape.transpose_a else draw(shape.dtype, shape.k, shape.m)
     out = torch.zeros(shape.n, shape.m, dtype=shape.out_dtype, device=device)
-    assert shape_of(a, b, out) == shape
-    product = Product(shape, device)
-    algorithm = _fastest(product, a, b, out)
+    scaled = shape.dtype in FP8
+    assert (scaled_shape if scaled else shape_of)(a, b, out) == shape
+    product, one = Product(shape, device), torch.ones(1, device=device)
+    algorithm = _fastest(product, a, b, out, (one.data_ptr(),) * 2 if scaled else ())
     _chosen[shape, device] = None if algorithm is None else (product, algorithm)
 
 
@@ -131,18 +123,51 @@ def matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, *, add: bool = F
     return out
 
 
+def scaled_matmul(
+    a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, *, add: bool = False
+) -> torch.Tensor:
+    """out [M, N] = scale_a · scale_b · a [M, K] · b [K, N] of FP8 matrices, or += with `add`; otherwise as `matmul`.
+
+    Where cuBLASLt does not compute it, the FP8 numbers are multiplied in float32: for small products and on CPUs.
+
+    Args:
+        a: contiguous, E4M3 or E5M2.
+        b: the transposed view of a contiguous matrix, E4M3 or E5M2; not both are E5M2.
+        out: contiguous, bfloat16 or float32. It is also returned.
+        scale_a, scale_b: float32 [1] on the device.
+
+    Raises:
+        ValueError: the shapes do not agree, or a or b lies otherwise in memory.
+    """
+    if (
+        a.shape[1] != b.shape[0]
+        or tuple(out.shape) != (a.shape[0], b.shape[1])
+        or not (a.is_contiguous() and b.t().is_contiguous())
+    ):
+        raise ValueError(
+            f"out is {list(out.shape)}; a {list(a.shape)} · b {list(b.shape)} does not fit it, or is not contiguous along K."
+        )
+    scales = scale_b.data_ptr(), scale_a.data_ptr()
+    choice = _choice(a, b, out, add, scales) or _guess(scaled_shape(a, b, out), out.device) if is_tunable(a, b, out) else None
+    if choice is None:
+        return _torch_scaled_matmul(a, b, out, scale_a, scale_b, add)
+    product, algorithm = choice
+    product.launch(algorithm, *_addresses(a, b, out), 1.0 if add else 0.0, _stream(out), *scales)
+    return out
+
+
 def is_tunable(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> bool:
-    """Whether cuBLASLt computes a · b: a large 16-bit product on a GPU, of aligned matrices without gaps."""
+    """Whether cuBLASLt computes a · b: a large product of 16-bit or FP8 matrices on a GPU, aligned and without gaps."""
+    fp8 = a.dtype in FP8 and b.dtype in FP8
     return (
         out.is_cuda
         and not prefers_torch()
-        and a.dtype == b.dtype
-        and a.dtype in (torch.bfloat16, torch.float16)
-        and out.dtype in (a.dtype, torch.float32)
+        and (fp8 or (a.dtype == b.dtype and a.dtype in (torch.bfloat16, torch.float16)))
+        and out.dtype in (torch.bfloat16 if fp8 else a.dtype, torch.float32)
         and a.shape[0] * a.shape[1] * b.shape[1] >= LARGE
         and out.is_contiguous()
         and all(t.is_contiguous() or t.t().is_contiguous() for t in (a, b))
-        and all(size % 8 == 0 for size in (*a.shape, *b.shape))
+        and all(size % (16 if fp8 else 8) == 0 for size in (*a.shape, *b.shape))
         and all(address % ALIGNMENT == 0 for address in _addresses(a, b, out))
         and library() is not None
     )
@@ -164,9 +189,25 @@ def shape_of(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Shape:
     return Shape(columns, rows, a.shape[1], not b.is_contiguous(), not a.is_contiguous(), a.dtype, out.dtype)
 
 
-def _choice(a, b, out, add) -> tuple[Product, ctypes.Array] | None:
-    """The product of this shape and its algorithm, measured now if need be; None: torch must compute it this time."""
-    key = shape_of(a, b, out), out.device
+def scaled_shape(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Shape:
+    """`shape_of` for FP8 matrices with one factor each. Sums are exact enough only without fast sums: docs say why."""
+    shape = shape_of(a, b, out)
+    return replace(shape, dtype=b.dtype, b_dtype=a.dtype, scaling_a=Scaling.TENSOR, scaling_b=Scaling.TENSOR)
+
+
+@functools.cache
+def _guess(shape: Shape, device: torch.device) -> tuple[Product, ctypes.Array] | None:
+    """A product with cuBLASLt's first candidate, for where nothing may be measured; None if it has none."""
+    product = Product(shape, device)
+    return (product, product.algorithms[0]) if product.algorithms else None
+
+
+def _choice(a, b, out, add, scales=()) -> tuple[Product, ctypes.Array] | None:
+    """The product of this shape and its algorithm, measured now if need be; None: neither measured nor remembered.
+
+    scales: addresses of the factors of FP8 matrices, in cuBLAS's order.
+    """
+    key = (scaled_shape if scales else shape_of)(a, b, out), out.device
     if key not in _chosen:
         measures = not _guessing and _noted is None and not torch.cuda.is_current_stream_capturing()
         if not measures and key[0] not in _remembered:
@@ -179,7 +220,7 @@ def _choice(a, b, out, add) -> tuple[Product, ctypes.Array] | None:
             return None
         if algorithm is None:
             # Measuring writes its target many times, so a sum needs another one than `out`.
-            algorithm = _fastest(product, a, b, torch.empty_like(out) if add else out)
+            algorithm = _fastest(product, a, b, torch.empty_like(out) if add else out, scales)
         _chosen[key] = (product, algorithm) if algorithm is not None else None
     return _chosen[key]
 
@@ -192,70 +233,26 @@ def _known(product: Product, shape: Shape) -> ctypes.Array | None:
     return product.algorithms[choice.place]
 
 
-def _fastest(product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.Tensor) -> ctypes.Array | None:
+def _fastest(
+    product: Product, a: torch.Tensor, b: torch.Tensor, scratch: torch.Tensor, scales: tuple[int, ...] = ()
+) -> ctypes.Array | None:
     """The algorithm that takes the least time when it runs for long; None if cuBLASLt has no candidate.
 
-    It writes to `scratch`. A float32 result is measured adding, as all but a step's first micro-batch do.
+    It writes to `scratch`. A float32 result is measured adding, as all but a step's first micro-batch do. `scales`:
+    addresses of the factors of FP8 matrices, in cuBLAS's order.
     """
-    if len(product.algorithms) < 2:
-        return next(iter(product.algorithms), None)
     beta = 1.0 if scratch.dtype == torch.float32 else 0.0
-    run = functools.partial(_time, product, _addresses(a, b, scratch), beta, _stream(scratch))
-    _heat(run, product.algorithms[0])
-    short = _race(run, product.algorithms)
-    finalists = _ahead(dict(enumerate(short)), _FINALISTS, _CLOSE)
-    long = {place: _for_long(run, product.algorithms[place], short[place]) for place in finalists}
-    last = _ahead(long, _LAST, _SURE)
-    if len(last) > 1:
-        long = {place: long[place] + _for_long(run, product.algorithms[place], short[place]) for place in last}
-    return product.algorithms[min(long, key=long.__getitem__)]
+    run = functools.partial(_time, product, (*_addresses(a, b, scratch), *scales), beta, _stream(scratch))
+    return fastest(run, product.algorithms)
 
 
-def _ahead(spent: dict[int, float], most: int, factor: float) -> list[int]:
-    """The places of the shortest times, best first: at most `most`, and none above `factor` times the best."""
-    ranked = sorted(spent, key=spent.__getitem__)
-    return [place for place in ranked[:most] if spent[place] <= factor * spent[ranked[0]]]
-
-
-def _heat(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array) -> None:
-    """Keep the GPU busy for `_HEAT` milliseconds, so that the race does not begin at an idle GPU's clock."""
-    run(math.ceil(_HEAT / _short(run, algorithm)), algorithm)
-
-
-def _race(run: Callable[[int, ctypes.Array], float], algorithms: Sequence[ctypes.Array]) -> list[float]:
-    """Milliseconds of one product with each algorithm, briefly measured.
-
-    They run first to last and then last to first, so that a drift of the clock favours none.
-    """
-    spent = [0.0] * len(algorithms)
-    for turn in range(_ROUNDS):
-        places = range(len(algorithms))
-        for place in places if turn % 2 == 0 else reversed(places):
-            spent[place] += _short(run, algorithms[place]) / _ROUNDS
-    return spent
-
-
-def _for_long(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array, short: float) -> float:
-    """Milliseconds of one product at the clock that this algorithm brings about; `short` is its time in the race."""
-    run(math.ceil(_SETTLE / short), algorithm)
-    turns = math.ceil(_LONG / short)
-    return run(turns, algorithm) / turns
-
-
-def _short(run: Callable[[int, ctypes.Array], float], algorithm: ctypes.Array) -> float:
-    """Milliseconds of one product, from `_TURNS` in a row after one that is not counted."""
-    run(1, algorithm)
-    return run(_TURNS, algorithm) / _TURNS
-
-
-def _time(
-    product: Product, addresses: tuple[int, int, int], beta: float, stream: int, turns: int, algorithm: ctypes.Array
-) -> float:
+def _time(product: Product, addresses: tuple[int, ...], beta: float, stream: int, turns: int, algorithm: ctypes.Array) -> float:
     """Milliseconds of `turns` products in a row, all of them together."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    a, b, d, *scales = addresses
     start.record()
     for _ in range(turns):
-        product.launch(algorithm, *addresses, beta, stream)
+        product.launch(algorithm, a, b, d, beta, stream, *scales)
     end.record()
     end.synchronize()
     return start.elapsed_time(end)
@@ -269,3 +266,11 @@ def _torch_matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, add: bool
         kind = out.dtype
         return torch.addmm(out, a, b, out_dtype=kind, out=out) if add else torch.mm(a, b, out_dtype=kind, out=out)
     return torch.addmm(out, a.to(out.dtype), b.to(out.dtype), beta=1.0 if add else 0.0, out=out)
+
+
+def _torch_scaled_matmul(
+    a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, add: bool
+) -> torch.Tensor:
+    """`scaled_matmul` in float32. The factors come after the sum, as in cuBLASLt; FP8 products are exact in float32."""
+    product = (a.float() @ b.float()).mul_(scale_a * scale_b)
+    return out.add_(product) if add else out.copy_(product)

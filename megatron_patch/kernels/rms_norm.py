@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 
 from ._dispatch import ceil_div, kernel, multiprocessors, next_power_of_two, tl, use_triton
+from ._rms_norm_reference import rms_norm_backward_reference, rms_norm_reference
+from .fp8 import CELLS, cells_to_fill, find_and_note, note_largest
 
 # The backward runs one program on each multiprocessor, so that few partial sums of dweight are written. With no other
 # program beside it, nothing hides the time of its loads. So it keeps the loads of three rows of x and dy in flight, if
@@ -79,28 +81,6 @@ def add_rms_norm(
             "they are added and must be alike."
         )
     return _AddRMSNorm.apply(x, residual, weight, eps, weight_grad, use_triton(implementation, x))
-
-
-def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """y [..., H] in x's dtype and 1 / rms [rows] in float32; computed in float32."""
-    x_fp32 = x.float()
-    rstd = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps)
-    return (x_fp32 * rstd * weight.float()).to(x.dtype), rstd.flatten()
-
-
-def rms_norm_backward_reference(dy, dresidual, x, weight, rstd) -> tuple[torch.Tensor, torch.Tensor]:
-    """dx [..., H] in x's dtype and dweight [H] in float32, where x̂ = x · rstd is the normalized input.
-
-    dx = rstd · (dy·w − x̂ · mean(x̂ · dy·w)) + dresidual (None: 0), dweight = Σ_rows dy · x̂.
-    """
-    rstd = rstd.view(*x.shape[:-1], 1)
-    x_hat = x.float() * rstd
-    dy_fp32 = dy.float()
-    wdy = dy_fp32 * weight.float()
-    dx = (wdy - x_hat * (x_hat * wdy).mean(-1, keepdim=True)) * rstd
-    if dresidual is not None:
-        dx += dresidual
-    return dx.to(x.dtype), (dy_fp32 * x_hat).flatten(0, -2).sum(0)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -176,18 +156,20 @@ def _forward(x, residual, weight, eps, triton):
     if not triton:
         total = x if residual is None else x + residual
         y, rstd = rms_norm_reference(total, weight, eps)
-        return y, total, rstd
+        return find_and_note(y), total, rstd
     x = x.contiguous()
     h = x.shape[-1]
     rows = x.numel() // h
     y = torch.empty_like(x)
     total = x if residual is None else torch.empty_like(x)
-    rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
+    rstd, cells = torch.empty(rows, dtype=torch.float32, device=x.device), cells_to_fill(x)
     if rows:
         residual = x if residual is None else residual.contiguous()
         block = next_power_of_two(h)
-        _rms_norm_kernel[(rows,)](x, residual, weight, y, total, rstd, h, eps, total is not x, block, num_warps=_warps(block))
-    return y, total, rstd
+        _rms_norm_kernel[(rows,)](
+            x, residual, weight, y, total, rstd, cells, h, eps, total is not x, CELLS, block, num_warps=_warps(block)
+        )
+    return note_largest(y, cells), total, rstd
 
 
 def _backward(ctx, dy, dresidual):
@@ -199,6 +181,7 @@ def _backward(ctx, dy, dresidual):
         dx = _launch_backward(dy, dresidual, x, weight, rstd, target)
     else:
         dx, dweight = rms_norm_backward_reference(dy, dresidual, x, weight, rstd)
+        find_and_note(dx)
         target += dweight
     return dx, torch.empty_like(weight) if weight_grad is not None else target.to(weight.dtype)
 
@@ -216,19 +199,19 @@ def _launch_backward(dy, dresidual, x, weight, rstd, weight_grad):
         return dx
     rows_each = ceil_div(rows, multiprocessors(x.device))
     programs = ceil_div(rows, rows_each)
-    partial = torch.empty(programs, h, dtype=torch.float32, device=x.device)
+    partial, cells = torch.empty(programs, h, dtype=torch.float32, device=x.device), cells_to_fill(x)
     incoming = dy if dresidual is None else dresidual.contiguous()  # dy in its place is not read
     block = next_power_of_two(h)
     stages = 3 if 2 * 3 * block * x.element_size() <= PIPELINE_BYTES else 1
     _rms_norm_backward_kernel[(programs,)](
-        dy, incoming, x, weight, rstd, dx, partial, rows, h, rows_each, stages,
-        dresidual is not None, block, num_warps=_warps(block),
+        dy, incoming, x, weight, rstd, dx, partial, cells, rows, h, rows_each, stages,
+        dresidual is not None, CELLS, block, num_warps=_warps(block),
     )  # fmt: skip
     columns, rows_block = min(64, block), 64
     _rms_norm_weight_kernel[(ceil_div(h, columns),)](
         partial, weight_grad, programs, h, ceil_div(programs, rows_block), rows_block, columns
     )
-    return dx
+    return note_largest(dx, cells)
 
 
 def _warps(block: int) -> int:
@@ -238,7 +221,8 @@ def _warps(block: int) -> int:
 
 @kernel
 def _rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, rstd_ptr, h, eps, ADD: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, rstd_ptr, cells_ptr, h, eps,
+    ADD: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -253,13 +237,16 @@ def _rms_norm_kernel(
     rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / h + eps)
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     tl.store(rstd_ptr + row, rstd)
-    tl.store(y_ptr + offsets, (x * rstd * weight).to(y_ptr.dtype.element_ty), mask=mask)
+    y = (x * rstd * weight).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + offsets, y, mask=mask)
+    if cells_ptr is not None:  # columns beyond the row are zeros
+        tl.atomic_max(cells_ptr + row % CELLS, tl.max(tl.abs(y.to(tl.float32)), axis=0), sem="relaxed")
 
 
 @kernel
 def _rms_norm_backward_kernel(
-    dy_ptr, dresidual_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr, rows, h,
-    ROWS_EACH: tl.constexpr, STAGES: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
+    dy_ptr, dresidual_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr, cells_ptr, rows, h,
+    ROWS_EACH: tl.constexpr, STAGES: tl.constexpr, ADD: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -268,6 +255,7 @@ def _rms_norm_backward_kernel(
     # A program takes ROWS_EACH rows and sums its part of dweight in registers. The next kernel adds up the parts in a
     # fixed order. Atomic additions would need no second kernel, but their order and last digits change from run to run.
     dweight = tl.zeros([BLOCK], dtype=tl.float32)
+    most = tl.zeros([BLOCK], dtype=tl.float32)
     for i in tl.range(0, ROWS_EACH, num_stages=STAGES):
         row = program * ROWS_EACH + i
         offsets = row.to(tl.int64) * h + columns
@@ -281,7 +269,12 @@ def _rms_norm_backward_kernel(
         dx = (wdy - x_hat * (tl.sum(x_hat * wdy, axis=0) / h)) * rstd
         if ADD:
             dx += tl.load(dresidual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        dx = dx.to(dx_ptr.dtype.element_ty)
+        tl.store(dx_ptr + offsets, dx, mask=mask)
+        if cells_ptr is not None:
+            most = tl.maximum(most, tl.abs(dx.to(tl.float32)))
+    if cells_ptr is not None:
+        tl.atomic_max(cells_ptr + program % CELLS, tl.max(most, axis=0), sem="relaxed")
     tl.store(partial_ptr + program.to(tl.int64) * h + columns, dweight, mask=columns < h)
 
 

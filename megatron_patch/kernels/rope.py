@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from ._dispatch import ceil_div, kernel, next_power_of_two, overwrite, tl, use_triton
+from .fp8 import CELLS, cells_to_fill, find_and_note, note_largest
 
 
 def rope_tables(
@@ -128,6 +129,7 @@ class _RopeQKV(torch.autograd.Function):
             q.copy_(rope_reference(dq, cos, -sin).view_as(q))
             k.copy_(rope_reference(dk, cos, -sin))
             v.copy_(dv)
+            find_and_note(dqkv)
         return dqkv, None, None, None, None, None, None
 
 
@@ -171,13 +173,15 @@ def _join_and_rotate_back(dq, dk, dv, cos, sin, dqkv, queries):
     """Write dqkv from dq, dk and dv; `queries` is N/G. The kernel takes any strides but the last, which must be 1."""
     length, batch, groups, head_dim = dk.shape
     dq, dk, dv = (t if t.stride(-1) == 1 else t.contiguous() for t in (dq, dk, dv))
+    cells = cells_to_fill(dqkv)
     if dqkv.numel():
         grid, half, heads_block, half_block = _grid(length * batch, groups * (queries + 2), head_dim)
         cos, sin, stride_s, stride_b = _table_strides(cos, sin)
         _rotation_backward_kernel[grid](
-            dq, dk, dv, dqkv, cos, sin, batch, groups, stride_s, stride_b, *dq.stride()[:3], *dk.stride()[:3],
-            *dv.stride()[:3], queries, half, heads_block, half_block,
+            dq, dk, dv, dqkv, cells, cos, sin, batch, groups, stride_s, stride_b, *dq.stride()[:3], *dk.stride()[:3],
+            *dv.stride()[:3], queries, half, CELLS, heads_block, half_block,
         )  # fmt: skip
+    note_largest(dqkv, cells)
 
 
 def _grid(tokens, slots, head_dim):
@@ -244,9 +248,9 @@ def _rotation_kernel(
 
 @kernel
 def _rotation_backward_kernel(
-    dq_ptr, dk_ptr, dv_ptr, dqkv_ptr, cos_ptr, sin_ptr, batch, groups, stride_s, stride_b,
+    dq_ptr, dk_ptr, dv_ptr, dqkv_ptr, cells_ptr, cos_ptr, sin_ptr, batch, groups, stride_s, stride_b,
     dq_s, dq_b, dq_n, dk_s, dk_b, dk_n, dv_s, dv_b, dv_n,
-    QUERIES: tl.constexpr, HALF: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+    QUERIES: tl.constexpr, HALF: tl.constexpr, CELLS: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
     s, b = (token // batch).to(tl.int64), (token % batch).to(tl.int64)
@@ -267,8 +271,11 @@ def _rotation_backward_kernel(
     da = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     db = tl.load(pointers + HALF, mask=mask, other=0.0).to(tl.float32)
     # The transposed rotation, which turns by −angle. Values pass through.
-    back_a = tl.where(is_value, da, da * cos + db * sin)
-    back_b = tl.where(is_value, db, db * cos - da * sin)
+    back_a = tl.where(is_value, da, da * cos + db * sin).to(dqkv_ptr.dtype.element_ty)
+    back_b = tl.where(is_value, db, db * cos - da * sin).to(dqkv_ptr.dtype.element_ty)
     target = (token.to(tl.int64) * slots + slot)[:, None] * (2 * HALF) + column[None, :]
-    tl.store(dqkv_ptr + target, back_a.to(dqkv_ptr.dtype.element_ty), mask=mask)
-    tl.store(dqkv_ptr + target + HALF, back_b.to(dqkv_ptr.dtype.element_ty), mask=mask)
+    tl.store(dqkv_ptr + target, back_a, mask=mask)
+    tl.store(dqkv_ptr + target + HALF, back_b, mask=mask)
+    if cells_ptr is not None:
+        most = tl.max(tl.maximum(tl.abs(back_a.to(tl.float32)), tl.abs(back_b.to(tl.float32))), axis=1)
+        tl.atomic_max(cells_ptr + token % CELLS, tl.max(most, axis=0), sem="relaxed")

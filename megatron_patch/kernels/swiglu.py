@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ._dispatch import ceil_div, kernel, next_power_of_two, tl, use_triton
+from .fp8 import CELLS, cells_to_fill, find_and_note, note_largest
 
 
 def swiglu(packed: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
@@ -51,12 +52,12 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx, packed, triton):
         ctx.save_for_backward(packed)
         ctx.triton = triton
-        return _forward(packed) if triton else swiglu_reference(packed)
+        return _forward(packed) if triton else find_and_note(swiglu_reference(packed))
 
     @staticmethod
     def backward(ctx, dy):
         (packed,) = ctx.saved_tensors
-        return (_backward(dy, packed) if ctx.triton else swiglu_backward_reference(dy, packed)), None
+        return (_backward(dy, packed) if ctx.triton else find_and_note(swiglu_backward_reference(dy, packed))), None
 
 
 def _launch(packed):
@@ -70,34 +71,36 @@ def _launch(packed):
 def _forward(packed):
     packed = packed.contiguous()
     rows, ffn, grid, block = _launch(packed)
-    y = packed.new_empty(*packed.shape[:-1], ffn)
+    y, cells = packed.new_empty(*packed.shape[:-1], ffn), cells_to_fill(packed)
     if rows:
-        _swiglu_kernel[grid](packed, y, ffn, block)
-    return y
+        _swiglu_kernel[grid](packed, y, cells, ffn, CELLS, block)
+    return note_largest(y, cells)
 
 
 def _backward(dy, packed):
     packed, dy = packed.contiguous(), dy.contiguous()
     rows, ffn, grid, block = _launch(packed)
-    dpacked = torch.empty_like(packed)
+    dpacked, cells = torch.empty_like(packed), cells_to_fill(packed)
     if rows:
-        _swiglu_backward_kernel[grid](dy, packed, dpacked, ffn, block)
-    return dpacked
+        _swiglu_backward_kernel[grid](dy, packed, dpacked, cells, ffn, CELLS, block)
+    return note_largest(dpacked, cells)
 
 
 @kernel
-def _swiglu_kernel(packed_ptr, y_ptr, ffn, BLOCK: tl.constexpr):
+def _swiglu_kernel(packed_ptr, y_ptr, cells_ptr, ffn, CELLS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < ffn
     gate = tl.load(packed_ptr + row * 2 * ffn + columns, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(packed_ptr + row * 2 * ffn + ffn + columns, mask=mask, other=0.0).to(tl.float32)
-    y = gate * tl.sigmoid(gate) * up
-    tl.store(y_ptr + row * ffn + columns, y.to(y_ptr.dtype.element_ty), mask=mask)
+    y = (gate * tl.sigmoid(gate) * up).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + row * ffn + columns, y, mask=mask)
+    if cells_ptr is not None:  # columns beyond the row are zeros
+        tl.atomic_max(cells_ptr + row % CELLS, tl.max(tl.abs(y.to(tl.float32)), axis=0), sem="relaxed")
 
 
 @kernel
-def _swiglu_backward_kernel(dy_ptr, packed_ptr, dpacked_ptr, ffn, BLOCK: tl.constexpr):
+def _swiglu_backward_kernel(dy_ptr, packed_ptr, dpacked_ptr, cells_ptr, ffn, CELLS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < ffn
@@ -106,7 +109,10 @@ def _swiglu_backward_kernel(dy_ptr, packed_ptr, dpacked_ptr, ffn, BLOCK: tl.cons
     up = tl.load(packed_ptr + gates + ffn, mask=mask, other=0.0).to(tl.float32)
     dy = tl.load(dy_ptr + row * ffn + columns, mask=mask, other=0.0).to(tl.float32)
     sigmoid = tl.sigmoid(gate)
-    dgate = dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
-    dup = dy * gate * sigmoid
-    tl.store(dpacked_ptr + gates, dgate.to(dpacked_ptr.dtype.element_ty), mask=mask)
-    tl.store(dpacked_ptr + gates + ffn, dup.to(dpacked_ptr.dtype.element_ty), mask=mask)
+    dgate = (dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))).to(dpacked_ptr.dtype.element_ty)
+    dup = (dy * gate * sigmoid).to(dpacked_ptr.dtype.element_ty)
+    tl.store(dpacked_ptr + gates, dgate, mask=mask)
+    tl.store(dpacked_ptr + gates + ffn, dup, mask=mask)
+    if cells_ptr is not None:
+        most = tl.maximum(tl.abs(dgate.to(tl.float32)), tl.abs(dup.to(tl.float32)))
+        tl.atomic_max(cells_ptr + row % CELLS, tl.max(most, axis=0), sem="relaxed")

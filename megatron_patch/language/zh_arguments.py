@@ -67,6 +67,15 @@ SENTENCES = {
     "it must be a multiple of BATCH_SIZE × data-parallel size = {} × {}: write {}.": (
         "必须是 BATCH_SIZE × 数据并行度 = {0} × {1} 的倍数：请写 {2}。"
     ),
+    "it needs a GPU of compute capability 8.9 or higher, such as an H100 or an H20, and there is none here: write bf16.": (
+        "需要计算能力 8.9 以上的 GPU，例如 H100 或 H20，而这里没有：请写 bf16。"
+    ),
+    "it needs GPUs of compute capability 8.9 or higher, such as an H100 or an H20, and this machine's {} has {}: write bf16.": (
+        "需要计算能力 8.9 以上的 GPU，例如 H100 或 H20，而这台机器的 {0} 是 {1}：请写 bf16。"
+    ),
+    "it leaves none of the model's {} layers in FP8: write {} or less, or PR bf16.": (
+        "这样模型的 {0} 层中没有一层使用 FP8：请写 {1} 或更小的值，或 PR bf16。"
+    ),
     "it must not be above LR = {}: write {} or less.": "不能大于 LR = {0}：请写 {1} 或更小的值。",
     "it must not be above SEQ_LEN = {}: write {} or less.": "不能大于 SEQ_LEN = {0}：请写 {1} 或更小的值。",
     "with SP true it must be a multiple of TP = {}: write {}.": "SP 为 true 时必须是 TP = {0} 的倍数：请写 {1}。",

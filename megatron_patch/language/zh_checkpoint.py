@@ -20,6 +20,14 @@ SENTENCES = {
         "{0} 都未能复制到 {1}（{2}）。检查点是完整的；转换之前请把分词器复制过去。"
     ),
     "{} is left over and could not be removed ({}); remove it yourself.": "{0} 是残留的，未能删除（{1}）；请自行删除。",
+    # background, staging, writer, host_memory
+    "{} has {} GB of memory free, and writing a checkpoint beside the training takes {} GB: checkpoints are written tensor by tensor, "
+    "while the training waits.": (
+        "{0} 有 {1} GB 可用内存，而与训练同时写检查点需要 {2} GB：检查点将逐个张量地写，训练在此期间等待。"
+    ),
+    "{}, so checkpoints are written while the training waits.": "{0}，因此写检查点时训练等待。",
+    "the driver pins {} of {} bytes ({})": "驱动只锁定了 {1} 字节中的 {0} 字节（{2}）",
+    "the process that writes checkpoints has ended with status {}": "写检查点的进程已结束，状态为 {0}",
     # initial_weights
     "{}: {} has {} rows of tokens, and the model {}; write {} as EXTRA_VOCAB_SIZE, which keeps them.": (
         "{0}：{1} 有 {2} 行 token，而模型有 {3} 行；EXTRA_VOCAB_SIZE 请写 {4}，以保留它们。"
@@ -95,6 +103,12 @@ SENTENCES = {
     "it is nested deeper, or holds more values, than any checkpoint's": "它的嵌套深度或值的个数超过任何检查点",
     "it holds a container that is inside itself": "它含有包含自身的容器",
     # progress
+    "{}: {} GB, {} MB/s": "{0}：{1} GB，{2} MB/s",
+    "{}: {} {}, {} a second": "{0}：{1} {2}，每秒 {3}",
+    "{}: {} min so far": "{0}：已用 {1} 分钟",
+    "reading": "读取",
+    "saving": "保存",
+    "flushing": "写入磁盘",
     "{}: {} of {} GB ({}%), {} MB/s, {} s left": "{0}：{1} / {2} GB（{3}%），{4} MB/s，剩余 {5} 秒",
     "its record {} has another CRC-32 than when it was written": "它的记录 {0} 的 CRC-32 与写入时不同",
     "its storage {} has another CRC-32 than when it was written": "它的存储 {0} 的 CRC-32 与写入时不同",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 SENTENCES = {
+    "  a process has started and imported in {} s, and joined the others in {} s": (
+        "  进程启动和导入用时 {0} 秒，与其他进程会合用时 {1} 秒"
+    ),
     "PYTHONPATH names {}, which holds another Megatron; it is left out.": "PYTHONPATH 中的 {0} 含有另一份 Megatron，已忽略。",
     "rank {} was the first of this node to end early, with status {}; what it said stands above.": (
         "rank {0} 是本节点最先退出的，退出码 {1}；它的说明见上文。"

@@ -17,6 +17,9 @@ SENTENCES = {
     "{} needs {} GB, and the disk of {} has {} GB free; make room there.": "{0} 需要 {1} GB，而 {2} 所在磁盘剩余 {3} GB；请腾出空间。",
     "writing": "写入",
     "verifying": "校验",
+    "opening the source": "打开源文件",
+    "comparing sums": "比对校验和",
+    "comparing logits": "比对 logits",
     # verify, verify_logits
     "{}: {} is {} {}; it must be {} {}.": "{0}：{1} 是 {2} {3}；应为 {4} {5}。",
     "{}: tensor {} holds a NaN or an infinity, in row {} first.": "{0}：张量 {1} 含有 NaN 或无穷大，最先出现在第 {2} 行。",

@@ -37,6 +37,10 @@ SENTENCES = {
     # json_dataset
     "PAD_LEN is {}; it must be more than 1 and at most SEQ_LEN, {}.": "PAD_LEN 是 {0}；必须大于 1，且不大于 SEQ_LEN（{1}）。",
     "tokenizing {}": "正在分词 {0}",
+    "tokenizing": "分词",
+    "joining": "合并",
+    "samples": "条样本",
+    "laying out the samples": "排布样本",
     "{} does not exist; give a JSON list or JSON Lines file.": "{0} 不存在；请给出 JSON 列表或 JSON Lines 文件。",
     "it is a {}, it must be an object": "它是 {0}，必须是对象",
     "{} at character {}, so it is no JSON": "不是 JSON：第 {1} 个字符处 {0}",

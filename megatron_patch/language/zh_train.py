@@ -5,12 +5,14 @@ from __future__ import annotations
 SENTENCES = {
     # loop, setup, graphs, product_choices
     "  saved checkpoint of iteration {} in {} s to {}": "  已保存第 {0} 次迭代的检查点，用时 {1} 秒：{2}",
+    "  saved checkpoint of iteration {} in {} s beside the training to {}": "  已保存第 {0} 次迭代的检查点，与训练同时进行，用时 {1} 秒：{2}",
     "  starting from the weights of {}": "  从 {0} 的权重开始",
     "  nothing is left to do: {}": "  已无事可做：{0}",
     "the run has its {} iterations; for more, raise {} and add --resume-from {}": (
         "该运行已完成 {0} 次迭代；要继续，请增大 {1} 并加上 --resume-from {2}"
     ),
-    "  going on from iteration {}: {}": "  从第 {0} 次迭代继续：{1}",
+    "  reading the checkpoint {}": "  读取检查点 {0}",
+    "  going on from iteration {}: {} (read in {} s)": "  从第 {0} 次迭代继续：{1}（读取用时 {2} 秒）",
     "  starting from random weights, seed {}": "  从随机权重开始，种子 {0}",
     " stopping at iteration {} as asked; the same command goes on from here.": " 按要求在第 {0} 次迭代停止；同一命令会从这里继续。",
     " stopping at iteration {} early: {}.": " 在第 {0} 次迭代提前停止：{1}。",

@@ -19,6 +19,7 @@ from torch.distributed import ProcessGroup
 from megatron_patch.core.tensor_exchange import Exchange, exchange_of
 from megatron_patch.core.weight_gradients import add_weight_gradient
 from megatron_patch.kernels.products import matmul
+from megatron_patch.model.fp8_linear import column_product, row_product, takes_fp8
 
 
 class _Linear(torch.autograd.Function):
@@ -129,6 +130,12 @@ def _linear(core: Callable[..., torch.Tensor], input: torch.Tensor, weight: torc
 class ColumnLinear(ColumnParallelLinear):
     """Linear layer whose weight [out, in] is split over TP by its output."""
 
+    def forward(self, input_: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[S, B, in], or with sequence parallelism [S / TP, B, in] → ([S, B, out / TP]; no bias)."""
+        if takes_fp8(self):
+            return column_product(self, input_), None
+        return super().forward(input_, *args, **kwargs)
+
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return _linear(super()._forward_impl, input, weight, kwargs)
 
@@ -141,6 +148,8 @@ class RowLinear(RowParallelLinear):
 
     def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[S, B, in / TP] → ([S, B, out], or with sequence parallelism [S / TP, B, out]; no bias)."""
+        if takes_fp8(self):
+            return row_product(self, input_), None
         main_grad = _fp32_gradient(self.weight, self.bias) if self.sequence_parallel else None
         if main_grad is None:
             return super().forward(input_)

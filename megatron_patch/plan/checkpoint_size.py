@@ -15,7 +15,7 @@ def checkpoint_bytes(config: TrainConfig) -> int:
     fp32 without ZeRO is the one case in which the fp32 weights are the model's own, and are stored once.
     """
     count = config.model.parameter_count(config.extra_vocab_size)
-    weights = count * _WEIGHT[config.precision]
+    weights = count * _WEIGHT[config.weight_precision]
     if config.options.save_weights_only:
         return weights + MARGIN
     is_stored_once = config.precision == "fp32" and not config.use_distributed_optimizer

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.vocabulary import padded_rows
 
-BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}  # of a weight or an activation, by precision
+BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 2}  # of a weight or an activation, by precision
 _FP32 = 4
 # CUDA's context with the libraries' kernels, and NCCL's buffers for each communicator that is used: seen beside what
 # torch allocates, with nvidia-smi.
@@ -27,6 +27,7 @@ class RunShape:
         sample_length: tokens of one row of a batch, S.
         micro_batches: of a step, for each replica.
         paired: whether two micro-batches go through the model at once.
+        fp8_layers: with fp8, layers at either end that stay in bf16.
     """
 
     model: LlamaConfig
@@ -43,6 +44,7 @@ class RunShape:
     use_flash_attn: bool
     recompute: str
     paired: bool = False
+    fp8_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,8 @@ def fullest_stage(run: RunShape) -> tuple[int, StageMemory]:
 
 def stage_parameters(run: RunShape, stage: int) -> int:
     """Parameters of one GPU of a stage: its layers' share, and what the first and the last stage have beside layers."""
-    model, tp = run.model, run.tensor_model_parallel_size
-    h, d = model.hidden_size, model.kv_channels
-    attention = (2 * model.num_attention_heads + 2 * model.num_query_groups) * d * h // tp
-    layer = attention + 3 * h * model.ffn_hidden_size // tp + 2 * h
+    model, tp, h = run.model, run.tensor_model_parallel_size, run.model.hidden_size
+    layer = _multiplied(run) + 2 * h
     vocabulary = padded_rows(model.vocab_size + run.extra_vocab_size, tp) // tp * h
     found = model.num_layers // run.pipeline_model_parallel_size * layer
     if stage == 0:
@@ -103,18 +103,35 @@ def stage_parameters(run: RunShape, stage: int) -> int:
     return found
 
 
+def _multiplied(run: RunShape) -> int:
+    """Parameters of one layer's matrices on one GPU."""
+    model, tp, h = run.model, run.tensor_model_parallel_size, run.model.hidden_size
+    attention = (2 * model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels * h // tp
+    return attention + 3 * h * model.ffn_hidden_size // tp
+
+
+def _fp8_layers(run: RunShape, stage: int) -> int:
+    """Layers of a stage that multiply in FP8."""
+    if run.precision != "fp8":
+        return 0
+    count = run.model.num_layers // run.pipeline_model_parallel_size
+    first, last = max(stage * count, run.fp8_layers), min((stage + 1) * count, run.model.num_layers - run.fp8_layers)
+    return max(0, last - first)
+
+
 def _stage(run: RunShape, stage: int) -> StageMemory:
     parameters, width = stage_parameters(run, stage), BYTES[run.precision]
     owners = run.data_parallel_size if run.use_distributed_optimizer else 1
     # A last share of parameters that its owner updates in fp32, beside Adam's two moments. In bf16 with ZeRO the fp32
     # weights are the bf16 ones and 16 bits more.
-    master = 0 if run.precision == "fp32" else 2 if run.precision == "bf16" and run.use_distributed_optimizer else _FP32
+    master = 0 if run.precision == "fp32" else 2 if run.precision in ("bf16", "fp8") and run.use_distributed_optimizer else _FP32
     tokens = run.micro_batch_size * run.sample_length * (2 if run.paired else 1)
     return StageMemory(
-        weights=parameters * width,
+        # Two FP8 copies of what is multiplied in FP8.
+        weights=parameters * width + 2 * _fp8_layers(run, stage) * _multiplied(run),
         gradients=parameters * _FP32,
         optimizer=parameters * (2 * _FP32 + master) // owners,
-        activations=_in_flight(run, stage) * _saved(run, tokens),
+        activations=_in_flight(run, stage) * _saved(run, stage, tokens),
         working=_working(run, stage, tokens),
         communication=_COMMUNICATOR * _communicators(run),
         context=_CONTEXT,
@@ -126,14 +143,26 @@ def _in_flight(run: RunShape, stage: int) -> int:
     return min(run.pipeline_model_parallel_size - stage, run.micro_batches)
 
 
-def _saved(run: RunShape, tokens: int) -> int:
+def _saved(run: RunShape, stage: int, tokens: int) -> int:
     """Bytes that a stage's layers save for the backward pass of one micro-batch of `tokens`."""
     model, tp = run.model, run.tensor_model_parallel_size
     layers, width = model.num_layers // run.pipeline_model_parallel_size, BYTES[run.precision]
     h = model.hidden_size / (tp if run.sequence_parallel else 1)
     if run.recompute == "full":
         return int(layers * tokens * h * width)
-    return int(layers * tokens * _layer_bytes(run, h, width)) + layers * _probabilities(run)
+    spared = _fp8_layers(run, stage) * tokens * _spared_by_fp8(run, h)
+    return int(layers * tokens * _layer_bytes(run, h, width) - spared) + layers * _probabilities(run)
+
+
+def _spared_by_fp8(run: RunShape, h: float) -> float:
+    """Bytes a token that one layer saves less with FP8 products.
+
+    Of what comes out of the norms and of the MLP's product an FP8 copy is kept. Of attention's context there is one
+    beside the bf16 one, which attention itself keeps. Under sequence parallelism what comes out of a norm stays bf16.
+    """
+    model, tp = run.model, run.tensor_model_parallel_size
+    norms = 0 if run.sequence_parallel else 2 * h
+    return norms + (model.ffn_hidden_size - model.num_attention_heads * model.kv_channels) / tp
 
 
 def _layer_bytes(run: RunShape, h: float, width: int) -> float:
@@ -159,6 +188,8 @@ def _working(run: RunShape, stage: int, tokens: int) -> int:
     """Bytes of what lives for a moment: gradients inside one layer; on the last stage logits and their gradient."""
     model, tp, width = run.model, run.tensor_model_parallel_size, BYTES[run.precision]
     layer = (6 * model.hidden_size + 3 * model.ffn_hidden_size / tp) * width
+    if run.precision == "fp8":  # two FP8 copies of the widest gradient
+        layer += 4 * model.ffn_hidden_size / tp
     if run.recompute == "full":  # a layer's forward pass runs again before its backward pass
         layer += _layer_bytes(run, model.hidden_size / (tp if run.sequence_parallel else 1), width)
     logits = 0.0

@@ -28,6 +28,7 @@ class Rates:
         memory: bytes that a copy reads and writes.
         large, small, small_of_two: bytes that a GPU sends in collectives of one host: gradients and weights; inside
             layers over more than two GPUs; and over two.
+        copies: whether GPUs of one host read each other's memory by NVLink.
         estimated: whether the rates are data sheets' and were not seen.
     """
 
@@ -36,6 +37,7 @@ class Rates:
     large: float
     small: float
     small_of_two: float
+    copies: bool
     estimated: bool
 
 
@@ -43,12 +45,12 @@ def _by_data_sheet(products: float, memory: float, nvlink: float, kept: float = 
     """Rates from a data sheet's dense 16-bit FLOP/s, and bytes a second of memory and of NVLink (0: none)."""
     share = nvlink / _NVLINK_4
     sent = (_LARGE * share, _SMALL * share, _SMALL_OF_TWO * share) if nvlink else (_PCIE, _PCIE, _PCIE)
-    return Rates(products * kept, memory * _COPY_KEPT, *sent, estimated=True)
+    return Rates(products * kept, memory * _COPY_KEPT, *sent, copies=bool(nvlink), estimated=True)
 
 
 # By the names of fitting.GPUS.
 RATES = {
-    "h200": Rates(669e12, 4.27e12, _LARGE, _SMALL, _SMALL_OF_TWO, estimated=False),
+    "h200": Rates(669e12, 4.27e12, _LARGE, _SMALL, _SMALL_OF_TWO, copies=True, estimated=False),
     "h100": _by_data_sheet(989e12, 3.35e12, 900e9, _PRODUCTS_KEPT),
     "a100-80g": _by_data_sheet(312e12, 2.04e12, 600e9),
     "h20": _by_data_sheet(148e12, 4.0e12, 900e9),

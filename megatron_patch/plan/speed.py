@@ -2,7 +2,8 @@
 
 Products, attention, the kernels between them, the optimizer and what is sent are counted and divided by rates. A step
 is their sum: what NCCL does beside products takes multiprocessors from them, and at a GPU's power limit that costs
-about what it would alone. `tests/plan/test_speed.py` holds the sums against measured runs.
+about what it would alone. Copies between GPUs take none, so only a share of their time counts.
+`tests/plan/test_speed.py` holds the sums against measured runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from megatron_patch.plan.rates import Rates
 
 # fp16's longer mantissas take more energy: an 8192³ product at the power limit is 4.3 % slower.
 _FP16 = 1 / 1.043
+# FP8 products at the power limit beside bf16 ones: 1,190 TFLOP/s forward, 1,200 and 1,050 backward (H200).
+_FP8 = 1.70
 # Share of the products' rate that attention reaches: cuDNN's in 336 µs forward and backward for 2,048 tokens of a
 # layer of 7B, and the two products of unfused attention.
 _FUSED, _UNFUSED = 0.535, 0.7
@@ -21,9 +24,12 @@ _FUSED, _UNFUSED = 0.535, 0.7
 _KERNELS = 0.78
 # Bytes a parameter that Adam and the gradients' norm read and write in 16 bits with fp32 state.
 _UPDATE = 32
+_CAST = 6  # the same of weights that are cast to FP8: read for the largest and for the cast, and written twice
 # Seconds in which Python launches one layer, forward and backward, where no CUDA graph does: alone, as a pipeline's
 # stage and with tensor parallelism's collectives.
 _LAUNCHES, _LAUNCHES_OF_STAGES, _LAUNCHES_OF_TENSORS = 4.3e-3, 5.0e-3, 6.0e-3
+# Shares of NCCL's time that copies between GPUs of one host cost: inside layers (TP 4, SP), and ZeRO's (DP 4).
+_COPIES_INSIDE, _COPIES_OF_REPLICAS = 0.57, 0.35
 # Bytes a second that each GPU sends to another host: one 400 Gbit/s card for each GPU, nine tenths of it.
 _NETWORK = 45e9
 
@@ -75,21 +81,28 @@ class _Pass:
         return self.products + self.attention + self.kernels + self.recomputing + self.tensor
 
 
-def step_time(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int, graphs: bool | None = None) -> StepTime:
+def step_time(
+    run: RunShape, rates: Rates, gpus_per_node: int, nodes: int, graphs: bool | None = None, copies: bool = True
+) -> StepTime:
     """The time of a step of a run in 16 bits.
 
     Args:
         graphs: whether micro-batches are CUDA graphs; by default they are on one host.
+        copies: whether GPUs of one host read each other's memory where they can, instead of NCCL's communicating.
     """
     assert run.precision != "fp32", "fp32 is for CPUs and for debugging"
     graphs = nodes == 1 if graphs is None else graphs
-    one, layers = _one_pass(run, rates), run.model.num_layers // run.pipeline_model_parallel_size
+    copies = copies and rates.copies
+    inside = _COPIES_INSIDE if copies and graphs and run.sequence_parallel else 1.0
+    one, layers = _one_pass(run, rates, inside), run.model.num_layers // run.pipeline_model_parallel_size
     computed = layers * one.layer + one.head + one.loss
     between = _sent_to_the_next_stage(run) / _NETWORK if nodes > 1 else 0.0
     launched = 0.0 if graphs else max(0.0, layers * _launches(run) - computed)
     slots = run.micro_batches + run.pipeline_model_parallel_size - 1
     own = computed if run.pipeline_model_parallel_size == 1 else computed - (one.head + one.loss) * _without_head(run)
     replicas, optimizer = _replicas(run, rates, gpus_per_node, nodes), _optimizer(run, rates)
+    if copies and nodes == 1 and run.use_distributed_optimizer:
+        replicas *= _COPIES_OF_REPLICAS
     return StepTime(
         products=run.micro_batches * (layers * one.products + one.head * (1 - _without_head(run))),
         attention=run.micro_batches * layers * one.attention,
@@ -114,17 +127,21 @@ def _without_head(run: RunShape) -> float:
     return 1 - 1 / run.pipeline_model_parallel_size
 
 
-def _one_pass(run: RunShape, rates: Rates) -> _Pass:
+def _one_pass(run: RunShape, rates: Rates, inside_layers: float) -> _Pass:
+    """A micro-batch; `inside_layers` is the share of collectives' time there that counts."""
     model, tp, width = run.model, run.tensor_model_parallel_size, BYTES[run.precision]
     h, context = model.hidden_size, model.num_attention_heads * model.kv_channels
     tokens = run.micro_batch_size * run.sample_length
     rate = rates.products * (_FP16 if run.precision == "fp16" else 1)
     qkv = context + 2 * model.num_query_groups * model.kv_channels
     weights = h * (qkv + context) + 3 * h * model.ffn_hidden_size
-    products = 6 * tokens * weights / tp / rate
+    in_fp8 = 1 - 2 * run.fp8_layers / model.num_layers if run.precision == "fp8" else 0.0
+    products = 6 * tokens * weights / tp / rate * (1 - in_fp8 + in_fp8 / _FP8)
     attention = _attention(run, rates, rate, tokens * context / tp)
     # Elements a token that are read or written: two sums with norms, rotary positions on q, k and v, SwiGLU.
     norms, inside = 16 * h, (4 * qkv + 8 * model.ffn_hidden_size) / tp
+    # Every factor of an FP8 product is read in 16 bits and written twice in 8.
+    inside += 2 * in_fp8 * (4 * h + (qkv + context + 3 * model.ffn_hidden_size) / tp)
     elements = norms / (tp if run.sequence_parallel else 1) + inside
     kernels = tokens * elements * width / (rates.memory * _KERNELS)
     again = products / 3 + attention * 2 / 7 + kernels * 0.4 if run.recompute == "full" else 0.0
@@ -134,7 +151,7 @@ def _one_pass(run: RunShape, rates: Rates) -> _Pass:
         attention=attention,
         kernels=kernels,
         recomputing=again,
-        tensor=_inside_layers(run, rates, tokens),
+        tensor=_inside_layers(run, rates, tokens) * inside_layers,
         head=6 * tokens * h * rows / rate,
         loss=tokens * rows * width * 4 / (rates.memory * _KERNELS),
     )
@@ -193,4 +210,5 @@ def _replicas(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int) -> fl
 
 def _optimizer(run: RunShape, rates: Rates) -> float:
     owners = run.data_parallel_size if run.use_distributed_optimizer else 1
-    return stage_parameters(run, 0) * _UPDATE / owners / rates.memory
+    cast = _CAST if run.precision == "fp8" else 0
+    return stage_parameters(run, 0) * (_UPDATE / owners + cast) / rates.memory

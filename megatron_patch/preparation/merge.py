@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megatron_patch.errors import UserError
+from megatron_patch.formats.progress import Progress
 from megatron_patch.preparation.partial_pair import (
     already_made,
     finish,
@@ -169,13 +170,15 @@ def _copy(
 ) -> Counts:  # fmt: skip
     """Write the parts end to end into the partial files. Returns the counts with the report's size."""
     (partial / "state.json").unlink(missing_ok=True)
+    total = sum(pair.tokens * pair.dtype.itemsize for pair in pairs)
     with (
+        Progress("joining", total) as progress,
         open_at(partial / "tokens", 0) as tokens,
         open_at(partial / "lengths", 0) as lengths,
         open_at(partial / "skipped", 0) as report,
     ):
         for pair in pairs:
-            _append(Path(pair.prefix + ".bin"), tokens)
+            _append(Path(pair.prefix + ".bin"), tokens, progress.add)
             for begin in range(0, len(pair.lengths), _BLOCK):
                 lengths.write(np.ascontiguousarray(pair.lengths[begin : begin + _BLOCK]).tobytes())
         for source in sources:
@@ -187,6 +190,8 @@ def _copy(
     return counts
 
 
-def _append(source: Path, target: BinaryIO) -> None:
+def _append(source: Path, target: BinaryIO, copied: Callable[[int], None] = lambda count: None) -> None:
     with open(source, "rb") as file:
-        shutil.copyfileobj(file, target, _BLOCK)
+        while block := file.read(_BLOCK):
+            target.write(block)
+            copied(len(block))

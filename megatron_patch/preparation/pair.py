@@ -24,7 +24,8 @@ from typing import Any
 from megatron_patch.data.compared_engine import FIRST_TEXTS, PAYS_FROM, Engine, choose_engine, differs
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import naming
-from megatron_patch.language.sentences import fill, in_language
+from megatron_patch.formats.progress import Progress
+from megatron_patch.language.sentences import in_language
 from megatron_patch.preparation.encoding import ChunkResult, Settings, encode_chunks
 from megatron_patch.preparation.partial_pair import (
     already_made,
@@ -122,21 +123,16 @@ def _encode_all(
         UserError: the fast engine gave other ids than the reference for a record. What was written is removed, since
             records before it may be wrong too.
     """
-    from tqdm import tqdm
-
     files = span.files
     if counts.place.file >= len(files):
         return counts
     itemsize = token_dtype(engine.tokenizer.vocab_size).itemsize
     plain = all(map(can_be_cut, files))
-    bar = tqdm(
-        desc=fill("tokenizing"), unit="B", unit_scale=True, file=sys.stderr, delay=3, initial=counts.size,
-        total=counts.size + span.size(counts.place) if plain else None,
-    )  # fmt: skip
+    total = counts.size + span.size(counts.place) if plain else None
     stated = counts.size
     chunks = span.chunks(counts.place, settings.max_document_mb * MEGABYTE, settings.keys)
     with (
-        bar,
+        Progress("tokenizing", total, done=counts.size) as progress,
         # `closing` ends the workers at once, however this block is left.
         closing(encode_chunks(chunks, settings, engine, workers)) as results,
         open_at(partial / "tokens", counts.tokens * itemsize) as tokens,
@@ -155,7 +151,7 @@ def _encode_all(
                 lengths.write(result.lengths.tobytes())
                 report.write(lines)
             counts = _advance(counts, chunk, result, itemsize, len(lines))
-            bar.update(chunk.size)
+            progress.add(chunk.size)
             if counts.size - stated >= _STATE_BYTES:
                 save_state(partial, counts, made_from, tokens, lengths, report)
                 stated = counts.size

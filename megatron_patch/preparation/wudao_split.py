@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron_patch.errors import UserError, naming
+from megatron_patch.formats.progress import Progress
 from megatron_patch.preparation.partial_pair import check_bad_fraction, require_apart
 from megatron_patch.preparation.wudao import CLEANERS
-from megatron_patch.records.chunks import START, Chunk, read_chunks
+from megatron_patch.records.chunks import START, Chunk, can_be_cut, read_chunks
 from megatron_patch.records.files import find_files
 from megatron_patch.records.skipped import MAX_DOCUMENT_MB, MEGABYTE, REPORT_BYTES, Skipped, report_lines
 from megatron_patch.records.texts import require_unicode, texts_of
@@ -102,7 +103,8 @@ def _write_samples(
 ) -> SplitCounts:  # fmt: skip
     """Write every record into the training or the validation list, or into the report."""
     written, bad, empty = {TRAIN: 0, VALID: 0}, 0, 0
-    for chunk in chunks:
+    total = sum(path.stat().st_size for path in files) if all(map(can_be_cut, files)) else None
+    for chunk in _counted(chunks, total):
         samples, skipped = _samples(chunk, keys, clean)
         if outputs[REPORT].tell() < REPORT_BYTES:
             outputs[REPORT].write(report_lines(files[chunk.file], chunk.kind, skipped))
@@ -118,13 +120,21 @@ def _write_samples(
     return SplitCounts(written[TRAIN], written[VALID], bad, empty)
 
 
+def _counted(chunks: Iterable[Chunk], total: int | None) -> Iterator[Chunk]:
+    """The chunks, their bytes shown as they are asked for; `total` is None where nobody knows how many there are."""
+    with Progress("reading", total) as progress:
+        for chunk in chunks:
+            yield chunk
+            progress.add(chunk.size)
+
+
 def _samples(chunk: Chunk, keys: tuple[str, ...], clean: str) -> tuple[list[dict[str, str]], list[Skipped]]:
     """The samples of a chunk's records, and the records that gave none."""
     texts, skipped = texts_of(chunk, keys, CLEANERS[clean])
-    samples = []
+    records, samples = list(chunk.records), []
     for number, text in texts:
         try:
-            title = _title(chunk.records[number - chunk.first])
+            title = _title(records[number - chunk.first])
         except UserError as error:
             skipped.append(Skipped(number, f"its 'title': {error}"))
             continue

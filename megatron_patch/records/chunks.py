@@ -21,6 +21,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.records import parquet
 from megatron_patch.records.archives import open_archive
 from megatron_patch.records.json_list import BrokenListError, list_items
+from megatron_patch.records.lines_later import LinesLater, find_lines
 from megatron_patch.records.skipped import MAX_DOCUMENT_MB, MEGABYTE, Skipped, Unread, too_long
 
 DAMAGED = (EOFError, OSError, zlib.error)  # what reading a damaged archive raises
@@ -56,7 +57,8 @@ class Chunk:
     Attributes:
         file: index into the list of files.
         first: number of the first record, from 1.
-        records: lines as bytes, without their ends; items of a list and rows of a table as objects.
+        records: lines as bytes, without their ends, or where they are to be read; items of a list and rows of a table as
+            objects.
         size: bytes of the lines; characters of items and rows, which is about their bytes.
         after: the place behind the records and behind what was passed over.
         kind: what a record's number counts: `line`, `item` or `row`.
@@ -66,7 +68,7 @@ class Chunk:
 
     file: int
     first: int
-    records: list[Any]
+    records: list[Any] | LinesLater
     size: int
     after: Place
     kind: str = "line"
@@ -103,9 +105,11 @@ def read_chunks(
     longest: int = MAX_DOCUMENT_MB * MEGABYTE,
     stop: Place | None = None,
     columns: Sequence[str] | None = None,
+    later: bool = False,
 ) -> Iterator[Chunk]:
     """Chunks of about CHUNK_BYTES in order, from `start` to `stop`, or to the end. Records of more than `longest` bytes
     are not held. Within a file `stop` must lie behind a line. Of Parquet files only `columns` are read; None reads all.
+    With `later` the lines of a plain file are read by whoever iterates over a chunk's records, and not here.
 
     Raises:
         UserError: an archive is damaged, or a Parquet file cannot be read.
@@ -122,6 +126,10 @@ def read_chunks(
                 if begins_list(stream):
                     yield from _list_chunks(stream, begin, longest)
                 else:
+                    if later and longest >= CHUNK_BYTES and isinstance(stream.raw, io.FileIO):
+                        for chunk in _later_chunks(files[index], stream, begin, end):
+                            yield chunk
+                            begin = chunk.after
                     yield from _line_chunks(stream, begin, longest, end)
         except DAMAGED as error:
             raise UserError(f"{files[index]} cannot be read to its end ({error}); fetch or pack it again.") from error
@@ -137,6 +145,16 @@ class _Until:
         data = self.stream.read(min(size, self.left))
         self.left -= len(data)
         return data
+
+
+def _later_chunks(path: Path, stream: io.BufferedReader, begin: Place, end: int | None) -> Iterator[Chunk]:
+    """Chunks of a plain file of JSON Lines up to the offset `end`, or to what is better read here. Moves no stream."""
+    mark = stream.tell()  # bytes of a byte-order mark, which offsets do not count
+    number, offset = begin.records, begin.offset
+    stop = path.stat().st_size - mark if end is None else end
+    for lines in find_lines(path, mark + offset, stop - offset, CHUNK_BYTES, CHUNK_BYTES // 16):
+        first, number, offset = number + 1, number + len(lines), offset + lines.size
+        yield Chunk(begin.file, first, lines, lines.size, Place(begin.file, number, offset))
 
 
 def _line_chunks(stream: io.BufferedReader, begin: Place, longest: int, end: int | None) -> Iterator[Chunk]:

@@ -51,12 +51,12 @@ class Span:
     stop: Place
 
     def chunks(self, start: Place, longest: int, columns: Sequence[str]) -> Iterator[Chunk]:
-        """The span's chunks from `start` on, as `read_chunks` gives them.
+        """The span's chunks from `start` on, as `read_chunks` gives them. Lines of plain files are read later.
 
         Raises:
             UserError: an archive is damaged.
         """
-        return read_chunks(self.files, start, longest, self.stop, columns)
+        return read_chunks(self.files, start, longest, self.stop, columns, later=True)
 
     def size(self, start: Place) -> int:
         """Bytes of the files from `start` to the span's end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -38,6 +39,8 @@ def texts_of(
             continue
         if text:
             texts.append((number, text))
+        elif not parts and skipped and skipped[-1].empty and skipped[-1].number + skipped[-1].records == number:
+            skipped[-1] = replace(skipped[-1], records=skipped[-1].records + 1)  # one line of the report for blank lines
         else:
             skipped.append(Skipped(number, "it is empty", empty=True))
     return texts, skipped + ([chunk.lost] if chunk.lost else [])

@@ -27,6 +27,7 @@ from megatron_patch.core import parallel
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data.batches import Batch
 from megatron_patch.kernels._cublaslt import Shape
+from megatron_patch.kernels.attention import forget_segments
 from megatron_patch.kernels.products import noting
 
 # (batch, closes) → fp64 [2]: the summed losses and the number of tokens. Runs forward and backward, and with `closes`
@@ -45,8 +46,6 @@ def why_no_graphs(config: TrainConfig, layout: Layout) -> str:
     obstacles = {
         "there is no GPU": not device.HAS_CUDA,
         "--cuda-graphs false": not config.options.cuda_graphs,
-        "several nodes": not layout.is_one_node,
-        "--packing": config.options.packing,
     }
     return ", ".join(obstacle for obstacle, there in obstacles.items() if there)
 
@@ -155,6 +154,7 @@ def record(work: Callable[[], Result], pool: Any) -> tuple[torch.cuda.CUDAGraph,
     results stay valid until another graph of the same pool runs, because that graph may use the same memory.
     """
     torch.cuda.empty_cache()
+    forget_segments()
     graph = torch.cuda.CUDAGraph()
     # If `work` fails, torch raises a second error for the unfinished recording, with the first one as its context.
     recording = torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local")

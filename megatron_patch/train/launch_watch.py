@@ -95,8 +95,6 @@ class LaunchWatch:
         helps = []
         if not self.config.options.cuda_graphs:
             helps.append("--cuda-graphs true")
-        elif self.config.options.packing:
-            helps.append("CUDA graphs, which --packing excludes")
         helps.append(f"BATCH_SIZE above {self.config.micro_batch_size}, whose kernels are longer")
         if self.config.tensor_model_parallel_size > 1:
             helps.append(f"TP below {self.config.tensor_model_parallel_size}")

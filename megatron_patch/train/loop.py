@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import megatron_patch.core.device as device
 
+import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
-from megatron_patch.folders.tracker import BEST_TRACKER
+from megatron_patch.errors import RunStopped
+from megatron_patch.kernels.attention import expect_segments
 from megatron_patch.processes import place
 from megatron_patch.processes.notes import IterationNote
 from megatron_patch.train.best import count_evaluation, require_validation, why_over
@@ -45,11 +47,11 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
     log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
     if log.active:
         log.event("data", **data_facts(state.config, data))
+    expect_segments(data.most_segments)
     stop, note = StopRequest(state.config), IterationNote()
     batches = train_batches(state, data)
     window, health = _Window(), Health(state, data.plan, log)
-    saves = Saves(state, health, log)
-    with profiler(state.config, state.layout) as profile:
+    with _saves(state, health, log) as saves, profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
             place.move("the step", state.iteration + 1)
             result = train_step(state, batches)
@@ -67,6 +69,8 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 window = _Window(follows=known)
             health.step_done(result, lr)
             _tell_of_first_steps(state, log)
+            if state.steps_here == _SETTLED:
+                saves.prepare()
             paused, end = _evaluate_and_save(state, data, log, stop, partial(saves.step_done, result, lr))
             if paused:
                 window.restart_clock()
@@ -76,6 +80,18 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
                 log.event("stop", iteration=state.iteration, reason=why_over(state) or stop.reason)
                 return
     log.event("stop", iteration=state.iteration, reason="finished")
+
+
+@contextlib.contextmanager
+def _saves(state: TrainState, health: Health, log: RunLog) -> Iterator[Saves]:
+    """The run's saves. One that is under way at the run's end is waited for, also where all ranks end by one error."""
+    saves = Saves(state, health, log)
+    try:
+        yield saves
+    except RunStopped:
+        saves.finish(ends=False)
+        raise
+    saves.close()
 
 
 def _tell_of_first_steps(state: TrainState, log: RunLog) -> None:
@@ -116,11 +132,10 @@ def _evaluate_and_save(
     saved = save(due=due, ends=ends, is_best=is_best and options.save_best)
     # A save is long. A signal amid it asks for no second one.
     stopping = stopping or (due and bool(saved) and stop.signalled_anywhere())
-    if is_best and options.save_best and saved:
-        log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {state.iteration}")
     end = f"early: {over}." if over else "as asked." if stopping and options.save_weights_only else ""
     end = end or ("as asked; the same command goes on from here." if stopping else "")
-    return evaluated or saved is not None, end
+    goes_on = state.background is not None and state.background.is_saving
+    return evaluated or (saved is not None and not goes_on), end
 
 
 def _advance(state: TrainState, data: RunData, result: StepResult) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from megatron_patch.core import parallel
 from megatron_patch.errors import naming, refusal
 from megatron_patch.formats import dtypes
 from megatron_patch.kernels import products
-from megatron_patch.kernels._cublaslt import Shape, version
+from megatron_patch.kernels._cublaslt import FP8, Scaling, Shape, version
 
-_DTYPES = {str(one.torch_dtype): one.torch_dtype for one in dtypes.WEIGHTS}
+_DTYPES = {str(dtype): dtype for dtype in (*(one.torch_dtype for one in dtypes.WEIGHTS), *FP8)}
 
 
 def read_choices(config: TrainConfig) -> str:
@@ -111,10 +111,14 @@ def _entry(row: dict[str, Any]) -> tuple[Shape, products.Choice]:
     Raises:
         KeyError, TypeError: it is not.
     """
-    values = {field.name: row[field.name] for field in fields(Shape)}
-    for name in ("dtype", "out_dtype"):
-        values[name] = _DTYPES[values[name]]
+    # FP8 products alone have the fields with a default.
+    values = {field.name: row[field.name] for field in fields(Shape) if field.name in row or field.default is MISSING}
+    for name in values.keys() & {"dtype", "out_dtype", "b_dtype"}:
+        values[name] = None if values[name] is None else _DTYPES[values[name]]
+    for name in values.keys() & {"scaling_a", "scaling_b"}:
+        values[name] = None if values[name] is None else Scaling(values[name])
     numbers = [*(values[name] for name in ("m", "n", "k")), row["place"], row["candidates"]]
-    if not all(type(number) is int for number in numbers) or not all(type(values[f"transpose_{x}"]) is bool for x in "ab"):
+    switches = [values["transpose_a"], values["transpose_b"], values.get("fast_sums", False)]
+    if not all(type(number) is int for number in numbers) or not all(type(switch) is bool for switch in switches):
         raise TypeError(f"{row} is not a product's choice")
     return Shape(**values), products.Choice(row["place"], row["candidates"])

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+import megatron_patch.core.device as device
 
 import math
 import time
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from megatron_patch.checkpoint.background import BackgroundSaves, Outcome
+from megatron_patch.checkpoint.contents import module
 from megatron_patch.checkpoint.refusals import SaveFailed
-from megatron_patch.checkpoint.save import RunProgress, module, save_checkpoint
+from megatron_patch.checkpoint.run_progress import RunProgress
+from megatron_patch.checkpoint.save import save_checkpoint
 from megatron_patch.core import parallel
 from megatron_patch.errors import RunStopped
+from megatron_patch.folders.tracker import BEST_TRACKER
 from megatron_patch.processes import place
 from megatron_patch.train.health import Health, is_loss_finite, last_checkpoint
 from megatron_patch.train.log import RunLog
@@ -37,9 +43,14 @@ class Saves:
     def __init__(self, state: TrainState, health: Health, log: RunLog) -> None:
         self._state, self._health, self._log = state, health, log
         self._is_owed = False
+        asked = state.config.options.async_save
+        self._background = BackgroundSaves(state.config) if _is_beside(asked) else None
+        state.background = self._background
 
     def step_done(self, result: StepResult, lr: float, *, due: bool, ends: bool, is_best: bool) -> bool | None:
-        """Save if it is time. Every rank calls it after each iteration, and gets the same answer.
+        """Save if it is time, and go on with a save that is under way.
+
+        Every rank calls it after each iteration, and gets the same answer.
 
         Args:
             lr: with which the iteration was done.
@@ -48,12 +59,14 @@ class Saves:
             is_best: whether the weights are to be saved for their validation loss.
 
         Returns:
-            Whether it saved; None if it did not try, which takes no time.
+            Whether it saved, or began to; None if it did not try, which takes no time.
 
         Raises:
             RunStopped: the last checkpoint may not or cannot be written; or one could not, and `--fail-on-save-error`
                 is true.
         """
+        if self._background is not None and self._background.is_saving and (outcome := self._background.poll()):
+            self._tell(outcome, ends=False)
         self._is_owed |= due
         if not (self._is_owed or is_best) or (result.found_inf and not (ends or is_best)):
             return None
@@ -79,17 +92,84 @@ class Saves:
                 f"further step mends. {last_checkpoint(state)}"
             )
 
-    def _save(self, ends: bool, only_best: bool) -> bool:
+    def prepare(self) -> None:
+        """Get ready to save beside the training, if that is asked for. Every rank calls it, once, after a few steps."""
+        if self._background is not None:
+            self._without_background(self._background.prepare(*self._parts))
+
+    @property
+    def _parts(self) -> tuple[Any, Any, Any, RunProgress]:
         state = self._state
+        progress = RunProgress(**{one.name: getattr(state, one.name) for one in fields(RunProgress)})
+        return state.model, state.optimizer, state.scheduler, progress
+
+    def _save(self, ends: bool, only_best: bool) -> bool:
+        self.finish(ends=False)  # a save waits for the one before it
         try:
-            save(state, self._log, only_best)
+            if self._background is None or not self._began(self._background, only_best):
+                save(self._state, self._log, only_best)
         except SaveFailed as failure:
-            sentence = f"iteration {state.iteration} could not be saved ({str(failure).rstrip('.')}). {last_checkpoint(state)}"
-            if ends or state.config.options.fail_on_save_error:
-                raise RunStopped(sentence) from None
-            self._log.warn(f"{sentence} The next save is tried as usual.")
-            return False
+            return self._failed(str(failure), self._state.iteration, ends)
+        return self.finish(ends=True) if ends else True
+
+    def _began(self, background: BackgroundSaves, only_best: bool) -> bool:
+        """Whether a save beside the training has begun."""
+        place.move("saving")
+        if self._state.gathers is not None:
+            self._state.gathers.finish()
+        return self._without_background(background.begin(*self._parts, self._state.origin, only_best=only_best))
+
+    def _without_background(self, problem: str) -> bool:
+        """Save while the training waits from now on, if there is a problem; returns whether there is none."""
+        if problem:
+            self._log.warn(problem)
+            assert self._background is not None
+            self._background.close()
+            self._background = self._state.background = None
+        return not problem
+
+    def finish(self, ends: bool) -> bool:
+        """Wait for the save that is under way, if there is one. All ranks call it.
+
+        Args:
+            ends: whether the run ends if it could not be written.
+
+        Returns:
+            Whether nothing failed.
+        """
+        if self._background is None or not self._background.is_saving:
+            return True
+        place.move("saving")
+        return self._tell(self._background.wait(), ends)
+
+    def _tell(self, outcome: Outcome, ends: bool) -> bool:
+        """Say what became of a save beside the training; returns whether it was written."""
+        iteration = outcome.progress.iteration
+        if outcome.refusal:
+            return self._failed(outcome.refusal, iteration, ends)
+        seconds, folder = outcome.seconds, outcome.folder
+        self._log.line(f"  saved checkpoint of iteration {iteration} in {seconds:.1f} s beside the training to {folder}")
+        _tell_saved(self._state, self._log, outcome.progress, folder, seconds)
         return True
+
+    def _failed(self, why: str, iteration: int, ends: bool) -> bool:
+        sentence = f"iteration {iteration} could not be saved ({why.rstrip('.')}). {last_checkpoint(self._state)}"
+        if ends or self._state.config.options.fail_on_save_error:
+            raise RunStopped(sentence) from None
+        self._log.warn(f"{sentence} The next save is tried as usual.")
+        return False
+
+    def close(self) -> None:
+        """Wait for a save that is under way, and let go of what it took. All ranks call it, at the run's end."""
+        self.finish(ends=True)
+        if self._background is not None:
+            self._background.close()
+            self._background = self._state.background = None
+
+
+def _is_beside(asked: str) -> bool:
+    """Whether checkpoints are written beside the training, by `--async-save`."""
+    return asked == "true" or (asked == "auto" and device.HAS_CUDA)
 
 
 def _not_finite(state: TrainState) -> str:
@@ -103,7 +183,7 @@ def _not_finite(state: TrainState) -> str:
 
 
 def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
-    """Write a checkpoint, and a line about where it lies; `only_best` as in `save_checkpoint`.
+    """Write a checkpoint while the training waits, and a line about where it lies; `only_best` as in `save_checkpoint`.
 
     Raises:
         SaveFailed: it could not be written. Every rank raises it.
@@ -118,9 +198,18 @@ def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
     folder = save_checkpoint(*parts, only_best=only_best)
     seconds = time.perf_counter() - started
     log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
+    _tell_saved(state, log, progress, folder, seconds)
+
+
+def _tell_saved(state: TrainState, log: RunLog, progress: RunProgress, folder: Path, seconds: float) -> None:
+    """Say what else is to be known of a checkpoint that is complete."""
+    iteration = progress.iteration
+    if state.config.options.save_best and iteration == progress.best_iteration:
+        log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {iteration}")
     _warn_of_grace(state, log, seconds)
     if log.active:
-        log.event("save", iteration=state.iteration, seconds=seconds, bytes=folder_bytes(folder), folder=str(folder))
+        size = folder_bytes(folder) if folder.is_dir() else 0  # --keep-last may have removed it since
+        log.event("save", iteration=iteration, seconds=seconds, bytes=size, folder=str(folder))
 
 
 def _warn_of_grace(state: TrainState, log: RunLog, seconds: float) -> None:

@@ -92,11 +92,14 @@ def _set_aside(folder: Path, why: str, instead: Path, log: RunLog) -> None:
 
 
 def _restore(state: TrainState, folder: Path, log: RunLog) -> None:
-    # The line comes before the reading, because a large state takes minutes.
-    log.line(f"  going on from iteration {int(folder.resolve().name.removeprefix('iter_'))}: {folder}")
+    # A large state takes minutes. Whether it is sound shows then only.
+    log.line(f"  reading the checkpoint {folder}")
+    began = time.perf_counter()
     progress = restore(folder, state.model, state.optimizer, state.scheduler)
     for name, value in vars(progress).items():
         setattr(state, name, value)
+    number, seconds = int(folder.resolve().name.removeprefix("iter_")), time.perf_counter() - began
+    log.line(f"  going on from iteration {number}: {folder} (read in {seconds:.1f} s)")
     if said := said_of_best(state):
         log.line(f"  {said}")
 

@@ -11,6 +11,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 
+from megatron_patch.checkpoint.background import BackgroundSaves
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import peer_memory, tensor_exchange
 from megatron_patch.core.gradient_reductions import GradientReductions
@@ -42,6 +43,7 @@ class TrainState:
         watch: looks whether the GPU waits for launches; None looks at nothing.
         steps_here: iterations that this process has done.
         has_saved: whether it has saved a checkpoint.
+        background: the saves beside the training, which an update may have to wait for; None if there are none.
     """
 
     config: TrainConfig
@@ -66,6 +68,7 @@ class TrainState:
     watch: LaunchWatch | None = None
     steps_here: int = 0
     has_saved: bool = False
+    background: BackgroundSaves | None = None
 
     def close(self) -> None:
         """Let go of graphs and of other ranks' memory. Call it before NCCL's communicators are taken down."""

@@ -20,10 +20,12 @@ from megatron.core.utils import get_model_config
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import tensor_exchange
+from megatron_patch.core.fp8_weights import cast_weights
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.transformer_config import DTYPES
 from megatron_patch.data.batches import Batch, to_device
 from megatron_patch.kernels import prefer
+from megatron_patch.kernels.fp8 import note_largest_numbers
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
@@ -78,6 +80,7 @@ def prepare_model(state: TrainState) -> str:
     nothing does.
     """
     prefer("torch" if state.config.options.kernels == "torch" else None)
+    note_largest_numbers(state.config.precision == "fp8")
     config = get_model_config(state.model)
     divisor = gradient_divisor(state.config)
     config.grad_scale_func = lambda loss: loss * (state.loss_scale / divisor)
@@ -108,7 +111,7 @@ def _pipeline_passes(state: TrainState) -> PipelinePasses:
         stage_work(state.model, layout, forward_step(layout.device)),
         layout,
         shape=(length, config.micro_batch_size, config.model.hidden_size),
-        dtype=DTYPES[config.precision],
+        dtype=DTYPES[config.weight_precision],
         micro_batches=_micro_batches(state),
         reduces=config.tensor_model_parallel_size * layout.data_parallel_size > 1,
         tune=measure_together,
@@ -173,6 +176,8 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     config = state.config
     if not state.model.training:  # `train()` visits every module while the device waits, so only after an evaluation
         state.model.train()
+    if not state.steps_here:
+        cast_weights(state.fused)  # those that were loaded
     optim.begin_step(state.optimizer, state.model, state.fused)
     state.loss_scale.copy_(optim.loss_scale(state.optimizer))
     if state.graphs is None:
@@ -187,9 +192,13 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     numbers = (sums[0], state.tokens, measured.norm, measured.found_inf, state.loss_scale)
     # The copy to the host is queued here, before the update, so that reading it does not wait for the update.
     read = device.read_later(torch.stack([number.double() for number in numbers]))
+    if state.background is not None:
+        state.background.before_update()
     optim.update_weights(state.optimizer, measured, factor, config.options.clip_grad)
     if state.gathers is not None:
         state.gathers.start()
+    else:
+        cast_weights(state.fused)
     total, count, norm, found_inf, scale_used = read()
     optim.settle(state.optimizer, bool(found_inf), int(count))
     return StepResult(total / max(count, 1), int(count), norm, bool(found_inf), scale_used)

@@ -62,6 +62,7 @@ int cuDeviceGet(int *device, int number) { *device = 70 + number; return 0; }
 int cuDeviceGetName(char *name, int length, int device) {
   (void)device; strncpy(name, "NVIDIA H100 80GB HBM3", length); return 0;
 }
+int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : device % 10 ? 0 : 6; return 0; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)1 << (device == 70 ? 37 : 36); return 0; }
 """
 

@@ -13,8 +13,9 @@ def main(folder: str) -> None:
     import torch
     from megatron.core import dist_checkpointing
 
+    from megatron_patch.checkpoint.contents import RunProgress, module
     from megatron_patch.checkpoint.optimizer_state import SHARDING
-    from megatron_patch.checkpoint.save import RunProgress, module, save_checkpoint
+    from megatron_patch.checkpoint.save import save_checkpoint
     from megatron_patch.core import parallel
     from megatron_patch.core.adam import Adam
     from megatron_patch.train.log import RunLog

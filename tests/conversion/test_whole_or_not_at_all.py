@@ -20,10 +20,10 @@ from megatron_patch.folders.layout import resolve_checkpoint
 from tests.launching import ROOT
 from tests.weights.models import SMALL, assert_same, random_weights, read_hf, write_hf
 
-# Large enough to be caught in the middle: every item waits before it is written.
+# Slow enough to be caught in the middle: every part waits before it is written.
 _SLOW = (
-    "import sys, time; from megatron_patch.formats import distcp; write = distcp.pieces;"
-    "distcp.pieces = lambda *a: (time.sleep(0.1), write(*a))[1];"
+    "import sys, time; from megatron_patch.formats.new_files import NewFile; write = NewFile.write;"
+    "NewFile.write = lambda *a: (time.sleep(0.3), write(*a))[1];"
     "from megatron_patch.cli.convert import main; sys.exit(main(sys.argv[1:]))"
 )
 

@@ -1,16 +1,19 @@
 """`make soak`: a thousand faults at random moments of a tiny run, each compared with the run that nothing happened to.
 
-    python -m tests.faults [--cases N] [--seed S] [--jobs N]
+    python -m tests.faults [--cases N] [--seed S] [--jobs N] [--results FILE]
     python -m tests.faults --seed S --number N      one case again
 
 Each case is a run of its own: the documented script, one fault at a random moment, and the same command again to the
 end. The seed and the case's number decide fault and moment. It prints the seed and a table; the exit status is 1 if a
-result was wrong, a checkpoint was lost, a process was left behind or a traceback came.
+result was wrong, a checkpoint was lost, a process was left behind or a traceback came. With `--results` each case is a
+line of that file once it has ended; the same command again takes up behind them, and the table is of all.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import shutil
 import statistics
@@ -30,8 +33,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SOAK_SEED") or 1))
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("SOAK_JOBS") or len(os.sched_getaffinity(0))))
     parser.add_argument("--number", type=int, help="this case alone")
+    parser.add_argument("--results", type=Path, help="a file of JSON lines, one a case")
     args = parser.parse_args()
-    numbers = range(args.cases) if args.number is None else [args.number]
+    done = read_results(args.results, args.seed) if args.results else {}
+    numbers = [number for number in range(args.cases) if number not in done] if args.number is None else [args.number]
     possible = [fault for fault in FAULTS if not fault.absent()]
     for fault in FAULTS:
         if why := fault.absent():
@@ -41,14 +46,36 @@ def main() -> int:
         counts = sorted({fault.processes for fault in possible})
         references = {count: uninterrupted(Path(folder) / f"uninterrupted-{count}", count) for count in counts}
         with ThreadPoolExecutor(args.jobs) as pool:
-            done = list(pool.map(lambda number: one_case(args.seed, number, possible, references, Path(folder)), numbers))
-    return report(args.seed, done)
+            for case in pool.map(lambda number: one_case(args.seed, number, possible, references, Path(folder)), numbers):
+                done[case[0]] = case
+                if args.results:
+                    keep(args.results, args.seed, case)
+    return report(args.seed, [done[number] for number in sorted(done)])
 
 
-def one_case(
-    seed: int, number: int, faults: list[Fault], references: dict[int, Reference], folder: Path
-) -> tuple[int, str, Counts]:
-    """(number, the fault's name, what became of it). The order of FAULTS is a part of what the number means."""
+Case = tuple[int, str, Counts]  # its number, the fault's name, what became of it
+
+
+def keep(results: Path, seed: int, case: Case) -> None:
+    """Add a case to the file of results."""
+    number, name, counts = case
+    with results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"seed": seed, "number": number, "fault": name, **dataclasses.asdict(counts)}) + "\n")
+
+
+def read_results(results: Path, seed: int) -> dict[int, Case]:
+    """The cases of this seed that have ended; of a case that stands there twice the later one."""
+    found: dict[int, Case] = {}
+    for line in results.read_text(encoding="utf-8").splitlines() if results.exists() else ():
+        values = json.loads(line)
+        number, name = values.pop("number"), values.pop("fault")
+        if values.pop("seed") == seed:
+            found[number] = (number, name, Counts(**values))
+    return found
+
+
+def one_case(seed: int, number: int, faults: list[Fault], references: dict[int, Reference], folder: Path) -> Case:
+    """One fault, and the run that goes on after it. The order of FAULTS is a part of what the number means."""
     chance = chance_of(seed, number)
     fault = chance.choice(faults)
     chain = Chain(folder / str(number), references[fault.processes], fault.processes)
@@ -63,7 +90,7 @@ def one_case(
     return number, fault.name, chain.counts
 
 
-def report(seed: int, done: list[tuple[int, str, Counts]]) -> int:
+def report(seed: int, done: list[Case]) -> int:
     """Print the table, a fault a line, and their sum."""
     groups: dict[str, list[Counts]] = defaultdict(list)
     for _, name, counts in done:

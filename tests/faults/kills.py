@@ -105,6 +105,7 @@ def start_another(job: Job, chance: random.Random) -> None:
 
 
 _SAVED = "stopping at iteration"
+_BESIDE = ("--async-save", "true")
 FAULTS = (
     Fault("SIGKILL of a rank", kill_a_rank, statuses=(_KILLED,), says="with status 137"),
     Fault("SIGKILL of everything", kill_everything, statuses=(_KILLED,)),
@@ -125,4 +126,8 @@ FAULTS = (
           words=twice),
     Fault("a start beside a run", start_another, statuses=(_TERM,), says=_SAVED, saves=True),
     Fault("SIGTERM to every process, many times", again_and_again, statuses=(_TERM,), says=_SAVED, saves=True),
+    Fault("SIGKILL of a rank that saves beside the training", kill_a_rank, statuses=(_KILLED,), says="with status 137",
+          flags=_BESIDE),
+    Fault("SIGTERM to every process of a run that saves beside the training", to_all(signal.SIGTERM), statuses=(_TERM,),
+          says=_SAVED, saves=True, flags=_BESIDE),
 )  # fmt: skip

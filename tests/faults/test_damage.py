@@ -40,6 +40,8 @@ def test_the_run_goes_on_from_the_checkpoint_before(damage, whole, alone, tmp_pa
     (said,) = log.warnings
     assert f"iter_{last:07d} cannot be used: " in said and f"the run goes on from iter_{before:07d}." in said
     assert path.name in said, said
+    (went_on,) = (line for line in log.lines if "going on from" in line)
+    assert f"going on from iteration {before}: " in went_on, "said of the one that was read, and of no damaged one"
     assert digest(state) == wanted and log.losses == {number: losses[number] for number in range(before + 1, last + 1)}
     assert f"iter_{last:07d}.damaged" in iterations_in(config) and f"iter_{last:07d}" in iterations_in(config)
 

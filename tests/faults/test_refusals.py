@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from megatron_patch.arguments.room_on_disk import closed_folder, space_finding
-from megatron_patch.checkpoint import refusals
 from megatron_patch.cli import convert as convert_script
 from megatron_patch.core import parallel
 from megatron_patch.errors import RunStopped
@@ -87,22 +86,17 @@ def test_a_save_that_must_not_fail_ends_the_run(when, whole, alone):
 
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.ESTALE])
-@pytest.mark.parametrize("at", ["__0_0.distcp", "__0_1.distcp", "common.pt", ".metadata.tmp"])
+@pytest.mark.parametrize("at", ["__0_0.distcp", "__0_1.distcp", "__0_objects.distcp", "common.pt", ".metadata"])
 def test_every_file_of_a_save_and_every_refusal(number, at, whole, alone, tmp_path, monkeypatch):
-    """A write or a flush that fails in any file, also one that torch writes in a thread of its own."""
+    """What the system tells at the flush of a file, also in a thread."""
 
-    class Refusing(io.BytesIO):
-        def flush(self):
+    def flushed(descriptor, flush=os.fsync):
+        if failing and Path(os.readlink(f"/proc/self/fd/{descriptor}")).name == at:
             raise OSError(number, os.strerror(number))
-
-        def close(self):
-            """The bytes are gone."""
-
-    def opened(path, mode):
-        return Refusing() if Path(path).name == at and failing else open(path, mode)
+        flush(descriptor)
 
     failing = []
-    monkeypatch.setattr(refusals, "open", opened, raising=False)
+    monkeypatch.setattr(os, "fsync", flushed)
     config = config_of(tmp_path)
     state, log = train(config, alone, lambda state, done: failing.append(1) if done == 3 else failing.clear())
     (warning,) = log.warnings

@@ -11,7 +11,7 @@ import torch
 
 from megatron_patch.errors import UserError
 from megatron_patch.generate.continuous_batching import Engine, Request, run_all
-from megatron_patch.generate.decoding_step import _Recorded
+from megatron_patch.generate.decoding_step import _Found, _Recorded
 from megatron_patch.generate.prompt_graphs import _Recorded as _RecordedPrompt
 from megatron_patch.generate.prompt_graphs import filled_up
 from megatron_patch.generate.sampling import Sampling
@@ -57,8 +57,8 @@ def test_graphs_of_few_sizes_hold_every_batch(golden, prompts, truth, monkeypatc
 
     def record(kind):
         numbers = torch.zeros(kind.rows, 2 + step._width, dtype=torch.int32)
-        chosen = torch.zeros(kind.rows, dtype=torch.int64)
-        return _Recorded(SimpleNamespace(replay=lambda: chosen.copy_(step._forward(numbers, kind))), numbers, chosen)
+        found = _Found(torch.zeros(kind.rows, dtype=torch.int64), None)
+        return _Recorded(SimpleNamespace(replay=lambda: found.tokens.copy_(step._forward(numbers, kind).tokens)), numbers, found)
 
     step._uses_graphs, step._record = True, record
     passes = engine._prompts

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from filelock import FileLock
 
-from tests.launching import GOLDEN, PRETRAIN, convert, scalars, train
+from megatron_patch.arguments.processes import free_port
+from tests import launching
+from tests.launching import FINETUNE, GOLDEN, PRETRAIN, convert, scalars, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+SAMPLES = GOLDEN / "sft" / "alpaca_output.json"
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 
 
@@ -169,6 +175,51 @@ def test_without_copy_engines_four_gpus_learn_the_same(tmp_path, gpus, weights, 
     learn_what_one_learns(4, tmp_path, gpus, weights, one, layout, copies="false")
 
 
+@two_gpus
+@pytest.mark.parametrize("layout", [dict(), dict(PP=2)], ids=["DP2 across", "PP2 across"])
+def test_two_nodes_learn_what_one_learns(tmp_path, gpus, weights, one, layout):
+    nodes_learn_what_one_learns(1, tmp_path, gpus, weights, one, layout)
+
+
+@four_gpus
+@pytest.mark.parametrize("layout", [dict(TP=2, SP="true"), dict(PP=2)], ids=["TP2 in each", "PP2 across"])
+def test_two_nodes_of_two_gpus_learn_what_one_learns(tmp_path, gpus, weights, one, layout):
+    nodes_learn_what_one_learns(2, tmp_path, gpus, weights, one, layout)
+
+
+def nodes_learn_what_one_learns(each, tmp_path, gpus, weights, one, layout):
+    """NCCL takes two halves of this machine for two machines, and communicates by sockets, in graphs too."""
+    gpus(2 * each)
+    visible, port = launching.HIDDEN["CUDA_VISIBLE_DEVICES"].split(","), free_port()
+
+    def node(rank):
+        job = dict(WORLD_SIZE=2, RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, NPROC_PER_NODE=each)
+        job |= dict(CUDA_VISIBLE_DEVICES=",".join(visible[each * rank :][:each]), NCCL_HOSTID=f"node{rank}")
+        wanted = {**COMMON, "PRETRAIN_CHECKPOINT_PATH": weights, **layout}
+        return tiny(tmp_path / "several", ENV="dlc", job=job, **wanted)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(node, range(2)))
+    losses, norms = one
+    assert "CUDA graphs: yes\n" in console(tmp_path / "several")
+    for steps in found:
+        assert [step.loss for step in steps] == pytest.approx(losses, rel=1e-5)
+        assert [step.grad_norm for step in steps] == pytest.approx(norms, rel=1e-4)
+
+
+def test_packed_samples_are_recorded(tmp_path):
+    """Graphs learn what launched kernels learn: the same samples in the same sequences."""
+
+    def finetuned(name, *flags):
+        paths = dict(TRAIN_DATASET_PATH=SAMPLES, VALID_DATASET_PATH=SAMPLES, PRETRAIN_CHECKPOINT_PATH="none")
+        given = dict(MODEL_SIZE="tiny", PR="bf16", FL="true", AC="none", SEQ_LEN=256, PAD_LEN=256, EPOCH=4, **paths)
+        return train(FINETUNE, tmp_path / name, "--packing", "true", "--tokenizer-path", GOLDEN / "hf_mha", *flags, **given)
+
+    graphs, launched = finetuned("graphs"), finetuned("launched", "--cuda-graphs", "false")
+    assert "CUDA graphs: yes\n" in console(tmp_path / "graphs") and len(graphs) >= 4
+    assert [step.loss for step in graphs] == pytest.approx([step.loss for step in launched], rel=1e-3)
+
+
 def learn_what_one_learns(number, tmp_path, gpus, weights, one, layout, *flags, copies="true"):
     gpus(number)
     several = tiny(
@@ -216,3 +267,11 @@ def test_two_gpus_learn_alike_with_fused_attention(tmp_path, gpus, weights, layo
     gpus(2)
     got = tiny(tmp_path / "two", **common, **layout)
     assert [step.loss for step in got] == pytest.approx([step.loss for step in wanted], rel=1e-2)
+
+
+def test_a_checkpoint_beside_the_training_has_the_bytes_of_one_that_is_waited_for(tmp_path):
+    """While a step changes the state that is being copied."""
+    job = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    words = [sys.executable, "-m", "tests.checkpoint.background_worker", str(tmp_path), "1", "1", "true"]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    launching.succeed(subprocess.run(words, env=launching.environment(job=job), cwd=launching.ROOT, **both))

@@ -7,9 +7,10 @@ import torch
 
 from megatron_patch.kernels import unfused_attention
 from megatron_patch.kernels.attention import (
-    _last_bounds,
+    _known_bounds,
     attention,
     choose_attention_backend,
+    expect_segments,
     is_installed,
     segment_bounds,
 )
@@ -112,10 +113,16 @@ def test_keys_of_earlier_tokens(draw, agree, truth_of, backend, queries, causal)
 def test_bounds_of_segments():
     ids = torch.tensor([[7, 7, 8, 7], [7, 7, 7, 7]])
     assert segment_bounds(ids).tolist() == [0, 2, 3, 4, 8]
-    found = _last_bounds(ids)
-    assert _last_bounds(ids.detach()) is found, "every layer would wait for the device"
+    assert segment_bounds(ids, most=4).tolist() == [0, 2, 3, 4, 8, 8, 8, 8, 8]
+    found = _known_bounds(ids)
+    assert _known_bounds(ids.detach()) is found, "every layer would compute them"
     ids[0, 3] = 8
-    assert _last_bounds(ids).tolist() == [0, 2, 4, 8]
+    assert _known_bounds(ids).tolist() == [0, 2, 4, 8]
+    expect_segments(3)
+    try:
+        assert _known_bounds(ids).tolist() == [0, 2, 4, 8, 8, 8, 8]
+    finally:
+        expect_segments(None)
 
 
 def test_choice_says_why(device):

@@ -23,6 +23,7 @@ from megatron_patch.kernels.cache_write import write_blocks
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.decode_attention import Reading, decode_attention
 from megatron_patch.kernels.embedding import embedding
+from megatron_patch.kernels.fp8 import E4M3, E5M2, cast, note_largest_numbers
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
 from megatron_patch.kernels.rope import rope_qkv, rope_tables
 from megatron_patch.kernels.softmax import causal_softmax
@@ -33,6 +34,7 @@ from tests.launching import ROOT
 
 S, H, FFN, N, D, V = 40, 4096, 11008, 32, 128, 32000
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_TYPES |= {torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5"}
 _TYPES |= {torch.int64: "i64", torch.int32: "i32", torch.int16: "i16"}
 
 
@@ -92,6 +94,11 @@ def compile_all(dtype: torch.dtype) -> None:
     both_ways(swiglu, new(S, 1, 2 * FFN) * 1)
     for groups in (N, 8):
         both_ways(rope_qkv, new(S, 1, (N + 2 * groups) * D) * 1, *tables, N, groups)
+    note_largest_numbers(True)
+    both_ways(rms_norm, new(S, 1, H), weight, 1e-5)
+    both_ways(swiglu, new(S, 1, 2 * FFN) * 1)
+    both_ways(rope_qkv, new(S, 1, 3 * N * D) * 1, *tables, N, N)
+    note_largest_numbers(False)
     both_ways(causal_softmax, new(N, S, S) * 1, 1.0)
     both_ways(vocab_parallel_cross_entropy, new(S, 1, V) * 1, tokens.t())
     both_ways(embedding, tokens.t(), new(V, H), weight_grad=torch.zeros(V, H))
@@ -102,6 +109,8 @@ def compile_all(dtype: torch.dtype) -> None:
         adamw_step_(flat.short(), flat, flat, flat, flat.to(dtype), grad_scale=flat[0], found_inf=flat[0], **numbers)
     grad_norm_squared([flat], scale=flat[0], implementation="triton")
     sum_parts(new(S, H), new(3, S, H), new(S, H), implementation="triton")
+    for kind, values in ((E4M3, True), (E5M2, True), (E4M3, False)):
+        cast(new(S, H).detach(), kind, values=values, implementation="triton")
     decoding(lambda *shape: torch.zeros(*shape, dtype=dtype))
     assert set(compiled) == all_kernels()
 

@@ -24,7 +24,7 @@ NONE = {
     "{}, {} {}{}", "{}, {} {}", "fastokens {}", "x{}y {}", "several .bin/.idx pairs into one",
     "a signal", "prctl(PR_SET_PDEATHSIG) was refused", "hang watch",
     # a thread's name, a stop's reason in metrics.jsonl, texts by which tokenizers are compared
-    "progress of {}", "not finite", "asked through another rank",
+    "progress of {}", "SIGTERM of the parent", "not finite", "asked through another rank",
     # the table of results and its JSON
     "fine-tuning samples", "indexed documents",
     # a prompt's words, marks in files, names of filters
@@ -65,7 +65,8 @@ NONE = {
 JOINED = {
     "{} samples in {} sequences of {} ({} % filled): {} tokens, {} of them learnt.", "no tokens", "{} token", "line {}",
     "item {}",
-    "record {}", "and {} more", "{}: {} Evaluation is skipped.", "writing", "verifying", "tokens", "above 0",
+    "record {}", "and {} more", "{}: {} Evaluation is skipped.", "tokens", "above 0",
+    "writing", "verifying", "reading", "saving", "flushing", "joining", "tokenizing", "samples",
     "samples 1 to {} of {} are trained on, and {} are held out (number {}, in the order of the file; --split {})",
     "{} with linear scaling by {}", "what is read from another GPU's memory is wrong", "{}: NCCL ({})",
     "data parallel: copy engines", "data parallel: NCCL ({})", "one micro-batch goes through the model in one pass: {}",

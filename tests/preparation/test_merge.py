@@ -134,7 +134,7 @@ def test_a_killed_merge_leaves_nothing_half(inputs, whole, settings, tmp_path, m
             patch.setattr(partial_pair.os, "replace", lambda a, b: kill() if str(b).endswith(moment[-4:]) else real(a, b))
         elif moment == "copy":
             append = joining._append
-            patch.setattr(joining, "_append", lambda path, target: kill() if "00003" in path.name else append(path, target))
+            patch.setattr(joining, "_append", lambda path, *to: kill() if "00003" in path.name else append(path, *to))
         elif moment == "state":
             patch.setattr(joining, "save_state", kill)
         else:

@@ -11,10 +11,11 @@ import urllib.request
 
 import openai
 import pytest
+import torch
 
 from megatron_patch.arguments.processes import free_port
 from megatron_patch.data.prompts import encode_llama2_chat
-from tests.generate.models import transformers_answers
+from tests.generate.models import random_prompts, transformers_answers
 from tests.launching import GOLDEN, environment
 
 FOLDER = GOLDEN / "hf_gqa"
@@ -118,11 +119,67 @@ def test_answers_at_once_are_those_of_each_alone(client, tokenizer):
         client.completions.create(model="hf_gqa", prompt=["x"] * 6, max_tokens=100)
 
 
+@pytest.fixture(scope="module")
+def model():
+    """transformers' own."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+
+
+def logprobs_of(model, ids):
+    """ln of the probability of each row of the vocabulary behind each of `ids`, fp32 [S, V]."""
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].log_softmax(-1)
+
+
+@pytest.mark.parametrize("new", [0, 1, 6])
+def test_log_probabilities_are_those_of_transformers(client, tokenizer, model, new):
+    """Of several prompts in one request, as lm-evaluation-harness asks for them, with the prompt and without."""
+    prompts = [*random_prompts(3, 800, 2, 40, seed=6), [9]]
+    ask = {"model": "hf_gqa", "prompt": prompts, "max_tokens": new, "logprobs": 3, "temperature": 0}
+    echoed, bare = client.completions.create(**ask, echo=True), client.completions.create(**ask)
+    assert echoed.usage.completion_tokens == new * len(prompts)
+    for prompt, choice, without in zip(prompts, echoed.choices, bare.choices):
+        answer = transformers_answers(FOLDER, [prompt], new)[0] if new else []
+        ids, found = prompt + answer, choice.logprobs
+        assert choice.text == tokenizer.detokenize(ids) and choice.finish_reason == "length"
+        truth = logprobs_of(model, ids)
+        wanted = truth[:-1].gather(1, torch.tensor(ids[1:], dtype=torch.int64)[:, None])[:, 0]
+        assert found.token_logprobs[0] is None and found.top_logprobs[0] is None and len(found.tokens) == len(ids)
+        torch.testing.assert_close(torch.tensor(found.token_logprobs[1:]), wanted, atol=1e-4, rtol=0)
+        for token, own, top, row in zip(found.tokens[1:], found.token_logprobs[1:], found.top_logprobs[1:], truth):
+            best = row.topk(3).values.tolist()
+            assert top[token] == own and 1 <= len(top) <= 4, "the most probable ones, and the one that is there"
+            assert max(top.values()) == pytest.approx(best[0], abs=1e-4) and min(top.values()) <= best[2] + 1e-4
+        assert without.text == choice.text[len(tokenizer.detokenize(prompt)) :]
+        assert without.logprobs.token_logprobs == pytest.approx(found.token_logprobs[len(prompt) :], abs=1e-5)
+        assert without.logprobs.text_offset == found.text_offset[len(prompt) :]
+        for token, begin in zip(found.tokens, found.text_offset):
+            assert token.startswith("bytes:") or choice.text[begin:].startswith(token) or (begin == 0 and token.strip() == token)
+
+
+def test_log_probabilities_of_a_text_are_streamed_with_it(client, tokenizer, model):
+    ask = {"model": "hf_gqa", "prompt": "An answer", "max_tokens": 5, "temperature": 0, "logprobs": 0, "echo": True}
+    whole = client.completions.create(**ask).choices[0]
+    assert whole.text.startswith("An answer") and whole.logprobs.tokens[0] == "<s>" and whole.logprobs.top_logprobs[0] is None
+    pieces = [part.choices[0] for part in client.completions.create(**ask, stream=True)]
+    assert "".join(one.text for one in pieces) == whole.text and len(pieces) > 2
+    told = [one.logprobs for one in pieces if one.logprobs is not None]
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        assert [value for one in told for value in getattr(one, name)] == getattr(whole.logprobs, name)
+    ids = [tokenizer.bos, *tokenizer.tokenize("An answer")]
+    wanted = logprobs_of(model, ids)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(whole.logprobs.token_logprobs[1 : len(ids)]), wanted, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
         ({"max_tokens": 500}, "together at most 256 are allowed"),
         ({"temperature": -1}, "temperature: "),
+        ({"logprobs": 6}, "logprobs: "),
+        ({"logprobs": True}, "logprobs: "),
         ({"logit_bias": {"5": 1}}, "logit_bias: "),
         ({"prompt": []}, "prompt"),
         ({"prompt": [5, 800]}, "0 to 799"),

@@ -119,7 +119,7 @@ def main(changed: str, copies: bool) -> None:
     """
     overlapped = build.ddp_config
     build.ddp_config = lambda config, size: replace(overlapped(config, size), overlap_grad_reduce=size > 1)
-    config = tiny_config(global_batch_size=8, precision="fp32", **json.loads(changed))
+    config = tiny_config(**{"global_batch_size": 8, "precision": "fp32", **json.loads(changed)})
     config = replace(config, options=replace(config.options, peer_copies=copies))
     layout = parallel.start(config)
     wanted, _ = two_steps(config, layout)

@@ -57,6 +57,7 @@ _LAYOUTS = {
     "PP2 with AC full": (2, {**PP2, **AC}),
     "PP2 DP2": (4, PP2),
     "PP4": (4, PP4),
+    "PP2 DP2 in FP8": (4, {**PP2, "precision": "fp8"}),
     "TP2 PP2 with SP": (4, {**TP2, **PP2, **SP}),
 }
 # Where ranks may read each other's memory: sequences are split, or ZeRO shares what is updated.
@@ -167,7 +168,6 @@ def test_a_pass_is_recorded_once_for_each_place_in_a_step(monkeypatch, count, ke
         (dict(tensor_model_parallel_size=2), dict(), ""),
         (dict(tensor_model_parallel_size=2), dict(data_parallel_size=2), ""),
         (dict(pipeline_model_parallel_size=2), dict(data_parallel_size=2), ""),
-        (dict(), dict(is_one_node=False), "several nodes"),
         (dict(recompute="full"), dict(), ""),
         (dict(recompute="sel", use_flash_attn=False), dict(), ""),
     ],
@@ -178,5 +178,5 @@ def test_what_cannot_be_recorded_is_said(alone, monkeypatch, changed, layout, ob
 
 
 def test_what_was_asked_for_is_an_obstacle_too(alone):
-    config = replace(tiny_config(), options=Options(cuda_graphs=False, packing=True))
-    assert why_no_graphs(config, alone) == "there is no GPU, --cuda-graphs false, --packing"
+    config = replace(tiny_config(), options=Options(cuda_graphs=False))
+    assert why_no_graphs(config, alone) == "there is no GPU, --cuda-graphs false"

@@ -12,7 +12,8 @@ import torch
 
 from megatron_patch.core import parallel
 from megatron_patch.kernels import products
-from megatron_patch.kernels._cublaslt import Shape
+from megatron_patch.kernels._cublaslt import Scaling, Shape
+from megatron_patch.kernels.fp8 import E4M3, E5M2
 from megatron_patch.train import product_choices
 from tests.tiny import tiny_config
 
@@ -31,7 +32,7 @@ def file(monkeypatch, tmp_path):
 def test_a_start_finds_what_another_has_measured(file, alone, monkeypatch):
     candidates = [object() for _ in range(5)]
     products._chosen[SHAPE, torch.device("cuda", 0)] = (SimpleNamespace(algorithms=candidates), candidates[3])
-    other = Shape(8, 8, 8, False, False, torch.float16, torch.float16)
+    other = Shape(8, 8, 8, True, False, E4M3, torch.float32, E5M2, Scaling.TENSOR, Scaling.ROW, True)
     monkeypatch.setattr(parallel, "from_all_ranks", lambda here: [here, {other: products.Choice(0, 2)}])
     product_choices.write_choices(tiny_config())
     products._chosen.clear()
@@ -41,7 +42,9 @@ def test_a_start_finds_what_another_has_measured(file, alone, monkeypatch):
     assert products._known(SimpleNamespace(algorithms=candidates[:4]), SHAPE) is None, "another library's list"
 
 
-@pytest.mark.parametrize("change", [{"place": "0"}, {"m": 1.5}, {"dtype": "torch.int8"}, {"transpose_a": 1}, {"k": None}])
+@pytest.mark.parametrize(
+    "change", [{"place": "0"}, {"m": 1.5}, {"dtype": "torch.int8"}, {"transpose_a": 1}, {"k": None}, {"scaling_a": 9}]
+)
 def test_a_damaged_file_is_said_and_measured_again(file, alone, change):
     file.parent.mkdir()
     row = dict(m=8, n=8, k=8, transpose_a=False, transpose_b=True, dtype="torch.float16", out_dtype="torch.float32")

@@ -118,17 +118,23 @@ def test_nan_under_verify(tmp_path, value):
 
 def test_verify_compares_both_sides(tmp_path, folder, monkeypatch):
     """One bit that changes on the way to the disk is found."""
-    from megatron_patch.formats import distcp
+    from megatron_patch.formats import streaming
 
-    pieces = distcp.pieces
+    add_tensor = streaming._add_tensor
 
-    def with_a_flipped_bit(tensor, buffer=None):
-        for first, last, piece in pieces(tensor, buffer):
-            if tuple(tensor.shape) == (24, 16) and first == 0:
-                piece.view(torch.int16)[7, 5] ^= 1
-            yield first, last, piece
+    def with_a_flipped_bit(file, tensor, is_summed=False):
+        parts = add_tensor(file, tensor, is_summed)
+        if tuple(tensor.shape) == (24, 16):
+            fill = parts[0].fill
 
-    monkeypatch.setattr(distcp, "pieces", with_a_flipped_bit)
+            def fill_and_flip(out):
+                fill(out)
+                out[7] ^= 1
+
+            parts[0].fill = fill_and_flip
+        return parts
+
+    monkeypatch.setattr(streaming, "_add_tensor", with_a_flipped_bit)
     assert "gate_proj.weight differs from the source's" in fails(folder, verify=True)
 
 

@@ -1,0 +1,196 @@
+"""The same pre-training in bf16 and in fp8: a LLaMA of 124 million parameters on real text, same seed and order.
+
+    python benchmarks/fp8_learning.py --seconds 90 --json curves.json
+
+The text is what a Python installation holds: sources, headers and documents, each once. A vocabulary of 16,384 is
+learnt from a part of it, one file in fifty is held out, and the rest is one stream of tokens from which samples of
+1,024 are drawn in an order that the seed decides. Every run trains through the training loop's own step, in a process
+of its own. The first one is measured for a moment, and all runs get as many steps as it does in --seconds, at most
+--tokens.
+
+Validation losses are computed in bf16, as PR fp8 does. It prints both curves' ends and the largest step between two
+training losses in a row (a spike would show there), and --json keeps the curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import megatron_patch.core.device as device
+import numpy as np
+import torch
+
+from megatron_patch.config import Options, TrainConfig, one_process_config
+from megatron_patch.core import parallel
+from megatron_patch.kernels.fp8 import E4M3, E5M2
+from megatron_patch.llama.model_config import LlamaConfig
+from megatron_patch.model import fp8_linear
+from megatron_patch.train.evaluation import evaluate
+from megatron_patch.train.log import RunLog
+from megatron_patch.train.setup import build_state
+from megatron_patch.train.step import train_step
+from train import alone, start
+
+ENDS = {".py", ".pyi", ".txt", ".rst", ".md", ".h", ".hpp", ".cuh", ".hxx", ".c", ".cpp", ".html", ".js", ".json"}
+VOCABULARY = 16384
+MODEL = LlamaConfig(12, 768, 2048, 12, 12, vocab_size=VOCABULARY, max_position_embeddings=1024)
+SMALL = LlamaConfig(2, 128, 256, 4, 4, vocab_size=VOCABULARY, max_position_embeddings=64)
+MICRO = {MODEL: 16, SMALL: 2}  # samples of a micro-batch; a step has four
+EVALUATIONS, HELD_OUT = 12, 8  # evaluations of a run, global batches of one
+RUNS = {"bf16": ("bf16", None), "fp8": ("fp8", None), "fp8 E5M2": ("fp8", E5M2), "fp8 E4M3": ("fp8", E4M3)}
+
+
+def texts(most: int) -> Iterator[tuple[bool, str]]:
+    """(held out, text) of files below this Python's folders, at most so many bytes, each content once."""
+    folders = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    files = sorted({path for folder in folders for path in Path(folder).rglob("*") if path.suffix in ENDS and path.is_file()})
+    np.random.default_rng(0).shuffle(files)
+    seen, total = set(), 0
+    for path in files:
+        if not 200 <= path.stat().st_size <= 1 << 20:
+            continue
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        mark = hashlib.sha1(text.encode(errors="ignore")).digest()
+        if mark in seen:
+            continue
+        seen.add(mark)
+        total += len(text)
+        if total > most:
+            return
+        yield mark[0] % 50 == 0, text
+
+
+def write_tokens(folder: Path, most: int) -> dict[str, int]:
+    """Learn a vocabulary, and write train.bin and valid.bin of 16-bit tokens. Returns how many each has."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    found = list(texts(most))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator((text for held_out, text in found[::8] if not held_out), trainer)
+    counts = {}
+    for name, held_out in (("train", False), ("valid", True)):
+        with (folder / f"{name}.bin").open("wb") as file:
+            part = [text for out, text in found if out == held_out]
+            for first in range(0, len(part), 1000):
+                for one in tokenizer.encode_batch_fast(part[first : first + 1000]):
+                    file.write(np.asarray([*one.ids, 0], dtype=np.uint16).tobytes())
+        counts[name] = (folder / f"{name}.bin").stat().st_size // 2
+    return counts
+
+
+def batches(path: Path, seed: int | None, model: LlamaConfig) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless micro-batches of a file's samples: in an order by `seed`, anew each time through; None: as they stand."""
+    tokens, length, micro = np.memmap(path, dtype=np.uint16, mode="r"), model.max_position_embeddings, MICRO[model]
+    count = (len(tokens) - 1) // length
+    generator, mask = None if seed is None else np.random.default_rng(seed), torch.ones(micro, length)
+    while True:
+        order = np.arange(count) if generator is None else generator.permutation(count)
+        for first in range(0, count - micro + 1, micro):
+            rows = np.stack([tokens[at * length : (at + 1) * length + 1] for at in order[first : first + micro]])
+            both = torch.from_numpy(rows.astype(np.int64))
+            yield {"tokens": both[:, :-1].contiguous(), "labels": both[:, 1:].contiguous(), "loss_mask": mask}
+
+
+def config_of(precision: str, steps: int, layers: int, model: LlamaConfig) -> TrainConfig:
+    """The run: its rate rises for a twentieth of the steps and falls linearly to a tenth."""
+    return one_process_config(
+        model, model.max_position_embeddings, name="learning", use_distributed_optimizer=True, precision=precision,
+        recompute="sel", use_flash_attn=True, micro_batch_size=MICRO[model], global_batch_size=4 * MICRO[model], lr=6e-4,
+        min_lr=6e-5, train_iters=steps, warmup_iters=steps // 20, options=Options(fp8_layers=layers),
+    )  # fmt: skip
+
+
+def tokens_of_step(model: LlamaConfig) -> int:
+    """Tokens of a global batch."""
+    return 4 * MICRO[model] * model.max_position_embeddings
+
+
+def learn(name: str, folder: Path, steps: int, measured: int, layers: int, model: LlamaConfig) -> dict:
+    """Train, evaluate on the way, and return the curves; with `measured` only so many steps, and their seconds."""
+    precision, kind = RUNS[name]
+    if kind is not None:
+        fp8_linear.GRADIENTS = kind
+    config = config_of(precision, steps, layers, model)
+    layout = start(config)
+    parallel.seed_everything(config.options.seed)
+    state = build_state(config, layout, RunLog(config, active=False), steps)
+    train, began = batches(folder / "train.bin", 1, model), time.perf_counter()
+    curve, valid, known = [], [], []
+    for step in range(1, (measured or steps) + 1):
+        result = train_step(state, train)
+        state.scheduler.step(increment=1)
+        known.append(time.perf_counter())
+        curve.append((result.loss, result.grad_norm))
+        if not measured and (step % max(1, steps // EVALUATIONS) == 0 or step == steps):
+            sums = evaluate(state, batches(folder / "valid.bin", None, model), HELD_OUT).tolist()
+            valid.append((step, sums[0] / sums[1]))
+    seconds = statistics.median(after - before for before, after in zip(known[2:], known[3:]))
+    state.close()
+    return {"name": name, "train": curve, "valid": valid, "step_seconds": seconds, "tokens_per_step": tokens_of_step(model),
+            "seconds": time.perf_counter() - began, "peak_gib": device.max_memory_allocated() / 2**30}  # fmt: skip
+
+
+def report(result: dict, first: dict) -> str:
+    """One line about a run, beside the first one."""
+    losses = [loss for loss, _ in result["train"]]
+    tail = losses[len(losses) // 10 :]
+    smooth = [statistics.fmean(tail[at : at + 20]) for at in range(0, max(1, len(tail) - 20))]
+    jump = max(loss - mean for loss, mean in zip(tail[20:], smooth)) if len(tail) > 20 else float("nan")
+    end, reference = result["valid"][-1][1], first["valid"][-1][1]
+    rate = result["tokens_per_step"] / result["step_seconds"]
+    return (
+        f"{result['name']:10} validation {end:.4f} ({end / reference - 1:+.2%}), last 50 training losses "
+        f"{statistics.fmean(losses[-50:]):.4f}, most above the mean of the 20 before {jump:.3f}, largest gradient norm after "
+        f"a tenth {max(norm for _, norm in result['train'][len(losses) // 10 :]):.2f}, {rate:,.0f} tokens/s, "
+        f"{result['seconds']:.0f} s, {result['peak_gib']:.1f} GiB"
+    )
+
+
+def main() -> None:
+    """Make the tokens, measure, train each run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=["bf16", "fp8"])
+    parser.add_argument("--seconds", type=float, default=90.0, help="of the first run's steps")
+    parser.add_argument("--tokens", type=float, default=60e6, help="at most so many in a run")
+    parser.add_argument("--text", type=float, default=400e6, help="bytes of text, at most")
+    parser.add_argument("--fp8-layers", type=int, default=0)
+    parser.add_argument("--small", action="store_true", help="a model that a CPU can train, to try the program")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    model = SMALL if options.small else MODEL
+    print(f"{torch.cuda.get_device_name() if device.HAS_CUDA else 'CPU'}, {model.parameter_count(0):,} parameters", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder, began = Path(name), time.perf_counter()
+        counts = write_tokens(folder, int(options.text))
+        print(
+            f"{counts['train']:,} tokens of text, {counts['valid']:,} held out, {time.perf_counter() - began:.0f} s", flush=True
+        )
+        step = alone(learn, options.runs[0], folder, 1000, 6 if options.small else 30, options.fp8_layers, model)["step_seconds"]
+        each = tokens_of_step(model)
+        steps = int(min(options.tokens / each, options.seconds / step))
+        print(f"{steps} steps of {each:,} tokens, {steps * each / counts['train']:.2f} times the text", flush=True)
+        results = []
+        for run in options.runs:
+            results.append(alone(learn, run, folder, steps, 0, options.fp8_layers, model))
+            print(report(results[-1], results[0]), flush=True)
+            if options.json:
+                options.json.write_text(json.dumps({"counts": counts, "runs": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Checkpoints that are written beside the training.
+
+The state is copied into memory that a process shares (`staging.py`), and that process writes it (`writing_process.py`).
+The ranks look once a step whether all have written, and agree then; the first rank's process makes a checkpoint of the
+folder. The files are those of `save.py`, bit for bit.
+"""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_patch.checkpoint.contents import Contents, contents_of
+from megatron_patch.checkpoint.finish import Ending, begin
+from megatron_patch.checkpoint.host_memory import too_little
+from megatron_patch.checkpoint.housekeeping import partial_folder
+from megatron_patch.checkpoint.refusals import together
+from megatron_patch.checkpoint.run_progress import RunProgress
+from megatron_patch.checkpoint.save import ending
+from megatron_patch.checkpoint.staging import Layout, Staging
+from megatron_patch.checkpoint.writer import Writer
+from megatron_patch.checkpoint.writing_process import Answer, Job
+from megatron_patch.config import TrainConfig
+from megatron_patch.core import parallel
+from megatron_patch.folders.fingerprint import Origin
+from megatron_patch.folders.layout import iteration_folder
+from megatron_patch.formats.new_metadata import Span
+from megatron_patch.processes import place
+
+_LOGGER = logging.getLogger(__name__)
+_LOOK = 0.05  # seconds between two looks while the training waits
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a save.
+
+    Attributes:
+        folder: the checkpoint's.
+        progress: how far the run had come.
+        seconds: from its beginning to its end.
+        refusal: why it could not be written; empty if it was.
+    """
+
+    folder: Path
+    progress: RunProgress
+    seconds: float
+    refusal: str
+
+
+@dataclass
+class _Saving:
+    """The save that is under way."""
+
+    contents: Contents
+    origin: Origin
+    progress: RunProgress
+    folder: Path
+    began: float
+    phase: str = "copying"  # then "writing", "finishing" or "dropping"
+    answer: Answer | None = None
+    refusal: str = ""
+
+
+class BackgroundSaves:
+    """The saves of a run, one after the other. Every rank has one, and calls it at the same places.
+
+    Args:
+        config: the run's.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._root = Path(config.checkpoint_folder)
+        self._staging: Staging | None = None
+        self._writer: Writer | None = None
+        self._saving: _Saving | None = None
+        self._known: Contents | None = None  # those of the save before
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is under way; the same on all ranks."""
+        return self._saving is not None
+
+    def prepare(self, model: Any, optimizer: Any, scheduler: Any, progress: RunProgress) -> str:
+        """Get memory and the process that writes. Call it between two steps, as soon as the optimizer has its state.
+
+        Returns:
+            Why this cannot be done, as a sentence, the same on all ranks; empty if it can. Then `save.py` saves.
+        """
+        return self._made_ready(self._contents(model, optimizer, scheduler, progress), optimizer)
+
+    def _contents(self, model: Any, optimizer: Any, scheduler: Any, progress: RunProgress) -> Contents:
+        weights_only = self._config.options.save_weights_only
+        self._known = contents_of(model, optimizer, scheduler, progress, weights_only=weights_only, known=self._known)
+        return self._known
+
+    def _made_ready(self, contents: Contents, optimizer: Any) -> str:
+        layout = None if self._staging is None else self._staging.layout
+        if layout is None or layout.of is not contents.files:
+            adam = optimizer.chained_optimizers[0].optimizer
+            layout = Layout(contents, () if self._config.options.save_weights_only else adam.halves())
+        fits = self._staging is not None and self._staging.layout.signature == layout.signature
+        if parallel.any_rank(not fits):
+            self.close()
+            if problem := too_little(layout.size, contents.nbytes, self._root):
+                return problem
+            self._staging = Staging(layout)
+        assert self._staging is not None
+        self._staging.layout = layout
+        lost = self._writer is None or self._writer.has_ended
+        if lost:
+            if self._writer is not None:
+                self._writer.close()
+            self._writer = Writer(self._staging.descriptor, self._staging.size)
+            if parallel.rank() == 0:
+                self._writer.ask(self._root)  # what killed saves have left goes before anything is written
+        return ""
+
+    def begin(self, model: Any, optimizer: Any, scheduler: Any, progress: RunProgress, origin: Origin, *, only_best: bool) -> str:
+        """Begin to save the state of this moment. No save may be under way. Arguments are those of `save_checkpoint`.
+
+        Returns:
+            As `prepare`.
+
+        Raises:
+            SaveFailed: the folder cannot be made.
+        """
+        assert self._saving is None
+        began = time.perf_counter()
+        contents = self._contents(model, optimizer, scheduler, progress)
+        if problem := self._made_ready(contents, optimizer):
+            return problem
+        assert self._staging is not None and self._writer is not None
+        self._staging.wait_until_pinned()
+        problems = [one for one in parallel.from_all_ranks(self._staging.problem) if one]
+        if problems:
+            return f"{problems[0]}, so checkpoints are written while the training waits."
+        self._writer.wait()
+        folder = iteration_folder(self._root, progress.iteration)
+        first = parallel.rank() == 0
+        together(lambda: begin(partial_folder(folder), only_best) if first else None)
+        self._staging.copy()
+        self._saving = _Saving(contents, origin, progress, folder, began)
+        self._advance(self._saving)
+        return ""
+
+    def before_update(self) -> None:
+        """Let the next update, on the device, wait until it may overwrite the state."""
+        if self._saving is not None and self._staging is not None:
+            self._staging.before_update()
+
+    def poll(self) -> Outcome | None:
+        """Go on with the save if every rank has done its part; returns what became of it at its end.
+
+        Every rank calls it while a save is under way, once a step.
+        """
+        saving = self._saving
+        assert saving is not None
+        self._advance(saving)
+        return None if parallel.any_rank(saving.answer is None) else self._agreed(saving)
+
+    def wait(self) -> Outcome:
+        """`poll` until the save has ended; the training stands still."""
+        assert self._staging is not None
+        seen = 0
+        self._staging.wait_until_copied()
+        while (outcome := self.poll()) is None:
+            if parallel.any_rank(self._staging.written != seen):  # whoever watches for a hang sees it move
+                seen = self._staging.written
+                place.move("saving")
+            time.sleep(_LOOK)
+        return outcome
+
+    def _advance(self, saving: _Saving) -> None:
+        """Go on with this rank's part."""
+        assert self._staging is not None and self._writer is not None
+        if saving.phase == "copying" and self._staging.is_copied:
+            objects = {saving.contents.objects_name: b"".join(saving.contents.objects.values())}
+            files = self._staging.layout.files
+            self._writer.ask(Job(partial_folder(saving.folder), files, objects if saving.contents.objects else {}))
+            saving.phase = "writing"
+        if saving.phase != "copying" and saving.answer is None:
+            saving.answer = self._writer.answer()
+
+    def _agreed(self, saving: _Saving) -> Outcome | None:
+        """What follows when every rank has an answer: the next phase, or the end."""
+        assert self._writer is not None and saving.answer is not None
+        for warning in saving.answer.warnings:
+            _LOGGER.warning(warning)
+        refusal = next(filter(None, parallel.from_all_ranks(saving.answer.refusal)), "")
+        saving.refusal = saving.refusal or refusal
+        if saving.phase == "writing" and not refusal:
+            self._next(saving, "finishing", self._ending(saving))
+        elif saving.phase != "dropping" and refusal:
+            self._next(saving, "dropping", self._root)
+        else:
+            self._saving = None
+            seconds = time.perf_counter() - saving.began
+            return Outcome(saving.folder, saving.progress, seconds, saving.refusal)
+        return None
+
+    def _next(self, saving: _Saving, phase: str, request: Ending | Path | None) -> None:
+        """Let the first rank's process do `request`; the others have nothing to do."""
+        saving.phase, saving.answer = phase, Answer("", {}, [])
+        if parallel.rank() == 0 and request is not None:
+            saving.answer = None
+            self._made_anew(saving).ask(request)
+
+    def _made_anew(self, saving: _Saving) -> Writer:
+        """The process that writes; another one if it has ended."""
+        assert self._writer is not None and self._staging is not None
+        if self._writer.has_ended:
+            self._writer.close()
+            self._writer = Writer(self._staging.descriptor, self._staging.size)
+        return self._writer
+
+    def _ending(self, saving: _Saving) -> Ending | None:
+        """What the first rank's process is to do when all have written; every rank calls it."""
+        assert saving.answer is not None
+        spans = [Span(name, start, length) for name in saving.contents.names for start, length in saving.answer.places[name]]
+        everybodys = parallel.from_all_ranks(saving.contents.described(spans))
+        if parallel.rank() != 0:
+            return None
+        return ending(self._config, saving.origin, saving.progress, saving.contents.common, everybodys)
+
+    def close(self) -> None:
+        """Let the process end and the memory go. No save may be under way."""
+        assert self._saving is None
+        if self._writer is not None:
+            self._writer.close()
+        if self._staging is not None:
+            self._staging.close()
+        self._writer = self._staging = None

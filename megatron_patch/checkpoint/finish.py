@@ -1,0 +1,94 @@
+"""How what was written becomes a checkpoint: described, looked over, flushed, renamed, and named in the tracker.
+
+Imports no torch, so that the process that writes beside the training starts at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_patch.checkpoint.housekeeping import (
+    ONLY_BEST,
+    discard_old,
+    discard_surpassed,
+    put_in_place,
+    remove_left_over,
+    write_companions,
+)
+from megatron_patch.config import TrainConfig
+from megatron_patch.errors import UserError, naming
+from megatron_patch.folders.durable_files import flush
+from megatron_patch.folders.layout import ModelDescription, iteration_folder, write_model_description
+from megatron_patch.folders.tracker import BEST_TRACKER, write_tracker
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is left to do when every rank has written.
+
+    Attributes:
+        config: the run's.
+        description: what model.json says.
+        resumed_from: the checkpoint of another run that this one went on from.
+        partial, final: the folder's name until then, and from then on.
+        iteration: the checkpoint's.
+        best_iteration: that of the lowest validation loss.
+        small: name → bytes of the small files that stand beside the tensors.
+        sizes: name → bytes of each file that was written.
+    """
+
+    config: TrainConfig
+    description: ModelDescription
+    resumed_from: str | None
+    partial: Path
+    final: Path
+    iteration: int
+    best_iteration: int
+    small: Mapping[str, bytes]
+    sizes: Mapping[str, int]
+
+
+def begin(partial: Path, only_best: bool) -> None:
+    """Make the empty folder that is written. What killed saves have left is removed before.
+
+    Args:
+        only_best: whether it is saved for its validation loss alone.
+    """
+    partial.mkdir(parents=True)
+    if only_best:
+        (partial / ONLY_BEST).touch()
+
+
+def finish(ending: Ending) -> None:
+    """Describe, look whether all is there, flush, rename, and only then say so in the tracker.
+
+    Older ones go if `--keep-last` asks for it.
+
+    Raises:
+        UserError: a file is not as it was written.
+        OSError: the operating system refuses something.
+    """
+    partial, final, root = ending.partial, ending.final, ending.final.parent
+    write_model_description(partial, ending.description)
+    for name, data in ending.small.items():
+        with naming(partial / name), open(partial / name, "wb") as stream:
+            stream.write(data)
+    for name, end in ending.sizes.items():
+        size = (partial / name).stat().st_size
+        if size != end:
+            raise UserError(f"{partial / name} has {size} bytes, and {end} were written to it; the disk has lost the others.")
+    for name in os.listdir(partial):
+        flush(partial / name)
+    flush(partial)
+    put_in_place(partial, final)
+    if ending.config.options.save_best and iteration_folder(root, ending.best_iteration).is_dir():
+        write_tracker(root, str(ending.best_iteration), BEST_TRACKER)
+    write_tracker(root, str(ending.iteration))
+    # What follows reads other folders or removes some. None of it may cost the work that is now on the disk.
+    write_companions(ending.config, root, ending.description.dtype, ending.resumed_from)
+    discard_surpassed(root)
+    discard_old(root, ending.config.options.keep_last)
+    remove_left_over(root)

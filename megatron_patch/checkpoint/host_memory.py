@@ -1,0 +1,62 @@
+"""Whether this machine's memory holds the state of all its ranks beside the training."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
+import os
+import socket
+from pathlib import Path
+
+import psutil
+
+from megatron_patch.core import parallel
+
+_SHARE = 0.9  # of what is free
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def too_little(state: int, files: int, folder: Path) -> str:
+    """Why checkpoints cannot be written beside the training; empty if they can. Every rank calls it.
+
+    Args:
+        state: bytes of host memory that this rank needs for its state.
+        files: bytes that it writes, which take memory as well if they go to a RAM disk.
+        folder: where it writes.
+    """
+    asked = state + files * in_memory(folder)
+    everybodys = parallel.from_all_ranks((socket.gethostname(), asked, free()))
+    for host in dict.fromkeys(name for name, _, _ in everybodys):
+        needed = sum(size for name, size, _ in everybodys if name == host)
+        there = min(left for name, _, left in everybodys if name == host)
+        if needed > there * _SHARE:
+            return (
+                f"{host} has {there / 1e9:.1f} GB of memory free, and writing a checkpoint beside the training takes "
+                f"{needed / 1e9:.1f} GB: checkpoints are written tensor by tensor, while the training waits."
+            )
+    return ""
+
+
+def free() -> int:
+    """Bytes that this machine, or this container, can still give."""
+    return min(psutil.virtual_memory().available, _left_to_container())
+
+
+def _left_to_container(folder: Path = _CGROUP) -> int:
+    """Bytes below the container's limit; what its page cache holds counts as free."""
+    try:
+        limit = (folder / "memory.max").read_text()
+        used = int((folder / "memory.current").read_text())
+        kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except FileNotFoundError:  # another version of cgroups, or none
+        return psutil.virtual_memory().total
+    cache = int(kept.get("inactive_file", 0)) + int(kept.get("active_file", 0))
+    return psutil.virtual_memory().total if limit.strip() == "max" else int(limit) - used + cache
+
+
+def in_memory(folder: Path) -> bool:
+    """Whether what is written there lies in memory, on a RAM disk."""
+    there = next(one for one in (folder, *folder.parents) if one.exists()).resolve()
+    disks = {Path(disk.mountpoint): disk.fstype for disk in psutil.disk_partitions(all=True)}
+    mount = next((one for one in (there, *there.parents) if os.path.ismount(one)), Path("/"))
+    return disks.get(mount) in ("tmpfs", "ramfs")

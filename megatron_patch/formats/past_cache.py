@@ -1,0 +1,108 @@
+"""Reading and writing past the system's page cache, where the file system takes it.
+
+Through the cache the processor copies every byte once more, and threads of the system write it back on the same cores.
+Past it the disk moves bytes from and to memory itself. For that it wants places, lengths and memory in whole blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+BLOCK = 4096  # bytes; no disk has larger ones
+_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
+_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
+_of_thread = threading.local()
+
+
+def whole_blocks(size: int) -> int:
+    """`size` rounded up to whole blocks."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def aligned_memory(size: int) -> memoryview:
+    """`size` bytes that begin where a block may. They take no memory until they are written."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+def go_past_the_cache(descriptor: int) -> bool:
+    """Let reads or writes of an open file pass the cache by; returns whether its file system takes that."""
+    if not _DIRECT:
+        return False
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | _DIRECT)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        return False
+    return True
+
+
+def goes_past_the_cache(descriptor: int) -> bool:
+    """Whether `go_past_the_cache` was asked of an open file, and `go_through_the_cache` not since."""
+    return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & _DIRECT)
+
+
+def go_through_the_cache(descriptor: int, error: OSError) -> None:
+    """Take `go_past_the_cache` back, since the first read or write was refused with `error`.
+
+    Raises:
+        OSError: `error` itself, where it has another reason.
+    """
+    if error.errno not in _REFUSED or not goes_past_the_cache(descriptor):
+        raise error
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~_DIRECT)
+
+
+@contextlib.contextmanager
+def reading_past_the_cache(size: int) -> Iterator[None]:
+    """This thread's tensors are read past the cache inside, about `size` bytes at a time.
+
+    Training does not ask for it: the processes of a machine read the same files, and the first brings them into memory.
+    """
+    _of_thread.buffer = aligned_memory(whole_blocks(size) + BLOCK)
+    try:
+        yield
+    finally:
+        del _of_thread.buffer
+
+
+def open_to_read(path: str | os.PathLike[str]) -> int:
+    """A descriptor, past the cache if this thread reads so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    if hasattr(_of_thread, "buffer"):
+        go_past_the_cache(descriptor)
+    return descriptor
+
+
+def read_some(descriptor: int, view: memoryview, position: int) -> int:
+    """Read bytes of an open file from byte `position` on into the beginning of `view`; returns how many, 0 at the end."""
+    buffer = getattr(_of_thread, "buffer", None)
+    if buffer is None or not goes_past_the_cache(descriptor):
+        return os.preadv(descriptor, [view], position)
+    try:
+        return _read_blocks(descriptor, view, position, buffer)
+    except OSError as error:
+        go_through_the_cache(descriptor, error)
+    return os.preadv(descriptor, [view], position)
+
+
+def _read_blocks(descriptor: int, view: memoryview, position: int, buffer: memoryview) -> int:
+    """As `read_some`, in whole blocks: into `view` itself where it is one for the file and in memory, else by `buffer`."""
+    bytes_of_view = np.frombuffer(view, np.uint8)
+    before = position % BLOCK
+    if before == 0 and len(view) >= BLOCK and bytes_of_view.ctypes.data % BLOCK == 0:
+        return os.preadv(descriptor, [view[: len(view) // BLOCK * BLOCK]], position)
+    wanted = min(len(buffer), whole_blocks(before + len(view)))
+    count = os.preadv(descriptor, [buffer[:wanted]], position - before) - before
+    count = max(0, min(count, len(view)))
+    # numpy lets go of Python's lock while it copies; a slice of a memoryview does not.
+    np.copyto(bytes_of_view[:count], np.frombuffer(buffer, np.uint8)[before : before + count])
+    return count

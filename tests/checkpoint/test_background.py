@@ -1,0 +1,95 @@
+"""Checkpoints that are written beside the training: the same bytes, and what happens where they cannot be written."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001
+
+import os
+import signal
+import time
+
+import pytest
+
+from megatron_patch.checkpoint import host_memory, writer
+from megatron_patch.checkpoint.background import BackgroundSaves
+from megatron_patch.errors import RunStopped
+from tests.faults.disks import absent, fill, small_disk
+from tests.faults.in_process import config_of, digest, iterations_in, train
+from tests.launching import run_ranks
+
+WHY = absent()
+
+
+@pytest.mark.parametrize("layout", [(1, 1, 1, "true"), (2, 2, 1, "false"), (2, 1, 1, "true"), (2, 1, 2, "true")])
+def test_the_files_are_those_of_a_save_that_is_waited_for(layout, tmp_path):
+    """bf16, in which ZeRO's fp32 weights are copied as halves; while a step changes them all."""
+    processes, *arguments = layout
+    run_ranks("tests.checkpoint.background_worker", tmp_path, *arguments, count=processes)
+
+
+@pytest.fixture(scope="module")
+def whole(alone, tmp_path_factory):
+    """What is learnt by the run that waits for its saves."""
+    return digest(train(config_of(tmp_path_factory.mktemp("whole")), alone)[0])
+
+
+def test_a_process_that_is_killed_costs_one_save(whole, alone, tmp_path, monkeypatch):
+    """And the next one has a process of its own."""
+    started = []
+
+    class Kept(writer.Writer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            started.append(self._process)
+
+    def meddle(state, done):
+        if done == 4:
+            os.kill(started[0].pid, signal.SIGKILL)
+            started[0].wait()
+
+    monkeypatch.setattr("megatron_patch.checkpoint.background.Writer", Kept)
+    config = config_of(tmp_path, async_save="true")
+    state, log = train(config, alone, meddle)
+    assert len(started) == 2 and started[1].poll() is not None, "the second one has ended with the run"
+    assert iterations_in(config)[-2:] == ["iter_0000006", "iter_0000008"] and digest(state) == whole
+    for warning in log.warnings:  # none where the fourth iteration's was there already
+        assert warning.startswith("iteration 4 could not be saved (the process that writes checkpoints has ended with status -9)")
+
+
+@pytest.mark.skipif(bool(WHY), reason=WHY)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_full_disk_is_told_and_the_next_save_is_tried(fails, whole, alone, monkeypatch):
+    """Each save has ended one iteration later, so that it is known which one meets the full disk."""
+
+    def at_once(self, poll=BackgroundSaves.poll):
+        while (outcome := poll(self)) is None:
+            time.sleep(0.01)
+        return outcome
+
+    monkeypatch.setattr(BackgroundSaves, "poll", at_once)
+    with small_disk("size=16m") as disk:
+
+        def meddle(state, done):
+            if done == 3:
+                fill(disk)
+            if done == 5 and not fails:
+                (disk / "filler").unlink()
+
+        config = config_of(disk, async_save="true", every=4 if fails else 2)
+        if fails:
+            with pytest.raises(RunStopped, match="iteration 8 could not be saved .*No space left on device"):
+                train(config, alone, meddle)
+            return
+        state, log = train(config, alone, meddle)
+        (warning,) = log.warnings
+        assert warning.startswith("iteration 4 could not be saved (") and "No space left on device" in warning
+        assert iterations_in(config) == [f"iter_{number:07d}" for number in (2, 6, 8)] and digest(state) == whole
+
+
+def test_without_memory_for_it_the_training_waits(whole, alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(host_memory, "free", lambda: 1000)
+    config = config_of(tmp_path, async_save="true")
+    state, log = train(config, alone)
+    (warning,) = log.warnings
+    assert "has 0.0 GB of memory free" in warning and "while the training waits" in warning
+    assert iterations_in(config) == [f"iter_{number:07d}" for number in (2, 4, 6, 8)] and digest(state) == whole
