@@ -29,10 +29,11 @@ fuzz: $(VENV)/.test-ready
 	@$(RUN) FUZZ_INPUTS=$(FUZZ_INPUTS) FUZZ_SEED=$(FUZZ_SEED) FUZZ_JOBS=$(FUZZ_JOBS) python -m tests.fuzz
 
 # A thousand faults at random moments of small runs, each compared with the run that nothing happened to; hours.
-# make soak SOAK_CASES=30 SOAK_SEED=2 SOAK_JOBS=4 tries others.
+# make soak SOAK_CASES=30 SOAK_SEED=2 SOAK_JOBS=4 tries others; with SOAK_RESULTS=FILE a later start takes up where this one ended.
 soak: $(VENV)/.test-ready
 	@$(RUN) SOAK=1 python -m pytest tests/faults/test_networks.py
-	@$(RUN) SOAK_CASES=$(SOAK_CASES) SOAK_SEED=$(SOAK_SEED) SOAK_JOBS=$(SOAK_JOBS) python -m tests.faults
+	@$(RUN) SOAK_CASES=$(SOAK_CASES) SOAK_SEED=$(SOAK_SEED) SOAK_JOBS=$(SOAK_JOBS) python -m tests.faults \
+	  $(if $(SOAK_RESULTS),--results $(SOAK_RESULTS))
 
 # The suite's core with each Python, megatron-core and torch that are supported and that this machine has an interpreter for; the
 # table comes into docs/matrix.md. CORNERS="3.13/0.19.2/2.15.0 ..." names some of them alone.

@@ -2,14 +2,14 @@
 
     python benchmarks/convert.py --size llama2-7b --rounds 3 --folder /path/on/the/disk/to/measure
 
-It makes a model of random numbers. Then it repeats these steps --rounds times, each in a process of its own: `cp -r` and
-`sync` of the Hugging Face folder, its conversion to Megatron, `fio`, and the same three for the way back. `fio`, where it
-is installed, reads as many bytes as the weights have and writes as many at once: in blocks of 4 MiB, 32 in flight, past
-the page cache. Before each step the page cache is dropped, where that is permitted, and the interpreter's own files are
-read again. So sources come from the disk, and the program does not. A ratio is to the steps beside it in the round; its
-median counts. CPU seconds are user's and system's; where other programs share the machine they say more than seconds.
-Peak memory is the largest resident memory of the converter's process, minus that of an interpreter that has imported the
-same modules and done nothing.
+It makes a model of random numbers. Then it repeats these steps --rounds times, each in a process of its own: `cp
+-r` and `sync` of the Hugging Face folder, its conversion to Megatron, `fio`, and the same three for the way back.
+`fio`, where it is installed, reads as many bytes as the weights have and writes as many at once: in blocks of 4
+MiB, 32 in flight, past the page cache. Before each step the page cache is dropped, where that is permitted, and the
+interpreter's own files are read again. So sources come from the disk, and the program does not. A ratio is to the
+steps beside it in the round; its median counts. CPU seconds are user's and system's; where other programs share the
+machine they say more than seconds. Peak memory is the largest resident memory of the converter's process, minus
+that of an interpreter that has imported the same modules and done nothing.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def one_round(folder: Path, total: int) -> list[Measurement]:
 
 
 def summary(rounds: list[list[Measurement]], total: int, imports: int) -> list[dict[str, object]]:
-    """A row for each command, with medians; for conversions also the ratios to the copy before and to the disk after."""
+    """A row for each command, with medians; for conversions also the ratios to the copy before and the disk after."""
     rows: list[dict[str, object]] = []
     for column, runs in enumerate(zip(*rounds)):
         seconds = statistics.median(run.seconds for run in runs)

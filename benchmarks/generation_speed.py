@@ -75,7 +75,11 @@ def part(name: str, run: Callable[[], object]) -> None:
 
 
 def wait_for_turn() -> None:
-    """Say that everything is compiled, and wait until the GPU is free."""
+    """Say that everything is compiled, and wait until the GPU is free.
+
+    Raises:
+        SystemExit: nobody waits for this part any more.
+    """
     print("READY", flush=True)
     if sys.stdin.readline().strip() != GO:
         raise SystemExit("nobody waits for this part any more")

@@ -63,10 +63,11 @@ class RandomTokens(BaseDataLoader):
             yield {"input": tokens[:, :-1]}, tokens[:, 1:]
 
     def state_dict(self) -> dict[str, object]:
+        """torchtitan asks for it; there is none."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        pass
+        """torchtitan asks for it; there is none."""
 
 
 def _loader(dp_world_size: int, dp_rank: int, tokenizer: None, job_config) -> RandomTokens:

@@ -8,8 +8,8 @@
     python benchmarks/preprocess.py --loader                        waiting for batches of 2048 tokens in 0.1 s steps
     python benchmarks/preprocess.py --index 10000000                megatron-core's sample index for that many documents
 
-The first two read code, English and Chinese of `benchmarks/texts.py`, which says from where; where there is no Debian to
-ask, code alone. `--texts` names some of them, or files of JSON Lines, whose texts are repeated up to --megabytes.
+The first two read code, English and Chinese of `benchmarks/texts.py`, which says from where; where there is no Debian
+to ask, code alone. `--texts` names some of them, or files of JSON Lines, whose texts are repeated up to --megabytes.
 
 Each line of a table is a process of its own that reads a file of JSON Lines: this project's whole command, or a library
 that tokenizes its texts one batch after the other on one thread and writes nothing. Its time to start and to load the
@@ -207,27 +207,29 @@ def corpora(folder: Path, size: int, wanted: list[str]) -> dict[str, tuple[Path,
     return made
 
 
-def compare(folder: Path, made: dict[str, tuple[Path, int]], rounds: int, megatron: Path | None) -> None:
+def compare(
+    folder: Path, made: dict[str, tuple[Path, int]], rounds: int, libraries: list[str], megatron: Path | None
+) -> None:  # fmt: skip
     """Measure the command with one worker and the libraries alone, `rounds` times in turn, and print medians."""
     for text, (corpus, size) in made.items():
         found: dict[str, list[float]] = {}
         for _ in range(rounds):
-            runs = {
-                "this project, 1 worker": command_of(corpus, folder, 1),
-                "this project, --tokenizer-engine reference": command_of(corpus, folder, 1, "--tokenizer-engine", "reference"),
-            }
+            runs = {"this project, 1 worker": command_of(corpus, folder, 1)}
+            if "sentencepiece" in libraries:
+                reference = command_of(corpus, folder, 1, "--tokenizer-engine", "reference")
+                runs["this project, --tokenizer-engine reference"] = reference
             if megatron:
                 runs["Megatron-LM's tool, 1 worker"] = megatron_command(megatron, corpus, folder)
             for name, command in runs.items():
                 for old in folder.glob("out*"):
                     old.unlink()
                 found.setdefault(name, []).append(timed(command)[1])
-            for name in ("fastokens", "sentencepiece", "tokenizers"):
+            for name in libraries:
                 words = ["--library", name, "--corpus", str(corpus), "--folder", str(folder / "tokenizer")]
                 inner = [sys.executable, __file__, *words]
                 for heat, seconds in zip(("cold", "warm"), timed(inner)[2].split()):
                     found.setdefault(f"{name} alone, {heat}", []).append(float(seconds))
-        print(f"{text}: medians of {rounds}, MB of text a CPU second")
+        print(f"{text}: medians of {rounds}, MB of text a CPU second", flush=True)
         for name, seconds in found.items():
             print(f"  {name:44s} {size / 1e6 / statistics.median(seconds):7.2f}")
 
@@ -356,6 +358,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--libraries", nargs="*", default=["fastokens", "sentencepiece", "tokenizers"])
     parser.add_argument("--megatron", type=Path)
     parser.add_argument("--workers", type=int, nargs="+")
     parser.add_argument("--texts", nargs="+", default=["code", "English", "Chinese"])
@@ -381,7 +384,7 @@ def main() -> None:
         made = corpora(folder, args.megabytes * 10**6, args.texts)
         if args.workers:
             return several(folder, made, args.rounds, args.workers)
-        compare(folder, made, args.rounds, args.megatron)
+        compare(folder, made, args.rounds, args.libraries, args.megatron)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Training speed of LLaMA-2 7B through the documented scripts: with their data loaders, read from their log lines.
 
     python benchmarks/through_script.py bf16 fp16 seed-example mbs2 seq4096 finetune
+    python benchmarks/through_script.py finetune lora lora-mbs2 lora-none lora-full lora-least
     python benchmarks/through_script.py bf16 fp8 fp8-mbs2 fp8-seq4096    # one GPU with FP8 tensor cores
     python benchmarks/through_script.py bf16 dp2 tp2 pp2    # two GPUs
     python benchmarks/through_script.py bf16 dp4 tp4 tp2-dp2 pp2-dp2 pp4 tp2-pp2    # four
@@ -56,6 +57,8 @@ WARM_UP = 3
 _PRETRAIN = dict(size="7B", mbs=1, gbs=8, seq=2048, pr="bf16", fl="true", tp=1, pp=1, gpus=1, flags=())
 _TWO = {**_PRETRAIN, "gpus": 2, "gbs": 16}
 _FOUR = {**_PRETRAIN, "gpus": 4, "gbs": 32}
+# LoRA of rank 16 on all linear layers; every one of PAD_LEN's positions is learnt.
+_LORA = {**_PRETRAIN, "finetune": "long.json", "flags": ("--lora-rank", "16")}
 SHAPES = {
     "bf16": _PRETRAIN,
     "bf16-single": {**_PRETRAIN, "flags": ("--pair-micro-batches", "false")},
@@ -69,6 +72,27 @@ SHAPES = {
     "mbs2": {**_PRETRAIN, "mbs": 2},
     "seq4096": {**_PRETRAIN, "seq": 4096, "gbs": 4},
     "finetune": {**_PRETRAIN, "finetune": "long.json"},
+    "lora": _LORA,  # AC sel, which with FL true is none
+    "lora-none": {**_LORA, "ac": "none"},
+    "lora-mbs2": {**_LORA, "mbs": 2},
+    "lora-mbs4": {**_LORA, "mbs": 4},
+    "lora-mbs8": {**_LORA, "mbs": 8},
+    "lora-full": {**_LORA, "ac": "full"},
+    "lora-full-mbs2": {**_LORA, "ac": "full", "mbs": 2},
+    "lora-least": {**_LORA, "ac": "full", "flags": ("--lora-rank", "16", "--pair-micro-batches", "false")},
+    "lora-qv": {**_LORA, "flags": ("--lora-rank", "16", "--lora-targets", "q_proj,v_proj")},
+    "lora-70b-tp4": {**_LORA, "size": "70B", "tp": 4, "gpus": 4, "mbs": 2},
+    "qlora": {**_LORA, "flags": (*_LORA["flags"], "--qlora", "true")},
+    "qlora-full": {**_LORA, "ac": "full", "flags": (*_LORA["flags"], "--qlora", "true")},
+    "qlora-least": {
+        **_LORA,
+        "ac": "full",
+        "flags": (*_LORA["flags"], "--qlora", "true", "--pair-micro-batches", "false"),
+    },
+    "qlora-70b": {**_LORA, "size": "70B", "ac": "full", "flags": (*_LORA["flags"], "--qlora", "true")},
+    "lora-13b": {**_LORA, "size": "13B"},
+    "tiny-qlora": {**_LORA, "size": "tiny", "seq": 128, "flags": (*_LORA["flags"], "--qlora", "true")},
+    "tiny-lora": {**_LORA, "size": "tiny", "seq": 128},
     "finetune-packing": {**_PRETRAIN, "finetune": "short.json", "flags": ("--packing", "true")},
     "dp2": _TWO,
     "tp2": {**_TWO, "tp": 2},
@@ -109,7 +133,15 @@ def write_json(path: Path, samples: int, least: int, most: int) -> None:
 def command_of(shape: dict, folder: Path, output: Path) -> list[str]:
     """The command line of one shape, with the documented arguments."""
     engine, rates = "/root/Megatron-LM-230512", ("1e-5", "1e-6")
-    layout = (shape["pr"], shape["tp"], shape["pp"], "sel", "true", shape["fl"], "true" if shape["tp"] > 1 else "false")
+    layout = (
+        shape["pr"],
+        shape["tp"],
+        shape["pp"],
+        shape.get("ac", "sel"),
+        "true",
+        shape["fl"],
+        "true" if shape["tp"] > 1 else "false",
+    )
     if shape.get("finetune"):
         accumulate = shape["gbs"] // shape["mbs"]
         values = ["dsw", engine, ROOT, shape["size"], shape["mbs"], *rates, shape["seq"], shape["seq"], 0, *layout,
@@ -199,7 +231,11 @@ def row_of(name: str, results: dict[str, dict]) -> str:
     model = LLAMA_SIZES[TRAINING_SIZES[shape["size"]]]
     rate, one = result["tokens_per_second"], results.get("bf16")
     products = results["products"]
-    of_products = rate * model.flops_per_token(shape["seq"]) / 1e12 / products["kept_up"] if products else None
+    of_products = (
+        rate * model.flops_per_token(shape["seq"], is_frozen="--lora-rank" in shape["flags"]) / 1e12 / products["kept_up"]
+        if products
+        else None
+    )
     memory, first = result["max_allocated_mb"], result["first_iteration_ms"]
     cells = [
         f"{name:16} {rate:9.0f}",

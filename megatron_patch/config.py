@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_patch.data_paths import NO_DATA, DataSource, JsonFiles
+from megatron_patch.formats.peft_adapter import TARGETS, LoraConfig
 from megatron_patch.llama.model_config import LlamaConfig
 
 PRECISIONS = ("fp16", "bf16", "fp32", "fp8")
@@ -87,9 +88,12 @@ class Options:
     save_weights_only: bool = False
     """Checkpoints hold the weights alone, a seventh of the bytes in bf16: a run can start from one, and none can resume
     from it."""
+    local_output: bool = False
+    """OUTPUT_BASEPATH is a folder of each node's own disk: each node keeps the checkpoint's files of its ranks, and the
+    same nodes go on from them."""
     async_save: Literal["auto", "true", "false"] = "auto"
     """Write checkpoints beside the training, by a process of its own; `auto`: on GPUs, where host memory holds the
-    state."""
+    state, and not with `--local-output true`."""
     fail_on_save_error: bool = False
     """End the run when a checkpoint cannot be saved; otherwise it is tried again at the next interval."""
     max_consecutive_skips: int = 100
@@ -128,6 +132,22 @@ class Options:
     it."""
     peer_copies: bool = True
     """GPUs of one host read each other's memory for sequence parallelism and ZeRO, by copy engines in NCCL's place."""
+    lora_rank: int = 0
+    """Train LoRA adapters of this rank, and freeze the model's weights; 0 trains all weights."""
+    lora_alpha: float = 0.0
+    """LoRA: the adapters' output is multiplied by this / rank; 0: twice the rank, as in PEFT's examples."""
+    lora_dropout: float = 0.0
+    """LoRA: probability with which an element of an adapter's input is dropped in training."""
+    lora_targets: str = ""
+    """LoRA: linear layers that get an adapter, by Hugging Face's names, such as q_proj,v_proj; empty: all seven."""
+    lora_vocabulary: bool = False
+    """LoRA: train embedding and output layer too, whole, as PEFT's modules_to_save; with EXTRA_VOCAB_SIZE above 0
+    they always are."""
+    lora_adapter: str = ""
+    """LoRA: begin with the adapter in this folder, saved by PEFT or by a run of this project; rank, alpha and layers
+    are the adapter's."""
+    qlora: bool = False
+    """LoRA: hold the frozen linear layers in 4 bits (NF4 with double quantization, as bitsandbytes does)."""
     profile: bool = False
     """Write a PyTorch profiler trace of a few iterations for TensorBoard."""
     profile_step_start: int = 10
@@ -204,6 +224,23 @@ class TrainConfig:
     def decay_style(self) -> Literal["cosine", "linear"]:
         """How the learning rate falls to `min_lr`: by a cosine where epochs are counted, else linearly."""
         return "cosine" if self.epochs else "linear"
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters that are trained over the model's frozen weights; None where all weights are trained."""
+        options = self.options
+        if not options.lora_rank:
+            return None
+        saved = options.lora_vocabulary or self.extra_vocab_size > 0
+        return LoraConfig(
+            rank=options.lora_rank,
+            alpha=options.lora_alpha or 2.0 * options.lora_rank,
+            dropout=options.lora_dropout,
+            targets=tuple(name for name in TARGETS if name in options.lora_targets.split(",")) or TARGETS,
+            saved=("embed_tokens", "lm_head") if saved else (),
+            base=self.load or "",
+            quantizes=options.qlora,
+        )
 
     @property
     def vocab_size(self) -> int:

@@ -163,7 +163,8 @@ def _start(task: str, flags: list[str]) -> None:
         options = reading.config.options
         environment[GRACE] = str(options.exit_grace_seconds)
         met = {"minutes": options.rendezvous_timeout_minutes, "output": os.path.abspath(reading.config.output_path)}
-        environment[MEETING] = json.dumps(met | {"data": start.origin.train_data_fingerprint})
+        met |= {"data": start.origin.train_data_fingerprint, "local": options.local_output}
+        environment[MEETING] = json.dumps(met)
         os.execve(command[0], command, environment)
 
 
@@ -171,12 +172,12 @@ def _start(task: str, flags: list[str]) -> None:
 def _folder_held(reading: Reading) -> Iterator[dict[str, str]]:
     """Hold the checkpoint folder for this process and for torchrun, which it becomes; gives what torchrun must know.
 
-    The first node holds it for all.
+    The first node holds it for all, or each node its own.
 
     Raises:
         UserError: another run holds it.
     """
-    if reading.dry_run or reading.processes.node_rank:
+    if reading.dry_run or (reading.processes.node_rank and not reading.config.options.local_output):
         yield {}
         return
     lock = take(reading.config.checkpoint_folder, lambda line: print(in_language(line), flush=True))

@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
 
 
 def _lock() -> RunLock | None:
-    """The lock that the launcher took before it became torchrun; None on the other nodes."""
+    """The lock that the launcher took before it became torchrun; None on a node whose folder another one holds."""
     path = os.environ.get(LOCK)
     return taken(os.path.dirname(path), path) if path else None
 
@@ -177,7 +177,9 @@ def _meet(argv: list[str]) -> PrefixStore | None:
     try:
         meeting.gather(shared)
         if "output" in told:
-            shared_folder.check(meeting, shared, Path(told["output"]), str(told.get("data", "")))
+            look = shared_folder.check_apart if told.get("local") else shared_folder.check
+            look(meeting, shared, Path(told["output"]))
+            shared_folder.check_data(meeting, shared, str(told.get("data", "")))
     except (DistNetworkError, DistStoreError) as error:
         raise UserError(
             f"node {node} lost node 0 at {address}:{port} before all nodes had come ({_first_line(error)})."

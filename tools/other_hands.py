@@ -13,7 +13,6 @@ model; the package mistral-common has one of LLaMA's kind, data/tokenizer.model.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -21,15 +20,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.arguments.processes import free_port
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.data.tokenizer_json import add_tokenizer_json
+from tools.served_folder import served
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -173,7 +171,7 @@ def tasks(work: Path) -> Path:
 
 
 def with_lm_eval(folder: Path, work: Path) -> str:
-    """A task of choices and one of texts with the folder itself, and the texts again through the server."""
+    """A task of choices and one of texts, with the folder itself and through the server."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -194,13 +192,24 @@ def with_lm_eval(folder: Path, work: Path) -> str:
     )
     accuracy = alone["results"]["lines_choose"]["acc,none"]
     with served(folder) as (url, name):
-        through = evaluate(
-            "local-completions", ["lines_write"], base_url=f"{url}/completions", model=name, tokenizer=str(folder),
-            num_concurrent=4, tokenized_requests=False,
-        )  # fmt: skip
+        server = dict(base_url=f"{url}/completions", model=name, tokenizer=str(folder), num_concurrent=4)
+        through = evaluate("local-completions", ["lines_write"], tokenized_requests=False, **server)
+        choices = evaluate("local-completions", ["lines_choose"], add_bos_token=True, **server)
+    check_choices(alone["samples"]["lines_choose"], choices["samples"]["lines_choose"])
     other = [pair for pair in zip(texts(alone), texts(through)) if pair[0] != pair[1]]
     check(not other, f"{len(other)} of {QUESTIONS} texts are others through the server: {other[:3]}")
-    return f"{version('lm_eval')}: accuracy {accuracy:.3f} over {QUESTIONS} choices; the server writes the same {QUESTIONS} texts"
+    return (
+        f"{version('lm_eval')}: accuracy {accuracy:.3f} over {QUESTIONS} choices, by the folder and by the server, which also "
+        f"writes the same {QUESTIONS} texts"
+    )
+
+
+def check_choices(wanted: list[dict[str, Any]], got: list[dict[str, Any]]) -> None:
+    """Each choice's log-probability, and whether the model would write it, as lm-evaluation-harness found them."""
+    for one, other in zip(*(sorted(samples, key=lambda sample: sample["doc_id"]) for samples in (wanted, got)), strict=True):
+        for (here, is_greedy), (there, was_greedy) in zip(one["filtered_resps"], other["filtered_resps"], strict=True):
+            found = f"choice of question {one['doc_id']}: {here} {is_greedy} by the folder, {there} {was_greedy} by the server"
+            check(abs(here - there) < 1e-3 and is_greedy == was_greedy, found)
 
 
 def with_gguf(folder: Path, work: Path, converter: Path) -> str:
@@ -250,24 +259,6 @@ def hugging_face_name(name: str, config: dict[str, Any]) -> tuple[str, int]:
         return f"{fixed[words[0]]}.weight", 0
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}.get(words[2], 0)
     return f"model.layers.{words[1]}.{parts[words[2]]}.weight", heads
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[tuple[str, str]]:
-    """`megatron-patch serve` with the folder: its address and the model's name."""
-    port = free_port()
-    command = [sys.executable, "-m", "megatron_patch.cli.main", "serve", str(folder), "--port", str(port), "--language", "en"]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            check(server.poll() is None, f"the server ended with status {server.returncode}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-                break
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1", folder.name
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from megatron_patch.arguments.divisibility import layout_findings
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
 from megatron_patch.errors import UserError
+from megatron_patch.folders.adapter_base import base_of, find_adapter
 from megatron_patch.folders.atomic_folder import target_finding
 from megatron_patch.folders.hugging_face_folder import (
     find_weights,
@@ -27,6 +28,7 @@ from megatron_patch.folders.layout import (
     read_model_description,
     resolve_checkpoint,
 )
+from megatron_patch.formats.peft_adapter import read_config
 from megatron_patch.formats.placeholders import refuse_placeholders
 from megatron_patch.formats.typed import path_problem, unwritable
 from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig, read_hf_config, shape_differences
@@ -53,12 +55,14 @@ class Conversion:
     max_file_bytes: int = DEFAULT_FILE_BYTES
     megatron_path: str = ""
     gqa_layout: str = PER_KV_HEAD  # of QKV rows in a checkpoint of 2023 that does not tell it
+    base: Path | None = None  # the model that an adapter was made over; None: what the adapter names
+    adapter_only: bool = False
 
 
 # Fields that are an argument's value as it is, under the flag's name.
 _UNCHANGED = (
     "tensor_model_parallel_size", "pipeline_model_parallel_size", "extra_vocab_size", "dtype", "overwrite",
-    "verify", "verify_logits", "megatron_path", "gqa_layout",
+    "verify", "verify_logits", "megatron_path", "gqa_layout", "adapter_only",
 )  # fmt: skip
 
 
@@ -85,6 +89,7 @@ def _job(texts: Texts, findings: Findings) -> Conversion:
         to_hf=value["mg2hf"],
         model_name=texts[name.dest],
         max_file_bytes=value["max_shard_size"],
+        base=Path(value["base"]) if value["base"] else None,
         **{field: value[field] for field in _UNCHANGED},
     )
     sided = usable and not findings.is_about(ARGUMENTS["mg2hf"])  # else nobody knows what the source should be
@@ -92,6 +97,11 @@ def _job(texts: Texts, findings: Findings) -> Conversion:
         _check_target(job, value["target"], findings)
     if sided and job.gqa_layout == ALL_Q_FIRST and not job.to_hf:
         findings.add_flag("--gqa-layout", ALL_Q_FIRST, "it is for checkpoints of 2023, with mg2hf = true: remove the flag.")
+    if sided and job.adapter_only and not job.to_hf:
+        findings.add_flag("--adapter-only", "true", "it is for mg2hf = true: remove the flag, or write mg2hf = true.")
+    for flag in ("--verify", "--verify-logits"):
+        if job.adapter_only and getattr(job, flag.strip("-").replace("-", "_")):
+            findings.add_flag(flag, "true", "it compares whole models, and --adapter-only writes none: remove the flag.")
     config = _source_config(job, findings) if sided else None
     if usable and not sided and not job.source.exists():
         findings.add(ARGUMENTS["SOURCE_CKPT_PATH"], job.source, "there is nothing of that name: write the folder of the model.")
@@ -126,6 +136,12 @@ def _check_target(job: Conversion, text: str, findings: Findings) -> None:
 def _source_config(job: Conversion, findings: Findings) -> LlamaConfig | None:
     """What the source says it is; None where it was found wrong, or where only its tensors tell."""
     try:
+        adapter = find_adapter(job.source)
+        if adapter is not None:
+            return _base_config(job, adapter, findings)
+        for flag, got in (("--base", job.base), ("--adapter-only", "true" if job.adapter_only else None)):
+            if got is not None:
+                findings.add_flag(flag, got, f"it goes with an adapter, and {job.source} holds none: remove the flag.")
         if not job.to_hf:
             return _hf_config(job.source)
         location = resolve_checkpoint(job.source)
@@ -141,6 +157,29 @@ def _source_config(job: Conversion, findings: Findings) -> LlamaConfig | None:
         return description.model
     except UserError as error:
         findings.add(ARGUMENTS["SOURCE_CKPT_PATH"], job.source, str(error))
+        return None
+
+
+def _base_config(job: Conversion, adapter: Path, findings: Findings) -> LlamaConfig | None:
+    """The model that `adapter` was made over; None where it was found wrong, where only tensors tell, or is not needed.
+
+    Raises:
+        UserError: adapter_config.json cannot be read, or names no folder that is there.
+    """
+    read_config(adapter)
+    if job.adapter_only:
+        return None
+    try:
+        base = base_of(adapter, job.base)
+        if is_hf_folder(base) or is_meta_folder(base):
+            return _hf_config(base)
+        location = resolve_checkpoint(base)
+        description = read_model_description(location)
+        return _root_config(location) if description is None else description.model
+    except UserError as error:
+        if job.base is None:
+            raise
+        findings.add_flag("--base", job.base, str(error))
         return None
 
 

@@ -45,6 +45,11 @@ CONVERT = Script(
                 en="Compare a forward pass with transformers', in fp32 on the CPU."),
         flagged("--max-shard-size", "size", "单个文件的最大大小", default=DEFAULT_FILE_BYTES,
                 en="Most bytes of one file; 5GB, 500MB."),
+        flagged("--base", "path", "源是适配器（LoRA）时：它所基于的模型；不写则取 adapter_config.json 中写的文件夹",
+                en="Where the source is an adapter (LoRA): the model that it was made over; without it, the folder that "
+                "adapter_config.json names."),
+        flagged("--adapter-only", "boolean", "只写出 LoRA 训练检查点中的适配器（PEFT 格式），不与基础模型合并", default=False,
+                en="Write the adapter of a LoRA run's checkpoint alone, as PEFT does, and merge nothing."),
         flagged("--gqa-layout", "choice", "2023 年的分组查询检查点中 QKV 行的顺序（文件本身无法判断时）；"
                 "all-q-first：原项目 2023-10-18 至 2023-11-09 的转换结果",
                 choices=(PER_KV_HEAD, ALL_Q_FIRST), default=PER_KV_HEAD,

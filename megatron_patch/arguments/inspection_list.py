@@ -10,9 +10,10 @@ INSPECT = Script(
     zh="查看训练读写的文件",
     en="a look into what training reads and writes",
     documented=(
-        Argument("PATH", "", "path", "一对 .bin/.idx（后缀可写可不写）、微调 JSON 文件，或检查点文件夹",
+        Argument("PATH", "", "path", "一对 .bin/.idx（后缀可写可不写）、微调 JSON 文件，或检查点、适配器的文件夹",
                  filled=True, required=True,
-                 en="A .bin/.idx pair, with or without the ending, a fine-tuning JSON file, or a checkpoint's folder."),
+                 en="A .bin/.idx pair, with or without the ending, a fine-tuning JSON file, or the folder of a checkpoint or "
+                 "an adapter."),
     ),
     flags=(
         flagged("--tokenizer-folder", "path", "解码样本，并统计微调文件的 token", filled=True,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from megatron_patch.arguments.argument import Argument, Range
 from megatron_patch.arguments.findings import Findings
-from megatron_patch.arguments.gpus import find_driver, fp8_finding, visible_gpus
 from megatron_patch.config import ALL_Q_FIRST, Options, TrainConfig, run_root
 from megatron_patch.errors import UserError
 from megatron_patch.folders.hugging_face_folder import holds_tokenizer
@@ -245,18 +244,6 @@ class ModelReader:
                 "JSON data needs a tokenizer, and there is no tokenizer.model and no tokenizer.json beside the checkpoint: "
                 "copy one there, or add --tokenizer-path FOLDER after the last argument.",
             )
-
-    def precision(self, options: Options, layers: int) -> str:
-        """PR. FP8 needs GPUs that have it, and a layer between those that stay in bf16."""
-        chosen = self.choice("PR")
-        if chosen != "fp8" or self.findings.is_about_flag("--fp8-layers"):
-            return chosen
-        if problem := fp8_finding(find_driver(), visible_gpus()):
-            self.problem("PR", problem)
-        if self.model_is_known and 2 * options.fp8_layers >= layers:
-            wanted = f"it leaves none of the model's {layers} layers in FP8: write {(layers - 1) // 2} or less, or PR bf16."
-            self.findings.add_flag("--fp8-layers", options.fp8_layers, wanted)
-        return chosen
 
     def name(self) -> str:
         """NAME of the run, spelt as in the original scripts."""

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from megatron_patch.arguments.argument import WHOLE_MOST, Argument, Kind, Range, flagged
 from megatron_patch.config import Options
+from megatron_patch.formats.peft_adapter import MOST_RANK
 
 _KINDS: dict[type, Kind] = {int: "whole", float: "number", bool: "boolean", str: "text"}
 
@@ -72,6 +73,7 @@ SHARED = (
     _option("save_best", "保留验证 loss 最低的检查点，best_checkpointed_iteration.txt 指明是哪一个"),
     _option("early_stopping_patience", "连续这么多次评估验证 loss 都没有更低时结束运行；0 不结束"),
     _option("save_weights_only", "检查点只保存权重（bf16 时大小为七分之一）：可作为起点，但不能从它继续训练"),
+    _option("local_output", "OUTPUT_BASEPATH 在各节点自己的磁盘上：每个节点保存自己各 rank 的检查点文件，由同样的节点继续训练"),
     _option("async_save", "由单独的进程在训练的同时写检查点；auto：有 GPU 且主机内存放得下状态时"),
     _option("fail_on_save_error", "检查点保存失败时结束运行；否则到下一个保存间隔再试"),
     _option("max_consecutive_skips", "连续这么多次迭代非有限值时结束运行（不计 fp16 最初寻找 loss scale）；0 不结束"),
@@ -90,6 +92,13 @@ SHARED = (
     _option("cuda_graphs", "条件允许时把 micro-batch 录成 CUDA graph 重放；不行时日志说明原因"),
     _option("pair_micro_batches", "使用 CUDA graph 时，若一步的 micro-batch 为偶数且显存足够，一次跑两个"),
     _option("peer_copies", "同一台机器的 GPU 之间，TP（SP true）与 ZeRO 的通信由拷贝引擎完成，不占用计算单元"),
+    _option("lora_rank", "训练该秩的 LoRA 适配器并冻结模型权重；0 训练全部权重", most=MOST_RANK),
+    _option("lora_alpha", "LoRA：适配器输出乘以该值 / 秩；0：秩的两倍，与 PEFT 的示例相同", most=1_000_000),
+    _option("lora_dropout", "LoRA：训练时丢弃适配器输入元素的概率", most=1, below=True),
+    _option("lora_targets", "LoRA：带适配器的线性层（Hugging Face 名称，如 q_proj,v_proj）；空：全部七个"),
+    _option("lora_vocabulary", "LoRA：同时完整训练词嵌入和输出层（PEFT 的 modules_to_save）；EXTRA_VOCAB_SIZE > 0 时总是如此"),
+    _option("lora_adapter", "LoRA：从该文件夹中的适配器开始（由 PEFT 或本项目保存），秩、alpha 和层以它为准", "path"),
+    _option("qlora", "LoRA：冻结的线性层以 4 位保存（NF4，双重量化，与 bitsandbytes 相同）"),
     _option("profile", "为 TensorBoard 记录若干迭代的 PyTorch profiler 轨迹"),
     _option("profile_step_start", "本次运行中第一个被记录的迭代", least=1, most=WHOLE_MOST - 2),
     _option("profile_step_end", "记录到此迭代为止，它本身不记录", least=2),

@@ -13,8 +13,9 @@ from megatron_patch.arguments.gpus import find_driver
 from megatron_patch.arguments.plan_list import PLAN
 from megatron_patch.arguments.processes import Processes
 from megatron_patch.errors import UserError
+from megatron_patch.formats.peft_adapter import LoraConfig
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config
-from megatron_patch.plan.fitting import GPUS, Gpu, of_this_machine
+from megatron_patch.plan.fitting import GPUS, WITHOUT_FP8, Gpu, of_this_machine
 from megatron_patch.plan.memory import RunShape
 
 _FLAGS = {"TP": "--tensor-model-parallel-size", "PP": "--pipeline-model-parallel-size"}
@@ -49,6 +50,8 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
     if samples % step and not findings.is_about(_GLOBAL_BATCH):
         problem = f"it must be a multiple of {micro} × {replicas} replicas: write {max(step, samples - samples % step)}."
         findings.add(_GLOBAL_BATCH, samples, problem)
+    if value["precision"] == "fp8" and value["gpu"] in WITHOUT_FP8:
+        findings.add_flag("--precision", "fp8", f"an {gpu.name} has no FP8 tensor cores: write bf16.")
     findings.exit_if_any(PLAN.name)
     run = RunShape(
         model=model,
@@ -64,8 +67,15 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
         use_distributed_optimizer=value["use_distributed_optimizer"],
         use_flash_attn=value["use_flash_attn"],
         recompute=value["activation_checkpoint"],
+        lora=_lora(value["lora_rank"], value["extra_vocab_size"], value["qlora"]),
     )
     return run, gpu, processes.per_node, value["nodes"]
+
+
+def _lora(rank: int, extra_vocab_size: int, quantizes: bool) -> LoraConfig | None:
+    """LoRA on all linear layers; with new rows of vocabulary these are trained too."""
+    saved = ("embed_tokens", "lm_head") if extra_vocab_size else ()
+    return LoraConfig(rank, 2.0 * rank, saved=saved, quantizes=quantizes) if rank else None
 
 
 def _this_machine() -> tuple[Gpu, int]:

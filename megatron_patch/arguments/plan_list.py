@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_patch.arguments.argument import Argument, Range, Script, flagged
 from megatron_patch.config import PRECISIONS, RECOMPUTATIONS
+from megatron_patch.formats.peft_adapter import MOST_RANK
 from megatron_patch.llama.model_config import TRAINING_SIZES
 from megatron_patch.plan.fitting import GPUS
 
@@ -36,6 +37,10 @@ PLAN = Script(
         flagged("--activation-checkpoint", "choice", "AC", choices=RECOMPUTATIONS, default="sel", en="AC."),
         flagged("--use-distributed-optimizer", "boolean", "DO", default=True, en="DO."),
         flagged("--use-flash-attn", "boolean", "FL", default=True, en="FL."),
+        flagged("--lora-rank", "whole", "所有线性层上该秩的 LoRA；0 训练全部权重", range=Range(most=MOST_RANK), default=0,
+                en="LoRA of this rank on all linear layers; 0 trains all weights."),
+        flagged("--qlora", "boolean", "LoRA：冻结的线性层以 4 位保存", default=False,
+                en="LoRA over linear layers in 4 bits."),
         flagged("--sequence-parallel", "boolean", "SP", default=True, en="SP; nothing with TP 1."),
     ),
 )  # fmt: skip

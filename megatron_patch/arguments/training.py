@@ -16,9 +16,10 @@ from megatron_patch.arguments.argument import Argument
 from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.divisibility import layout_findings, processes_finding
 from megatron_patch.arguments.findings import Findings
-from megatron_patch.arguments.model import ModelReader
+from megatron_patch.arguments.lora import with_lora
 from megatron_patch.arguments.option_rows import ACCUMULATION, LAUNCHER
 from megatron_patch.arguments.original import refuse_original
+from megatron_patch.arguments.precision import PrecisionReader
 from megatron_patch.arguments.processes import Processes, plan_processes
 from megatron_patch.arguments.ranges import option_findings
 from megatron_patch.arguments.room_on_disk import closed_folder, space_finding
@@ -61,7 +62,7 @@ def read(task: str, argv: Sequence[str]) -> Reading:
     refuse_original(script, [texts[argument.dest] for argument in script.documented])
     values = findings.values((*script.flags, *script.others), texts)
     of_launcher = {one.dest: values.pop(one.dest) for one in LAUNCHER}
-    options = Options(**values)
+    options = with_lora(Options(**values), findings, texts.get("precision"))
     raw = {argument.name: texts[argument.dest] for argument in script.documented}
     learns = "pretrain" if script is PRETRAIN else "finetune"
     reader = _Reader(learns, script.by_name, _without_bad_paths(script.documented, raw, findings), findings, [])
@@ -82,7 +83,7 @@ def _without_bad_paths(documented: Iterable[Argument], raw: dict[str, str], find
     return good
 
 
-class _Reader(ModelReader):
+class _Reader(PrecisionReader):
     """The rest of the arguments, one group a method."""
 
     def reading(self, options: Options) -> Reading:
@@ -115,7 +116,7 @@ class _Reader(ModelReader):
             pipeline_model_parallel_size=pp,
             sequence_parallel=self.sequence_parallel(tp),
             use_distributed_optimizer=self.boolean("DO"),
-            precision=self.precision(options, model.num_layers),
+            precision=self.precision(options, model, tp),
             recompute=self.choice("AC"),
             use_flash_attn=self.boolean("FL"),
             micro_batch_size=micro,
@@ -236,6 +237,7 @@ class _Reader(ModelReader):
         name, length = ("PAD_LEN", pad) if json_data and not packing else ("SEQ_LEN", seq)
         if length % step and not self.refused(name):
             self.problem(name, f"with SP true it must be a multiple of TP = {tp}: write {_multiple(step, length)}.")
+        self.fp8_tokens(name, length, step)
         return seq, pad
 
     def index_findings(self, source: DataSource, vocabulary: int) -> list[str]:

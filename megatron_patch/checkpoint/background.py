@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_patch.checkpoint.adapter_folder import stores_base
 from megatron_patch.checkpoint.contents import Contents, contents_of
 from megatron_patch.checkpoint.finish import Ending, begin
 from megatron_patch.checkpoint.host_memory import too_little
@@ -96,8 +97,9 @@ class BackgroundSaves:
         return self._made_ready(self._contents(model, optimizer, scheduler, progress), optimizer)
 
     def _contents(self, model: Any, optimizer: Any, scheduler: Any, progress: RunProgress) -> Contents:
-        weights_only = self._config.options.save_weights_only
-        self._known = contents_of(model, optimizer, scheduler, progress, weights_only=weights_only, known=self._known)
+        weights_only, trained_only = self._config.options.save_weights_only, not stores_base(self._config)
+        parts = (model, optimizer, scheduler, progress)
+        self._known = contents_of(*parts, weights_only=weights_only, trained_only=trained_only, known=self._known)
         return self._known
 
     def _made_ready(self, contents: Contents, optimizer: Any) -> str:

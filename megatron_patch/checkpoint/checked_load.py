@@ -44,6 +44,7 @@ from megatron_patch.errors import OnEveryRank, UserError
 from megatron_patch.formats.checksums import finish_together
 from megatron_patch.formats.distcp_metadata import (
     inside,
+    kept_elsewhere,
     read_backends,
     read_common,
     read_dcp_metadata,
@@ -89,7 +90,7 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
 def _described(folder: Path, state: dict[str, Any]) -> tuple[Metadata, dict[str, Any]]:
     """The checkpoint's metadata and what is no sharded tensor of it, looked through for `state`."""
     read_backends(folder)
-    metadata = read_dcp_metadata(folder)
+    metadata = read_dcp_metadata(folder, kept_elsewhere(folder))
     common = _common_object(folder, metadata) or read_common(folder)
     _check_asked(folder, metadata, state)
     _check_common(folder, common, state)
@@ -190,7 +191,7 @@ def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> d
     total = sum(entry.data.nbytes for entry in tensors if entry.data is not None)
     # Ranks read about as many bytes, so the first one's progress is shown for all.
     with Progress("reading", total) if parallel.rank() == 0 else nullcontext() as progress:
-        reader = Reader(folder, metadata, progress)
+        reader = Reader(folder, metadata, progress, kept_elsewhere(folder))
         dcp.load(state, storage_reader=reader, planner=planner)
     finish_together(reader.records, parallel.rank(), parallel.from_all_ranks)
     unwrapped = {key: _unwrap_pyt_sharded_tensor(value) for key, value in state.items()}

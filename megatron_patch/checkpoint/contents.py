@@ -24,6 +24,7 @@ from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from megatron_patch.checkpoint.adapter_folder import trained_alone
 from megatron_patch.checkpoint.optimizer_state import SHARDING, SHARDING_TYPE, sharded_optimizer_state
 from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.core import parallel
@@ -44,6 +45,7 @@ def run_state(
     *,
     is_loading: bool,
     weights_only: bool = False,
+    trained_only: bool = False,
 ) -> dict[str, Any]:
     """Everything that a checkpoint holds, as megatron-core's sharded state dict of this rank; no memory is copied.
 
@@ -54,8 +56,11 @@ def run_state(
         model, optimizer, scheduler, progress: the run's.
         is_loading: whether the dict is for loading, so that the moments must be allocated.
         weights_only: leave out what going on takes: optimizer, schedule, random state.
+        trained_only: leave out weights that are not trained.
     """
     weights = module(model).sharded_state_dict(metadata=dict(SHARDING))
+    if trained_only:
+        weights = trained_alone(module(model), weights)
     if weights_only:
         return {"model": weights, "progress": dict(vars(progress))}
     return {
@@ -176,12 +181,13 @@ def contents_of(
     progress: RunProgress,
     *,
     weights_only: bool,
+    trained_only: bool = False,
     known: Contents | None = None,
 ) -> Contents:
     """This rank's share of a checkpoint; every rank calls it.
 
     Args:
-        model, optimizer, scheduler, progress, weights_only: as for `run_state`.
+        model, optimizer, scheduler, progress, weights_only, trained_only: as for `run_state`.
         known: what a call before has given. ZeRO's tensors stay where they are, so only the rest is made anew; the
             device and the other ranks are not waited for then.
     """
@@ -190,7 +196,8 @@ def contents_of(
     can_know = known is not None and with_zero and not weights_only
     if known is not None and can_know and not parallel.any_rank(known.addresses != addresses):
         return _with_new_objects(known, optimizer, scheduler, progress)
-    state = run_state(model, optimizer, scheduler, progress, is_loading=False, weights_only=weights_only)
+    how = {"weights_only": weights_only, "trained_only": trained_only}
+    state = run_state(model, optimizer, scheduler, progress, is_loading=False, **how)
     sharded, common = save_preprocess({**state, "content_metadata": dict(SHARDING)})
     # ZeRO's parts are each rank's own. Everything else all data-parallel ranks have alike.
     own = list(nested_values(sharded.pop("optimizer"))) if with_zero and not weights_only else []

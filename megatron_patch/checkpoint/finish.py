@@ -5,8 +5,7 @@ Imports no torch, so that the process that writes beside the training starts at 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,15 +62,41 @@ def begin(partial: Path, only_best: bool) -> None:
 
 
 def finish(ending: Ending) -> None:
-    """Describe, look whether all is there, flush, rename, and only then say so in the tracker.
-
-    Older ones go if `--keep-last` asks for it.
+    """Do all of `steps`, one after the other.
 
     Raises:
         UserError: a file is not as it was written.
         OSError: the operating system refuses something.
     """
+    for step in steps(ending):
+        step()
+
+
+def steps(ending: Ending) -> tuple[Callable[[], None], ...]:
+    """Describe, look whether all is there, flush; rename; only then say so in the tracker; then look after the others.
+
+    Older ones go if `--keep-last` asks for it. Nodes with disks of their own do each step before any does the next. So
+    all disks have a checkpoint in common at any moment.
+    """
     partial, final, root = ending.partial, ending.final, ending.final.parent
+
+    def name_it() -> None:
+        if ending.config.options.save_best and iteration_folder(root, ending.best_iteration).is_dir():
+            write_tracker(root, str(ending.best_iteration), BEST_TRACKER)
+        write_tracker(root, str(ending.iteration))
+
+    def tidy() -> None:
+        """Read other folders, and remove some. None of it may cost the work that is now on the disk."""
+        write_companions(ending.config, root, ending.description.dtype, ending.resumed_from)
+        discard_surpassed(root)
+        discard_old(root, ending.config.options.keep_last)
+        remove_left_over(root)
+
+    return lambda: _describe(ending), lambda: put_in_place(partial, final), name_it, tidy
+
+
+def _describe(ending: Ending) -> None:
+    partial = ending.partial
     write_model_description(partial, ending.description)
     for name, data in ending.small.items():
         with naming(partial / name), open(partial / name, "wb") as stream:
@@ -80,15 +105,9 @@ def finish(ending: Ending) -> None:
         size = (partial / name).stat().st_size
         if size != end:
             raise UserError(f"{partial / name} has {size} bytes, and {end} were written to it; the disk has lost the others.")
-    for name in os.listdir(partial):
-        flush(partial / name)
-    flush(partial)
-    put_in_place(partial, final)
-    if ending.config.options.save_best and iteration_folder(root, ending.best_iteration).is_dir():
-        write_tracker(root, str(ending.best_iteration), BEST_TRACKER)
-    write_tracker(root, str(ending.iteration))
-    # What follows reads other folders or removes some. None of it may cost the work that is now on the disk.
-    write_companions(ending.config, root, ending.description.dtype, ending.resumed_from)
-    discard_surpassed(root)
-    discard_old(root, ending.config.options.keep_last)
-    remove_left_over(root)
+    if ending.config.lora is not None and not ending.config.options.local_output:  # a node alone lacks the others' parts
+        from megatron_patch.checkpoint.peft_folder import write_beside  # the only kind of run for which torch is needed here
+
+        write_beside(ending.config.model, ending.config.lora, partial)
+    for path in (*partial.rglob("*"), partial):
+        flush(path)

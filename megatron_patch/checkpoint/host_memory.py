@@ -14,6 +14,17 @@ from megatron_patch.core import parallel
 
 _SHARE = 0.9  # of what is free
 _CGROUP = Path("/sys/fs/cgroup")
+# Of each version of control groups: the files of limit, use and statistics, and what the page cache is called there.
+_NAMES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file", "active_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+        "total_active_file",
+    ),
+)
 
 
 def too_little(state: int, files: int, folder: Path) -> str:
@@ -39,19 +50,22 @@ def too_little(state: int, files: int, folder: Path) -> str:
 
 def free() -> int:
     """Bytes that this machine, or this container, can still give."""
-    return min(psutil.virtual_memory().available, _left_to_container())
+    return min(psutil.virtual_memory().available, left_to_container())
 
 
-def _left_to_container(folder: Path = _CGROUP) -> int:
-    """Bytes below the container's limit; what its page cache holds counts as free."""
-    try:
-        limit = (folder / "memory.max").read_text()
-        used = int((folder / "memory.current").read_text())
-        kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except FileNotFoundError:  # another version of cgroups, or none
-        return psutil.virtual_memory().total
-    cache = int(kept.get("inactive_file", 0)) + int(kept.get("active_file", 0))
-    return psutil.virtual_memory().total if limit.strip() == "max" else int(limit) - used + cache
+def left_to_container(folder: Path = _CGROUP) -> int:
+    """Bytes below the container's limit, or all of the machine's where it has none.
+
+    What its page cache holds counts as free. folder: where the kernel shows control groups, of version 2 or 1.
+    """
+    everything = psutil.virtual_memory().total
+    names = next((one for one in _NAMES if (folder / one[0]).is_file()), None)
+    if names is None:
+        return everything
+    limit, used, statistics = ((folder / name).read_text().strip() for name in names[:3])
+    kept = dict(line.split() for line in statistics.splitlines())
+    cache = sum(int(kept.get(name, 0)) for name in names[3:])
+    return everything if limit == "max" else min(everything, int(limit) - int(used) + cache)
 
 
 def in_memory(folder: Path) -> bool:

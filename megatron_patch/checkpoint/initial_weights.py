@@ -17,6 +17,8 @@ from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import LazyTensor, Rows
 from megatron_patch.formats.progress import Progress
 from megatron_patch.llama.model_config import LlamaConfig
+from megatron_patch.model.lora import is_adapter
+from megatron_patch.model.packed_weight import PackedParameter, writable
 from megatron_patch.weights.source import check_rest, copy_rows, open_source, share_of_rows
 from megatron_patch.weights.table import BY_KEY, Place, Source
 
@@ -51,7 +53,7 @@ def _copy_all(path: str | Path, model: Any, gqa_layout: str, fallback: LlamaConf
     """Copy this rank's share; returns what it was copied from."""
     source = open_source(path, fallback, gqa_layout)
     model = model.module if hasattr(model, "module") else model
-    parameters = dict(model.named_parameters())
+    parameters = {name: weight for name, weight in model.named_parameters() if not is_adapter(name)}
     total = sum(parameter.nbytes for parameter in parameters.values())
     # Ranks read about as many bytes, so the first one's progress is shown for all.
     with Progress("reading", total) if parallel.rank() == 0 else nullcontext() as progress:
@@ -76,7 +78,8 @@ def _load(source: Source, path: str | Path, model: Any, name: str, parameter: An
         copy_rows(str(path), place, tensor, parameter[: model.valid_rows])
         return
     share = share_of_rows(place, tensor, rank, size) if axis == 0 else tensor
-    copy_rows(str(path), place, share, parameter, rank if axis == 1 else 0)
+    with writable(parameter) if isinstance(parameter, PackedParameter) else nullcontext(parameter) as out:
+        copy_rows(str(path), place, share, out, rank if axis == 1 else 0)
 
 
 def _place(model: Any, name: str) -> Place:

@@ -12,6 +12,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.optimizer import ChainedOptimizer
 
+from megatron_patch.checkpoint.adapter_folder import load_trained
 from megatron_patch.checkpoint.checked_load import load_checked
 from megatron_patch.checkpoint.contents import module, run_state
 from megatron_patch.checkpoint.optimizer_state import load_optimizer_state, name_as_saved, stored_groups
@@ -33,20 +34,25 @@ _GROUP_NUMBERS = {"lr": 0.0, "weight_decay": 0.0, "eps": 0.0, "betas": (0.0, 0.0
 _NO_STATE = (RuntimeError, ValueError, OverflowError)
 
 
-def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> RunProgress:
+def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any, *, trained_only: bool = False) -> RunProgress:
     """Load everything that `save_checkpoint` wrote to `folder` into the objects given. Every rank calls it.
 
     Random state is restored where TP and PP are as they were, because each place among these has its own.
+
+    Args:
+        folder: one iteration's.
+        model, optimizer, scheduler: the run's.
+        trained_only: whether the folder holds only weights that are trained. The others have been loaded then.
 
     Raises:
         UserError: a file is missing, damaged or refused, or holds something else than the state of such a run. Every
             rank raises it, and another checkpoint can be loaded into the same objects.
     """
-    state, same_layout = parallel.all_or_none(lambda: _asked_for(folder, model, optimizer, scheduler))
+    state, same_layout = parallel.all_or_none(lambda: _asked_for(folder, model, optimizer, scheduler, trained_only))
     loaded = load_checked(folder, state)
     # Looked through before any of it is used. So an error below is a bug of this program, and keeps its traceback.
     parallel.all_or_none(lambda: _check(folder, loaded, optimizer, scheduler))
-    module(model).load_state_dict(loaded["model"], strict=True)
+    load_trained(module(model), loaded["model"])
     load_optimizer_state(optimizer, loaded["optimizer"])
     lengths = {name: getattr(scheduler, name) for name in _LENGTHS}
     scheduler.load_state_dict({**loaded["scheduler"], **lengths})
@@ -55,9 +61,12 @@ def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: An
     return RunProgress(**loaded["progress"])
 
 
-def _asked_for(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any) -> tuple[dict[str, Any], bool]:
+def _asked_for(
+    folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: Any, trained_only: bool
+) -> tuple[dict[str, Any], bool]:
     """What is to be loaded, named as it was saved; and whether it was saved at this run's TP and PP."""
-    state = run_state(model, optimizer, scheduler, RunProgress(0, 0, 0, 0), is_loading=True)
+    progress = RunProgress(0, 0, 0, 0)
+    state = run_state(model, optimizer, scheduler, progress, is_loading=True, trained_only=trained_only)
     recorded = read_run_config(folder) or {}
     if "use_distributed_optimizer" in recorded:
         name_as_saved(optimizer, state["optimizer"], with_zero=bool(recorded["use_distributed_optimizer"]))

@@ -17,13 +17,16 @@ from typing import Any
 
 from megatron.core.optimizer import ChainedOptimizer
 
+from megatron_patch.checkpoint.adapter_folder import stores_base
 from megatron_patch.checkpoint.contents import contents_of
-from megatron_patch.checkpoint.finish import Ending, begin, finish
+from megatron_patch.checkpoint.finish import Ending, begin, steps
 from megatron_patch.checkpoint.housekeeping import partial_folder, remove_left_over
+from megatron_patch.checkpoint.local_output import keeps_folder, on_this_node
 from megatron_patch.checkpoint.refusals import SaveFailed, together
 from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.core.messages import from_first_rank
 from megatron_patch.folders.fingerprint import Origin
 from megatron_patch.folders.layout import CORE_METADATA, ModelDescription, iteration_folder
 from megatron_patch.folders.recorded_run import RUN_CONFIG, run_record
@@ -61,19 +64,23 @@ def save_checkpoint(
             nothing of this one is left. Every rank raises it.
     """
     final = iteration_folder(Path(config.checkpoint_folder), progress.iteration)
-    partial, first = partial_folder(final), parallel.rank() == 0
+    partial, keeps = partial_folder(final), keeps_folder(config)
     try:
-        together(lambda: _begin(partial, only_best) if first else None)
-        weights_only = config.options.save_weights_only
-        contents = contents_of(model, optimizer, scheduler, progress, weights_only=weights_only)
+        together(lambda: _begin(partial, only_best) if keeps else None)
+        weights_only, trained_only = config.options.save_weights_only, not stores_base(config)
+        parts = (model, optimizer, scheduler, progress)
+        contents = contents_of(*parts, weights_only=weights_only, trained_only=trained_only)
         # Ranks have about as many bytes to write, so the first one's progress is shown for all.
-        with shown.Progress("saving", contents.nbytes) if first else nullcontext() as shows:
+        with shown.Progress("saving", contents.nbytes) if parallel.rank() == 0 else nullcontext() as shows:
             spans = together(lambda: contents.write(partial, (lambda _: None) if shows is None else shows.add))
         everybodys = parallel.from_all_ranks(contents.described(spans))
-        together(lambda: finish(ending(config, origin, progress, contents.common, everybodys)) if first else None)
+        common = from_first_rank(contents.common) if config.options.local_output else contents.common
+        left = on_this_node(ending(config, origin, progress, common, everybodys), everybodys)
+        for step in steps(left):
+            together(step if keeps else _nothing)
     except SaveFailed:
         parallel.barrier()  # no rank writes any more
-        if first:
+        if keeps:
             remove_left_over(final.parent)
         raise
     return final
@@ -82,6 +89,10 @@ def save_checkpoint(
 def _begin(partial: Path, only_best: bool) -> None:
     remove_left_over(partial.parent)
     begin(partial, only_best)
+
+
+def _nothing() -> None:
+    """The part of a rank that keeps no folder."""
 
 
 def ending(config: TrainConfig, origin: Origin, progress: RunProgress, common: bytes, everybodys: Iterable[Written]) -> Ending:

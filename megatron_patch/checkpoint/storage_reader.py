@@ -1,4 +1,7 @@
-"""torch's slots for loading: a storage reader that checks what it reads, and a planner that unpickles nothing."""
+"""torch's slots for loading: a storage reader that checks what it reads, and a planner that unpickles nothing.
+
+What lies on other nodes' disks comes from there (`elsewhere.py`).
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
+from megatron_patch.checkpoint.elsewhere import Part, exchange
+from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.formats.checksums import Record
 from megatron_patch.formats.distcp import ItemTensor, first_element, read_item, read_part
@@ -49,11 +54,16 @@ class Reader(dcp.FileSystemReader):
     """torch's reader of files, with metadata that has been read already.
 
     Each item is checked, and its tensor's bytes are read from where the item says and compared with their CRC-32.
+
+    Args:
+        elsewhere: files of the checkpoint that this node does not keep.
     """
 
-    def __init__(self, folder: Path, metadata: Metadata, progress: Progress | None) -> None:
+    def __init__(
+        self, folder: Path, metadata: Metadata, progress: Progress | None, elsewhere: frozenset[str] = frozenset()
+    ) -> None:  # fmt: skip
         super().__init__(folder)
-        self._folder, self._metadata, self._progress = folder, metadata, progress
+        self._folder, self._metadata, self._progress, self._elsewhere = folder, metadata, progress, elsewhere
         self._shapes = {
             MetadataIndex(key, chunk.offsets): tuple(chunk.sizes)
             for key, entry in metadata.state_dict_metadata.items()
@@ -74,9 +84,15 @@ class Reader(dcp.FileSystemReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Read all of `plan`: several threads read, sum, and put the bytes where they are asked for."""
         device.synchronize()  # what has filled the memory before, on the main thread's stream
+        here: list[ReadItem] = []
+        there: list[ReadItem] = []
+        for request in sorted(plan.items, key=self._place):
+            (there if self._place(request)[0] in self._elsewhere else here).append(request)
+        if any(parallel.from_all_ranks(bool(self._elsewhere))):
+            self._exchange(planner, there)
         pool = ThreadPoolExecutor(_threads(), thread_name_prefix="read")
         try:
-            reading = [self._begin(pool, planner, request) for request in sorted(plan.items, key=self._place)]
+            reading = [self._begin(pool, planner, request) for request in here]
             for one in concurrent.futures.as_completed(filter(None, reading)):
                 one.result()
         finally:
@@ -92,7 +108,7 @@ class Reader(dcp.FileSystemReader):
         if request.type == LoadItemType.BYTE_IO:
             planner.load_bytes(request, self._object(request))
             return None
-        item = self._item(request)
+        item = self._item(request.storage_index)
         if request.dest_index.fqn in planner.allow_shape_mismatch_sharded_tensors:
             # core's planner has another tensor filled than the one that is asked for, one after the other.
             target = planner.resolve_tensor(request).detach()
@@ -100,6 +116,47 @@ class Reader(dcp.FileSystemReader):
             planner.commit_tensor(request, target)
             return None
         return pool.submit(self._read, item, request, planner.resolve_tensor(request).detach())
+
+    def _exchange(self, planner: LoadPlanner, there: list[ReadItem]) -> None:
+        """Put what other nodes have where it is asked for, and send them what they lack."""
+        requests: dict[Part, list[ReadItem]] = {}
+        for request in there:
+            requests.setdefault(self._part(request), []).append(request)
+
+        def take(part: Part, data: torch.Tensor) -> None:
+            for request in requests[part]:
+                fqn = request.storage_index.fqn
+                if request.type == LoadItemType.BYTE_IO:
+                    path = self._folder / part[0]
+                    planner.load_bytes(request, load_object(path, data.numpy().tobytes(), f"object {fqn}"))
+                    continue
+                entry = self._metadata.state_dict_metadata[fqn]
+                assert isinstance(entry, TensorStorageMetadata), "the plan was made of it"
+                target = planner.resolve_tensor(request).detach()
+                target.copy_(data.view(entry.properties.dtype).reshape(tuple(request.lengths)))
+                planner.commit_tensor(request, target)
+                self._count(data.numel())
+
+        files = frozenset(info.relative_path for info in self.storage_data.values()) - self._elsewhere
+        exchange(files, list(requests), self._bytes, take)
+
+    def _part(self, request: ReadItem) -> Part:
+        """What names the part of a file that `request` is for, to every rank."""
+        index, (name, offset) = request.storage_index, self._place(request)
+        lengths = () if request.type == LoadItemType.BYTE_IO else tuple(request.lengths)
+        return name, offset, index.fqn, tuple(index.offset or ()), tuple(request.storage_offsets), lengths, request.type.value
+
+    def _bytes(self, part: Part) -> torch.Tensor:
+        """A part of a file of this node, uint8 [bytes]."""
+        name, _, fqn, offset, firsts, lengths, kind = part
+        with open(inside(self._folder, name), "rb") as stream:
+            if kind == LoadItemType.BYTE_IO.value:
+                info = self.storage_data[MetadataIndex(fqn)]
+                stream.seek(info.offset)
+                return torch.frombuffer(bytearray(stream.read(min(info.length, MAX_OBJECT + 1))), dtype=torch.uint8)
+            item = self._item(MetadataIndex(fqn, torch.Size(offset)))
+            asked = tuple(slice(first, first + count) for first, count in zip(firsts, lengths))
+            return read_part(stream, self._folder / name, fqn, item, asked).contiguous().reshape(-1).view(torch.uint8)
 
     def _place(self, request: ReadItem) -> tuple[str, int]:
         info = self.storage_data[request.storage_index]
@@ -112,9 +169,8 @@ class Reader(dcp.FileSystemReader):
             stream.seek(info.offset)
             return read_stored_object(path, stream, info.length, request.storage_index.fqn)
 
-    def _item(self, request: ReadItem) -> ItemTensor:
+    def _item(self, index: MetadataIndex) -> ItemTensor:
         """The description of the item; one, however many parts of it are asked for."""
-        index = request.storage_index
         if index not in self._items:
             info = self.storage_data[index]
             path = inside(self._folder, info.relative_path)

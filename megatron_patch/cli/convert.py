@@ -77,6 +77,8 @@ def _run(job: Conversion, engine: str | None) -> None:
 
 
 def _next_step(job: Conversion) -> str:
+    if job.adapter_only:
+        return fill('Next: peft.PeftModel.from_pretrained(base_model, "{}")', job.target)
     if job.to_hf:
         return fill('Next: transformers.AutoModelForCausalLM.from_pretrained("{}")', job.target)
     layout = (job.tensor_model_parallel_size, job.pipeline_model_parallel_size)

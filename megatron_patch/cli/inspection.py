@@ -1,6 +1,7 @@
 """Look into what training reads and writes: `python -m megatron_patch.cli.inspection PATH`.
 
-PATH is a `.bin`/`.idx` pair (with or without the ending), a fine-tuning JSON file, or a checkpoint's folder.
+PATH is a `.bin`/`.idx` pair (with or without the ending), a fine-tuning JSON file, a checkpoint's folder, or an
+adapter's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from megatron_patch.arguments.inspection import Inspection, read
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError, print_any_text, sentence
+from megatron_patch.folders.adapter_base import find_adapter
 from megatron_patch.inspection.data import describe_indexed, describe_sft
 from megatron_patch.language.sentences import fill, in_language
 
@@ -49,10 +51,16 @@ def describe(job: Inspection) -> list[str]:
             seq_len=max(pad_len, job.seq_length),
         )
     if path.is_dir():
+        from megatron_patch.inspection.adapter import describe_adapter
         from megatron_patch.inspection.checkpoint import describe_checkpoint
 
-        return describe_checkpoint(path)
-    raise UserError(f"{path} does not exist; give a .bin/.idx pair, a fine-tuning JSON file or a checkpoint's folder.")
+        adapter = find_adapter(path)
+        if adapter == path:
+            return describe_adapter(path)
+        return describe_checkpoint(path) + (describe_adapter(adapter) if adapter is not None else [])
+    raise UserError(
+        f"{path} does not exist; give a .bin/.idx pair, a fine-tuning JSON file, or the folder of a checkpoint or an adapter."
+    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from megatron_patch.train.loop import run
 from megatron_patch.train.setup import build_state
 from megatron_patch.train.start import start_state
 
+_LOADER_ENDED = "DataLoader worker (pid"  # how torch begins the error of a loader that a signal has ended
 _LOGGER = logging.getLogger(__name__)
 DataBuilder = Callable[[TrainConfig, parallel.Layout, Callable[[str], None]], RunData]
 
@@ -82,14 +83,10 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         _leave(sentence(error))
     except RuntimeError as error:
         if (full := _memory_error(error)) is not None:
-            _say(_out_of_memory(full, config, paired=state is not None and state.runs_pairs))
-            sys.exit(1)
-        # gloo's word for a rank that has ended; that one says why, and this one's calls tell nothing.
-        if "Connection closed by peer" not in str(error) and "Connection reset by peer" not in str(error):
-            raise
-        _say(f"another rank has ended ({str(error).strip().splitlines()[0]}).")
-        time.sleep(1)  # so that torchrun finds that one first
-        sys.exit(1)
+            _leave(_out_of_memory(full, config, paired=state is not None and state.runs_pairs), status=1)
+        _end_if_a_loader_has(error)
+        _end_if_a_rank_has(error)
+        raise
     finally:
         if log is not None:
             log.close()
@@ -122,9 +119,9 @@ def _start(config: TrainConfig) -> parallel.Layout:
         _leave(str(error))
 
 
-def _leave(said: str) -> NoReturn:
+def _leave(said: str, status: int = 2) -> NoReturn:
     _say(said)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _say(said: str) -> None:
@@ -150,6 +147,27 @@ def _out_of_memory(error: torch.OutOfMemoryError, config: TrainConfig, paired: b
     }
     asked = str(error).partition(" Including non-PyTorch memory")[0].strip()
     return f"{asked} What takes less: {'; '.join(choice for choice, possible in choices.items() if possible)}."
+
+
+def _end_if_a_loader_has(error: RuntimeError) -> None:
+    if str(error).startswith(_LOADER_ENDED):
+        _leave(_ended_loader(error), status=1)
+
+
+def _end_if_a_rank_has(error: RuntimeError) -> None:
+    # gloo's word for a rank that has ended; that one says why, and this one's calls tell nothing.
+    if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
+        _say(f"another rank has ended ({str(error).strip().splitlines()[0]}).")
+        time.sleep(1)  # so that torchrun finds that one first
+        sys.exit(1)
+
+
+def _ended_loader(error: RuntimeError) -> str:
+    how = str(error).strip().splitlines()[0].rstrip(". ")
+    return (
+        f"a process that loads data has ended ({how}). Killed, it took too much memory; a bus error means that shared memory is "
+        "full (df -h /dev/shm; of a container --shm-size), or that a data file has become shorter or its disk fails."
+    )
 
 
 def _sentence(error: UserError) -> str:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_patch.arguments.conversion import Conversion, model_findings
+from megatron_patch.conversion.adapter_alone import open_adapter, size_of, tensors_of, write_alone
 from megatron_patch.conversion.verify import verify
-from megatron_patch.conversion.write import write_hf, write_json, write_native
+from megatron_patch.conversion.write import copy_beside, write_hf, write_json, write_native
 from megatron_patch.data.tokenizer_json import add_tokenizer_json
 from megatron_patch.errors import UserError
+from megatron_patch.folders.adapter_base import base_of, find_adapter
 from megatron_patch.folders.atomic_folder import new_folder
 from megatron_patch.folders.durable_files import flush
 from megatron_patch.folders.hugging_face_folder import meta_companions
@@ -23,6 +25,7 @@ from megatron_patch.formats.progress import Progress, Waiting, peak_memory
 from megatron_patch.formats.streaming import Written
 from megatron_patch.formats.vocabulary_2023 import claimed_rows
 from megatron_patch.llama.model_config import LLAMA_SIZES, to_hf_config
+from megatron_patch.weights.adapter import with_adapter
 from megatron_patch.weights.source import (
     check_rest,
     check_shapes,
@@ -70,6 +73,8 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
         OSError: the disk is full or fails.
     """
     start = time.monotonic()
+    if job.adapter_only:
+        return _adapter_alone(job, start)
     with Waiting("opening the source"):
         source = prepared(job)
     total = sum(nbytes(source.megatron(place)) for place in places(source.config))
@@ -96,6 +101,17 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
     )
 
 
+def _adapter_alone(job: Conversion, start: float) -> Summary:
+    """As `convert`, with `--adapter-only`; `start` is the time at which it began."""
+    origin, adapter = open_adapter(job.source, job.dtype)
+    total = size_of(adapter)
+    _check_space(job.target, total)
+    with new_folder(job.target, job.overwrite) as folder, Progress("writing", total) as progress:
+        write_alone(origin, adapter, job.base, folder, progress.add)
+    tensors = len(tensors_of(adapter))
+    return Summary(job.target, tensors, 1, total, time.monotonic() - start, peak_memory(), verified=None, notes=())
+
+
 def _tokenizer_note(job: Conversion, source: Source, folder: Path) -> tuple[str, ...]:
     """Adds tokenizer.json to a Hugging Face folder; a sentence where none could be made."""
     note = add_tokenizer_json(folder, rows=source.config.vocab_size + source.extra_vocab_size) if job.to_hf else None
@@ -117,7 +133,11 @@ def _logits_note(job: Conversion, source: Source, folder: Path, engine: str | No
 
 
 def _opened(job: Conversion) -> Source:
-    return open_source(job.source, LLAMA_SIZES.get(job.model_name), job.gqa_layout)
+    """The source of `job` as it is; an adapter merged into its base, in the dtype that the target is to have."""
+    fallback, adapter = LLAMA_SIZES.get(job.model_name), find_adapter(job.source)
+    if adapter is None:
+        return open_source(job.source, fallback, job.gqa_layout)
+    return with_adapter(open_source(base_of(adapter, job.base), fallback, job.gqa_layout), adapter, job.dtype)
 
 
 def prepared(job: Conversion) -> Source:
@@ -129,7 +149,9 @@ def prepared(job: Conversion) -> Source:
     source = _opened(job)
     if source.kind == "meta" and job.verify_logits:
         raise UserError(f"--verify-logits needs a folder that transformers loads; {job.source} holds Meta's files: leave it out.")
-    if (source.kind in ("hf", "meta")) == job.to_hf:
+    if source.adapter is not None and job.verify_logits:
+        raise UserError(f"--verify-logits compares whole models, and {job.source} holds an adapter: leave it out.")
+    if source.adapter is None and (source.kind in ("hf", "meta")) == job.to_hf:
         wanted = "a Megatron checkpoint" if job.to_hf else "a Hugging Face folder"
         raise UserError(f"{job.source} is not {wanted}, which mg2hf = {str(job.to_hf).lower()} converts from.")
     refuse_placeholders(source.root / name for name in COMPANIONS)  # before a byte is written
@@ -186,7 +208,7 @@ def write_release(folder: Path, source: Source, job: Conversion, progress: Progr
         pipeline_model_parallel_size=job.pipeline_model_parallel_size,
     )
     write_model_description(release, description)
-    copy_companions(source.root, folder)
+    copy_beside(source, folder, COMPANIONS[:2])
     if source.kind == "meta":
         _complete_metas(folder, source)
     flush(release)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from megatron_patch.folders.hugging_face_folder import holds_tokenizer
 from megatron_patch.folders.layout import TOKENIZER_FILES, copy_companions
 from megatron_patch.formats.distcp_metadata import COMMON, CORE_METADATA, METADATA, backends_file
 from megatron_patch.formats.json_files import json_object
@@ -56,10 +57,23 @@ def write_hf(folder: Path, source: Source, max_shard_bytes: int, on_bytes: Calla
     }
     write_json(folder / INDEX, index)
     write_json(folder / "config.json", _config(source))
-    copy_companions(source.root, folder, ("generation_config.json", *TOKENIZER_FILES))
+    copy_beside(source, folder, ("generation_config.json",))
     if not (folder / "generation_config.json").exists():
         write_json(folder / "generation_config.json", _generation_config(folder))
     return written
+
+
+def copy_beside(source: Source, folder: Path, names: tuple[str, ...]) -> None:
+    """Copy `names` and the tokenizer's files from beside the weights; from beside an adapter if these are there.
+
+    PEFT's users save the tokenizer with the adapter where they added tokens. Files of two tokenizers do not mix.
+
+    Raises:
+        UserError: one of them is a Git LFS pointer, or empty.
+    """
+    beside_adapter = source.adapter is not None and holds_tokenizer(source.adapter)
+    copy_companions(source.adapter if source.adapter and beside_adapter else source.root, folder, TOKENIZER_FILES)
+    copy_companions(source.root, folder, names)
 
 
 def _hf_items(source: Source) -> list[Item]:

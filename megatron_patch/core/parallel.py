@@ -33,7 +33,6 @@ class Layout:
     device: torch.device
     data_parallel_rank: int
     data_parallel_size: int
-    is_one_node: bool
     is_first_stage: bool = True  # of the pipeline: it has the embedding
     is_last_stage: bool = True  # it has the head and the loss
 
@@ -128,7 +127,6 @@ def _layout(local: torch.device) -> Layout:
         device=local,
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
-        is_one_node=torch.distributed.get_world_size() == int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         is_first_stage=parallel_state.is_pipeline_first_stage(),
         is_last_stage=parallel_state.is_pipeline_last_stage(),
     )
@@ -258,6 +256,11 @@ def from_all_ranks(here: object) -> list:
     gathered: list = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, here, group=_host_group)
     return gathered
+
+
+def host_group() -> torch.distributed.ProcessGroup | None:
+    """All ranks, over gloo; None before `start`."""
+    return _host_group
 
 
 def rank() -> int:

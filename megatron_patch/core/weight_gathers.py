@@ -56,10 +56,10 @@ class WeightGathers:
         waiting: set[torch.nn.Parameter] = set()
         for module in _units(model):
             # The first module that has a weight waits for it. The whole model comes last and waits for what is left.
-            parameters = set(module.parameters()) - waiting
+            parameters = {one for one in module.parameters() if one.requires_grad} - waiting
             waiting |= parameters
             module.register_forward_pre_hook(self._waiter({model.param_to_bucket_group[p] for p in parameters}))
-        assert waiting == set(model.module.parameters())
+        assert waiting == set(model.params_with_grad), "frozen weights never change"
 
     def start(self) -> None:
         """Begin to gather the weights that this rank and the others have updated.

@@ -36,9 +36,7 @@ def wgrad_gemm_accum_fp32(total_input: torch.Tensor, grad_output: torch.Tensor, 
 
     It is = instead of += where `main_grad` is stale. Name and arguments are those of Apex's function, which core calls.
     """
-    overwrite = is_stale(main_grad)
-    main_grad.is_stale = False  # type: ignore[attr-defined]  # as above
-    accumulate_weight_grad(main_grad, total_input, grad_output, overwrite=overwrite)
+    accumulate_weight_grad(main_grad, total_input, grad_output, overwrite=begins(main_grad))
 
 
 def direct_main_grad(weight: torch.nn.Parameter) -> torch.Tensor | None:
@@ -78,30 +76,38 @@ def add_weight_gradient(
         What the backward pass gives autograd as the weight's gradient: a tensor of undefined content that nobody reads.
         autograd calls DDP's hook, which counts the gradients that are ready, only if it gets a gradient.
     """
-    return _add(weight, functools.partial(wgrad_gemm_accum_fp32, total_input, grad_output, main_grad))
+    return add_later_or_now(weight, functools.partial(wgrad_gemm_accum_fp32, total_input, grad_output, main_grad))
 
 
 def add_fp8_weight_gradient(
     weight: torch.nn.Parameter, total_input: Cast, grad_output: Cast, main_grad: torch.Tensor
 ) -> torch.Tensor:
     """`add_weight_gradient` of FP8 numbers, of which it reads the transposed copies."""
-    return _add(weight, functools.partial(_fp8_product, total_input, grad_output, main_grad))
+    return add_later_or_now(weight, functools.partial(_fp8_product, total_input, grad_output, main_grad))
 
 
 def _fp8_product(total_input: Cast, grad_output: Cast, main_grad: torch.Tensor) -> None:
     """`wgrad_gemm_accum_fp32` of FP8 numbers."""
     assert total_input.turned is not None and grad_output.turned is not None
-    overwrite = is_stale(main_grad)
-    main_grad.is_stale = False  # type: ignore[attr-defined]  # as above
     scales = grad_output.scale, total_input.scale
-    scaled_matmul(grad_output.turned, total_input.turned.t(), main_grad, *scales, add=not overwrite)
+    scaled_matmul(grad_output.turned, total_input.turned.t(), main_grad, *scales, add=not begins(main_grad))
 
 
-def _add(weight: torch.nn.Parameter, work: Callable[[], None]) -> torch.Tensor:
-    """`add_weight_gradient` by `work`."""
+def add_later_or_now(weight: torch.nn.Parameter, work: Callable[[], None]) -> torch.Tensor:
+    """`add_weight_gradient` for a gradient that `work` computes and adds to the weight's `main_grad` by itself.
+
+    `work` asks `begins` whether it overwrites.
+    """
     weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]  # a mark that DDP reads
     if _postponed is None:
         work()
     else:
         _postponed.append((weight, work))
     return torch.empty_like(weight)
+
+
+def begins(main_grad: torch.Tensor) -> bool:
+    """Whether whoever adds to `main_grad` now is the step's first and overwrites it; from then on it is not stale."""
+    overwrite = is_stale(main_grad)
+    main_grad.is_stale = False  # type: ignore[attr-defined]  # as above
+    return overwrite

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.several_files import Blend
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, sentence
 from megatron_patch.processes import place
 from megatron_patch.processes.parents import end_with_parent
 from megatron_patch.processes.signals import end_when_told_by, held
@@ -158,15 +158,23 @@ class MicroBatchSampler(Sampler[list[int]]):
 
 
 class _WithAbsent(Dataset):
-    """A data set that answers ABSENT with a row on which nothing is learnt."""
+    """A data set that answers ABSENT with a row on which nothing is learnt.
+
+    What the operating system refuses is raised as a UserError: of another exception in a process that loads, torch
+    makes one that knows no file any more.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
+        try:
+            sample = self.dataset[0 if index == ABSENT else index]
+        except OSError as error:
+            raise UserError(sentence(error)) from error
         if index != ABSENT:
-            return self.dataset[index]
-        sample = dict(self.dataset[0])
+            return sample
+        sample = dict(sample)
         sample["loss_mask"] = torch.zeros_like(torch.as_tensor(sample["loss_mask"]))
         return sample
 
@@ -212,7 +220,7 @@ def micro_batches(
     """The batches that `sampler` names, in host memory, loaded ahead by `num_workers` processes.
 
     Raises:
-        UserError: while iterating: a batch holds a token outside [0, vocab_size).
+        UserError: while iterating: a batch holds a token outside [0, vocab_size), or the data cannot be read.
     """
     loader = DataLoader(
         _WithAbsent(dataset),

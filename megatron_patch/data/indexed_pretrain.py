@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,13 +22,14 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.core.messages import copy_to_other_nodes
 from megatron_patch.core.parallel import Layout
 from megatron_patch.data import Say
 from megatron_patch.data.batches import RunData, ValidationSet, plan_of
 from megatron_patch.data.run_tokenizer import indexed_tokenizer
 from megatron_patch.data.splits import repetitions, usable_split
 from megatron_patch.data_paths import IndexedPairs
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, refusal
 from megatron_patch.formats.progress import Waiting
 from megatron_patch.records.indexed import lengths_fingerprint
 
@@ -96,6 +99,9 @@ def _gpt_datasets(config: TrainConfig, source: IndexedPairs, split: str, tokeniz
         create_attention_mask=False,
     )
     with _damage_named(folder), Waiting("laying out the samples") if parallel.rank() == 0 else nullcontext():
+        if options.local_output:  # core lets one rank alone make the files that all read
+            BlendedMegatronDatasetBuilder(GPTDataset, _sample_counts(config), lambda: parallel.rank() == 0, gpt).build()
+            copy_to_other_nodes(folder)
         train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, _sample_counts(config), lambda: True, gpt).build()
     if train is None:
         raise UserError(f"The split {split} leaves no training data in {source.text}.")
@@ -121,19 +127,31 @@ def _same_on_all_ranks(prefixes: list[str]) -> str:
 def _damage_named(folder: Path) -> Iterator[None]:
     """Turn a failure into a UserError that names the damaged index file, if there is one. core's own errors name none.
 
-    core writes index files in place. So a killed run or a full disk leaves one that is cut short, and the next start
-    reads it.
+    core writes index files in place. So a killed run leaves one that is cut short, and the next start reads it. A full
+    disk does so too; its cut files are removed.
     """
     try:
         yield
     except Exception as error:
-        damaged = next(filter(None, map(_damage, sorted(folder.glob("*.npy")))), None)
+        refused = next((one for one in (error, error.__cause__) if isinstance(one, OSError)), None)
+        cut = [path for path in sorted(folder.glob("*.npy")) if _damage(path)]
+        if cut and refused is not None and _is_full(refused):
+            for path in cut:
+                path.unlink()
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+            raise UserError(f"the samples' indices cannot be written: {refusal(full)}") from error
+        damaged = next(filter(None, map(_damage, cut)), None)
         if damaged is None:
             raise
         raise UserError(
             f"The samples' indices in {folder} cannot be used: {damaged}, as a killed run or a full disk leaves it; "
             "delete that folder and start again, the same indices are made anew."
         ) from error
+
+
+def _is_full(refused: OSError) -> bool:
+    """Whether that was why. numpy's error has no number, and says how much it wrote."""
+    return refused.errno in (errno.ENOSPC, errno.EDQUOT) or (refused.errno is None and " written" in str(refused))
 
 
 def _damage(path: Path) -> str | None:

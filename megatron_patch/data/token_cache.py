@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from megatron_patch.data.prompts import Encoded
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, naming
 from megatron_patch.formats.json_files import one_line, whole_in
 
 _LOGGER = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def _save(path: Path, table: TokenTable) -> None:
     header = json.dumps({"format": FORMAT, **numbers})
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with naming(path.parent), open(temporary, "wb") as file:
             file.write(header.encode().ljust(_HEADER - 1) + b"\n")
             file.write(offsets.tobytes())
             file.write(flat.tobytes())

@@ -206,6 +206,8 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
     beyond = {i: literal for literal, i in special.items() if i >= size}
 
     def decode(ids: list[int]) -> str:
+        if max(ids, default=0) < size:
+            return whole.decode(ids)
         runs = groupby(ids, key=lambda i: beyond.get(i, "") if i >= size else None)
         return "".join(whole.decode(list(run)) if literal is None else literal * len(list(run)) for literal, run in runs)
 

@@ -21,11 +21,6 @@ _INDEX = ".index.json"
 _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 _COPY = "copy the folder again"
 
-_MERGE = (
-    'python -c "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; '
-    "M.from_pretrained('{0}').merge_and_unload().save_pretrained('{0}-merged'); "
-    "T.from_pretrained('{0}').save_pretrained('{0}-merged')\""
-)
 _SAVE = "load it with transformers where it can be loaded, and write it with save_pretrained(FOLDER)"
 # (what a file's name matches, what such a folder is and what to do)
 _OTHER_WEIGHTS = (
@@ -124,10 +119,18 @@ def find_weights(folder: Path) -> HFWeights:
     notes += [f"{name} was passed over: {finding}" for name, finding in pointers.items()]
     notes += [f"{one.name} was not read." for one in readable[1:]]
     if (folder / "adapter_config.json").is_file():
-        notes.append(f"The adapter beside the weights (adapter_config.json) was not merged; to have it: {_merge(folder)}")
+        notes.append(
+            "The adapter beside the weights (adapter_config.json) was not merged; to have it, move it into a folder of its "
+            f"own, and convert that with --base {folder}."
+        )
     if notes:
         notes.insert(0, f"The weights were read from {chosen.name}.")
     return HFWeights(chosen.weights.files, chosen.weights.where, chosen.weights.source, tuple(notes))
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether `folder` has files of a whole model's weights, complete or not."""
+    return folder.is_dir() and any(_candidate_names(folder))
 
 
 def _placeholder(one: _Candidate) -> str | None:
@@ -210,7 +213,7 @@ def _them(names: tuple[str, ...]) -> str:
 def _no_weights(folder: Path) -> str:
     """A sentence that says what a folder without readable weights is, and what to do."""
     if (folder / "adapter_config.json").is_file():
-        return f"{folder} holds an adapter, no whole model: merge it into its base model first: {_merge(folder)}"
+        return f"{folder} holds an adapter, no whole model: merge it into its base first, with {_merge(folder)}"
     if (folder / "consolidated.00.pth").is_file() or (folder / PARAMS).is_file():
         return f"{folder} holds Meta's files, but not both consolidated.00.pth and {PARAMS}; {_COPY}."
     other = _other_weights(folder)
@@ -234,8 +237,8 @@ def _other_weights(folder: Path) -> str | None:
 
 def _merge(folder: Path) -> str:
     """The shell command that merges an adapter. A path that a shell would read otherwise is left to be filled in."""
-    plain = re.fullmatch(r"[\w./+-]+", str(folder))
-    return _MERGE.format(str(folder) if plain else "FOLDER")
+    source = str(folder) if re.fullmatch(r"[\w./+-]+", str(folder)) else "FOLDER"
+    return " ".join(("model_convertor.sh", "none", source, f"{source}-merged", "1", "1", "auto", "0", "true"))
 
 
 def snapshot_finding(folder: Path) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,16 @@ def own_checkpoint(config: TrainConfig, origin: Origin) -> tuple[Path | None, tu
 def usable_before(folder: Path) -> Path | None:
     """The last checkpoint of a run before `folder`'s, as far as can be seen without torch; None where there is none."""
     number = int(folder.name.removeprefix("iter_"))
-    digits = (found.name.removeprefix("iter_") for found in folder.parent.glob("iter_*") if found.is_dir())
-    for earlier in sorted((int(text) for text in digits if text.isdecimal() and int(text) < number), reverse=True):
-        if _damage(found := iteration_folder(folder.parent, earlier)) is None:
-            return found
-    return None
+    earlier = next(usable_up_to(folder.parent, number - 1), None)
+    return None if earlier is None else iteration_folder(folder.parent, earlier)
+
+
+def usable_up_to(root: Path, last: int) -> Iterator[int]:
+    """The iterations up to `last` whose checkpoints can be used, as far as is seen without torch, the last first."""
+    digits = (found.name.removeprefix("iter_") for found in root.glob("iter_*") if found.is_dir())
+    for number in sorted((int(text) for text in digits if text.isdecimal() and int(text) <= last), reverse=True):
+        if _damage(iteration_folder(root, number)) is None:
+            yield number
 
 
 def _damage(folder: Path) -> str | None:

@@ -169,7 +169,8 @@ class Record:
 def finish_together(records: Iterable[Record], rank: int, exchange: Callable[[Any], list[Any]]) -> None:
     """Finish what several processes have read parts of; all of them call it.
 
-    What they have read between them is not read again. The rest is divided among them.
+    What they have read between them is not read again. The rest of a record is read by one of those that have read some
+    of it: others may not have its file.
 
     Args:
         records: what this process has read of; those that were compared already, or not begun, do not count.
@@ -182,12 +183,15 @@ def finish_together(records: Iterable[Record], rank: int, exchange: Callable[[An
     own = {id(one): one for one in records if one.is_open}.values()
     everybodys = exchange([((str(one.path), one.start), one.name, one.size, one.crc, one.pieces) for one in own])
     merged: dict[tuple[str, int], Record] = {}
-    for (path, start), name, size, crc, pieces in (item for items in everybodys for item in items):
-        merged.setdefault((path, start), Record(Path(path), name, start, size, crc)).take(pieces)
+    readers: dict[tuple[str, int], list[int]] = {}
+    for reader, items in enumerate(everybodys):
+        for (path, start), name, size, crc, pieces in items:
+            merged.setdefault((path, start), Record(Path(path), name, start, size, crc)).take(pieces)
+            readers.setdefault((path, start), []).append(reader)
 
     def finish_share() -> None:
         for place, key in enumerate(sorted(merged)):
-            if place % len(everybodys) == rank:
+            if readers[key][place % len(readers[key])] == rank:
                 merged[key].finish()
 
     all_or_none(finish_share, exchange)

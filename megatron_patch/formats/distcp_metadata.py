@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_patch.errors import UserError
+from megatron_patch.formats.nodes_file import lacking, lacking_sentence
 from megatron_patch.formats.rebuilt_metadata import ALLOWED, rebuild_metadata
 from megatron_patch.formats.torch_files import load_object
 from megatron_patch.formats.unpickling import read_pickle
@@ -34,11 +36,14 @@ _MAX_JSON = 1 << 20  # bytes
 MAX_OBJECT = 1 << 28  # bytes of an object beside the tensors; it is read as a whole
 
 
-def read_dcp_metadata(folder: str | Path) -> Metadata:
+def read_dcp_metadata(folder: str | Path, elsewhere: Collection[str] = ()) -> Metadata:
     """The metadata of a torch_dist folder, as new objects of torch's classes. Everything in them was checked.
 
     The files that it names are inside `folder`. Every chunk ends inside its file. The chunks of a tensor cover each of
     its elements once. torch's notes about how it was saved are left out.
+
+    Args:
+        elsewhere: files that need not be in `folder`, because other nodes keep them.
 
     Raises:
         UserError: the file is missing or damaged, or it names anything but the metadata's own classes. Nothing that it
@@ -47,9 +52,16 @@ def read_dcp_metadata(folder: str | Path) -> Metadata:
     path = Path(folder) / METADATA
     data = _read_small(path, _MAX_METADATA)
     try:
-        return rebuild_metadata(read_pickle(data, ALLOWED), lambda name: inside(Path(folder), name))
+        return rebuild_metadata(
+            read_pickle(data, ALLOWED), lambda name: None if name in elsewhere else inside(Path(folder), name)
+        )  # fmt: skip
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} cannot be read as torch_dist metadata: {error}.") from None
+
+
+def kept_elsewhere(folder: Path) -> frozenset[str]:
+    """The files of the checkpoint that other nodes keep and this folder lacks."""
+    return frozenset(name for names in lacking(folder).values() for name in names)
 
 
 def read_backends(folder: str | Path) -> dict[str, Any]:
@@ -100,7 +112,9 @@ def inside(folder: Path, name: str) -> Path:
     if Path(name).is_absolute() or ".." in Path(name).parts or not _is_below(path, folder):
         raise UserError(f"{folder / METADATA} names the file {name[:200]!r}, which lies outside the checkpoint; it was refused.")
     if not os.path.isfile(path):  # pathlib's is_file raises if a name is longer than the system allows
-        raise UserError(f"{str(path)[:300]} is missing; the checkpoint is not whole: copy it again.")
+        raise UserError(
+            lacking_sentence(folder) or f"{str(path)[:300]} is missing; the checkpoint is not whole: copy it again."
+        )  # fmt: skip
     return path
 
 

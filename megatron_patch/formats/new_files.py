@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_patch.errors import named
+from megatron_patch.errors import named, naming
 from megatron_patch.formats.past_cache import (
     BLOCK,
     aligned_memory,
@@ -23,6 +23,7 @@ from megatron_patch.formats.past_cache import (
     go_through_the_cache,
     goes_past_the_cache,
     reading_past_the_cache,
+    reserve,
     whole_blocks,
 )
 
@@ -59,7 +60,7 @@ class Part:
         return self._made.result()[1]
 
     def make(self, buffer: memoryview, is_last: bool) -> memoryview:
-        """Make its bytes in `buffer`; returns the whole blocks that are to be written from byte `position` // BLOCK · BLOCK on.
+        """Make its bytes in `buffer`; returns the whole blocks to write, from that on in which it begins.
 
         is_last: of its file; its last block is then filled up with zeros.
         """
@@ -84,7 +85,7 @@ class Part:
 
 
 class NewFile:
-    """A file that is to be written: first its parts are added, from its start to its end, then `write_new_files` does it.
+    """A file that is to be written: its parts are added, from its start to its end, then `write_new_files` does it.
 
     Args:
         keeps_cache: whether it goes through the page cache and stays there, for a run that may read it soon.
@@ -122,12 +123,13 @@ class NewFile:
         """Create it.
 
         Raises:
-            OSError: it is there already, or cannot be created.
+            OSError: it is there already, or cannot be created, or the disk has no room for it.
         """
         self._left = len(self.parts)
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        if not self._keeps_cache:
-            go_past_the_cache(self._descriptor)
+        if not self._keeps_cache and go_past_the_cache(self._descriptor):
+            with naming(self.path):
+                reserve(self._descriptor, whole_blocks(self.size))
 
     def write(self, data: memoryview, position: int) -> None:
         """Write a part's blocks to their place; with the last part of all the file is flushed and closed.
@@ -152,9 +154,12 @@ class NewFile:
     def _write(self, data: memoryview, position: int) -> None:
         assert self._descriptor is not None, "parts are left"
         while len(data):
+            goes_past = goes_past_the_cache(self._descriptor)  # another thread may take it back meanwhile
             try:
                 count = os.pwrite(self._descriptor, data, position)
             except OSError as error:
+                if not goes_past:
+                    raise
                 # Refused by the file system, or the disk has filled up within a block.
                 go_through_the_cache(self._descriptor, error)
                 continue

@@ -63,13 +63,13 @@ _MAX_AXES = 8
 _MAX_TEXT = 2000  # characters
 
 
-def rebuild_metadata(found: Any, find: Callable[[str], Path]) -> Metadata:
+def rebuild_metadata(found: Any, find: Callable[[str], Path | None]) -> Metadata:
     """torch's Metadata, made of what `read_pickle` found.
 
     Args:
         found: what the pickle describes.
-        find: gives a file's path by its name in the checkpoint. It raises UserError if the file is missing or lies
-            outside.
+        find: gives a file's path by its name in the checkpoint; None for one that another node keeps. It raises
+            UserError if the file is missing or lies outside.
 
     Raises:
         pickle.UnpicklingError: a field is missing, unknown, of another type or out of bounds, or a tensor's chunks do
@@ -92,10 +92,10 @@ def rebuild_metadata(found: Any, find: Callable[[str], Path]) -> Metadata:
     )
 
 
-def _places(found: Any, find: Callable[[str], Path]) -> dict[MetadataIndex, _StorageInfo]:
+def _places(found: Any, find: Callable[[str], Path | None]) -> dict[MetadataIndex, _StorageInfo]:
     """Where each chunk and each object lies. All of them lie inside the files of the checkpoint."""
     places: dict[MetadataIndex, _StorageInfo] = {}
-    files: dict[str, tuple[Path, int]] = {}
+    files: dict[str, tuple[Path | None, int]] = {}
     for index, info in _exactly(found, dict, "storage_data").items():
         at = _index(index)
         if at in places:
@@ -103,9 +103,10 @@ def _places(found: Any, find: Callable[[str], Path]) -> dict[MetadataIndex, _Sto
         places[at] = _info(info, at)
         name = places[at].relative_path
         if name not in files:
-            files[name] = find(name), find(name).stat().st_size
+            there = find(name)
+            files[name] = there, there.stat().st_size if there is not None else 0
         (path, size), end = files[name], places[at].offset + places[at].length
-        if end > size:
+        if path is not None and end > size:
             raise UserError(
                 f"{path} is truncated: tensor or object {_named(at)} ends at byte {end}, the file at {size}; copy it again."
             )

@@ -112,7 +112,9 @@ def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
     """(field number, value) of each field of a message: a whole number, or the field's bytes."""
     position = 0
     while position < len(data):
-        key, position = _varint(data, position)
+        key, position = data[position], position + 1
+        if key > 127:
+            key, position = _varint(data, position - 1)
         wire = key & 7
         if wire == _VARINT:
             number, position = _varint(data, position)

@@ -61,7 +61,8 @@ class BlockTables:
     longest: int  # tokens of a sequence
     owned: list[list[int]] = field(init=False)
     free: list[int] = field(init=False)
-    table: np.ndarray = field(init=False)  # int32 [rows + 1, M], each row's blocks, then SCRATCH; the last row owns none
+    # int32 [rows + 1, M]: each row's blocks, then SCRATCH; the last row owns none.
+    table: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.owned = [[] for _ in range(self.rows)]

@@ -192,7 +192,7 @@ class Decoder:
         return torch.cat(parts) if parts else torch.zeros(0, device=device)
 
     def tokens_of_pass(self) -> int:
-        """Tokens of a pass of `losses` that keep this process's GPU busy and fit into half of its free memory; 0 on a CPU."""
+        """Tokens of a pass of `losses` that keep the GPU busy and fit into half of its free memory; 0 on a CPU."""
         if self.ranks.device.type != "cuda":
             return 0
         config, free = self.config, torch.cuda.mem_get_info(self.ranks.device)[0]

@@ -1,7 +1,7 @@
 """The products of a layer, and what stands around them: norms, residual sums, SwiGLU.
 
-A library's products for many rows, and the kernels of few rows (`kernels.thin_products`) for decoding. Which of those is
-the fastest is measured (`generate.tuning`).
+A library's products for many rows, and the kernels of few rows (`kernels.thin_products`) for decoding. Which of those
+is the fastest is measured (`generate.tuning`).
 """
 
 from __future__ import annotations

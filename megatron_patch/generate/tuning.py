@@ -1,4 +1,4 @@
-"""Which kernels a decoding step is made of: a short list of candidates for each product and for attention, measured once.
+"""Which kernels a decoding step is made of: a few candidates for each product and for attention, measured once.
 
 A candidate runs over all layers as a CUDA graph, as it will: one layer's weights alone would stay in the cache of the
 GPU, and the host would be slower than a kernel.
@@ -21,7 +21,7 @@ from megatron_patch.kernels.thin_products import FEW_ROWS, FEW_ROWS_SPLIT, MOST_
 
 T = TypeVar("T")
 
-# By bytes of a number. Tensor cores have no float32, and its products are unrolled: large tiles take minutes to compile.
+# By bytes of a number. Tensor cores have no float32. Its products are unrolled, and large tiles take minutes to compile.
 _ONE_ROW = {
     2: (
         Tiling(16, 256),
@@ -140,7 +140,7 @@ class _Measurement:
 
 
 def fastest(candidates: Iterable[T], runs: Callable[[T], Callable[[], object]]) -> T:
-    """The candidate that takes the least time; one that asks for more memory of a multiprocessor than it has is none."""
+    """The candidate that takes the least time; one that asks for more shared memory than there is, is none."""
     from triton.runtime.errors import OutOfResources
 
     times: dict[T, float] = {}

@@ -12,8 +12,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
 from megatron_patch.folders.tracker import BEST_TRACKER, read_tracker
-from megatron_patch.formats.distcp_metadata import read_backends, read_dcp_metadata
+from megatron_patch.formats.distcp_metadata import kept_elsewhere, read_backends, read_dcp_metadata
 from megatron_patch.formats.json_files import json_object, one_line
+from megatron_patch.formats.nodes_file import lacking_sentence
 from megatron_patch.language.sentences import fill, in_language
 
 
@@ -83,13 +84,15 @@ def _native_lines(folder: Path) -> list[str]:
     versions = read_backends(folder)
     tensors: dict[str, TensorStorageMetadata] = {}
     others = 0
-    for name, entry in read_dcp_metadata(folder).state_dict_metadata.items():
+    for name, entry in read_dcp_metadata(folder, kept_elsewhere(folder)).state_dict_metadata.items():
         if isinstance(entry, TensorStorageMetadata):
             tensors[name] = entry
         else:
             others += 1
     model = {n: t for n, t in tensors.items() if not n.startswith("optimizer")}
-    out = [fill("format: {}", one_line(", ".join(f"{k} {v}" for k, v in versions.items())))]
+    missing = lacking_sentence(folder)
+    out = [in_language(missing)] if missing else []
+    out += [fill("format: {}", one_line(", ".join(f"{k} {v}" for k, v in versions.items())))]
     out.append(
         fill(
             "{} model tensors, {} numbers; {} optimizer tensors; {} other objects",

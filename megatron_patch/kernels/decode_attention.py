@@ -121,7 +121,7 @@ def splits(batch: int, groups: int, longest: int, reading: Reading, device: torc
 
 @functools.cache
 def _zeros(count: int, device: torch.device) -> torch.Tensor:
-    """int32 counters of programs that have ended, all 0 between two launches. They stay, since CUDA graphs have them."""
+    """int32 counters of ended programs, all 0 between two launches. They stay, since CUDA graphs have them."""
     return torch.zeros(count, dtype=torch.int32, device=device)
 
 

@@ -1,15 +1,16 @@
 """Products of few rows with a large weight: what decoding does in each layer.
 
-Memory's speed is the limit: each weight is read once and multiplied a few times. So a kernel has to keep many reads under
-way, and what surrounds a product joins it: a kernel of its own would leave memory idle while it starts and ends.
+Memory's speed is the limit: each weight is read once and multiplied a few times. So a kernel has to keep many reads
+under way, and what surrounds a product joins it: a kernel of its own would leave memory idle while it starts and ends.
 
-One row is a sum for each row of the weight, with the norm before it and the residual sum or SwiGLU behind it in the same
-kernel. The norm's 1 / rms is one factor of the whole result, so it is known in time if its sum is made beside the product.
+One row is a sum for each row of the weight, with the norm before it and the residual sum or SwiGLU behind it in the
+same kernel. The norm's 1 / rms is one factor of the whole result, so it is known in time if its sum is made beside the
+product.
 Few rows go through tensor cores, whose smallest tile has 16 of them. A weight of few rows is cut along the sums too, so
 that every multiprocessor has work. A second kernel joins the parts, adds the residual and normalizes.
 
-With `overlap` a kernel may begin while the one before it ends (programmatic dependent launch, from compute capability 9.0
-on). Before it waits for that one's end it reads weights alone, which no kernel writes.
+With `overlap` a kernel may begin while the one before it ends (programmatic dependent launch, from compute capability
+9.0 on). Before it waits for that one's end it reads weights alone, which no kernel writes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 
 from ._dispatch import ceil_div, kernel, next_power_of_two, tl, use_triton
 from .rms_norm import rms_norm_reference
+from .sum_and_norm import launch_options, sum_and_norm
 from .swiglu import swiglu_reference
 
 _LINE = 128  # bytes that come into a cache at once
@@ -129,19 +131,6 @@ def product_add_norm(
     return sum_and_norm(residual, norm, eps, partial, overlap=tiling.overlap)
 
 
-def sum_and_norm(
-    residual: torch.Tensor, norm: torch.Tensor, eps: float, partial: torch.Tensor, *, overlap: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(residual [B, R] + Σ partial fp32 [parts, B, R], its RMSNorm), the kernel of `product_add_norm`; parts may be 0."""
-    found, normed = torch.empty_like(residual), torch.empty_like(residual)
-    batch, rows = residual.shape
-    _sum_and_norm[(batch,)](
-        partial, residual, norm, found, normed, eps, rows, batch, PARTS=partial.shape[0], BLOCK=next_power_of_two(rows),
-        OVERLAP=overlap, num_warps=8, **_launch_options(residual, overlap),
-    )  # fmt: skip
-    return found, normed
-
-
 def _check(x, weight, most) -> None:
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or not 1 <= x.shape[0] <= most:
         raise ValueError(
@@ -154,11 +143,6 @@ def _linear(x, weight, gated, out_dtype):
     return (swiglu_reference(found) if gated else found).to(out_dtype or x.dtype)
 
 
-def _launch_options(tensor, overlap) -> dict:
-    """Triton's word for a launch that may begin before the one before it has ended; its interpreter knows none."""
-    return {"launch_pdl": True} if overlap and tensor.is_cuda else {}
-
-
 def _row_product(x, weight, norm, eps, residual, gated, dtype, tiling):
     x, size = x.contiguous(), x.shape[1]
     rows = weight.shape[0] // 2 if gated else weight.shape[0]
@@ -166,7 +150,7 @@ def _row_product(x, weight, norm, eps, residual, gated, dtype, tiling):
     _one_row[(ceil_div(rows, tiling.rows),)](
         x, weight, norm, residual, out, eps, size, rows, NORM=norm is not None, GATED=gated, ADDS=residual is not None,
         ROWS=tiling.rows, DEPTH=tiling.depth, EVEN=rows % tiling.rows == 0 and size % tiling.depth == 0,
-        OVERLAP=tiling.overlap, num_warps=tiling.warps, **_launch_options(x, tiling.overlap),
+        OVERLAP=tiling.overlap, num_warps=tiling.warps, **launch_options(x, tiling.overlap),
     )  # fmt: skip
     return out
 
@@ -178,7 +162,7 @@ def _launch_few_rows(x, weight, out, gated, tiling):
         x, weight, out, size, rows, batch, GATED=gated, ROWS=tiling.rows, BATCH=max(16, next_power_of_two(batch)),
         DEPTH=tiling.depth, SPLITS=tiling.splits, EVEN=rows % tiling.rows == 0 and size % tiling.depth == 0,
         LINES=max(1, 2 * tiling.depth * weight.itemsize // _LINE), PER_LINE=_LINE // weight.itemsize, WIDEN=not x.is_cuda,
-        OVERLAP=tiling.overlap, num_warps=tiling.warps, num_stages=tiling.stages, **_launch_options(x, tiling.overlap),
+        OVERLAP=tiling.overlap, num_warps=tiling.warps, num_stages=tiling.stages, **launch_options(x, tiling.overlap),
     )  # fmt: skip
 
 
@@ -291,24 +275,3 @@ def _few_rows(
         sums = sums / (1.0 + tl.exp(-sums)) * up_sums
     place = out + (part * batch + member).to(tl.int64)[None, :] * rows + row[:, None]
     tl.store(place, sums.to(out.dtype.element_ty), mask=there[:, None] & wanted[None, :])
-
-
-@kernel
-def _sum_and_norm(
-    partial, residual, norm, found, normed, eps, size, batch, PARTS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
-):
-    """One row: what was cut comes together, is added, rounded and normalized."""
-    row, column = tl.program_id(0), tl.arange(0, BLOCK)
-    there = column < size
-    weight = tl.load(norm + column, mask=there, other=0.0).to(tl.float32)
-    if OVERLAP:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    total = tl.load(residual + row * size + column, mask=there, other=0.0).to(tl.float32)
-    for part in tl.static_range(PARTS):
-        total += tl.load(partial + (part * batch + row) * size + column, mask=there, other=0.0)
-    rounded = total.to(found.dtype.element_ty)
-    tl.store(found + row * size + column, rounded, mask=there)
-    total = rounded.to(tl.float32)
-    factor = 1.0 / tl.sqrt(tl.sum(total * total, axis=0) / size + eps)
-    tl.store(normed + row * size + column, (total * factor * weight).to(normed.dtype.element_ty), mask=there)

@@ -22,7 +22,7 @@ from megatron_patch.language.choice import spoken
 
 _CATALOGUES = (
     "arguments", "cli", "report", "folders", "files", "processes", "data", "records", "weights", "conversion", "checkpoint",
-    "use", "train",
+    "use", "train", "lora", "adapters",
 )  # fmt: skip
 _MOST = 4000  # characters of a sentence that is looked up; longer ones are nobody's
 _DEPTH = 6  # of sentences within sentences

@@ -73,6 +73,13 @@ SENTENCES = {
     "it needs GPUs of compute capability 8.9 or higher, such as an H100 or an H20, and this machine's {} has {}: write bf16.": (
         "需要计算能力 8.9 以上的 GPU，例如 H100 或 H20，而这台机器的 {0} 是 {1}：请写 bf16。"
     ),
+    "an {} has no FP8 tensor cores: write bf16.": "{0} 没有 FP8 张量核心：请写 bf16。",
+    "its products need widths that are multiples of {} on each GPU, and {} ÷ TP {} is none: write bf16.": (
+        "FP8 矩阵乘法要求每张 GPU 上的宽度是 {0} 的倍数，而 {1} ÷ TP {2} 不是：请写 bf16。"
+    ),
+    "with PR fp8 a micro-batch must have a multiple of {} tokens on each GPU: write {}.": (
+        "PR 为 fp8 时，每张 GPU 上一个 micro-batch 的 token 数必须是 {0} 的倍数：请写 {1}。"
+    ),
     "it leaves none of the model's {} layers in FP8: write {} or less, or PR bf16.": (
         "这样模型的 {0} 层中没有一层使用 FP8：请写 {1} 或更小的值，或 PR bf16。"
     ),

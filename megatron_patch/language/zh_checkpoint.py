@@ -102,6 +102,13 @@ SENTENCES = {
     "its record {} ends behind the others": "它的记录 {0} 的结尾超出范围",
     "it is nested deeper, or holds more values, than any checkpoint's": "它的嵌套深度或值的个数超过任何检查点",
     "it holds a container that is inside itself": "它含有包含自身的容器",
+    # nodes with disks of their own
+    "{} holds the files of {} of {} nodes, which share no disk (--local-output): {}. Copy these from the same folder of those nodes.": (
+        "{0} 只有 {2} 个节点中 {1} 个的文件，这些节点没有共享磁盘（--local-output）：{3}。请从那些节点的同一文件夹复制这些文件。"
+    ),
+    "node {} ({}) keeps {}": "节点 {0}（{1}）保存着 {2}",
+    "{} does not say which node keeps which file; copy it again.": "{0} 没有说明哪个节点保存哪个文件；请重新复制。",
+    "{} is on none of the run's nodes; start it on all nodes that wrote it.": "{0} 不在该运行的任何节点上；请在写下它的所有节点上启动。",
     # progress
     "{}: {} GB, {} MB/s": "{0}：{1} GB，{2} MB/s",
     "{}: {} {}, {} a second": "{0}：{1} {2}，每秒 {3}",

@@ -13,6 +13,11 @@ SENTENCES = {
     "stopped by {}.": "被 {0} 停止。",
     # session
     "rank {}: {}": "rank {0}：{1}",
+    "a process that loads data has ended ({}). Killed, it took too much memory; a bus error means that shared memory is full (df -h "
+    "/dev/shm; of a container --shm-size), or that a data file has become shorter or its disk fails.": (
+        "读取数据的进程已退出（{0}）。若是被杀死，则它占用的内存过多；总线错误（bus error）表示共享内存已满"
+        "（df -h /dev/shm；容器用 --shm-size），或数据文件变短了，或其磁盘出错。"
+    ),
     "another rank has ended ({}).": "另一个 rank 已经退出（{0}）。",
     "BATCH_SIZE below {}": "BATCH_SIZE 小于 {0}",
     "a higher TP or PP, on more GPUs": "在更多 GPU 上增大 TP 或 PP",
@@ -30,8 +35,8 @@ SENTENCES = {
     'Next: transformers.AutoModelForCausalLM.from_pretrained("{}")': '下一步：transformers.AutoModelForCausalLM.from_pretrained("{0}")',
     # inspection
     "error: {}": "错误：{0}",
-    "{} does not exist; give a .bin/.idx pair, a fine-tuning JSON file or a checkpoint's folder.": (
-        "{0} 不存在；请给出一对 .bin/.idx、微调 JSON 文件或检查点文件夹。"
+    "{} does not exist; give a .bin/.idx pair, a fine-tuning JSON file, or the folder of a checkpoint or an adapter.": (
+        "{0} 不存在；请给出一对 .bin/.idx、微调 JSON 文件，或检查点、适配器的文件夹。"
     ),
     # preprocess
     "{} sample": "{0} 条样本",

@@ -38,6 +38,7 @@ SENTENCES = {
     "PAD_LEN is {}; it must be more than 1 and at most SEQ_LEN, {}.": "PAD_LEN 是 {0}；必须大于 1，且不大于 SEQ_LEN（{1}）。",
     "tokenizing {}": "正在分词 {0}",
     "tokenizing": "分词",
+    "the samples' indices cannot be written: {}": "无法写入样本索引：{0}",
     "joining": "合并",
     "samples": "条样本",
     "laying out the samples": "排布样本",

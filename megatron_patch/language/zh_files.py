@@ -52,6 +52,7 @@ SENTENCES = {
     "{} {} ({}); copy it again.": "{0} {1}（{2}）；请重新复制。",
     "{}: tensor {} has dtype {}; allowed are {}: convert it first.": "{0}：张量 {1} 的 dtype 是 {2}；可用的是 {3}：请先转换。",
     "{} changed while it was read; copy it again.": "{0} 在读取时发生变化；请重新复制。",
+    "{} changed while it was read; run the command again when it is whole.": "{0} 在读取时发生变化；请在文件完整后重新运行命令。",
     "{} is damaged or was cut off (it has {} bytes); copy it again.": "{0} 已损坏或被截断（有 {1} 字节）；请重新复制。",
     "{} is in torch's format from before version 1.6; load it with torch and save it again with torch.save.": (
         "{0} 是 torch 1.6 之前的格式；请用 torch 加载，再用 torch.save 重新保存。"

@@ -164,8 +164,9 @@ SENTENCES = {
     "{} names files that are not there and was passed over.": "{0} 列出的文件不存在，已跳过。",
     "{} was passed over: {}": "{0} 已跳过：{1}",
     "{} was not read.": "没有读取 {0}。",
-    "The adapter beside the weights (adapter_config.json) was not merged; to have it: {}": (
-        "权重旁的适配器（adapter_config.json）没有合并；要合并，请运行：{0}"
+    "The adapter beside the weights (adapter_config.json) was not merged; to have it, move it into a folder of its own, and "
+    "convert that with --base {}.": (
+        "权重旁的适配器（adapter_config.json）没有合并；要合并，请把它移到单独的文件夹，并用 --base {0} 转换该文件夹。"
     ),
     "The weights were read from {}.": "权重读自 {0}。",
     "{} is no index of shards: {}": "{0} 不是分片索引：{1}",
@@ -176,7 +177,7 @@ SENTENCES = {
     "{} names the shard {}, which is no plain file name; it was refused.": "{0} 中的分片名 {1} 不是普通文件名，已拒绝。",
     " and {} more": " 等，另有 {0} 个",
     "{} {} missing, and {} names {}": "缺少 {0}{1:.0}，而 {2} 列出了{3:.0}",
-    "{} holds an adapter, no whole model: merge it into its base model first: {}": "{0} 中是适配器，不是完整模型：请先合并到基础模型：{1}",
+    "{} holds an adapter, no whole model: merge it into its base first, with {}": "{0} 中是适配器，不是完整模型：请先合并到基础模型：{1}",
     "{} holds Meta's files, but not both consolidated.00.pth and {}; {}.": (
         "{0} 中是 Meta 的文件，但 consolidated.00.pth 和 {1} 没有齐全；{2}。"
     ),

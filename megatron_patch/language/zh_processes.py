@@ -40,9 +40,15 @@ SENTENCES = {
     "two nodes say that they are number {} (RANK); each needs a number of its own.": "有两个节点的编号（RANK）都是 {0}；每个节点的编号必须不同。",
     "node {} was told of {} nodes (WORLD_SIZE), and node 0 of {}.": "节点 {0} 得到的节点数（WORLD_SIZE）是 {1}，而节点 0 得到的是 {2}。",
     "OUTPUT_BASEPATH {} is not one folder on all nodes: {} does not see what node 0 wrote there. A checkpoint would be torn in "
-    "pieces: write a folder of a shared file system that every node mounts at the same place.": (
+    "pieces: write a folder of a shared file system that every node mounts at the same place, or add --local-output true, with which "
+    "each node keeps its own files.": (
         "OUTPUT_BASEPATH {0} 在各节点上不是同一个文件夹：{1}看不到节点 0 写在那里的内容。检查点会因此残缺不全："
-        "请写一个共享文件系统上的文件夹，并在各节点挂载到相同位置。"
+        "请写一个共享文件系统上的文件夹，并在各节点挂载到相同位置；或加上 --local-output true，由每个节点保存自己的文件。"
+    ),
+    "--local-output true: OUTPUT_BASEPATH {} is no folder of each node's own, since {} sees there what another node wrote. Leave the "
+    "flag out: on a shared disk all nodes write one folder.": (
+        "--local-output true：OUTPUT_BASEPATH {0} 不是各节点自己的文件夹，{1}看得到其他节点写在那里的内容。"
+        "请去掉该标志：在共享磁盘上，所有节点写同一个文件夹。"
     ),
     "the training data is not the same on all nodes: that of {} has other bytes than that of node 0.": (
         "各节点的训练数据不相同：{0}的数据与节点 0 的内容不一致。"

@@ -11,6 +11,12 @@ SENTENCES = {
     "the run has its {} iterations; for more, raise {} and add --resume-from {}": (
         "该运行已完成 {0} 次迭代；要继续，请增大 {1} 并加上 --resume-from {2}"
     ),
+    "  the nodes' last checkpoints differ: {}; {} is the last that all have": "  各节点最后的检查点不同：{0}；{1} 是所有节点都有的最后一个",
+    "node {} has {}": "节点 {0} 有 {1}",
+    "The nodes have no checkpoint of {} in common (--local-output true): {}. Start the run on the nodes that wrote it, or remove that "
+    "folder from all of them to start anew.": (
+        "各节点在 {0} 中没有共同的检查点（--local-output true）：{1}。请在写下它的节点上启动，或在所有节点上删除该文件夹以重新开始。"
+    ),
     "  reading the checkpoint {}": "  读取检查点 {0}",
     "  going on from iteration {}: {} (read in {} s)": "  从第 {0} 次迭代继续：{1}（读取用时 {2} 秒）",
     "  starting from random weights, seed {}": "  从随机权重开始，种子 {0}",
@@ -73,7 +79,6 @@ SENTENCES = {
     ),
     "BATCH_SIZE above {}, whose kernels are longer": "BATCH_SIZE 大于 {0}，使 kernel 更长",
     "TP below {}": "TP 小于 {0}",
-    "CUDA graphs, which --packing excludes": "CUDA graphs（与 --packing 不能同用）",
     # core
     "megatron-core {} is used, and this project was tried with {}: run pip install 'megatron-core{}', or name such a source tree as "
     "MEGATRON_PATH.": (
@@ -150,9 +155,6 @@ SENTENCES = {
         "预计：每个 GPU 每秒 {0} 个 token，每步 {1} 秒（按产品规格，未实测此型号）。"
     ),
     "Seconds of a step: {}.": "每步的秒数：{0}。",
-    "Python launches more slowly than these GPUs compute; CUDA graphs, which mend that, are for one node.": (
-        "Python 启动 kernel 比这些 GPU 计算慢；CUDA graphs 可解决，但只用于单节点。"
-    ),
     # cli/main
     "Usage: megatron-patch COMMAND --flag=value ...": "用法：megatron-patch 命令 --标志=值 ...",
     "megatron-patch COMMAND --help lists its arguments and flags; --version prints the version.": (

@@ -139,8 +139,10 @@ class LlamaConfig:
         layer = attention + 3 * h * self.ffn_hidden_size + 2 * h
         return self.num_layers * layer + 2 * (self.vocab_size + extra_vocab_size) * h + h
 
-    def flops_per_token(self, seq_length: int, extra_vocab_size: int = 0) -> float:
+    def flops_per_token(self, seq_length: int, extra_vocab_size: int = 0, is_frozen: bool = False) -> float:
         """Floating-point operations of the forward and the backward pass for one token.
+
+        `is_frozen`: the weights get no gradient (LoRA), which saves a third of their operations.
 
         6·(P − V·H) + 6·L·S·H for P weights and L layers: the formula of PaLM's appendix B (arXiv:2204.02311), with half
         of the attention, since a causal query sees half of the keys on average.
@@ -148,7 +150,7 @@ class LlamaConfig:
         embedding = (self.vocab_size + extra_vocab_size) * self.hidden_size
         weights = self.parameter_count(extra_vocab_size) - embedding
         width = self.num_attention_heads * self.kv_channels
-        return 6.0 * weights + 6.0 * self.num_layers * seq_length * width
+        return (4.0 if is_frozen else 6.0) * weights + 6.0 * self.num_layers * seq_length * width
 
 
 LLAMA_SIZES: dict[str, LlamaConfig] = {

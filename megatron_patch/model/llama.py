@@ -20,15 +20,17 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_patch.core.recomputation import recomputed
+from megatron_patch.core.recomputation import recomputed, recomputed_with_random
 from megatron_patch.core.weight_gradients import direct_main_grad
+from megatron_patch.formats.peft_adapter import LoraConfig
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.embedding import embedding
 from megatron_patch.kernels.rope import rope_tables
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.vocabulary import padded_rows, rows_of_rank
 from megatron_patch.model.attention import LlamaSelfAttention, with_backend
-from megatron_patch.model.linear import ColumnLinear, RowLinear
+from megatron_patch.model.linear_layers import LinearLayers, linear_layers
+from megatron_patch.model.lora import freeze_the_rest
 from megatron_patch.model.mlp import LlamaMLP
 from megatron_patch.model.norm import RMSNorm
 from megatron_patch.model.padding import without_padding, zero_padding
@@ -58,10 +60,12 @@ class LlamaLayer(TransformerLayer):
     Attributes, which `LlamaModel` sets:
         leaves_sum: whether the next layer adds this one's residual; if not, this layer adds it.
         is_recomputed: whether only the layer's input is kept for the backward pass (AC full).
+        has_dropout: whether adapters' inputs have dropout, which must repeat where the layer is recomputed.
     """
 
     leaves_sum = False
     is_recomputed = False
+    has_dropout = False
 
     def forward(
         self,
@@ -85,7 +89,8 @@ class LlamaLayer(TransformerLayer):
             The output [S, B, H] and this layer's residual [S, B, H], not yet added; or their sum and None.
         """
         if self.is_recomputed and self.training:
-            return recomputed(self._compute, hidden_states, attention_mask, context, rotary_pos_emb)
+            again = recomputed_with_random if self.has_dropout else recomputed
+            return again(self._compute, hidden_states, attention_mask, context, rotary_pos_emb)
         return self._compute(hidden_states, attention_mask, context, rotary_pos_emb)
 
     def _compute(
@@ -106,7 +111,7 @@ class LlamaLayer(TransformerLayer):
         return (output, residual) if self.leaves_sum else (residual + output, None)
 
 
-def llama_block_spec(config: TransformerConfig, attention_backend: str) -> TransformerBlockSubmodules:
+def llama_block_spec(config: TransformerConfig, attention_backend: str, linear: LinearLayers) -> TransformerBlockSubmodules:
     """core's description of this pipeline stage: its layers and the final norm."""
     layer = ModuleSpec(
         module=LlamaLayer,
@@ -116,13 +121,13 @@ def llama_block_spec(config: TransformerConfig, attention_backend: str) -> Trans
                 module=LlamaSelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnLinear,
+                    linear_qkv=linear.qkv,
                     core_attention=with_backend(attention_backend),
-                    linear_proj=RowLinear,
+                    linear_proj=linear.projection,
                 ),
             ),
             pre_mlp_layernorm=RMSNorm,
-            mlp=LlamaMLP,
+            mlp=type("LlamaMLP", (LlamaMLP,), {"gate_up": linear.gate_up, "down": linear.down}),
             sharded_state_dict_keys_map=_NORM_KEYS,
         ),
     )
@@ -148,12 +153,13 @@ class LlamaModel(GPTModel):
         vocab_size: int,
         attention_backend: str,
         recompute_layers: bool = False,
+        lora: LoraConfig | None = None,
     ) -> None:
         tp, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
         padded = padded_rows(vocab_size, tp)
         super().__init__(
             config=config,
-            transformer_layer_spec=llama_block_spec(config, attention_backend),
+            transformer_layer_spec=llama_block_spec(config, attention_backend, linear_layers(llama, tp, lora)),
             vocab_size=padded,
             max_sequence_length=llama.max_position_embeddings,
             pre_process=parallel_state.is_pipeline_first_stage(),
@@ -167,10 +173,15 @@ class LlamaModel(GPTModel):
         for layer in self.decoder.layers:
             layer.is_recomputed = recompute_layers
             layer.leaves_sum = not recompute_layers and layer is not self.decoder.layers[-1]
+            layer.has_dropout = lora is not None and lora.dropout > 0
         self.vocab_rows = vocab_size
         self.first_row, self.valid_rows = rows_of_rank(vocab_size, tp, rank)
         for _, weight in self._padded_weights():
             zero_padding(weight, self.valid_rows)
+        # What is recomputed gets no gradient unless one of its inputs has one, and a frozen embedding gives none.
+        self.embedding_needs_gradient = lora is not None and (recompute_layers or config.recompute_granularity is not None)
+        if lora is not None:
+            freeze_the_rest(self, lora)
         self.llama = llama
         self._rotary_table: torch.Tensor | None = None
         self._rotary_table_base = llama.rotary_base
@@ -236,6 +247,8 @@ class LlamaModel(GPTModel):
             activations [S, B, H], or [S / TP, B, H] under sequence parallelism.
         """
         hidden = self.embed(tokens) if self.pre_process else None
+        if hidden is not None and self.embedding_needs_gradient and torch.is_grad_enabled():
+            hidden.requires_grad_()
         hidden = self.decoder(
             hidden_states=hidden,
             attention_mask=segment_ids,  # core's slot for a mask; CoreAttention reads segment numbers from it

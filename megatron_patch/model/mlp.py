@@ -15,11 +15,18 @@ from megatron_patch.model.linear import ColumnLinear, RowLinear
 
 
 class LlamaMLP(MLP):
-    """down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202). gate and up are one product, of width 2F."""
+    """down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202). gate and up are one product, of width 2F.
+
+    Attributes:
+        gate_up, down: the classes of its two layers. core makes this module from a class, so a subclass says others.
+    """
+
+    gate_up: type = ColumnLinear
+    down: type = RowLinear
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
         """From 0.18 on core also passes its process groups and a name; without them core's MLP finds the same."""
-        layers = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
+        layers = MLPSubmodules(linear_fc1=self.gate_up, linear_fc2=self.down)
         super().__init__(config, layers, ffn_hidden_size=config.ffn_hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:

@@ -40,6 +40,7 @@ GPUS = {
     "l20": Gpu("NVIDIA L20 48 GB", int(44.5 * 2**30), RATES["l20"]),
     "rtx4090": Gpu("NVIDIA GeForce RTX 4090", int(23.5 * 2**30), RATES["rtx4090"]),
 }
+WITHOUT_FP8 = ("a100-80g",)
 
 
 # What the driver's name of such a GPU holds; the first that is found counts.

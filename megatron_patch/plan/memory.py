@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from megatron_patch.formats.peft_adapter import ATTENTION_TARGETS, MLP_TARGETS, LoraConfig
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.vocabulary import padded_rows
+from megatron_patch.plan.lora import adapter_parameters, linear_parameters, packed_bytes
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 2}  # of a weight or an activation, by precision
 _FP32 = 4
 # CUDA's context with the libraries' kernels, and NCCL's buffers for each communicator that is used: seen beside what
 # torch allocates, with nvidia-smi.
 _CONTEXT, _COMMUNICATOR = 600 << 20, 350 << 20
+# The linear layers that read the same input.
+_INPUTS = {"attention": ATTENTION_TARGETS[:3], "mlp": MLP_TARGETS[:2], "down": MLP_TARGETS[2:]}
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class RunShape:
         sample_length: tokens of one row of a batch, S.
         micro_batches: of a step, for each replica.
         paired: whether two micro-batches go through the model at once.
+        lora: the adapters that are trained over frozen weights; None trains all weights.
         fp8_layers: with fp8, layers at either end that stay in bf16.
     """
 
@@ -44,6 +49,7 @@ class RunShape:
     use_flash_attn: bool
     recompute: str
     paired: bool = False
+    lora: LoraConfig | None = None
     fp8_layers: int = 0
 
 
@@ -103,6 +109,16 @@ def stage_parameters(run: RunShape, stage: int) -> int:
     return found
 
 
+def trained_of_stage(run: RunShape, stage: int) -> int:
+    """Of the parameters of one GPU of a stage, adapters included, those that are trained."""
+    if run.lora is None:
+        return stage_parameters(run, stage)
+    model, tp, stages = run.model, run.tensor_model_parallel_size, run.pipeline_model_parallel_size
+    vocabulary = padded_rows(model.vocab_size + run.extra_vocab_size, tp) // tp * model.hidden_size if run.lora.saved else 0
+    found = model.num_layers // stages * adapter_parameters(model, run.lora, tp)
+    return found + vocabulary * ((stage == 0) + (stage == stages - 1))
+
+
 def _multiplied(run: RunShape) -> int:
     """Parameters of one layer's matrices on one GPU."""
     model, tp, h = run.model, run.tensor_model_parallel_size, run.model.hidden_size
@@ -120,7 +136,9 @@ def _fp8_layers(run: RunShape, stage: int) -> int:
 
 
 def _stage(run: RunShape, stage: int) -> StageMemory:
-    parameters, width = stage_parameters(run, stage), BYTES[run.precision]
+    trained = trained_of_stage(run, stage)
+    layers = run.model.num_layers // run.pipeline_model_parallel_size
+    adapters = 0 if run.lora is None else layers * adapter_parameters(run.model, run.lora, run.tensor_model_parallel_size)
     owners = run.data_parallel_size if run.use_distributed_optimizer else 1
     # A last share of parameters that its owner updates in fp32, beside Adam's two moments. In bf16 with ZeRO the fp32
     # weights are the bf16 ones and 16 bits more.
@@ -128,14 +146,24 @@ def _stage(run: RunShape, stage: int) -> StageMemory:
     tokens = run.micro_batch_size * run.sample_length * (2 if run.paired else 1)
     return StageMemory(
         # Two FP8 copies of what is multiplied in FP8.
-        weights=parameters * width + 2 * _fp8_layers(run, stage) * _multiplied(run),
-        gradients=parameters * _FP32,
-        optimizer=parameters * (2 * _FP32 + master) // owners,
+        weights=_weights(run, stage, adapters) + 2 * _fp8_layers(run, stage) * _multiplied(run),
+        gradients=trained * _FP32,
+        optimizer=trained * (2 * _FP32 + master) // owners,
         activations=_in_flight(run, stage) * _saved(run, stage, tokens),
         working=_working(run, stage, tokens),
         communication=_COMMUNICATOR * _communicators(run),
         context=_CONTEXT,
     )
+
+
+def _weights(run: RunShape, stage: int, adapters: int) -> int:
+    """Bytes of a stage's weights and of its `adapters`, a number of parameters."""
+    width, tp = BYTES[run.precision], run.tensor_model_parallel_size
+    parameters = stage_parameters(run, stage) + adapters
+    if run.lora is None or not run.lora.quantizes:
+        return parameters * width
+    layers = run.model.num_layers // run.pipeline_model_parallel_size
+    return (parameters - layers * linear_parameters(run.model, tp)) * width + packed_bytes(run.model, tp, layers, width)
 
 
 def _in_flight(run: RunShape, stage: int) -> int:
@@ -172,6 +200,10 @@ def _layer_bytes(run: RunShape, h: float, width: int) -> float:
     context = model.num_attention_heads * model.kv_channels / tp
     # Twice the sum before a norm and what comes out of the norm; the MLP's gate and up, and their product.
     elements = 4 * h + heads + context + 3 * model.ffn_hidden_size / tp
+    if run.lora is not None:  # a frozen layer keeps its input for its adapter alone; attention keeps `context` itself
+        kept = {name: any(one in run.lora.targets for one in names) for name, names in _INPUTS.items()}
+        elements -= h * (2 - kept["attention"] - kept["mlp"]) + model.ffn_hidden_size / tp * (not kept["down"])
+        elements += run.lora.rank * len(run.lora.targets)
     rows = 2 * _FP32 + _FP32 * model.num_attention_heads / tp  # 1 / rms of two norms, attention's log Σ exp
     return elements * width + rows
 

@@ -64,8 +64,6 @@ def speed_lines(run: RunShape, gpu: Gpu, gpus_per_node: int, nodes: int) -> list
         f"Expected: {tokens_per_second(run, step.total):,.0f} tokens/s per GPU, {step.total:.2f} s a step{estimated}.",
         f"Seconds of a step: {_where_time_goes(step)}.",
     ]
-    if step.launching:
-        lines.append("Python launches more slowly than these GPUs compute; CUDA graphs, which mend that, are for one node.")
     return lines
 
 

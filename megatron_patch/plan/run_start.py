@@ -27,6 +27,7 @@ def run_shape(config: TrainConfig, processes: int) -> RunShape:
         use_distributed_optimizer=config.use_distributed_optimizer,
         use_flash_attn=config.use_flash_attn,
         recompute=config.recompute,
+        lora=config.lora,
         fp8_layers=config.options.fp8_layers,
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from megatron_patch.plan.memory import BYTES, RunShape, stage_parameters
+from megatron_patch.plan.memory import BYTES, RunShape, trained_of_stage
 from megatron_patch.plan.rates import Rates
 
 # fp16's longer mantissas take more energy: an 8192³ product at the power limit is 4.3 % slower.
@@ -81,17 +81,14 @@ class _Pass:
         return self.products + self.attention + self.kernels + self.recomputing + self.tensor
 
 
-def step_time(
-    run: RunShape, rates: Rates, gpus_per_node: int, nodes: int, graphs: bool | None = None, copies: bool = True
-) -> StepTime:
+def step_time(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int, graphs: bool = True, copies: bool = True) -> StepTime:
     """The time of a step of a run in 16 bits.
 
     Args:
-        graphs: whether micro-batches are CUDA graphs; by default they are on one host.
+        graphs: whether micro-batches are CUDA graphs.
         copies: whether GPUs of one host read each other's memory where they can, instead of NCCL's communicating.
     """
     assert run.precision != "fp32", "fp32 is for CPUs and for debugging"
-    graphs = nodes == 1 if graphs is None else graphs
     copies = copies and rates.copies
     inside = _COPIES_INSIDE if copies and graphs and run.sequence_parallel else 1.0
     one, layers = _one_pass(run, rates, inside), run.model.num_layers // run.pipeline_model_parallel_size
@@ -135,16 +132,19 @@ def _one_pass(run: RunShape, rates: Rates, inside_layers: float) -> _Pass:
     rate = rates.products * (_FP16 if run.precision == "fp16" else 1)
     qkv = context + 2 * model.num_query_groups * model.kv_channels
     weights = h * (qkv + context) + 3 * h * model.ffn_hidden_size
+    # Forward, the input's gradient and the weight's, which a frozen one has not.
+    operations = 6 if run.lora is None else 4
     in_fp8 = 1 - 2 * run.fp8_layers / model.num_layers if run.precision == "fp8" else 0.0
-    products = 6 * tokens * weights / tp / rate * (1 - in_fp8 + in_fp8 / _FP8)
+    products = operations * tokens * weights / tp / rate * (1 - in_fp8 + in_fp8 / _FP8)
     attention = _attention(run, rates, rate, tokens * context / tp)
     # Elements a token that are read or written: two sums with norms, rotary positions on q, k and v, SwiGLU.
     norms, inside = 16 * h, (4 * qkv + 8 * model.ffn_hidden_size) / tp
+    inside += 0 if run.lora is None else _adapters(run, qkv) / tp
     # Every factor of an FP8 product is read in 16 bits and written twice in 8.
     inside += 2 * in_fp8 * (4 * h + (qkv + context + 3 * model.ffn_hidden_size) / tp)
     elements = norms / (tp if run.sequence_parallel else 1) + inside
     kernels = tokens * elements * width / (rates.memory * _KERNELS)
-    again = products / 3 + attention * 2 / 7 + kernels * 0.4 if run.recompute == "full" else 0.0
+    again = products / (operations / 2) + attention * 2 / 7 + kernels * 0.4 if run.recompute == "full" else 0.0
     rows = (model.vocab_size + run.extra_vocab_size) / tp
     return _Pass(
         products=products,
@@ -152,9 +152,21 @@ def _one_pass(run: RunShape, rates: Rates, inside_layers: float) -> _Pass:
         kernels=kernels,
         recomputing=again,
         tensor=_inside_layers(run, rates, tokens) * inside_layers,
-        head=6 * tokens * h * rows / rate,
+        head=(6 if run.lora is None or run.lora.saved else 4) * tokens * h * rows / rate,
         loss=tokens * rows * width * 4 / (rates.memory * _KERNELS),
     )
+
+
+def _adapters(run: RunShape, qkv: float) -> float:
+    """Elements a token that a layer's adapters read or write: four times each input and each output.
+
+    Forward the input is read, and the output read and written. Backward the output's gradient is read twice, the
+    input's read and written, and the input read once more.
+    """
+    model = run.model
+    inputs = 3 * model.hidden_size + model.ffn_hidden_size
+    outputs = qkv + 2 * model.hidden_size + 2 * model.ffn_hidden_size
+    return 4 * inputs + 4 * outputs
 
 
 def _attention(run: RunShape, rates: Rates, rate: float, elements: float) -> float:
@@ -202,7 +214,7 @@ def _replicas(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int) -> fl
     if replicas == 1:
         return 0.0
     passes = BYTES[run.precision] if run.use_distributed_optimizer else 4  # weights gathered, or sums handed back
-    sent = stage_parameters(run, 0) * (4 + passes) * (replicas - 1) / replicas
+    sent = trained_of_stage(run, 0) * (4 + passes) * (replicas - 1) / replicas
     # Replicas of one host send through all the host's network cards that stand for them.
     of_a_host = max(1, gpus_per_node // run.tensor_model_parallel_size)
     return sent / (rates.large if nodes == 1 else min(rates.large, of_a_host * _NETWORK))
@@ -211,4 +223,4 @@ def _replicas(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int) -> fl
 def _optimizer(run: RunShape, rates: Rates) -> float:
     owners = run.data_parallel_size if run.use_distributed_optimizer else 1
     cast = _CAST if run.precision == "fp8" else 0
-    return stage_parameters(run, 0) * (_UPDATE / owners + cast) / rates.memory
+    return trained_of_stage(run, 0) * (_UPDATE / owners + cast) / rates.memory

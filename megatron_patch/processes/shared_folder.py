@@ -9,35 +9,59 @@ import contextlib
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, refusal
 from megatron_patch.processes.meeting import Meeting, Store
 
 _LOOK_FOR = 10.0  # seconds: a shared file system may show a new file that much later
+_LOOK_FOR_OTHERS = 2.0  # seconds for what is not meant to be there
 
 
-def check(meeting: Meeting, store: Store, folder: Path, data: str, seconds: float = _LOOK_FOR) -> None:
-    """Look for the first node's token in `folder`; every node calls it.
-
-    Args:
-        folder: OUTPUT_BASEPATH.
-        data: this node's fingerprint of the training data; "" if there is none.
+def check(meeting: Meeting, store: Store, folder: Path, seconds: float = _LOOK_FOR) -> None:
+    """Look for the first node's token in `folder`, OUTPUT_BASEPATH; every node calls it.
 
     Raises:
-        UserError: a node does not see the token, or has other data; every node raises it.
+        UserError: a node does not see the token; every node raises it.
     """
-    with _token(meeting, store, folder) as token:
-        seen = _wait_for(token, seconds)
+    with _token(meeting, store, folder) as tokens:
+        seen = _wait_for([tokens[0]], seconds)
         found = meeting.compare(store, "shared", "" if seen else socket.gethostname())
     blind = {node: host for node, host in found.items() if host}
     if blind:
         who = ", ".join(f"node {node} ({host})" for node, host in blind.items())
         raise UserError(
             f"OUTPUT_BASEPATH {folder} is not one folder on all nodes: {who} does not see what node 0 wrote there. A checkpoint "
-            "would be torn in pieces: write a folder of a shared file system that every node mounts at the same place."
+            "would be torn in pieces: write a folder of a shared file system that every node mounts at the same place, or add "
+            "--local-output true, with which each node keeps its own files."
         )
+
+
+def check_apart(meeting: Meeting, store: Store, folder: Path, seconds: float = _LOOK_FOR_OTHERS) -> None:
+    """Look whether another node's token is in `folder`, which is to be this node's own; every node calls it.
+
+    Raises:
+        UserError: a node sees one; every node raises it.
+    """
+    with _token(meeting, store, folder) as tokens:
+        others = [path for node, path in tokens.items() if node != meeting.node]
+        seen = _wait_for(others, seconds)
+        found = meeting.compare(store, "apart", socket.gethostname() if seen else "")
+    sharing = ", ".join(f"node {node} ({host})" for node, host in found.items() if host)
+    if sharing:
+        raise UserError(
+            f"--local-output true: OUTPUT_BASEPATH {folder} is no folder of each node's own, since {sharing} sees there what "
+            "another node wrote. Leave the flag out: on a shared disk all nodes write one folder."
+        )
+
+
+def check_data(meeting: Meeting, store: Store, data: str) -> None:
+    """Compare `data`, this node's fingerprint of the training data, "" if there is none, with those of all nodes.
+
+    Raises:
+        UserError: a node has other data; every node raises it.
+    """
     kinds = meeting.compare(store, "data", data)
     others = [node for node, kind in kinds.items() if kind != kinds[0]]
     if others:
@@ -46,27 +70,35 @@ def check(meeting: Meeting, store: Store, folder: Path, data: str, seconds: floa
 
 
 @contextlib.contextmanager
-def _token(meeting: Meeting, store: Store, folder: Path) -> Iterator[Path]:
-    """The token's path on this node. The first node makes it, and removes it in the end."""
-    if meeting.node:
-        yield folder / store.get("token").decode()
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f".seen-by-all-nodes-{uuid.uuid4().hex}"
-    path.touch()
-    store.set("token", path.name)
+def _token(meeting: Meeting, store: Store, folder: Path) -> Iterator[dict[int, Path]]:
+    """The path of each node's token, by the node's number. Each makes its own, and removes it in the end.
+
+    Raises:
+        UserError: the operating system refuses one; every node raises it.
+    """
+    path, refused = folder / f".seen-by-all-nodes-{uuid.uuid4().hex}", ""
     try:
-        yield path
+        folder.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        refused = refusal(error)
+    try:
+        told = meeting.compare(store, "refused", refused)
+        if any(told.values()):
+            raise UserError("; ".join(f"node {node}: {why}" for node, why in told.items() if why))
+        yield {node: folder / name for node, name in meeting.compare(store, "token", path.name).items()}
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was never there, or the disk has gone: the run will say so
+            path.unlink()
 
 
-def _wait_for(path: Path, seconds: float) -> bool:
+def _wait_for(paths: Sequence[Path], seconds: float) -> bool:
+    """Whether one of the files came to be seen."""
     until = time.monotonic() + seconds
-    while not path.exists():
+    while not any(path.exists() for path in paths):
         if time.monotonic() > until:
             return False
         with contextlib.suppress(OSError):
-            next(path.parent.iterdir(), None)  # NFS asks its server anew when a folder is listed
+            next(paths[0].parent.iterdir(), None)  # NFS asks its server anew when a folder is listed
         time.sleep(0.2)
     return True

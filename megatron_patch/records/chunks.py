@@ -57,8 +57,8 @@ class Chunk:
     Attributes:
         file: index into the list of files.
         first: number of the first record, from 1.
-        records: lines as bytes, without their ends, or where they are to be read; items of a list and rows of a table as
-            objects.
+        records: lines as bytes, without their ends, or where they are to be read; items of a list and rows of a table
+            as objects.
         size: bytes of the lines; characters of items and rows, which is about their bytes.
         after: the place behind the records and behind what was passed over.
         kind: what a record's number counts: `line`, `item` or `row`.

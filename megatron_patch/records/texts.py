@@ -40,7 +40,8 @@ def texts_of(
         if text:
             texts.append((number, text))
         elif not parts and skipped and skipped[-1].empty and skipped[-1].number + skipped[-1].records == number:
-            skipped[-1] = replace(skipped[-1], records=skipped[-1].records + 1)  # one line of the report for blank lines
+            # Blank lines in a row are one line of the report.
+            skipped[-1] = replace(skipped[-1], records=skipped[-1].records + 1)
         else:
             skipped.append(Skipped(number, "it is empty", empty=True))
     return texts, skipped + ([chunk.lost] if chunk.lost else [])

@@ -24,7 +24,6 @@ import torch
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
-from megatron_patch.core.parallel import Layout
 from megatron_patch.data.batches import Batch
 from megatron_patch.kernels._cublaslt import Shape
 from megatron_patch.kernels.attention import forget_segments
@@ -41,11 +40,12 @@ Tune = Callable[[Iterable[Shape]], None]
 _SPARE = 0.0125
 
 
-def why_no_graphs(config: TrainConfig, layout: Layout) -> str:
+def why_no_graphs(config: TrainConfig) -> str:
     """Why this run's micro-batches cannot be recorded as graphs, as one phrase; empty if they can."""
     obstacles = {
         "there is no GPU": not device.HAS_CUDA,
         "--cuda-graphs false": not config.options.cuda_graphs,
+        "--lora-dropout": config.options.lora_dropout > 0,
     }
     return ", ".join(obstacle for obstacle, there in obstacles.items() if there)
 

@@ -205,7 +205,8 @@ def _log_training(
     """Write Megatron's line and TensorBoard's scalars for the window that ends now."""
     config, layout = state.config, state.layout
     tokens = config.global_batch_size * config.sample_length / seconds / layout.world_size
-    tflops = tokens * config.model.flops_per_token(config.sample_length, config.extra_vocab_size) / 1e12
+    frozen = config.lora is not None
+    tflops = tokens * config.model.flops_per_token(config.sample_length, config.extra_vocab_size, frozen) / 1e12
     fp16 = config.precision == "fp16"
     log.iteration_line(
         training_line(

@@ -99,8 +99,9 @@ def _shard_of(optimizer: DistributedOptimizer, parameter: torch.nn.Parameter) ->
 
 def fused_weights(model: torch.nn.Module) -> set[torch.nn.Parameter]:
     """The weights whose gradients the matrix products write into the fp32 buffer themselves."""
-    linear = (ColumnParallelLinear, RowParallelLinear)
-    return {module.weight for module in model.modules() if isinstance(module, linear)}
+    linear = [module for module in model.modules() if isinstance(module, (ColumnParallelLinear, RowParallelLinear))]
+    own = {parameter for module in linear for parameter in module.parameters(recurse=False)}  # weight, A, B
+    return {parameter for parameter in own if parameter.requires_grad}
 
 
 def begin_step(optimizer: ChainedOptimizer, model: DistributedDataParallel, fused: set[torch.nn.Parameter]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from megatron_patch.checkpoint.local_output import keeps_folder
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.errors import naming, refusal
@@ -66,12 +67,12 @@ def write_choices(config: TrainConfig) -> str:
         return ""
     known = {shape: choice for choices in parallel.from_all_ranks(products.choices()) for shape, choice in choices.items()}
     refused = ""
-    if known and torch.distributed.get_rank() == 0:
+    if known and keeps_folder(config):
         try:
             _write(path, known)
         except OSError as error:
             refused = f"measurements of matrix products are not kept for the next start ({refusal(error).rstrip('.')})."
-    return parallel.from_all_ranks(refused)[0]
+    return next(filter(None, parallel.from_all_ranks(refused)), "")
 
 
 def _write(path: Path, known: dict[Shape, products.Choice]) -> None:

@@ -17,6 +17,7 @@ from megatron_patch.checkpoint.contents import module
 from megatron_patch.checkpoint.refusals import SaveFailed
 from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.checkpoint.save import save_checkpoint
+from megatron_patch.config import Options
 from megatron_patch.core import parallel
 from megatron_patch.errors import RunStopped
 from megatron_patch.folders.tracker import BEST_TRACKER
@@ -43,8 +44,7 @@ class Saves:
     def __init__(self, state: TrainState, health: Health, log: RunLog) -> None:
         self._state, self._health, self._log = state, health, log
         self._is_owed = False
-        asked = state.config.options.async_save
-        self._background = BackgroundSaves(state.config) if _is_beside(asked) else None
+        self._background = BackgroundSaves(state.config) if _is_beside(state.config.options) else None
         state.background = self._background
 
     def step_done(self, result: StepResult, lr: float, *, due: bool, ends: bool, is_best: bool) -> bool | None:
@@ -167,9 +167,9 @@ class Saves:
             self._background = self._state.background = None
 
 
-def _is_beside(asked: str) -> bool:
-    """Whether checkpoints are written beside the training, by `--async-save`."""
-    return asked == "true" or (asked == "auto" and device.HAS_CUDA)
+def _is_beside(options: Options) -> bool:
+    """Whether checkpoints are written beside the training, by `--async-save`; not onto disks of the nodes' own."""
+    return not options.local_output and (options.async_save == "true" or (options.async_save == "auto" and device.HAS_CUDA))
 
 
 def _not_finite(state: TrainState) -> str:

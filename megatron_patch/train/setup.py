@@ -11,7 +11,9 @@ from megatron_patch.config import TrainConfig
 from megatron_patch.core import peer_memory
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.patches import apply_patches
+from megatron_patch.formats.peft_adapter import LoraConfig
 from megatron_patch.model.build import build_model, choose_backend
+from megatron_patch.plan.lora import adapter_parameters, trained_parameters
 from megatron_patch.train.graphs import why_no_graphs
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.optimizer import build_optimizer, fused_weights
@@ -51,7 +53,22 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
         f"TP {config.tensor_model_parallel_size}, PP {config.pipeline_model_parallel_size}, "
         f"data parallel {layout.data_parallel_size}, on {layout.device.type}"
     )
+    if config.lora is not None:
+        _say_what_is_trained(config, config.lora, log)
     return state
+
+
+def _say_what_is_trained(config: TrainConfig, lora: LoraConfig, log: RunLog) -> None:
+    """How many parameters LoRA trains, and how many it leaves as they are."""
+    trained = trained_parameters(config.model, lora, config.extra_vocab_size)
+    adapters = config.model.num_layers * adapter_parameters(config.model, lora)
+    frozen = config.model.parameter_count(config.extra_vocab_size) - trained + adapters
+    log.line(
+        f"  LoRA: {trained:,} trainable parameters (rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on "
+        f"{', '.join((*lora.targets, *lora.saved))}); {frozen:,} frozen ones"
+    )
+    if lora.quantizes:
+        log.line("  frozen linear layers: in 4 bits, NF4 with double quantization")
 
 
 def _open_groups(config: TrainConfig, layout: Layout, log: RunLog) -> None:
@@ -60,7 +77,7 @@ def _open_groups(config: TrainConfig, layout: Layout, log: RunLog) -> None:
         return
     groups = {}
     # An exchange is a dozen launches where NCCL's is one, which pays where they are recorded.
-    if config.sequence_parallel and not (device.HAS_CUDA and why_no_graphs(config, layout)):
+    if config.sequence_parallel and not (device.HAS_CUDA and why_no_graphs(config)):
         groups["TP"] = parallel_state.get_tensor_model_parallel_group()
     if config.use_distributed_optimizer:
         groups["data parallel"] = parallel_state.get_data_parallel_group(with_context_parallel=True)

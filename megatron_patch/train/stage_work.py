@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.utils import get_model_config
 
 from megatron_patch.core import tensor_exchange
 from megatron_patch.core.parallel import Layout
+from megatron_patch.core.partial_gradients import finalize_gradients
 from megatron_patch.core.weight_gradients import Postponed, postponed
 from megatron_patch.data.batches import Batch
 from megatron_patch.train.pipeline import StageWork
@@ -45,7 +46,7 @@ def stage_work(model: DistributedDataParallel, layout: Layout, forward_step: For
                 torch.autograd.backward(output, gradient, retain_graph=keep)
             return
         torch.autograd.backward(output, gradient, retain_graph=keep)
-        finalize_model_grads([model], None)
+        finalize_gradients([model], None)
 
     def backward(output: torch.Tensor, gradient: torch.Tensor | None, closes: bool, keep: bool) -> Postponed:
         tensor_exchange.begin_pass()
@@ -67,7 +68,7 @@ def _weights(model: DistributedDataParallel, later: Postponed, closes: bool) -> 
     overlaps = closes and model.ddp_config.overlap_grad_reduce
     left = {weight for weight, _ in later}
     # The gradients of all other parameters were complete before this call.
-    ready = [parameter for parameter in model.module.parameters() if parameter not in left] if overlaps else []
+    ready = [parameter for parameter in model.params_with_grad if parameter not in left] if overlaps else []
     for parameter in ready:
         model.param_to_bucket_group[parameter].register_grad_ready(parameter)
     for weight, work in later:
@@ -75,4 +76,4 @@ def _weights(model: DistributedDataParallel, later: Postponed, closes: bool) -> 
         if overlaps:
             model.param_to_bucket_group[weight].register_grad_ready(weight)
     if closes:
-        finalize_model_grads([model], None)
+        finalize_gradients([model], None)

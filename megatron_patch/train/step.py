@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
@@ -22,6 +22,7 @@ from megatron_patch.config import TrainConfig
 from megatron_patch.core import tensor_exchange
 from megatron_patch.core.fp8_weights import cast_weights
 from megatron_patch.core.parallel import Layout
+from megatron_patch.core.partial_gradients import finalize_gradients
 from megatron_patch.core.transformer_config import DTYPES
 from megatron_patch.data.batches import Batch, to_device
 from megatron_patch.kernels import prefer
@@ -86,7 +87,7 @@ def prepare_model(state: TrainState) -> str:
     config.grad_scale_func = lambda loss: loss * (state.loss_scale / divisor)
     config.no_sync_func = state.model.no_sync
     config.finalize_model_grads_func = lambda models, tokens, **kwargs: _finalize(state, models, tokens, **kwargs)
-    obstacle = why_no_graphs(state.config, state.layout)
+    obstacle = why_no_graphs(state.config)
     state.gathers = optim.weight_gathers(state.optimizer, state.model, records=not obstacle)
     state.reductions = optim.gradient_reductions(state.optimizer, state.model)
     state.watch = launch_watch(state.config, obstacle)
@@ -136,7 +137,7 @@ def _forward_backward(state: TrainState, batch: Batch, closes: bool) -> torch.Te
         total, _, kept = summed(output)
         scale(total).backward()
     if closes:
-        finalize_model_grads([state.model], None)
+        finalize_gradients([state.model], None)
     return kept
 
 
@@ -146,7 +147,7 @@ def _finalize(state: TrainState, models: list[Any], tokens: torch.Tensor, **kwar
     core would also divide the gradients by the number of tokens, in a pass of its own. It is told of no tokens; Adam's
     pass divides.
     """
-    finalize_model_grads(models, None, **kwargs)
+    finalize_gradients(models, None, **kwargs)
     state.tokens = _over_replicas(_of_last_stage(tokens.detach().clone().float()))
 
 

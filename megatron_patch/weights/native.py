@@ -7,13 +7,13 @@ looked at.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
 from pathlib import Path
-from typing import Any
 
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description
@@ -44,17 +44,22 @@ def open_native(location: CheckpointLocation, fallback: LlamaConfig | None = Non
         UserError: it is no torch_dist, or a file or tensor is missing, truncated or of another shape. The message names
             it.
     """
-    read_backends(location.folder)  # raises for core's other formats, whose tensors would be looked for in vain
-    metadata = read_dcp_metadata(location.folder)
+    files = NativeFiles(location.folder, BY_KEY)
     description = read_model_description(location)
     config = description.model if description else _config(location.root, fallback)
-    missing = sorted(key for key in BY_KEY if not isinstance(metadata.state_dict_metadata.get(key), TensorStorageMetadata))
+    missing = sorted(key for key in BY_KEY if files.entry(key) is None)
+    if missing and any("lora_" in key for key in files.metadata.state_dict_metadata):
+        raise UserError(
+            f"{location.folder} holds a LoRA run's adapters and not the weights under them; name these weights, and "
+            f"{location.folder / 'adapter'} as the adapter over them."
+        )
     if missing:
         raise UserError(f"{location.folder} lacks the weights {listed(missing)}; it is no checkpoint of a LLaMA.")
     extra = description.extra_vocab_size if description else 0
-    stored = _storage(metadata)
-    located: dict[tuple[Path, int], FileTensor] = {}
-    tensors = {place: _tensor(location.folder, metadata, stored, located, config, place) for place in places(config)}
+    tensors = {
+        place: files.tensor(place.entry.key, place.layer, config.num_layers, len(megatron_shape(config, place.entry.key)))
+        for place in places(config)
+    }
     for place, tensor in tensors.items():
         _check_shape(location.folder, config, extra, place, tuple(tensor.shape))
     return Source(
@@ -62,7 +67,7 @@ def open_native(location: CheckpointLocation, fallback: LlamaConfig | None = Non
         root=location.root,
         config=config,
         extra_vocab_size=extra,
-        dtype=_dtype_name(location.folder, metadata),
+        dtype=_dtype_name(files),
         lookup=lambda place: (tensors[place],),
         is_hf=False,
     )
@@ -75,47 +80,69 @@ def _config(root: Path, fallback: LlamaConfig | None) -> LlamaConfig:
     return read_hf_config(root)
 
 
-def _storage(metadata: Metadata) -> dict[tuple[str, tuple[int, ...]], Any]:
-    """Where each chunk lies in the files, by its key and offsets; of the model's keys alone."""
-    return {(index.fqn, tuple(index.offset or ())): info for index, info in metadata.storage_data.items() if index.fqn in BY_KEY}
+class NativeFiles:
+    """The tensors of a torch_dist folder, each layer's its own.
 
+    Args:
+        folder: one iteration's.
+        keys: of the tensors that will be asked for.
 
-def _tensor(
-    folder: Path,
-    metadata: Metadata,
-    stored: dict[tuple[str, tuple[int, ...]], Any],
-    located: dict[tuple[Path, int], FileTensor],
-    config: LlamaConfig,
-    place: Place,
-) -> LazyTensor:
-    """The tensor of `place`, put together from its chunks; see `megatron_shape` for its shape.
-
-    located: the chunks that were found before, by file and offset. One chunk may hold several layers.
+    Raises:
+        UserError: it is no torch_dist of the common form, or its `.metadata` is damaged.
     """
-    key = place.entry.key
-    entry = metadata.state_dict_metadata[key]
-    assert isinstance(entry, TensorStorageMetadata), "open_native has looked"
-    axes = len(megatron_shape(config, key, 0)) + (place.layer is not None)
-    if len(entry.size) != axes:
-        raise UserError(f"{folder}: {key} has shape {list(entry.size)}; a LLaMA's has {axes} axes.")
-    if place.layer is not None and entry.size[0] != config.num_layers:
-        raise UserError(f"{folder}: {key} has {entry.size[0]} layers, and the configuration {config.num_layers}.")
-    chunks = []
-    for chunk in entry.chunks:
-        starts, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
-        if place.layer is not None and not starts[0] <= place.layer < starts[0] + sizes[0]:
-            continue
-        info = stored.get((key, starts))
-        if info is None:
-            raise UserError(f"{folder}/.metadata does not say where {place} lies; the checkpoint is damaged.")
-        path = inside(folder, info.relative_path)
-        if (path, info.offset) not in located:
-            located[path, info.offset] = locate_item(path, str(place), info.offset, info.length, sizes)
-        found = located[path, info.offset]
+
+    def __init__(self, folder: Path, keys: Collection[str]) -> None:
+        read_backends(folder)  # raises for core's other formats, whose tensors would be looked for in vain
+        self.folder, self.metadata = folder, read_dcp_metadata(folder)
+        # Where each chunk lies in the files, by its key and offsets.
+        self._stored = {
+            (index.fqn, tuple(index.offset or ())): info
+            for index, info in self.metadata.storage_data.items()
+            if index.fqn in keys
+        }
+        # The chunks that were found before, by file and offset. One chunk may hold several layers.
+        self._located: dict[tuple[Path, int], FileTensor] = {}
+
+    def entry(self, key: str) -> TensorStorageMetadata | None:
+        """What `.metadata` says of a tensor; None if there is none of this key."""
+        found = self.metadata.state_dict_metadata.get(key)
+        return found if isinstance(found, TensorStorageMetadata) else None
+
+    def tensor(self, key: str, layer: int | None, layers: int, axes: int) -> LazyTensor:
+        """The tensor of a `key` that the folder has, put together from its chunks.
+
+        Args:
+            layer: of which layer; None where the key has one tensor for the whole model.
+            layers: of the whole model.
+            axes: that a layer's tensor has.
+
+        Raises:
+            UserError: its shape is another, or chunks are missing or damaged.
+        """
+        entry, said, axes = self.entry(key), key if layer is None else f"{key} (layer {layer})", axes + (layer is not None)
+        assert entry is not None, "the caller has looked"
+        if len(entry.size) != axes:
+            raise UserError(f"{self.folder}: {key} has shape {list(entry.size)}; a LLaMA's has {axes} axes.")
+        if layer is not None and entry.size[0] != layers:
+            raise UserError(f"{self.folder}: {key} has {entry.size[0]} layers, and the configuration {layers}.")
+        chunks = []
+        for chunk in entry.chunks:
+            starts, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+            if layer is None or starts[0] <= layer < starts[0] + sizes[0]:
+                chunks.append(_without_layer_axis(self._chunk(key, said, starts, sizes), starts, layer))
+        return _assembled(self.folder, said, chunks)
+
+    def _chunk(self, key: str, said: str, starts: tuple[int, ...], sizes: tuple[int, ...]) -> FileTensor:
+        info, entry = self._stored.get((key, starts)), self.entry(key)
+        if info is None or entry is None:
+            raise UserError(f"{self.folder}/.metadata does not say where {said} lies; the checkpoint is damaged.")
+        path = inside(self.folder, info.relative_path)
+        if (path, info.offset) not in self._located:
+            self._located[path, info.offset] = locate_item(path, said, info.offset, info.length, sizes)
+        found = self._located[path, info.offset]
         if found.dtype != entry.properties.dtype:
-            raise UserError(f"{path}: {place} is {found.dtype} there, and {entry.properties.dtype} in .metadata; it is damaged.")
-        chunks.append(_without_layer_axis(found, starts, place.layer))
-    return _assembled(folder, place, chunks)
+            raise UserError(f"{path}: {said} is {found.dtype} there, and {entry.properties.dtype} in .metadata; it is damaged.")
+        return found
 
 
 def _without_layer_axis(found: FileTensor, starts: tuple[int, ...], layer: int | None) -> _Chunk:
@@ -130,7 +157,7 @@ def _without_layer_axis(found: FileTensor, starts: tuple[int, ...], layer: int |
     return _Chunk(starts[1:], replace(found, shape=shape, offset=found.offset + skipped))
 
 
-def _assembled(folder: Path, place: Place, chunks: list[_Chunk]) -> LazyTensor:
+def _assembled(folder: Path, said: str, chunks: list[_Chunk]) -> LazyTensor:
     """The tensor that `chunks` make: those of the same first row beside each other, the bands below each other.
 
     Raises:
@@ -146,7 +173,7 @@ def _assembled(folder: Path, place: Place, chunks: list[_Chunk]) -> LazyTensor:
             widths.append(widths[-1] + (block.tensor.shape[1] if len(block.tensor.shape) > 1 else 0))
         columns = [block.starts[1] if len(block.starts) > 1 else 0 for block in blocks]
         if start != height or columns != widths[:-1] or len({block.tensor.shape[0] for block in blocks}) > 1:
-            raise UserError(f"{folder}: the chunks of {place} leave a gap or overlap; the checkpoint is damaged.")
+            raise UserError(f"{folder}: the chunks of {said} leave a gap or overlap; the checkpoint is damaged.")
         bands.append(beside([block.tensor for block in blocks]))
         height += bands[-1].shape[0]
     return stack(bands)
@@ -163,10 +190,10 @@ def _check_shape(folder: Path, config: LlamaConfig, extra: int, place: Place, go
     raise UserError(f"{folder}: {place} has shape {list(got)}, and the configuration makes it {list(expected)}.")
 
 
-def _dtype_name(folder: Path, metadata: Metadata) -> str:
-    embedding = metadata.state_dict_metadata[EMBEDDING]
-    assert isinstance(embedding, TensorStorageMetadata), "open_native has looked"
+def _dtype_name(files: NativeFiles) -> str:
+    embedding = files.entry(EMBEDDING)
+    assert embedding is not None, "open_native has looked"
     name = of_torch(embedding.properties.dtype).name
     if name not in WEIGHT_NAMES:
-        raise UserError(f"{folder}: weights are {name}; allowed are {', '.join(WEIGHT_NAMES)}.")
+        raise UserError(f"{files.folder}: weights are {name}; allowed are {', '.join(WEIGHT_NAMES)}.")
     return name

@@ -96,6 +96,7 @@ class Source:
         lookup: gives the tensors of a place: the Hugging Face ones, in the table's order, or the one Megatron tensor.
         is_hf: which of the two `lookup` gives.
         notes: what the user should know, one sentence each.
+        adapter: the folder of the adapter that is merged in; None: none is.
     """
 
     kind: str
@@ -106,6 +107,7 @@ class Source:
     lookup: Callable[[Place], tuple[LazyTensor, ...]]
     is_hf: bool
     notes: tuple[str, ...] = ()
+    adapter: Path | None = None
 
     def megatron(self, place: Place) -> LazyTensor:
         """The Megatron tensor of `place`, of the shape that `megatron_shape` tells."""

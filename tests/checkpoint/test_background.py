@@ -93,3 +93,14 @@ def test_without_memory_for_it_the_training_waits(whole, alone, tmp_path, monkey
     (warning,) = log.warnings
     assert "has 0.0 GB of memory free" in warning and "while the training waits" in warning
     assert iterations_in(config) == [f"iter_{number:07d}" for number in (2, 4, 6, 8)] and digest(state) == whole
+
+
+@pytest.mark.parametrize(("version", "prefix"), [(2, ""), (1, "total_")])
+def test_a_container_s_limit_counts(version, prefix, tmp_path):
+    names = host_memory._NAMES[2 - version]
+    for name, text in zip(names, ("5000", "4000", f"anon 1\n{prefix}inactive_file 300\n{prefix}active_file 20\n")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert host_memory.left_to_container(tmp_path) == 1320
+    (tmp_path / names[0]).write_text("max\n" if version == 2 else "9223372036854771712\n")
+    assert host_memory.left_to_container(tmp_path) == host_memory.left_to_container(tmp_path / "none") > 1e9

@@ -16,7 +16,7 @@ from megatron_patch.data.probe_texts import probe_texts
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError
 from tests.data.test_tokenizer import write_tokenizer_json
-from tests.preparation.vocabularies import changed_model, llama_folder
+from tests.vocabularies import changed_model, llama_folder
 
 RUNS = [
     f"{before}{' ' * n}{after}" for n in range(1, 90) for before in ("", "a", "\n", "。", "▁") for after in ("", "b", "的", "\n")

@@ -1,7 +1,7 @@
 """tokenizer.json as conversion makes it: what transformers reads there is what SentencePiece reads in tokenizer.model.
 
-The vocabulary is of LLaMA's kind: trained on code and prose, bytes first, then runs of spaces, which have the worst
-score of all, then the pieces in the order of their scores.
+The vocabulary is of LLaMA's kind: bytes first, then runs of spaces, which have the worst score of all, then the pieces
+in the order of their scores.
 """
 
 from __future__ import annotations
@@ -13,44 +13,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sentencepiece import SentencePieceTrainer
 from sentencepiece import sentencepiece_model_pb2 as protobuf
 from transformers import AutoTokenizer
 
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.data.tokenizer_json import add_tokenizer_json
-from tests.launching import ROOT
+from tests.launching import GOLDEN
+from tests.vocabularies import llama_folder
 
-SIZE = 1200
+SIZE = 858  # pieces
 SETTINGS = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 CODE = Path(argparse.__file__).read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory) -> bytes:
-    prefix = tmp_path_factory.mktemp("vocabulary") / "tokenizer"
-    chinese = (ROOT / "README_zh-CN.md").read_text(encoding="utf-8")
-    SentencePieceTrainer.train(
-        sentence_iterator=iter([*CODE[:60_000].splitlines(), *chinese.splitlines()]), model_prefix=str(prefix), vocab_size=SIZE,
-        model_type="bpe", byte_fallback=True, split_digits=True, normalization_rule_name="identity", hard_vocab_limit=False,
-        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, minloglevel=2,
-    )  # fmt: skip
-    proto = protobuf.ModelProto.FromString(prefix.with_suffix(".model").read_bytes())
-    pieces = list(proto.pieces)
-    first, runs, rest = pieces[:259], [p for p in pieces if set(p.piece) == {"▁"}], pieces[259:]
-    assert any(len(run.piece) > 6 for run in runs)
-    for run in runs:
-        run.score = -1e9
-    made = protobuf.ModelProto()
-    made.CopyFrom(proto)
-    del made.pieces[:]
-    made.pieces.extend([*first, *runs, *(piece for piece in rest if set(piece.piece) != {"▁"})])
-    return made.SerializeToString()
-
-
 @pytest.fixture
-def folder(vocabulary, tmp_path) -> Path:
-    (tmp_path / "tokenizer.model").write_bytes(vocabulary)
+def folder(tmp_path) -> Path:
+    llama_folder(GOLDEN, tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     return tmp_path

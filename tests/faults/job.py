@@ -83,19 +83,21 @@ class Job:
         """The iteration from which it went on; 0 for a run that began."""
         return max(map(int, _WENT_ON.findall(self.said)), default=0)
 
-    def wait_for(self, text: str, timeout: float = 240) -> None:
-        """Wait until a line holds `text` (a regular expression).
+    def wait_for(self, text: str, timeout: float = 240, after: int = 0) -> int:
+        """Wait until a line holds `text` (a regular expression); returns the number of lines up to it.
+
+        after: so many lines do not count.
 
         Raises:
             AssertionError: the job has ended without it, or took longer; with what it said.
         """
-        sought, place, until = re.compile(text), 0, time.monotonic() + timeout
+        sought, place, until = re.compile(text), after, time.monotonic() + timeout
         with self._news:
             while True:
                 while place < len(self.lines):
-                    if sought.search(self.lines[place]):
-                        return
                     place += 1
+                    if sought.search(self.lines[place - 1]):
+                        return place
                 left = until - time.monotonic()
                 assert left > 0 and not self._ended, f"no line with {text!r}:\n{self.said[-4000:]}"
                 self._news.wait(min(left, 1))

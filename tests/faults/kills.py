@@ -83,10 +83,9 @@ def waiting_script(words: list[str]) -> list[str]:
 
 def kill_and_watch_it_start_again(job: Job, chance: random.Random) -> None:
     """SIGKILL of a rank; torchrun starts the run again by itself. Then it is stopped."""
-    came_to = max(job.losses())
     kill_a_rank(job, chance)
-    job.wait_for("the run is started again from its last checkpoint \\(1 of 2, MAX_RESTARTS\\)")
-    job.wait_for_iteration(came_to + 2)
+    said = job.wait_for("the run is started again from its last checkpoint \\(1 of 2, MAX_RESTARTS\\)")
+    job.wait_for(r" iteration +\d+/ ", after=said)  # before it the new process has nothing to save
     job.process.terminate()
 
 

@@ -16,7 +16,9 @@ import torch
 from megatron_patch.arguments.room_on_disk import closed_folder, space_finding
 from megatron_patch.cli import convert as convert_script
 from megatron_patch.core import parallel
-from megatron_patch.errors import RunStopped
+from megatron_patch.data.indexed_pretrain import indexed_run_data
+from megatron_patch.data.token_cache import cached_at, make_table
+from megatron_patch.errors import RunStopped, UserError, sentence
 from megatron_patch.folders.durable_files import write_text
 from megatron_patch.generate.answers_file import AnswersWriter, Query
 from megatron_patch.plan.checkpoint_size import MARGIN, checkpoint_bytes
@@ -24,6 +26,7 @@ from megatron_patch.train.log import RunLog
 from tests.faults.disks import absent, fill, remount, small_disk
 from tests.faults.in_process import config_of, digest, iterations_in, root_of, train
 from tests.launching import GOLDEN
+from tests.tiny import source
 
 WHY = absent()
 mounts = pytest.mark.skipif(bool(WHY), reason=WHY)
@@ -177,6 +180,28 @@ def test_other_commands_name_the_file(capfd):
                 answers.write(Query(0, "q" * 1000), "a", "stop")
         with pytest.raises(OSError, match="No space left on device: .*results"):
             write_text(disk / "results.json", "x" * 10_000)
+
+
+@mounts
+def test_a_full_disk_under_data_cache_is_named_and_leaves_nothing_that_is_cut(alone, tmp_path):
+    """core's index files, which it writes in place, and the tokens of JSON data. With room the same call succeeds."""
+    with small_disk("size=64k") as disk:
+        config = config_of(disk, iterations=6000, train_data=source(str(GOLDEN / "data" / "corpus_text_document")))
+        with pytest.raises(UserError) as refused:
+            indexed_run_data(config, alone, lambda line: None)
+        folder = next((disk / "data_cache").iterdir())
+        assert str(refused.value) == (
+            f"the samples' indices cannot be written: {folder}: No space left on device; make room there, in bytes and in "
+            "inodes (df -h, df -i, quota)."
+        )
+        remount(disk, "size=16m")
+        assert len(indexed_run_data(config, alone, lambda line: None).train) >= 12000
+    with small_disk("size=64k") as disk:
+        table = make_table((list(range(100)), [True] * 100) for _ in range(300))
+        with pytest.raises(OSError, match="No space left on device") as failed:
+            cached_at(disk / "tokens.bin", lambda: table)
+        assert sentence(failed.value).startswith(f"{disk}: No space left on device; make room there")
+        assert [path.name for path in disk.iterdir()] == ["tokens.lock"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -39,7 +39,7 @@ def test_greedy_answers_are_transformers_s(golden, prompts, truth):
 
 @pytest.mark.parametrize("blocks", [None, 24])
 def test_the_host_may_be_a_pass_behind(golden, prompts, truth, blocks):
-    """As on a GPU, also where blocks run out: nothing is lost, nothing comes twice, no answer goes on beyond its end."""
+    """As on a GPU, also where blocks run out: nothing is lost or comes twice, no answer goes on beyond its end."""
     engine = replace(engine_of(golden / "hf_gqa", slots=10, longest=40 + NEW), behind=1)
     engine = engine if blocks is None else replace(with_blocks(engine, blocks), behind=1)
     end = truth[0][10]

@@ -18,6 +18,10 @@ from tests import launching
 from tests.launching import FINETUNE, GOLDEN, PRETRAIN, convert, scalars, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+NO_FP8 = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="needs FP8 tensor cores"
+)
+FP8 = pytest.param("fp8", marks=NO_FP8)
 SAMPLES = GOLDEN / "sft" / "alpaca_output.json"
 CORPUS = GOLDEN / "data" / "corpus_text_document"
 
@@ -33,13 +37,15 @@ def console(output):
     return log.read_text()
 
 
-def test_graphs_change_no_digit(tmp_path):
+@pytest.mark.parametrize("precision", ["bf16", FP8])
+def test_graphs_change_no_digit(tmp_path, precision):
     """Graphs launch the same kernels as Python does, so no digit changes.
 
     Attention is unfused: flash-attn's backward adds up in the order in which its blocks happen to end.
     """
-    graphs = tiny(tmp_path / "graphs", "--pair-micro-batches", "false", FL="false", AC="none")
-    assert graphs == tiny(tmp_path / "launched", "--cuda-graphs", "false", FL="false", AC="none")
+    unfused = {"PR": precision, "FL": "false", "AC": "none"}
+    graphs = tiny(tmp_path / "graphs", "--pair-micro-batches", "false", **unfused)
+    assert graphs == tiny(tmp_path / "launched", "--cuda-graphs", "false", **unfused)
 
 
 def test_graphs_of_fused_attention_learn_the_same(tmp_path):
@@ -58,20 +64,20 @@ def test_pairs_of_micro_batches_change_no_curve(tmp_path):
     assert [step.grad_norm for step in pairs] == pytest.approx([step.grad_norm for step in single], rel=1e-4)
 
 
-@pytest.mark.parametrize("recompute", ["sel", "none"])
-def test_losses_after_a_stop_are_the_same_bits(tmp_path, recompute):
+@pytest.mark.parametrize("recompute, precision", [("sel", "bf16"), ("none", "bf16"), pytest.param("none", "fp8", marks=NO_FP8)])
+def test_losses_after_a_stop_are_the_same_bits(tmp_path, recompute, precision):
     """A checkpoint holds what the last update made, though the host did not wait for it.
 
     Without recomputation the run has graphs of pairs, and the process that goes on finds that pairs fit as well.
     """
-    unfused = {"FL": "false", "AC": recompute}
+    unfused = {"FL": "false", "AC": recompute, "PR": precision}
     whole = tiny(tmp_path / "whole", **unfused)
     first = tiny(tmp_path / "parts", "--exit-interval", 5, **unfused)
     assert len(whole) == 10 and first == whole[:5]
     assert tiny(tmp_path / "parts", **unfused) == whole
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", FP8])
 @pytest.mark.parametrize("fused", ["true", "false"])
 def test_precisions_and_attentions_learn_alike(tmp_path, precision, fused):
     wanted = tiny(tmp_path / "fp32", PR="fp32", FL="false")

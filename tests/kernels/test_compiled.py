@@ -24,6 +24,8 @@ from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.decode_attention import Reading, decode_attention
 from megatron_patch.kernels.embedding import embedding
 from megatron_patch.kernels.fp8 import E4M3, E5M2, cast, note_largest_numbers
+from megatron_patch.kernels.lora import Blocks, add_b_gradient, expand_, shrink, shrink_gradient
+from megatron_patch.kernels.nf4 import dequantize, quantize
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
 from megatron_patch.kernels.rope import rope_qkv, rope_tables
 from megatron_patch.kernels.softmax import causal_softmax
@@ -35,7 +37,7 @@ from tests.launching import ROOT
 S, H, FFN, N, D, V = 40, 4096, 11008, 32, 128, 32000
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _TYPES |= {torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5"}
-_TYPES |= {torch.int64: "i64", torch.int32: "i32", torch.int16: "i16"}
+_TYPES |= {torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.uint8: "u8"}
 
 
 def compile_instead(kernel: _dispatch.Kernel, compiled: list[str], *arguments: object, **named: object) -> None:
@@ -44,7 +46,7 @@ def compile_instead(kernel: _dispatch.Kernel, compiled: list[str], *arguments: o
 
     function = triton.jit(kernel._function)
     named |= {"WIDEN": False} if "WIDEN" in named else {}  # as on a GPU
-    options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+    options = {name: named.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in named}
     signature, constants, attributes = {}, {}, {}
     values = inspect.signature(kernel._function).bind(*arguments, **named).arguments
     for place, (parameter, value) in enumerate(zip(function.params, values.values(), strict=True)):
@@ -112,6 +114,15 @@ def compile_all(dtype: torch.dtype) -> None:
     for kind, values in ((E4M3, True), (E5M2, True), (E4M3, False)):
         cast(new(S, H).detach(), kind, values=values, implementation="triton")
     decoding(lambda *shape: torch.zeros(*shape, dtype=dtype))
+    for heights, width in (((D, D, D), H), ((FFN, FFN), H), ((H,), FFN)):
+        blocks = Blocks(heights, tuple(range(len(heights))), 16)
+        b, narrow = new(N * blocks.rows if len(heights) == 3 else blocks.rows, 16).detach(), new(S, blocks.count * 16).detach()
+        wide = new(S, len(b)).detach()
+        shrink_gradient(wide, b, blocks, 2.0, "triton")
+        expand_(wide, narrow, b, blocks, "triton")
+        add_b_gradient(torch.zeros(b.shape), wide, narrow, blocks, implementation="triton")
+        shrink(new(S, width).detach(), new(blocks.count * 16, width).detach(), 2.0, "triton")
+    dequantize(quantize(new(64, H).detach()), new(64, H).detach(), implementation="triton")
     assert set(compiled) == all_kernels()
 
 

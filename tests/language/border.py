@@ -24,7 +24,8 @@ NONE = {
     "{}, {} {}{}", "{}, {} {}", "fastokens {}", "x{}y {}", "several .bin/.idx pairs into one",
     "a signal", "prctl(PR_SET_PDEATHSIG) was refused", "hang watch",
     # a thread's name, a stop's reason in metrics.jsonl, texts by which tokenizers are compared
-    "progress of {}", "SIGTERM of the parent", "not finite", "asked through another rank",
+    "progress of {}", "node {}: {}", "DataLoader worker (pid", "SIGTERM of the parent", "not finite",
+    "asked through another rank",
     # the table of results and its JSON
     "fine-tuning samples", "indexed documents",
     # a prompt's words, marks in files, names of filters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_patch.formats.peft_adapter import LoraConfig
 from megatron_patch.llama.model_config import LLAMA_SIZES
 from megatron_patch.plan.memory import RunShape, memory_of_stages, stage_parameters
 
@@ -32,6 +33,8 @@ MEASURED = [
     (4, "7b", (2, 1), {}, 32, 43.0),
     (1, "7b", (1, 1), {"precision": "fp16", "use_flash_attn": False}, 8, 129.9),
     (1, "7b", (1, 1), {"recompute": "full"}, 8, 102.2),
+    (1, "7b", (1, 1), {"precision": "fp8"}, 8, 127.4),
+    (1, "7b", (1, 1), {"precision": "fp8", "micro_batch_size": 2, **SINGLE}, 8, 127.4),
 ]
 
 
@@ -61,3 +64,18 @@ def test_the_stages_together_have_the_model_s_parameters(size, layout):
     run = shape(tp * pp, "7b", layout, {"model": model}, 8)
     norms = (2 * model.num_layers + 1) * model.hidden_size
     assert tp * sum(stage_parameters(run, stage) for stage in range(pp)) == model.parameter_count() + (tp - 1) * norms
+
+
+def test_lora_of_7b_fits_into_a_card_of_24_gb():
+    """Frozen weights in 2 bytes, nothing else of them; 40 million trained parameters."""
+    fields = dict(
+        model=LLAMA_SIZES["llama2-7b"], extra_vocab_size=0, precision="bf16", sample_length=2048, micro_batch_size=1,
+        micro_batches=8, data_parallel_size=1, tensor_model_parallel_size=1, pipeline_model_parallel_size=1,
+        sequence_parallel=False, use_distributed_optimizer=True, use_flash_attn=True, recompute="full",
+    )  # fmt: skip
+    run = RunShape(**fields, lora=LoraConfig(16, 32))
+    (stage,) = memory_of_stages(run)
+    trained = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    assert stage.gradients == 4 * trained and stage.optimizer == 10 * trained
+    assert stage.weights == 2 * (LLAMA_SIZES["llama2-7b"].parameter_count() + trained)
+    assert stage.total < 18 * 2**30 < memory_of_stages(RunShape(**fields))[0].total

@@ -12,7 +12,7 @@ from megatron_patch.preparation import pair as module
 from megatron_patch.preparation.encoding import Settings
 from megatron_patch.preparation.pair import preprocess
 from tests.preparation.pairs import pair
-from tests.preparation.vocabularies import llama_folder
+from tests.vocabularies import llama_folder
 
 
 @pytest.fixture

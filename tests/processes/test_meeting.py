@@ -91,13 +91,14 @@ def test_why_an_address_does_not_answer():
     assert why_unresolved("no-such-host.invalid").startswith("the name no-such-host.invalid has no address (")
 
 
-def compared(folders, data=("a", "a")):
+def compared(folders, data=("a", "a"), look=shared_folder.check):
     """What each node raises, whose OUTPUT_BASEPATH is the folder at its place."""
     store, found = Shared(), {}
 
     def node(number):
         try:
-            shared_folder.check(meeting(number, len(folders)), store, folders[number], data[number], seconds=1.0)
+            look(meeting(number, len(folders)), store, folders[number], seconds=1.0)
+            shared_folder.check_data(meeting(number, len(folders)), store, data[number])
             found[number] = ""
         except UserError as error:
             found[number] = str(error)
@@ -121,3 +122,22 @@ def test_folders_of_their_own_and_other_data_are_named_on_every_node(tmp_path):
     alone = compared([tmp_path / "one", tmp_path / "two"])
     assert f"node 1 ({socket.gethostname()}) does not see what node 0 wrote there" in alone[0]
     assert "that of node 1 has other bytes" in compared([tmp_path, tmp_path], data=("a", "b"))[1]
+
+
+def test_with_local_output_each_node_has_a_folder_of_its_own(tmp_path):
+    """On a shared disk two nodes would write one folder, each its own part over the other's."""
+    apart = {"look": shared_folder.check_apart}
+    assert compared([tmp_path / "one", tmp_path / "two"], **apart) == {0: "", 1: ""}
+    assert [*(tmp_path / "one").iterdir()] == [*(tmp_path / "two").iterdir()] == []
+    found = compared([tmp_path / "one", tmp_path / "two", tmp_path / "one"], "aaa", **apart)
+    host = socket.gethostname()
+    assert all(f"since node 0 ({host}), node 2 ({host}) sees there what" in said for said in found.values())
+
+
+def test_a_folder_that_a_node_may_not_write_is_named_on_every_node(tmp_path):
+    (tmp_path / "file").touch()
+    found = compared([tmp_path / "one", tmp_path / "file" / "two"])
+    assert (
+        found[0] == found[1] == f"node 1: {tmp_path / 'file' / 'two'}: Not a directory; it is not there, or was removed or "
+        "renamed while this ran."
+    )

@@ -13,6 +13,7 @@ from megatron_patch.records import texts
 from megatron_patch.records.chunks import START, Blank, Chunk, Place, begins_list, open_stream, read_chunks, read_lines
 from megatron_patch.records.files import find_files
 from megatron_patch.records.json_list import BrokenListError, list_items
+from megatron_patch.records.lines_later import LinesLater
 from megatron_patch.records.skipped import Unread
 from megatron_patch.records.texts import texts_of
 from tests.launching import ROOT
@@ -46,6 +47,40 @@ def test_every_form_gives_the_same_texts_from_any_place(tmp_path, monkeypatch, f
     rest = [t for c in read_chunks(files, middle.after) for t in texts_of(c, ["text"], None)[0]]
     assert rest == expected[middle.first - 1 + len(middle.records) :]
     assert list(read_chunks(files, Place(1))) == []
+
+
+def test_lines_read_later_are_the_same(tmp_path, monkeypatch):
+    """By a worker of preparation, from any chunk's end on; a file that has changed meanwhile is refused."""
+    monkeypatch.setattr("megatron_patch.records.chunks.CHUNK_BYTES", 300)
+    lines = [b'{"text": "the number %d"}' % number for number in range(60)]
+    lines[20] = b'{"text": "' + b"long" * 200 + b'"}'
+    contents = {
+        "plain": b"\n".join(lines) + b"\n",
+        "no end": b"\n".join(lines[:20]),
+        "mark and blanks": b"\xef\xbb\xbf" + b"\n\n".join(lines[:20]) + b"\n" * 1000 + lines[3],
+        "list": b"[" + b",".join(lines[:5]) + b"]",
+        "empty": b"",
+    }
+    files = [tmp_path / name for name in contents]
+    for file, content in zip(files, contents.values()):
+        file.write_bytes(content)
+
+    def texts_from(start, stop=None, later=True):
+        chunks = read_chunks(files, start, stop=stop, later=later)
+        return [(chunk.file, *one) for chunk in chunks for one in texts_of(chunk, ["text"], None)[0]]
+
+    wanted = texts_from(START, later=False)
+    places = [START, *(chunk.after for chunk in read_chunks(files, later=True))]
+    assert len(places) > 15 and texts_from(START) == wanted
+    for place in places:
+        if place.file == 3 and place.records:
+            continue  # a list cannot be cut
+        assert texts_from(START, place) + texts_from(place) == wanted, place
+    first = next(read_chunks(files, later=True))
+    assert isinstance(first.records, LinesLater)
+    files[0].write_bytes(contents["plain"].replace(b"\n", b" "))
+    with pytest.raises(ValueError, match="changed while it was read"):
+        texts_of(first, ["text"], None)
 
 
 @pytest.mark.parametrize("form", ["jsonl.gz", "json.zst"])

@@ -120,21 +120,19 @@ def test_verify_compares_both_sides(tmp_path, folder, monkeypatch):
     """One bit that changes on the way to the disk is found."""
     from megatron_patch.formats import streaming
 
-    add_tensor = streaming._add_tensor
+    pieces = streaming._pieces
 
-    def with_a_flipped_bit(file, tensor, is_summed=False):
-        parts = add_tensor(file, tensor, is_summed)
-        if tuple(tensor.shape) == (24, 16):
-            fill = parts[0].fill
+    def with_a_flipped_bit(tensor):
+        for size, fill in pieces(tensor):
 
-            def fill_and_flip(out):
+            def fill_and_flip(out, fill=fill):
                 fill(out)
-                out[7] ^= 1
+                if tuple(tensor.shape) == (24, 16):
+                    out[7] ^= 1
 
-            parts[0].fill = fill_and_flip
-        return parts
+            yield size, fill_and_flip
 
-    monkeypatch.setattr(streaming, "_add_tensor", with_a_flipped_bit)
+    monkeypatch.setattr(streaming, "_pieces", with_a_flipped_bit)
     assert "gate_proj.weight differs from the source's" in fails(folder, verify=True)
 
 

@@ -136,13 +136,16 @@ def test_safetensors_come_before_bin(folder):
 
 
 def test_an_adapter(bare, capsys):
-    (bare / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    """Where a whole model is read, the sentence says who merges it; the converter asks for the base."""
+    (bare / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
     lora = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(4, 16)}
     save_file(lora, bare / "adapter_model.safetensors")
-    said = sentence(bare, capsys)
-    assert "adapter" in said and "merge_and_unload" in said
+    with pytest.raises(ValueError, match=r"holds an adapter, no whole model: .* with model_convertor.sh none"):
+        open_source(bare)
     (bare / "config.json").unlink()  # as peft writes it
-    assert sentence(bare, capsys) == said
+    with pytest.raises(ValueError, match="holds an adapter, no whole model"):
+        open_source(bare)
+    assert "names no base: write --base" in checked(bare, capsys)
 
 
 @pytest.mark.parametrize(

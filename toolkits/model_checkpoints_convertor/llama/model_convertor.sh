@@ -1,6 +1,7 @@
 #!/bin/sh
 # 模型格式转换 (model conversion, both ways). Usage: sh model_convertor.sh, then the 8 arguments below.
-# Flags after them: --dtype bfloat16|float16|float32, --verify, --verify-logits, --overwrite, --max-shard-size 5GB.
+# Flags after them: --dtype bfloat16|float16|float32, --verify, --verify-logits, --overwrite, --max-shard-size 5GB,
+# --base FOLDER, --adapter-only.
 if grep -ls "$(printf '\r')" "$0" "$(dirname -- "$0")/../../../megatron_patch/launch.sh" >&2; then  # Windows line ends:
     printf '%s\n' "has lines that end as on Windows, which no shell reads; sed -i 's/\\r\$//' FILE mends that." >&2  # each of these
     exit 2  # lines then ends in a carriage return,

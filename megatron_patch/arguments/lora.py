@@ -1,0 +1,75 @@
+"""What the flags of LoRA come to, alone and with an adapter that a run begins with. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from megatron_patch.arguments.findings import Findings
+from megatron_patch.config import Options
+from megatron_patch.errors import UserError
+from megatron_patch.formats.peft_adapter import TARGETS, modules_of, read_config
+
+_NEED_RANK = ("lora_alpha", "lora_dropout", "lora_targets", "lora_vocabulary", "qlora")
+
+
+def with_lora(options: Options, findings: Findings, precision: object) -> Options:
+    """`options` in which rank, alpha and targets say what is trained, as it is recorded.
+
+    What is wrong with the flags becomes a finding.
+
+    Args:
+        precision: PR as it was typed.
+    """
+    if precision == "fp8" and (options.lora_rank or options.lora_adapter):
+        wanted = "with PR fp8 all weights are trained: write bf16 as PR, or remove the flag."
+        flag, typed = ("--lora-rank", options.lora_rank) if options.lora_rank else ("--lora-adapter", options.lora_adapter)
+        findings.add_flag(flag, typed, wanted)
+    if options.lora_adapter:
+        try:
+            options = _of_adapter(options, findings)
+        except (UserError, OSError) as error:
+            findings.add_flag("--lora-adapter", options.lora_adapter, str(error))
+            return options
+    elif not options.lora_rank:
+        for name in _NEED_RANK:
+            if getattr(options, name) != getattr(Options(), name):
+                wanted = "it is for LoRA, which --lora-rank turns on: write --lora-rank 16 too, or remove the flag."
+                findings.add_flag("--" + name.replace("_", "-"), _typed(getattr(options, name)), wanted)
+        return options
+    given = [name.strip() for name in options.lora_targets.split(",")] if options.lora_targets else list(TARGETS)
+    unknown = [name for name in given if name not in TARGETS]
+    if unknown:
+        wanted = f"it takes names of {', '.join(TARGETS)}, with commas between them: write q_proj,v_proj, for example."
+        findings.add_flag("--lora-targets", options.lora_targets, wanted)
+        given = list(TARGETS)
+    targets = ",".join(name for name in TARGETS if name in given)
+    return replace(options, lora_alpha=options.lora_alpha or 2.0 * options.lora_rank, lora_targets=targets)
+
+
+def _of_adapter(options: Options, findings: Findings) -> Options:
+    """Rank, alpha and targets of the adapter; a finding where a flag says otherwise.
+
+    Raises:
+        UserError: the adapter cannot be read.
+    """
+    adapter, modules = read_config(options.lora_adapter), modules_of(options.lora_adapter)
+    named = {module.rpartition(".")[2] for module, part in modules if part}
+    found: dict[str, Any] = {
+        "lora_rank": adapter.rank,
+        "lora_alpha": adapter.scale * adapter.rank,
+        "lora_targets": ",".join([*(name for name in TARGETS if name in named), *sorted(named - set(TARGETS))]),
+    }
+    for name, value in found.items():
+        typed = getattr(options, name)
+        if typed and typed != value:
+            flag = "--" + name.replace("_", "-")
+            wanted = f"the adapter of --lora-adapter has {_typed(value)}: write that, or remove the flag."
+            findings.add_flag(flag, _typed(typed), wanted)
+    has_whole = any(not part for _, part in modules)
+    return replace(options, **found, lora_vocabulary=options.lora_vocabulary or has_whole)
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,125 @@
+"""A frozen weight's products, and those of the adapter over it: what one LoRA layer computes on one rank.
+
+A frozen weight needs only the gradient of its input. An adapter needs its own two, which go into DDP's fp32 buffer as
+all weights' do.
+"""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_patch.core.weight_gradients import add_later_or_now, begins
+from megatron_patch.kernels.lora import (
+    Blocks,
+    add_a_gradient,
+    add_b_gradient,
+    add_input_gradient_,
+    expand_,
+    shrink,
+    shrink_gradient,
+)
+from megatron_patch.kernels.products import matmul
+
+
+class FrozenWeight:
+    """A weight [out, in] that stays as it is. What is stored in another form than 16 bits has a subclass."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight."""
+        return self.weight.size(0)
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the weight."""
+        return self.weight.size(1)
+
+    def begin(self) -> None:
+        """Called before the products of each pass; between two passes others compute."""
+
+    def dense(self) -> torch.Tensor:
+        """W [out, in] in 16 bits."""
+        return self.weight
+
+    def product(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """y [T, out] = x [T, in] · Wᵀ."""
+        matmul(x, self.dense().t(), y)
+
+    def input_gradient(self, dy: torch.Tensor, dx: torch.Tensor) -> None:
+        """dx [T, in] = dy [T, out] · W."""
+        matmul(dy, self.dense(), dx)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's form; its matrices are arguments of the functions below, so that autograd knows them."""
+
+    blocks: Blocks
+    scale: float
+
+
+@dataclass
+class Products:
+    """One layer's products: the weight and, if the layer has one, the adapter with its matrices."""
+
+    weight: FrozenWeight
+    adapter: Adapter | None
+    a: Any  # [n·r, in]; None without an adapter, as the next one
+    b: Any  # [rows, r]
+
+    def low(self, x: torch.Tensor) -> Any:
+        """scale · x·Aᵀ, [T, n·r]."""
+        return None if self.adapter is None else shrink(x, self.a, self.adapter.scale)
+
+    def into(self, x: torch.Tensor, y: torch.Tensor, adapted: torch.Tensor) -> Any:
+        """y = x·Wᵀ + the adapter of `adapted`, which is x but for dropout. Returns `low`."""
+        self.weight.product(x, y)
+        low = self.low(adapted)
+        if self.adapter is not None:
+            expand_(y, low, self.b, self.adapter.blocks)
+        return low
+
+    def low_gradient(self, dy: torch.Tensor) -> Any:
+        """scale · dy·B, [T, n·r]."""
+        if self.adapter is None:
+            return None
+        return shrink_gradient(dy, self.b, self.adapter.blocks, self.adapter.scale)
+
+    def input_gradient(self, dy: torch.Tensor, dlow: torch.Tensor | None, dx: torch.Tensor, kept: torch.Tensor | None) -> None:
+        """dx = dy·W + dlow·A; `kept` is what dropout multiplied the adapter's input by."""
+        self.weight.input_gradient(dy, dx)
+        if dlow is None:
+            return
+        if kept is None:
+            add_input_gradient_(dx, dlow, self.a)
+        else:
+            dx.addcmul_(dlow @ self.a, kept)
+
+    def gradients(
+        self, x: torch.Tensor | None, low: torch.Tensor | None, dy: torch.Tensor, dlow: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Add A's and B's gradients to their fp32 buffers. Returns what autograd gets in their place."""
+        a, b = self.a, self.b
+        if self.adapter is None or a is None or b is None or x is None or low is None or dlow is None:
+            return None, None
+        blocks = self.adapter.blocks
+        add_a = functools.partial(_add_a, a.main_grad, x, dlow)
+        add_b = functools.partial(_add_b, b.main_grad, dy, low, blocks)
+        return add_later_or_now(a, add_a), add_later_or_now(b, add_b)
+
+
+def _add_a(main_grad: torch.Tensor, x: torch.Tensor, dlow: torch.Tensor) -> None:
+    add_a_gradient(main_grad, x, dlow, overwrite=begins(main_grad))
+
+
+def _add_b(main_grad: torch.Tensor, dy: torch.Tensor, low: torch.Tensor, blocks: Blocks) -> None:
+    add_b_gradient(main_grad, dy, low, blocks, overwrite=begins(main_grad))

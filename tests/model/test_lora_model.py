@@ -1,0 +1,63 @@
+"""DDP's buffers hold adapters alone, as many as the plan says; their start does not depend on the layout."""
+
+from __future__ import annotations
+
+import megatron_patch.core.device  # noqa: F401, I001
+
+import pytest
+import torch
+
+from megatron_patch.checkpoint.adapter_folder import check_base
+from megatron_patch.config import Options
+from megatron_patch.core import parallel
+from megatron_patch.core.patches import apply_patches
+from megatron_patch.errors import UserError
+from megatron_patch.model.build import build_model, choose_backend
+from megatron_patch.model.lora import adapters
+from megatron_patch.plan.lora import adapter_parameters, trained_parameters
+from tests.tiny import be_alone, tiny_config
+
+
+@pytest.fixture(scope="module")
+def alone():
+    be_alone()
+    apply_patches()
+    yield parallel.start(tiny_config())
+    parallel.stop()
+
+
+@pytest.mark.parametrize("targets, extra", [("", 0), ("k_proj,up_proj", 0), ("q_proj,down_proj", 8)])
+def test_buffers_hold_what_is_trained_and_nothing_else(alone, targets, extra):
+    config = tiny_config(options=Options(lora_rank=4, lora_targets=targets), extra_vocab_size=extra)
+    model = build_model(config, alone, choose_backend(config, alone)[0])
+    trained = {name: weight for name, weight in model.module.named_parameters() if weight.requires_grad}
+    count = sum(weight.numel() for weight in trained.values())
+    assert count == trained_parameters(config.model, config.lora, extra)
+    assert sum(len(buffer.params) for buffer in model.buffers) == len(trained)
+    assert len(trained) == sum(2 for _ in adapters(model.module)) + (2 if extra else 0)
+    vocabulary = 2 * config.vocab_size * config.model.hidden_size if extra else 0
+    assert count - vocabulary == config.model.num_layers * adapter_parameters(config.model, config.lora)
+    assert all(not hasattr(weight, "main_grad") for weight in model.module.parameters() if not weight.requires_grad)
+
+
+def test_as_start_within_their_bound_and_bs_are_zero(alone):
+    config = tiny_config(options=Options(lora_rank=4, seed=3))
+    model = build_model(config, alone, choose_backend(config, alone)[0]).module
+    for _, module in adapters(model):
+        bound = module.lora_a.size(1) ** -0.5
+        assert not module.lora_b.any() and 0.9 * bound < module.lora_a.abs().max() <= bound * 1.01
+    _, first = next(iter(adapters(model)))
+    assert not torch.equal(first.a_of("q_proj"), first.a_of("k_proj"))
+
+
+def test_other_weights_in_the_base_s_place_are_told(tmp_path):
+    (tmp_path / "release").mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
+    for name in ("metadata.json", ".metadata"):
+        (tmp_path / "release" / name).write_text("{}")
+    config = tiny_config(load=str(tmp_path), options=Options(lora_rank=4))
+    check_base(config, "")
+    with pytest.raises(UserError, match="other weights"):
+        check_base(config, "0" * 32)
+    with pytest.raises(UserError, match="cannot be read"):
+        check_base(tiny_config(load=str(tmp_path / "gone")), "")

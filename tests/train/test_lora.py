@@ -1,0 +1,133 @@
+"""LoRA learns what peft over transformers learns, in every layout, and its checkpoints are PEFT's folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from megatron_patch.formats.peft_adapter import TARGETS
+from tests.launching import FINETUNE, GOLDEN, Step, convert, train
+from tests.train.test_finetuning_against_hugging_face import LR, MIN_LR, RECORDS, learning_rate, rows
+
+peft = pytest.importorskip("peft")
+
+EPOCHS, BATCH, EXTRA = 7, 2, 6
+# What varies beside the layout: rank, alpha, the linear layers, extra rows of vocabulary.
+CASES = {
+    "one process": (dict(AC="full"), 4, 8, TARGETS, 0),
+    "TP2 SP": (dict(processes=2, TP=2, SP="true"), 3, 12, ("q_proj", "v_proj", "down_proj"), 0),
+    "TP2, new rows": (dict(processes=2, TP=2), 4, 8, TARGETS, EXTRA),
+    "PP2": (dict(processes=2, PP=2), 8, 8, ("k_proj", "o_proj", "up_proj"), 0),
+    "DP2 with DO": (dict(processes=2, DO="true", BATCH_SIZE=1), 4, 4, ("o_proj", "gate_proj", "up_proj"), 0),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    records = json.loads((GOLDEN / "sft" / "alpaca_output.json").read_text(encoding="utf-8"))
+    path = tmp_path_factory.mktemp("data") / "data.json"
+    path.write_text(json.dumps([records[number] for number in RECORDS], ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> dict[int, Path]:
+    """Extra rows of vocabulary → the converted model with so many."""
+    folder = tmp_path_factory.mktemp("base")
+    return {extra: convert(GOLDEN / "hf_gqa", folder / str(extra), extra=extra) for extra in (0, EXTRA)}
+
+
+def original(extra: int) -> torch.nn.Module:
+    """The Hugging Face folder's model, its vocabulary grown by mean rows."""
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN / "hf_gqa", dtype=torch.float32)
+    if extra:
+        rows = model.get_input_embeddings().weight.shape[0]
+        means = [matrix.weight.detach().mean(0) for matrix in (model.get_input_embeddings(), model.lm_head)]
+        model.resize_token_embeddings(rows + extra, mean_resizing=False)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[rows:], model.lm_head.weight[rows:] = means
+    return model
+
+
+def reference(folder: Path) -> tuple[list[Step], torch.nn.Module]:
+    """peft's own steps from the adapter in `folder`, with torch's AdamW, and the model that they leave."""
+    extra = EXTRA if "modules_to_save" in (folder / "adapter_config.json").read_text() and _saves(folder) else 0
+    model = peft.PeftModel.from_pretrained(original(extra), folder, is_trainable=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    tokens, mask = rows()
+    found: list[Step] = []
+    for epoch in range(EPOCHS):
+        order = torch.randperm(len(RECORDS), generator=torch.Generator().manual_seed(1234 + epoch))
+        for batch in order.split(BATCH):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(len(found))
+            logits = model(input_ids=tokens[batch, :-1]).logits
+            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[batch, 1:], reduction="none")
+            loss = (losses * mask[batch, 1:]).sum() / mask[batch, 1:].sum()
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            found.append(Step(loss.item(), norm.item()))
+    return found, model
+
+
+def _saves(folder: Path) -> bool:
+    return bool(json.loads((folder / "adapter_config.json").read_text())["modules_to_save"])
+
+
+def checkpoint(output: Path) -> Path:
+    """The last iteration's folder below OUTPUT_BASEPATH."""
+    return max((output / "checkpoint").glob("*/iter_*"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_twenty_steps_agree_and_peft_reads_what_they_leave(case, data, base, tmp_path):
+    arguments, rank, alpha, targets, extra = CASES[case]
+    torch.manual_seed(5)
+    saved = {"modules_to_save": ["embed_tokens", "lm_head"]} if extra else {}
+    form = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=list(targets), task_type="CAUSAL_LM", init_lora_weights=False, **saved
+    )
+    peft.get_peft_model(original(extra), form).save_pretrained(tmp_path / "adapter")
+    got = train(
+        FINETUNE, tmp_path / "out", "--lora-adapter", tmp_path / "adapter", TRAIN_DATASET_PATH=data, VALID_DATASET_PATH=data,
+        LR=LR, MIN_LR=MIN_LR, EPOCH=EPOCHS, PRETRAIN_CHECKPOINT_PATH=base[extra], EXTRA_VOCAB_SIZE=extra,
+        **{"BATCH_SIZE": BATCH, **arguments},
+    )  # fmt: skip
+    wanted, trained = reference(tmp_path / "adapter")
+    assert len(got) == len(wanted) == 21 and wanted[-1].loss < wanted[0].loss - 0.5
+    for step, (ours, theirs) in enumerate(zip(got, wanted), start=1):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5), f"loss of step {step}"
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4), f"gradient norm of step {step}"
+    ours = peft.PeftModel.from_pretrained(original(extra), checkpoint(tmp_path / "out") / "adapter")
+    tokens, _ = rows()
+    with torch.no_grad():
+        logits, truth = ours(input_ids=tokens).logits, trained(input_ids=tokens).logits
+    assert (logits - truth).abs().max() < 1e-5 * truth.abs().max()
+    assert ours.peft_config["default"].target_modules == set(targets)
+
+
+def test_a_run_that_stops_goes_on_with_the_same_bits_and_the_same_dropout(data, base, tmp_path):
+    """Every tensor-parallel rank drops the same of what all of them have, so one process learns the same too."""
+    arguments = dict(
+        TRAIN_DATASET_PATH=data, VALID_DATASET_PATH=data, EPOCH=2, PRETRAIN_CHECKPOINT_PATH=base[0], BATCH_SIZE=BATCH
+    )
+    flags = ("--lora-rank", 4, "--lora-dropout", 0.2, "--lora-targets", "q_proj,k_proj,v_proj,gate_proj,up_proj")
+    whole = train(FINETUNE, tmp_path / "whole", *flags, processes=2, TP=2, **arguments)
+    train(FINETUNE, tmp_path / "parts", *flags, "--exit-interval", 4, processes=2, TP=2, **arguments)
+    assert train(FINETUNE, tmp_path / "parts", *flags, processes=2, TP=2, **arguments) == whole
+    files = [checkpoint(tmp_path / name) / "adapter" / "adapter_model.safetensors" for name in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    alone = train(FINETUNE, tmp_path / "alone", *flags, AC="full", **arguments)
+    assert [step.loss for step in alone] == pytest.approx([step.loss for step in whole], rel=1e-5)
+    # The frozen weights are the base's, and in no checkpoint of the run.
+    adapters = sum(tensor.nbytes for tensor in load_file(files[0]).values())
+    stored = sum(file.stat().st_size for file in files[0].parents[1].glob("*.distcp"))
+    assert stored < 5 * adapters + 150_000 < sum(file.stat().st_size for file in (base[0] / "release").glob("*.distcp"))
