@@ -8,7 +8,7 @@ of them compile beside each other; then they measure one after the other, alone 
 
     check         the kernels of decoding, as a CUDA graph, against plain PyTorch: the same greedy tokens in fp32
     ours          tokens/s, the share of what reading weights and cache at the speed of a copy would allow, time by
-                  kernel, the distance of logits from float32's; prompts and evaluation, as a share of the products' rate
+                  kernel, the distance of logits from float32's; prompts and evaluation, as shares of the products' rate
     peer-B        transformers' generate at batch B, static cache, compiled
 """
 

@@ -21,7 +21,7 @@ from megatron_patch.kernels.thin_products import FEW_ROWS, FEW_ROWS_SPLIT, MOST_
 
 T = TypeVar("T")
 
-# By bytes of a number. Tensor cores have no float32. Its products are unrolled, and large tiles take minutes to compile.
+# By bytes of a number. Tensor cores have no float32: its products are unrolled, and large tiles compile for minutes.
 _ONE_ROW = {
     2: (
         Tiling(16, 256),

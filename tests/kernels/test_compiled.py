@@ -127,7 +127,7 @@ def compile_all(dtype: torch.dtype) -> None:
 
 
 def decoding(new) -> None:
-    """A prompt's keys and values, and a step of decoding, each kernel so that it may begin while the one before it ends."""
+    """A prompt, and a step of decoding, each kernel so that it may begin while the one before it ends."""
     table = torch.zeros(1, 64, dtype=torch.int32)  # long enough for parts that are joined
     for groups, dot in ((N, False), (N, True), (8, True)):
         cache, packed = new(2, groups, 16, D), new(1, (N + 2 * groups) * D)
