@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from megatron_patch.errors import UserError
 from megatron_patch.evaluate.sequences import TEXT, Reading, Window, kind_of, windows_of
-from megatron_patch.generate.decoder import Decoder
+from megatron_patch.generate.decoder import WORTH_MEASURING, Decoder
 
 # Documents of which a window is not made yet are few, so that a file of any size fits.
 _PATIENCE = 64
@@ -50,7 +51,7 @@ def score_file(decoder: Decoder, path: str, reading: Reading, batch: int) -> Sco
     """Loss over a file, the same on every process.
 
     Args:
-        batch: windows of one pass.
+        batch: windows of one pass, at least. On a GPU it is as many as keep it busy and fit into its memory.
 
     Raises:
         UserError: the file cannot be read, or nothing in it is to be predicted.
@@ -69,8 +70,13 @@ def score_file(decoder: Decoder, path: str, reading: Reading, batch: int) -> Sco
                 yield from (window for window in of_document if (window.labels >= 0).any())
 
     progress = tqdm(all_windows(), desc=path, unit="window", disable=not (ranks.speaks and ranks.replica == 0), delay=1)
-    for windows in _batches(progress, batch):
-        sums += _sums(decoder, windows)
+    # Processes that share a model must take the same batches.
+    tokens_of_pass = min(ranks.from_all(decoder.tokens_of_pass()))
+    passes: Counter[int] = Counter()
+    for windows in _batches(progress, batch, tokens_of_pass):
+        size = sum(len(one.tokens) for one in windows)
+        passes[size] += 1
+        sums += _sums(decoder, windows, measured=passes[size] > WORTH_MEASURING)
     if dist.is_initialized():
         if not (ranks.is_last_stage and ranks.tensor == 0):
             sums.zero_()
@@ -83,27 +89,42 @@ def score_file(decoder: Decoder, path: str, reading: Reading, batch: int) -> Sco
     return Score(path, kind, documents, int(tokens), total / tokens)
 
 
-def _batches(windows: Iterator[Window], size: int) -> Iterator[list[Window]]:
-    """`size` windows at a time, those of like length beside each other: equal lengths are one launch of attention."""
+def _batches(windows: Iterator[Window], size: int, tokens: int) -> Iterator[list[Window]]:
+    """`size` windows at a time, or more of up to `tokens` tokens together.
+
+    Those of like length are beside each other: equal lengths are one launch of attention.
+    """
     held: list[Window] = []
     for window in windows:
         held.append(window)
         if len(held) == _PATIENCE * size:
-            held.sort(key=lambda one: len(one.tokens))
-            yield from (held[i : i + size] for i in range(0, len(held), size))
+            yield from _parted(held, size, tokens)
             held = []
-    held.sort(key=lambda one: len(one.tokens))
-    yield from (held[i : i + size] for i in range(0, len(held), size))
+    yield from _parted(held, size, tokens)
 
 
-def _sums(decoder: Decoder, windows: list[Window]) -> torch.Tensor:
-    """fp64 [2]: the sum of the losses of a batch, and how many they are."""
+def _parted(windows: list[Window], size: int, tokens: int) -> Iterator[list[Window]]:
+    windows.sort(key=lambda one: len(one.tokens))
+    part: list[Window] = []
+    held = 0
+    for window in windows:
+        if len(part) >= size and held + len(window.tokens) > tokens:
+            yield part
+            part, held = [], 0
+        part.append(window)
+        held += len(window.tokens)
+    if part:
+        yield part
+
+
+def _sums(decoder: Decoder, windows: list[Window], *, measured: bool) -> torch.Tensor:
+    """fp64 [2]: the sum of the losses of a batch, and how many they are; `measured` as `Decoder.losses` takes it."""
     device = decoder.ranks.device
     tokens, labels = (torch.cat([torch.from_numpy(getattr(one, name)) for one in windows]) for name in ("tokens", "labels"))
     positions = torch.cat([torch.arange(len(one.tokens)) for one in windows])
     ends = torch.tensor([len(one.tokens) for one in windows]).cumsum(0).tolist()
-    losses = decoder.losses(tokens.to(device), positions.to(device), labels.to(device), ends)
-    return torch.stack([losses.double().sum(), (labels >= 0).sum().double().to(device)])
+    losses = decoder.losses(tokens.to(device), positions.to(device), labels, ends, measured=measured)
+    return torch.stack([losses.double().sum(), torch.tensor(float(len(losses)), dtype=torch.float64, device=device)])
 
 
 def table(scores: list[Score], say: Callable[[str], None]) -> None:

@@ -53,6 +53,8 @@ def _answer(engine: Engine, asking: Asking, queries: list[Query], writer: Answer
             if engine.is_idle:
                 break
             for new in engine.step():
+                if new.number not in streams:
+                    continue  # a stop word has ended the answer, one token earlier in this pass
                 query, request, stream = streams[new.number]
                 _, finished = add_token(stream, new.token, request.ends, new.finished)
                 if finished:

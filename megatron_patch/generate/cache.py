@@ -6,10 +6,12 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+
+from megatron_patch.kernels.cache_write import write_blocks
 
 BLOCK = 16  # tokens
 
@@ -19,7 +21,10 @@ SCRATCH = 0
 
 @dataclass
 class BlockCache:
-    """The memory: keys and values [L, blocks, BLOCK, G, D] of this rank's layers and KV groups."""
+    """The memory: keys and values [L, blocks, G, BLOCK, D] of this rank's layers and KV groups.
+
+    A group's tokens of a block lie beside each other, because one program of decoding's attention reads them.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -29,13 +34,12 @@ class BlockCache:
         cls, layers: int, blocks: int, groups: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
     ) -> BlockCache:
         """Zeros, so that a block that nothing was written to holds finite numbers."""
-        shape = (layers, blocks, BLOCK, groups, head_dim)
+        shape = (layers, blocks, groups, BLOCK, head_dim)
         return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
     def write(self, layer: int, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put tokens' keys and values [T, G, D] where `places` int64 [T] (block · BLOCK + offset) say."""
-        for memory, new in ((self.keys, keys), (self.values, values)):
-            memory[layer].view(-1, *memory.shape[3:]).index_copy_(0, places, new)
+        write_blocks(keys, values, self.keys[layer], self.values[layer], places)
 
 
 def block_bytes(layers: int, groups: int, head_dim: int, dtype: torch.dtype) -> int:
@@ -57,29 +61,31 @@ class BlockTables:
     longest: int  # tokens of a sequence
     owned: list[list[int]] = field(init=False)
     free: list[int] = field(init=False)
+    # int32 [rows + 1, M]: each row's blocks, then SCRATCH; the last row owns none.
+    table: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.owned = [[] for _ in range(self.rows)]
+        self.table = np.full((self.rows + 1, blocks_of(self.longest)), SCRATCH, dtype=np.int32)
         self.free = list(range(self.blocks - 1, SCRATCH, -1))
 
     def grow(self, row: int, tokens: int) -> bool:
         """Let a row own blocks for `tokens`; False, and no change, where the cache has too few."""
-        missing = blocks_of(tokens) - len(self.owned[row])
+        owned = self.owned[row]
+        missing = blocks_of(tokens) - len(owned)
         if missing > len(self.free):
             return False
-        self.owned[row] += [self.free.pop() for _ in range(missing)]
+        if missing > 0:
+            new = [self.free.pop() for _ in range(missing)]
+            self.table[row, len(owned) : len(owned) + missing] = new
+            owned += new
         return True
 
     def release(self, row: int) -> None:
         """The row's blocks are free again."""
         self.free += reversed(self.owned[row])
         self.owned[row] = []
-
-    def table(self, rows: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
-        """int32 [B, M], the blocks of these rows; M is enough for the longest sequence."""
-        width = blocks_of(self.longest)
-        filled = [self.owned[row] + [SCRATCH] * (width - len(self.owned[row])) for row in rows]
-        return torch.tensor(filled, dtype=torch.int32, device=device)
+        self.table[row] = SCRATCH
 
     def places(self, row: int, first: int, last: int) -> list[int]:
         """Where tokens `first` to `last` of a row lie in the cache, as `BlockCache.write` takes them."""

@@ -2,12 +2,15 @@
 
 Every process of a replica runs the same engine over the same requests in the same order. What it does next depends on
 requests and tokens alone, so the processes need no word from each other but the chosen tokens.
+
+On a GPU the host is one pass behind: it asks for the next pass before it reads the tokens of the one before. So it may
+ask for one token more of an answer that has ended, which nobody gets.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,14 +18,14 @@ import torch
 from megatron_patch.errors import UserError
 from megatron_patch.generate.cache import BlockTables, blocks_of
 from megatron_patch.generate.decoder import Decoder
-from megatron_patch.generate.logprobs import Score, Wanted, by_prompt, score, scores, wanted_of
-from megatron_patch.generate.sampling import Sampling, choose, most_probable, sampling_rows
+from megatron_patch.generate.decoding_step import NO_TOKEN, Chosen, DecodingStep
+from megatron_patch.generate.logprobs import Score, by_prompt, scores, wanted_of
+from megatron_patch.generate.prompt_graphs import Prompts
+from megatron_patch.generate.sampling import Sampling
 
 # Prompt tokens that one pass takes at most, if it has more than one prompt: activations of so many are small beside a
 # model.
 _PREFILL_TOKENS = 8192
-
-NO_TOKEN = -1  # stands for a choice between numbers that are none, and for one that nobody asked for
 
 END, LENGTH = "stop", "length"  # why an answer ended, in the words of OpenAI's interface
 
@@ -56,17 +59,36 @@ class NewToken:
     scores: tuple[Score, ...] = ()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sequence:
     request: Request
     tokens: list[int]  # prompt and answer so far
     slot: int = 0
-    cached: int = 0  # tokens whose keys and values the cache holds
+    unread: int = 0  # tokens that were asked for and not read yet
     is_told: bool = False  # whether its prompt has been scored
+
+    @property
+    def length(self) -> int:
+        """Of what was asked for."""
+        return len(self.tokens) + self.unread
 
     @property
     def answered(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its answer may be longer than what was asked for."""
+        return self.length < len(self.request.prompt) + self.request.new_tokens
+
+
+@dataclass
+class _Pass:
+    """Tokens that were asked for: one for each sequence."""
+
+    sequences: list[_Sequence]
+    read: Callable[[], Chosen]
+    told: dict[int, list[Score]]  # the scores of prompts, by the requests' numbers
 
 
 @dataclass
@@ -78,6 +100,7 @@ class Engine:
         longest: tokens of a request, prompt and answer together.
         vocabulary: token ids that may come lie below it. A model may have rows beyond its tokenizer's tokens, which no
             text has. None: all of the model's rows.
+        behind: passes that may be asked for before the first one's tokens are read; None: 1 on a GPU, else 0.
     """
 
     decoder: Decoder
@@ -86,15 +109,21 @@ class Engine:
     vocabulary: int | None = None
     waiting: deque[_Sequence] = field(default_factory=deque)
     running: list[_Sequence] = field(default_factory=list)
+    behind: int | None = None
 
     def __post_init__(self) -> None:
         self._tables = BlockTables(self.slots, self.decoder.cache.keys.shape[1], self.longest)
         self._free = list(range(self.slots - 1, -1, -1))
+        self._step = DecodingStep(self.decoder, self.slots, self.longest, self.vocabulary)
+        self._prompts = Prompts(self.decoder)
+        self._unread: deque[_Pass] = deque()
+        if self.behind is None:
+            self.behind = int(self.decoder.ranks.device.type == "cuda")
 
     @property
     def is_idle(self) -> bool:
         """Whether every request is answered."""
-        return not self.waiting and not self.running
+        return not self.waiting and not self.running and not self._unread
 
     def submit(self, request: Request) -> None:
         """Put a request in the queue."""
@@ -112,18 +141,23 @@ class Engine:
         """One pass over the prompts that find room, or else one more token for each running request.
 
         Returns:
-            The tokens that were chosen; nothing where there is nothing to do.
+            The tokens that were read; nothing where there is nothing to do. While it is `behind`, these are of a pass
+            before this one.
 
         Raises:
             UserError: on every process: the model's logits are no numbers.
         """
+        news: list[NewToken] = []
         admitted = self._admit()
         if admitted:
-            return self._take(admitted, *self._prefill(admitted))
-        if not self.running:
-            return []
-        self._make_room()
-        return self._take(self.running, self._decode(self.running), {})
+            self._prefill(admitted)
+        else:
+            news += self._make_room()
+            going_on = [one for one in self.running if one.goes_on]
+            if not going_on:
+                return news + self._read(0)
+            self._decode(going_on)
+        return news + self._read(self.behind or 0)
 
     def _admit(self) -> list[_Sequence]:
         """Requests that get a slot and blocks now, in the order of their coming."""
@@ -147,25 +181,30 @@ class Engine:
         self.running += admitted
         return admitted
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> list[NewToken]:
         """Give a block to every running sequence whose last one is full, if need be the youngest sequence's.
 
         That one goes back to the queue. What it has answered is kept, and its keys and values are computed again later.
+        So everything is read first, and what was read is returned.
         """
+        news: list[NewToken] = []
         for sequence in list(self.running):
-            while sequence in self.running and not self._tables.grow(sequence.slot, len(sequence.tokens)):
+            while sequence in self.running and sequence.goes_on and not self._tables.grow(sequence.slot, sequence.length):
+                if self._unread:
+                    news += self._read(0)
+                    continue
                 youngest = self.running[-1]
                 self._leave(youngest)
-                youngest.cached = 0
                 self.waiting.appendleft(youngest)
+        return news
 
     def _leave(self, sequence: _Sequence) -> None:
         self.running.remove(sequence)
         self._tables.release(sequence.slot)
         self._free.append(sequence.slot)
 
-    def _prefill(self, sequences: list[_Sequence]) -> tuple[torch.Tensor, dict[int, list[Score]]]:
-        """Logits [B, V] behind each sequence; and, by the number of the request, the scores of prompts."""
+    def _prefill(self, sequences: list[_Sequence]) -> None:
+        """Ask for the token behind each sequence, none of which is in the cache yet, and for the scores of prompts."""
         tokens: list[int] = []
         positions: list[int] = []
         places: list[int] = []
@@ -179,97 +218,68 @@ class Engine:
             prompt = len(one.request.prompt)
             lengths += [prompt] * prompt + list(range(prompt + 1, len(one.tokens) + 1))
             ends.append(len(tokens))
-            one.cached = len(one.tokens)
-        numbers = torch.tensor([tokens, positions, places, lengths], device=self.decoder.ranks.device)
         asking = [(one, begin) for one, begin in zip(sequences, [0, *ends]) if one.request.scores_prompt and not one.is_told]
         prompts = [(begin, one.request.prompt) for one, begin in asking]
         wanted = wanted_of(prompts, max((one.request.logprobs or 0 for one, _ in asking), default=0))
-        logits, found = self.decoder.prefill(
-            numbers[0], numbers[1], numbers[2], numbers[3], ends, wanted, self.vocabulary
-        )  # fmt: skip
-        known = scores(wanted.labels, self.decoder.ranks.from_last(found)) if wanted.rows else []
-        told = {one.request.number: its for (one, _), its in zip(asking, by_prompt(prompts, known))}
+        numbers = torch.tensor([tokens, positions, places, lengths])
+        logits, found = self._prompts.logits(numbers, ends, wanted, self.vocabulary)
+        self._step.enter([(one.slot, one.request.sampling, one.tokens) for one in sequences])
+        slots = [one.slot for one in sequences]
+        read = self._step.choose_first(logits, slots, [one.length for one in sequences], _top_of(sequences))
+        told: dict[int, list[Score]] = {}
+        if asking:
+            known = scores(wanted.labels, self.decoder.ranks.from_last(found)) if found is not None else []
+            told = {one.request.number: its for (one, _), its in zip(asking, by_prompt(prompts, known))}
         for one, _ in asking:
             one.is_told = True
-        return logits, told
+        self._ask(sequences, read, told)
 
-    def _decode(self, sequences: list[_Sequence]) -> torch.Tensor:
-        """Logits [B, V] behind each sequence, whose last token is not in the cache yet."""
-        rows = []
+    def _decode(self, sequences: list[_Sequence]) -> None:
+        """Ask for one more token for each sequence, whose last one is not in the cache yet."""
+        slots, positions = [one.slot for one in sequences], [one.length - 1 for one in sequences]
+        self._ask(sequences, self._step.launch(slots, positions, self._tables.table, _top_of(sequences)), {})
+
+    def _ask(self, sequences: list[_Sequence], read: Callable[[], Chosen], told: dict[int, list[Score]]) -> None:
         for one in sequences:
-            position = len(one.tokens) - 1
-            rows.append((one.tokens[-1], position, *self._tables.places(one.slot, position, position + 1)))
-            one.cached = len(one.tokens)
-        device = self.decoder.ranks.device
-        tokens, positions, places = torch.tensor(rows, device=device).t().contiguous()
-        return self.decoder.decode(tokens, positions, places, self._tables.table([one.slot for one in sequences], device))
+            one.unread += 1
+        self._unread.append(_Pass(list(sequences), read, told))
 
-    def _take(self, sequences: list[_Sequence], logits: torch.Tensor, told: dict[int, list[Score]]) -> list[NewToken]:
-        """Choose the next token of each sequence, and let those go whose answer is complete.
-
-        told: the scores of prompts, by the requests' numbers.
-        """
-        chosen = self._chosen(sequences, logits)
-        found = self._scores_of_chosen(sequences, logits, chosen)
+    def _read(self, behind: int) -> list[NewToken]:
+        """Read all passes but the last `behind`, and let sequences go whose answer is complete."""
         news = []
-        for one, token in zip(list(sequences), chosen):
-            request, finished = one.request, LENGTH
-            if request.new_tokens:
-                one.tokens.append(token)
-                finished = END if token in request.ends else LENGTH if one.answered >= request.new_tokens else ""
-            if finished:
-                self._leave(one)
-            all_scores = (*told.get(request.number, ()), *found.get(request.number, ()))
-            news.append(NewToken(request.number, token if request.new_tokens else NO_TOKEN, finished, all_scores))
+        while len(self._unread) > behind:
+            one_pass = self._unread.popleft()
+            chosen = one_pass.read()
+            for row, (one, token) in enumerate(zip(one_pass.sequences, chosen.tokens)):
+                one.unread -= 1
+                if one not in self.running:
+                    continue  # it has ended, or nobody waits for it any more
+                if token == NO_TOKEN:
+                    raise UserError(
+                        "the model gives NaN where logits should be: its weights hold NaN, or fp16 cannot hold its numbers; "
+                        "write bf16 or fp32 for PR, or take another checkpoint."
+                    )
+                told = one_pass.told.get(one.request.number, [])
+                if one.request.logprobs is not None and one.request.new_tokens:
+                    told = told + scores([token], chosen.scores[row : row + 1])
+                news.append(self._taken(one, token, tuple(told)))
         return news
 
-    def _scores_of_chosen(
-        self, sequences: list[_Sequence], logits: torch.Tensor, chosen: list[int]
-    ) -> dict[int, list[Score]]:  # fmt: skip
-        """The score of each token that was chosen, by its request's number, where the request asks for it."""
-        asking = [
-            (row, one) for row, one in enumerate(sequences) if one.request.logprobs is not None and one.request.new_tokens
-        ]  # fmt: skip
-        if not asking:
-            return {}
-        rows, ranks = [row for row, _ in asking], self.decoder.ranks
-        wanted = Wanted(rows, [chosen[row] for row in rows], max(one.request.logprobs or 0 for _, one in asking))
-        found = torch.zeros(wanted.shape, dtype=torch.float64, device=ranks.device)
-        if ranks.is_last_stage:
-            labels = torch.tensor(wanted.labels, device=ranks.device)
-            found = score(logits[rows], labels, wanted.count, self.vocabulary)
-        known = scores(wanted.labels, ranks.from_last(found))
-        return {one.request.number: [its] for (_, one), its in zip(asking, known)}
+    def _taken(self, one: _Sequence, token: int, told: tuple[Score, ...]) -> NewToken:
+        """The sequence with one token more; without one where its prompt alone was to be scored."""
+        request, finished = one.request, LENGTH
+        if request.new_tokens:
+            one.tokens.append(token)
+            finished = END if token in request.ends else LENGTH if one.answered >= request.new_tokens else ""
+        if finished:
+            self._leave(one)
+        return NewToken(request.number, token if request.new_tokens else NO_TOKEN, finished, told)
 
-    def _chosen(self, sequences: list[_Sequence], logits: torch.Tensor) -> list[int]:
-        ranks = self.decoder.ranks
-        chosen = torch.zeros(len(sequences), dtype=torch.int64, device=ranks.device)
-        if ranks.is_last_stage:
-            logits = logits[:, : self.vocabulary]
-            settings = [one.request.sampling for one in sequences]
-            if all(one.is_greedy and one.repetition_penalty == 1 for one in settings):
-                chosen = most_probable(logits)
-            else:
-                rows = sampling_rows(settings, logits.shape[1], ranks.device)
-                position = torch.tensor([len(one.tokens) for one in sequences], device=ranks.device)
-                chosen = choose(logits, rows, self._seen_tokens(sequences, logits), position)
-            chosen = chosen.where(logits.isnan().any(dim=-1).logical_not(), NO_TOKEN)
-        found = ranks.from_last(chosen).tolist()
-        if NO_TOKEN in found:
-            raise UserError(
-                "the model gives NaN where logits should be: its weights hold NaN, or fp16 cannot hold its numbers; write "
-                "bf16 or fp32 for PR, or take another checkpoint."
-            )
-        return found
 
-    def _seen_tokens(self, sequences: list[_Sequence], logits: torch.Tensor) -> torch.Tensor | None:
-        """bool [B, V]; None where no request has a penalty."""
-        if all(one.request.sampling.repetition_penalty == 1 for one in sequences):
-            return None
-        seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-        for row, one in enumerate(sequences):
-            seen[row, torch.tensor(one.tokens, device=logits.device)] = True
-        return seen
+def _top_of(sequences: list[_Sequence]) -> int | None:
+    """How many of the most probable tokens are told beside each new one; None where no score is asked for."""
+    asked = [one.request.logprobs for one in sequences if one.request.logprobs is not None and one.request.new_tokens]
+    return max(asked, default=None)
 
 
 def run_all(engine: Engine, requests: Iterable[Request]) -> dict[int, list[int]]:

@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from megatron_patch.generate.cache import BlockCache
+from megatron_patch.generate.layer_products import DOWN, GATE_UP, OUTPUT, PROJECTION, QKV, Activations, LayerProducts
 from megatron_patch.generate.logprobs import Wanted, score
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.kernels.attention import attention
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
-from megatron_patch.kernels.decode_attention import decode_attention
-from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm
+from megatron_patch.kernels.decode_attention import READING, Reading, decode_attention
 from megatron_patch.kernels.rope import rope_qkv, rope_tables
-from megatron_patch.kernels.swiglu import swiglu
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.rope_scaling import DYNAMIC
 from megatron_patch.llama.vocabulary import rows_of_rank
@@ -30,7 +29,14 @@ from megatron_patch.llama.vocabulary import rows_of_rank
 _LOGIT_ROWS = 8192
 _SCORED_ROWS = 1024  # the same, where they are gathered whole in fp32
 
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# Passes over as many tokens, after which finding the library's fastest algorithms for them costs less than it saves.
+WORTH_MEASURING = 24
+
+# Tokens of a pass, from which on a GPU gets no faster by more.
+_BUSY = 16384
+
+# (layer, what its first product made [T, (N + 2·G)·D]) → [T, N·D]
+Attend = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,18 @@ class Decoder:
 
     @torch.no_grad()
     def prefill(
-        self, tokens: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, lengths: torch.Tensor, ends: Sequence[int],
-        wanted: Wanted | None = None, vocabulary: int | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        lengths: torch.Tensor,
+        ends: Sequence[int],
+        *,
+        last: torch.Tensor | None = None,
+        wanted: Wanted | None = None,
+        vocabulary: int | None = None,
+        measured: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Whole sequences into the cache, the logits behind the last token of each, and how probable tokens were.
 
         Args:
@@ -85,69 +100,123 @@ class Decoder:
             lengths: int64 [T]: how long the sequence was when the token came: a prompt's for its tokens, one more with
                 each token of an answer. Dynamic scaling of positions asks for it.
             ends: for each sequence, the index in T behind its last token.
+            last: int64 [B], the tokens behind which logits are wanted; None: each sequence's last.
             wanted: R tokens that are scored.
             vocabulary: as `score` takes it.
+            measured: as of LayerProducts.
 
         Returns:
             (fp32 [B, V] on the last stage, [B, 0] elsewhere; fp64 [R, 1 + 2 · count] as `score` gives it, zeros
             elsewhere).
         """
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        cos, sin = self._rotation(positions, lengths)
+
+        def attend(layer: int, packed: torch.Tensor) -> torch.Tensor:
+            q, k, v = self._rotated(packed, cos, sin)
             self.cache.write(layer, places, k, v)
             return self._within(q, k, v, ends)
 
-        hidden = self._run(tokens, positions, lengths, attend)
-        last = torch.tensor(ends, device=hidden.device) - 1
-        return self._logits(hidden[last]), self._scores(hidden, wanted or Wanted((), (), 0), vocabulary)
+        products = self.library_products(measured=measured)
+        found = self._run(tokens, attend, products)
+        if last is None:
+            last = on_device(torch.tensor(ends), self.ranks.device) - 1
+        scores = self._scores(found, wanted, vocabulary, products) if wanted is not None and wanted.rows else None
+        return self._logits(_rows(found, last), products), scores
 
-    def _scores(self, hidden: torch.Tensor, wanted: Wanted, vocabulary: int | None) -> torch.Tensor:
-        found = torch.zeros(wanted.shape, dtype=torch.float64, device=hidden.device)
-        rows, labels = (torch.tensor(one, dtype=torch.int64, device=hidden.device) for one in (wanted.rows, wanted.labels))
+    def _scores(self, x: Activations, wanted: Wanted, vocabulary: int | None, products: LayerProducts) -> torch.Tensor:
+        device = self.ranks.device
+        found = torch.zeros(wanted.shape, dtype=torch.float64, device=device)
+        rows, labels = (on_device(torch.tensor(one, dtype=torch.int64), device) for one in (wanted.rows, wanted.labels))
         for a in range(0, len(rows) if self.ranks.is_last_stage else 0, _SCORED_ROWS):
             part = slice(a, a + _SCORED_ROWS)
-            found[part] = score(self._logits(hidden[rows[part]]), labels[part], wanted.count, vocabulary)
+            found[part] = score(self._logits(_rows(x, rows[part]), products), labels[part], wanted.count, vocabulary)
         return found
 
     @torch.no_grad()
-    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """Logits as `prefill` has them, behind one new token of each sequence.
+    def decode(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        table: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        products: LayerProducts,
+        reading: Reading = READING,
+    ) -> torch.Tensor:
+        """Logits as `prefill` has them, behind one new token of each sequence, whose key and value join the cache.
 
         Args:
-            tokens, positions, places: int64 [B], as `prefill` takes them.
+            tokens: int64 [B].
+            positions: int32 [B], each one's place in its sequence.
             table: int32 [B, M], the blocks of each sequence.
+            rotation: `rotation_rows`, of the longest sequence.
         """
-        lengths = (positions + 1).to(torch.int32)
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            self.cache.write(layer, places, k, v)
-            return decode_attention(q, self.cache.keys[layer], self.cache.values[layer], table, lengths, scale=self.scale)
+        def attend(layer: int, packed: torch.Tensor) -> torch.Tensor:
+            keys, values = self.cache.keys[layer], self.cache.values[layer]
+            return decode_attention(packed, keys, values, table, positions, *rotation, scale=self.scale, reading=reading)
 
-        return self._logits(self._run(tokens, positions, positions + 1, attend))
+        return self._logits(self._run(tokens, attend, products), products)
 
     @torch.no_grad()
-    def losses(self, tokens: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
+    def losses(
+        self, tokens: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor, ends: Sequence[int], *, measured: bool = False
+    ) -> torch.Tensor:
         """How improbable the model finds `labels`, each behind the tokens before it; the cache is not used.
 
         Args:
-            tokens, positions, labels: int64 [T], as `prefill` takes the first two; a label below 0 has the loss 0.
+            tokens, positions: int64 [T], as `prefill` takes them.
+            labels: int64 [T], on the CPU; none is asked for where it is below 0.
+            measured: as of LayerProducts.
 
         Returns:
-            fp32 [T], −ln of the probability; zeros on every stage but the last.
+            fp32 [W], −ln of the probability of each of the W labels; zeros on every stage but the last.
         """
-        hidden = self._run(tokens, positions, _lengths(ends, tokens.device), lambda _, q, k, v: self._within(q, k, v, ends))
-        output, norm = self.weights.output, self.weights.final_norm
-        if output is None or norm is None:
-            return torch.zeros(len(tokens), device=tokens.device)
+        device = self.ranks.device
+        cos, sin = self._rotation(positions, _lengths(ends, device))
+        products = self.library_products(measured=measured)
+        found = self._run(tokens, lambda _, packed: self._within(*self._rotated(packed, cos, sin), ends), products)
+        wanted = (labels >= 0).nonzero().flatten()
+        output, normed = self.weights.output, found.normed
+        if output is None or normed is None:
+            return torch.zeros(len(wanted), device=device)
         first, valid = rows_of_rank(self.rows, self.ranks.tensor_size, self.ranks.tensor)
+        labels, wanted = (on_device(part, device) for part in (labels[wanted], wanted))
         parts = []
-        for a in range(0, len(tokens), _LOGIT_ROWS):
-            logits = F.linear(rms_norm(hidden[a : a + _LOGIT_ROWS], norm, self.config.norm_epsilon), output)
-            found = vocab_parallel_cross_entropy(
-                logits, labels[a : a + _LOGIT_ROWS], group=self.ranks.tensor_group, vocab_start=first, valid=valid
+        for a in range(0, len(wanted), _LOGIT_ROWS):
+            logits = F.linear(normed[wanted[a : a + _LOGIT_ROWS]], output)
+            chosen = labels[a : a + _LOGIT_ROWS]
+            parts.append(
+                vocab_parallel_cross_entropy(logits, chosen, group=self.ranks.tensor_group, vocab_start=first, valid=valid)
             )
-            parts.append(found)
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.zeros(0, device=device)
+
+    def tokens_of_pass(self) -> int:
+        """Tokens of a pass of `losses` that keep the GPU busy and fit into half of its free memory; 0 on a CPU."""
+        if self.ranks.device.type != "cuda":
+            return 0
+        config, free = self.config, torch.cuda.mem_get_info(self.ranks.device)[0]
+        # What a layer holds at once: some [T, H], queries, keys, values, gate and up and their product.
+        heads = (self.heads + 2 * self.groups) * config.kv_channels
+        numbers = 8 * config.hidden_size + 2 * heads + 4 * config.ffn_hidden_size // self.ranks.tensor_size
+        return min(_BUSY, free // 2 // (numbers * self.dtype.itemsize))
+
+    def library_products(self, *, measured: bool = False) -> LayerProducts:
+        """Those for any number of rows."""
+        return LayerProducts(self.ranks, self.config.norm_epsilon, measured=measured)
+
+    def rotation_rows(self, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [longest, D/2] of the new token at each place, whose sequence is one longer than that."""
+        places = torch.arange(longest, device=self.ranks.device)
+        cos, sin = self._rotation(places, places + 1)
+        return cos.contiguous(), sin.contiguous()
+
+    def _rotated(
+        self, packed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q [T, N, D], k and v [T, G, D] of [T, (N + 2·G)·D]."""
+        q, k, v = rope_qkv(packed.unsqueeze(1), cos, sin, self.heads, self.groups)
+        return q[:, 0], k[:, 0], v[:, 0]
 
     def _within(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
         """Causal attention inside each sequence: q [T, N, D], k and v [T, G, D] → [T, N·D].
@@ -164,40 +233,37 @@ class Decoder:
             q1, k1, v1 = (x[a:b].unflatten(0, (-1, rows or b - a)).transpose(0, 1) for x in (q, k, v))
             found = attention(q1, k1, v1, scale=self.scale, causal=True, backend=self.backend)
             parts.append(found.transpose(0, 1).reshape(b - a, -1))
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _run(self, tokens: torch.Tensor, positions: torch.Tensor, lengths: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def _run(self, tokens: torch.Tensor, attend: Attend, products: LayerProducts) -> Activations:
         """[T] through this stage's layers, from the stage before and to the next: [T, H]."""
         if self.weights.embedding is not None:
             hidden = F.embedding(tokens, self.weights.embedding)
         else:
             hidden = torch.empty(len(tokens), self.config.hidden_size, dtype=self.dtype, device=self.ranks.device)
             torch.distributed.recv(hidden, self.ranks.previous)
-        hidden = self._layers(hidden, *self._rotation(positions, lengths), attend)
+        found = self._layers(hidden, attend, products)
         if not self.ranks.is_last_stage:
-            torch.distributed.send(hidden.contiguous(), self.ranks.following)
-        return hidden
+            torch.distributed.send(found.hidden.contiguous(), self.ranks.following)
+        return found
 
-    def _layers(self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """[T, H] → [T, H]. The sum before each norm is computed in the norm's kernel, so it travels as two terms."""
-        epsilon, term = self.config.norm_epsilon, None
-        for number, layer in enumerate(self.weights.layers):
-            if term is None:
-                normed = rms_norm(hidden, layer.input_norm, epsilon)
-            else:
-                normed, hidden = add_rms_norm(term, hidden, layer.input_norm, epsilon)
-            packed = F.linear(normed, layer.qkv).unsqueeze(1)
-            q, k, v = (part[:, 0] for part in rope_qkv(packed, cos, sin, self.heads, self.groups))
-            term = self.ranks.reduce(F.linear(attend(number, q, k, v), layer.projection))
-            normed, hidden = add_rms_norm(term, hidden, layer.mlp_norm, epsilon)
-            term = self.ranks.reduce(F.linear(swiglu(F.linear(normed, layer.gate_up)), layer.down))
-        return hidden if term is None else hidden + term
+    def _layers(self, hidden: torch.Tensor, attend: Attend, products: LayerProducts) -> Activations:
+        """[T, H] → [T, H], with the norm behind the last layer where the output layer follows."""
+        layers = self.weights.layers
+        norms = [layer.input_norm for layer in layers[1:]] + [self.weights.final_norm]
+        x = products.begin(hidden, layers[0].input_norm)
+        for number, (layer, next_norm) in enumerate(zip(layers, norms)):
+            mixed = attend(number, products.apply(QKV, x, layer.qkv))
+            x = products.add(PROJECTION, mixed, layer.projection, x.hidden, layer.mlp_norm)
+            gated = products.apply(GATE_UP, x, layer.gate_up, gated=True)
+            x = products.add(DOWN, gated, layer.down, x.hidden, next_norm)
+        return x
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self.weights.output is None or self.weights.final_norm is None:
-            return hidden.new_empty(len(hidden), 0, dtype=torch.float32)
-        normed = rms_norm(hidden, self.weights.final_norm, self.config.norm_epsilon)
-        return self.ranks.gather_columns(F.linear(normed, self.weights.output))[:, : self.rows].float()
+    def _logits(self, x: Activations, products: LayerProducts) -> torch.Tensor:
+        if self.weights.output is None:
+            return x.hidden.new_empty(len(x.hidden), 0, dtype=torch.float32)
+        found = products.apply(OUTPUT, x, self.weights.output, out_dtype=torch.float32)
+        return self.ranks.gather_columns(found)[:, : self.rows]
 
     def _rotation(self, positions: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin, fp32 [T, D/2]. Under dynamic scaling a token's sequence length so far decides its base.
@@ -206,14 +272,24 @@ class Decoder:
         """
         config = self.config
         base: float | torch.Tensor = config.rotary_base
-        if config.rope_type == DYNAMIC:  # which no CUDA graph can hold: the host reads the lengths
+        if config.rope_type == DYNAMIC:  # the host reads the lengths
             bases = [config.rotary_base_of(length) for length in lengths.tolist()]
             base = torch.tensor(bases, dtype=torch.float32, device=lengths.device)[:, None]
         factor = config.interpolation_factor
         return rope_tables(positions, config.kv_channels, base, positions.device, interpolation_factor=factor)
 
 
+def _rows(x: Activations, rows: torch.Tensor) -> Activations:
+    """Those of [T, H] that int64 [R] names."""
+    return Activations(x.hidden[rows], x.norm, None if x.normed is None else x.normed[rows])
+
+
 def _lengths(ends: Sequence[int], device: torch.device) -> torch.Tensor:
     """For each token the length of its sequence, int64 [T]."""
-    sizes = torch.tensor(ends, device=device).diff(prepend=torch.zeros(1, dtype=torch.int64, device=device))
-    return sizes.repeat_interleave(sizes)
+    sizes = torch.tensor(ends).diff(prepend=torch.zeros(1, dtype=torch.int64))
+    return on_device(sizes.repeat_interleave(sizes), device)
+
+
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a CPU's tensor, in turn with the device's other work: the host does not wait."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

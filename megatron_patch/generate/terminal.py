@@ -65,6 +65,8 @@ def _answer(engine: Engine, asking: Asking, number: int, ids: list[int]) -> str:
                 text, finished = add_token(stream, new.token, request.ends, new.finished)
                 if engine.decoder.ranks.speaks:
                     print(text, end="", flush=True)
+                if finished:
+                    break
     engine.cancel(number)
     if engine.decoder.ranks.speaks:
         print(flush=True)

@@ -2,173 +2,249 @@
 
 Each query reads all keys and values of its sequence once, so memory's speed is the limit. Few sequences would keep few
 multiprocessors busy. So the keys of a sequence are split: each program reads one part and leaves its softmax
-unfinished, and a second kernel joins the parts (split-KV, as in Dao et al. 2023, "Flash-Decoding for long-context
-inference").
+unfinished, and the program that ends last joins the parts (split-KV, as in Dao et al. 2023, "Flash-Decoding for
+long-context inference"). Query and key are rotated on the way, and the first part's program puts the new key and value
+into the cache: of kernels as short as these, each that is saved counts.
 """
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 
 from ._dispatch import ceil_div, kernel, multiprocessors, next_power_of_two, tl, use_triton
+from .rope import rope_reference
 
-_TILE = 64  # keys that a program reads at once
 _MOST_SPLITS = 64
-# Programs a multiprocessor that hide each other's waits for memory.
-_PROGRAMS = 4
+_LINE = 128  # bytes that come into a cache at once
+
+
+class Reading(NamedTuple):
+    """How keys are read, by which it gets faster or slower and nothing else.
+
+    Attributes:
+        tile: keys that a program reads at once.
+        programs: a multiprocessor, that hide each other's waits for memory.
+        dot: whether tensor cores multiply; they take 16 queries, however few there are.
+        overlap: whether a kernel may begin while the one before it ends.
+    """
+
+    tile: int = 64
+    programs: int = 4
+    dot: bool = True
+    warps: int = 4
+    stages: int = 3
+    overlap: bool = False
+
+
+READING = Reading()
 
 
 def decode_attention(
-    q: torch.Tensor,
+    packed: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     table: torch.Tensor,
-    lengths: torch.Tensor,
+    positions: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
     *,
     scale: float,
+    reading: Reading = READING,
     implementation: str | None = None,
 ) -> torch.Tensor:
-    """softmax(scale · q kᵀ) v of one query a sequence.
+    """softmax(scale · q kᵀ) v of one query a sequence, whose key and value join the cache.
 
     Args:
-        q: [B, N, D].
-        keys, values: [blocks, T, G, D], T tokens a block.
-        table: int32 [B, M], the blocks of each sequence in order.
-        lengths: int32 [B], tokens of each sequence, its new one included; at least 1.
+        packed: [B, G·(N/G+2)·D], of each group its queries, its key, its value, not rotated yet.
+        keys, values: [blocks, G, T, D], T tokens a block, keys rotated; the new token's are written.
+        table: int32 [B, M], the blocks of each sequence in order; rows may be apart, elements not.
+        positions: int32 [B], the new token's place in its sequence, from 0.
+        cos, sin: float32 [P, D/2], a row for each place.
 
     Returns:
-        [B, N·D] in q's dtype; sums in float32.
+        [B, N·D] in packed's dtype; sums in float32.
 
     Raises:
         ValueError: shapes do not agree.
     """
-    _check(q, keys, values, table, lengths)
-    if use_triton(implementation, q):
-        return _decode(q.contiguous(), keys, values, table, lengths, scale)
-    return decode_attention_reference(q, keys, values, table, lengths, scale)
+    _check(packed, keys, values, table, positions, cos, sin)
+    if use_triton(implementation, packed):
+        return _decode(packed.contiguous(), keys, values, table, positions, cos, sin, scale, reading)
+    return decode_attention_reference(packed, keys, values, table, positions, cos, sin, scale)
 
 
-def decode_attention_reference(q, keys, values, table, lengths, scale) -> torch.Tensor:
-    """The same with every sequence's blocks gathered beside each other first."""
-    batch, heads, head_dim = q.shape
-    groups = keys.shape[2]
-    k, v = (memory[table.long()].flatten(1, 2).float() for memory in (keys, values))  # [B, M·T, G, D]
-    grouped = q.float().view(batch, groups, heads // groups, head_dim)
-    scores = torch.einsum("bghd,bsgd->bghs", grouped, k) * scale
-    absent = torch.arange(k.shape[1], device=q.device) >= lengths[:, None]
+def decode_attention_reference(packed, keys, values, table, positions, cos, sin, scale) -> torch.Tensor:
+    """The same step by step, with every sequence's blocks gathered beside each other."""
+    batch, (_, groups, block, head_dim), place = len(packed), keys.shape, positions.long()
+    grouped = packed.view(batch, groups, -1, head_dim)
+    turned = rope_reference(grouped[:, :, :-1].flatten(1, 2).unsqueeze(1), cos[place], sin[place])
+    turned = turned.view(batch, groups, -1, head_dim)
+    blocks = table[torch.arange(batch, device=table.device), place // block].long()
+    keys[blocks, :, place % block], values[blocks, :, place % block] = turned[:, :, -1], grouped[:, :, -1]
+    # [B, M, G, T, D] → [B, G, M·T, D]
+    k, v = (memory[table.long()].transpose(1, 2).flatten(2, 3).float() for memory in (keys, values))
+    scores = torch.einsum("bghd,bgsd->bghs", turned[:, :, :-1].float(), k) * scale
+    absent = torch.arange(k.shape[2], device=packed.device) > place[:, None]
     weights = scores.masked_fill(absent[:, None, None], -float("inf")).softmax(dim=-1)
-    return torch.einsum("bghs,bsgd->bghd", weights, v).reshape(batch, heads * head_dim).to(q.dtype)
+    return torch.einsum("bghs,bgsd->bghd", weights, v).reshape(batch, -1).to(packed.dtype)
 
 
-def _check(q, keys, values, table, lengths) -> None:
-    if q.dim() != 3 or keys.dim() != 4 or keys.shape != values.shape or keys.shape[3] != q.shape[2]:
+def _check(packed, keys, values, table, positions, cos, sin) -> None:
+    if packed.dim() != 2 or keys.dim() != 4 or keys.shape != values.shape or keys.stride() != values.stride():
         raise ValueError(
-            f"q is {list(q.shape)}, keys {list(keys.shape)}, values {list(values.shape)}; they must be [B, N, D] and twice "
-            "[blocks, T, G, D]."
+            f"packed is {list(packed.shape)}, keys {list(keys.shape)}, values {list(values.shape)}; they must be [B, …] and "
+            "twice [blocks, G, T, D], alike in memory."
         )
-    if q.shape[1] % keys.shape[2]:
-        raise ValueError(f"q has {q.shape[1]} heads and keys {keys.shape[2]} groups; heads must be a multiple of groups.")
-    if table.dim() != 2 or table.shape[0] != q.shape[0] or lengths.shape != q.shape[:1]:
+    groups, head_dim = keys.shape[1], keys.shape[3]
+    if packed.shape[1] % (groups * head_dim) or packed.shape[1] < 3 * groups * head_dim:
         raise ValueError(
-            f"table is {list(table.shape)} and lengths {list(lengths.shape)}; for {q.shape[0]} queries they must be "
-            f"[{q.shape[0]}, M] and [{q.shape[0]}]."
+            f"packed has {packed.shape[1]} columns, which must be a multiple of G·D = {groups * head_dim}, 3 or more."
         )
+    batch = len(packed)
+    if table.dim() != 2 or len(table) != batch or table.stride(1) != 1 or positions.shape != (batch,):
+        raise ValueError(
+            f"table is {list(table.shape)} and positions {list(positions.shape)}; for {batch} queries they must be "
+            f"[{batch}, M] and [{batch}]."
+        )
+    if cos.shape != sin.shape or cos.shape[1:] != (head_dim // 2,) or not (cos.is_contiguous() and sin.is_contiguous()):
+        raise ValueError(f"cos is {list(cos.shape)} and sin {list(sin.shape)}; they must be [P, {head_dim // 2}], contiguous.")
 
 
-def splits(batch: int, groups: int, longest: int, device: torch.device) -> int:
+def splits(batch: int, groups: int, longest: int, reading: Reading, device: torch.device) -> int:
     """Into how many parts a sequence's keys are cut. No length decides it, so a CUDA graph can hold the launch."""
-    wanted = ceil_div(_PROGRAMS * multiprocessors(device), batch * groups)
-    return max(1, min(wanted, ceil_div(longest, _TILE), _MOST_SPLITS))
+    wanted = ceil_div(reading.programs * multiprocessors(device), batch * groups)
+    return max(1, min(wanted, ceil_div(longest, reading.tile), _MOST_SPLITS))
 
 
-def _decode(q, keys, values, table, lengths, scale):
-    batch, heads, head_dim = q.shape
-    groups, block = keys.shape[2], keys.shape[1]
-    parts = splits(batch, groups, table.shape[1] * block, q.device)
-    out = torch.empty_like(q)
+@functools.cache
+def _zeros(count: int, device: torch.device) -> torch.Tensor:
+    """int32 counters of ended programs, all 0 between two launches. They stay, since CUDA graphs have them."""
+    return torch.zeros(count, dtype=torch.int32, device=device)
+
+
+def _decode(packed, keys, values, table, positions, cos, sin, scale, reading):
+    batch, (_, groups, block, head_dim) = len(packed), keys.shape
+    queries = packed.shape[1] // (groups * head_dim) - 2  # of a group
+    parts = splits(batch, groups, table.shape[1] * block, reading, packed.device)
+    out = torch.empty(batch, groups * queries * head_dim, dtype=packed.dtype, device=packed.device)
     # Of each part: its sum of values [D], then its largest score and its sum of exponentials.
-    partial = torch.empty(batch, heads, parts, head_dim, dtype=torch.float32, device=q.device)
-    state = torch.empty(batch, heads, parts, 2, dtype=torch.float32, device=q.device)
-    sizes = dict(
-        HEADS=heads // groups,
-        HEADS_P2=max(next_power_of_two(heads // groups), 1 if heads == groups else 16),
-        D=head_dim,
-        D_P2=next_power_of_two(head_dim),
-        SPLITS=parts,
-        WIDEN=not q.is_cuda,  # Triton's interpreter multiplies the bits of 16-bit numbers
-    )
+    partial = torch.empty(batch, groups * queries, parts, head_dim + 2, dtype=torch.float32, device=packed.device)
+    dot = reading.dot or queries > 1
+    ended = _zeros(next_power_of_two(batch * groups), packed.device)
+    options = {"launch_pdl": True} if reading.overlap and packed.is_cuda else {}
     _part[(batch, groups, parts)](
-        q, keys, values, table, lengths, partial, state, scale, table.shape[1], heads,
-        keys.stride(0), keys.stride(1), keys.stride(2), TOKENS=block, TILE=_TILE, **sizes, num_warps=4,
+        packed, keys, values, table, positions, cos, sin, partial, ended, out, scale, table.stride(0), keys.stride(0),
+        keys.stride(1), keys.stride(2), parts, TOKENS=block, TILE=reading.tile, HEADS=queries,
+        HEADS_P2=max(next_power_of_two(queries), 16 if dot else 1), D=head_dim,
+        D_P2=max(next_power_of_two(head_dim), 16 if dot else 1), PARTS_P2=next_power_of_two(parts),
+        LINES=next_power_of_two(ceil_div(head_dim * keys.itemsize, _LINE)), PER_LINE=_LINE // keys.itemsize, DOT=dot,
+        WIDEN=not packed.is_cuda, OVERLAP=reading.overlap, num_warps=reading.warps, num_stages=reading.stages, **options,
     )  # fmt: skip
-    _join[(batch, heads)](
-        partial, state, out, heads, D=head_dim, D_P2=sizes["D_P2"], SPLITS=parts, SPLITS_P2=next_power_of_two(parts), num_warps=2
-    )
-    return out.view(batch, heads * head_dim)
+    return out
 
 
 @kernel
 def _part(
-    q, keys, values, table, lengths, partial, state, scale, width, heads, block_stride, token_stride, group_stride,
-    TOKENS: tl.constexpr, TILE: tl.constexpr, HEADS: tl.constexpr, HEADS_P2: tl.constexpr, D: tl.constexpr, D_P2: tl.constexpr,
-    SPLITS: tl.constexpr, WIDEN: tl.constexpr,
+    packed, keys, values, table, positions, cos, sin, partial, ended, out, scale, table_stride, block_stride, group_stride,
+    token_stride, parts, TOKENS: tl.constexpr, TILE: tl.constexpr, HEADS: tl.constexpr, HEADS_P2: tl.constexpr,
+    D: tl.constexpr, D_P2: tl.constexpr, PARTS_P2: tl.constexpr, LINES: tl.constexpr, PER_LINE: tl.constexpr,
+    DOT: tl.constexpr, WIDEN: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One part of one sequence's keys, for the HEADS queries of one KV group."""
-    row, group, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths + row)
-    # Parts are whole tiles, so that only the last one of a sequence is cut.
-    size = tl.cdiv(tl.cdiv(length, TILE), SPLITS) * TILE
-    first, last = part * size, tl.minimum(length, (part + 1) * size)
+    """One part of one sequence's keys, for the HEADS queries of one KV group. The first part has the new key too."""
+    row, group, part, groups = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(1)
     head, column = tl.arange(0, HEADS_P2), tl.arange(0, D_P2)
-    queries = (row * heads + group * HEADS + head)[:, None] * D + column[None, :]
-    inside = (head < HEADS)[:, None] & (column < D)[None, :]
-    query = tl.load(q + queries, mask=inside, other=0.0)
-    largest = tl.full([HEADS_P2], float("-inf"), tl.float32)
-    total = tl.zeros([HEADS_P2], tl.float32)
-    summed = tl.zeros([HEADS_P2, D_P2], tl.float32)
+    position = tl.load(positions + row)
+    wide, is_head = column < D, head < HEADS
+    # Element i of a head's first half is turned with element i of its second half, and these with those.
+    half, other = column % (D // 2), (column + D // 2) % D
+    cosine = tl.load(cos + position * (D // 2) + half, mask=wide, other=0.0)
+    sine = tl.load(sin + position * (D // 2) + half, mask=wide, other=0.0)
+    sine = tl.where(column < D // 2, -sine, sine)
+    # Parts are whole tiles, so that only the last one of a sequence is cut.
+    size = tl.cdiv(tl.cdiv(position, TILE), parts) * TILE
+    first, last = part * size, tl.minimum(position, (part + 1) * size)
+    if OVERLAP:
+        # The first keys and values come into the L2 cache meanwhile; what the kernel before writes is not among them.
+        token, line = first + tl.arange(0, TILE), tl.minimum(tl.arange(0, LINES) * PER_LINE, D - 1)
+        block = tl.load(table + row * table_stride + token // TOKENS, mask=token < last, other=0).to(tl.int64)
+        ahead = block * block_stride + group * group_stride + (token % TOKENS) * token_stride
+        ahead = ahead[:, None] + line[None, :]
+        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [keys + ahead], tl.int32, False, 1)
+        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [values + ahead], tl.int32, False, 1)
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    base = packed + (row * groups + group) * ((HEADS + 2) * D)
+    inside = is_head[:, None] & wide[None, :]
+    query = tl.load(base + head[:, None] * D + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    across = tl.load(base + head[:, None] * D + other[None, :], mask=inside, other=0.0).to(tl.float32)
+    query = (query * cosine[None, :] + across * sine[None, :]).to(packed.dtype.element_ty)
+    key = tl.load(base + HEADS * D + column, mask=wide, other=0.0).to(tl.float32)
+    across = tl.load(base + HEADS * D + other, mask=wide, other=0.0).to(tl.float32)
+    key = (key * cosine + across * sine).to(keys.dtype.element_ty)
+    value = tl.load(base + (HEADS + 1) * D + column, mask=wide, other=0.0)
+    mine = tl.load(table + row * table_stride + position // TOKENS).to(tl.int64)
+    place = mine * block_stride + group * group_stride + (position % TOKENS) * token_stride + column
+    if part == 0:
+        tl.store(keys + place, key, mask=wide)
+        tl.store(values + place, value, mask=wide)
+    score = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], axis=1) * scale
+    largest = tl.where(part == 0, score, float("-inf"))
+    total = tl.where(part == 0, 1.0, 0.0) + tl.zeros([HEADS_P2], tl.float32)
+    summed = tl.where(part == 0, value.to(tl.float32), 0.0)[None, :] + tl.zeros([HEADS_P2, D_P2], tl.float32)
     for start in range(first, last, TILE):
         token = start + tl.arange(0, TILE)
         there = token < last
-        block = tl.load(table + row * width + token // TOKENS, mask=there, other=0).to(tl.int64)
-        place = block * block_stride + (token % TOKENS) * token_stride + group * group_stride
-        at, wanted = place[:, None] + column[None, :], there[:, None] & (column < D)[None, :]
-        key = tl.load(keys + at, mask=wanted, other=0.0)
-        value = tl.load(values + at, mask=wanted, other=0.0)
-        if HEADS_P2 == 1:  # a product of one row is no work for tensor cores
-            scores = tl.sum(query.to(tl.float32) * key.to(tl.float32), axis=1)[None, :]
-        elif WIDEN:
-            scores = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee")
+        block = tl.load(table + row * table_stride + token // TOKENS, mask=there, other=0).to(tl.int64)
+        places = block * block_stride + group * group_stride + (token % TOKENS) * token_stride
+        at, wanted = places[:, None] + column[None, :], there[:, None] & wide[None, :]
+        k = tl.load(keys + at, mask=wanted, other=0.0)
+        v = tl.load(values + at, mask=wanted, other=0.0)
+        if not DOT:
+            scores = tl.sum(query.to(tl.float32) * k.to(tl.float32), axis=1)[None, :]
+        elif WIDEN:  # Triton's interpreter multiplies the bits of 16-bit numbers
+            scores = tl.dot(query.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision="ieee")
         else:
-            scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+            scores = tl.dot(query, tl.trans(k), input_precision="ieee")
         scores = tl.where(there[None, :], scores * scale, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, axis=1))
         weights = tl.exp(scores - new_largest[:, None])
         shrunk = tl.exp(largest - new_largest)
         total = total * shrunk + tl.sum(weights, axis=1)
-        if HEADS_P2 == 1:
-            more = tl.sum(tl.trans(weights) * value.to(tl.float32), axis=0)[None, :]
+        if not DOT:
+            more = tl.sum(tl.trans(weights) * v.to(tl.float32), axis=0)[None, :]
         elif WIDEN:
-            more = tl.dot(weights.to(value.dtype).to(tl.float32), value.to(tl.float32), input_precision="ieee")
+            more = tl.dot(weights.to(v.dtype).to(tl.float32), v.to(tl.float32), input_precision="ieee")
         else:
-            more = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+            more = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         summed = summed * shrunk[:, None] + more
         largest = new_largest
-    parts = (row * heads + group * HEADS + head) * SPLITS + part
-    tl.store(partial + parts[:, None] * D + column[None, :], summed, mask=inside)
-    tl.store(state + parts * 2, largest, mask=head < HEADS)
-    tl.store(state + parts * 2 + 1, total, mask=head < HEADS)
-
-
-@kernel
-def _join(partial, state, out, heads, D: tl.constexpr, D_P2: tl.constexpr, SPLITS: tl.constexpr, SPLITS_P2: tl.constexpr):
-    """The parts of one query's softmax as one; a part without keys has the largest score −inf and the sum 0."""
-    query = tl.program_id(0) * heads + tl.program_id(1)
-    part, column = tl.arange(0, SPLITS_P2), tl.arange(0, D_P2)
-    there = part < SPLITS
-    largest = tl.load(state + (query * SPLITS + part) * 2, mask=there, other=float("-inf"))
-    totals = tl.load(state + (query * SPLITS + part) * 2 + 1, mask=there, other=0.0)
-    weights = tl.exp(largest - tl.max(largest, axis=0))
-    at = (query * SPLITS + part)[:, None] * D + column[None, :]
-    sums = tl.load(partial + at, mask=there[:, None] & (column < D)[None, :], other=0.0)
-    found = tl.sum(sums * weights[:, None], axis=0) / tl.sum(totals * weights, axis=0)
-    tl.store(out + query * D + column, found.to(out.dtype.element_ty), mask=column < D)
+    number = row * (groups * HEADS) + group * HEADS + head
+    if PARTS_P2 == 1:
+        found = (summed / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + number[:, None] * D + column[None, :], found, mask=inside)
+    else:
+        result = partial + (number * parts + part) * (D + 2)
+        tl.store(result[:, None] + column[None, :], summed, mask=inside)
+        tl.store(result + D, largest, mask=is_head)
+        tl.store(result + D + 1, total, mask=is_head)
+        # All of the program's threads have written before one of them says so.
+        tl.debug_barrier()
+        others = tl.atomic_add(ended + row * groups + group, 1, sem="acq_rel")
+        if others == parts - 1:
+            tl.store(ended + row * groups + group, 0)
+            each = tl.arange(0, PARTS_P2)
+            for turn in tl.static_range(HEADS):
+                one = row * (groups * HEADS) + group * HEADS + turn
+                # Past the nearest cache, which may hold what was there before.
+                at, there = partial + (one * parts + each) * (D + 2), each < parts
+                tops = tl.load(at + D, mask=there, other=float("-inf"), cache_modifier=".cg")
+                totals = tl.load(at + D + 1, mask=there, other=0.0, cache_modifier=".cg")
+                # A part without keys has the largest score −inf and the sum 0.
+                shares = tl.exp(tops - tl.max(tops, axis=0))
+                wanted = there[:, None] & wide[None, :]
+                sums = tl.load(at[:, None] + column[None, :], mask=wanted, other=0.0, cache_modifier=".cg")
+                found = tl.sum(sums * shares[:, None], axis=0) / tl.sum(totals * shares, axis=0)
+                tl.store(out + one * D + column, found.to(out.dtype.element_ty), mask=wide)

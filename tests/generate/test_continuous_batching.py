@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from megatron_patch.errors import UserError
 from megatron_patch.generate.continuous_batching import Engine, Request, run_all
+from megatron_patch.generate.decoding_step import _Found, _Recorded
+from megatron_patch.generate.prompt_graphs import _Recorded as _RecordedPrompt
+from megatron_patch.generate.prompt_graphs import filled_up
 from megatron_patch.generate.sampling import Sampling
+from megatron_patch.kernels._dispatch import prefer
 from tests.generate.models import engine_of, greedy_answers, random_prompts, transformers_answers
 from tests.launching import run_ranks
 
@@ -30,6 +35,61 @@ def truth(golden, prompts):
 def test_greedy_answers_are_transformers_s(golden, prompts, truth):
     """64 prompts of unequal length in 10 slots: slots are refilled as answers end, so every batch is a mixture."""
     assert greedy_answers(engine_of(golden / "hf_gqa", slots=10, longest=40 + NEW), prompts, NEW) == truth
+
+
+@pytest.mark.parametrize("blocks", [None, 24])
+def test_the_host_may_be_a_pass_behind(golden, prompts, truth, blocks):
+    """As on a GPU, also where blocks run out: nothing is lost or comes twice, no answer goes on beyond its end."""
+    engine = replace(engine_of(golden / "hf_gqa", slots=10, longest=40 + NEW), behind=1)
+    engine = engine if blocks is None else replace(with_blocks(engine, blocks), behind=1)
+    end = truth[0][10]
+    requests = [Request(number, tuple(prompt), NEW, ends=frozenset({end})) for number, prompt in enumerate(prompts[:12])]
+    expected = [one[: one.index(end) + 1] if end in one else one for one in truth[:12]]
+    assert [answer for _, answer in sorted(run_all(engine, requests).items())] == expected
+    assert engine.is_idle and len(engine._tables.free) == engine._tables.blocks - 1
+
+
+def test_graphs_of_few_sizes_hold_every_batch(golden, prompts, truth, monkeypatch):
+    """As on a GPU: a graph's numbers lie in fixed places, and a batch is filled up with rows that are nobody's."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    engine = replace(engine_of(golden / "hf_gqa", slots=6, longest=40 + NEW), behind=1)
+    step = engine._step
+
+    def record(kind):
+        numbers = torch.zeros(kind.rows, 2 + step._width, dtype=torch.int32)
+        found = _Found(torch.zeros(kind.rows, dtype=torch.int64), None)
+        return _Recorded(SimpleNamespace(replay=lambda: found.tokens.copy_(step._forward(numbers, kind).tokens)), numbers, found)
+
+    step._uses_graphs, step._record = True, record
+    passes = engine._prompts
+
+    def record_prompt(size, measured):
+        numbers, logits = filled_up(torch.zeros(4, 0, dtype=torch.int64), size), torch.zeros(1, 800)
+        replay = SimpleNamespace(replay=lambda: logits.copy_(passes._pass(numbers, False)))
+        return _RecordedPrompt(replay, numbers, logits, measured)
+
+    passes._uses_graphs, passes._record = True, record_prompt
+    drawn = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, seed=7)
+    requests = [Request(number, tuple(prompt), NEW - number) for number, prompt in enumerate(prompts[:12])]
+    answers = run_all(engine, [*requests, Request(99, (5, 6, 7), 30, drawn)])
+    alone = run_all(engine_of(golden / "hf_gqa", 1, 80), [Request(99, (5, 6, 7), 30, drawn)])
+    assert [answers[number] for number in range(12)] == [answer[: NEW - number] for number, answer in enumerate(truth[:12])]
+    assert answers[99] == alone[99]
+    assert {kind.rows for kind in step._recorded} == {1, 4, 6} and any(kind.drawn for kind in step._recorded)
+    assert set(passes._recorded) == {32}
+
+
+def test_decoding_s_kernels_answer_the_same(golden, prompts, truth):
+    """One row, several rows and idle blocks through the Triton kernels."""
+    pytest.importorskip("triton")
+    prefer("triton")
+    try:
+        for count in (1, 3):
+            engine = engine_of(golden / "hf_gqa", slots=count, longest=64)
+            few = run_all(engine, [Request(number, tuple(prompts[number]), 4) for number in range(count)])
+            assert [few[number] for number in range(count)] == [answer[:4] for answer in truth[:count]]
+    finally:
+        prefer(None)
 
 
 def test_heads_without_groups(golden):

@@ -19,8 +19,9 @@ import torch
 from megatron_patch import kernels
 from megatron_patch.kernels import _dispatch
 from megatron_patch.kernels.adamw import adamw_step_, grad_norm_squared
+from megatron_patch.kernels.cache_write import write_blocks
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
-from megatron_patch.kernels.decode_attention import decode_attention
+from megatron_patch.kernels.decode_attention import Reading, decode_attention
 from megatron_patch.kernels.embedding import embedding
 from megatron_patch.kernels.fp8 import E4M3, E5M2, cast, note_largest_numbers
 from megatron_patch.kernels.lora import Blocks, add_b_gradient, expand_, shrink, shrink_gradient
@@ -30,6 +31,7 @@ from megatron_patch.kernels.rope import rope_qkv, rope_tables
 from megatron_patch.kernels.softmax import causal_softmax
 from megatron_patch.kernels.sums import sum_parts
 from megatron_patch.kernels.swiglu import swiglu
+from megatron_patch.kernels.thin_products import FEW_ROWS, FEW_ROWS_SPLIT, ONE_ROW, product, product_add_norm, row_product
 from tests.launching import ROOT
 
 S, H, FFN, N, D, V = 40, 4096, 11008, 32, 128, 32000
@@ -43,6 +45,7 @@ def compile_instead(kernel: _dispatch.Kernel, compiled: list[str], *arguments: o
     import triton
 
     function = triton.jit(kernel._function)
+    named |= {"WIDEN": False} if "WIDEN" in named else {}  # as on a GPU
     options = {name: named.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in named}
     signature, constants, attributes = {}, {}, {}
     values = inspect.signature(kernel._function).bind(*arguments, **named).arguments
@@ -110,9 +113,7 @@ def compile_all(dtype: torch.dtype) -> None:
     sum_parts(new(S, H), new(3, S, H), new(S, H), implementation="triton")
     for kind, values in ((E4M3, True), (E5M2, True), (E4M3, False)):
         cast(new(S, H).detach(), kind, values=values, implementation="triton")
-    for groups in (N, 8):
-        cache, counts = new(2, 16, groups, D).detach(), torch.ones(1, 1, dtype=torch.int32)
-        decode_attention(new(1, N, D).detach(), cache, cache, counts, counts[0], scale=0.1, implementation="triton")
+    decoding(lambda *shape: torch.zeros(*shape, dtype=dtype))
     for heights, width in (((D, D, D), H), ((FFN, FFN), H), ((H,), FFN)):
         blocks = Blocks(heights, tuple(range(len(heights))), 16)
         b, narrow = new(N * blocks.rows if len(heights) == 3 else blocks.rows, 16).detach(), new(S, blocks.count * 16).detach()
@@ -123,6 +124,26 @@ def compile_all(dtype: torch.dtype) -> None:
         shrink(new(S, width).detach(), new(blocks.count * 16, width).detach(), 2.0, "triton")
     dequantize(quantize(new(64, H).detach()), new(64, H).detach(), implementation="triton")
     assert set(compiled) == all_kernels()
+
+
+def decoding(new) -> None:
+    """A prompt, and a step of decoding, each kernel so that it may begin while the one before it ends."""
+    table = torch.zeros(1, 64, dtype=torch.int32)  # long enough for parts that are joined
+    for groups, dot in ((N, False), (N, True), (8, True)):
+        cache, packed = new(2, groups, 16, D), new(1, (N + 2 * groups) * D)
+        reading = Reading(dot=dot, overlap=True)
+        decode_attention(
+            packed, cache, cache, table, table[0, :1], *rope_tables(S, D), scale=0.1, reading=reading, implementation="triton"
+        )
+        write_blocks(
+            new(S, groups, D), new(S, groups, D), cache, cache, torch.zeros(S, dtype=torch.int64), implementation="triton"
+        )
+    tilings, triton = dict(tiling=ONE_ROW._replace(overlap=True)), dict(implementation="triton")
+    row_product(new(1, H), new(2 * FFN, H), norm=new(H), eps=1e-5, gated=True, **tilings, **triton)
+    row_product(new(1, FFN), new(H, FFN), residual=new(1, H), **tilings, **triton)
+    product(new(8, H), new(2 * FFN, H), gated=True, tiling=FEW_ROWS._replace(rows=32, overlap=True), **triton)
+    tiling = FEW_ROWS_SPLIT._replace(overlap=True)
+    product_add_norm(new(8, FFN), new(H, FFN), new(8, H), new(H), 1e-5, tiling=tiling, **triton)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
