@@ -49,7 +49,7 @@ MODEL = LlamaConfig(12, 768, 2048, 12, 12, vocab_size=VOCABULARY, max_position_e
 SMALL = LlamaConfig(2, 128, 256, 4, 4, vocab_size=VOCABULARY, max_position_embeddings=64)
 MICRO = {MODEL: 16, SMALL: 2}  # samples of a micro-batch; a step has four
 EVALUATIONS, HELD_OUT = 12, 8  # evaluations of a run, global batches of one
-# Precision, gradients' dtype (None: the one that training takes), layers at either end in bf16, what is added to the seed.
+# Precision, gradients' dtype (None: training's own), layers at either end in bf16, what is added to the seed.
 RUNS = {
     "bf16": ("bf16", None, 0, 0),
     "bf16, other weights": ("bf16", None, 0, 1),  # how far two runs are apart that differ in nothing but luck

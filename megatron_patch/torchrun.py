@@ -33,7 +33,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, TCPStore, run
 from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
@@ -221,5 +221,14 @@ def _run(argv: list[str]) -> None:
     raise UserError("None of several free TCP ports stayed free until torchrun listened; set MASTER_PORT to one that is.")
 
 
+def _leave(status: int) -> NoReturn:
+    """End without Python's own end. It would stop a thread that speaks with the store amid C++, which ends the process
+    by SIGABRT, whatever became of the run.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _leave(main(sys.argv[1:]))

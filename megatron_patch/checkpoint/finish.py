@@ -105,8 +105,9 @@ def _describe(ending: Ending) -> None:
         size = (partial / name).stat().st_size
         if size != end:
             raise UserError(f"{partial / name} has {size} bytes, and {end} were written to it; the disk has lost the others.")
-    if ending.config.lora is not None and not ending.config.options.local_output:  # a node alone lacks the others' parts
-        from megatron_patch.checkpoint.peft_folder import write_beside  # the only kind of run for which torch is needed here
+    # A node with a disk of its own lacks the others' parts of an adapter.
+    if ending.config.lora is not None and not ending.config.options.local_output:
+        from megatron_patch.checkpoint.peft_folder import write_beside  # the only kind of run that needs torch here
 
         write_beside(ending.config.model, ending.config.lora, partial)
     for path in (*partial.rglob("*"), partial):

@@ -183,7 +183,8 @@ def module_and_part(name: str) -> tuple[str, str] | None:
 
 
 def is_left_over(name: str) -> bool:
-    """Whether a tensor is the untrained original of one that is kept whole; PEFT saves it where a vocabulary has grown."""
+    """Whether a tensor is the untrained original of one that is kept whole. PEFT saves it where a vocabulary has
+    grown."""
     return name.startswith(_PREFIX) and name.endswith(".original_module.weight")
 
 

@@ -17,7 +17,7 @@ _BEFORE = "a"  # what tokens are read behind: SentencePiece drops the space of a
 
 
 class TokenTexts:
-    """Each token's own text, as OpenAI writes it: of a special token its name, of a part of a character `bytes:\\xe4`."""
+    """Each token's own text as OpenAI writes it: a special token's name, `bytes:\\xe4` for a part of a character."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

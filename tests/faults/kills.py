@@ -85,7 +85,8 @@ def kill_and_watch_it_start_again(job: Job, chance: random.Random) -> None:
     """SIGKILL of a rank; torchrun starts the run again by itself. Then it is stopped."""
     kill_a_rank(job, chance)
     said = job.wait_for("the run is started again from its last checkpoint \\(1 of 2, MAX_RESTARTS\\)")
-    job.wait_for(r" iteration +\d+/ ", after=said)  # before it the new process has nothing to save
+    # Behind all that was trained before: what the new process saves is then the last that the run came to.
+    job.wait_for(rf" iteration +{max(job.losses()) + 1}/ ", after=said)
     job.process.terminate()
 
 

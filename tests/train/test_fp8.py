@@ -18,7 +18,7 @@ from megatron_patch.config import Options
 from megatron_patch.core.fp8_weights import cast_weights, fp8_copy, keep_fp8_copy
 from megatron_patch.core.weight_gradients import mark_stale
 from megatron_patch.model.fp8_linear import GRADIENTS, column_product
-from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, run_forked, train
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run_forked, train
 from tests.tiny import tiny_config
 from tests.train.passes_worker import two_steps
 from tests.train.test_other_settings import folder
@@ -138,9 +138,11 @@ def test_it_is_refused_where_there_are_no_fp8_tensor_cores(tmp_path, monkeypatch
     monkeypatch.setenv(EMULATION, "1")
     said = run_forked(PRETRAIN, *values.values(), "--fp8-layers", 2)
     assert said.returncode == 2 and "none of the model's 4 layers in FP8: write 1 or less, or PR bf16" in said.stdout
-    odd = run_forked(PRETRAIN, *{**values, "SEQ_LEN": 100, "PAD_LEN": 100, "TP": 4}.values())
+    odd = run_forked(PRETRAIN, *{**values, "SEQ_LEN": 100, "PAD_LEN": 100}.values())
     assert odd.returncode == 2 and "a multiple of 16 tokens on each GPU: write 96" in odd.stdout
-    assert "multiples of 16 on each GPU, and 352 ÷ TP 4 is none: write bf16" in odd.stdout
+    model = {"MODEL_SIZE": "auto", "PRETRAIN_CHECKPOINT_PATH": convert(GOLDEN / "hf_mha", tmp_path / "model"), "TP": 2}
+    odd = run_forked(PRETRAIN, *{**values, **model}.values())
+    assert odd.returncode == 2 and "multiples of 16 on each GPU, and 176 ÷ TP 2 is none: write bf16" in odd.stdout
     monkeypatch.delenv(EMULATION)
     assert "NVIDIA A100-SXM4-80GB has 8.0: write bf16" in fp8_finding(Driver(8, name="NVIDIA A100-SXM4-80GB", capability=80), 8)
     assert fp8_finding(Driver(8, capability=90), 8) is None is fp8_finding(Driver(1, capability=89), 1)
