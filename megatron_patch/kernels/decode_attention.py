@@ -2,14 +2,13 @@
 
 Each query reads all keys and values of its sequence once, so memory's speed is the limit. Few sequences would keep few
 multiprocessors busy. So the keys of a sequence are split: each program reads one part and leaves its softmax
-unfinished, and the program that ends last joins the parts (split-KV, as in Dao et al. 2023, "Flash-Decoding for
-long-context inference"). Query and key are rotated on the way, and the first part's program puts the new key and value
-into the cache: of kernels as short as these, each that is saved counts.
+unfinished, and a second kernel joins the parts (split-KV, as in Dao et al. 2023, "Flash-Decoding for long-context
+inference"). Query and key are rotated on the way, and the first part's program puts the new key and value into the
+cache: of kernels as short as these, each that is saved counts.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,6 @@ from ._dispatch import ceil_div, kernel, multiprocessors, next_power_of_two, tl,
 from .rope import rope_reference
 
 _MOST_SPLITS = 64
-_LINE = 128  # bytes that come into a cache at once
 
 
 class Reading(NamedTuple):
@@ -119,12 +117,6 @@ def splits(batch: int, groups: int, longest: int, reading: Reading, device: torc
     return max(1, min(wanted, ceil_div(longest, reading.tile), _MOST_SPLITS))
 
 
-@functools.cache
-def _zeros(count: int, device: torch.device) -> torch.Tensor:
-    """int32 counters of ended programs, all 0 between two launches. They stay, since CUDA graphs have them."""
-    return torch.zeros(count, dtype=torch.int32, device=device)
-
-
 def _decode(packed, keys, values, table, positions, cos, sin, scale, reading):
     batch, (_, groups, block, head_dim) = len(packed), keys.shape
     queries = packed.shape[1] // (groups * head_dim) - 2  # of a group
@@ -133,25 +125,27 @@ def _decode(packed, keys, values, table, positions, cos, sin, scale, reading):
     # Of each part: its sum of values [D], then its largest score and its sum of exponentials.
     partial = torch.empty(batch, groups * queries, parts, head_dim + 2, dtype=torch.float32, device=packed.device)
     dot = reading.dot or queries > 1
-    ended = _zeros(next_power_of_two(batch * groups), packed.device)
     options = {"launch_pdl": True} if reading.overlap and packed.is_cuda else {}
     _part[(batch, groups, parts)](
-        packed, keys, values, table, positions, cos, sin, partial, ended, out, scale, table.stride(0), keys.stride(0),
+        packed, keys, values, table, positions, cos, sin, partial, out, scale, table.stride(0), keys.stride(0),
         keys.stride(1), keys.stride(2), parts, TOKENS=block, TILE=reading.tile, HEADS=queries,
         HEADS_P2=max(next_power_of_two(queries), 16 if dot else 1), D=head_dim,
-        D_P2=max(next_power_of_two(head_dim), 16 if dot else 1), PARTS_P2=next_power_of_two(parts),
-        LINES=next_power_of_two(ceil_div(head_dim * keys.itemsize, _LINE)), PER_LINE=_LINE // keys.itemsize, DOT=dot,
-        WIDEN=not packed.is_cuda, OVERLAP=reading.overlap, num_warps=reading.warps, num_stages=reading.stages, **options,
+        D_P2=max(next_power_of_two(head_dim), 16 if dot else 1), WHOLE=parts == 1, DOT=dot, WIDEN=not packed.is_cuda,
+        OVERLAP=reading.overlap, num_warps=reading.warps, num_stages=reading.stages, **options,
     )  # fmt: skip
+    if parts > 1:
+        _join[(batch, groups * queries)](
+            partial, out, groups * queries, parts, D=head_dim, D_P2=next_power_of_two(head_dim),
+            PARTS_P2=next_power_of_two(parts), OVERLAP=reading.overlap, num_warps=2, **options,
+        )  # fmt: skip
     return out
 
 
 @kernel
 def _part(
-    packed, keys, values, table, positions, cos, sin, partial, ended, out, scale, table_stride, block_stride, group_stride,
-    token_stride, parts, TOKENS: tl.constexpr, TILE: tl.constexpr, HEADS: tl.constexpr, HEADS_P2: tl.constexpr,
-    D: tl.constexpr, D_P2: tl.constexpr, PARTS_P2: tl.constexpr, LINES: tl.constexpr, PER_LINE: tl.constexpr,
-    DOT: tl.constexpr, WIDEN: tl.constexpr, OVERLAP: tl.constexpr,
+    packed, keys, values, table, positions, cos, sin, partial, out, scale, table_stride, block_stride, group_stride,
+    token_stride, parts, TOKENS: tl.constexpr, TILE: tl.constexpr, HEADS: tl.constexpr, HEADS_P2: tl.constexpr, D: tl.constexpr,
+    D_P2: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr, WIDEN: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One part of one sequence's keys, for the HEADS queries of one KV group. The first part has the new key too."""
     row, group, part, groups = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(1)
@@ -163,17 +157,7 @@ def _part(
     cosine = tl.load(cos + position * (D // 2) + half, mask=wide, other=0.0)
     sine = tl.load(sin + position * (D // 2) + half, mask=wide, other=0.0)
     sine = tl.where(column < D // 2, -sine, sine)
-    # Parts are whole tiles, so that only the last one of a sequence is cut.
-    size = tl.cdiv(tl.cdiv(position, TILE), parts) * TILE
-    first, last = part * size, tl.minimum(position, (part + 1) * size)
     if OVERLAP:
-        # The first keys and values come into the L2 cache meanwhile; what the kernel before writes is not among them.
-        token, line = first + tl.arange(0, TILE), tl.minimum(tl.arange(0, LINES) * PER_LINE, D - 1)
-        block = tl.load(table + row * table_stride + token // TOKENS, mask=token < last, other=0).to(tl.int64)
-        ahead = block * block_stride + group * group_stride + (token % TOKENS) * token_stride
-        ahead = ahead[:, None] + line[None, :]
-        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [keys + ahead], tl.int32, False, 1)
-        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [values + ahead], tl.int32, False, 1)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     base = packed + (row * groups + group) * ((HEADS + 2) * D)
@@ -194,6 +178,9 @@ def _part(
     largest = tl.where(part == 0, score, float("-inf"))
     total = tl.where(part == 0, 1.0, 0.0) + tl.zeros([HEADS_P2], tl.float32)
     summed = tl.where(part == 0, value.to(tl.float32), 0.0)[None, :] + tl.zeros([HEADS_P2, D_P2], tl.float32)
+    # Parts are whole tiles, so that only the last one of a sequence is cut.
+    size = tl.cdiv(tl.cdiv(position, TILE), parts) * TILE
+    first, last = part * size, tl.minimum(position, (part + 1) * size)
     for start in range(first, last, TILE):
         token = start + tl.arange(0, TILE)
         there = token < last
@@ -222,7 +209,7 @@ def _part(
         summed = summed * shrunk[:, None] + more
         largest = new_largest
     number = row * (groups * HEADS) + group * HEADS + head
-    if PARTS_P2 == 1:
+    if WHOLE:
         found = (summed / total[:, None]).to(out.dtype.element_ty)
         tl.store(out + number[:, None] * D + column[None, :], found, mask=inside)
     else:
@@ -230,21 +217,21 @@ def _part(
         tl.store(result[:, None] + column[None, :], summed, mask=inside)
         tl.store(result + D, largest, mask=is_head)
         tl.store(result + D + 1, total, mask=is_head)
-        # All of the program's threads have written before one of them says so.
-        tl.debug_barrier()
-        others = tl.atomic_add(ended + row * groups + group, 1, sem="acq_rel")
-        if others == parts - 1:
-            tl.store(ended + row * groups + group, 0)
-            each = tl.arange(0, PARTS_P2)
-            for turn in tl.static_range(HEADS):
-                one = row * (groups * HEADS) + group * HEADS + turn
-                # Past the nearest cache, which may hold what was there before.
-                at, there = partial + (one * parts + each) * (D + 2), each < parts
-                tops = tl.load(at + D, mask=there, other=float("-inf"), cache_modifier=".cg")
-                totals = tl.load(at + D + 1, mask=there, other=0.0, cache_modifier=".cg")
-                # A part without keys has the largest score −inf and the sum 0.
-                shares = tl.exp(tops - tl.max(tops, axis=0))
-                wanted = there[:, None] & wide[None, :]
-                sums = tl.load(at[:, None] + column[None, :], mask=wanted, other=0.0, cache_modifier=".cg")
-                found = tl.sum(sums * shares[:, None], axis=0) / tl.sum(totals * shares, axis=0)
-                tl.store(out + one * D + column, found.to(out.dtype.element_ty), mask=wide)
+
+
+@kernel
+def _join(partial, out, heads, parts, D: tl.constexpr, D_P2: tl.constexpr, PARTS_P2: tl.constexpr, OVERLAP: tl.constexpr):
+    """The parts of one query's softmax as one; a part without keys has the largest score −inf and the sum 0."""
+    query = tl.program_id(0) * heads + tl.program_id(1)
+    part, column = tl.arange(0, PARTS_P2), tl.arange(0, D_P2)
+    there = part < parts
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    at = partial + (query * parts + part) * (D + 2)
+    largest = tl.load(at + D, mask=there, other=float("-inf"))
+    totals = tl.load(at + D + 1, mask=there, other=0.0)
+    weights = tl.exp(largest - tl.max(largest, axis=0))
+    sums = tl.load(at[:, None] + column[None, :], mask=there[:, None] & (column < D)[None, :], other=0.0)
+    found = tl.sum(sums * weights[:, None], axis=0) / tl.sum(totals * weights, axis=0)
+    tl.store(out + query * D + column, found.to(out.dtype.element_ty), mask=column < D)

@@ -67,7 +67,7 @@ def test_help_lists_arguments_and_flags(script):
 
 CASES = {
     "ENV": ("cloud", "dsw, dlc"),
-    "PR": ("fp8", "fp16, bf16, fp32"),
+    "PR": ("fp4", "fp16, bf16, fp32, fp8"),
     "AC": ("partial", "sel, full, none"),
     "TP": (3, "divide the 8 attention heads: write one of 1, 2"),
     "PP": (3, "divide the 4 layers: write one of 1, 2, 4"),
@@ -138,10 +138,10 @@ def test_unknown_flags_after_the_last_argument_are_named(tmp_path):
 def test_a_flag_that_the_task_cannot_have_is_refused(tmp_path):
     output = refused(PRETRAIN, *pretrain_values(tmp_path), "--gradient-accumulation-steps", 2)
     assert "  --gradient-accumulation-steps: got '2'; it is for fine-tuning" in output
-    values = {**FINETUNE_ARGUMENTS, "MODEL_SIZE": "tiny", "TRAIN_DATASET_PATH": SFT, "VALID_DATASET_PATH": SFT, "PR": "fp8"}
+    values = {**FINETUNE_ARGUMENTS, "MODEL_SIZE": "tiny", "TRAIN_DATASET_PATH": SFT, "VALID_DATASET_PATH": SFT, "PR": "fp4"}
     output = refused(FINETUNE, *values.values(), "--gradient-accumulation-steps", 0)
     assert "  --gradient-accumulation-steps: got '0'; it takes a whole number of at least 1" in output.splitlines()[-1]
-    assert "PR: got 'fp8'" in output
+    assert "PR: got 'fp4'" in output
 
 
 def test_nothing_in_a_path_is_run_by_a_shell(tmp_path):
