@@ -37,7 +37,6 @@ from megatron_patch.records.indexed import check_indexed_dataset
 _DOCUMENTED_BATCH = 8  # GLOBAL_BATCH_SIZE of the documented command
 LISTS = {"pretrain": PRETRAIN, "finetune": FINETUNE, "finetune_with_ga": FINETUNE_WITH_GA}
 ARGUMENTS = {task: script.by_name for task, script in LISTS.items()}
-SCRIPTS = {task: script.name for task, script in LISTS.items()}
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from megatron_patch.config import TrainConfig
 from megatron_patch.data import Say
 from megatron_patch.data.compared_engine import FIRST_TEXTS, PAYS_FROM, Engine, choose_engine, differs, is_compared
 from megatron_patch.data.conversation import answers, is_empty_answer, unused_keys
-from megatron_patch.data.json_report import Account, Report, Tally, judge, summary
+from megatron_patch.data.json_report import Account, Report, Tally, is_endless, judge, summary
 from megatron_patch.data.packing import pack
 from megatron_patch.data.prompts import VERSION, Encoded, encoder
 from megatron_patch.data.token_cache import TokenTable, cached_at, make_table, table_path
@@ -199,13 +199,8 @@ def _table(
 
     if cache_dir is None:
         return build(None), None
-    settings = {
-        "tokenizer": tokenizer.fingerprint,
-        "end": str(tokenizer.answer_end),
-        "vocabulary": str(tokenizer.vocab_size),
-        "template": template,
-        "prompts": str(VERSION),
-    }
+    settings = {"tokenizer": tokenizer.fingerprint, "end": str(tokenizer.answer_end), "vocabulary": str(tokenizer.vocab_size)}
+    settings |= {"template": template, "prompts": str(VERSION)}
     place = table_path(cache_dir, path, settings)
     report = place.with_name(f"{place.stem}_skipped.jsonl")
     return cached_at(place, lambda: build(report), Account.read), report
@@ -252,7 +247,7 @@ def _encode_file(path: Path, engine: Engine, template: str, tally: Tally) -> Ite
             raise differs(f"{path}, {kind} {number}", engine)
         tally.empty_answers += any(map(is_empty_answer, said))
         tally.unanswered += not said
-        tally.endless += _is_endless(ids, learnt, engine.tokenizer.answer_end)
+        tally.endless += is_endless(ids, learnt, engine.tokenizer.answer_end)
         yield ids, learnt
 
 
@@ -262,12 +257,6 @@ def _counted(records: Iterator[_T], what: str) -> Iterator[_T]:
         for record in records:
             yield record
             progress.add(1)
-
-
-def _is_endless(ids: list[int], learnt: list[bool], end: int) -> bool:
-    """Whether something is learnt, and no end token among it."""
-    taught = [i for i, marked in zip(ids, learnt) if marked]
-    return bool(taught) and end not in taught
 
 
 def read_records(path: Path) -> Iterator[tuple[str, int, dict[str, Any] | Skipped]]:
@@ -293,11 +282,7 @@ def read_records(path: Path) -> Iterator[tuple[str, int, dict[str, Any] | Skippe
 
 
 def _parsed(record: Any) -> dict[str, Any]:
-    """A line, or a list's item, as an object.
-
-    Raises:
-        UserError: one phrase: it is none.
-    """
+    """A line, or a list's item, as an object; a UserError says in one phrase why it is none."""
     try:
         value = json.loads(record) if isinstance(record, bytes) else record
     except json.JSONDecodeError as error:  # its own message counts lines, and here every record is one line
