@@ -23,7 +23,7 @@ from megatron_patch.arguments.processes import Processes, busy_port
 from megatron_patch.arguments.serving import read_chat, read_serve
 from megatron_patch.arguments.serving_list import CHAT, SERVE
 from megatron_patch.arguments.trained_model import JobReading, UsesModel
-from megatron_patch.arguments.training import SCRIPTS, Reading, read
+from megatron_patch.arguments.training import LISTS, Reading, read
 from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
@@ -42,7 +42,7 @@ _USERS: dict[str, tuple[Script, Callable[[list[str]], JobReading[UsesModel]]]] =
     "chat": (CHAT, read_chat),
     "serve": (SERVE, read_serve),
 }
-_NAMES = {**SCRIPTS, **{task: script.name for task, (script, _) in _USERS.items()}}
+_NAMES = {task: script.name for task, script in (LISTS | {task: script for task, (script, _) in _USERS.items()}).items()}
 
 
 def torchrun_command(task: str, processes: Processes, argv: list[str]) -> list[str]:
