@@ -18,11 +18,12 @@ class PrecisionReader(ModelReader):
 
     def precision(self, options: Options, model: LlamaConfig, tp: int) -> str:
         """PR. FP8 needs GPUs that have it, widths that they take, and a layer between those that stay in bf16."""
-        chosen, layers = self.choice("PR"), model.num_layers
+        layers, needs = model.num_layers, fp8_finding(find_driver(), visible_gpus())
+        chosen = self.choice("PR", ("fp16", "bf16", "fp32") if needs else None)
         if chosen != "fp8":
             return chosen
-        if problem := fp8_finding(find_driver(), visible_gpus()):
-            self.problem("PR", problem)
+        if needs:
+            self.problem("PR", needs)
         if not self.model_is_known or self.refused("TP"):
             return chosen
         heads = (model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels)
