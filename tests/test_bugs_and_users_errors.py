@@ -111,6 +111,8 @@ def test_inside_a_training_session(raises, place, workers, monkeypatch, tmp_path
     monkeypatch.setattr(session, "build_state", lambda *_: SimpleNamespace(close=lambda: None, runs_pairs=False))
     monkeypatch.setattr(session, "start_state", lambda *_: None)
     monkeypatch.setattr(session, "run", fails)
+    # It would go on watching this process, and end it when it has stood still at one place for ten minutes.
+    monkeypatch.setattr(session, "HangWatch", lambda *_: SimpleNamespace(stop=lambda: None))
     build = fails if place == "build_data" else lambda *_: SimpleNamespace(train_iters=1)
     with pytest.raises(ValueError if raises is bug else SystemExit) as ended:
         session.training_session(tiny_config(output_path=str(tmp_path)), build)

@@ -57,6 +57,8 @@ def run_until(raises, monkeypatch, tmp_path, **changed):
     """The status with which a session ends whose training does this."""
     be_alone()
     monkeypatch.setattr(training, "run", raises)
+    # It would go on watching this process, and end it when it has stood still at one place for ten minutes.
+    monkeypatch.setattr(training, "HangWatch", lambda *_: SimpleNamespace(stop=lambda: None))
     config = tiny_config(output_path=str(tmp_path), **changed)
     with pytest.raises(SystemExit) as left:
         training.training_session(config, lambda *_: SimpleNamespace(train_iters=4))
