@@ -18,7 +18,7 @@ demo: $(VENV)/.demo-ready
 	@$(RUN) python examples/demo.py
 
 test: check
-	@$(RUN) python -m pytest -n $(TEST_JOBS) --dist loadfile --durations=15
+	@$(RUN) python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations=15
 
 # What a minute finds, before the tests begin.
 check: $(VENV)/.test-ready

@@ -44,3 +44,26 @@ def alone():
     be_alone()
     yield parallel.start(tiny_config())
     parallel.stop()
+
+
+# Files whose tests take long, which begin first, so that no process waits for another's at the end.
+_LONG = (
+    "pai/test_notebook",
+    "documents/",
+    "pai/test_several_nodes",
+    "faults/",
+    "train/test_resume",
+    "train/test_lora",
+    "scripts/",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Long files first, in their own order (with xdist: `--no-loadscope-reorder`)."""
+
+    def rank(item):
+        path = item.path.as_posix()
+        return next((place for place, part in enumerate(_LONG) if f"tests/{part}" in path), len(_LONG))
+
+    items.sort(key=rank)
