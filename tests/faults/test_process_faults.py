@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.faults.kills import FAULTS
@@ -29,6 +31,8 @@ def test_fault(number, chain, problems):
     fault = FAULTS[number]
     if why := fault.absent():
         pytest.skip(why)
+    if "--async-save" in fault.flags and "SOAK" not in os.environ:
+        pytest.skip("tests/checkpoint/test_background.py kills such saves faster; make soak runs it here")
     chain.suffer(fault, chance_of(SEED, number))
     assert not problems, "\n".join(problems)
 
