@@ -10,7 +10,12 @@ from tests.faults.kills import FAULTS
 from tests.faults.survival import Chain, chance_of, uninterrupted
 
 SEED = 18
-_SELDOM = ("SIGINT to the script", "SIGINT to every process", "Ctrl-C in a waiting script", "SIGTERM to every process, many times")
+_SELDOM = (
+    "SIGINT to the script",
+    "SIGINT to every process",
+    "Ctrl-C in a waiting script",
+    "SIGTERM to every process, many times",
+)
 
 
 @pytest.fixture(scope="module")
