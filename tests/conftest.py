@@ -56,6 +56,8 @@ _LONG = (
     "train/test_lora",
     "scripts/",
 )
+# What takes long and has a faster kin in the suite, by parts of its name; `make soak` runs it.
+_SOAK = ("test_losses_after_a_stop_are_the_same_bits[TP2 PP2]",)
 
 
 @pytest.hookimpl(trylast=True)
@@ -67,3 +69,6 @@ def pytest_collection_modifyitems(items):
         return next((place for place, part in enumerate(_LONG) if f"tests/{part}" in path), len(_LONG))
 
     items.sort(key=rank)
+    for item in items:
+        if "SOAK" not in os.environ and any(part in item.nodeid for part in _SOAK):
+            item.add_marker(pytest.mark.skip(reason="it takes long, and has a faster kin; make soak runs it"))
