@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ._dispatch import ceil_div, kernel, multiprocessors, next_power_of_two, tl, use_triton
+from ._dispatch import ceil_div, kernel, launch_options, multiprocessors, next_power_of_two, tl, use_triton
 from .rope import rope_reference
 
 _MOST_SPLITS = 64
@@ -125,7 +125,7 @@ def _decode(packed, keys, values, table, positions, cos, sin, scale, reading):
     # Of each part: its sum of values [D], then its largest score and its sum of exponentials.
     partial = torch.empty(batch, groups * queries, parts, head_dim + 2, dtype=torch.float32, device=packed.device)
     dot = reading.dot or queries > 1
-    options = {"launch_pdl": True} if reading.overlap and packed.is_cuda else {}
+    options = launch_options(packed, reading.overlap)
     _part[(batch, groups, parts)](
         packed, keys, values, table, positions, cos, sin, partial, out, scale, table.stride(0), keys.stride(0),
         keys.stride(1), keys.stride(2), parts, TOKENS=block, TILE=reading.tile, HEADS=queries,

@@ -156,6 +156,11 @@ def scaled_matmul(
     return out
 
 
+def rows_of(tensor: torch.Tensor) -> torch.Tensor:
+    """[..., width] → [rows, width], as products take their factors; a view."""
+    return tensor.view(-1, tensor.size(-1))
+
+
 def is_tunable(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> bool:
     """Whether cuBLASLt computes a · b: a large product of 16-bit or FP8 matrices on a GPU, aligned and without gaps."""
     fp8 = a.dtype in FP8 and b.dtype in FP8

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._dispatch import kernel, next_power_of_two, tl
-
-
-def launch_options(tensor: torch.Tensor, overlap: bool) -> dict:
-    """Triton's word for a launch that may begin before the one before it has ended; its interpreter knows none."""
-    return {"launch_pdl": True} if overlap and tensor.is_cuda else {}
+from ._dispatch import kernel, launch_options, next_power_of_two, tl
 
 
 def sum_and_norm(

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ._dispatch import ceil_div, kernel, next_power_of_two, tl, use_triton
+from ._dispatch import ceil_div, kernel, launch_options, next_power_of_two, tl, use_triton
 from .rms_norm import rms_norm_reference
-from .sum_and_norm import launch_options, sum_and_norm
+from .sum_and_norm import sum_and_norm
 from .swiglu import swiglu_reference
 
 _LINE = 128  # bytes that come into a cache at once

@@ -22,7 +22,7 @@ from megatron_patch.core.fp8_weights import fp8_copy
 from megatron_patch.core.tensor_exchange import Exchange, exchange_of
 from megatron_patch.core.weight_gradients import add_fp8_weight_gradient
 from megatron_patch.kernels.fp8 import E4M3, E5M2, Cast, cast, noted_largest
-from megatron_patch.kernels.products import scaled_matmul
+from megatron_patch.kernels.products import rows_of, scaled_matmul
 
 # Of gradients: their numbers differ by more powers of two than activations do, and E5M2 has more of them.
 GRADIENTS = E5M2
@@ -64,9 +64,9 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, group: ProcessGroup | None, keeps: bool
     ) -> torch.Tensor:
-        numbers = cast(_flat(x), E4M3, turned=keeps, cells=noted_largest(x))
+        numbers = cast(rows_of(x), E4M3, turned=keeps, cells=noted_largest(x))
         y = x.new_empty(*x.shape[:-1], weight.size(0))
-        _multiply(numbers, weight, _flat(y))
+        _multiply(numbers, weight, rows_of(y))
         _keep(ctx, numbers, weight)
         ctx.main_grad, ctx.group, ctx.shape = main_grad, group, x.shape
         return y
@@ -74,9 +74,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = _kept(ctx)
-        numbers = cast(_flat(dy.contiguous()), GRADIENTS, cells=noted_largest(dy))
+        numbers = cast(rows_of(dy.contiguous()), GRADIENTS, cells=noted_largest(dy))
         dx = dy.new_empty(ctx.shape)
-        _multiply_back(numbers, weight, _flat(dx))
+        _multiply_back(numbers, weight, rows_of(dx))
         summing = None if ctx.group is None else distributed.all_reduce(dx, group=ctx.group, async_op=True)
         counted = add_fp8_weight_gradient(weight, x, numbers, ctx.main_grad)
         if summing is not None:
@@ -96,16 +96,16 @@ class _GatheredLinear(torch.autograd.Function):
         y = x.new_empty(x.size(0) * ranks, x.size(1), weight.size(0))
 
         def use(rows: slice, whole: torch.Tensor) -> None:
-            _multiply(cast(whole, E4M3, turned=False), weight, _flat(y)[rows])
+            _multiply(cast(whole, E4M3, turned=False), weight, rows_of(y)[rows])
 
-        exchange.gather(_flat(x), use, keeps=False)
+        exchange.gather(rows_of(x), use, keeps=False)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        gathered = ctx.exchange.begin_gather(_flat(x))
-        numbers = cast(_flat(dy.contiguous()), GRADIENTS, cells=noted_largest(dy))
+        gathered = ctx.exchange.begin_gather(rows_of(x))
+        numbers = cast(rows_of(dy.contiguous()), GRADIENTS, cells=noted_largest(dy))
         room = ctx.exchange.room(dy.size(0) * dy.size(1), x.size(2), x)
         _multiply_back(numbers, weight, room.own)
         whole = gathered.get()
@@ -121,7 +121,7 @@ class _SummedLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, exchange: Exchange, keeps: bool
     ) -> torch.Tensor:
-        numbers = cast(_flat(x), E4M3, turned=keeps, cells=noted_largest(x))
+        numbers = cast(rows_of(x), E4M3, turned=keeps, cells=noted_largest(x))
         values = numbers.values
         assert values is not None
 
@@ -139,9 +139,9 @@ class _SummedLinear(torch.autograd.Function):
         dx = dy.new_empty(ctx.shape)
 
         def use(rows: slice, part: torch.Tensor) -> None:
-            _multiply_back(cast(part, GRADIENTS, turned=False), weight, _flat(dx)[rows])
+            _multiply_back(cast(part, GRADIENTS, turned=False), weight, rows_of(dx)[rows])
 
-        whole = ctx.exchange.gather(_flat(dy.contiguous()), use, keeps=True)
+        whole = ctx.exchange.gather(rows_of(dy.contiguous()), use, keeps=True)
         counted = add_fp8_weight_gradient(weight, x, cast(whole, GRADIENTS, values=False), ctx.main_grad)
         return dx, counted, None, None, None
 
@@ -169,8 +169,3 @@ def _multiply_back(dy: Cast, weight: torch.Tensor, dx: torch.Tensor) -> None:
     copy = fp8_copy(weight)
     assert copy is not None and copy.turned is not None and dy.values is not None
     scaled_matmul(dy.values, copy.turned.t(), dx, dy.scale, copy.scale)
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """[S, B, width] → [S·B, width]."""
-    return tensor.view(-1, tensor.size(-1))

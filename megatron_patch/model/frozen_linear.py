@@ -16,6 +16,7 @@ from torch import distributed
 from torch.distributed import ProcessGroup
 
 from megatron_patch.core.tensor_exchange import Exchange
+from megatron_patch.kernels.products import rows_of
 from megatron_patch.model.frozen_products import Adapter, FrozenWeight, Products
 
 
@@ -34,11 +35,12 @@ def _loaded(ctx: Any) -> tuple[Products, torch.Tensor | None, torch.Tensor | Non
     return Products(ctx.weight, ctx.adapter, a, b), x, low, kept
 
 
-class _Linear(torch.autograd.Function):
-    """x [..., in] → [..., out], without communication in the forward pass.
+class FrozenLinear(torch.autograd.Function):
+    """x [..., in] → [..., out], the frozen weight's product and the adapter's, without communication in this pass.
 
-    With a `group` of tensor-parallel ranks x is the same on all of them, and each has some rows of the weight. Then the
-    input's gradients are summed over the group while the adapter's are computed.
+    `a` and `b` are the adapter's matrices, or None. `kept` is what dropout multiplies the adapter's input by, of the
+    shape of x. With a `group` of tensor-parallel ranks x is the same on all of them, and each has some rows of the
+    weight. Then the input's gradients are summed over the group while the adapter's are computed.
     """
 
     @staticmethod
@@ -55,7 +57,7 @@ class _Linear(torch.autograd.Function):
         here = Products(weight, adapter, a, b)
         y = x.new_empty(*x.shape[:-1], weight.out_features)
         adapted = x if kept is None else x * kept
-        low = here.into(_flat(x), _flat(y), _flat(adapted))
+        low = here.into(rows_of(x), rows_of(y), rows_of(adapted))
         _saved(ctx, here, adapted, low, kept)
         ctx.group = group
         return y
@@ -64,19 +66,19 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         here, x, low, kept = _loaded(ctx)
         dy = dy.contiguous()
-        flat = _flat(dy)
+        flat = rows_of(dy)
         dlow, dx, summing = here.low_gradient(flat), None, None
         if ctx.needs_input_grad[0]:
             dx = dy.new_empty(*dy.shape[:-1], here.weight.in_features)
-            here.input_gradient(flat, dlow, _flat(dx), None if kept is None else _flat(kept))
+            here.input_gradient(flat, dlow, rows_of(dx), None if kept is None else rows_of(kept))
             summing = None if ctx.group is None else distributed.all_reduce(dx, group=ctx.group, async_op=True)
-        da, db = here.gradients(None if x is None else _flat(x), low, flat, dlow)
+        da, db = here.gradients(None if x is None else rows_of(x), low, flat, dlow)
         if summing is not None:
             summing.wait()
         return dx, da, db, None, None, None, None
 
 
-class _GatheredLinear(torch.autograd.Function):
+class GatheredFrozenLinear(torch.autograd.Function):
     """x [S / TP, B, in], this rank's part of the sequence, weight [out / TP, in] → [S, B, out / TP] of all of it."""
 
     @staticmethod
@@ -92,7 +94,7 @@ class _GatheredLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         here = Products(weight, adapter, a, b)
         y = x.new_empty(x.size(0) * ranks, x.size(1), weight.out_features)
-        flat = _flat(y)
+        flat = rows_of(y)
         low = None if a is None else x.new_empty(len(flat), a.size(0))
 
         def use(rows: slice, whole: torch.Tensor) -> None:
@@ -100,7 +102,7 @@ class _GatheredLinear(torch.autograd.Function):
             if low is not None:
                 low[rows] = part
 
-        exchange.gather(_flat(x), use, keeps=False)
+        exchange.gather(rows_of(x), use, keeps=False)
         _saved(ctx, here, x, low, None)
         ctx.exchange = exchange
         return y
@@ -109,8 +111,8 @@ class _GatheredLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         here, x, low, _ = _loaded(ctx)
         batch = dy.size(1)
-        dy = _flat(dy.contiguous())
-        gathered = None if x is None else ctx.exchange.begin_gather(_flat(x))
+        dy = rows_of(dy.contiguous())
+        gathered = None if x is None else ctx.exchange.begin_gather(rows_of(x))
         dlow = here.low_gradient(dy)
         room = ctx.exchange.room(len(dy), here.weight.in_features, dy) if ctx.needs_input_grad[0] else None
         if room is not None:
@@ -122,7 +124,7 @@ class _GatheredLinear(torch.autograd.Function):
         return dx, da, db, None, None, None, None
 
 
-class _SummedLinear(torch.autograd.Function):
+class SummedFrozenLinear(torch.autograd.Function):
     """x [S, B, in / TP] and weight [out, in / TP] → this rank's part [S / TP, B, out] of the ranks' sum."""
 
     @staticmethod
@@ -135,7 +137,7 @@ class _SummedLinear(torch.autograd.Function):
         adapter: Adapter | None,
         exchange: Exchange,
     ) -> torch.Tensor:
-        here, flat = Products(weight, adapter, a, b), _flat(x)
+        here, flat = Products(weight, adapter, a, b), rows_of(x)
         low = None if a is None else x.new_empty(len(flat), a.size(0))
 
         def produce(rows: slice, out: torch.Tensor) -> None:
@@ -152,7 +154,7 @@ class _SummedLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         here, x, low, _ = _loaded(ctx)
         batch = dy.size(1)
-        part = _flat(dy.contiguous())
+        part = rows_of(dy.contiguous())
         dx = part.new_empty(ctx.rows, here.weight.in_features)
         dlow = None if here.a is None else part.new_empty(len(dx), here.a.size(0))
 
@@ -163,54 +165,5 @@ class _SummedLinear(torch.autograd.Function):
                 dlow[rows] = found
 
         whole = ctx.exchange.gather(part, use, keeps=True)
-        da, db = here.gradients(None if x is None else _flat(x), low, whole, dlow)
+        da, db = here.gradients(None if x is None else rows_of(x), low, whole, dlow)
         return dx.view(-1, batch, here.weight.in_features), da, db, None, None, None
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """[S, B, width] → [S·B, width]."""
-    return tensor.view(-1, tensor.size(-1))
-
-
-def frozen_linear(
-    x: torch.Tensor,
-    a: torch.Tensor | None,
-    b: torch.Tensor | None,
-    weight: FrozenWeight,
-    adapter: Adapter | None,
-    kept: torch.Tensor | None = None,
-    group: ProcessGroup | None = None,
-) -> torch.Tensor:
-    """x [..., in] → [..., out]: the frozen weight's product, and the adapter's.
-
-    Args:
-        a, b: the adapter's matrices, or None.
-        kept: what dropout multiplies the adapter's input by, of the shape of x.
-        group: tensor-parallel ranks that have the same x, and each some rows of the weight.
-    """
-    return _Linear.apply(x, a, b, weight, adapter, kept, group)
-
-
-def gathered_frozen_linear(
-    x: torch.Tensor,
-    a: torch.Tensor | None,
-    b: torch.Tensor | None,
-    weight: FrozenWeight,
-    adapter: Adapter | None,
-    exchange: Exchange,
-    ranks: int,
-) -> torch.Tensor:
-    """x [S / TP, B, in], of `ranks` ranks their parts of the sequence, → [S, B, out / TP]."""
-    return _GatheredLinear.apply(x, a, b, weight, adapter, exchange, ranks)
-
-
-def summed_frozen_linear(
-    x: torch.Tensor,
-    a: torch.Tensor | None,
-    b: torch.Tensor | None,
-    weight: FrozenWeight,
-    adapter: Adapter | None,
-    exchange: Exchange,
-) -> torch.Tensor:
-    """x [S, B, in / TP] → this rank's part [S / TP, B, out] of the ranks' sum."""
-    return _SummedLinear.apply(x, a, b, weight, adapter, exchange)

@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 
 from megatron_patch.core.tensor_exchange import Exchange, exchange_of
 from megatron_patch.core.weight_gradients import add_weight_gradient
-from megatron_patch.kernels.products import matmul
+from megatron_patch.kernels.products import matmul, rows_of
 from megatron_patch.model.fp8_linear import column_product, row_product, takes_fp8
 
 
@@ -37,16 +37,16 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.main_grad, ctx.group = main_grad, group
         y = x.new_empty(*x.shape[:-1], weight.size(0))
-        matmul(_flat(x), weight.t(), _flat(y))
+        matmul(rows_of(x), weight.t(), rows_of(y))
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dy, dx = dy.contiguous(), torch.empty_like(x)
-        matmul(_flat(dy), weight, _flat(dx))
+        matmul(rows_of(dy), weight, rows_of(dx))
         summing = None if ctx.group is None else distributed.all_reduce(dx, group=ctx.group, async_op=True)
-        counted = add_weight_gradient(weight, _flat(x), _flat(dy), ctx.main_grad)
+        counted = add_weight_gradient(weight, rows_of(x), rows_of(dy), ctx.main_grad)
         if summing is not None:
             summing.wait()
         return dx, counted, None, None
@@ -62,14 +62,14 @@ class _GatheredLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.main_grad, ctx.exchange = main_grad, exchange
         y = x.new_empty(x.size(0) * ranks, x.size(1), weight.size(0))
-        exchange.gather(_flat(x), lambda rows, whole: _into(_flat(y)[rows], whole, weight.t()), keeps=False)
+        exchange.gather(rows_of(x), lambda rows, whole: _into(rows_of(y)[rows], whole, weight.t()), keeps=False)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        gathered = ctx.exchange.begin_gather(_flat(x))
-        dy = _flat(dy.contiguous())
+        gathered = ctx.exchange.begin_gather(rows_of(x))
+        dy = rows_of(dy.contiguous())
         room = ctx.exchange.room(dy.size(0), x.size(2), x)
         matmul(dy, weight, room.own)
         whole = gathered.get()
@@ -85,7 +85,7 @@ class _SummedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, main_grad: torch.Tensor, exchange: Exchange) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.main_grad, ctx.exchange = main_grad, exchange
-        flat = _flat(x)
+        flat = rows_of(x)
         product = lambda rows, out: _into(out, flat[rows], weight.t())  # noqa: E731
         sums = exchange.sum(product, len(flat), weight.size(0), like=x, depth=weight.size(1))
         return sums.view(-1, x.size(1), weight.size(0))
@@ -94,15 +94,10 @@ class _SummedLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx = torch.empty_like(x)
-        into = _flat(dx)
-        whole = ctx.exchange.gather(_flat(dy.contiguous()), lambda rows, part: _into(into[rows], part, weight), keeps=True)
-        counted = add_weight_gradient(weight, _flat(x), whole, ctx.main_grad)
+        into = rows_of(dx)
+        whole = ctx.exchange.gather(rows_of(dy.contiguous()), lambda rows, part: _into(into[rows], part, weight), keeps=True)
+        counted = add_weight_gradient(weight, rows_of(x), whole, ctx.main_grad)
         return dx, counted, None, None
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """[S, B, width] → [S·B, width]."""
-    return tensor.view(-1, tensor.size(-1))
 
 
 def _into(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:

@@ -31,7 +31,7 @@ from megatron_patch.core.tensor_exchange import exchange_of
 from megatron_patch.formats.peft_adapter import TARGETS, LoraConfig
 from megatron_patch.kernels.lora import Blocks
 from megatron_patch.llama.fused_layers import GATE_UP, FusedLayer
-from megatron_patch.model.frozen_linear import frozen_linear, gathered_frozen_linear, summed_frozen_linear
+from megatron_patch.model.frozen_linear import FrozenLinear, GatheredFrozenLinear, SummedFrozenLinear
 from megatron_patch.model.frozen_products import Adapter, FrozenWeight
 from megatron_patch.model.linear import ColumnLinear, RowLinear
 from megatron_patch.model.packed_weight import PackedParameter, PackedWeight, packed_parameter
@@ -167,13 +167,13 @@ class LoraColumnLinear(_LoraLayer, ColumnLinear):
         matrices = (self.lora_a, self.lora_b, self._frozen(), self.adapter)
         kept = self._kept(x, own=self.sequence_parallel)
         if not self.sequence_parallel:
-            return frozen_linear(x, *matrices, kept, group if group.size() > 1 else None), None
+            return FrozenLinear.apply(x, *matrices, kept, group if group.size() > 1 else None), None
         if kept is None:
-            return gathered_frozen_linear(x, *matrices, exchange_of(group), group.size()), None
+            return GatheredFrozenLinear.apply(x, *matrices, exchange_of(group), group.size()), None
         x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=group)
         with torch.no_grad():
             kept = gather_from_sequence_parallel_region(kept, group=group)
-        return frozen_linear(x, *matrices, kept, None), None
+        return FrozenLinear.apply(x, *matrices, kept, None), None
 
 
 class LoraRowLinear(_LoraLayer, RowLinear):
@@ -191,8 +191,8 @@ class LoraRowLinear(_LoraLayer, RowLinear):
         matrices = (self.lora_a, self.lora_b, self._frozen(), self.adapter)
         kept = self._kept(x, own=True)
         if self.sequence_parallel and kept is None:
-            return summed_frozen_linear(x, *matrices, exchange_of(group)), None
-        y = frozen_linear(x, *matrices, kept, None)
+            return SummedFrozenLinear.apply(x, *matrices, exchange_of(group)), None
+        y = FrozenLinear.apply(x, *matrices, kept, None)
         if self.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(y, group=group), None
         return reduce_from_tensor_model_parallel_region(y, group=group), None

@@ -43,6 +43,12 @@ def reference() -> list[Step]:
     norms = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8)
+    return steps_of(model, optimizer)
+
+
+def steps_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[Step]:
+    """The run's steps of what `optimizer` trains: order of samples, rate, clipping and loss as ours."""
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     tokens, mask = rows()
     found: list[Step] = []
     for epoch in range(EPOCHS):
@@ -50,12 +56,12 @@ def reference() -> list[Step]:
         for batch in order.split(BATCH):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(len(found))
-            logits = model(tokens[batch, :-1]).logits
+            logits = model(input_ids=tokens[batch, :-1]).logits
             losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[batch, 1:], reduction="none")
             loss = (losses * mask[batch, 1:]).sum() / mask[batch, 1:].sum()
             optimizer.zero_grad()
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             found.append(Step(loss.item(), norm.item()))
     return found

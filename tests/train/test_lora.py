@@ -13,11 +13,11 @@ from megatron_patch.formats.distcp_metadata import read_dcp_metadata
 from megatron_patch.formats.peft_adapter import TARGETS
 from megatron_patch.weights.table import BY_KEY
 from tests.launching import FINETUNE, GOLDEN, Step, convert, train
-from tests.train.test_finetuning_against_hugging_face import LR, MIN_LR, RECORDS, learning_rate, rows
+from tests.train.test_finetuning_against_hugging_face import BATCH, EPOCHS, LR, MIN_LR, RECORDS, rows, steps_of
 
 peft = pytest.importorskip("peft")
 
-EPOCHS, BATCH, EXTRA = 7, 2, 6
+EXTRA = 6
 # What varies beside the layout: rank, alpha, the linear layers, extra rows of vocabulary.
 CASES = {
     "one process": (dict(AC="full"), 4, 8, TARGETS, 0),
@@ -61,22 +61,7 @@ def reference(folder: Path) -> tuple[list[Step], torch.nn.Module]:
     model = peft.PeftModel.from_pretrained(original(extra), folder, is_trainable=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-    tokens, mask = rows()
-    found: list[Step] = []
-    for epoch in range(EPOCHS):
-        order = torch.randperm(len(RECORDS), generator=torch.Generator().manual_seed(1234 + epoch))
-        for batch in order.split(BATCH):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(len(found))
-            logits = model(input_ids=tokens[batch, :-1]).logits
-            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[batch, 1:], reduction="none")
-            loss = (losses * mask[batch, 1:]).sum() / mask[batch, 1:].sum()
-            optimizer.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            found.append(Step(loss.item(), norm.item()))
-    return found, model
+    return steps_of(model, optimizer), model
 
 
 def _saves(folder: Path) -> bool:
