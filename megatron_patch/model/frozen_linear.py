@@ -54,6 +54,7 @@ class FrozenLinear(torch.autograd.Function):
         kept: torch.Tensor | None,
         group: ProcessGroup | None,
     ) -> torch.Tensor:
+        """y = x Wᵀ + scale · B A x, and what the backward pass needs of it is kept."""
         here = Products(weight, adapter, a, b)
         y = x.new_empty(*x.shape[:-1], weight.out_features)
         adapted = x if kept is None else x * kept
@@ -64,6 +65,7 @@ class FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of x, a and b, of their shapes; None for what needs none, and for every other argument."""
         here, x, low, kept = _loaded(ctx)
         dy = dy.contiguous()
         flat = rows_of(dy)
