@@ -20,7 +20,7 @@ from megatron_patch.checkpoint.contents import Contents, contents_of
 from megatron_patch.checkpoint.finish import Ending, begin
 from megatron_patch.checkpoint.host_memory import too_little
 from megatron_patch.checkpoint.housekeeping import partial_folder
-from megatron_patch.checkpoint.refusals import together
+from megatron_patch.checkpoint.refusals import SaveFailed, together
 from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.checkpoint.save import ending
 from megatron_patch.checkpoint.staging import Layout, Staging
@@ -112,17 +112,27 @@ class BackgroundSaves:
             self.close()
             if problem := too_little(layout.size, contents.nbytes, self._root):
                 return problem
+        try:
+            together(lambda: self._take(layout))
+        except SaveFailed as failure:
+            return f"{str(failure).rstrip('.')}, so checkpoints are written while the training waits."
+        return ""
+
+    def _take(self, layout: Layout) -> None:
+        """Get memory for `layout` and the process that writes, as far as they are not there.
+
+        Raises:
+            OSError: the operating system refuses one.
+        """
+        if self._staging is None:
             self._staging = Staging(layout)
-        assert self._staging is not None
         self._staging.layout = layout
-        lost = self._writer is None or self._writer.has_ended
-        if lost:
+        if self._writer is None or self._writer.has_ended:
             if self._writer is not None:
                 self._writer.close()
             self._writer = Writer(self._staging.descriptor, self._staging.size)
             if parallel.rank() == 0:
                 self._writer.ask(self._root)  # what killed saves have left goes before anything is written
-        return ""
 
     def begin(self, model: Any, optimizer: Any, scheduler: Any, progress: RunProgress, origin: Origin, *, only_best: bool) -> str:
         """Begin to save the state of this moment. No save may be under way. Arguments are those of `save_checkpoint`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401, I001
 
+import errno
 import os
 import signal
 import time
@@ -86,12 +87,19 @@ def test_a_full_disk_is_told_and_the_next_save_is_tried(fails, whole, alone, mon
         assert iterations_in(config) == [f"iter_{number:07d}" for number in (2, 6, 8)] and digest(state) == whole
 
 
-def test_without_memory_for_it_the_training_waits(whole, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(host_memory, "free", lambda: 1000)
+@pytest.mark.parametrize("lacking", ["has 0.0 GB of memory free", "Resource temporarily unavailable"])
+def test_without_memory_or_a_process_for_it_the_training_waits(lacking, whole, alone, tmp_path, monkeypatch):
+    def no_process(*_):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    if "memory" in lacking:
+        monkeypatch.setattr(host_memory, "free", lambda: 1000)
+    else:
+        monkeypatch.setattr("megatron_patch.checkpoint.background.Writer", no_process)
     config = config_of(tmp_path, async_save="true")
     state, log = train(config, alone)
     (warning,) = log.warnings
-    assert "has 0.0 GB of memory free" in warning and "while the training waits" in warning
+    assert lacking in warning and "while the training waits" in warning
     assert iterations_in(config) == [f"iter_{number:07d}" for number in (2, 4, 6, 8)] and digest(state) == whole
 
 
