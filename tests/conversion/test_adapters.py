@@ -113,10 +113,13 @@ def test_modules_kept_whole_with_more_rows_and_rslora(tmp_path):
 
 
 def test_a_training_run_s_checkpoint(tmp_path):
-    """Trained by the script over a checkpoint with three more rows: merged, or written alone, as its files say."""
+    """Trained by the script over a checkpoint with three more rows: merged, or written alone, as its files say.
+
+    On one node a disk of its own has all of it.
+    """
     lengths = {"TRAIN_TOKENS": 2 * 4 * 32, "WARMUP_TOKENS": 4 * 32, "EXTRA_VOCAB_SIZE": 3, "DATASET_PATH": CORPUS}
     base = convert_by_script(BASE, tmp_path / "base", extra=3)
-    train(PRETRAIN, tmp_path / "out", "--lora-rank", 4, PRETRAIN_CHECKPOINT_PATH=base, **lengths)
+    train(PRETRAIN, tmp_path / "out", "--lora-rank", 4, "--local-output", "true", PRETRAIN_CHECKPOINT_PATH=base, **lengths)
     (run,) = (tmp_path / "out/checkpoint").iterdir()
     own, given = run / "iter_0000002/adapter", (ENGINE, run)
     succeed(run_forked(CONVERT, *given, tmp_path / "hf", 1, 1, "auto", 0, "true", "--dtype", "float32"))
@@ -133,6 +136,11 @@ def test_a_training_run_s_checkpoint(tmp_path):
     shutil.rmtree(base)
     said = run_forked(CONVERT, *given, tmp_path / "gone", 1, 1, "auto", 0, "true").stdout
     assert "$2 SOURCE_CKPT_PATH" in said and "and there is no such folder here: write --base" in said
+    with pytest.raises(ValueError, match="merge the two first, with model_convertor.sh"):
+        open_source(run)
+    shutil.rmtree(own)
+    with pytest.raises(ValueError, match="no folder adapter, which a run on disks of its nodes' own does not write"):
+        open_source(run)
 
 
 def as_pickle(folder, content):
