@@ -44,13 +44,15 @@ class Outcome:
     Attributes:
         folder: the checkpoint's.
         progress: how far the run had come.
-        seconds: from its beginning to its end.
+        seconds: from its beginning to its end, as the ranks have seen it between two steps.
+        writing_seconds: of these, those in which the processes wrote.
         refusal: why it could not be written; empty if it was.
     """
 
     folder: Path
     progress: RunProgress
     seconds: float
+    writing_seconds: float
     refusal: str
 
 
@@ -66,6 +68,7 @@ class _Saving:
     phase: str = "copying"  # then "writing", "finishing" or "dropping"
     answer: Answer | None = None
     refusal: str = ""
+    writing_seconds: float = 0.0
 
 
 class BackgroundSaves:
@@ -205,8 +208,10 @@ class BackgroundSaves:
         assert self._writer is not None and saving.answer is not None
         for warning in saving.answer.warnings:
             _LOGGER.warning(warning)
-        refusal = next(filter(None, parallel.from_all_ranks(saving.answer.refusal)), "")
+        everybodys = parallel.from_all_ranks((saving.answer.refusal, saving.answer.seconds))
+        refusal = next((refused for refused, _ in everybodys if refused), "")
         saving.refusal = saving.refusal or refusal
+        saving.writing_seconds += max(seconds for _, seconds in everybodys)
         if saving.phase == "writing" and not refusal:
             self._next(saving, "finishing", self._ending(saving))
         elif saving.phase != "dropping" and refusal:
@@ -214,7 +219,7 @@ class BackgroundSaves:
         else:
             self._saving = None
             seconds = time.perf_counter() - saving.began
-            return Outcome(saving.folder, saving.progress, seconds, saving.refusal)
+            return Outcome(saving.folder, saving.progress, seconds, saving.writing_seconds, saving.refusal)
         return None
 
     def _next(self, saving: _Saving, phase: str, request: Ending | Path | None) -> None:
