@@ -56,8 +56,8 @@ def reserve(descriptor: int, size: int) -> None:
     Raises:
         OSError: there is no room for them.
     """
-    # Not os.posix_fallocate: where the file system cannot, glibc writes a byte into each block instead. Over NFS these are
-    # a million requests for a file of 5 GB, one after the other.
+    # Not os.posix_fallocate: where the file system cannot, glibc writes a byte into each block instead. Over NFS these
+    # are a million requests for a file of 5 GB, one after the other.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
         number = ctypes.get_errno()
