@@ -40,6 +40,10 @@ SENTENCES = {
     "{} has an adapter of {}; {}.": "{0} 有 {1} 的适配器；{2}。",
     "{}: the adapter of {} is over a weight {}, and the model's is {}.": "{0}：{1} 的适配器对应的权重是 {2}，而模型的是 {3}。",
     "{}/{} says a scale of {}, and the run's is {}.": "{0}/{1} 给出的缩放是 {2}，而本次运行是 {3}。",
+    "{} holds a whole {}; beside adapters only embedding and output layer are trained here: merge it into its base with "
+    "model_convertor.sh, and begin a new one over that.": (
+        "{0} 中有完整的 {1}；除适配器外这里只训练词嵌入和输出层：请用 model_convertor.sh 把它合并到基础模型，再在其上开始新的适配器。"
+    ),
     "{} holds a whole {}, which this run does not train: write --lora-vocabulary true.": (
         "{0} 中有完整的 {1}，而本次运行不训练它：请写 --lora-vocabulary true。"
     ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401, I001
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,8 +56,8 @@ def test_as_start_within_their_bound_and_bs_are_zero(alone):
     assert not torch.equal(first.a_of("q_proj"), first.a_of("k_proj"))
 
 
-def test_a_run_has_the_scale_of_a_rank_stabilized_adapter(tmp_path):
-    """It knows α/√r · r, of which the rank's part is the scale but for the last bit."""
+def test_an_adapter_fits_the_run(tmp_path):
+    """Of a rank-stabilized one the run knows α/√r · r, of which the rank's part is the scale but for the last bit."""
     model = tiny_config().model
     out, width = target_shapes(model)["q_proj"]
     pair = Pair(InMemory(torch.zeros(5, width)), InMemory(torch.zeros(out, 5)))
@@ -64,6 +66,9 @@ def test_a_run_has_the_scale_of_a_rank_stabilized_adapter(tmp_path):
     check_adapter(tmp_path, adapter, model, LoraConfig(5, own.scale * 5, targets=("q_proj",)), model.vocab_size)
     with pytest.raises(UserError, match="says a scale of 3.57771, and the run's is 1.6"):
         check_adapter(tmp_path, adapter, model, LoraConfig(5, 8, targets=("q_proj",)), model.vocab_size)
+    whole = replace(adapter, whole={layer_module(0, "o_proj"): pair.b})
+    with pytest.raises(UserError, match="holds a whole model.layers.0.self_attn.o_proj; beside adapters only embedding"):
+        check_adapter(tmp_path, whole, model, own, model.vocab_size)
 
 
 def test_other_weights_in_the_base_s_place_are_told(tmp_path):
