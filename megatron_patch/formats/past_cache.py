@@ -7,6 +7,7 @@ Past it the disk moves bytes from and to memory itself. For that it wants places
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -19,6 +20,7 @@ import numpy as np
 BLOCK = 4096  # bytes; no disk has larger ones
 _DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
+_NOT_RESERVED = (*_REFUSED, errno.ENOSYS, errno.EINTR)
 _of_thread = threading.local()
 
 
@@ -54,11 +56,13 @@ def reserve(descriptor: int, size: int) -> None:
     Raises:
         OSError: there is no room for them.
     """
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:  # glibc would write every block instead, which a file past the cache refuses
-        if error.errno not in _REFUSED:
-            raise
+    # Not os.posix_fallocate: where the file system cannot, glibc writes a byte into each block instead. Over NFS these
+    # are a million requests for a file of 5 GB, one after the other.
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+        number = ctypes.get_errno()
+        if number not in _NOT_RESERVED:
+            raise OSError(number, os.strerror(number))
 
 
 def goes_past_the_cache(descriptor: int) -> bool:
