@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from megatron_patch.checkpoint import background, host_memory, writer
+from megatron_patch.checkpoint import background, host_memory, staging, writer
 from megatron_patch.checkpoint.background import BackgroundSaves
 from megatron_patch.errors import RunStopped
 from tests.faults.disks import absent, fill, small_disk
@@ -106,6 +106,20 @@ def test_without_memory_or_a_process_for_it_the_training_waits(lacking, whole, a
     (warning,) = log.warnings
     assert lacking in warning and "while the training waits" in warning
     assert iterations_in(config) == [f"iter_{number:07d}" for number in (2, 4, 6, 8)] and digest(state) == whole
+
+
+def test_nobody_waits_for_memory_that_cannot_be_pinned(monkeypatch):
+    def lost(_):
+        raise RuntimeError("the device is gone")
+
+    memory = staging.Staging(SimpleNamespace(size=64))
+    memory._is_pinned.clear()
+    monkeypatch.setattr(staging.torch.cuda, "set_device", lost)
+    with pytest.raises(RuntimeError):
+        memory._pin(0)
+    memory.wait_until_pinned()
+    assert memory.problem.endswith("of 72 bytes (the device is gone)")
+    memory.close()
 
 
 @pytest.mark.parametrize(("version", "prefix"), [(2, ""), (1, "total_")])
