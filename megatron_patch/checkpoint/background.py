@@ -97,6 +97,8 @@ class BackgroundSaves:
         Returns:
             Why this cannot be done, as a sentence, the same on all ranks; empty if it can. Then `save.py` saves.
         """
+        if self._saving is not None:  # all is there, and the process that writes may not become another one
+            return ""
         return self._made_ready(self._contents(model, optimizer, scheduler, progress), optimizer)
 
     def _contents(self, model: Any, optimizer: Any, scheduler: Any, progress: RunProgress) -> Contents:
