@@ -60,7 +60,7 @@ def test_a_process_that_is_killed_costs_one_save(when, whole, alone, tmp_path, m
     assert len(started) == 2 and started[1].poll() is not None, "the second one has ended with the run"
     assert iterations_in(config)[-2:] == ["iter_0000006", "iter_0000008"] and digest(state) == whole
     for warning in log.warnings:  # none where that iteration's was there already
-        assert warning.startswith(f"iteration {when} could not be saved (the process that writes checkpoints has ended with status -9)")
+        assert warning.startswith(f"iteration {when} could not be saved (the process that writes checkpoints has ended with")
 
 
 @pytest.mark.skipif(bool(WHY), reason=WHY)
