@@ -52,6 +52,8 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
         findings.add(_GLOBAL_BATCH, samples, problem)
     if value["precision"] == "fp8" and value["gpu"] in WITHOUT_FP8:
         findings.add_flag("--precision", "fp8", f"an {gpu.name} has no FP8 tensor cores: write bf16.")
+    if value["precision"] == "fp8" and value["qlora"]:
+        findings.add_flag("--qlora", "true", "weights in 4 bits have no FP8 products: write bf16, or remove the flag.")
     findings.exit_if_any(PLAN.name)
     run = RunShape(
         model=model,

@@ -11,8 +11,8 @@ SENTENCES = {
     "it is for LoRA, which --lora-rank turns on: write --lora-rank 16 too, or remove the flag.": (
         "它用于 LoRA，而 LoRA 由 --lora-rank 开启：请同时写 --lora-rank 16，或去掉该标志。"
     ),
-    "with PR fp8 all weights are trained: write bf16 as PR, or remove the flag.": (
-        "PR 为 fp8 时训练全部权重：请把 PR 写为 bf16，或去掉该标志。"
+    "weights in 4 bits have no FP8 products: write bf16 as PR, or remove the flag.": (
+        "4 位的权重没有 FP8 矩阵乘法：请把 PR 写为 bf16，或去掉该标志。"
     ),
     # PEFT's folders
     "peft_type is {}; only LORA is read.": "peft_type 是 {0}；只读取 LORA。",

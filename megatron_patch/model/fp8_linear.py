@@ -66,7 +66,7 @@ class _Linear(torch.autograd.Function):
     ) -> torch.Tensor:
         numbers = cast(rows_of(x), E4M3, turned=keeps, cells=noted_largest(x))
         y = x.new_empty(*x.shape[:-1], weight.size(0))
-        _multiply(numbers, weight, rows_of(y))
+        multiply(numbers, weight, rows_of(y))
         _keep(ctx, numbers, weight)
         ctx.main_grad, ctx.group, ctx.shape = main_grad, group, x.shape
         return y
@@ -76,7 +76,7 @@ class _Linear(torch.autograd.Function):
         x, weight = _kept(ctx)
         numbers = cast(rows_of(dy.contiguous()), GRADIENTS, cells=noted_largest(dy))
         dx = dy.new_empty(ctx.shape)
-        _multiply_back(numbers, weight, rows_of(dx))
+        multiply_back(numbers, weight, rows_of(dx))
         summing = None if ctx.group is None else distributed.all_reduce(dx, group=ctx.group, async_op=True)
         counted = add_fp8_weight_gradient(weight, x, numbers, ctx.main_grad)
         if summing is not None:
@@ -96,7 +96,7 @@ class _GatheredLinear(torch.autograd.Function):
         y = x.new_empty(x.size(0) * ranks, x.size(1), weight.size(0))
 
         def use(rows: slice, whole: torch.Tensor) -> None:
-            _multiply(cast(whole, E4M3, turned=False), weight, rows_of(y)[rows])
+            multiply(cast(whole, E4M3, turned=False), weight, rows_of(y)[rows])
 
         exchange.gather(rows_of(x), use, keeps=False)
         return y
@@ -107,7 +107,7 @@ class _GatheredLinear(torch.autograd.Function):
         gathered = ctx.exchange.begin_gather(rows_of(x))
         numbers = cast(rows_of(dy.contiguous()), GRADIENTS, cells=noted_largest(dy))
         room = ctx.exchange.room(dy.size(0) * dy.size(1), x.size(2), x)
-        _multiply_back(numbers, weight, room.own)
+        multiply_back(numbers, weight, room.own)
         whole = gathered.get()
         sums = ctx.exchange.begin_sum(room)
         counted = add_fp8_weight_gradient(weight, cast(whole, E4M3, values=False), numbers, ctx.main_grad)
@@ -126,7 +126,7 @@ class _SummedLinear(torch.autograd.Function):
         assert values is not None
 
         def produce(rows: slice, out: torch.Tensor) -> None:
-            _multiply(numbers._replace(values=values[rows]), weight, out)
+            multiply(numbers._replace(values=values[rows]), weight, out)
 
         sums = exchange.sum(produce, x.size(0) * x.size(1), weight.size(0), like=x, depth=weight.size(1))
         _keep(ctx, numbers, weight)
@@ -139,7 +139,7 @@ class _SummedLinear(torch.autograd.Function):
         dx = dy.new_empty(ctx.shape)
 
         def use(rows: slice, part: torch.Tensor) -> None:
-            _multiply_back(cast(part, GRADIENTS, turned=False), weight, rows_of(dx)[rows])
+            multiply_back(cast(part, GRADIENTS, turned=False), weight, rows_of(dx)[rows])
 
         whole = ctx.exchange.gather(rows_of(dy.contiguous()), use, keeps=True)
         counted = add_fp8_weight_gradient(weight, x, cast(whole, GRADIENTS, values=False), ctx.main_grad)
@@ -157,14 +157,14 @@ def _kept(ctx: Any) -> tuple[Cast, torch.nn.Parameter]:
     return Cast(None, turned, scale), weight
 
 
-def _multiply(x: Cast, weight: torch.Tensor, out: torch.Tensor) -> None:
+def multiply(x: Cast, weight: torch.Tensor, out: torch.Tensor) -> None:
     """out [rows, out] = x [rows, in] · weightᵀ."""
     copy = fp8_copy(weight)
     assert copy is not None and copy.values is not None and x.values is not None
     scaled_matmul(x.values, copy.values.t(), out, x.scale, copy.scale)
 
 
-def _multiply_back(dy: Cast, weight: torch.Tensor, dx: torch.Tensor) -> None:
+def multiply_back(dy: Cast, weight: torch.Tensor, dx: torch.Tensor) -> None:
     """dx [rows, in] = dy [rows, out] · weight."""
     copy = fp8_copy(weight)
     assert copy is not None and copy.turned is not None and dy.values is not None

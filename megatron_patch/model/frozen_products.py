@@ -50,9 +50,17 @@ class FrozenWeight:
         """W [out, in] in 16 bits."""
         return self.weight
 
-    def product(self, x: torch.Tensor, y: torch.Tensor) -> None:
+    def prepared(self, x: torch.Tensor) -> Any:
+        """What `product` takes for x [T, in]. It is made once, also where the product is made of parts of x."""
+        return x
+
+    def part(self, prepared: Any, rows: slice) -> Any:
+        """What `product` takes for `rows` of x, of what was `prepared` for all of it."""
+        return prepared[rows]
+
+    def product(self, prepared: Any, y: torch.Tensor) -> None:
         """y [T, out] = x [T, in] · Wᵀ."""
-        matmul(x, self.dense().t(), y)
+        matmul(prepared, self.dense().t(), y)
 
     def input_gradient(self, dy: torch.Tensor, dx: torch.Tensor) -> None:
         """dx [T, in] = dy [T, out] · W."""
@@ -80,9 +88,13 @@ class Products:
         """scale · x·Aᵀ, [T, n·r]."""
         return None if self.adapter is None else shrink(x, self.a, self.adapter.scale)
 
-    def into(self, x: torch.Tensor, y: torch.Tensor, adapted: torch.Tensor) -> Any:
-        """y = x·Wᵀ + the adapter of `adapted`, which is x but for dropout. Returns `low`."""
-        self.weight.product(x, y)
+    def into(self, prepared: Any, y: torch.Tensor, adapted: torch.Tensor) -> Any:
+        """y = x·Wᵀ + the adapter of `adapted`, which is x but for dropout. Returns `low`.
+
+        Args:
+            prepared: what the weight has `prepared` of x.
+        """
+        self.weight.product(prepared, y)
         low = self.low(adapted)
         if self.adapter is not None:
             expand_(y, low, self.b, self.adapter.blocks)

@@ -31,6 +31,8 @@ from megatron_patch.core.tensor_exchange import exchange_of
 from megatron_patch.formats.peft_adapter import TARGETS, LoraConfig
 from megatron_patch.kernels.lora import Blocks
 from megatron_patch.llama.fused_layers import GATE_UP, FusedLayer
+from megatron_patch.model.fp8_frozen_weight import Fp8FrozenWeight
+from megatron_patch.model.fp8_linear import takes_fp8
 from megatron_patch.model.frozen_linear import FrozenLinear, GatheredFrozenLinear, SummedFrozenLinear
 from megatron_patch.model.frozen_products import Adapter, FrozenWeight
 from megatron_patch.model.linear import ColumnLinear, RowLinear
@@ -101,7 +103,7 @@ class _LoraLayer(torch.nn.Module):
     def _frozen(self) -> FrozenWeight:
         if isinstance(self.weight, PackedParameter):
             return PackedWeight(self.weight, self.weight.packed)
-        return FrozenWeight(self.weight)
+        return Fp8FrozenWeight(self.weight) if takes_fp8(self) else FrozenWeight(self.weight)
 
     def _kept(self, x: torch.Tensor, own: bool) -> torch.Tensor | None:
         """What dropout multiplies the adapters' input [..., in] by; None without dropout.
@@ -195,7 +197,8 @@ class LoraRowLinear(_LoraLayer, RowLinear):
         y = FrozenLinear.apply(x, *matrices, kept, None)
         if self.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(y, group=group), None
-        return reduce_from_tensor_model_parallel_region(y, group=group), None
+        # core's function would hand a gradient on as another tensor, on which its largest number is not noted.
+        return (y if group.size() == 1 else reduce_from_tensor_model_parallel_region(y, group=group)), None
 
 
 LoraLayer = LoraColumnLinear | LoraRowLinear

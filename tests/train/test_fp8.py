@@ -17,7 +17,11 @@ from megatron_patch.arguments.gpus import EMULATION, Driver, fp8_finding
 from megatron_patch.config import Options
 from megatron_patch.core.fp8_weights import cast_weights, fp8_copy, keep_fp8_copy
 from megatron_patch.core.weight_gradients import mark_stale
+from megatron_patch.kernels.lora import Blocks
+from megatron_patch.model.fp8_frozen_weight import Fp8FrozenWeight
 from megatron_patch.model.fp8_linear import GRADIENTS, column_product
+from megatron_patch.model.frozen_linear import FrozenLinear
+from megatron_patch.model.frozen_products import Adapter
 from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run_forked, train
 from tests.tiny import tiny_config
 from tests.train.passes_worker import two_steps
@@ -78,6 +82,30 @@ def test_a_layer_multiplies_rounded_numbers_and_adds_its_weight_s_gradient(monke
     assert (weight.main_grad - truth).norm() <= 1e-6 * truth.norm()
 
 
+def test_a_frozen_layer_multiplies_rounded_numbers_and_its_adapter_those_of_16_bits():
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator).bfloat16()  # noqa: E731
+    weight, a, b = (torch.nn.Parameter(draw(*shape)) for shape in ((48, 32), (4, 32), (48, 4)))
+    keep_fp8_copy(weight)
+    cast_weights([weight])
+    for matrix in (a, b):
+        matrix.main_grad = torch.full(matrix.shape, torch.nan)
+        mark_stale(matrix.main_grad)
+    x, dy, scale = draw(5, 3, 32).requires_grad_(), draw(5, 3, 48), 2.0
+    y = FrozenLinear.apply(x, a, b, Fp8FrozenWeight(weight), Adapter(Blocks((48,), (0,), 4), scale), None, None)
+    y.backward(dy)
+    flat, flat_dy, a16, b16 = (one.detach().double() for one in (x.flatten(0, 1), dy.flatten(0, 1), a, b))
+    x8, dy8, w8 = rounded(flat, torch.float8_e4m3fn), rounded(flat_dy, GRADIENTS), rounded(weight.detach(), torch.float8_e4m3fn)
+    wanted = {
+        "y": (y.flatten(0, 1), x8 @ w8.t() + scale * flat @ a16.t() @ b16.t()),
+        "dx": (x.grad.flatten(0, 1), dy8 @ w8 + scale * flat_dy @ b16 @ a16),
+        "da": (a.main_grad, scale * (flat_dy @ b16).t() @ flat),
+        "db": (b.main_grad, scale * flat_dy.t() @ (flat @ a16.t())),
+    }
+    for name, (got, truth) in wanted.items():
+        assert (got.double() - truth).norm() <= 2.0**-7 * truth.norm(), name
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_learn_the_same(layout, emulated, one_process, tmp_path):
     changed, at_first = LAYOUTS[layout]
@@ -94,14 +122,18 @@ def test_recomputed_layers_and_those_left_in_bf16(alone):
     for name, changed in {
         "fp8": dict(precision="fp8"),
         "recomputed": dict(precision="fp8", recompute="full"),
+        "LoRA": dict(precision="fp8", options=Options(lora_rank=4)),
+        "LoRA, recomputed": dict(precision="fp8", recompute="full", options=Options(lora_rank=4)),
         "all but two left out": dict(precision="fp8", options=Options(fp8_layers=1)),
         "bf16": dict(precision="bf16"),
     }.items():
         results, state = two_steps(tiny_config(**changed), alone)
-        copies = [fp8_copy(weight) is not None for weight in state.fused]
+        copies = [fp8_copy(weight) is not None for weight in state.model.parameters()]
         found[name] = [(one.loss, one.grad_norm) for one in results], sum(copies)
     layers = tiny_config().model.num_layers
     assert found["recomputed"] == found["fp8"] and found["fp8"][1] == 4 * layers, "embedding and head are bf16"
+    assert found["LoRA, recomputed"] == found["LoRA"] and found["LoRA"][1] == 4 * layers
+    assert found["LoRA"][0][0][0] == found["fp8"][0][0][0], "B is zero"
     assert found["all but two left out"][1] == 4 * max(0, layers - 2) and found["bf16"][1] == 0
     assert found["fp8"][0] != found["bf16"][0]
     for (loss, norm), (loss16, norm16) in zip(found["fp8"][0], found["bf16"][0]):
@@ -129,6 +161,19 @@ def test_a_stop_changes_no_bit_and_bf16_reads_the_checkpoint(emulated, tmp_path)
         if before == "fp8":
             of_fp8 = kinds
     assert of_fp8 == kinds and "float8" not in str(kinds)
+
+
+def test_lora_s_base_products_in_every_layout_and_over_a_stop(emulated, tmp_path):
+    """With LoRA+, whose two groups the sharded optimizer keeps over the stop."""
+    flags, both = ("--lora-rank", 4, "--lora-plus-ratio", 4), dict(RUN, processes=2, TP=2, SP="true", DO="true", LR="1e-2")
+    whole = train(PRETRAIN, tmp_path / "whole", *flags, **both)
+    first = train(PRETRAIN, tmp_path / "parts", *flags, "--exit-interval", 3, **both)
+    assert first + train(PRETRAIN, tmp_path / "parts", *flags, **both)[3:] == whole
+    alone = train(PRETRAIN, tmp_path / "alone", *flags, **{**both, "processes": 1, "TP": 1, "SP": "false", "AC": "full"})
+    assert alone[0].loss == pytest.approx(whole[0].loss, rel=1e-3)
+    assert alone[0].grad_norm == pytest.approx(whole[0].grad_norm, rel=1e-2)
+    assert [step.loss for step in alone] == pytest.approx([step.loss for step in whole], rel=5e-3)
+    assert len(whole) == 6 and whole[-1].loss < whole[0].loss
 
 
 def test_it_is_refused_where_there_are_no_fp8_tensor_cores(tmp_path, monkeypatch):

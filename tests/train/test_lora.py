@@ -18,13 +18,13 @@ from tests.train.test_finetuning_against_hugging_face import BATCH, EPOCHS, LR, 
 peft = pytest.importorskip("peft")
 
 EXTRA = 6
-# What varies beside the layout: rank, alpha, the linear layers, extra rows of vocabulary.
+# What varies beside the layout: rank, alpha, LoRA+'s ratio, the linear layers, extra rows of vocabulary.
 CASES = {
-    "one process": (dict(AC="full"), 4, 8, TARGETS, 0),
-    "TP2 SP": (dict(processes=2, TP=2, SP="true"), 3, 12, ("q_proj", "v_proj", "down_proj"), 0),
-    "TP2, new rows": (dict(processes=2, TP=2), 4, 8, TARGETS, EXTRA),
-    "PP2": (dict(processes=2, PP=2), 8, 8, ("k_proj", "o_proj", "up_proj"), 0),
-    "DP2 with DO": (dict(processes=2, DO="true", BATCH_SIZE=1), 4, 4, ("o_proj", "gate_proj", "up_proj"), 0),
+    "one process": (dict(AC="full"), 4, 8, 1, TARGETS, 0),
+    "TP2 SP": (dict(processes=2, TP=2, SP="true"), 3, 12, 1, ("q_proj", "v_proj", "down_proj"), 0),
+    "TP2, new rows": (dict(processes=2, TP=2), 4, 8, 1, TARGETS, EXTRA),
+    "PP2": (dict(processes=2, PP=2), 8, 8, 8, ("k_proj", "o_proj", "up_proj"), 0),
+    "DP2 with DO": (dict(processes=2, DO="true", BATCH_SIZE=1), 4, 4, 4, ("o_proj", "gate_proj", "up_proj"), 0),
 }
 
 
@@ -55,12 +55,20 @@ def original(extra: int) -> torch.nn.Module:
     return model
 
 
-def reference(folder: Path) -> tuple[list[Step], torch.nn.Module]:
-    """peft's own steps from the adapter in `folder`, with torch's AdamW, and the model that they leave."""
+def reference(folder: Path, ratio: float) -> tuple[list[Step], torch.nn.Module]:
+    """peft's own steps from the adapter in `folder`, with torch's AdamW, and the model that they leave.
+
+    A `ratio` other than 1 is LoRA+'s, as peft groups its parameters.
+    """
     extra = EXTRA if "modules_to_save" in (folder / "adapter_config.json").read_text() and _saves(folder) else 0
     model = peft.PeftModel.from_pretrained(original(extra), folder, is_trainable=True)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    recipe = dict(lr=LR, betas=(0.9, 0.95), eps=1e-8)
+    if ratio == 1:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, weight_decay=0.1, **recipe)
+    else:
+        plus = peft.optimizers.create_loraplus_optimizer
+        optimizer = plus(model, torch.optim.AdamW, loraplus_lr_ratio=ratio, loraplus_weight_decay=0.1, **recipe)
     return steps_of(model, optimizer), model
 
 
@@ -75,7 +83,7 @@ def checkpoint(output: Path) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_steps_agree_and_peft_reads_what_they_leave(case, data, base, tmp_path):
-    arguments, rank, alpha, targets, extra = CASES[case]
+    arguments, rank, alpha, ratio, targets, extra = CASES[case]
     torch.manual_seed(5)
     saved = {"modules_to_save": ["embed_tokens", "lm_head"]} if extra else {}
     form = peft.LoraConfig(
@@ -83,11 +91,11 @@ def test_twenty_steps_agree_and_peft_reads_what_they_leave(case, data, base, tmp
     )
     peft.get_peft_model(original(extra), form).save_pretrained(tmp_path / "adapter")
     got = train(
-        FINETUNE, tmp_path / "out", "--lora-adapter", tmp_path / "adapter", TRAIN_DATASET_PATH=data, VALID_DATASET_PATH=data,
-        LR=LR, MIN_LR=MIN_LR, EPOCH=EPOCHS, PRETRAIN_CHECKPOINT_PATH=base[extra], EXTRA_VOCAB_SIZE=extra,
+        FINETUNE, tmp_path / "out", "--lora-adapter", tmp_path / "adapter", "--lora-plus-ratio", ratio,
+        TRAIN_DATASET_PATH=data, VALID_DATASET_PATH=data, LR=LR, MIN_LR=MIN_LR, EPOCH=EPOCHS, PRETRAIN_CHECKPOINT_PATH=base[extra], EXTRA_VOCAB_SIZE=extra,
         **{"BATCH_SIZE": BATCH, **arguments},
     )  # fmt: skip
-    wanted, trained = reference(tmp_path / "adapter")
+    wanted, trained = reference(tmp_path / "adapter", ratio)
     assert len(got) == len(wanted) == 21 and wanted[-1].loss < wanted[0].loss - 0.5
     for step, (ours, theirs) in enumerate(zip(got, wanted), start=1):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-5), f"loss of step {step}"
