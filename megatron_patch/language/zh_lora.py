@@ -14,6 +14,9 @@ SENTENCES = {
     "weights in 4 bits have no FP8 products: write bf16 as PR, or remove the flag.": (
         "4 位的权重没有 FP8 矩阵乘法：请把 PR 写为 bf16，或去掉该标志。"
     ),
+    "weights in 4 bits have no FP8 products: write bf16, or remove the flag.": (
+        "4 位的权重没有 FP8 矩阵乘法：请写 bf16，或去掉该标志。"
+    ),
     # PEFT's folders
     "peft_type is {}; only LORA is read.": "peft_type 是 {0}；只读取 LORA。",
     "it lacks {}; copy the right file there.": "缺少 {0}；请把正确的文件复制到那里。",
@@ -46,6 +49,10 @@ SENTENCES = {
     "{}: {} is {}, and the model's is {}; EXTRA_VOCAB_SIZE adds rows.": "{0}：{1} 是 {2}，而模型的是 {3}；EXTRA_VOCAB_SIZE 会增加行。",
     "{} holds a LoRA run's adapters and not the weights under them; name these weights, and {} as the adapter over them.": (
         "{0} 只有 LoRA 训练的适配器，没有其下的权重；请写那些权重，并把 {1} 作为其上的适配器。"
+    ),
+    "{} is a LoRA run's, and the model under its adapter is not found ({}). model_convertor.sh takes --base and merges both into a "
+    "folder that can be named here.": (
+        "{0} 是 LoRA 训练的，找不到其适配器下的模型（{1}）。model_convertor.sh 可用 --base 把两者合并为一个文件夹，再在这里写它。"
     ),
     # start
     "  starting from the adapter {}": "  从适配器 {0} 开始",

@@ -44,9 +44,9 @@ def _loaded(ctx: Any) -> tuple[Products, torch.Tensor | None, torch.Tensor | Non
 class FrozenLinear(torch.autograd.Function):
     """x [..., in] → [..., out], the frozen weight's product and the adapter's, without communication in this pass.
 
-    `a` and `b` are the adapter's matrices, or None. `kept` is what dropout multiplies the adapter's input by, of the
-    shape of x. With a `group` of tensor-parallel ranks x is the same on all of them, and each has some rows of the
-    weight. Then the input's gradients are summed over the group while the adapter's are computed.
+    `a` and `b` are the adapter's matrices, or None. `kept` is 1 where dropout keeps the adapter's input,
+    0 where not, of the shape of x. With a `group` of tensor-parallel ranks x is the same on all of them, and each has
+    some rows of the weight. Then the input's gradients are summed over the group while the adapter's are computed.
     """
 
     @staticmethod

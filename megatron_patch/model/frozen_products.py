@@ -107,14 +107,14 @@ class Products:
         return shrink_gradient(dy, self.b, self.adapter.blocks, self.adapter.scale)
 
     def input_gradient(self, dy: torch.Tensor, dlow: torch.Tensor | None, dx: torch.Tensor, kept: torch.Tensor | None) -> None:
-        """dx = dy·W + dlow·A; `kept` is what dropout multiplied the adapter's input by."""
+        """dx = dy·W + dlow·A; `kept` [T, in] is 1 where dropout kept the adapter's input, 0 where not."""
         self.weight.input_gradient(dy, dx)
         if dlow is None:
             return
         if kept is None:
             add_input_gradient_(dx, dlow, self.a)
         else:
-            dx.addcmul_(dlow @ self.a, kept)
+            dx.add_((dlow @ self.a).mul_(kept))
 
     def gradients(
         self, x: torch.Tensor | None, low: torch.Tensor | None, dy: torch.Tensor, dlow: torch.Tensor | None

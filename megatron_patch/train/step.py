@@ -61,6 +61,7 @@ def forward_step(where: torch.device) -> Callable[[Iterator[Batch], Any], tuple[
             labels=batch["labels"],
             position_ids=batch.get("position_ids"),
             segment_ids=batch.get("segment_ids"),
+            samples=batch.get("samples"),
         )
 
         def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -79,3 +79,7 @@ def test_lora_of_7b_fits_into_a_card_of_24_gb():
     assert stage.gradients == 4 * trained and stage.optimizer == 10 * trained
     assert stage.weights == 2 * (LLAMA_SIZES["llama2-7b"].parameter_count() + trained)
     assert stage.total < 18 * 2**30 < memory_of_stages(RunShape(**fields))[0].total
+    (fp8,) = memory_of_stages(RunShape(**{**fields, "precision": "fp8"}, lora=LoraConfig(16, 32)))
+    linear = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    assert fp8.weights == stage.weights + 2 * linear, "two copies of 8 bits"
+    assert (fp8.gradients, fp8.optimizer, fp8.activations) == (stage.gradients, stage.optimizer, stage.activations)
