@@ -92,11 +92,15 @@ def test_a_frozen_layer_multiplies_rounded_numbers_and_its_adapter_those_of_16_b
         matrix.main_grad = torch.full(matrix.shape, torch.nan)
         mark_stale(matrix.main_grad)
     x, dy, scale = draw(5, 3, 32).requires_grad_(), draw(5, 3, 48), 2.0
-    y = FrozenLinear.apply(x, a, b, Fp8FrozenWeight(weight), Adapter(Blocks((48,), (0,), 4), scale), None, None)
+    frozen = Fp8FrozenWeight(weight)
+    y = FrozenLinear.apply(x, a, b, frozen, Adapter(Blocks((48,), (0,), 4), scale), None, None)
     y.backward(dy)
     flat, flat_dy, a16, b16 = (one.detach().double() for one in (x.flatten(0, 1), dy.flatten(0, 1), a, b))
     x8, dy8, w8 = rounded(flat, torch.float8_e4m3fn), rounded(flat_dy, GRADIENTS), rounded(weight.detach(), torch.float8_e4m3fn)
+    rows = slice(4, 9)  # as a product for which other ranks wait begins
+    frozen.product(frozen.part(frozen.prepared(flat.bfloat16()), rows), part := torch.empty(5, 48, dtype=torch.bfloat16))
     wanted = {
+        "part": (part, x8[rows] @ w8.t()),
         "y": (y.flatten(0, 1), x8 @ w8.t() + scale * flat @ a16.t() @ b16.t()),
         "dx": (x.grad.flatten(0, 1), dy8 @ w8 + scale * flat_dy @ b16 @ a16),
         "da": (a.main_grad, scale * (flat_dy @ b16).t() @ flat),
