@@ -15,6 +15,8 @@ from megatron_patch.folders.adapter_base import base_of, find_adapter
 from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
 from megatron_patch.folders.layout import resolve_checkpoint
 from megatron_patch.formats.dtypes import of_precision
+from megatron_patch.formats.json_files import shown
+from megatron_patch.formats.peft_adapter import read_config
 from megatron_patch.generate.decoder import Decoder
 from megatron_patch.generate.loading import load_decoder
 from megatron_patch.generate.prompt import recorded_template
@@ -82,10 +84,11 @@ def _merged_source(model: TrainedModel) -> Source:
         return open_source(model.checkpoint, model.fallback, model.gqa_layout)
     try:
         base = base_of(adapter)
-    except UserError as error:
+    except UserError:
+        named = shown(read_config(adapter).base)
         raise UserError(
-            f"{model.checkpoint} is a LoRA run's, and the model under its adapter is not found ({str(error).rstrip('.')}). "
-            "model_convertor.sh takes --base and merges both into a folder that can be named here."
+            f"{model.checkpoint} is a LoRA run's, and the model under its adapter, {named}, is not there. Put it back, or "
+            "let model_convertor.sh merge both with --base and write here what it makes."
         ) from None
     precision = of_precision(model.precision).name
     return with_adapter(open_source(base, model.fallback, model.gqa_layout), adapter, precision)

@@ -50,9 +50,9 @@ SENTENCES = {
     "{} holds a LoRA run's adapters and not the weights under them; name these weights, and {} as the adapter over them.": (
         "{0} 只有 LoRA 训练的适配器，没有其下的权重；请写那些权重，并把 {1} 作为其上的适配器。"
     ),
-    "{} is a LoRA run's, and the model under its adapter is not found ({}). model_convertor.sh takes --base and merges both into a "
-    "folder that can be named here.": (
-        "{0} 是 LoRA 训练的，找不到其适配器下的模型（{1}）。model_convertor.sh 可用 --base 把两者合并为一个文件夹，再在这里写它。"
+    "{} is a LoRA run's, and the model under its adapter, {}, is not there. Put it back, or let model_convertor.sh merge both with "
+    "--base and write here what it makes.": (
+        "{0} 是 LoRA 训练的，其适配器下的模型 {1} 不在那里。请放回，或用 model_convertor.sh 加 --base 合并两者，并在这里写合并的结果。"
     ),
     # start
     "  starting from the adapter {}": "  从适配器 {0} 开始",

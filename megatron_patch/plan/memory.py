@@ -208,7 +208,21 @@ def _layer_bytes(run: RunShape, h: float, width: int) -> float:
         elements -= h * (2 - kept["attention"] - kept["mlp"]) + model.ffn_hidden_size / tp * (not kept["down"])
         elements += run.lora.rank * len(run.lora.targets)
     rows = 2 * _FP32 + _FP32 * model.num_attention_heads / tp  # 1 / rms of two norms, attention's log Σ exp
-    return elements * width + rows
+    return elements * width + rows + _dropout_bytes(run, h, width)
+
+
+def _dropout_bytes(run: RunShape, h: float, width: int) -> float:
+    """Bytes a token that one layer saves more with adapters' dropout: masks, and inputs that nothing else has dropped.
+
+    Attention keeps its context itself, and under sequence parallelism a norm's output is dropped when it is gathered.
+    """
+    if run.lora is None or not run.lora.dropout:
+        return 0.0
+    model, tp, targets = run.model, run.tensor_model_parallel_size, run.lora.targets
+    context = model.num_attention_heads * model.kv_channels / tp * ("o_proj" in targets)
+    norms = sum(any(one in targets for one in _INPUTS[name]) for name in ("attention", "mlp"))
+    down = model.ffn_hidden_size / tp * ("down_proj" in targets)
+    return norms * model.hidden_size + context + down + (context + norms * (model.hidden_size - h)) * width
 
 
 def _probabilities(run: RunShape) -> int:
