@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +125,21 @@ def unpack(archive: tarfile.TarFile, folder: Path) -> None:
     """All of an archive. Python 3.11.0 to 3.11.3, which Debian 12 has, know no filter, and take none."""
     archive.extraction_filter = getattr(tarfile, "data_filter", None)
     archive.extractall(folder)
+
+
+def long_model(folder: Path, layers: int = 1) -> Path:
+    """The golden model for the document's 2048 positions, in `folder`: its first `layers`, each of which takes seconds."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(GOLDEN / "hf_mha", folder)
+    config = json.loads((folder / "config.json").read_text())
+    changed = {"max_position_embeddings": 2048, "num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    found = re.compile(r"model\.layers\.(\d+)\.").match
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not (layer := found(name)) or int(layer[1]) < layers}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def succeed(result: subprocess.CompletedProcess[str]) -> str:

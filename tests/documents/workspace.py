@@ -16,7 +16,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.launching import GOLDEN, ROOT, environment
+from tests.launching import GOLDEN, ROOT, environment, long_model
 
 # A pattern of the documents → what the tiny model and two cores need in its place.
 STAND_INS = {
@@ -75,7 +75,7 @@ def make_workspace(folder: Path) -> Workspace:
     for name, body in _PROGRAMS.items():
         (programs / name).write_text(f"#!/bin/sh\n{body.format(**values)}\n")
         (programs / name).chmod(0o755)
-    _pack(_model(folder / "Llama-2-7b-hf"), downloads / "Llama-2-7b-hf.tgz")
+    _pack(long_model(folder / "Llama-2-7b-hf"), downloads / "Llama-2-7b-hf.tgz")
     _pack(_raw_wudao(folder / "WuDaoCorpus2.0_base_sample"), downloads / "WuDaoCorpus2.0_base_sample.tgz")
     for ending in (".bin", ".idx"):
         shutil.copy(GOLDEN / f"data/corpus_text_document{ending}", downloads / f"wudao_llamabpe_text_document{ending}")
@@ -84,14 +84,6 @@ def make_workspace(folder: Path) -> Workspace:
     ready_made = shutil.copytree(GOLDEN / "megatron_2023/september/mha_tp1_pp1", folder / "llama-2-7b-hf-to-megatron-tp1-pp1")
     _pack(ready_made, downloads / "llama-2-7b-hf-to-megatron-tp1-pp1.tgz")
     return Workspace(folder)
-
-
-def _model(folder: Path) -> Path:
-    """The golden model, for the document's 2048 positions."""
-    shutil.copytree(GOLDEN / "hf_mha", folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
-    return folder
 
 
 def _raw_wudao(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -10,7 +9,7 @@ import time
 
 import pytest
 
-from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, ROOT, convert, steps, train
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, ROOT, convert, long_model, steps, train
 from tests.pai.job_files import body
 from tests.pai.nodes import finish, nodes
 
@@ -75,10 +74,7 @@ def mounted(tmp_path_factory):
         shutil.copy(GOLDEN / "data" / f"corpus_text_document{suffix}", f"{prefix}{suffix}")
     for name in ("wudao_train.json", "wudao_valid.json"):
         shutil.copy(GOLDEN / "sft" / "alpaca_output.json", data / "llama2-datasets" / name)
-    source = shutil.copytree(GOLDEN / "hf_mha", folder / "hf")
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
-    convert(source, data / "llama2-ckpts" / "llama2-7b-hf-to-megatron-tp1-pp1")
+    convert(long_model(folder / "hf", layers=2), data / "llama2-ckpts" / "llama2-7b-hf-to-megatron-tp1-pp1")
     workspace.mkdir()
     (workspace / "PAI-Megatron-Patch").symlink_to(ROOT)
     return workspace, data

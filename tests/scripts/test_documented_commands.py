@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.folders.engine import installed_version
-from tests.launching import CONVERT, ENGINE, FINETUNE, GOLDEN, PRETRAIN, ROOT, run, scalars, succeed
+from tests.launching import CONVERT, ENGINE, FINETUNE, GOLDEN, PRETRAIN, ROOT, long_model, run, scalars, succeed
 
 LINE = re.compile(
     r"^ \[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}\] iteration +(\d+)/ *(\d+) \| consumed samples: +(\d+) \|"
@@ -38,9 +38,7 @@ def work(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def converted(work) -> Path:
     """The document's conversion, `cd` and all, of a model for its 2048 positions."""
-    source = shutil.copytree(GOLDEN / "hf_mha", work / "llama2-ckpts" / "llama2-7b-hf")
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    source = long_model(work / "llama2-ckpts" / "llama2-7b-hf")
     target = work / "llama2-ckpts" / "llama2-7b-hf-to-megatron-tp1-pp1"
     output = succeed(run(CONVERT, ENGINE, source, target, 1, 1, "auto", 0, "false", cwd=CONVERT.parent))
     assert f"MEGATRON_PATH {ENGINE} does not exist; the installed megatron-core {installed_version()} is used" in output

@@ -30,8 +30,10 @@ def records(path: Path) -> Iterator[bytes]:
 
 def wandb(output: Path) -> Curves:
     """Of OUTPUT_BASEPATH/wandb."""
+    import wandb as library
     from wandb.proto.wandb_internal_pb2 import Record
 
+    library.teardown()  # its process may still be writing a run that has been finished
     found: Curves = {}
     for path in sorted(output.glob("wandb/offline-run-*/run-*.wandb")):
         curves = found.setdefault(path.stem.removeprefix("run-"), {})

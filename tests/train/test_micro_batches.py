@@ -10,7 +10,16 @@ import pytest
 from tests.launching import FINETUNE, GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run_forked, scalars, succeed, train
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
-SFT = GOLDEN / "sft" / "alpaca_output.json"
+ROW = 160  # PAD_LEN, which no sample exceeds
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory):
+    """Samples of unequal length; the longest have 100 characters in a field."""
+    records = json.loads((GOLDEN / "sft" / "alpaca_output.json").read_text(encoding="utf-8"))
+    path = tmp_path_factory.mktemp("sft") / "samples.json"
+    path.write_text(json.dumps([{name: text and text[:100] for name, text in one.items()} for one in records]), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +32,13 @@ def checkpoint(tmp_path_factory):
     return convert(source, folder / "gqa")
 
 
-def finetune(output, checkpoint, *flags, **changed):
-    paths = dict(TRAIN_DATASET_PATH=SFT, VALID_DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=checkpoint, SEQ_LEN=512)
-    return train(FINETUNE, output, *flags, **{**paths, **changed})
+@pytest.fixture
+def finetune(sft, checkpoint):
+    def run(output, *flags, **changed):
+        paths = dict(TRAIN_DATASET_PATH=sft, VALID_DATASET_PATH=sft, PRETRAIN_CHECKPOINT_PATH=checkpoint, SEQ_LEN=512)
+        return train(FINETUNE, output, *flags, **{**paths, "PAD_LEN": ROW, **changed})
+
+    return run
 
 
 def assert_same(got, wanted):
@@ -35,40 +48,40 @@ def assert_same(got, wanted):
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
 
 
-def test_accumulation_data_parallelism_and_padding_do_not_change_learning(checkpoint, tmp_path):
-    whole = finetune(tmp_path / "whole", checkpoint, BATCH_SIZE=4, PAD_LEN=400)
+def test_accumulation_data_parallelism_and_padding_do_not_change_learning(finetune, tmp_path):
+    whole = finetune(tmp_path / "whole", BATCH_SIZE=4)
     assert len(whole) == 2 * 3, "11 samples in batches of 4: the last, incomplete one is trained on too"
-    assert_same(finetune(tmp_path / "replicas", checkpoint, processes=2, BATCH_SIZE=2, PAD_LEN=400), whole)
-    parts = finetune(tmp_path / "parts", checkpoint, "--gradient-accumulation-steps", 4, BATCH_SIZE=1, PAD_LEN=400)
+    assert_same(finetune(tmp_path / "replicas", processes=2, BATCH_SIZE=2), whole)
+    parts = finetune(tmp_path / "parts", "--gradient-accumulation-steps", 4, BATCH_SIZE=1)
     assert_same(parts, whole)
-    assert_same(finetune(tmp_path / "padded", checkpoint, BATCH_SIZE=4, PAD_LEN=448), whole)
+    assert_same(finetune(tmp_path / "padded", BATCH_SIZE=4, PAD_LEN=ROW + 16), whole)
 
 
-def test_accumulation_equals_one_micro_batch(checkpoint, tmp_path):
+def test_accumulation_equals_one_micro_batch(sft, checkpoint, tmp_path):
     """Samples of unequal length as pre-training data, where GLOBAL_BATCH_SIZE and BATCH_SIZE differ."""
     common = dict(
-        DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=checkpoint, SEQ_LEN=512, PAD_LEN=400,
+        DATASET_PATH=sft, PRETRAIN_CHECKPOINT_PATH=checkpoint, SEQ_LEN=512, PAD_LEN=ROW,
         TRAIN_TOKENS=6 * 4 * 512, WARMUP_TOKENS=0,
     )  # fmt: skip
     whole = train(PRETRAIN, tmp_path / "whole", BATCH_SIZE=4, **common)
     assert_same(train(PRETRAIN, tmp_path / "parts", BATCH_SIZE=1, **common), whole)
 
 
-def test_validation_takes_every_sample_once(checkpoint, tmp_path):
+def test_validation_takes_every_sample_once(finetune, tmp_path):
     """The mean over the file's learnt tokens, which batches of another size give too."""
     losses = []
     for size in (3, 4):
         output = tmp_path / str(size)
-        finetune(output, checkpoint, BATCH_SIZE=size, LR="0", MIN_LR="0", EPOCH=1, PAD_LEN=400)
+        finetune(output, BATCH_SIZE=size, LR="0", MIN_LR="0", EPOCH=1)
         losses.append(scalars(output, "lm loss validation"))
     assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), rel=1e-6)
 
 
-def test_packing_gives_the_same_loss_per_token(checkpoint, tmp_path):
+def test_packing_gives_the_same_loss_per_token(finetune, tmp_path):
     """Several samples in a row, attention kept apart and positions restarted, against one sample a row."""
     losses = []
     for name, flags in (("apart", ()), ("packed", ("--packing",))):
-        finetune(tmp_path / name, checkpoint, *flags, BATCH_SIZE=2, LR="0", MIN_LR="0", EPOCH=1, PAD_LEN=512)
+        finetune(tmp_path / name, *flags, BATCH_SIZE=2, LR="0", MIN_LR="0", EPOCH=1)
         losses += scalars(tmp_path / name, "lm loss validation").values()
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
