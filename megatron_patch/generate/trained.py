@@ -68,10 +68,15 @@ def open_model(model: TrainedModel, ranks: Ranks, say: Callable[[str], None]) ->
     parameters = source.config.parameter_count(source.extra_vocab_size)
     say(f"LLaMA with {parameters:,} parameters in {model.precision} on {ranks.device.type}, from {model.checkpoint}.")
     folder, recorded = model.checkpoint, None
-    if not (is_hf_folder(folder) or is_meta_folder(folder)):
+    if not _is_published(folder):
         folder = resolve_checkpoint(folder).folder
         recorded = recorded_template(folder)
     return OpenModel(source, tokenizer, ranks, of_precision(model.precision).torch_dtype, folder, recorded)
+
+
+def _is_published(folder: Path) -> bool:
+    """Whether it has the form in which models are handed out: Hugging Face's or Meta's."""
+    return is_hf_folder(folder) or is_meta_folder(folder)
 
 
 def _merged_source(model: TrainedModel) -> Source:
@@ -79,7 +84,7 @@ def _merged_source(model: TrainedModel) -> Source:
 
     Sums are made in fp32 and rounded once, to the precision in which the model is used.
     """
-    adapter = find_adapter(model.checkpoint)
+    adapter = None if _is_published(model.checkpoint) else find_adapter(model.checkpoint)
     if adapter is None:
         return open_source(model.checkpoint, model.fallback, model.gqa_layout)
     try:
