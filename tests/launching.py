@@ -128,7 +128,7 @@ def unpack(archive: tarfile.TarFile, folder: Path) -> None:
 
 
 def long_model(folder: Path, layers: int = 1) -> Path:
-    """The golden model for the document's 2048 positions, in `folder`: its first `layers`, each of which takes seconds."""
+    """The golden model for the document's 2048 positions, in `folder`: its first layers, since each takes seconds."""
     from safetensors.numpy import load_file, save_file
 
     shutil.copytree(GOLDEN / "hf_mha", folder)

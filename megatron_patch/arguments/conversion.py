@@ -123,14 +123,19 @@ def _check_target(job: Conversion, text: str, findings: Findings) -> None:
     if not text:
         findings.add(argument, text, "it takes a folder that does not exist yet: write its path.")
         return
-    source, target = job.source.resolve(), job.target.resolve()
-    if target == source or target in source.parents:
+    if _is_in(job.source, job.target):
         findings.add(argument, text, "the source is in it, and must stay: write another folder.")
         return
     # A link stays, and what it names is made.
     finding = target_finding(job.target, job.overwrite) or unwritable(os.path.realpath(job.target))
     if finding:
         findings.add(argument, text, finding)
+
+
+def _is_in(folder: Path, target: Path) -> bool:
+    """Whether `target` is `folder`, or has it in it."""
+    folder, target = folder.resolve(), target.resolve()
+    return target in (folder, *folder.parents)
 
 
 def _source_config(job: Conversion, findings: Findings) -> LlamaConfig | None:
@@ -167,10 +172,14 @@ def _base_config(job: Conversion, adapter: Path, findings: Findings) -> LlamaCon
         UserError: adapter_config.json cannot be read, or names no folder that is there.
     """
     read_config(adapter)
-    if job.adapter_only:
+    if job.adapter_only and job.base is None:
         return None
     try:
         base = base_of(adapter, job.base)
+        if _is_in(base, job.target) and not findings.is_about(ARGUMENTS["TARGET_CKPT_PATH"]):
+            findings.add(ARGUMENTS["TARGET_CKPT_PATH"], job.target, "the base is in it, and must stay: write another folder.")
+        if job.adapter_only:
+            return None
         if is_hf_folder(base) or is_meta_folder(base):
             return _hf_config(base)
         location = resolve_checkpoint(base)

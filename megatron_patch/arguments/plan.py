@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.divisibility import layout_findings, processes_finding
@@ -50,10 +51,7 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
     if samples % step and not findings.is_about(_GLOBAL_BATCH):
         problem = f"it must be a multiple of {micro} × {replicas} replicas: write {max(step, samples - samples % step)}."
         findings.add(_GLOBAL_BATCH, samples, problem)
-    if value["precision"] == "fp8" and value["gpu"] in WITHOUT_FP8:
-        findings.add_flag("--precision", "fp8", f"an {gpu.name} has no FP8 tensor cores: write bf16.")
-    if value["precision"] == "fp8" and value["qlora"]:
-        findings.add_flag("--qlora", "true", "weights in 4 bits have no FP8 products: write bf16, or remove the flag.")
+    _check_kinds(value, gpu, findings)
     findings.exit_if_any(PLAN.name)
     run = RunShape(
         model=model,
@@ -72,6 +70,17 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
         lora=_lora(value["lora_rank"], value["extra_vocab_size"], value["qlora"]),
     )
     return run, gpu, processes.per_node, value["nodes"]
+
+
+def _check_kinds(value: Mapping[str, Any], gpu: Gpu, findings: Findings) -> None:
+    """Look whether there is such a training."""
+    if value["precision"] == "fp8" and value["gpu"] in WITHOUT_FP8:
+        findings.add_flag("--precision", "fp8", f"an {gpu.name} has no FP8 tensor cores: write bf16.")
+    if value["qlora"] and not value["lora_rank"]:
+        wanted = "it is for LoRA, which --lora-rank turns on: write --lora-rank 16 too, or remove the flag."
+        findings.add_flag("--qlora", "true", wanted)
+    elif value["precision"] == "fp8" and value["qlora"]:
+        findings.add_flag("--qlora", "true", "weights in 4 bits have no FP8 products: write bf16, or remove the flag.")
 
 
 def _lora(rank: int, extra_vocab_size: int, quantizes: bool) -> LoraConfig | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401, I001  prepares megatron-core for this machine
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,15 @@ def check_adapter(folder: Path, adapter: Adapter, llama: LlamaConfig, lora: Lora
         if pair.b.shape[0] != out or pair.a.shape[1] != width:
             found, needed = [pair.b.shape[0], pair.a.shape[1]], [out, width]
             raise UserError(f"{folder}: the adapter of {module} is over a weight {found}, and the model's is {needed}.")
-    if adapter.config.scale != lora.scale:
+    if not math.isclose(adapter.config.scale, lora.scale):  # of α/√r the run knows α·√r, which is rounded
         raise UserError(f"{folder}/{CONFIG} says a scale of {adapter.config.scale:g}, and the run's is {lora.scale:g}.")
     for module, tensor in adapter.whole.items():
-        if module not in (EMBEDDING, OUTPUT_LAYER) or not lora.saved:
+        if module not in (EMBEDDING, OUTPUT_LAYER):
+            raise UserError(
+                f"{folder} holds a whole {module}; beside adapters only embedding and output layer are trained here: merge it "
+                "into its base with model_convertor.sh, and begin a new one over that."
+            )
+        if not lora.saved:
             raise UserError(f"{folder} holds a whole {module}, which this run does not train: write --lora-vocabulary true.")
         if tuple(tensor.shape) != (vocab_rows, llama.hidden_size):
             raise UserError(

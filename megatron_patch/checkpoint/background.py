@@ -20,7 +20,7 @@ from megatron_patch.checkpoint.contents import Contents, contents_of
 from megatron_patch.checkpoint.finish import Ending, begin
 from megatron_patch.checkpoint.host_memory import too_little
 from megatron_patch.checkpoint.housekeeping import partial_folder
-from megatron_patch.checkpoint.refusals import together
+from megatron_patch.checkpoint.refusals import SaveFailed, together
 from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.checkpoint.save import ending
 from megatron_patch.checkpoint.staging import Layout, Staging
@@ -44,13 +44,15 @@ class Outcome:
     Attributes:
         folder: the checkpoint's.
         progress: how far the run had come.
-        seconds: from its beginning to its end.
+        seconds: from its beginning to its end, as the ranks have seen it between two steps.
+        writing_seconds: of these, those in which the processes wrote.
         refusal: why it could not be written; empty if it was.
     """
 
     folder: Path
     progress: RunProgress
     seconds: float
+    writing_seconds: float
     refusal: str
 
 
@@ -66,6 +68,7 @@ class _Saving:
     phase: str = "copying"  # then "writing", "finishing" or "dropping"
     answer: Answer | None = None
     refusal: str = ""
+    writing_seconds: float = 0.0
 
 
 class BackgroundSaves:
@@ -112,17 +115,27 @@ class BackgroundSaves:
             self.close()
             if problem := too_little(layout.size, contents.nbytes, self._root):
                 return problem
+        try:
+            together(lambda: self._take(layout))
+        except SaveFailed as failure:
+            return f"{str(failure).rstrip('.')}, so checkpoints are written while the training waits."
+        return ""
+
+    def _take(self, layout: Layout) -> None:
+        """Get memory for `layout` and the process that writes, as far as they are not there.
+
+        Raises:
+            OSError: the operating system refuses one.
+        """
+        if self._staging is None:
             self._staging = Staging(layout)
-        assert self._staging is not None
         self._staging.layout = layout
-        lost = self._writer is None or self._writer.has_ended
-        if lost:
+        if self._writer is None or self._writer.has_ended:
             if self._writer is not None:
                 self._writer.close()
             self._writer = Writer(self._staging.descriptor, self._staging.size)
             if parallel.rank() == 0:
                 self._writer.ask(self._root)  # what killed saves have left goes before anything is written
-        return ""
 
     def begin(self, model: Any, optimizer: Any, scheduler: Any, progress: RunProgress, origin: Origin, *, only_best: bool) -> str:
         """Begin to save the state of this moment. No save may be under way. Arguments are those of `save_checkpoint`.
@@ -195,8 +208,10 @@ class BackgroundSaves:
         assert self._writer is not None and saving.answer is not None
         for warning in saving.answer.warnings:
             _LOGGER.warning(warning)
-        refusal = next(filter(None, parallel.from_all_ranks(saving.answer.refusal)), "")
+        everybodys = parallel.from_all_ranks((saving.answer.refusal, saving.answer.seconds))
+        refusal = next((refused for refused, _ in everybodys if refused), "")
         saving.refusal = saving.refusal or refusal
+        saving.writing_seconds += max(seconds for _, seconds in everybodys)
         if saving.phase == "writing" and not refusal:
             self._next(saving, "finishing", self._ending(saving))
         elif saving.phase != "dropping" and refusal:
@@ -204,7 +219,7 @@ class BackgroundSaves:
         else:
             self._saving = None
             seconds = time.perf_counter() - saving.began
-            return Outcome(saving.folder, saving.progress, seconds, saving.refusal)
+            return Outcome(saving.folder, saving.progress, seconds, saving.writing_seconds, saving.refusal)
         return None
 
     def _next(self, saving: _Saving, phase: str, request: Ending | Path | None) -> None:

@@ -22,6 +22,7 @@ from megatron_patch.errors import UserError, naming
 from megatron_patch.folders.durable_files import flush
 from megatron_patch.folders.layout import ModelDescription, iteration_folder, write_model_description
 from megatron_patch.folders.tracker import BEST_TRACKER, write_tracker
+from megatron_patch.formats.nodes_file import lacking
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,7 @@ def _describe(ending: Ending) -> None:
         size = (partial / name).stat().st_size
         if size != end:
             raise UserError(f"{partial / name} has {size} bytes, and {end} were written to it; the disk has lost the others.")
-    # A node with a disk of its own lacks the others' parts of an adapter.
-    if ending.config.lora is not None and not ending.config.options.local_output:
+    if ending.config.lora is not None and not lacking(partial):  # other nodes' parts of an adapter are not here
         from megatron_patch.checkpoint.peft_folder import write_beside  # the only kind of run that needs torch here
 
         write_beside(ending.config.model, ending.config.lora, partial)

@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -71,11 +72,13 @@ class Answer:
         refusal: why it could not be done; empty if it was.
         places: file → (first byte, bytes) of each tensor in it.
         warnings: what the user is to be told.
+        seconds: that it took.
     """
 
     refusal: str
     places: dict[str, list[tuple[int, int]]]
     warnings: list[str]
+    seconds: float = 0.0
 
 
 class _Writer:
@@ -153,7 +156,7 @@ def serve(connection: Connection, memory: mmap.mmap) -> None:
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             request = connection.recv()
-            warnings.kept = []
+            warnings.kept, began = [], time.monotonic()
             places, refused = {}, ""
             try:
                 if isinstance(request, Job):
@@ -166,7 +169,7 @@ def serve(connection: Connection, memory: mmap.mmap) -> None:
                 refused = str(error)
             except OSError as error:
                 refused = refusal(error)
-            connection.send(Answer(refused, places, warnings.kept))
+            connection.send(Answer(refused, places, warnings.kept, time.monotonic() - began))
 
 
 def main(argv: list[str]) -> None:

@@ -14,6 +14,7 @@ import psutil
 from megatron_patch.errors import UserError
 from megatron_patch.folders.durable_files import flush
 from megatron_patch.folders.tracker import TRACKER
+from megatron_patch.formats.peft_adapter import CONFIG
 from megatron_patch.formats.progress import Waiting
 
 _PARTIAL, _OLD = ".partial-", ".old-"
@@ -31,7 +32,7 @@ def target_finding(target: Path, overwrite: bool) -> str | None:
         return None
     if not overwrite:
         return "it exists and is not empty: write a folder that does not exist yet, or add --overwrite to replace it."
-    if not any((target / name).is_file() for name in (TRACKER, "config.json")):
+    if not any((target / name).is_file() for name in (TRACKER, "config.json", CONFIG)):
         return "--overwrite replaces a model, and there is none in it: remove it yourself, or write another folder."
     return None
 

@@ -59,14 +59,17 @@ class Part:
         """
         return self._made.result()[1]
 
-    def make(self, buffer: memoryview, is_last: bool) -> memoryview:
-        """Make its bytes in `buffer`; returns the whole blocks to write, from that on in which it begins.
+    def make(self, memory: memoryview, is_last: bool) -> memoryview:
+        """Make its bytes; returns the whole blocks to write, from that on in which it begins.
 
-        is_last: of its file; its last block is then filled up with zeros.
+        Args:
+            memory: in which they are made; where they have no room in it, memory of their own is taken.
+            is_last: of its file; its last block is then filled up with zeros.
         """
         skip = self.position % BLOCK
         end = skip + self.size
         try:
+            buffer = memory if whole_blocks(end) <= len(memory) else aligned_memory(whole_blocks(end))
             self.fill(buffer[skip:end])
             crc = zlib.crc32(buffer[skip:end]) if self.is_summed else 0
             stop = whole_blocks(end) if is_last else end // BLOCK * BLOCK
@@ -212,9 +215,7 @@ def write_new_files(files: Iterable[NewFile], on_bytes: Callable[[int], None], a
                         file, part, is_last = next(parts, (None, None, False))
                     if file is None or part is None:
                         return
-                    room = whole_blocks(part.position % BLOCK + part.size)
-                    data = part.make(memory if room <= len(memory) else aligned_memory(room), is_last)
-                    file.write(data, part.position // BLOCK * BLOCK)
+                    file.write(part.make(memory, is_last), part.position // BLOCK * BLOCK)
                     on_bytes(part.size)
         except BaseException:
             cancelled.set()

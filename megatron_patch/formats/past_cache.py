@@ -7,6 +7,7 @@ Past it the disk moves bytes from and to memory itself. For that it wants places
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -17,8 +18,9 @@ from collections.abc import Iterator
 import numpy as np
 
 BLOCK = 4096  # bytes; no disk has larger ones
-_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
+_DIRECT, _AT_ONCE = getattr(os, "O_DIRECT", 0), getattr(os, "RWF_NOWAIT", 0)  # Linux has them
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
+_NOT_RESERVED = (*_REFUSED, errno.ENOSYS, errno.EINTR)
 _of_thread = threading.local()
 
 
@@ -54,11 +56,13 @@ def reserve(descriptor: int, size: int) -> None:
     Raises:
         OSError: there is no room for them.
     """
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:  # glibc would write every block instead, which a file past the cache refuses
-        if error.errno not in _REFUSED:
-            raise
+    # Not os.posix_fallocate: where the file system cannot, glibc writes a byte into each block instead. Over NFS these
+    # are a million requests for a file of 5 GB, one after the other.
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+        number = ctypes.get_errno()
+        if number not in _NOT_RESERVED:
+            raise OSError(number, os.strerror(number))
 
 
 def goes_past_the_cache(descriptor: int) -> bool:
@@ -91,23 +95,41 @@ def reading_past_the_cache(size: int) -> Iterator[None]:
 
 
 def open_to_read(path: str | os.PathLike[str]) -> int:
-    """A descriptor, past the cache if this thread reads so."""
-    descriptor = os.open(path, os.O_RDONLY)
-    if hasattr(_of_thread, "buffer"):
-        go_past_the_cache(descriptor)
-    return descriptor
+    """A descriptor for `read_some`."""
+    return os.open(path, os.O_RDONLY)
 
 
 def read_some(descriptor: int, view: memoryview, position: int) -> int:
-    """Read an open file from byte `position` on into the beginning of `view`; returns how many bytes, 0 at the end."""
+    """Read an open file from byte `position` on into the beginning of `view`; returns how many bytes, 0 at the end.
+
+    A thread that reads past the cache takes from it what is there: a file that has just come, or was read ahead.
+    """
     buffer = getattr(_of_thread, "buffer", None)
-    if buffer is None or not goes_past_the_cache(descriptor):
+    if buffer is None:
         return os.preadv(descriptor, [view], position)
-    try:
-        return _read_blocks(descriptor, view, position, buffer)
-    except OSError as error:
-        go_through_the_cache(descriptor, error)
+    if not goes_past_the_cache(descriptor):
+        there = _from_the_cache(descriptor, view, position)
+        if there is not None:
+            return there
+        go_past_the_cache(descriptor)
+    if goes_past_the_cache(descriptor):
+        try:
+            return _read_blocks(descriptor, view, position, buffer)
+        except OSError as error:
+            go_through_the_cache(descriptor, error)
     return os.preadv(descriptor, [view], position)
+
+
+def _from_the_cache(descriptor: int, view: memoryview, position: int) -> int | None:
+    """As `read_some`, of what can be had without the disk; None where the first byte cannot."""
+    if not _AT_ONCE:
+        return None
+    try:
+        return os.preadv(descriptor, [view], position, _AT_ONCE)
+    except OSError as error:
+        if error.errno not in (*_REFUSED, errno.EAGAIN):
+            raise
+    return None
 
 
 def _read_blocks(descriptor: int, view: memoryview, position: int, buffer: memoryview) -> int:

@@ -103,15 +103,15 @@ def _parsed(content: Mapping[str, Any]) -> LoraConfig:
     refused = [f"{key} = {shown(value)}" for key, value in content.items() if _changes_computation(key, value)]
     if refused:
         raise UserError(f"it asks for what is not computed here: {'; '.join(refused)}; only plain LoRA is read.")
-    dropout = content.get("lora_dropout") or 0.0
+    dropout, base = content.get("lora_dropout") or 0.0, content.get("base_model_name_or_path")
     return LoraConfig(
         rank=whole_in(content, "r", 1, MOST_RANK),
         alpha=finite_in(content, "lora_alpha", 0.0, 1e6),
         dropout=finite_in({"lora_dropout": dropout}, "lora_dropout", -1e-9, 1.0),
         targets=_names(content, "target_modules"),
         saved=_names(content, "modules_to_save"),
-        base=one_line(content.get("base_model_name_or_path") or "", 4096),
-        is_rank_stabilized=content.get("use_rslora") is True,
+        base=base if isinstance(base, str) else "",
+        is_rank_stabilized=bool(content.get("use_rslora")),  # as PEFT asks
     )
 
 

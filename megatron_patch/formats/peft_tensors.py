@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patch.errors import UserError
+from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, Strided
 from megatron_patch.formats.peft_adapter import (
     CONFIG,
@@ -62,8 +63,11 @@ def read_adapter(folder: str | Path) -> Adapter:
         if is_left_over(name):
             continue
         found = module_and_part(name)
-        if found is None or not isinstance(tensor, (FileTensor, Strided)) or len(tensor.shape) != 2:
-            raise UserError(f"{path} holds {name}, which is no matrix of a LoRA over linear layers; only those are read.")
+        is_matrix = isinstance(tensor, (FileTensor, Strided)) and len(tensor.shape) == 2 and all(tensor.shape)
+        if found is None or not is_matrix:
+            raise UserError(
+                f"{path} holds {one_line(name)}, which is no matrix of a LoRA over linear layers; only those are read."
+            )
         parts[found] = tensor
     modules = dict.fromkeys(module for module, part in parts if part)
     pairs = {module: _pair(path, module, parts, config.rank) for module in modules}

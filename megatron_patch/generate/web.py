@@ -252,7 +252,7 @@ class Application:
         self, answers: list[Answer], shape: dict[str, Any], piece: Callable[..., dict[str, Any]], prompt: int | None
     ) -> AsyncIterator[str]:
         """Server-sent events: the pieces of all answers, the counts where `prompt` is a number, and OpenAI's last
-        word.
+        word; an error where the engine has stopped, since the status is told already.
         """
         try:
             for number, answer in enumerate(answers):
@@ -266,6 +266,8 @@ class Application:
             if prompt is not None:
                 yield _event({**shape, "choices": [], "usage": usage(prompt, sum(one.tokens for one in answers))})
             yield "data: [DONE]\n\n"
+        except _RefusedError as error:
+            yield _event(error_body(str(error), error.kind))
         finally:
             self._cancel(answers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -27,10 +28,10 @@ def describe_adapter(folder: Path) -> list[str]:
     ]
     if not config.base:
         out.append(fill("made over: not recorded; --base names it to model_convertor.sh"))
-    elif Path(config.base).is_dir():
-        out.append(fill("made over: {}", config.base))
+    elif os.path.isdir(config.base):
+        out.append(fill("made over: {}", one_line(config.base)))
     else:
-        out.append(fill("made over: {}, no folder here; --base names it to model_convertor.sh", config.base))
+        out.append(fill("made over: {}, no folder here; --base names it to model_convertor.sh", one_line(config.base)))
     kinds = Counter(module.rpartition(".")[2] for module in adapter.pairs)
     out.append(fill("{} modules: {}", len(adapter.pairs), one_line(", ".join(f"{kind} {n}" for kind, n in kinds.items()))))
     if adapter.whole:

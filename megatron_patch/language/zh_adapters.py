@@ -21,6 +21,7 @@ SENTENCES = {
     "it compares whole models, and --adapter-only writes none: remove the flag.": (
         "它比较完整的模型，而 --adapter-only 不写出完整模型：请去掉该标志。"
     ),
+    "the base is in it, and must stay: write another folder.": "基础模型就在其中，必须保留：请写别的文件夹。",
     "it goes with an adapter, and {} holds none: remove the flag.": "它用于适配器，而 {0} 中没有适配器：请去掉该标志。",
     "--verify-logits compares whole models, and {} holds an adapter: leave it out.": (
         "--verify-logits 比较完整的模型，而 {0} 中是适配器：请去掉该标志。"

@@ -43,12 +43,23 @@ SENTENCES = {
     "{} has an adapter of {}; {}.": "{0} 有 {1} 的适配器；{2}。",
     "{}: the adapter of {} is over a weight {}, and the model's is {}.": "{0}：{1} 的适配器对应的权重是 {2}，而模型的是 {3}。",
     "{}/{} says a scale of {}, and the run's is {}.": "{0}/{1} 给出的缩放是 {2}，而本次运行是 {3}。",
+    "{} holds a whole {}; beside adapters only embedding and output layer are trained here: merge it into its base with "
+    "model_convertor.sh, and begin a new one over that.": (
+        "{0} 中有完整的 {1}；除适配器外这里只训练词嵌入和输出层：请用 model_convertor.sh 把它合并到基础模型，再在其上开始新的适配器。"
+    ),
     "{} holds a whole {}, which this run does not train: write --lora-vocabulary true.": (
         "{0} 中有完整的 {1}，而本次运行不训练它：请写 --lora-vocabulary true。"
     ),
     "{}: {} is {}, and the model's is {}; EXTRA_VOCAB_SIZE adds rows.": "{0}：{1} 是 {2}，而模型的是 {3}；EXTRA_VOCAB_SIZE 会增加行。",
-    "{} holds a LoRA run's adapters and not the weights under them; name these weights, and {} as the adapter over them.": (
-        "{0} 只有 LoRA 训练的适配器，没有其下的权重；请写那些权重，并把 {1} 作为其上的适配器。"
+    "{} holds a LoRA run's adapters and not the weights under them, and no folder {}, which a run on disks of its nodes' own does "
+    "not write (--local-output): go on from it without that flag, and the next checkpoint has one.": (
+        "{0} 只有 LoRA 训练的适配器，没有其下的权重，也没有文件夹 {1}（使用各节点自己磁盘的运行不写它，--local-output）："
+        "请去掉该标志从它继续训练，下一个检查点就会有。"
+    ),
+    "{} holds a LoRA run's adapters and not the weights under them: merge the two first, with model_convertor.sh; to train on with "
+    "the adapters, name these weights, and add --lora-adapter {}.": (
+        "{0} 只有 LoRA 训练的适配器，没有其下的权重：请先用 model_convertor.sh 合并两者；要接着训练适配器，请写那些权重，"
+        "并加上 --lora-adapter {1}。"
     ),
     "{} is a LoRA run's, and the model under its adapter, {}, is not there. Put it back, or let model_convertor.sh merge both with "
     "--base and write here what it makes.": (

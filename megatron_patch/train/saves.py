@@ -149,7 +149,7 @@ class Saves:
             return self._failed(outcome.refusal, iteration, ends)
         seconds, folder = outcome.seconds, outcome.folder
         self._log.line(f"  saved checkpoint of iteration {iteration} in {seconds:.1f} s beside the training to {folder}")
-        _tell_saved(self._state, self._log, outcome.progress, folder, seconds)
+        _tell_saved(self._state, self._log, outcome.progress, folder, seconds, outcome.writing_seconds)
         return True
 
     def _failed(self, why: str, iteration: int, ends: bool) -> bool:
@@ -198,15 +198,22 @@ def save(state: TrainState, log: RunLog, only_best: bool = False) -> None:
     folder = save_checkpoint(*parts, only_best=only_best)
     seconds = time.perf_counter() - started
     log.line(f"  saved checkpoint of iteration {state.iteration} in {seconds:.1f} s to {folder}")
-    _tell_saved(state, log, progress, folder, seconds)
+    _tell_saved(state, log, progress, folder, seconds, seconds)
 
 
-def _tell_saved(state: TrainState, log: RunLog, progress: RunProgress, folder: Path, seconds: float) -> None:
-    """Say what else is to be known of a checkpoint that is complete."""
+def _tell_saved(
+    state: TrainState, log: RunLog, progress: RunProgress, folder: Path, seconds: float, at_a_signal: float
+) -> None:  # fmt: skip
+    """Say what else is to be known of a checkpoint that is complete.
+
+    Args:
+        seconds: that it took.
+        at_a_signal: that it would take if nothing ran beside it.
+    """
     iteration = progress.iteration
     if state.config.options.save_best and iteration == progress.best_iteration:
         log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {iteration}")
-    _warn_of_grace(state, log, seconds)
+    _warn_of_grace(state, log, at_a_signal)
     if log.active:
         size = folder_bytes(folder) if folder.is_dir() else 0  # --keep-last may have removed it since
         log.event("save", iteration=iteration, seconds=seconds, bytes=size, folder=str(folder))

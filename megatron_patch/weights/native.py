@@ -16,6 +16,7 @@ from pathlib import Path
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_patch.errors import UserError
+from megatron_patch.folders.adapter_base import ADAPTER
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description
 from megatron_patch.formats.distcp import locate_item
 from megatron_patch.formats.distcp_metadata import inside, read_backends, read_dcp_metadata
@@ -49,10 +50,7 @@ def open_native(location: CheckpointLocation, fallback: LlamaConfig | None = Non
     config = description.model if description else _config(location.root, fallback)
     missing = sorted(key for key in BY_KEY if files.entry(key) is None)
     if missing and any("lora_" in key for key in files.metadata.state_dict_metadata):
-        raise UserError(
-            f"{location.folder} holds a LoRA run's adapters and not the weights under them; name these weights, and "
-            f"{location.folder / 'adapter'} as the adapter over them."
-        )
+        raise UserError(_without_base(location.folder))
     if missing:
         raise UserError(f"{location.folder} lacks the weights {listed(missing)}; it is no checkpoint of a LLaMA.")
     extra = description.extra_vocab_size if description else 0
@@ -70,6 +68,19 @@ def open_native(location: CheckpointLocation, fallback: LlamaConfig | None = Non
         dtype=_dtype_name(files),
         lookup=lambda place: (tensors[place],),
         is_hf=False,
+    )
+
+
+def _without_base(folder: Path) -> str:
+    """The sentence about a LoRA run's checkpoint where a whole model is asked for."""
+    if not (folder / ADAPTER).is_dir():
+        return (
+            f"{folder} holds a LoRA run's adapters and not the weights under them, and no folder {ADAPTER}, which a run on disks "
+            "of its nodes' own does not write (--local-output): go on from it without that flag, and the next checkpoint has one."
+        )
+    return (
+        f"{folder} holds a LoRA run's adapters and not the weights under them: merge the two first, with model_convertor.sh; to "
+        f"train on with the adapters, name these weights, and add --lora-adapter {folder / ADAPTER}."
     )
 
 

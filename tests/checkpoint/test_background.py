@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401, I001
 
+import errno
+import itertools
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from megatron_patch.checkpoint import host_memory, writer
+from megatron_patch.checkpoint import background, host_memory, writer
 from megatron_patch.checkpoint.background import BackgroundSaves
 from megatron_patch.errors import RunStopped
 from tests.faults.disks import absent, fill, small_disk
@@ -34,8 +37,9 @@ def whole(alone, tmp_path_factory):
 
 
 def test_a_process_that_is_killed_costs_one_save(whole, alone, tmp_path, monkeypatch):
-    """And the next one has a process of its own."""
-    started = []
+    """And the next one has a process of its own. How long a save takes is not told by when a long step ends."""
+    started, hours = [], itertools.count(0, 3600)
+    monkeypatch.setattr(background, "time", SimpleNamespace(perf_counter=lambda: next(hours), sleep=time.sleep))
 
     class Kept(writer.Writer):
         def __init__(self, *arguments):
@@ -50,6 +54,8 @@ def test_a_process_that_is_killed_costs_one_save(whole, alone, tmp_path, monkeyp
     monkeypatch.setattr("megatron_patch.checkpoint.background.Writer", Kept)
     config = config_of(tmp_path, async_save="true")
     state, log = train(config, alone, meddle)
+    assert any("in 3600.0 s beside the training" in line for line in log.lines)
+    assert not any("--exit-grace-seconds" in line for line in log.lines)
     assert len(started) == 2 and started[1].poll() is not None, "the second one has ended with the run"
     assert iterations_in(config)[-2:] == ["iter_0000006", "iter_0000008"] and digest(state) == whole
     for warning in log.warnings:  # none where the fourth iteration's was there already
@@ -86,12 +92,19 @@ def test_a_full_disk_is_told_and_the_next_save_is_tried(fails, whole, alone, mon
         assert iterations_in(config) == [f"iter_{number:07d}" for number in (2, 6, 8)] and digest(state) == whole
 
 
-def test_without_memory_for_it_the_training_waits(whole, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(host_memory, "free", lambda: 1000)
+@pytest.mark.parametrize("lacking", ["has 0.0 GB of memory free", "Resource temporarily unavailable"])
+def test_without_memory_or_a_process_for_it_the_training_waits(lacking, whole, alone, tmp_path, monkeypatch):
+    def no_process(*_):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    if "memory" in lacking:
+        monkeypatch.setattr(host_memory, "free", lambda: 1000)
+    else:
+        monkeypatch.setattr("megatron_patch.checkpoint.background.Writer", no_process)
     config = config_of(tmp_path, async_save="true")
     state, log = train(config, alone)
     (warning,) = log.warnings
-    assert "has 0.0 GB of memory free" in warning and "while the training waits" in warning
+    assert lacking in warning and "while the training waits" in warning
     assert iterations_in(config) == [f"iter_{number:07d}" for number in (2, 4, 6, 8)] and digest(state) == whole
 
 

@@ -113,10 +113,13 @@ def test_modules_kept_whole_with_more_rows_and_rslora(tmp_path):
 
 
 def test_a_training_run_s_checkpoint(tmp_path):
-    """Trained by the script over a checkpoint with three more rows: merged, or written alone, as its files say."""
+    """Trained by the script over a checkpoint with three more rows: merged, or written alone, as its files say.
+
+    On one node a disk of its own has all of it.
+    """
     lengths = {"TRAIN_TOKENS": 2 * 4 * 32, "WARMUP_TOKENS": 4 * 32, "EXTRA_VOCAB_SIZE": 3, "DATASET_PATH": CORPUS}
     base = convert_by_script(BASE, tmp_path / "base", extra=3)
-    train(PRETRAIN, tmp_path / "out", "--lora-rank", 4, PRETRAIN_CHECKPOINT_PATH=base, **lengths)
+    train(PRETRAIN, tmp_path / "out", "--lora-rank", 4, "--local-output", "true", PRETRAIN_CHECKPOINT_PATH=base, **lengths)
     (run,) = (tmp_path / "out/checkpoint").iterdir()
     own, given = run / "iter_0000002/adapter", (ENGINE, run)
     succeed(run_forked(CONVERT, *given, tmp_path / "hf", 1, 1, "auto", 0, "true", "--dtype", "float32"))
@@ -127,11 +130,17 @@ def test_a_training_run_s_checkpoint(tmp_path):
     assert_same(load_file(tmp_path / "alone/adapter_model.safetensors"), load_file(own / "adapter_model.safetensors"))
     config = json.loads((own / "adapter_config.json").read_text())
     assert json.loads((tmp_path / "alone/adapter_config.json").read_text()) == config | {"base_model_name_or_path": str(BASE)}
-    convert(Conversion(run, tmp_path / "half", to_hf=True, adapter_only=True, dtype="bfloat16"))
+    convert(Conversion(own, tmp_path / "half", to_hf=True, adapter_only=True))
+    convert(Conversion(run, tmp_path / "half", to_hf=True, adapter_only=True, dtype="bfloat16", overwrite=True))
     assert {tensor.dtype for tensor in read_hf(tmp_path / "half").values()} == {torch.bfloat16}
     shutil.rmtree(base)
     said = run_forked(CONVERT, *given, tmp_path / "gone", 1, 1, "auto", 0, "true").stdout
     assert "$2 SOURCE_CKPT_PATH" in said and "and there is no such folder here: write --base" in said
+    with pytest.raises(ValueError, match="merge the two first, with model_convertor.sh"):
+        open_source(run)
+    shutil.rmtree(own)
+    with pytest.raises(ValueError, match="no folder adapter, which a run on disks of its nodes' own does not write"):
+        open_source(run)
 
 
 def as_pickle(folder, content):
@@ -198,12 +207,15 @@ def test_what_cannot_be_merged_is_said(tmp_path, changed, config, said):
         (BASE, "false", ["--base", BASE], "--base: got .*it goes with an adapter"),
         (ADAPTER, "false", ["--adapter-only"], "it is for mg2hf = true"),
         (ADAPTER, "true", ["--adapter-only", "--verify"], "it compares whole models"),
+        (ADAPTER, "true", ["--base", "TARGET", "--overwrite"], "TARGET_CKPT_PATH: got .*; the base is in it, and must stay"),
         (ADAPTER, "true", ["--base", "/nowhere"], "--base: got '/nowhere'; there is no such folder"),
         (ADAPTER, "true", ["--base", BASE, "--verify-logits"], "holds an adapter: leave it out"),
     ],
 )
 def test_flags(tmp_path, source, to_hf, flags, said):
-    result = run_forked(CONVERT, ENGINE, source, tmp_path / "target", 1, 1, "auto", 0, to_hf, *flags)
+    target = shutil.copytree(BASE, tmp_path / "target") if "TARGET" in flags else tmp_path / "target"
+    flags = [target if flag == "TARGET" else flag for flag in flags]
+    result = run_forked(CONVERT, ENGINE, source, target, 1, 1, "auto", 0, to_hf, *flags)
     assert result.returncode == 2
     assert re.search(said, result.stdout), result.stdout
 

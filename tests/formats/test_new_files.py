@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import os
+import platform
 import random
+import struct
+import threading
 import zipfile
 import zlib
 
@@ -44,8 +48,26 @@ def refusing(name: str):
     return refuse
 
 
-@pytest.fixture(params=["past the cache", "not taken", "refused later"])
+def in_parts():
+    """`os.preadv` where the cache has every other block of a file."""
+    call = os.preadv
+
+    def read(descriptor, buffers, position, flags=0):
+        if not flags:
+            return call(descriptor, buffers, position)
+        if position // BLOCK % 2:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return call(descriptor, [memoryview(buffers[0])[: BLOCK - position % BLOCK]], position)
+
+    return read
+
+
+@pytest.fixture(params=["past the cache", "not taken", "refused later", "in the cache in parts"])
 def file_system(request, monkeypatch):
+    if request.param == "in the cache in parts":
+        monkeypatch.setattr(os, "preadv", in_parts())
+    else:
+        monkeypatch.setattr(past_cache, "_AT_ONCE", 0)
     if request.param == "not taken":
         for module in (past_cache, new_files):
             monkeypatch.setattr(module, "go_past_the_cache", lambda descriptor: False)
@@ -89,6 +111,52 @@ def test_the_first_error_ends_all_and_leaves_no_file_open(tmp_path):
     with pytest.raises(ZeroDivisionError):
         write_new_files(files, lambda count: None)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_part_without_memory_lets_no_other_wait(tmp_path, monkeypatch):
+    """The next one, which is made already, asks for its last bytes."""
+    monkeypatch.setattr(new_files, "PART_BYTES", 4096)
+    next_is_made = threading.Event()
+
+    def memory(size):
+        if size > 4 * BLOCK:
+            next_is_made.wait()
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return past_cache.aligned_memory(size)
+
+    monkeypatch.setattr(new_files, "aligned_memory", memory)
+    file = NewFile(tmp_path / "file")
+    file.add(70_001, lambda out: None)
+    file.add(100, lambda out: next_is_made.set())
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        write_new_files([file], lambda count: None)
+
+
+_X86_64 = {"load the call's number": (0x20, 0, 0, 0), "is it fallocate": (0x15, 0, 1, 285)}
+
+
+def _no_fallocate():
+    """From now on the kernel refuses it in this process, as over NFS before version 4.2."""
+    answers = (0x06, 0, 0, 0x00050000 | errno.EOPNOTSUPP), (0x06, 0, 0, 0x7FFF0000)
+    program = b"".join(struct.pack("HBBI", *line) for line in (*_X86_64.values(), *answers))
+    kept = ctypes.create_string_buffer(program)
+    filter_ = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(kept))
+    libc = ctypes.CDLL(None)
+    assert not libc.prctl(38, 1, 0, 0, 0) and not libc.prctl(22, 2, filter_, 0, 0)  # no new privileges; a filter
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the call's number is that of x86_64")
+def test_nothing_is_written_to_reserve_room(tmp_path):
+    """glibc's own posix_fallocate writes a byte into each block where the file system reserves nothing."""
+    path = tmp_path / "file"
+    path.touch()
+    if (child := os.fork()) == 0:
+        _no_fallocate()
+        past_cache.reserve(os.open(path, os.O_WRONLY), 1 << 20)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0 and path.stat().st_size == 0
+    past_cache.reserve(os.open(path, os.O_WRONLY), 1 << 20)
+    assert path.stat().st_blocks * 512 >= 1 << 20
 
 
 def test_rows_at_any_byte_are_read(tmp_path, file_system):

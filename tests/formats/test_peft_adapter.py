@@ -16,7 +16,7 @@ from megatron_patch.formats.peft_tensors import read_adapter, write_adapter
 NAME = "base_model.model.model.layers.0.self_attn.q_proj"
 WHOLE = "base_model.model.lm_head"
 CONTENT = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "lora_dropout": 0.1, "bias": "none", "target_modules": ["q_proj"],
-           "base_model_name_or_path": "/models/llama", "rank_pattern": {}, "init_lora_weights": True}  # fmt: skip
+           "base_model_name_or_path": "/models/羊驼\u3000二", "rank_pattern": {}, "init_lora_weights": True}  # fmt: skip
 MATRICES = {f"{NAME}.lora_A.weight": torch.randn(2, 6), f"{NAME}.lora_B.weight": torch.randn(4, 2)}
 
 
@@ -54,6 +54,7 @@ def test_what_means_another_computation_is_refused(tmp_path, changed, said):
         (MATRICES | {f"{NAME}.lora_B.weight": torch.zeros(4, 3)}, "rank"),
         (MATRICES | {f"{NAME}.lora_embedding_A": torch.zeros(2, 6)}, "no matrix"),
         (MATRICES | {"other.weight": torch.zeros(2, 6)}, "no matrix"),
+        (MATRICES | {f"{NAME}.lora_A.weight": torch.zeros(2, 0)}, "no matrix"),
         ({f"{WHOLE}.weight": torch.zeros(2, 6)}, "no adapter"),
     ],
 )
@@ -66,7 +67,7 @@ def test_what_is_read_is_written_again(tmp_path):
     grown = {f"{WHOLE}.modules_to_save.weight": torch.ones(3, 6), f"{WHOLE}.original_module.weight": torch.zeros(3, 6)}
     source = folder_of(tmp_path / "adapter", MATRICES | grown, modules_to_save=["lm_head"], use_rslora=True)
     adapter = read_adapter(source)
-    assert adapter.config.scale == pytest.approx(6 / 2**0.5) and adapter.config.base == "/models/llama"
+    assert adapter.config.scale == pytest.approx(6 / 2**0.5) and adapter.config.base == "/models/羊驼\u3000二"
     assert modules_of(source) == {(NAME.removeprefix("base_model.model."), part) for part in "AB"} | {("lm_head", "")}
     (tmp_path / "copy").mkdir()
     write_adapter(tmp_path / "copy", adapter)

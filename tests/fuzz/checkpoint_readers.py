@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.fuzz.target import Target, files_of, json_with, text_of
 _CONFIG_KEYS = ("head_dim", "rope_scaling", "rope_parameters", "quantization_config", "mlp_bias", "attention_dropout",
 "rope_theta",
                 "max_position_embeddings", "rms_norm_eps", "num_key_value_heads", "dtype", "architectures")  # fmt: skip
+
+_ADAPTER_KEYS = ("alpha_pattern", "lora_alpha", "lora_dropout", "modules_to_save", "r", "target_modules", "use_rslora")
 
 
 def hf_config(folder: Path) -> Target:
@@ -38,6 +41,9 @@ def described(folder: Path) -> Target:
     from megatron_patch.weights.source import open_source
 
     valid.native(folder / "native")
+    release = folder / "native" / "release"
+    listed = [path.name for path in release.glob("*.distcp")]
+    (release / "nodes.json").write_text(json.dumps({"format": 1, "nodes": [{"host": "a", "files": listed}]}))
 
     def read(random: Random) -> object:
         how = random.randrange(4)
@@ -67,6 +73,7 @@ def described(folder: Path) -> Target:
         ),
         "native/release/model.json": json_with("format", "model", "dtype"),
         "native/release/metadata.json": json_with(),
+        "native/release/nodes.json": json_with("nodes"),
         "native/config.json": json_with(*_CONFIG_KEYS),
     }
     return Target(folder, read, files_of(folder, **names))
@@ -190,6 +197,36 @@ def torch_files(folder: Path) -> Target:
         lambda random, data: changed_zip(random, data) if random.random() < 0.9 else changed_bytes(random, old),
     )
     return target
+
+
+def adapters(folder: Path) -> Target:
+    """PEFT's folders, of today and of before: merged, written alone, inspected."""
+    from megatron_patch.arguments.conversion import Conversion
+    from megatron_patch.cli import inspection as inspect
+    from megatron_patch.conversion.convert import convert, prepared
+    from megatron_patch.formats.lazy import load
+    from megatron_patch.formats.peft_adapter import modules_of, read_config
+    from megatron_patch.weights.table import BY_KEY, QKV, Place
+
+    base = valid.hf_folder(folder / "base")
+    valid.adapter(folder / "new", base), valid.adapter(folder / "old", base, binary=True)
+
+    def read(random: Random) -> object:
+        name, how = random.choice(("new", "old")), random.choice((0, 1, 1, 2, 2, 2, 3))
+        if how == 0:
+            return inspect.main([str(folder / name)])
+        if how == 1:
+            read_config(folder / name), modules_of(folder / "new")
+        elif how == 2:
+            load(prepared(Conversion(folder / name, folder / "merged", to_hf=True)).megatron(Place(BY_KEY[QKV], 0)))
+        else:
+            convert(Conversion(folder / name, folder / "alone", to_hf=True, adapter_only=True))
+            shutil.rmtree(folder / "alone")
+        return None
+
+    names: dict[str, Any] = {f"{name}/adapter_config.json": json_with(*_ADAPTER_KEYS) for name in ("new", "old")}
+    names |= {"new/adapter_model.safetensors": _header, "old/adapter_model.bin": changed_zip}
+    return Target(folder, read, files_of(folder, **names))
 
 
 def run_config(folder: Path) -> Target:

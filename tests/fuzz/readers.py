@@ -13,6 +13,7 @@ READERS: dict[str, Callable[[Path], Target]] = {
     "checkpoint-texts": checkpoint_readers.described,
     "metadata-and-items": checkpoint_readers.distributed,
     "safetensors": checkpoint_readers.safetensors,
+    "adapters": checkpoint_readers.adapters,
     "torch-files": checkpoint_readers.torch_files,
     "tokenizer.model": data_readers.tokenizers,
     "tokenizer.json": lambda folder: data_readers.tokenizers(folder, fast=True),

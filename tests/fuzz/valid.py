@@ -71,6 +71,25 @@ def hf_folder(folder: Path, binary: bool = False, shards: bool = False) -> Path:
     return folder
 
 
+def adapter(folder: Path, base: Path, binary: bool = False) -> Path:
+    """PEFT's folder of a LoRA over the model in `base`: safetensors, or the pickle of earlier versions."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    config = json.loads((GOLDEN / "adapter_gqa" / "adapter_config.json").read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": str(base), "r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    tensors = {f"{name}A.weight": torch.ones(2, HIDDEN), f"{name}B.weight": torch.ones(HIDDEN, 2)}
+    tensors["base_model.model.lm_head.weight"] = torch.ones(VOCABULARY, HIDDEN)
+    if binary:
+        torch.save(tensors, folder / "adapter_model.bin")
+    else:
+        save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
 def native(folder: Path) -> Path:
     """The same model as model_convertor.sh writes it, with the tokenizer beside it."""
     from megatron_patch.arguments.conversion import Conversion

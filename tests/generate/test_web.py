@@ -103,7 +103,11 @@ def test_a_client_that_leaves_is_answered_no_further(app, engine, stream):
 
 
 def test_a_server_whose_engine_fails_ends(engine):
-    """Otherwise it would refuse everybody for ever, and processes that share the weights would wait for it."""
+    """Otherwise it would refuse everybody for ever, and processes that share the weights would wait for it.
+
+    An answer that is under way ends with an error, by which a client tells it from a whole one.
+    """
+    said = []
 
     def fail():
         raise RuntimeError("the GPU is gone")
@@ -115,17 +119,18 @@ def test_a_server_whose_engine_fails_ends(engine):
     job = SimpleNamespace(generation=lengths, host="127.0.0.1", port=port, api_key="", name="model", queue=2)
 
     def ask():
-        body = json.dumps({"prompt": "x"}).encode()
+        body = json.dumps({"prompt": "x", "stream": True}).encode()
         for _ in range(300):
             time.sleep(0.1)
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
                 break
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/completions", body, timeout=20).close()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/completions", body, timeout=20) as answer:
+            said.append(json.loads(answer.read().removeprefix(b"data: ")))
 
     client = threading.Thread(target=ask)
     client.start()
     with pytest.raises(RuntimeError, match="the GPU is gone"):
         _listen(job, engine, asking("none"))
     client.join()
+    assert said[0]["error"]["message"] == "the engine has stopped; its log says why."

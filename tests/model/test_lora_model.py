@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401, I001
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from megatron_patch.checkpoint.adapter_folder import check_base
+from megatron_patch.checkpoint.adapter_weights import check_adapter
 from megatron_patch.config import Options
 from megatron_patch.core import parallel
 from megatron_patch.core.patches import apply_patches
 from megatron_patch.errors import UserError
+from megatron_patch.formats.lazy import InMemory
+from megatron_patch.formats.peft_adapter import LoraConfig, layer_module
+from megatron_patch.formats.peft_tensors import Adapter, Pair
 from megatron_patch.kernels.dropout import kept
 from megatron_patch.model.build import build_model, choose_backend
 from megatron_patch.model.lora import adapters
-from megatron_patch.plan.lora import adapter_parameters, trained_parameters
+from megatron_patch.plan.lora import adapter_parameters, target_shapes, trained_parameters
 from tests.tiny import be_alone, tiny_config
 
 
@@ -64,6 +70,21 @@ def test_dropout_is_of_adapters_inputs_in_training_alone(alone):
         layer.train(training)
         wanted = x.double() @ base.t() + 2 * adapted @ a.t() @ b.t()
         assert (layer(x)[0] - wanted).norm() < 1e-6 * wanted.norm()
+
+
+def test_an_adapter_fits_the_run(tmp_path):
+    """Of a rank-stabilized one the run knows α/√r · r, of which the rank's part is the scale but for the last bit."""
+    model = tiny_config().model
+    out, width = target_shapes(model)["q_proj"]
+    pair = Pair(InMemory(torch.zeros(5, width)), InMemory(torch.zeros(out, 5)))
+    own = LoraConfig(5, 8, targets=("q_proj",), is_rank_stabilized=True)
+    adapter = Adapter(own, {layer_module(layer, "q_proj"): pair for layer in range(model.num_layers)}, {})
+    check_adapter(tmp_path, adapter, model, LoraConfig(5, own.scale * 5, targets=("q_proj",)), model.vocab_size)
+    with pytest.raises(UserError, match="says a scale of 3.57771, and the run's is 1.6"):
+        check_adapter(tmp_path, adapter, model, LoraConfig(5, 8, targets=("q_proj",)), model.vocab_size)
+    whole = replace(adapter, whole={layer_module(0, "o_proj"): pair.b})
+    with pytest.raises(UserError, match="holds a whole model.layers.0.self_attn.o_proj; beside adapters only embedding"):
+        check_adapter(tmp_path, whole, model, own, model.vocab_size)
 
 
 def test_other_weights_in_the_base_s_place_are_told(tmp_path):

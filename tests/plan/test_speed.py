@@ -93,5 +93,6 @@ def test_the_command_says_speed_where_it_fits(capsys):
     plan.main(["70B", "--gpu", "rtx4090"])
     assert "Expected" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        plan.main(["7B", "--precision", "fp8", "--gpu", "a100-80g"])
-    assert "has no FP8 tensor cores: write bf16" in capsys.readouterr().err
+        plan.main(["7B", "--precision", "fp8", "--gpu", "a100-80g", "--qlora"])
+    said = capsys.readouterr().err
+    assert "has no FP8 tensor cores: write bf16" in said and "it is for LoRA, which --lora-rank turns on" in said
