@@ -24,14 +24,20 @@ from megatron_patch.kernels.lora import (
     shrink,
     shrink_gradient,
 )
-from megatron_patch.kernels.products import matmul
+from megatron_patch.model import linear_functions
+
+_SIXTEEN_BITS = linear_functions.Products()
 
 
 class FrozenWeight:
-    """A weight [out, in] that stays as it is. What is stored in another form than 16 bits has a subclass."""
+    """A weight [out, in] that stays as it is. What is not stored in 16 bits as well has a subclass.
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight
+    Args:
+        kind: of what numbers its products are.
+    """
+
+    def __init__(self, weight: torch.Tensor, kind: linear_functions.Products = _SIXTEEN_BITS) -> None:
+        self.weight, self.kind = weight, kind
 
     @property
     def out_features(self) -> int:
@@ -52,19 +58,19 @@ class FrozenWeight:
 
     def prepared(self, x: torch.Tensor) -> Any:
         """What `product` takes for x [T, in]. It is made once, also where the product is made of parts of x."""
-        return x
+        return self.kind.input(x, turned=False)
 
     def part(self, prepared: Any, rows: slice) -> Any:
         """What `product` takes for `rows` of x, of what was `prepared` for all of it."""
-        return prepared[rows]
+        return self.kind.rows(prepared, rows)
 
     def product(self, prepared: Any, y: torch.Tensor) -> None:
         """y [T, out] = x [T, in] · Wᵀ."""
-        matmul(prepared, self.dense().t(), y)
+        self.kind.forward(prepared, self.dense(), y)
 
     def input_gradient(self, dy: torch.Tensor, dx: torch.Tensor) -> None:
         """dx [T, in] = dy [T, out] · W."""
-        matmul(dy, self.dense(), dx)
+        self.kind.backward(self.kind.gradient(dy, turned=False), self.dense(), dx)
 
 
 @dataclass(frozen=True)

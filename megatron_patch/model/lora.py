@@ -30,8 +30,7 @@ from megatron_patch.formats.peft_adapter import TARGETS, LoraConfig
 from megatron_patch.kernels.dropout import Draws, kept
 from megatron_patch.kernels.lora import Blocks
 from megatron_patch.llama.fused_layers import GATE_UP, FusedLayer
-from megatron_patch.model.fp8_frozen_weight import Fp8FrozenWeight
-from megatron_patch.model.fp8_linear import takes_fp8
+from megatron_patch.model.fp8_linear import FP8, takes_fp8
 from megatron_patch.model.frozen_linear import FrozenLinear, GatheredFrozenLinear, SummedFrozenLinear
 from megatron_patch.model.frozen_products import Adapter, FrozenWeight
 from megatron_patch.model.linear import ColumnLinear, RowLinear
@@ -113,7 +112,7 @@ class _LoraLayer(torch.nn.Module):
     def _frozen(self) -> FrozenWeight:
         if isinstance(self.weight, PackedParameter):
             return PackedWeight(self.weight, self.weight.packed)
-        return Fp8FrozenWeight(self.weight) if takes_fp8(self) else FrozenWeight(self.weight)
+        return FrozenWeight(self.weight, FP8) if takes_fp8(self) else FrozenWeight(self.weight)
 
     @property
     def drops(self) -> bool:
