@@ -138,6 +138,8 @@ class Options:
     """LoRA: the adapters' output is multiplied by this / rank; 0: twice the rank, as in PEFT's examples."""
     lora_dropout: float = 0.0
     """LoRA: probability with which an element of an adapter's input is dropped in training."""
+    lora_plus_ratio: float = 1.0
+    """LoRA+: the learning rate of every adapter's B is LR times this; A keeps LR."""
     lora_targets: str = ""
     """LoRA: linear layers that get an adapter, by Hugging Face's names, such as q_proj,v_proj; empty: all seven."""
     lora_vocabulary: bool = False

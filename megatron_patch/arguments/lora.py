@@ -10,7 +10,7 @@ from megatron_patch.config import Options
 from megatron_patch.errors import UserError
 from megatron_patch.formats.peft_adapter import TARGETS, modules_of, read_config
 
-_NEED_RANK = ("lora_alpha", "lora_dropout", "lora_targets", "lora_vocabulary", "qlora")
+_NEED_RANK = ("lora_alpha", "lora_dropout", "lora_plus_ratio", "lora_targets", "lora_vocabulary", "qlora")
 
 
 def with_lora(options: Options, findings: Findings, precision: object) -> Options:
@@ -21,10 +21,8 @@ def with_lora(options: Options, findings: Findings, precision: object) -> Option
     Args:
         precision: PR as it was typed.
     """
-    if precision == "fp8" and (options.lora_rank or options.lora_adapter):
-        wanted = "with PR fp8 all weights are trained: write bf16 as PR, or remove the flag."
-        flag, typed = ("--lora-rank", options.lora_rank) if options.lora_rank else ("--lora-adapter", options.lora_adapter)
-        findings.add_flag(flag, typed, wanted)
+    if precision == "fp8" and options.qlora:
+        findings.add_flag("--qlora", "true", "weights in 4 bits have no FP8 products: write bf16 as PR, or remove the flag.")
     if options.lora_adapter:
         try:
             options = _of_adapter(options, findings)

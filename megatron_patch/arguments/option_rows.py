@@ -95,6 +95,7 @@ SHARED = (
     _option("lora_rank", "训练该秩的 LoRA 适配器并冻结模型权重；0 训练全部权重", most=MOST_RANK),
     _option("lora_alpha", "LoRA：适配器输出乘以该值 / 秩；0：秩的两倍，与 PEFT 的示例相同", most=1_000_000),
     _option("lora_dropout", "LoRA：训练时丢弃适配器输入元素的概率", most=1, below=True),
+    _option("lora_plus_ratio", "LoRA+：每个适配器的 B 的学习率是 LR 乘以该值，A 仍用 LR", least=1, most=1_000_000),
     _option("lora_targets", "LoRA：带适配器的线性层（Hugging Face 名称，如 q_proj,v_proj）；空：全部七个"),
     _option("lora_vocabulary", "LoRA：同时完整训练词嵌入和输出层（PEFT 的 modules_to_save）；EXTRA_VOCAB_SIZE > 0 时总是如此"),
     _option("lora_adapter", "LoRA：从该文件夹中的适配器开始（由 PEFT 或本项目保存），秩、alpha 和层以它为准", "path"),

@@ -79,6 +79,8 @@ def _check_kinds(value: Mapping[str, Any], gpu: Gpu, findings: Findings) -> None
     if value["qlora"] and not value["lora_rank"]:
         wanted = "it is for LoRA, which --lora-rank turns on: write --lora-rank 16 too, or remove the flag."
         findings.add_flag("--qlora", "true", wanted)
+    elif value["precision"] == "fp8" and value["qlora"]:
+        findings.add_flag("--qlora", "true", "weights in 4 bits have no FP8 products: write bf16, or remove the flag.")
 
 
 def _lora(rank: int, extra_vocab_size: int, quantizes: bool) -> LoraConfig | None:

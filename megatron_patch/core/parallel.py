@@ -149,7 +149,8 @@ def without_random_streams() -> Iterator[None]:
     """Keep core from switching random streams inside.
 
     Under sequence parallelism core switches the random stream around its layers, so that ranks drop different elements.
-    Switching reads the stream's state, which is an error while a CUDA graph is recorded. LLaMA has no dropout.
+    Switching reads the stream's state, which is an error while a CUDA graph is recorded. LLaMA has no dropout, and that
+    of adapters needs no stream.
     """
     tracker = tensor_parallel.get_cuda_rng_tracker()
     tracker.fork = lambda *_: contextlib.nullcontext()

@@ -1,8 +1,8 @@
 """Activation checkpointing (Chen et al. 2016, arXiv:1604.06174) without random states, in the place of core's.
 
 core keeps the random states of the forward pass and restores them before it computes again, so that dropout repeats.
-LLaMA has no dropout. A CUDA graph cannot record the reading of a random state, so with core's function no step that
-recomputes could be recorded.
+LLaMA has no dropout, and that of adapters needs no random state (kernels/dropout.py). A CUDA graph cannot record the
+reading of a random state, so with core's function no step that recomputes could be recorded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from megatron.core import tensor_parallel
 from torch.utils.checkpoint import checkpoint
 
 
@@ -27,29 +26,3 @@ def recomputed(function: Callable[..., Any], *args: Any) -> Any:
     if not torch.is_grad_enabled():
         return function(*args)
     return checkpoint(function, *args, use_reentrant=True, preserve_rng_state=False)
-
-
-def recomputed_with_random(function: Callable[..., Any], *args: Any) -> Any:
-    """`recomputed` where `function` draws random numbers: the second call draws the same. No graph can record it."""
-    before, calls = _random_states(), iter((False, True))
-
-    def run(*args: Any) -> Any:
-        if not next(calls):
-            return function(*args)
-        now = _random_states()
-        _set_random_states(before)
-        try:
-            return function(*args)
-        finally:
-            _set_random_states(now)
-
-    return recomputed(run, *args)
-
-
-def _random_states() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    return torch.cuda.get_rng_state(), dict(tensor_parallel.get_cuda_rng_tracker().get_states())
-
-
-def _set_random_states(states: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> None:
-    torch.cuda.set_rng_state(states[0])
-    tensor_parallel.get_cuda_rng_tracker().set_states(states[1])

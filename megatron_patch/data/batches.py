@@ -23,7 +23,8 @@ from megatron_patch.processes import place
 from megatron_patch.processes.parents import end_with_parent
 from megatron_patch.processes.signals import end_when_told_by, held
 
-# name → tensor [B, S]: int64 `tokens`, `labels` and `loss_mask`; with packing also `position_ids` and `segment_ids`
+# name → tensor [B, S]: int64 `tokens`, `labels` and `loss_mask`; with packing also `position_ids` and `segment_ids`.
+# Where `numbered` has added it, also int64 [B] `samples`.
 Batch = dict[str, torch.Tensor]
 
 # The keys of a sample that the model and the loss read. Samples of core's GPTDataset have others.
@@ -244,6 +245,16 @@ def micro_batches(
             return
         keys, rows = item
         yield dict(zip(keys, rows.unbind()))
+
+
+def numbered(batches: Iterator[Batch], plan: BatchPlan, rank: int, first: int) -> Iterator[Batch]:
+    """Training `batches` of a data-parallel rank from global batch `first` on, with their rows' numbers in the run.
+
+    Numbers count all rows of global batches, so a row has the same at any number of ranks and BATCH_SIZE.
+    """
+    step, rows = plan.micro_batch_size * plan.data_parallel_size, torch.arange(plan.micro_batch_size)
+    for micro, batch in enumerate(batches):
+        yield {**batch, "samples": first * plan.global_batch_size + micro * step + rank * plan.micro_batch_size + rows}
 
 
 def _begin_as_loader(rank: int, _: int) -> None:

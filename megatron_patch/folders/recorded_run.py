@@ -36,8 +36,8 @@ _FREE = {
 # Precisions, before and now, whose checkpoints are the same: FP8 is in products alone.
 _SAME_WEIGHTS = (["bf16", "fp8"], ["fp8", "bf16"])
 _DECISIVE_OPTIONS = (
-    "adam_beta1", "adam_beta2", "adam_eps", "clip_grad", "lora_alpha", "lora_dropout", "lora_rank", "lora_targets",
-    "lora_vocabulary", "packing", "qlora", "seed", "split", "template", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_eps", "clip_grad", "lora_alpha", "lora_dropout", "lora_plus_ratio", "lora_rank",
+    "lora_targets", "lora_vocabulary", "packing", "qlora", "seed", "split", "template", "weight_decay",
 )  # fmt: skip
 # How long a run is. Going on may make it longer, which changes the decay of the learning rate.
 _DURATION = {"train_iters": {"pretrain": "TRAIN_TOKENS", "finetune": "TRAIN_ITERS"}, "epochs": {"finetune": "EPOCH"}}

@@ -11,13 +11,17 @@ import torch
 from megatron_patch.arguments.trained_model import TrainedModel
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import UserError
+from megatron_patch.folders.adapter_base import base_of, find_adapter
 from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
 from megatron_patch.folders.layout import resolve_checkpoint
 from megatron_patch.formats.dtypes import of_precision
+from megatron_patch.formats.json_files import shown
+from megatron_patch.formats.peft_adapter import read_config
 from megatron_patch.generate.decoder import Decoder
 from megatron_patch.generate.loading import load_decoder
 from megatron_patch.generate.prompt import recorded_template
 from megatron_patch.generate.ranks import Ranks
+from megatron_patch.weights.adapter import with_adapter
 from megatron_patch.weights.source import open_source
 from megatron_patch.weights.table import Source
 
@@ -43,7 +47,7 @@ class OpenModel:
 
 
 def open_model(model: TrainedModel, ranks: Ranks, say: Callable[[str], None]) -> OpenModel:
-    """Look at every file of the checkpoint, and load its tokenizer.
+    """Look at every file of the checkpoint, and load its tokenizer. Of a LoRA run's, the base's files too.
 
     Args:
         say: prints a line, on one process.
@@ -51,7 +55,7 @@ def open_model(model: TrainedModel, ranks: Ranks, say: Callable[[str], None]) ->
     Raises:
         UserError: one of them cannot be read, or does not go with the other.
     """
-    source = open_source(model.checkpoint, model.fallback, model.gqa_layout)
+    source = _merged_source(model)
     rows = source.config.vocab_size + source.extra_vocab_size
     tokenizer = load_tokenizer(model.tokenizer, rows, source.root)
     if tokenizer.vocab_size > rows:
@@ -64,7 +68,32 @@ def open_model(model: TrainedModel, ranks: Ranks, say: Callable[[str], None]) ->
     parameters = source.config.parameter_count(source.extra_vocab_size)
     say(f"LLaMA with {parameters:,} parameters in {model.precision} on {ranks.device.type}, from {model.checkpoint}.")
     folder, recorded = model.checkpoint, None
-    if not (is_hf_folder(folder) or is_meta_folder(folder)):
+    if not _is_published(folder):
         folder = resolve_checkpoint(folder).folder
         recorded = recorded_template(folder)
     return OpenModel(source, tokenizer, ranks, of_precision(model.precision).torch_dtype, folder, recorded)
+
+
+def _is_published(folder: Path) -> bool:
+    """Whether it has the form in which models are handed out: Hugging Face's or Meta's."""
+    return is_hf_folder(folder) or is_meta_folder(folder)
+
+
+def _merged_source(model: TrainedModel) -> Source:
+    """The checkpoint's weights. Of a LoRA run's checkpoint: those of the model under its adapter, with the adapter.
+
+    Sums are made in fp32 and rounded once, to the precision in which the model is used.
+    """
+    adapter = None if _is_published(model.checkpoint) else find_adapter(model.checkpoint)
+    if adapter is None:
+        return open_source(model.checkpoint, model.fallback, model.gqa_layout)
+    try:
+        base = base_of(adapter)
+    except UserError:
+        named = shown(read_config(adapter).base)
+        raise UserError(
+            f"{model.checkpoint} is a LoRA run's, and the model under its adapter, {named}, is not there. Put it back, or "
+            "let model_convertor.sh merge both with --base and write here what it makes."
+        ) from None
+    precision = of_precision(model.precision).name
+    return with_adapter(open_source(base, model.fallback, model.gqa_layout), adapter, precision)

@@ -11,8 +11,11 @@ SENTENCES = {
     "it is for LoRA, which --lora-rank turns on: write --lora-rank 16 too, or remove the flag.": (
         "它用于 LoRA，而 LoRA 由 --lora-rank 开启：请同时写 --lora-rank 16，或去掉该标志。"
     ),
-    "with PR fp8 all weights are trained: write bf16 as PR, or remove the flag.": (
-        "PR 为 fp8 时训练全部权重：请把 PR 写为 bf16，或去掉该标志。"
+    "weights in 4 bits have no FP8 products: write bf16 as PR, or remove the flag.": (
+        "4 位的权重没有 FP8 矩阵乘法：请把 PR 写为 bf16，或去掉该标志。"
+    ),
+    "weights in 4 bits have no FP8 products: write bf16, or remove the flag.": (
+        "4 位的权重没有 FP8 矩阵乘法：请写 bf16，或去掉该标志。"
     ),
     # PEFT's folders
     "peft_type is {}; only LORA is read.": "peft_type 是 {0}；只读取 LORA。",
@@ -57,6 +60,10 @@ SENTENCES = {
     "the adapters, name these weights, and add --lora-adapter {}.": (
         "{0} 只有 LoRA 训练的适配器，没有其下的权重：请先用 model_convertor.sh 合并两者；要接着训练适配器，请写那些权重，"
         "并加上 --lora-adapter {1}。"
+    ),
+    "{} is a LoRA run's, and the model under its adapter, {}, is not there. Put it back, or let model_convertor.sh merge both with "
+    "--base and write here what it makes.": (
+        "{0} 是 LoRA 训练的，其适配器下的模型 {1} 不在那里。请放回，或用 model_convertor.sh 加 --base 合并两者，并在这里写合并的结果。"
     ),
     # start
     "  starting from the adapter {}": "  从适配器 {0} 开始",

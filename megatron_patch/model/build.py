@@ -13,7 +13,7 @@ from megatron_patch.core.transformer_config import DTYPES, ddp_config, transform
 from megatron_patch.kernels.attention import choose_attention_backend
 from megatron_patch.model.linear import ColumnLinear, RowLinear
 from megatron_patch.model.llama import LlamaModel
-from megatron_patch.model.lora import fill_adapters
+from megatron_patch.model.lora import fill_adapters, number_dropout
 
 
 def choose_backend(config: TrainConfig, layout: Layout) -> tuple[str, str]:
@@ -31,6 +31,7 @@ def build_model(config: TrainConfig, layout: Layout, backend: str) -> Distribute
     recompute_layers = config.recompute == "full"
     model = LlamaModel(core, config.model, config.vocab_size, backend, recompute_layers, config.lora).to(layout.device)
     fill_adapters(model, config.options.seed)
+    number_dropout(model, config.options.seed)
     if config.precision == "fp8":
         _use_fp8(model, config)
     return DistributedDataParallel(core, ddp_config(config, layout.data_parallel_size), model)

@@ -39,16 +39,16 @@ def column_product(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """The forward pass of core's ColumnParallelLinear: x [S, B, in] → [S, B, out / TP]."""
     weight, group, keeps = layer.weight, layer.tp_group, torch.is_grad_enabled()
     if layer.sequence_parallel:
-        return GatheredLinear.apply(x.contiguous(), weight, weight.main_grad, _FP8, exchange_of(group), group.size())
-    return Linear.apply(x.contiguous(), weight, weight.main_grad, _FP8, group if layer.allreduce_dgrad else None, keeps)
+        return GatheredLinear.apply(x.contiguous(), weight, weight.main_grad, FP8, exchange_of(group), group.size())
+    return Linear.apply(x.contiguous(), weight, weight.main_grad, FP8, group if layer.allreduce_dgrad else None, keeps)
 
 
 def row_product(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """The forward pass of core's RowParallelLinear: x [S, B, in / TP] → [S, B, out], the ranks' sum."""
     weight, group, keeps = layer.weight, layer.tp_group, torch.is_grad_enabled()
     if layer.sequence_parallel:
-        return SummedLinear.apply(x.contiguous(), weight, weight.main_grad, _FP8, exchange_of(group), keeps)
-    partial = Linear.apply(x.contiguous(), weight, weight.main_grad, _FP8, None, keeps)
+        return SummedLinear.apply(x.contiguous(), weight, weight.main_grad, FP8, exchange_of(group), keeps)
+    partial = Linear.apply(x.contiguous(), weight, weight.main_grad, FP8, None, keeps)
     # core's function would hand a gradient on as another tensor, on which its largest number is not noted.
     return partial if group.size() == 1 else reduce_from_tensor_model_parallel_region(partial, group=group)
 
@@ -78,7 +78,7 @@ class _Fp8Products(Products):
         return add_fp8_weight_gradient(weight, Cast(None, *kept), dy, main_grad)
 
 
-_FP8 = _Fp8Products()
+FP8 = _Fp8Products()
 
 
 def multiply(x: Cast, weight: torch.Tensor, out: torch.Tensor) -> None:

@@ -16,8 +16,14 @@ from torch import distributed
 from torch.distributed import ProcessGroup
 
 from megatron_patch.core.tensor_exchange import Exchange
+from megatron_patch.kernels.fp8 import note_largest, noted_largest
 from megatron_patch.kernels.products import rows_of
 from megatron_patch.model.frozen_products import Adapter, FrozenWeight, Products
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """`rows_of` x, with the largest number that was noted on x."""
+    return note_largest(rows_of(x), noted_largest(x))
 
 
 def _saved(ctx: Any, here: Products, x: torch.Tensor, low: torch.Tensor | None, kept: torch.Tensor | None) -> None:
@@ -38,9 +44,9 @@ def _loaded(ctx: Any) -> tuple[Products, torch.Tensor | None, torch.Tensor | Non
 class FrozenLinear(torch.autograd.Function):
     """x [..., in] → [..., out], the frozen weight's product and the adapter's, without communication in this pass.
 
-    `a` and `b` are the adapter's matrices, or None. `kept` is what dropout multiplies the adapter's input by, of the
-    shape of x. With a `group` of tensor-parallel ranks x is the same on all of them, and each has some rows of the
-    weight. Then the input's gradients are summed over the group while the adapter's are computed.
+    `a` and `b` are the adapter's matrices, or None. `kept` is 1 where dropout keeps the adapter's input,
+    0 where not, of the shape of x. With a `group` of tensor-parallel ranks x is the same on all of them, and each has
+    some rows of the weight. Then the input's gradients are summed over the group while the adapter's are computed.
     """
 
     @staticmethod
@@ -58,7 +64,7 @@ class FrozenLinear(torch.autograd.Function):
         here = Products(weight, adapter, a, b)
         y = x.new_empty(*x.shape[:-1], weight.out_features)
         adapted = x if kept is None else x * kept
-        low = here.into(rows_of(x), rows_of(y), rows_of(adapted))
+        low = here.into(weight.prepared(_rows(x)), rows_of(y), rows_of(adapted))
         _saved(ctx, here, adapted, low, kept)
         ctx.group = group
         return y
@@ -68,7 +74,7 @@ class FrozenLinear(torch.autograd.Function):
         """Gradients of x, a and b, of their shapes; None for what needs none, and for every other argument."""
         here, x, low, kept = _loaded(ctx)
         dy = dy.contiguous()
-        flat = rows_of(dy)
+        flat = _rows(dy)
         dlow, dx, summing = here.low_gradient(flat), None, None
         if ctx.needs_input_grad[0]:
             dx = dy.new_empty(*dy.shape[:-1], here.weight.in_features)
@@ -100,7 +106,7 @@ class GatheredFrozenLinear(torch.autograd.Function):
         low = None if a is None else x.new_empty(len(flat), a.size(0))
 
         def use(rows: slice, whole: torch.Tensor) -> None:
-            part = here.into(whole, flat[rows], whole)
+            part = here.into(weight.prepared(whole), flat[rows], whole)
             if low is not None:
                 low[rows] = part
 
@@ -113,7 +119,7 @@ class GatheredFrozenLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         here, x, low, _ = _loaded(ctx)
         batch = dy.size(1)
-        dy = rows_of(dy.contiguous())
+        dy = _rows(dy.contiguous())
         gathered = None if x is None else ctx.exchange.begin_gather(rows_of(x))
         dlow = here.low_gradient(dy)
         room = ctx.exchange.room(len(dy), here.weight.in_features, dy) if ctx.needs_input_grad[0] else None
@@ -139,11 +145,12 @@ class SummedFrozenLinear(torch.autograd.Function):
         adapter: Adapter | None,
         exchange: Exchange,
     ) -> torch.Tensor:
-        here, flat = Products(weight, adapter, a, b), rows_of(x)
+        here, flat = Products(weight, adapter, a, b), _rows(x)
+        prepared = weight.prepared(flat)
         low = None if a is None else x.new_empty(len(flat), a.size(0))
 
         def produce(rows: slice, out: torch.Tensor) -> None:
-            part = here.into(flat[rows], out, flat[rows])
+            part = here.into(weight.part(prepared, rows), out, flat[rows])
             if low is not None:
                 low[rows] = part
 

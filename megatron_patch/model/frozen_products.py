@@ -24,14 +24,20 @@ from megatron_patch.kernels.lora import (
     shrink,
     shrink_gradient,
 )
-from megatron_patch.kernels.products import matmul
+from megatron_patch.model import linear_functions
+
+_SIXTEEN_BITS = linear_functions.Products()
 
 
 class FrozenWeight:
-    """A weight [out, in] that stays as it is. What is stored in another form than 16 bits has a subclass."""
+    """A weight [out, in] that stays as it is. What is not stored in 16 bits as well has a subclass.
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight
+    Args:
+        kind: of what numbers its products are.
+    """
+
+    def __init__(self, weight: torch.Tensor, kind: linear_functions.Products = _SIXTEEN_BITS) -> None:
+        self.weight, self.kind = weight, kind
 
     @property
     def out_features(self) -> int:
@@ -50,13 +56,21 @@ class FrozenWeight:
         """W [out, in] in 16 bits."""
         return self.weight
 
-    def product(self, x: torch.Tensor, y: torch.Tensor) -> None:
+    def prepared(self, x: torch.Tensor) -> Any:
+        """What `product` takes for x [T, in]. It is made once, also where the product is made of parts of x."""
+        return self.kind.input(x, turned=False)
+
+    def part(self, prepared: Any, rows: slice) -> Any:
+        """What `product` takes for `rows` of x, of what was `prepared` for all of it."""
+        return self.kind.rows(prepared, rows)
+
+    def product(self, prepared: Any, y: torch.Tensor) -> None:
         """y [T, out] = x [T, in] · Wᵀ."""
-        matmul(x, self.dense().t(), y)
+        self.kind.forward(prepared, self.dense(), y)
 
     def input_gradient(self, dy: torch.Tensor, dx: torch.Tensor) -> None:
         """dx [T, in] = dy [T, out] · W."""
-        matmul(dy, self.dense(), dx)
+        self.kind.backward(self.kind.gradient(dy, turned=False), self.dense(), dx)
 
 
 @dataclass(frozen=True)
@@ -80,9 +94,13 @@ class Products:
         """scale · x·Aᵀ, [T, n·r]."""
         return None if self.adapter is None else shrink(x, self.a, self.adapter.scale)
 
-    def into(self, x: torch.Tensor, y: torch.Tensor, adapted: torch.Tensor) -> Any:
-        """y = x·Wᵀ + the adapter of `adapted`, which is x but for dropout. Returns `low`."""
-        self.weight.product(x, y)
+    def into(self, prepared: Any, y: torch.Tensor, adapted: torch.Tensor) -> Any:
+        """y = x·Wᵀ + the adapter of `adapted`, which is x but for dropout. Returns `low`.
+
+        Args:
+            prepared: what the weight has `prepared` of x.
+        """
+        self.weight.product(prepared, y)
         low = self.low(adapted)
         if self.adapter is not None:
             expand_(y, low, self.b, self.adapter.blocks)
@@ -95,14 +113,14 @@ class Products:
         return shrink_gradient(dy, self.b, self.adapter.blocks, self.adapter.scale)
 
     def input_gradient(self, dy: torch.Tensor, dlow: torch.Tensor | None, dx: torch.Tensor, kept: torch.Tensor | None) -> None:
-        """dx = dy·W + dlow·A; `kept` is what dropout multiplied the adapter's input by."""
+        """dx = dy·W + dlow·A; `kept` [T, in] is 1 where dropout kept the adapter's input, 0 where not."""
         self.weight.input_gradient(dy, dx)
         if dlow is None:
             return
         if kept is None:
             add_input_gradient_(dx, dlow, self.a)
         else:
-            dx.addcmul_(dlow @ self.a, kept)
+            dx.add_((dlow @ self.a).mul_(kept))
 
     def gradients(
         self, x: torch.Tensor | None, low: torch.Tensor | None, dy: torch.Tensor, dlow: torch.Tensor | None

@@ -20,7 +20,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_patch.core.recomputation import recomputed, recomputed_with_random
+from megatron_patch.core.recomputation import recomputed
 from megatron_patch.core.weight_gradients import direct_main_grad
 from megatron_patch.formats.peft_adapter import LoraConfig
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
@@ -60,12 +60,14 @@ class LlamaLayer(TransformerLayer):
     Attributes, which `LlamaModel` sets:
         leaves_sum: whether the next layer adds this one's residual; if not, this layer adds it.
         is_recomputed: whether only the layer's input is kept for the backward pass (AC full).
-        has_dropout: whether adapters' inputs have dropout, which must repeat where the layer is recomputed.
+        dropping: its linear layers whose adapters have dropout; `lora.number_dropout` sets it.
+        samples: numbers in the run of the samples that come next, int64 [B], which they need; None elsewhere.
     """
 
     leaves_sum = False
     is_recomputed = False
-    has_dropout = False
+    dropping: tuple[Any, ...] = ()
+    samples: torch.Tensor | None = None
 
     def forward(
         self,
@@ -88,10 +90,8 @@ class LlamaLayer(TransformerLayer):
         Returns:
             The output [S, B, H] and this layer's residual [S, B, H], not yet added; or their sum and None.
         """
-        if self.is_recomputed and self.training:
-            again = recomputed_with_random if self.has_dropout else recomputed
-            return again(self._compute, hidden_states, attention_mask, context, rotary_pos_emb)
-        return self._compute(hidden_states, attention_mask, context, rotary_pos_emb)
+        inputs = (hidden_states, attention_mask, context, rotary_pos_emb, self.samples)
+        return recomputed(self._compute, *inputs) if self.is_recomputed and self.training else self._compute(*inputs)
 
     def _compute(
         self,
@@ -99,8 +99,11 @@ class LlamaLayer(TransformerLayer):
         attention_mask: torch.Tensor | None,
         context: torch.Tensor | None,
         rotary_pos_emb: torch.Tensor,
+        samples: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`forward` without recomputation."""
+        for linear in self.dropping:
+            linear.samples = samples
         if context is None:
             normed, residual = self.input_layernorm.with_residual(hidden_states)
         else:
@@ -173,7 +176,6 @@ class LlamaModel(GPTModel):
         for layer in self.decoder.layers:
             layer.is_recomputed = recompute_layers
             layer.leaves_sum = not recompute_layers and layer is not self.decoder.layers[-1]
-            layer.has_dropout = lora is not None and lora.dropout > 0
         self.vocab_rows = vocab_size
         self.first_row, self.valid_rows = rows_of_rank(vocab_size, tp, rank)
         for _, weight in self._padded_weights():
@@ -233,6 +235,7 @@ class LlamaModel(GPTModel):
         labels: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        samples: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Losses of this stage, its logits, or its activations for the next stage.
 
@@ -241,11 +244,14 @@ class LlamaModel(GPTModel):
             labels: the token that follows each, [B, S]. Without them the last stage returns logits.
             position_ids: [B, S], only where positions restart inside a row; otherwise they count from 0.
             segment_ids: [B, S], only for packed samples: a token sees only tokens of its own number.
+            samples: int64 [B], only for dropout: the samples' numbers in the run.
 
         Returns:
             On the last stage fp32 losses [B, S], or logits [B, S, V / TP] with −inf in padding. On others the
             activations [S, B, H], or [S / TP, B, H] under sequence parallelism.
         """
+        for layer in self.decoder.layers:
+            layer.samples = samples
         hidden = self.embed(tokens) if self.pre_process else None
         if hidden is not None and self.embedding_needs_gradient and torch.is_grad_enabled():
             hidden.requires_grad_()

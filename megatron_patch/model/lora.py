@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
-import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
-from megatron.core.tensor_parallel.random import get_data_parallel_rng_tracker_name
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 
 from megatron_patch.core.partial_gradients import mark_partial
 from megatron_patch.core.tensor_exchange import exchange_of
 from megatron_patch.formats.peft_adapter import TARGETS, LoraConfig
+from megatron_patch.kernels.dropout import Draws, kept
 from megatron_patch.kernels.lora import Blocks
 from megatron_patch.llama.fused_layers import GATE_UP, FusedLayer
+from megatron_patch.model.fp8_linear import FP8, takes_fp8
 from megatron_patch.model.frozen_linear import FrozenLinear, GatheredFrozenLinear, SummedFrozenLinear
 from megatron_patch.model.frozen_products import Adapter, FrozenWeight
 from megatron_patch.model.linear import ColumnLinear, RowLinear
@@ -43,6 +43,10 @@ class _LoraLayer(torch.nn.Module):
     Attributes, which `over` sets in a subclass, because core makes the layer from a class:
         lora: what is asked for.
         fused: the Hugging Face layers in this one, as this rank has them.
+
+    Set from outside where there is dropout, None elsewhere:
+        draws: by `number_dropout`.
+        samples: numbers in the run of the samples that come next, int64 [B]; by the layer's forward pass.
     """
 
     lora: LoraConfig
@@ -56,6 +60,8 @@ class _LoraLayer(torch.nn.Module):
     adapter: Any
     lora_a: Any
     lora_b: Any
+    draws: Draws | None = None
+    samples: torch.Tensor | None = None
 
     def _add_adapter(self) -> None:
         """Freeze the weight, and make A and B, of which B is zero. `fill_adapters` fills A."""
@@ -63,7 +69,6 @@ class _LoraLayer(torch.nn.Module):
         if self.lora.quantizes:
             self.weight = packed_parameter(self.weight, self.fused.heights)
         blocks = Blocks(self.fused.heights, self.fused.numbers(self.lora.targets), self.lora.rank)
-        self.dropout = self.lora.dropout
         if not blocks.count:
             self.adapter, self.lora_a, self.lora_b = None, None, None
             return
@@ -98,28 +103,32 @@ class _LoraLayer(torch.nn.Module):
     def _matrix(self, rows: int, columns: int) -> torch.nn.Parameter:
         return torch.nn.Parameter(torch.zeros(rows, columns, dtype=self.weight.dtype, device=self.weight.device))
 
+    def _scaled(self) -> Adapter | None:
+        """The adapter, whose scale also makes up for what dropout drops: so a mask is of zeros and ones, and exact."""
+        if not self.drops:
+            return self.adapter
+        return replace(self.adapter, scale=self.adapter.scale / (1 - self.lora.dropout))
+
     def _frozen(self) -> FrozenWeight:
         if isinstance(self.weight, PackedParameter):
             return PackedWeight(self.weight, self.weight.packed)
-        return FrozenWeight(self.weight)
+        return FrozenWeight(self.weight, FP8) if takes_fp8(self) else FrozenWeight(self.weight)
 
-    def _kept(self, x: torch.Tensor, own: bool) -> torch.Tensor | None:
-        """What dropout multiplies the adapters' input [..., in] by; None without dropout.
+    @property
+    def drops(self) -> bool:
+        """Whether the adapters' input has dropout now."""
+        return self.adapter is not None and self.draws is not None and self.training
+
+    def _kept(self, x: torch.Tensor) -> torch.Tensor | None:
+        """1 where the adapters' input x [S, B, in] of the whole sequence is kept, 0 where not; None without dropout.
 
         Adapters of one layer share it, so that the input is read once.
-
-        Args:
-            own: whether this rank's x is another than those of the others in its tensor-parallel group, so that it
-                drops elements of its own.
         """
-        if self.adapter is None or not self.dropout or not self.training:
+        if not self.drops:
             return None
-        # Under sequence parallelism core has switched to each rank's own stream already. torch's stream is not asked:
-        # a DataLoader draws from it when it begins, and a run that goes on begins once more.
-        tracker = get_cuda_rng_tracker()
-        stream = tracker.fork() if own else tracker.fork(get_data_parallel_rng_tracker_name())
-        with contextlib.nullcontext() if self.sequence_parallel else stream:
-            return torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
+        assert self.draws is not None and self.samples is not None, "a batch says which samples of the run it has"
+        first = self.tp_group.rank() * x.size(-1) if self.cut[0] == "lora_a" else 0
+        return kept(x.size(0), x.size(-1), self.samples, self.draws, first_column=first)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict[str, Any]:
         """core's entries for a checkpoint, of which the adapter's cut matrix says how it is cut.
@@ -164,16 +173,13 @@ class LoraColumnLinear(_LoraLayer, ColumnLinear):
     def forward(self, input_: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
         """[S, B, in], or [S / TP, B, in] with sequence parallelism, → ([S, B, out / TP], no bias)."""
         x, group = input_.contiguous(), self.tp_group
-        matrices = (self.lora_a, self.lora_b, self._frozen(), self.adapter)
-        kept = self._kept(x, own=self.sequence_parallel)
+        matrices = (self.lora_a, self.lora_b, self._frozen(), self._scaled())
         if not self.sequence_parallel:
-            return FrozenLinear.apply(x, *matrices, kept, group if group.size() > 1 else None), None
-        if kept is None:
+            return FrozenLinear.apply(x, *matrices, self._kept(x), group if group.size() > 1 else None), None
+        if not self.drops:
             return GatheredFrozenLinear.apply(x, *matrices, exchange_of(group), group.size()), None
         x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=group)
-        with torch.no_grad():
-            kept = gather_from_sequence_parallel_region(kept, group=group)
-        return FrozenLinear.apply(x, *matrices, kept, None), None
+        return FrozenLinear.apply(x, *matrices, self._kept(x), None), None
 
 
 class LoraRowLinear(_LoraLayer, RowLinear):
@@ -188,14 +194,14 @@ class LoraRowLinear(_LoraLayer, RowLinear):
     def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, None]:
         """[S, B, in / TP] → ([S, B, out], or with sequence parallelism [S / TP, B, out]; no bias)."""
         x, group = input_.contiguous(), self.tp_group
-        matrices = (self.lora_a, self.lora_b, self._frozen(), self.adapter)
-        kept = self._kept(x, own=True)
-        if self.sequence_parallel and kept is None:
+        matrices = (self.lora_a, self.lora_b, self._frozen(), self._scaled())
+        if self.sequence_parallel and not self.drops:
             return SummedFrozenLinear.apply(x, *matrices, exchange_of(group)), None
-        y = FrozenLinear.apply(x, *matrices, kept, None)
+        y = FrozenLinear.apply(x, *matrices, self._kept(x), None)
         if self.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(y, group=group), None
-        return reduce_from_tensor_model_parallel_region(y, group=group), None
+        # core's function would hand a gradient on as another tensor, on which its largest number is not noted.
+        return (y if group.size() == 1 else reduce_from_tensor_model_parallel_region(y, group=group)), None
 
 
 LoraLayer = LoraColumnLinear | LoraRowLinear
@@ -227,6 +233,14 @@ def fill_adapters(model: Any, seed: int) -> None:
             generator = torch.Generator().manual_seed((seed * 4096 + number) * len(TARGETS) + TARGETS.index(name))
             drawn = torch.rand(module.lora.rank, width, generator=generator).mul_(2).sub_(1).mul_(1 / math.sqrt(width))
             module.a_of(name).copy_(module.columns_of(drawn))
+
+
+def number_dropout(model: Any, seed: int) -> None:
+    """Give every layer that has an adapter what its dropout follows from, if there is dropout."""
+    for layer in model.decoder.layers:
+        layer.dropping = tuple(part for part in layer.modules() if isinstance(part, LoraLayer) and part.lora.dropout)
+        for place, part in enumerate(layer.dropping):
+            part.draws = Draws(seed, (layer.layer_number - 1) * len(TARGETS) + place, part.lora.dropout)
 
 
 def freeze_the_rest(model: torch.nn.Module, lora: LoraConfig) -> None:

@@ -193,7 +193,10 @@ def _spared_by_fp8(run: RunShape, h: float) -> float:
 
     Of what comes out of the norms and of the MLP's product an FP8 copy is kept. Of attention's context there is one
     beside the bf16 one, which attention itself keeps. Under sequence parallelism what comes out of a norm stays bf16.
+    A frozen layer keeps nothing for its own products, and bf16 inputs for its adapters.
     """
+    if run.lora is not None:
+        return 0.0
     model, tp = run.model, run.tensor_model_parallel_size
     norms = 0 if run.sequence_parallel else 2 * h
     return norms + (model.ffn_hidden_size - model.num_attention_heads * model.kv_channels) / tp
@@ -211,7 +214,21 @@ def _layer_bytes(run: RunShape, h: float, width: int) -> float:
         elements -= h * (2 - kept["attention"] - kept["mlp"]) + model.ffn_hidden_size / tp * (not kept["down"])
         elements += run.lora.rank * len(run.lora.targets)
     rows = 2 * _FP32 + _FP32 * model.num_attention_heads / tp  # 1 / rms of two norms, attention's log Σ exp
-    return elements * width + rows
+    return elements * width + rows + _dropout_bytes(run, h, width)
+
+
+def _dropout_bytes(run: RunShape, h: float, width: int) -> float:
+    """Bytes a token that one layer saves more with adapters' dropout: masks, and inputs that nothing else has dropped.
+
+    Attention keeps its context itself, and under sequence parallelism a norm's output is dropped when it is gathered.
+    """
+    if run.lora is None or not run.lora.dropout:
+        return 0.0
+    model, tp, targets = run.model, run.tensor_model_parallel_size, run.lora.targets
+    context = model.num_attention_heads * model.kv_channels / tp * ("o_proj" in targets)
+    norms = sum(any(one in targets for one in _INPUTS[name]) for name in ("attention", "mlp"))
+    down = model.ffn_hidden_size / tp * ("down_proj" in targets)
+    return norms * model.hidden_size + context + down + (context + norms * (model.hidden_size - h)) * width
 
 
 def _probabilities(run: RunShape) -> int:
@@ -226,8 +243,8 @@ def _working(run: RunShape, stage: int, tokens: int) -> int:
     """Bytes of what lives for a moment: gradients inside one layer; on the last stage logits and their gradient."""
     model, tp, width = run.model, run.tensor_model_parallel_size, BYTES[run.precision]
     layer = (6 * model.hidden_size + 3 * model.ffn_hidden_size / tp) * width
-    if run.precision == "fp8":  # two FP8 copies of the widest gradient
-        layer += 4 * model.ffn_hidden_size / tp
+    if run.precision == "fp8":  # two FP8 copies of the widest gradient, one in front of a frozen weight
+        layer += (4 if run.lora is None else 2) * model.ffn_hidden_size / tp
     if run.recompute == "full":  # a layer's forward pass runs again before its backward pass
         layer += _layer_bytes(run, model.hidden_size / (tp if run.sequence_parallel else 1), width)
     logits = 0.0

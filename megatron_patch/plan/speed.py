@@ -142,8 +142,8 @@ def _one_pass(run: RunShape, rates: Rates, inside_layers: float) -> _Pass:
     # Elements a token that are read or written: two sums with norms, rotary positions on q, k and v, SwiGLU.
     norms, inside = 16 * h, (4 * qkv + 8 * model.ffn_hidden_size) / tp
     inside += 0 if run.lora is None else _adapters(run, qkv) / tp
-    # Every factor of an FP8 product is read in 16 bits and written twice in 8.
-    inside += 2 * in_fp8 * (4 * h + (qkv + context + 3 * model.ffn_hidden_size) / tp)
+    # Every factor of an FP8 product is read in 16 bits and written twice in 8, in front of a frozen weight once.
+    inside += (2 if run.lora is None else 1.5) * in_fp8 * (4 * h + (qkv + context + 3 * model.ffn_hidden_size) / tp)
     elements = norms / (tp if run.sequence_parallel else 1) + inside
     kernels = tokens * elements * width / (rates.memory * _KERNELS)
     again = products / (operations / 2) + attention * 2 / 7 + kernels * 0.4 if run.recompute == "full" else 0.0
@@ -226,6 +226,6 @@ def _replicas(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int) -> fl
 def _optimizer(run: RunShape, rates: Rates) -> float:
     owners = run.data_parallel_size if run.use_distributed_optimizer else 1
     cast = 0.0
-    if run.precision == "fp8":
+    if run.precision == "fp8" and run.lora is None:
         cast = _CAST if owners == 1 else _CAST_OWN / owners + _CAST_GATHERED
     return trained_of_stage(run, 0) * (_UPDATE / owners + cast) / rates.memory

@@ -45,7 +45,6 @@ def why_no_graphs(config: TrainConfig) -> str:
     obstacles = {
         "there is no GPU": not device.HAS_CUDA,
         "--cuda-graphs false": not config.options.cuda_graphs,
-        "--lora-dropout": config.options.lora_dropout > 0,
     }
     return ", ".join(obstacle for obstacle, there in obstacles.items() if there)
 

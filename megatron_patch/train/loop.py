@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches
+from megatron_patch.data.batches import Batch, MicroBatchSampler, RunData, micro_batches, numbered
 from megatron_patch.errors import RunStopped
 from megatron_patch.kernels.attention import expect_segments
 from megatron_patch.processes import place
@@ -250,10 +250,13 @@ def train_batches(state: TrainState, data: RunData) -> Iterator[Batch]:
     """This rank's micro-batches from the state's iteration on, in host memory."""
     sampler = MicroBatchSampler(data.plan, state.layout.data_parallel_rank, state.iteration, data.train_iters)
     config = state.config
-    return micro_batches(
+    batches = micro_batches(
         data.train,
         sampler,
         vocab_size=config.vocab_size,
         num_workers=config.options.num_workers,
         pin_memory=device.HAS_CUDA,
     )
+    if config.lora is None or not config.lora.dropout:
+        return batches
+    return numbered(batches, data.plan, state.layout.data_parallel_rank, state.iteration)

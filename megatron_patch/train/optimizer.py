@@ -10,12 +10,14 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, MegatronOptimizer
+from megatron.core.optimizer.optimizer_config import ParamKey
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -54,12 +56,24 @@ def build_optimizer(config: TrainConfig, model: DistributedDataParallel) -> Chai
     With ZeRO in bf16, the fp32 weights are kept as the bf16 weights and the 16 bits that these lack. core's other
     optimizer keeps whole fp32 weights, because it saves them by itself.
     """
-    optimizer = get_megatron_optimizer(optimizer_config(config), [model])
+    core = optimizer_config(config)
+    optimizer = get_megatron_optimizer(core, [model], _with_faster_b(config, core))
     inner = single(optimizer)
     inner.optimizer.model_copies = _model_copies(inner)
     if isinstance(inner, DistributedOptimizer):
         inner.optimizer.split_parameters()
     return optimizer
+
+
+def _with_faster_b(config: TrainConfig, core: OptimizerConfig) -> dict[ParamKey, Any] | None:
+    """core's rules for its parameter groups, and LoRA+'s group of every adapter's B; None for core's alone."""
+    ratio = config.options.lora_plus_ratio
+    if config.lora is None or ratio == 1:
+        return None
+    # Schedules read the two rates. By the factor the group is found again in a checkpoint, in versions that do not
+    # compare rates.
+    faster = {"max_lr": config.lr * ratio, "min_lr": config.min_lr * ratio, "lr_mult": ratio}
+    return {**get_standard_config_overrides(core), ParamKey(name="*.lora_b"): faster}
 
 
 def weights_were_loaded(optimizer: ChainedOptimizer) -> None:

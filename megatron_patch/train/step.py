@@ -61,6 +61,7 @@ def forward_step(where: torch.device) -> Callable[[Iterator[Batch], Any], tuple[
             labels=batch["labels"],
             position_ids=batch.get("position_ids"),
             segment_ids=batch.get("segment_ids"),
+            samples=batch.get("samples"),
         )
 
         def summed(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -178,7 +179,7 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepResult:
     if not state.model.training:  # `train()` visits every module while the device waits, so only after an evaluation
         state.model.train()
     if not state.steps_here:
-        cast_weights(state.fused)  # those that were loaded
+        cast_weights(state.model.parameters())  # those that were loaded; a frozen one stays as it is
     optim.begin_step(state.optimizer, state.model, state.fused)
     state.loss_scale.copy_(optim.loss_scale(state.optimizer))
     if state.graphs is None:

@@ -118,7 +118,10 @@ def digest(state: TrainState) -> dict[str, str]:
     inner = state.optimizer.chained_optimizers[0].optimizer
     for number, (_, values) in enumerate(inner.state.items()):
         found |= {f"{number}.{name}": value for name, value in values.items() if isinstance(value, torch.Tensor)}
-    return {name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest() for name, value in found.items()}
+    return {
+        name: hashlib.sha256(value.detach().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, value in found.items()
+    }
 
 
 def root_of(config: TrainConfig) -> Path:

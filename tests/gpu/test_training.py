@@ -37,15 +37,19 @@ def console(output):
     return log.read_text()
 
 
+DROPS = ("--lora-rank", 8, "--lora-dropout", 0.2, "--lora-plus-ratio", 4)
+
+
+@pytest.mark.parametrize("flags", [(), DROPS], ids=["all weights", "LoRA with dropout"])
 @pytest.mark.parametrize("precision", ["bf16", FP8])
-def test_graphs_change_no_digit(tmp_path, precision):
+def test_graphs_change_no_digit(tmp_path, precision, flags):
     """Graphs launch the same kernels as Python does, so no digit changes.
 
     Attention is unfused: flash-attn's backward adds up in the order in which its blocks happen to end.
     """
     unfused = {"PR": precision, "FL": "false", "AC": "none"}
-    graphs = tiny(tmp_path / "graphs", "--pair-micro-batches", "false", **unfused)
-    assert graphs == tiny(tmp_path / "launched", "--cuda-graphs", "false", **unfused)
+    graphs = tiny(tmp_path / "graphs", "--pair-micro-batches", "false", *flags, **unfused)
+    assert graphs == tiny(tmp_path / "launched", "--cuda-graphs", "false", *flags, **unfused)
 
 
 def test_graphs_of_fused_attention_learn_the_same(tmp_path):

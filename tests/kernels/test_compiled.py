@@ -22,6 +22,7 @@ from megatron_patch.kernels.adamw import adamw_step_, grad_norm_squared
 from megatron_patch.kernels.cache_write import write_blocks
 from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.decode_attention import Reading, decode_attention
+from megatron_patch.kernels.dropout import Draws, kept
 from megatron_patch.kernels.embedding import embedding
 from megatron_patch.kernels.fp8 import E4M3, E5M2, cast, note_largest_numbers
 from megatron_patch.kernels.lora import Blocks, add_b_gradient, expand_, shrink, shrink_gradient
@@ -122,6 +123,7 @@ def compile_all(dtype: torch.dtype) -> None:
         expand_(wide, narrow, b, blocks, "triton")
         add_b_gradient(torch.zeros(b.shape), wide, narrow, blocks, implementation="triton")
         shrink(new(S, width).detach(), new(blocks.count * 16, width).detach(), 2.0, "triton")
+    kept(S, H, torch.zeros(1, dtype=torch.int64), Draws(1234, 1, 0.1), implementation="triton")
     dequantize(quantize(new(64, H).detach()), new(64, H).detach(), implementation="triton")
     assert set(compiled) == all_kernels(), set(compiled) ^ all_kernels()
 

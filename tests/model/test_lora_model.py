@@ -18,6 +18,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import InMemory
 from megatron_patch.formats.peft_adapter import LoraConfig, layer_module
 from megatron_patch.formats.peft_tensors import Adapter, Pair
+from megatron_patch.kernels.dropout import kept
 from megatron_patch.model.build import build_model, choose_backend
 from megatron_patch.model.lora import adapters
 from megatron_patch.plan.lora import adapter_parameters, target_shapes, trained_parameters
@@ -54,6 +55,21 @@ def test_as_start_within_their_bound_and_bs_are_zero(alone):
         assert not module.lora_b.any() and 0.9 * bound < module.lora_a.abs().max() <= bound * 1.01
     first = next(module for _, module in adapters(model) if "q_proj" in module.targets)
     assert not torch.equal(first.a_of("q_proj"), first.a_of("k_proj"))
+
+
+def test_dropout_is_of_adapters_inputs_in_training_alone(alone):
+    config = tiny_config(precision="fp32", options=Options(lora_rank=4, lora_dropout=0.25, lora_targets="down_proj"))
+    model = build_model(config, alone, choose_backend(config, alone)[0]).module
+    _, layer = list(adapters(model))[1]
+    layer.lora_b.data.normal_()
+    x, layer.samples = torch.randn(5, 2, layer.weight.size(1)), torch.arange(2)
+    mask = kept(5, x.size(-1), layer.samples, layer.draws).double()
+    assert layer.draws.seed == config.options.seed and 0.7 < mask.mean() < 0.8
+    base, a, b = (matrix.detach().double() for matrix in (layer.weight, layer.lora_a, layer.lora_b))
+    for training, adapted in ((True, x * mask / 0.75), (False, x.double())):
+        layer.train(training)
+        wanted = x.double() @ base.t() + 2 * adapted @ a.t() @ b.t()
+        assert (layer(x)[0] - wanted).norm() < 1e-6 * wanted.norm()
 
 
 def test_an_adapter_fits_the_run(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_patch.formats.peft_adapter import LoraConfig
@@ -79,3 +81,11 @@ def test_lora_of_7b_fits_into_a_card_of_24_gb():
     assert stage.gradients == 4 * trained and stage.optimizer == 10 * trained
     assert stage.weights == 2 * (LLAMA_SIZES["llama2-7b"].parameter_count() + trained)
     assert stage.total < 18 * 2**30 < memory_of_stages(RunShape(**fields))[0].total
+    (fp8,) = memory_of_stages(RunShape(**{**fields, "precision": "fp8"}, lora=LoraConfig(16, 32)))
+    linear = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    assert fp8.weights == stage.weights + 2 * linear, "two copies of 8 bits"
+    kept = replace(run, recompute="none")
+    drops = replace(kept, lora=LoraConfig(16, 32, dropout=0.1))
+    more = memory_of_stages(drops)[0].activations - memory_of_stages(kept)[0].activations
+    assert more == 32 * 2048 * (3 * 4096 + 11008 + 2 * 4096), "masks of a byte, and the context as the adapter reads it"
+    assert (fp8.gradients, fp8.optimizer, fp8.activations) == (stage.gradients, stage.optimizer, stage.activations)

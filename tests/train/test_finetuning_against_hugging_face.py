@@ -47,15 +47,19 @@ def reference() -> list[Step]:
 
 
 def steps_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[Step]:
-    """The run's steps of what `optimizer` trains: order of samples, rate, clipping and loss as ours."""
+    """The run's steps of what `optimizer` trains: order of samples, rate, clipping and loss as ours.
+
+    A group keeps the ratio that its rate has to LR.
+    """
+    ratios = [group["lr"] / LR for group in optimizer.param_groups]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     tokens, mask = rows()
     found: list[Step] = []
     for epoch in range(EPOCHS):
         order = torch.randperm(len(RECORDS), generator=torch.Generator().manual_seed(1234 + epoch))
         for batch in order.split(BATCH):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(len(found))
+            for group, ratio in zip(optimizer.param_groups, ratios):
+                group["lr"] = learning_rate(len(found)) * ratio
             logits = model(input_ids=tokens[batch, :-1]).logits
             losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[batch, 1:], reduction="none")
             loss = (losses * mask[batch, 1:]).sum() / mask[batch, 1:].sum()

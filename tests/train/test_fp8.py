@@ -22,8 +22,12 @@ from megatron_patch.core.fp8_weights import cast_weights, fp8_copy, keep_fp8_cop
 from megatron_patch.core.parallel import Layout
 from megatron_patch.core.patches import apply_patches
 from megatron_patch.core.weight_gradients import mark_stale
+from megatron_patch.kernels.lora import Blocks
 from megatron_patch.model.build import build_model, choose_backend
-from megatron_patch.model.fp8_linear import GRADIENTS, column_product
+from megatron_patch.model.fp8_linear import FP8, GRADIENTS, column_product
+from megatron_patch.model.frozen_linear import FrozenLinear
+from megatron_patch.model.frozen_products import Adapter, FrozenWeight
+from tests.faults import in_process
 from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, Step, convert, run_forked, train
 from tests.model.logits_worker import forward
 from tests.tiny import tiny_config
@@ -80,6 +84,34 @@ def test_a_layer_multiplies_rounded_numbers_and_adds_its_weight_s_gradient(monke
     assert (weight.main_grad - truth).norm() <= 1e-6 * truth.norm()
 
 
+def test_a_frozen_layer_multiplies_rounded_numbers_and_its_adapter_those_of_16_bits():
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator).bfloat16()  # noqa: E731
+    weight, a, b = (torch.nn.Parameter(draw(*shape)) for shape in ((48, 32), (4, 32), (48, 4)))
+    keep_fp8_copy(weight)
+    cast_weights([weight])
+    for matrix in (a, b):
+        matrix.main_grad = torch.full(matrix.shape, torch.nan)
+        mark_stale(matrix.main_grad)
+    x, dy, scale = draw(5, 3, 32).requires_grad_(), draw(5, 3, 48), 2.0
+    frozen = FrozenWeight(weight, FP8)
+    y = FrozenLinear.apply(x, a, b, frozen, Adapter(Blocks((48,), (0,), 4), scale), None, None)
+    y.backward(dy)
+    flat, flat_dy, a16, b16 = (one.detach().double() for one in (x.flatten(0, 1), dy.flatten(0, 1), a, b))
+    x8, dy8, w8 = rounded(flat, torch.float8_e4m3fn), rounded(flat_dy, GRADIENTS), rounded(weight.detach(), torch.float8_e4m3fn)
+    rows = slice(4, 9)  # as a product for which other ranks wait begins
+    frozen.product(frozen.part(frozen.prepared(flat.bfloat16()), rows), part := torch.empty(5, 48, dtype=torch.bfloat16))
+    wanted = {
+        "part": (part, x8[rows] @ w8.t()),
+        "y": (y.flatten(0, 1), x8 @ w8.t() + scale * flat @ a16.t() @ b16.t()),
+        "dx": (x.grad.flatten(0, 1), dy8 @ w8 + scale * flat_dy @ b16 @ a16),
+        "da": (a.main_grad, scale * (flat_dy @ b16).t() @ flat),
+        "db": (b.main_grad, scale * flat_dy.t() @ (flat @ a16.t())),
+    }
+    for name, (got, truth) in wanted.items():
+        assert (got.double() - truth).norm() <= 2.0**-7 * truth.norm(), name
+
+
 def learn_the_same(here: list[Step], wanted: list[Step], at_first: float) -> None:
     assert len(here) == 6
     assert here[0].loss == pytest.approx(wanted[0].loss, rel=at_first)
@@ -99,14 +131,18 @@ def test_recomputed_layers_and_those_left_in_bf16(alone):
     for name, changed in {
         "fp8": dict(precision="fp8"),
         "recomputed": dict(precision="fp8", recompute="full"),
+        "LoRA": dict(precision="fp8", options=Options(lora_rank=4)),
+        "LoRA, recomputed": dict(precision="fp8", recompute="full", options=Options(lora_rank=4)),
         "all but two left out": dict(precision="fp8", options=Options(fp8_layers=1)),
         "bf16": dict(precision="bf16"),
     }.items():
         results, state = two_steps(tiny_config(**changed), alone)
-        copies = [fp8_copy(weight) is not None for weight in state.fused]
+        copies = [fp8_copy(weight) is not None for weight in state.model.parameters()]
         found[name] = [(one.loss, one.grad_norm) for one in results], sum(copies)
     layers = tiny_config().model.num_layers
     assert found["recomputed"] == found["fp8"] and found["fp8"][1] == 4 * layers, "embedding and head are bf16"
+    assert found["LoRA, recomputed"] == found["LoRA"] and found["LoRA"][1] == 4 * layers
+    assert found["LoRA"][0][0][0] == found["fp8"][0][0][0], "B is zero"
     assert found["all but two left out"][1] == 4 * max(0, layers - 2) and found["bf16"][1] == 0
     assert found["fp8"][0] != found["bf16"][0]
     for (loss, norm), (loss16, norm16) in zip(found["fp8"][0], found["bf16"][0]):
@@ -171,6 +207,30 @@ def export(checkpoint: Path, target: Path, alone: Layout) -> Path:
     with torch.no_grad():
         torch.testing.assert_close(forward(ours, config, tokens), theirs.float()(tokens).logits, atol=1e-4, rtol=0)
     return target
+
+
+def test_lora_s_base_products_are_the_same_in_every_layout(emulated, tmp_path):
+    """Up to factors of parts of matrices. AC full multiplies in FP8 twice."""
+    flags, both = ("--lora-rank", 4), dict(RUN, LR="1e-2")
+    alone = train(PRETRAIN, tmp_path / "alone", *flags, **{**both, "AC": "full"})
+    here = train(PRETRAIN, tmp_path / "here", *flags, **{**both, "processes": 2, "TP": 2, "SP": "true"})
+    learn_the_same(here, alone, 1e-3)
+    assert here[-1].loss < here[0].loss
+
+
+@pytest.mark.parametrize("zero", [True, False], ids=["DO", "without DO"])
+def test_lora_goes_on_with_the_same_bits(zero, alone, tmp_path):
+    """With dropout, and with LoRA+, whose two groups of rates a checkpoint must tell apart."""
+    options = dict(lora_rank=4, lora_alpha=8.0, lora_dropout=0.2, lora_plus_ratio=4.0)
+    run = lambda name, **more: in_process.config_of(  # noqa: E731
+        tmp_path / name, precision="fp8", use_distributed_optimizer=zero, **options, **more
+    )
+    whole, _ = in_process.train(run("whole"), alone)
+    in_process.train(run("parts", exit_interval=4), alone)
+    parts, _ = in_process.train(run("parts"), alone)
+    assert whole.iteration == parts.iteration == 8 and parts.steps_here == 4
+    assert in_process.digest(parts) == in_process.digest(whole)
+    assert [group["lr"] for group in parts.optimizer.param_groups] == [group["lr"] for group in whole.optimizer.param_groups]
 
 
 def test_it_is_refused_where_there_are_no_fp8_tensor_cores(tmp_path, monkeypatch):
