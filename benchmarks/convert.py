@@ -47,10 +47,10 @@ _SHARD_BYTES = 5 * 10**9
 # imports.
 _CONVERTER = """
 import sys
-import megatron_patch.conversion.convert
-from megatron_patch.formats.progress import peak_memory
 from megatron_patch.cli.convert import main
 status = main(sys.argv[2:]) if sys.argv[2:] else 0
+import megatron_patch.conversion.convert
+from megatron_patch.formats.progress import peak_memory
 open(sys.argv[1], "w").write(str(peak_memory()))
 sys.exit(status)
 """

@@ -1,28 +1,33 @@
 """The same pre-training in bf16 and in fp8: a LLaMA of 110 million parameters on real text, same seed and order.
 
+    python benchmarks/fp8_learning.py --tokens 50e6 --json curves.json
     python benchmarks/fp8_learning.py --seconds 90 --json curves.json
 
 The text is what a Python installation holds: sources, headers and documents, each once. A vocabulary of 16,384 is
 learnt from a part of it, one file in fifty is held out, and the rest is one stream of tokens from which samples of
 1,024 are drawn in an order that the seed decides. Every run trains through the training loop's own step, in a process
-of its own. The first one is measured for a moment, and all runs get as many steps as it does in --seconds, at most
---tokens.
+of its own, as many steps as make --tokens. With --seconds the first one is measured for a moment, and all get as many
+as it does in that time, if these are fewer.
 
-Validation losses are computed in bf16, as PR fp8 does. It prints both curves' ends and the largest step between two
-training losses in a row (a spike would show there), and --json keeps the curves.
+Validation losses are computed in bf16, as PR fp8 does. It prints each of them with its distance from the first run's of
+the same step, and how far a training loss stands above those before it (a spike would show there). --json keeps the
+curves, of a run that is cut off too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
+import math
 import statistics
 import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,16 +44,19 @@ from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.model import fp8_linear
 from megatron_patch.train.evaluation import evaluate
 from megatron_patch.train.log import RunLog
+from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.setup import build_state
+from megatron_patch.train.state import StepResult, TrainState
 from megatron_patch.train.step import train_step
-from train import alone, start
+from children import alone
+from train import start
 
 ENDS = {".py", ".pyi", ".txt", ".rst", ".md", ".h", ".hpp", ".cuh", ".hxx", ".c", ".cpp", ".html", ".js", ".json"}
 VOCABULARY = 16384
 MODEL = LlamaConfig(12, 768, 2048, 12, 12, vocab_size=VOCABULARY, max_position_embeddings=1024)
-SMALL = LlamaConfig(2, 128, 256, 4, 4, vocab_size=VOCABULARY, max_position_embeddings=64)
+SMALL = LlamaConfig(3, 128, 256, 4, 4, vocab_size=VOCABULARY, max_position_embeddings=64)
 MICRO = {MODEL: 16, SMALL: 2}  # samples of a micro-batch; a step has four
-EVALUATIONS, HELD_OUT = 12, 8  # evaluations of a run, global batches of one
+EVALUATIONS, HELD_OUT, AT_END = 12, 4, 16  # evaluations of a run; global batches of one, and of what the report says
 # Precision, gradients' dtype (None: training's own), layers at either end in bf16, what is added to the seed.
 RUNS = {
     "bf16": ("bf16", None, 0, 0),
@@ -128,29 +136,96 @@ def tokens_of_step(model: LlamaConfig) -> int:
     return 4 * MICRO[model] * model.max_position_embeddings
 
 
-def learn(name: str, folder: Path, steps: int, measured: int, model: LlamaConfig) -> dict:
-    """Train, evaluate on the way, and return the curves; with `measured` only so many steps, and their seconds."""
+def measure(name: str, folder: Path, model: LlamaConfig) -> dict:
+    """The seconds of a step, for `--seconds`."""
+    known = []
+    with training(name, folder, 1000, model) as (_, step):
+        for _ in range(30 if model is MODEL else 6):
+            step()
+            known.append(time.perf_counter())
+    return {"step_seconds": median_of(known)}
+
+
+def learn(name: str, folder: Path, steps: int, model: LlamaConfig, others: list[dict], kept: Path | None) -> dict:
+    """Train and evaluate on the way; print each evaluation, and keep the curves, behind those of the `others`.
+
+    Returns:
+        The run: training losses and gradients' norms of each step, validation losses by step and at the end of more
+        batches, seconds, memory.
+    """
+    began = time.perf_counter()
+    run = {"name": name, "train": [], "valid": [], "tokens_per_step": tokens_of_step(model)}
+    with training(name, folder, steps, model) as (state, step):
+        known = []
+        for number in range(1, steps + 1):
+            result = step()
+            known.append(time.perf_counter())
+            run["train"].append((result.loss, result.grad_norm))
+            if number == 1:
+                write_choices(state.config)  # the runs after this one need not measure the same products
+            if number % max(1, steps // EVALUATIONS) and number != steps:
+                continue
+            run["valid"].append((number, held_out(state, folder, model, HELD_OUT)))
+            if number == steps:
+                run["end"] = held_out(state, folder, model, AT_END)
+            run |= {"step_seconds": median_of(known), "seconds": time.perf_counter() - began}
+            run["peak_gib"] = device.max_memory_allocated() / 2**30
+            keep(kept, [*others, run])
+            print(on_the_way(run, (others or [run])[0]), flush=True)
+    return run
+
+
+@contextlib.contextmanager
+def training(name: str, folder: Path, steps: int, model: LlamaConfig) -> Iterator[tuple[TrainState, Callable[[], StepResult]]]:
+    """The state of a run that begins, and what does its next step."""
     precision, kind, layers, other = RUNS[name]
     if kind is not None:
         fp8_linear.GRADIENTS = kind
-    config = config_of(precision, steps, layers, model)
+    config = replace(config_of(precision, steps, layers, model), output_path=str(folder))
     layout = start(config)
     parallel.seed_everything(config.options.seed + other)
     state = build_state(config, layout, RunLog(config, active=False), steps)
-    train, began = batches(folder / "train.bin", 1, model), time.perf_counter()
-    curve, valid, known = [], [], []
-    for step in range(1, (measured or steps) + 1):
+    train = batches(folder / "train.bin", 1, model)
+
+    def step() -> StepResult:
         result = train_step(state, train)
         state.scheduler.step(increment=1)
-        known.append(time.perf_counter())
-        curve.append((result.loss, result.grad_norm))
-        if not measured and (step % max(1, steps // EVALUATIONS) == 0 or step == steps):
-            sums = evaluate(state, batches(folder / "valid.bin", None, model), HELD_OUT).tolist()
-            valid.append((step, sums[0] / sums[1]))
-    seconds = statistics.median(after - before for before, after in zip(known[2:], known[3:]))
+        return result
+
+    yield state, step
     state.close()
-    return {"name": name, "train": curve, "valid": valid, "step_seconds": seconds, "tokens_per_step": tokens_of_step(model),
-            "seconds": time.perf_counter() - began, "peak_gib": device.max_memory_allocated() / 2**30}  # fmt: skip
+
+
+def held_out(state: TrainState, folder: Path, model: LlamaConfig, count: int) -> float:
+    """The mean loss over the first `count` global batches of what is held out."""
+    total, tokens = evaluate(state, batches(folder / "valid.bin", None, model), count).tolist()
+    return total / tokens
+
+
+def median_of(known: list[float]) -> float:
+    """The median seconds between two in a row of these times, without the first ones."""
+    later = known[min(2, len(known) - 2) :] if len(known) > 1 else [0.0, 0.0]
+    return statistics.median(after - before for before, after in zip(later, later[1:]))
+
+
+def keep(path: Path | None, runs: list[dict]) -> None:
+    """Write the curves, so that whoever cuts the program off has the old file or the new one."""
+    if path is not None:
+        beside = path.with_suffix(".new")
+        beside.write_text(json.dumps({"runs": runs}))
+        beside.replace(path)
+
+
+def on_the_way(run: dict, first: dict) -> str:
+    """One line about an evaluation."""
+    number, loss = run["valid"][-1]
+    reference = dict(map(tuple, first["valid"])).get(number, loss)
+    recent = statistics.fmean(loss for loss, _ in run["train"][-50:])
+    return (
+        f"  {run['name']:22} step {number:5}: validation {loss:.4f} ({loss / reference - 1:+.2%}), last 50 training losses "
+        f"{recent:.4f}, {run['tokens_per_step'] / run['step_seconds'] if run['step_seconds'] else 0:,.0f} tokens/s, "
+        f"{run['seconds']:.0f} s"
+    )
 
 
 def report(result: dict, first: dict) -> str:
@@ -159,7 +234,7 @@ def report(result: dict, first: dict) -> str:
     tail = losses[len(losses) // 10 :]
     smooth = [statistics.fmean(tail[at : at + 20]) for at in range(0, max(1, len(tail) - 20))]
     jump = max(loss - mean for loss, mean in zip(tail[20:], smooth)) if len(tail) > 20 else float("nan")
-    end, reference = result["valid"][-1][1], first["valid"][-1][1]
+    end, reference = result["end"], first["end"]
     rate = result["tokens_per_step"] / result["step_seconds"]
     return (
         f"{result['name']:22} validation {end:.4f} ({end / reference - 1:+.2%}), last 50 training losses "
@@ -170,11 +245,11 @@ def report(result: dict, first: dict) -> str:
 
 
 def main() -> None:
-    """Make the tokens, measure, train each run, print."""
+    """Make the tokens, train each run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=["bf16", "fp8"])
-    parser.add_argument("--seconds", type=float, default=90.0, help="of the first run's steps")
-    parser.add_argument("--tokens", type=float, default=60e6, help="at most so many in a run")
+    parser.add_argument("--tokens", type=float, default=50e6, help="of a run")
+    parser.add_argument("--seconds", type=float, help="at most so many of the first run's steps")
     parser.add_argument("--text", type=float, default=400e6, help="bytes of text, at most")
     parser.add_argument("--small", action="store_true", help="a model that a CPU can train, to try the program")
     parser.add_argument("--json", type=Path)
@@ -187,16 +262,16 @@ def main() -> None:
         print(
             f"{counts['train']:,} tokens of text, {counts['valid']:,} held out, {time.perf_counter() - began:.0f} s", flush=True
         )
-        step = alone(learn, options.runs[0], folder, 1000, 6 if options.small else 30, model)["step_seconds"]
         each = tokens_of_step(model)
-        steps = int(min(options.tokens / each, options.seconds / step))
+        steps = math.ceil(options.tokens / each)
+        if options.seconds:
+            steps = min(steps, int(options.seconds / alone(measure, options.runs[0], folder, model)["step_seconds"]))
         print(f"{steps} steps of {each:,} tokens, {steps * each / counts['train']:.2f} times the text", flush=True)
-        results = []
+        results: list[dict] = []
         for run in options.runs:
-            results.append(alone(learn, run, folder, steps, 0, model))
+            results.append(alone(learn, run, folder, steps, model, results, options.json))
             print(report(results[-1], results[0]), flush=True)
-            if options.json:
-                options.json.write_text(json.dumps({"counts": counts, "runs": results}))
+        print(f"{time.perf_counter() - began:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
+from children import end_with_me
 from megatron_patch.kernels import products
 from megatron_patch.kernels._cublaslt import Product, Scaling, Shape, version
 from megatron_patch.kernels._race import race
@@ -276,7 +277,8 @@ def supervise(group: str, seconds: float) -> list[dict]:
     until, rows, first, last = time.monotonic() + seconds, [], 0, ""
     while (left := until - time.monotonic()) > 0:
         command = [sys.executable, __file__, "--group", group, "--first", str(first), "--seconds", str(left)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        both = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, preexec_fn=end_with_me(), **both)
         overdue = threading.Timer(left + 10, process.kill)
         overdue.start()
         for line in process.stdout:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks.children import end_with_me
 from benchmarks.generation_speed import ANSWER, DEVICE, GO, MODEL, PROMPT, check, ours, timed, wait_for_turn
 
 
@@ -77,7 +78,13 @@ class Child:
         command = [sys.executable, "-u", __file__, "--part", name, "--batches", *map(str, batches)]
         self.name, self.ready = name, threading.Event()
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            preexec_fn=end_with_me(),
         )
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()

@@ -8,9 +8,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 
 import torch
 from megatron_patch.generate import tuning
@@ -26,6 +24,7 @@ from megatron_patch.kernels.decode_attention import Reading
 from megatron_patch.kernels.thin_products import Tiling
 from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig
 
+from benchmarks.children import pool
 from benchmarks.timing import kept_up, milliseconds
 
 PROMPT = ANSWER = 512
@@ -111,8 +110,8 @@ def compile_candidates(rows: int, index: int, count: int) -> float:
 def compile_all(batches: list[int]) -> None:
     """Triton keeps what these processes compile on disk."""
     each = max(1, _COMPILERS // len(batches))
-    with ProcessPoolExecutor(_COMPILERS, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(compile_candidates, rows, index, each) for rows in batches for index in range(each)]
+    with pool(_COMPILERS) as processes:
+        jobs = [processes.submit(compile_candidates, rows, index, each) for rows in batches for index in range(each)]
         print("# compiled in", " ".join(f"{job.result():.0f}" for job in jobs), "s", flush=True)
 
 

@@ -10,11 +10,17 @@ The other arguments are torchtitan's. torchtitan prints its tokens per second (t
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron_patch.processes.parents import end_with_parent
 
 VERSION = "0.2.2"
 _VOCABULARY = 32000
@@ -77,6 +83,7 @@ def _loader(dp_world_size: int, dp_rank: int, tokenizer: None, job_config) -> Ra
 
 def main() -> None:
     """Register the model, and train as torchtitan's own command does."""
+    end_with_parent(os.getppid())  # torchrun's workers outlive it otherwise
     flavor, arguments = sys.argv[1], sys.argv[2:]
     spec = get_train_spec()
     spec.model_args, spec.build_dataloader_fn = SIZES, _loader

@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from children import end_with_me
+
 FOLDER = Path(__file__).resolve().parent
 WARM_UP = 3
 
@@ -27,8 +29,9 @@ def torchtitan(size: str, gpus: int, sequence: int, global_batch: int, local_bat
             f"--training.global_batch_size={global_batch}", f"--job.dump_folder={output}",
         ]  # fmt: skip
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus))), "LOG_RANK": "0"}
+        kept = dict(capture_output=True, text=True, check=False)
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+            done = subprocess.run(command, env=environment, preexec_fn=end_with_me(), timeout=timeout, **kept)
         except subprocess.TimeoutExpired:
             return {"failed": f"nothing after {timeout:.0f} s"}
     said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)

@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 import psutil
 
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES
-from through_script import SHAPES, command_of, kill_tree, write_indexed
+from children import end_with_me, kill_tree
+from through_script import SHAPES, command_of, write_indexed
 
 EVERY = 4  # iterations from a save to the next
 
@@ -54,7 +55,8 @@ def measure(shape: dict, folder: Path, flags: list[str], echo: bool, timeout: fl
     """
     environment = {**os.environ, "PYTHON": sys.executable, "MAX_RESTARTS": "1", "GPUS_PER_NODE": str(shape["gpus"])}
     command = [*command_of({**shape, "save": EVERY}, folder, folder / "out"), *flags]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    both = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, env=environment, preexec_fn=end_with_me(), **both)
     assert process.stdout is not None
     overdue = threading.Timer(timeout, kill_tree, [process.pid])
     overdue.start()

@@ -29,6 +29,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from children import alone
+
 WAITING = 3  # iterations after a save that may wait for it
 WARM_UP = 6
 
@@ -151,15 +153,13 @@ def main() -> None:
     parser.add_argument("--saves", type=int, default=2)
     parser.add_argument("--ways", default="true,false", help="values of --async-save")
     arguments = parser.parse_args()
-    import train as speed
-
     from megatron_patch.arguments.processes import free_port
 
     os.environ.setdefault("MASTER_PORT", str(free_port()))
     for way in arguments.ways.split(","):
         base = tempfile.mkdtemp(dir=arguments.folder)
         try:
-            speed.alone(measure, arguments.shape, arguments.layers, base, arguments.steps, arguments.saves, way)
+            alone(measure, arguments.shape, arguments.layers, base, arguments.steps, arguments.saves, way)
         finally:
             shutil.rmtree(base, ignore_errors=True)
             gc.collect()

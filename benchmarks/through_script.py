@@ -23,7 +23,6 @@ PP, and prints the fastest of its micro-batches.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gzip
 import json
 import os
@@ -41,10 +40,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-import psutil
 
 from peers import best_of_torchtitan
-from train import alone, describe, product_rates
+from children import alone, end_with_me, kill_tree
+from train import describe, product_rates
 from megatron_patch.records.indexed import token_dtype, write_index
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES
 
@@ -164,19 +163,6 @@ def keep_trace(output: Path, to: Path) -> None:
         shutil.copyfileobj(read, written)
 
 
-def kill_tree(pid: int) -> None:
-    """End torchrun and its workers, which have sessions of their own. When it returns, their GPU memory is free."""
-    try:
-        root = psutil.Process(pid)
-        processes = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=60)
-
-
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
     """Run one shape and end it: tokens per second and GPU of each line, and what else its output says.
 
@@ -190,7 +176,8 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
         command = [*command_of(shape, folder, Path(output)), *(_PROFILED if options.traces else ())]
         if options.products and options.products.is_dir():
             shutil.copytree(options.products, Path(output) / "products")
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        both = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, env=environment, preexec_fn=end_with_me(), **both)
         overdue = threading.Timer(options.timeout, kill_tree, [process.pid])
         overdue.start()
         rates, losses, tail, memory, first, graphs = [], [], [], None, None, "?"

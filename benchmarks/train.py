@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +30,7 @@ from megatron_patch.llama.model_config import LLAMA_SIZES
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from megatron_patch.train.step import train_step
+from children import alone
 
 DATASHEET_TFLOPS = 989.0  # dense bf16 of the H100 and H200
 
@@ -78,20 +76,6 @@ def random_batches(config: TrainConfig, layout: parallel.Layout):
         mask = torch.ones(config.micro_batch_size, config.seq_length)
         batch = {"tokens": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous(), "loss_mask": mask}
         yield {key: value.to(layout.device) for key, value in batch.items()}
-
-
-def alone(function: Callable[..., dict | None], *arguments: object) -> dict | None:
-    """Call `function` in a new process. Only a process that ends gives all of a model's GPU memory back."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_and_leave, function, *arguments).result()
-
-
-def _and_leave(function: Callable[..., dict | None], *arguments: object) -> dict | None:
-    """Call `function`, and leave its process groups."""
-    try:
-        return function(*arguments)
-    finally:
-        parallel.stop()
 
 
 def start(config: TrainConfig) -> parallel.Layout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from megatron_patch.arguments.commands import after_conversion
 from megatron_patch.arguments.conversion import SCRIPT, Conversion, read
 from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.engine import choose_engine
+from megatron_patch.folders.layout import resolve_checkpoint
+from megatron_patch.formats.read_ahead import read_ahead
 from megatron_patch.language.sentences import counted, fill, in_language
+
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".distcp")
 
 
 def main(argv: list[str]) -> int:
@@ -59,7 +64,8 @@ def _what_is_there(target: Path, before: tuple[int, int] | None) -> str:
 
 
 def _run(job: Conversion, engine: str | None) -> None:
-    from megatron_patch.conversion.convert import convert
+    with read_ahead(_weights(job.source)):
+        from megatron_patch.conversion.convert import convert
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Through links, so that the disk whose room is measured is the one that is written.
@@ -74,6 +80,13 @@ def _run(job: Conversion, engine: str | None) -> None:
     print(fill(template, tensors, size, counted(summary.files, "file"), f"{summary.seconds:.1f}", rate, peak))
     print(fill("Written: {}", job.target))
     print(_next_step(job), flush=True)
+
+
+def _weights(source: Path) -> list[Path]:
+    """The files that a conversion reads first, as far as their names tell."""
+    with suppress(UserError):  # it is no Megatron checkpoint; who opens it says what is wrong, if anything is
+        source = resolve_checkpoint(source).folder
+    return sorted(path for path in source.rglob("*") if path.suffix in _WEIGHTS)
 
 
 def _next_step(job: Conversion) -> str:

@@ -11,6 +11,8 @@ recorded as one graph too.
 Where the ranks read each other's memory (`peer_memory.py`), each rank copies the others' parts, which takes nothing
 from that forward pass. No rank updates its part again before all have copied it: the norm of the next gradients waits
 for every rank's passes.
+
+Weights whose products are FP8 ones are gathered in FP8 (`fp8_gathers.py`), and in bf16 only for `finish`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucket as Bucket
 from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as BucketGroup
+from torch.distributed import ProcessGroup
 
+from megatron_patch.core.fp8_gathers import Fp8Gathers, pays
 from megatron_patch.core.fp8_weights import cast_weights
 from megatron_patch.core.peer_memory import Peers
 
@@ -33,22 +37,28 @@ class WeightGathers:
 
     Args:
         model: core's DDP around the model; its bucket groups are what is gathered.
+        ranks: those that share the weights.
         records: whether the gathers become a CUDA graph. The first time they are launched one by one, because NCCL sets
             up its communicator then; the second time they are recorded.
-        peers: the ranks that share the weights, if they read each other's memory.
+        peers: these ranks, if they read each other's memory.
 
     Attributes:
+        is_stale: whether a rank has others' parts of weights as they are now in FP8 alone.
         lazy: for CPUs, which have no streams. True: a group is gathered when someone waits for it, which is as late as
             a GPU may gather it. Tests set it, to find a module that does not wait. False: all are gathered at once.
     """
 
     lazy = False
 
-    def __init__(self, model: DistributedDataParallel, records: bool, peers: Peers | None = None) -> None:
+    def __init__(self, model: DistributedDataParallel, ranks: ProcessGroup, records: bool, peers: Peers | None = None) -> None:
         self.records, self.started, self.peers = records, 0, peers
         self.of_ranks: dict[Bucket, list[torch.Tensor]] = {} if peers is None else _bucket_views(model, peers)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.groups = list(reversed(model.bucket_groups))  # DDP's order is that of the backward pass
+        self.in_fp8 = [group for group in self.groups if all(map(pays, group.buckets))]
+        buckets = [bucket for group in self.in_fp8 for bucket in group.buckets]
+        self.fp8 = Fp8Gathers(buckets, ranks, self.of_ranks, peers) if buckets else None
+        self.is_stale = False
         self.pending: set[BucketGroup] = set()  # on CPUs: groups that are not gathered yet
         if device.HAS_CUDA:
             self.stream = torch.cuda.Stream()
@@ -66,12 +76,12 @@ class WeightGathers:
 
         Call it after the optimizer's step. The gathers wait for all that was launched on the current stream before.
         """
+        self.is_stale = self.fp8 is not None
         if not device.HAS_CUDA:
-            if self.peers is not None:
-                self.peers.meet()
+            self._begin()
             self.pending = set(self.groups)
             if not self.lazy:
-                self.finish()
+                self._wait(self.groups)
             return
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -88,14 +98,31 @@ class WeightGathers:
 
     def _launch(self) -> None:
         """Gather group after group on the current stream, and record each group's event."""
-        if self.peers is not None:
-            self.peers.meet()
+        self._begin()
         for group in self.groups:
             self._gather(group)
-            cast_weights(group.params)
             self.events[group].record()
 
+    def _begin(self) -> None:
+        """What comes before the first group."""
+        if self.fp8 is not None:
+            self.fp8.find()
+        if self.peers is not None:
+            self.peers.meet()
+        if self.fp8 is not None:
+            self.fp8.agree()
+
     def _gather(self, group: BucketGroup) -> None:
+        """A group's weights as products read them."""
+        if self.fp8 is not None and group in self.in_fp8:
+            for bucket in group.buckets:
+                self.fp8.gather(bucket)
+        else:
+            self._gather_whole(group)
+            cast_weights(group.params)
+
+    def _gather_whole(self, group: BucketGroup) -> None:
+        """A group's weights as they are."""
         if self.peers is None:
             group.start_param_sync()
             return
@@ -108,10 +135,19 @@ class WeightGathers:
     def close(self) -> None:
         """Let go of the graph, before NCCL's communicator, which it uses, is taken down, and of other ranks' memory."""
         self.graph, self.of_ranks = None, {}
+        if self.fp8 is not None:
+            self.fp8.close()
 
     def finish(self) -> None:
-        """Wait for all gathers. Afterwards any code may read the weights: a checkpoint, an evaluation."""
+        """Wait for all gathers, and gather in bf16 what only was in FP8; every rank calls this.
+
+        Afterwards any code may read the weights: a checkpoint, an evaluation.
+        """
         self._wait(self.groups)
+        if self.is_stale:
+            for group in self.in_fp8:
+                self._gather_whole(group)
+            self.is_stale = False
 
     def _waiter(self, groups: Iterable[BucketGroup]) -> Callable[..., None]:
         """A module's forward hook that waits for `groups`, in the order in which they are gathered."""
@@ -129,7 +165,6 @@ class WeightGathers:
                 if group in self.pending:
                     self.pending.remove(group)
                     self._gather(group)
-                    cast_weights(group.params)
             return
         for group in groups:
             self.events[group].wait()

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 
 BLOCK = 4096  # bytes; no disk has larger ones
-_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
+_DIRECT, _AT_ONCE = getattr(os, "O_DIRECT", 0), getattr(os, "RWF_NOWAIT", 0)  # Linux has them
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
 _NOT_RESERVED = (*_REFUSED, errno.ENOSYS, errno.EINTR)
 _of_thread = threading.local()
@@ -95,23 +95,41 @@ def reading_past_the_cache(size: int) -> Iterator[None]:
 
 
 def open_to_read(path: str | os.PathLike[str]) -> int:
-    """A descriptor, past the cache if this thread reads so."""
-    descriptor = os.open(path, os.O_RDONLY)
-    if hasattr(_of_thread, "buffer"):
-        go_past_the_cache(descriptor)
-    return descriptor
+    """A descriptor for `read_some`."""
+    return os.open(path, os.O_RDONLY)
 
 
 def read_some(descriptor: int, view: memoryview, position: int) -> int:
-    """Read an open file from byte `position` on into the beginning of `view`; returns how many bytes, 0 at the end."""
+    """Read an open file from byte `position` on into the beginning of `view`; returns how many bytes, 0 at the end.
+
+    A thread that reads past the cache takes from it what is there: a file that has just come, or was read ahead.
+    """
     buffer = getattr(_of_thread, "buffer", None)
-    if buffer is None or not goes_past_the_cache(descriptor):
+    if buffer is None:
         return os.preadv(descriptor, [view], position)
-    try:
-        return _read_blocks(descriptor, view, position, buffer)
-    except OSError as error:
-        go_through_the_cache(descriptor, error)
+    if not goes_past_the_cache(descriptor):
+        there = _from_the_cache(descriptor, view, position)
+        if there is not None:
+            return there
+        go_past_the_cache(descriptor)
+    if goes_past_the_cache(descriptor):
+        try:
+            return _read_blocks(descriptor, view, position, buffer)
+        except OSError as error:
+            go_through_the_cache(descriptor, error)
     return os.preadv(descriptor, [view], position)
+
+
+def _from_the_cache(descriptor: int, view: memoryview, position: int) -> int | None:
+    """As `read_some`, of what can be had without the disk; None where the first byte cannot."""
+    if not _AT_ONCE:
+        return None
+    try:
+        return os.preadv(descriptor, [view], position, _AT_ONCE)
+    except OSError as error:
+        if error.errno not in (*_REFUSED, errno.EAGAIN):
+            raise
+    return None
 
 
 def _read_blocks(descriptor: int, view: memoryview, position: int, buffer: memoryview) -> int:

@@ -43,11 +43,16 @@ class Cast(NamedTuple):
     scale: torch.Tensor
 
 
-def largest(x: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
-    """float32 [CELLS], whose maximum is that of |x|; x is contiguous. The host does not wait for the device."""
+def largest(x: torch.Tensor, *, out: torch.Tensor | None = None, implementation: str | None = None) -> torch.Tensor:
+    """float32 [CELLS], whose maximum is that of |x|; x is contiguous. The host does not wait for the device.
+
+    Args:
+        out: zeros to write instead of new memory.
+    """
     if not use_triton(implementation, x):
-        return x.detach().abs().amax().float().expand(CELLS)
-    cells = torch.zeros(CELLS, dtype=torch.float32, device=x.device)
+        most = x.detach().abs().amax().float()
+        return most.expand(CELLS) if out is None else out.copy_(most)
+    cells = torch.zeros(CELLS, dtype=torch.float32, device=x.device) if out is None else out
     if x.numel():
         programs = min(ceil_div(x.numel(), _BLOCK), 4 * multiprocessors(x.device))
         _largest_kernel[(programs,)](x, cells, x.numel(), ceil_div(x.numel(), programs * _BLOCK), CELLS, _BLOCK, num_warps=8)
@@ -92,6 +97,29 @@ def cast(
             x, cells, out.values, out.turned, out.scale, rows, width, LARGEST[dtype], CELLS, _ROWS, _COLUMNS, num_warps=_WARPS
         )
     return out
+
+
+def cast_part(x: torch.Tensor, cells: torch.Tensor, out: torch.Tensor, *, implementation: str | None = None) -> None:
+    """Cast some numbers x [n] of a matrix to `out` [n]; the matrix has the `largest` `cells`."""
+    if not use_triton(implementation, x):
+        out.copy_((x.float() * _factors(cells, out.dtype)[1]).to(out.dtype))
+    elif x.numel():
+        grid = (ceil_div(x.numel(), _BLOCK),)
+        _cast_part_kernel[grid](x, cells, out, x.numel(), LARGEST[out.dtype], CELLS, _BLOCK, num_warps=8)
+
+
+def complete(out: Cast, cells: torch.Tensor, *, implementation: str | None = None) -> None:
+    """Write transpose and scale of a cast whose `values` are there; its matrix has the `largest` `cells`."""
+    assert out.values is not None and out.turned is not None
+    if not use_triton(implementation, out.values):
+        out.turned.copy_(out.values.t())
+        out.scale.copy_(_factors(cells, out.values.dtype)[0])
+    elif out.values.numel():
+        rows, width = out.values.shape
+        grid = (ceil_div(rows, _ROWS), ceil_div(width, _COLUMNS))
+        values, turned = out.values.view(torch.uint8), out.turned.view(torch.uint8)
+        most = LARGEST[out.values.dtype]
+        _complete_kernel[grid](values, cells, turned, out.scale, rows, width, most, CELLS, _ROWS, _COLUMNS, num_warps=_WARPS)
 
 
 def note_largest_numbers(on: bool) -> None:
@@ -141,12 +169,18 @@ def room(x: torch.Tensor, dtype: torch.dtype, *, values: bool = True, turned: bo
     )
 
 
-def _cast_reference(x: torch.Tensor, dtype: torch.dtype, cells: torch.Tensor, out: Cast) -> None:
-    """`cast` in PyTorch, in float32."""
+def _factors(cells: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scale, its inverse) of a matrix with these `largest` cells; float32, 0-dimensional."""
     most = cells.amax()
     empty, limit = most == 0, torch.full_like(most, LARGEST[dtype])  # torch divides by a Python number less exactly
-    out.scale.copy_(torch.where(empty, 1.0, most / limit))
-    rounded = (x.float() * torch.where(empty, 1.0, limit / most)).to(dtype)
+    return torch.where(empty, 1.0, most / limit), torch.where(empty, 1.0, limit / most)
+
+
+def _cast_reference(x: torch.Tensor, dtype: torch.dtype, cells: torch.Tensor, out: Cast) -> None:
+    """`cast` in PyTorch, in float32."""
+    scale, factor = _factors(cells, dtype)
+    out.scale.copy_(scale)
+    rounded = (x.float() * factor).to(dtype)
     if out.values is not None:
         out.values.copy_(rounded)
     if out.turned is not None:
@@ -184,3 +218,28 @@ def _cast_kernel(
         turned = tl.trans(x.to(turned_ptr.dtype.element_ty))
         mask = (column < width)[:, None] & (row < rows)[None, :]
         tl.store(turned_ptr + column.to(tl.int64)[:, None] * rows + row[None, :], turned, mask=mask)
+
+
+@kernel
+def _cast_part_kernel(x_ptr, cells_ptr, out_ptr, count, LARGEST: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr):
+    most = tl.max(tl.load(cells_ptr + tl.arange(0, CELLS)), axis=0)
+    factor = tl.where(most == 0.0, 1.0, tl.div_rn(LARGEST, most))
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < count, other=0.0).to(tl.float32) * factor
+    tl.store(out_ptr + offsets, x.to(out_ptr.dtype.element_ty), mask=offsets < count)
+
+
+@kernel
+def _complete_kernel(
+    values_ptr, cells_ptr, turned_ptr, scale_ptr, rows, width,
+    LARGEST: tl.constexpr, CELLS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        most = tl.max(tl.load(cells_ptr + tl.arange(0, CELLS)), axis=0)
+        tl.store(scale_ptr, tl.where(most == 0.0, 1.0, tl.div_rn(most, LARGEST)))
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = (row < rows)[:, None] & (column < width)[None, :]
+    values = tl.load(values_ptr + row.to(tl.int64)[:, None] * width + column[None, :], mask=mask, other=0)
+    mask = (column < width)[:, None] & (row < rows)[None, :]
+    tl.store(turned_ptr + column.to(tl.int64)[:, None] * rows + row[None, :], tl.trans(values), mask=mask)

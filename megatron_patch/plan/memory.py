@@ -119,6 +119,12 @@ def trained_of_stage(run: RunShape, stage: int) -> int:
     return found + vocabulary * ((stage == 0) + (stage == stages - 1))
 
 
+def gathered_bytes(run: RunShape, stage: int) -> int:
+    """Bytes of those trained weights as data-parallel ranks gather them: in FP8 what is multiplied so."""
+    in_fp8 = _fp8_layers(run, stage) * _multiplied(run) if run.lora is None else 0
+    return BYTES[run.precision] * trained_of_stage(run, stage) - in_fp8
+
+
 def _multiplied(run: RunShape) -> int:
     """Parameters of one layer's matrices on one GPU."""
     model, tp, h = run.model, run.tensor_model_parallel_size, run.model.hidden_size

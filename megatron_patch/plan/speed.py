@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from megatron_patch.plan.memory import BYTES, RunShape, trained_of_stage
+from megatron_patch.plan.memory import BYTES, RunShape, gathered_bytes, trained_of_stage
 from megatron_patch.plan.rates import Rates
 
 # fp16's longer mantissas take more energy: an 8192³ product at the power limit is 4.3 % slower.
@@ -24,7 +24,9 @@ _FUSED, _UNFUSED = 0.535, 0.7
 _KERNELS = 0.78
 # Bytes a parameter that Adam and the gradients' norm read and write in 16 bits with fp32 state.
 _UPDATE = 32
-_CAST = 6  # the same of weights that are cast to FP8: read for the largest and for the cast, and written twice
+# The same of weights that are cast to FP8. A GPU that has them all reads them for the largest and for the cast, and
+# writes them twice. Under ZeRO it does so with its part, once, and turns what it has gathered.
+_CAST, _CAST_OWN, _CAST_GATHERED = 6, 5, 3
 # Seconds in which Python launches one layer, forward and backward, where no CUDA graph does: alone, as a pipeline's
 # stage and with tensor parallelism's collectives.
 _LAUNCHES, _LAUNCHES_OF_STAGES, _LAUNCHES_OF_TENSORS = 4.3e-3, 5.0e-3, 6.0e-3
@@ -213,8 +215,9 @@ def _replicas(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int) -> fl
     replicas = run.data_parallel_size
     if replicas == 1:
         return 0.0
-    passes = BYTES[run.precision] if run.use_distributed_optimizer else 4  # weights gathered, or sums handed back
-    sent = trained_of_stage(run, 0) * (4 + passes) * (replicas - 1) / replicas
+    parameters = trained_of_stage(run, 0)
+    back = gathered_bytes(run, 0) if run.use_distributed_optimizer else 4 * parameters  # weights, or sums handed back
+    sent = (4 * parameters + back) * (replicas - 1) / replicas
     # Replicas of one host send through all the host's network cards that stand for them.
     of_a_host = max(1, gpus_per_node // run.tensor_model_parallel_size)
     return sent / (rates.large if nodes == 1 else min(rates.large, of_a_host * _NETWORK))
@@ -222,5 +225,7 @@ def _replicas(run: RunShape, rates: Rates, gpus_per_node: int, nodes: int) -> fl
 
 def _optimizer(run: RunShape, rates: Rates) -> float:
     owners = run.data_parallel_size if run.use_distributed_optimizer else 1
-    cast = _CAST if run.precision == "fp8" else 0
+    cast = 0.0
+    if run.precision == "fp8":
+        cast = _CAST if owners == 1 else _CAST_OWN / owners + _CAST_GATHERED
     return trained_of_stage(run, 0) * (_UPDATE / owners + cast) / rates.memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_patch.plan.memory import BYTES, RunShape, trained_of_stage
+from megatron_patch.plan.memory import BYTES, RunShape, gathered_bytes, trained_of_stage
 
 # Of one layer and micro-batch under sequence parallelism: gathers of the sequence forward, for the input's gradient and
 # for the weights' gradients; and sums that are split over the ranks. Two products of a layer communicate in each pass.
@@ -30,7 +30,8 @@ class Traffic:
 
 def traffic(run: RunShape) -> Traffic:
     """Of the fullest stage, the last one: rings send (n − 1) / n of what is gathered or reduced."""
-    parameters = trained_of_stage(run, run.pipeline_model_parallel_size - 1)
+    stage = run.pipeline_model_parallel_size - 1
+    parameters = trained_of_stage(run, stage)
     replicas, tp, width = run.data_parallel_size, run.tensor_model_parallel_size, BYTES[run.precision]
     ring = (replicas - 1) / replicas
     rows = run.micro_batch_size * run.sample_length * run.micro_batches
@@ -43,7 +44,7 @@ def traffic(run: RunShape) -> Traffic:
         between = int(rows * run.model.hidden_size * width / (tp if run.sequence_parallel else 1))
     return Traffic(
         gradients=int(parameters * 4 * ring * (1 if run.use_distributed_optimizer else 2)),
-        weights=int(parameters * width * ring) if run.use_distributed_optimizer else 0,
+        weights=int(gathered_bytes(run, stage) * ring) if run.use_distributed_optimizer else 0,
         tensor=inside,
         pipeline=between,
     )

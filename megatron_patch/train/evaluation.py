@@ -73,6 +73,8 @@ def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> torch.T
 
     Zeros on every pipeline stage but the last.
     """
+    if state.gathers is not None:
+        state.gathers.finish()  # products of an evaluation are bf16 ones
     state.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=state.layout.device)
     # Products are not measured here. Where training runs pairs, single micro-batches occur in evaluations only, and

@@ -171,7 +171,8 @@ def weight_gathers(optimizer: ChainedOptimizer, model: DistributedDataParallel, 
     inner = single(optimizer)
     if not isinstance(inner, DistributedOptimizer) or inner.data_parallel_group.size() == 1:
         return None
-    return WeightGathers(model, records, peers_of(inner.data_parallel_group))
+    ranks = inner.data_parallel_group
+    return WeightGathers(model, ranks, records, peers_of(ranks))
 
 
 def gradient_reductions(optimizer: ChainedOptimizer, model: DistributedDataParallel) -> GradientReductions | None:

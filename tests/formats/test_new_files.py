@@ -48,8 +48,26 @@ def refusing(name: str):
     return refuse
 
 
-@pytest.fixture(params=["past the cache", "not taken", "refused later"])
+def in_parts():
+    """`os.preadv` where the cache has every other block of a file."""
+    call = os.preadv
+
+    def read(descriptor, buffers, position, flags=0):
+        if not flags:
+            return call(descriptor, buffers, position)
+        if position // BLOCK % 2:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return call(descriptor, [memoryview(buffers[0])[: BLOCK - position % BLOCK]], position)
+
+    return read
+
+
+@pytest.fixture(params=["past the cache", "not taken", "refused later", "in the cache in parts"])
 def file_system(request, monkeypatch):
+    if request.param == "in the cache in parts":
+        monkeypatch.setattr(os, "preadv", in_parts())
+    else:
+        monkeypatch.setattr(past_cache, "_AT_ONCE", 0)
     if request.param == "not taken":
         for module in (past_cache, new_files):
             monkeypatch.setattr(module, "go_past_the_cache", lambda descriptor: False)

@@ -248,6 +248,14 @@ def test_two_gpus_go_on_with_the_same_bits(tmp_path, gpus, layout):
     go_on_with_the_same_bits(2, tmp_path, gpus, layout)
 
 
+@two_gpus
+@NO_FP8
+@pytest.mark.parametrize("copies", ["true", "false"])
+def test_two_gpus_go_on_with_the_same_bits_in_fp8(tmp_path, gpus, copies):
+    """Weights that were gathered in FP8 are those that are cast after a checkpoint was read."""
+    go_on_with_the_same_bits(2, tmp_path, gpus, dict(PR="fp8"), "--peer-copies", copies)
+
+
 @four_gpus
 @pytest.mark.parametrize("name", [name for name in FOUR if "TP4" not in name])  # the tiny model has two KV groups only
 def test_four_gpus_go_on_with_the_same_bits(tmp_path, gpus, name):
@@ -255,9 +263,9 @@ def test_four_gpus_go_on_with_the_same_bits(tmp_path, gpus, name):
     go_on_with_the_same_bits(4, tmp_path, gpus, layout)
 
 
-def go_on_with_the_same_bits(number, tmp_path, gpus, layout):
+def go_on_with_the_same_bits(number, tmp_path, gpus, layout, *flags):
     gpus(number)
-    unfused, evaluating = dict(FL="false", AC="none", **layout), ("--eval-interval", 3, "--eval-iters", 1)
+    unfused, evaluating = dict(FL="false", AC="none", **layout), (*flags, "--eval-interval", 3, "--eval-iters", 1)
     whole = tiny(tmp_path / "whole", *evaluating, **unfused)
     first = tiny(tmp_path / "parts", *evaluating, "--exit-interval", 5, **unfused)
     assert len(whole) == 10 and first == whole[:5]

@@ -2,7 +2,20 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_patch.kernels.fp8 import E4M3, E5M2, LARGEST, cast, largest, note_largest_numbers, noted_largest, numbers
+from megatron_patch.kernels.fp8 import (
+    CELLS,
+    E4M3,
+    E5M2,
+    LARGEST,
+    cast,
+    cast_part,
+    complete,
+    largest,
+    note_largest_numbers,
+    noted_largest,
+    numbers,
+    room,
+)
 from megatron_patch.kernels.products import scaled_matmul
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
 from megatron_patch.kernels.rope import rope_qkv, rope_tables
@@ -54,6 +67,22 @@ def test_parts_and_what_is_known(draw, implementation):
         assert torch.equal(numbers(part), numbers(whole))
     twice = cast(2 * x, E4M3, out=whole, implementation=implementation)
     assert twice is whole and torch.equal(numbers(whole), 2 * numbers(part)), "written again in place"
+
+
+@pytest.mark.parametrize("shape, cut", [((7, 300), 1000), ((200, 130), 3), ((16, 16), 256)])
+def test_ranks_cast_their_parts_of_a_matrix_as_one_casts_it(draw, implementation, shape, cut):
+    """Bit for bit: each finds the largest number of its part, casts it by the larger one, and turns the whole."""
+    x = draw(torch.bfloat16, *shape, requires_grad=False)
+    wanted, made = cast(x, E4M3, implementation=implementation), room(x, E4M3)
+    sides = [slice(0, cut), slice(cut, x.numel())] if cut < x.numel() else [slice(0, cut)]
+    cells = torch.zeros(len(sides), CELLS, device=x.device)
+    for side, out in zip(sides, cells):
+        largest(x.view(-1)[side], out=out, implementation=implementation)
+    for side in sides:
+        cast_part(x.view(-1)[side], cells.amax(0), made.values.view(-1)[side], implementation=implementation)
+    complete(made, cells.amax(0), implementation=implementation)
+    for one, other in zip(made, wanted, strict=True):
+        assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def test_zeros_and_what_is_not_finite(implementation, device):

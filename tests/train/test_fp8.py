@@ -7,31 +7,33 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, load
+from transformers import AutoModelForCausalLM
 
 from megatron_patch.arguments.gpus import EMULATION, Driver, fp8_finding
+from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.config import Options
 from megatron_patch.core.fp8_weights import cast_weights, fp8_copy, keep_fp8_copy
+from megatron_patch.core.parallel import Layout
+from megatron_patch.core.patches import apply_patches
 from megatron_patch.core.weight_gradients import mark_stale
+from megatron_patch.model.build import build_model, choose_backend
 from megatron_patch.model.fp8_linear import GRADIENTS, column_product
-from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, convert, run_forked, train
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, Step, convert, run_forked, train
+from tests.model.logits_worker import forward
 from tests.tiny import tiny_config
 from tests.train.passes_worker import two_steps
 from tests.train.test_other_settings import folder
 
-RUN = dict(MODEL_SIZE="tiny", DATASET_PATH=GOLDEN / "data" / "corpus_text_document", PR="fp8", FL="true",
-           TRAIN_TOKENS=6 * 4 * 32, WARMUP_TOKENS=4 * 32)  # fmt: skip
-LAYOUTS = {  # PP draws other initial weights: test_graphs.py compares its passes
-    # The same micro-batches, and so the same rounding, until a sum in another order has rounded a weight otherwise.
-    "DP2 with DO": (dict(processes=2, DO="true"), 1e-6),
-    # Each rank's part of a matrix has a factor of its own.
-    "TP2": (dict(processes=2, TP=2), 1e-3),
-    "TP2 with SP": (dict(processes=2, TP=2, SP="true"), 1e-3),
-}
+RUN = dict(MODEL_SIZE="tiny", DATASET_PATH=GOLDEN / "data" / "corpus_text_document", PR="fp8", FL="true", DO="true",
+           TRAIN_TOKENS=6 * 4 * 32, WARMUP_TOKENS=4 * 32, SAVE_INTERVAL=3)  # fmt: skip
+# PP draws other initial weights: test_graphs.py compares its passes.
+LAYOUTS = {"TP2": dict(TP=2), "TP2 with SP": dict(TP=2, SP="true")}
 
 
 @pytest.fixture
@@ -41,10 +43,10 @@ def emulated(monkeypatch):
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    """The steps of a run in one process."""
+    """A run in one process: where it lies, and its steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(EMULATION, "1")
-        return train(PRETRAIN, tmp_path_factory.mktemp("one"), **RUN)
+        return (output := tmp_path_factory.mktemp("one")), train(PRETRAIN, output, **RUN)
 
 
 def rounded(x: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
@@ -78,14 +80,17 @@ def test_a_layer_multiplies_rounded_numbers_and_adds_its_weight_s_gradient(monke
     assert (weight.main_grad - truth).norm() <= 1e-6 * truth.norm()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_learn_the_same(layout, emulated, one_process, tmp_path):
-    changed, at_first = LAYOUTS[layout]
-    here, wanted = train(PRETRAIN, tmp_path, **RUN, **changed), one_process
+def learn_the_same(here: list[Step], wanted: list[Step], at_first: float) -> None:
     assert len(here) == 6
     assert here[0].loss == pytest.approx(wanted[0].loss, rel=at_first)
     assert here[0].grad_norm == pytest.approx(wanted[0].grad_norm, rel=10 * at_first)
     assert [step.loss for step in here] == pytest.approx([step.loss for step in wanted], rel=5e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts_learn_the_same(layout, emulated, one_process, tmp_path):
+    """Each rank's part of a matrix has a factor of its own."""
+    learn_the_same(train(PRETRAIN, tmp_path, processes=2, **RUN, **layout), one_process[1], 1e-3)
 
 
 def test_recomputed_layers_and_those_left_in_bf16(alone):
@@ -108,27 +113,64 @@ def test_recomputed_layers_and_those_left_in_bf16(alone):
         assert loss == pytest.approx(loss16, rel=2e-3) and norm == pytest.approx(norm16, rel=5e-2)
 
 
-def test_a_stop_changes_no_bit_and_bf16_reads_the_checkpoint(emulated, tmp_path):
-    both = dict(RUN, DO="true")
-    whole = train(PRETRAIN, tmp_path / "whole", processes=2, **both)
-    first = train(PRETRAIN, tmp_path / "parts", "--exit-interval", 3, processes=2, **both)
-    assert first + train(PRETRAIN, tmp_path / "parts", processes=2, **both)[3:] == whole
-    # The other precision goes on from the same files, either way.
+def test_a_stop_changes_no_bit(emulated, one_process, tmp_path):
+    """And replicas learn what one learns, with weights that they gather in FP8 and save in bf16."""
+    whole = train(PRETRAIN, tmp_path / "whole", processes=2, **RUN)
+    first = train(PRETRAIN, tmp_path / "parts", "--exit-interval", 3, processes=2, **RUN)
+    assert first + train(PRETRAIN, tmp_path / "parts", processes=2, **RUN)[3:] == whole
+    has_whole_weights(folder(tmp_path / "whole") / "iter_0000003")
+    # The same micro-batches, and so the same rounding, until a sum in another order has rounded a weight otherwise.
+    learn_the_same(whole, one_process[1], 1e-6)
+
+
+def has_whole_weights(checkpoint: Path) -> None:
+    """The bf16 weights are the optimizer's, also where another rank than the one that wrote them has updated them."""
+    entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    before = "optimizer.state.param."
+    state = {key: torch.empty(entry.size) for key, entry in entries.items() if key.startswith(before)}
+    state |= {key.removeprefix(before): torch.empty(one.shape, dtype=torch.bfloat16) for key, one in state.items()}
+    load(state, storage_reader=FileSystemReader(checkpoint), no_dist=True)
+    compared = [key for key in state if before + key in state]
+    assert len(compared) >= 6
+    for key in compared:
+        torch.testing.assert_close(state[key].float(), state[before + key], rtol=2.0**-8, atol=0.0)
+
+
+def test_bf16_and_fp8_go_on_from_each_other_and_from_what_is_exported(emulated, one_process, tmp_path, alone):
+    output, begun = one_process
+    kinds = {}
     for before, after in (("fp8", "bf16"), ("bf16", "fp8")):
-        parts = tmp_path / before
-        begun = train(PRETRAIN, parts, "--exit-interval", 3, **{**both, "PR": before})
-        saved = folder(parts, f"pr-{before}") / "iter_0000003"
-        gone_on = train(PRETRAIN, parts, "--resume-from", saved, **{**both, "PR": after})
-        assert gone_on[:3] == begun and [one.loss for one in gone_on[3:]] == pytest.approx(
-            [one.loss for one in whole[3:]], rel=1e-2
-        )
+        start = {}
+        if before == "bf16":
+            exported = export(saved, tmp_path / "hf", alone)  # noqa: F821
+            start = dict(MODEL_SIZE="auto", PRETRAIN_CHECKPOINT_PATH=convert(exported, tmp_path / "model"), PR=before)
+            output, learnt = tmp_path, begun
+            begun = train(PRETRAIN, output, **{**RUN, **start})
+            assert begun[0].loss < learnt[0].loss - 0.01, "bf16 begins with what three steps in FP8 have learnt"
+        saved = folder(output, f"pr-{before}") / "iter_0000003"
+        gone_on = train(PRETRAIN, tmp_path / after, "--resume-from", saved, **{**RUN, **start, "PR": after})
+        assert [one.loss for one in gone_on] == pytest.approx([one.loss for one in begun[3:]], rel=1e-2)
         entries = FileSystemReader(saved).read_metadata().state_dict_metadata
-        kinds = {
+        kinds[before] = {
             name: (str(getattr(entry, "size", "")), str(getattr(entry, "properties", ""))) for name, entry in entries.items()
         }
-        if before == "fp8":
-            of_fp8 = kinds
-    assert of_fp8 == kinds and "float8" not in str(kinds)
+    assert kinds["fp8"] == kinds["bf16"] and "float8" not in str(kinds)
+
+
+def export(checkpoint: Path, target: Path, alone: Layout) -> Path:
+    """Convert to Hugging Face: bf16 weights, with which transformers computes what the checkpoint's weights give."""
+    convert(checkpoint, target, back=True)
+    theirs = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
+    assert {weight.dtype for weight in theirs.parameters()} == {torch.bfloat16}
+    tokens = torch.randint(0, 2048, (2, 48), generator=torch.Generator().manual_seed(1))
+    options = dict(use_distributed_optimizer=False, precision="fp32", micro_batch_size=2, global_batch_size=2, seq_length=48)
+    config = tiny_config(**options)
+    apply_patches()
+    ours = build_model(config, alone, choose_backend(config, alone)[0])
+    load_weights(checkpoint, ours)
+    with torch.no_grad():
+        torch.testing.assert_close(forward(ours, config, tokens), theirs.float()(tokens).logits, atol=1e-4, rtol=0)
+    return target
 
 
 def test_it_is_refused_where_there_are_no_fp8_tensor_cores(tmp_path, monkeypatch):

@@ -61,16 +61,23 @@ _LAYOUTS = {
     "TP2 PP2 with SP": (4, {**TP2, **PP2, **SP}),
 }
 # Where ranks may read each other's memory: sequences are split, or ZeRO shares what is updated.
-_COPIES = ("DP2 with DO", "TP2 DP2 with SP", "TP2 PP2 with SP")
+_COPIES = {
+    "TP2 DP2 with SP": _LAYOUTS["TP2 DP2 with SP"],
+    "TP2 PP2 with SP": _LAYOUTS["TP2 PP2 with SP"],
+    "TP2 DP2 in FP8": (4, {**TP2, "precision": "fp8"}),
+}
 
 
 @pytest.mark.parametrize(
-    "name, way",
-    [*((name, "collectives") for name in _LAYOUTS), *((name, "copies") for name in _COPIES)],
+    "processes, layout, way",
+    [
+        pytest.param(*layout, way, id=f"{name}-{way}")
+        for way, layouts in (("collectives", _LAYOUTS), ("copies", _COPIES))
+        for name, layout in layouts.items()
+    ],
 )
-def test_passes_of_several_processes_equal_core_s_schedule(name, way):
+def test_passes_of_several_processes_equal_core_s_schedule(processes, layout, way):
     """core runs single micro-batches; passes take pairs without a pipeline, and the last one reduces gradients."""
-    processes, layout = _LAYOUTS[name]
     run_ranks("tests.train.passes_worker", json.dumps(layout), way, count=processes)
 
 
