@@ -57,7 +57,11 @@ _LONG = (
     "scripts/",
 )
 # What takes long and has a faster kin in the suite, by parts of its name; `make soak` runs it.
-_SOAK = ("test_losses_after_a_stop_are_the_same_bits[TP2 PP2]",)
+_SOAK = (
+    "test_losses_after_a_stop_are_the_same_bits[TP2 PP2]",
+    "test_kernels_compile_for_hopper[float16]",
+    *(f"test_twenty_steps_agree[{layout}-hf_mha]" for layout in ("TP2", "TP2 with SP", "TP2 PP2 with DO and SP")),
+)
 
 
 @pytest.hookimpl(trylast=True)

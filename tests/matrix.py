@@ -102,7 +102,7 @@ def run(corner: Corner, interpreter: str) -> tuple[str, bool]:
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, f"torch=={corner.torch}"], check=True)
     subprocess.run([*pip, f"torch=={corner.torch}", f"megatron-core=={corner.core}", "-e", ".[test]"], cwd=ROOT, check=True)
-    log, started = corner.folder.with_suffix(".log"), time.monotonic()
+    log, started = corner.folder.parent / f"{corner.folder.name}.log", time.monotonic()
     with open(log, "w", encoding="utf-8") as stream:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         words = [python, "-m", "pytest", "-p", "no:cacheprovider", *CORE]

@@ -20,7 +20,7 @@ from tests.faults.survival import tensors
 from tests.launching import PRETRAIN, PRETRAIN_ARGUMENTS, scalars, train
 from tests.pai.nodes import Node, finish, nodes
 
-pytestmark = pytest.mark.skipif("SOAK" not in os.environ, reason="two minutes of two nodes; make soak runs it")
+pytestmark = pytest.mark.skipif("SOAK" not in os.environ, reason="half a minute of two nodes; make soak runs it")
 ITERATIONS = 6
 # Under ZeRO each rank keeps moments of its own, and the first one alone the weights: so each kind of reading occurs.
 CHANGED = {**CASE, "DO": "true", "SAVE_INTERVAL": 1, "TRAIN_TOKENS": ITERATIONS * 2 * 32}

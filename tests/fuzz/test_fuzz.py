@@ -20,8 +20,8 @@ from tests.fuzz.readers import READERS
 from tests.fuzz.run import TARGETS, attempt, prepared, random_of
 from tests.fuzz.valid import CONFIG
 
-_SHRUNK = 40  # examples whose choices hypothesis makes
-_SEEDED = 260  # examples of Python's own generator, ten times as fast
+_SHRUNK = 20  # examples whose choices hypothesis makes
+_SEEDED = 130  # examples of Python's own generator, ten times as fast
 
 
 @pytest.mark.parametrize("name", TARGETS)
