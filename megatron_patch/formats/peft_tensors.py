@@ -102,8 +102,9 @@ def _pair(path: Path, module: str, parts: Mapping[tuple[str, str], LazyTensor], 
     if a is None or b is None:
         lacking = tensor_name(module, "A" if a is None else "B")
         raise UserError(f"{path} lacks {lacking}; copy the file again.")
-    if a.shape[0] != rank or b.shape[1] != rank:
-        raise UserError(f"{path}: the adapter of {module} has rank {a.shape[0]}, and {CONFIG} says {rank}; copy both again.")
+    for found in (a.shape[0], b.shape[1]):
+        if found != rank:
+            raise UserError(f"{path}: the adapter of {module} has rank {found}, and {CONFIG} says {rank}; copy both again.")
     return Pair(a, b)
 
 

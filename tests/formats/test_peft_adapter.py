@@ -51,7 +51,7 @@ def test_what_means_another_computation_is_refused(tmp_path, changed, said):
     "tensors, said",
     [
         ({f"{NAME}.lora_A.weight": torch.zeros(2, 6)}, "lacks .*lora_B"),
-        (MATRICES | {f"{NAME}.lora_B.weight": torch.zeros(4, 3)}, "rank"),
+        (MATRICES | {f"{NAME}.lora_B.weight": torch.zeros(4, 3)}, "has rank 3, and .* says 2"),
         (MATRICES | {f"{NAME}.lora_embedding_A": torch.zeros(2, 6)}, "no matrix"),
         (MATRICES | {"other.weight": torch.zeros(2, 6)}, "no matrix"),
         (MATRICES | {f"{NAME}.lora_A.weight": torch.zeros(2, 0)}, "no matrix"),
