@@ -142,6 +142,16 @@ def long_model(folder: Path, layers: int = 1) -> Path:
     return folder
 
 
+AS_USERS_HAVE_IT = {"PYTHONWARNINGS": ""}  # a `job` in which warnings reach the console
+# Python shows a warning as "FILE:LINE: SomeWarning: text", torch's C++ code as "[W1127 04:31… x.cpp:1] Warning: …".
+_WARNING = re.compile(r"^.*(?:[wW]arning\b|\[W\d|deprecated|/site-packages/).*$", re.MULTILINE)
+
+
+def library_warnings(console: str) -> list[str]:
+    """The lines of a command's output that are warnings of a library below."""
+    return _WARNING.findall(console)
+
+
 def succeed(result: subprocess.CompletedProcess[str]) -> str:
     """The output of a run, which must have ended with status 0."""
     assert result.returncode == 0, result.stdout[-6000:]

@@ -4,7 +4,7 @@
 
 A corner needs its Python on this machine: on PATH, of uv, or of pyenv. Its environment in .matrix/ takes about 5 GB
 where PyPI's torch comes with CUDA, and is removed after its run. Rows of corners that were not run stay as they are.
-The exit status is 1 where a test failed.
+The exit status is 1 where a test failed or a corner could not be installed.
 """
 
 from __future__ import annotations
@@ -73,6 +73,10 @@ def main(argv: list[str]) -> int:
         print(f"{words}: with {interpreter}", flush=True)
         try:
             row, failed = run(corner, interpreter)
+        except subprocess.CalledProcessError as error:  # of pip, which has said why
+            print(f"{words}: `{' '.join(error.cmd)}` failed; the corner was not run", flush=True)
+            status = 1
+            continue
         finally:
             shutil.rmtree(corner.folder, ignore_errors=True)
         print(row, flush=True)

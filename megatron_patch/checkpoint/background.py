@@ -97,6 +97,8 @@ class BackgroundSaves:
         Returns:
             Why this cannot be done, as a sentence, the same on all ranks; empty if it can. Then `save.py` saves.
         """
+        if self._saving is not None:  # all is there, and the process that writes may not become another one
+            return ""
         return self._made_ready(self._contents(model, optimizer, scheduler, progress), optimizer)
 
     def _contents(self, model: Any, optimizer: Any, scheduler: Any, progress: RunProgress) -> Contents:
@@ -130,12 +132,19 @@ class BackgroundSaves:
         if self._staging is None:
             self._staging = Staging(layout)
         self._staging.layout = layout
-        if self._writer is None or self._writer.has_ended:
-            if self._writer is not None:
-                self._writer.close()
-            self._writer = Writer(self._staging.descriptor, self._staging.size)
-            if parallel.rank() == 0:
-                self._writer.ask(self._root)  # what killed saves have left goes before anything is written
+        lost = self._writer is None or self._writer.has_ended
+        writer = self._living_writer()
+        if lost and parallel.rank() == 0:
+            writer.ask(self._root)  # what killed saves have left goes before anything is written
+
+    def _living_writer(self) -> Writer:
+        """The process that writes; another one if there is none, or if it has ended."""
+        assert self._staging is not None
+        if self._writer is not None and self._writer.has_ended:
+            self._writer.close()
+            self._writer = None
+        self._writer = self._writer or Writer(self._staging.descriptor, self._staging.size)
+        return self._writer
 
     def begin(self, model: Any, optimizer: Any, scheduler: Any, progress: RunProgress, origin: Origin, *, only_best: bool) -> str:
         """Begin to save the state of this moment. No save may be under way. Arguments are those of `save_checkpoint`.
@@ -227,15 +236,7 @@ class BackgroundSaves:
         saving.phase, saving.answer = phase, Answer("", {}, [])
         if parallel.rank() == 0 and request is not None:
             saving.answer = None
-            self._made_anew(saving).ask(request)
-
-    def _made_anew(self, saving: _Saving) -> Writer:
-        """The process that writes; another one if it has ended."""
-        assert self._writer is not None and self._staging is not None
-        if self._writer.has_ended:
-            self._writer.close()
-            self._writer = Writer(self._staging.descriptor, self._staging.size)
-        return self._writer
+            self._living_writer().ask(request)
 
     def _ending(self, saving: _Saving) -> Ending | None:
         """What the first rank's process is to do when all have written; every rank calls it."""

@@ -184,22 +184,30 @@ class Staging:
 
         Otherwise a copy into it would keep the host waiting.
         """
-        torch.cuda.set_device(number)
         base, size = self._host.data_ptr(), self._host.numel()
-        libc = ctypes.CDLL(None)  # whose calls leave Python's lock to others
+        why: object = None
+        try:
+            torch.cuda.set_device(number)
+            libc = ctypes.CDLL(None)  # whose calls leave Python's lock to others
 
-        def populate(first: int) -> int:
-            libc.madvise(ctypes.c_void_p(base + first), ctypes.c_size_t(min(_PIECE, size - first)), _POPULATE_WRITE)
-            return first
+            def populate(first: int) -> int:
+                libc.madvise(ctypes.c_void_p(base + first), ctypes.c_size_t(min(_PIECE, size - first)), _POPULATE_WRITE)
+                return first
 
-        with ThreadPoolExecutor(4, thread_name_prefix="pages") as pool:
-            for first in pool.map(populate, range(0, size, _PIECE)):
-                status = torch.cuda.cudart().cudaHostRegister(base + first, min(_PIECE, size - first), 0)
-                if status != torch.cuda.cudart().cudaError.success:
-                    self.problem = f"the driver pins {first} of {size} bytes ({status})"
-                    break
-                self._pieces.append(base + first)
-        self._is_pinned.set()
+            with ThreadPoolExecutor(4, thread_name_prefix="pages") as pool:
+                for first in pool.map(populate, range(0, size, _PIECE)):
+                    status = torch.cuda.cudart().cudaHostRegister(base + first, min(_PIECE, size - first), 0)
+                    if status != torch.cuda.cudart().cudaError.success:
+                        why = status
+                        break
+                    self._pieces.append(base + first)
+        except BaseException as error:
+            why = error
+            raise
+        finally:  # whoever waits for it is not left waiting
+            if why is not None:
+                self.problem = f"the driver pins {len(self._pieces) * _PIECE} of {size} bytes ({why})"
+            self._is_pinned.set()
 
     def wait_until_pinned(self) -> None:
         """Wait until the memory can be copied to beside the training, or `problem` says why it cannot."""

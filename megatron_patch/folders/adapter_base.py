@@ -22,16 +22,16 @@ ADAPTER = "adapter"  # beside the other files of a LoRA run's iteration
 def find_adapter(path: Path) -> Path | None:
     """PEFT's folder that `path` means: itself, or that of a LoRA run's checkpoint; None where it holds no adapter.
 
-    A folder with an adapter beside a whole model's weights is the model's.
+    A folder with an adapter beside a whole model's weights, or in a folder below them, is the model's.
 
     Raises:
         UserError: the tracker of a checkpoint is damaged.
     """
-    if is_adapter_folder(path):
-        return None if holds_weights(path) else path
-    inside = path / ADAPTER
-    if is_adapter_folder(inside):
-        return inside
+    if holds_weights(path):
+        return None
+    for folder in (path, path / ADAPTER):
+        if is_adapter_folder(folder):
+            return folder
     if not (path / TRACKER).is_file():
         return None
     tracker = read_tracker(path)

@@ -14,7 +14,7 @@ from megatron_patch.formats.lazy import LazyTensor, load
 # Rows of a product that are computed at a time. Reads begin and end anywhere, and a library of products may round a
 # row otherwise among other numbers of rows; blocks in fixed places give a weight the same bits at every reading.
 _BLOCK = 64
-_KEPT = 16  # thin matrices; q, k and v are read in turn by two writers, which makes twelve
+_KEPT = 16  # thin matrices; threads read q, k and v in turn, of two layers at most, which makes twelve
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def read_ahead(files: Iterable[Path]) -> Iterator[None]:
     that cannot be read is left to them, who say so.
     """
     ended = threading.Event()
-    reader = threading.Thread(target=_ask, args=(list(files), ended), name="read ahead", daemon=True)
+    reader = threading.Thread(target=_ask, args=(list(files), ended), name="read-ahead", daemon=True)
     reader.start()
     try:
         yield

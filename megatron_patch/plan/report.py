@@ -60,11 +60,10 @@ def speed_lines(run: RunShape, gpu: Gpu, gpus_per_node: int, nodes: int) -> list
         return [f"The speed of an {gpu.name} is not known here; --gpu names the kinds that are."]
     step = step_time(run, gpu.rates, gpus_per_node, nodes)
     estimated = " from its data sheet; this kind was not measured" if gpu.rates.estimated else ""
-    lines = [
+    return [
         f"Expected: {tokens_per_second(run, step.total):,.0f} tokens/s per GPU, {step.total:.2f} s a step{estimated}.",
         f"Seconds of a step: {_where_time_goes(step)}.",
     ]
-    return lines
 
 
 def _where_time_goes(step: StepTime) -> str:

@@ -31,7 +31,7 @@ def build_state(config: TrainConfig, layout: Layout, log: RunLog, train_iters: i
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     backend, why = choose_backend(config, layout)
     log.line(f"  attention: {backend} ({why})")
-    _open_groups(config, layout, log)
+    _open_groups(config, log)
     model = build_model(config, layout, backend)
     optimizer = build_optimizer(config, model)
     state = TrainState(
@@ -71,7 +71,7 @@ def _say_what_is_trained(config: TrainConfig, lora: LoraConfig, log: RunLog) -> 
         log.line("  frozen linear layers: in 4 bits, NF4 with double quantization")
 
 
-def _open_groups(config: TrainConfig, layout: Layout, log: RunLog) -> None:
+def _open_groups(config: TrainConfig, log: RunLog) -> None:
     """Let ranks that communicate beside what they compute read each other's memory, where they can."""
     if not device.HAS_CUDA and not peer_memory.on_cpus:
         return

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from megatron_patch.checkpoint import background, host_memory, writer
+from megatron_patch.checkpoint import background, host_memory, staging, writer
 from megatron_patch.checkpoint.background import BackgroundSaves
 from megatron_patch.errors import RunStopped
 from tests.faults.disks import absent, fill, small_disk
@@ -36,7 +36,8 @@ def whole(alone, tmp_path_factory):
     return digest(train(config_of(tmp_path_factory.mktemp("whole")), alone)[0])
 
 
-def test_a_process_that_is_killed_costs_one_save(whole, alone, tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", [2, 4])
+def test_a_process_that_is_killed_costs_one_save(when, whole, alone, tmp_path, monkeypatch):
     """And the next one has a process of its own. How long a save takes is not told by when a long step ends."""
     started, hours = [], itertools.count(0, 3600)
     monkeypatch.setattr(background, "time", SimpleNamespace(perf_counter=lambda: next(hours), sleep=time.sleep))
@@ -47,7 +48,7 @@ def test_a_process_that_is_killed_costs_one_save(whole, alone, tmp_path, monkeyp
             started.append(self._process)
 
     def meddle(state, done):
-        if done == 4:
+        if done == when:
             os.kill(started[0].pid, signal.SIGKILL)
             started[0].wait()
 
@@ -58,8 +59,8 @@ def test_a_process_that_is_killed_costs_one_save(whole, alone, tmp_path, monkeyp
     assert not any("--exit-grace-seconds" in line for line in log.lines)
     assert len(started) == 2 and started[1].poll() is not None, "the second one has ended with the run"
     assert iterations_in(config)[-2:] == ["iter_0000006", "iter_0000008"] and digest(state) == whole
-    for warning in log.warnings:  # none where the fourth iteration's was there already
-        assert warning.startswith("iteration 4 could not be saved (the process that writes checkpoints has ended with status -9)")
+    for warning in log.warnings:  # none where that iteration's was there already
+        assert warning.startswith(f"iteration {when} could not be saved (the process that writes checkpoints has ended with")
 
 
 @pytest.mark.skipif(bool(WHY), reason=WHY)
@@ -106,6 +107,20 @@ def test_without_memory_or_a_process_for_it_the_training_waits(lacking, whole, a
     (warning,) = log.warnings
     assert lacking in warning and "while the training waits" in warning
     assert iterations_in(config) == [f"iter_{number:07d}" for number in (2, 4, 6, 8)] and digest(state) == whole
+
+
+def test_nobody_waits_for_memory_that_cannot_be_pinned(monkeypatch):
+    def lost(_):
+        raise RuntimeError("the device is gone")
+
+    memory = staging.Staging(SimpleNamespace(size=64))
+    memory._is_pinned.clear()
+    monkeypatch.setattr(staging.torch.cuda, "set_device", lost)
+    with pytest.raises(RuntimeError):
+        memory._pin(0)
+    memory.wait_until_pinned()
+    assert memory.problem.endswith("of 72 bytes (the device is gone)")
+    memory.close()
 
 
 @pytest.mark.parametrize(("version", "prefix"), [(2, ""), (1, "total_")])

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.cli import inspection
 from megatron_patch.conversion.convert import convert
+from megatron_patch.folders.adapter_base import base_of, find_adapter
 from megatron_patch.weights.source import open_source
 from tests.launching import CONVERT, ENGINE, GOLDEN, PRETRAIN, run_forked, succeed, train
 from tests.launching import convert as convert_by_script
@@ -141,6 +142,13 @@ def test_a_training_run_s_checkpoint(tmp_path):
     shutil.rmtree(own)
     with pytest.raises(ValueError, match="no folder adapter, which a run on disks of its nodes' own does not write"):
         open_source(run)
+
+
+def test_a_model_in_whose_folder_an_adapter_lies_is_the_model(tmp_path):
+    folder = shutil.copytree(BASE, tmp_path / "model")
+    own = shutil.copytree(ADAPTER, folder / "adapter")
+    assert find_adapter(folder) is None
+    assert find_adapter(own) == own and base_of(own, folder) == folder
 
 
 def as_pickle(folder, content):

@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.folders.engine import installed_version
-from tests.launching import CONVERT, ENGINE, FINETUNE, GOLDEN, PRETRAIN, ROOT, long_model, run, scalars, succeed
+from tests.launching import (
+    AS_USERS_HAVE_IT,
+    CONVERT,
+    ENGINE,
+    FINETUNE,
+    GOLDEN,
+    PRETRAIN,
+    ROOT,
+    library_warnings,
+    long_model,
+    run,
+    scalars,
+    succeed,
+)  # fmt: skip
 
 LINE = re.compile(
     r"^ \[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}\] iteration +(\d+)/ *(\d+) \| consumed samples: +(\d+) \|"
@@ -82,7 +95,8 @@ def test_finetuning_as_documented(work, converted):
         work / "llama2-datasets/wudao_train.json", work / "llama2-datasets/wudao_valid.json", converted, 2,
         f"{work}/output_megatron_llama2/",
     ]  # fmt: skip
-    output = succeed(run(FINETUNE, *arguments, cwd=FINETUNE.parent))
+    output = succeed(run(FINETUNE, *arguments, cwd=FINETUNE.parent, job=AS_USERS_HAVE_IT))
+    assert library_warnings(output) == []
     assert re.findall(r"iteration +(\d+)/ +22 \|", output) == [str(number) for number in range(1, 23)]
     # A prompt that fills PAD_LEN and an empty answer teach nothing, once an epoch each; their lines leave the loss out.
     assert len(logged(output)) == 18

@@ -9,7 +9,7 @@ import torch
 
 from megatron_patch.data.json_dataset import build_json_dataset
 from megatron_patch.records.indexed import read_index
-from tests.launching import CONVERT, ENGINE, GOLDEN, ROOT, run
+from tests.launching import ENGINE, GOLDEN, ROOT, convert, run
 
 SCRIPT = ROOT / "examples/llama2/run_evaluate_megatron_llama.sh"
 SFT, PAIR = GOLDEN / "sft" / "alpaca_output.json", GOLDEN / "data" / "corpus_text_document"
@@ -116,15 +116,13 @@ def test_one_file_of_a_pair_means_the_pair(tmp_path, documents):
 
 def test_a_checkpoint_of_megatron_with_extra_rows(tmp_path):
     """The added rows are the mean of the others and take probability, so the loss differs and is finite."""
-    megatron = tmp_path / "megatron"
-    assert run(CONVERT, "none", GOLDEN / "hf_gqa", megatron, 2, 2, "auto", 3, "false").returncode == 0
+    megatron = convert(GOLDEN / "hf_gqa", tmp_path / "megatron", 2, 2, extra=3)
     done = run(
         SCRIPT, *words(DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=megatron, EXTRA_VOCAB_SIZE=3, TP=2),
         "--results", tmp_path / "results.json", processes=2,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    back = tmp_path / "hf"
-    assert run(CONVERT, "none", megatron, back, 1, 1, "auto", 3, "true").returncode == 0
+    back = convert(megatron, tmp_path / "hf", extra=3, back=True)
     again = run(SCRIPT, *words(DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=back), "--results", tmp_path / "again.json")
     assert again.returncode == 0, again.stdout
     expected = results(tmp_path / "again.json")["files"][0]["loss"]

@@ -14,6 +14,8 @@ from megatron_patch.arguments.generation import read_generation
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.data.prompts import encode_alpaca
 from megatron_patch.data.tokenizer import load_tokenizer
+from megatron_patch.errors import UserError
+from megatron_patch.generate.answers_file import read_queries
 from tests.generate.models import transformers_answers
 from tests.launching import CONVERT, ENGINE, GOLDEN, ROOT, environment, run
 
@@ -192,12 +194,12 @@ def test_a_wrong_argument_is_one_sentence(name, queries, tmp_path):
 )
 def test_a_line_that_is_no_query_is_named(line, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"query": "good"}\n' + line + "\n")
-    result = run(SCRIPT, *words(INPUT_FILE=tmp_path / "in.jsonl", OUTPUT_FILE=tmp_path / "out"))
-    assert result.returncode == 2 and "in.jsonl, line 2 is " in result.stdout and "Traceback" not in result.stdout
-    assert not os.path.exists(tmp_path / "out")
+    with pytest.raises(UserError, match="in.jsonl, line 2 is "):
+        read_queries(tmp_path / "in.jsonl")
 
 
 def test_what_two_processes_find_is_said_once(tmp_path):
     (tmp_path / "in.jsonl").write_text("no json\n")
     result = run(SCRIPT, *words(INPUT_FILE=tmp_path / "in.jsonl", OUTPUT_FILE=tmp_path / "out", TP=2), processes=2)
     assert result.returncode == 2 and result.stdout.count("in.jsonl, line 1 is ") == 1
+    assert "Traceback" not in result.stdout and not (tmp_path / "out").exists()
