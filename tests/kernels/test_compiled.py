@@ -24,7 +24,7 @@ from megatron_patch.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_patch.kernels.decode_attention import Reading, decode_attention
 from megatron_patch.kernels.dropout import Draws, kept
 from megatron_patch.kernels.embedding import embedding
-from megatron_patch.kernels.fp8 import E4M3, E5M2, cast, note_largest_numbers
+from megatron_patch.kernels.fp8 import CELLS, E4M3, E5M2, cast, cast_part, complete, note_largest_numbers, room
 from megatron_patch.kernels.lora import Blocks, add_b_gradient, expand_, shrink, shrink_gradient
 from megatron_patch.kernels.nf4 import dequantize, quantize
 from megatron_patch.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_residual
@@ -114,6 +114,9 @@ def compile_all(dtype: torch.dtype) -> None:
     sum_parts(new(S, H), new(3, S, H), new(S, H), implementation="triton")
     for kind, values in ((E4M3, True), (E5M2, True), (E4M3, False)):
         cast(new(S, H).detach(), kind, values=values, implementation="triton")
+    gathered, cells = room(new(S, H), E4M3), torch.zeros(CELLS)
+    cast_part(new(S * H), cells, gathered.values.view(-1), implementation="triton")
+    complete(gathered, cells, implementation="triton")
     decoding(lambda *shape: torch.zeros(*shape, dtype=dtype))
     for heights, width in (((D, D, D), H), ((FFN, FFN), H), ((H,), FFN)):
         blocks = Blocks(heights, tuple(range(len(heights))), 16)

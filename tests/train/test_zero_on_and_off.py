@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
+
 import pytest
 import torch
 from megatron.core import dist_checkpointing
