@@ -8,7 +8,7 @@ from typing import Any
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.config import Options
 from megatron_patch.errors import UserError
-from megatron_patch.formats.peft_adapter import TARGETS, modules_of, read_config
+from megatron_patch.formats.peft_adapter import EMBEDDING, OUTPUT_LAYER, TARGETS, modules_of, read_config
 
 _NEED_RANK = ("lora_alpha", "lora_dropout", "lora_plus_ratio", "lora_targets", "lora_vocabulary", "qlora")
 
@@ -35,7 +35,7 @@ def with_lora(options: Options, findings: Findings, precision: object) -> Option
                 wanted = "it is for LoRA, which --lora-rank turns on: write --lora-rank 16 too, or remove the flag."
                 findings.add_flag("--" + name.replace("_", "-"), _typed(getattr(options, name)), wanted)
         return options
-    given = [name.strip() for name in options.lora_targets.split(",")] if options.lora_targets else list(TARGETS)
+    given = _names(options.lora_targets) if options.lora_targets else list(TARGETS)
     unknown = [name for name in given if name not in TARGETS]
     if unknown:
         wanted = f"it takes names of {', '.join(TARGETS)}, with commas between them: write q_proj,v_proj, for example."
@@ -49,23 +49,39 @@ def _of_adapter(options: Options, findings: Findings) -> Options:
     """Rank, alpha and targets of the adapter; a finding where a flag says otherwise.
 
     Raises:
-        UserError: the adapter cannot be read.
+        UserError: the adapter cannot be read, or is over modules that are neither adapted nor trained whole here.
     """
     adapter, modules = read_config(options.lora_adapter), modules_of(options.lora_adapter)
     named = {module.rpartition(".")[2] for module, part in modules if part}
+    whole = {module for module, part in modules if not part}
+    for module in sorted(whole - {EMBEDDING, OUTPUT_LAYER}):
+        raise UserError(
+            f"{options.lora_adapter} holds a whole {module}; beside adapters only embedding and output layer are trained here: "
+            "merge it into its base with model_convertor.sh, and begin a new one over that."
+        )
+    if others := sorted(named - set(TARGETS)):
+        raise UserError(
+            f"{options.lora_adapter} has matrices for {', '.join(others)}; adapters are trained over {', '.join(TARGETS)}: "
+            "merge it into its base with model_convertor.sh, and begin with the result."
+        )
     found: dict[str, Any] = {
         "lora_rank": adapter.rank,
-        "lora_alpha": adapter.scale * adapter.rank,
-        "lora_targets": ",".join([*(name for name in TARGETS if name in named), *sorted(named - set(TARGETS))]),
+        "lora_alpha": adapter.scale * adapter.rank if adapter.is_rank_stabilized else float(adapter.alpha),
+        "lora_targets": ",".join(name for name in TARGETS if name in named),
     }
     for name, value in found.items():
         typed = getattr(options, name)
-        if typed and typed != value:
+        is_same = {*_names(typed)} == named if name == "lora_targets" else typed == value
+        if typed and not is_same:
             flag = "--" + name.replace("_", "-")
             wanted = f"the adapter of --lora-adapter has {_typed(value)}: write that, or remove the flag."
             findings.add_flag(flag, _typed(typed), wanted)
-    has_whole = any(not part for _, part in modules)
-    return replace(options, **found, lora_vocabulary=options.lora_vocabulary or has_whole)
+    return replace(options, **found, lora_vocabulary=options.lora_vocabulary or bool(whole))
+
+
+def _names(targets: str) -> list[str]:
+    """The names of --lora-targets."""
+    return [name.strip() for name in targets.split(",")]
 
 
 def _typed(value: object) -> str:

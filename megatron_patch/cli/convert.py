@@ -17,7 +17,7 @@ from megatron_patch.folders.layout import resolve_checkpoint
 from megatron_patch.formats.read_ahead import read_ahead
 from megatron_patch.language.sentences import counted, fill, in_language
 
-_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".distcp")
+_WEIGHTS = ("*.safetensors", "*.bin", "consolidated.*.pth", "*.distcp", "mp_rank_*/model*.pt")
 
 
 def main(argv: list[str]) -> int:
@@ -86,7 +86,7 @@ def _weights(source: Path) -> list[Path]:
     """The files that a conversion reads first, as far as their names tell."""
     with suppress(UserError):  # it is no Megatron checkpoint; who opens it says what is wrong, if anything is
         source = resolve_checkpoint(source).folder
-    return sorted(path for path in source.rglob("*") if path.suffix in _WEIGHTS)
+    return sorted(path for pattern in _WEIGHTS for path in source.glob(pattern))
 
 
 def _next_step(job: Conversion) -> str:

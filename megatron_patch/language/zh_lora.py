@@ -47,6 +47,8 @@ SENTENCES = {
     "model_convertor.sh, and begin a new one over that.": (
         "{0} 中有完整的 {1}；除适配器外这里只训练词嵌入和输出层：请用 model_convertor.sh 把它合并到基础模型，再在其上开始新的适配器。"
     ),
+    "{} has matrices for {}; adapters are trained over {}: merge it into its base with model_convertor.sh, and begin with the "
+    "result.": "{0} 中有 {1} 的矩阵；适配器只在 {2} 上训练：请用 model_convertor.sh 把它合并到基础模型，再从结果开始。",
     "{} holds a whole {}, which this run does not train: write --lora-vocabulary true.": (
         "{0} 中有完整的 {1}，而本次运行不训练它：请写 --lora-vocabulary true。"
     ),
