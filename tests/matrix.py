@@ -124,11 +124,12 @@ def version(python: str, library: str) -> str:
 
 
 def write(corner: Corner, row: str) -> None:
-    """Put the row in the place of the corner's earlier one."""
-    rows = TABLE.read_text(encoding="utf-8").removeprefix(HEAD).splitlines() if TABLE.exists() else []
-    rows = sorted([*(old for old in rows if old.startswith("| ") and not old.startswith(corner.row)), row])
+    """Put the row in the place of the corner's earlier one; what stands below the table stays."""
+    lines = TABLE.read_text(encoding="utf-8").removeprefix(HEAD).splitlines() if TABLE.exists() else []
+    rows = sorted([*(old for old in lines if old.startswith("| ") and not old.startswith(corner.row)), row])
+    below = "\n".join(line for line in lines if not line.startswith("| ")).strip()
     TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")
+    TABLE.write_text(HEAD + "\n".join(rows) + "\n" + (f"\n{below}\n" if below else ""), encoding="utf-8")
 
 
 if __name__ == "__main__":
