@@ -32,8 +32,8 @@ fuzz: $(VENV)/.test-ready
 # make soak SOAK_CASES=30 SOAK_SEED=2 SOAK_JOBS=4 tries others; with SOAK_RESULTS=FILE a later start takes up where this one ended.
 soak: $(VENV)/.test-ready
 	@$(RUN) SOAK=1 python -m pytest tests/faults/test_networks.py tests/faults/test_local_output.py \
-	  tests/faults/test_process_faults.py tests/kernels/test_compiled.py tests/pai/test_several_nodes.py \
-	  tests/train/test_against_hugging_face.py tests/train/test_resume.py
+	  tests/faults/test_process_faults.py tests/kernels/test_compiled.py tests/train/test_against_hugging_face.py \
+	  tests/train/test_resume.py
 	@$(RUN) SOAK_CASES=$(SOAK_CASES) SOAK_SEED=$(SOAK_SEED) SOAK_JOBS=$(SOAK_JOBS) python -m tests.faults \
 	  $(if $(SOAK_RESULTS),--results $(SOAK_RESULTS))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import time
@@ -49,7 +48,6 @@ def test_tensor_parallel_in_a_node_pipeline_across_two(checkpoint, one_node, tmp
     assert list(steps(tmp_path / "output")) == one_node and len(one_node) == 3
 
 
-@pytest.mark.skipif("SOAK" not in os.environ, reason="half a minute of three nodes; make soak runs it")
 def test_data_parallel_across_three_with_kubeflow_s_variables(checkpoint, one_node, tmp_path):
     command = documented(checkpoint, tmp_path / "output", DO="true")
     with nodes(3, tmp_path) as job:
