@@ -8,7 +8,7 @@ from typing import Any
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.config import Options
 from megatron_patch.errors import UserError
-from megatron_patch.formats.peft_adapter import EMBEDDING, OUTPUT_LAYER, TARGETS, modules_of, read_config
+from megatron_patch.formats.peft_adapter import TARGETS, check_whole, modules_of, read_config
 
 _NEED_RANK = ("lora_alpha", "lora_dropout", "lora_plus_ratio", "lora_targets", "lora_vocabulary", "qlora")
 
@@ -54,11 +54,7 @@ def _of_adapter(options: Options, findings: Findings) -> Options:
     adapter, modules = read_config(options.lora_adapter), modules_of(options.lora_adapter)
     named = {module.rpartition(".")[2] for module, part in modules if part}
     whole = {module for module, part in modules if not part}
-    for module in sorted(whole - {EMBEDDING, OUTPUT_LAYER}):
-        raise UserError(
-            f"{options.lora_adapter} holds a whole {module}; beside adapters only embedding and output layer are trained here: "
-            "merge it into its base with model_convertor.sh, and begin a new one over that."
-        )
+    check_whole(options.lora_adapter, whole)
     if others := sorted(named - set(TARGETS)):
         raise UserError(
             f"{options.lora_adapter} has matrices for {', '.join(others)}; adapters are trained over {', '.join(TARGETS)}: "

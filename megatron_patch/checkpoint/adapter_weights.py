@@ -13,7 +13,7 @@ import torch
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import LazyTensor, Rows, load
-from megatron_patch.formats.peft_adapter import CONFIG, EMBEDDING, OUTPUT_LAYER, LoraConfig, layer_module
+from megatron_patch.formats.peft_adapter import CONFIG, EMBEDDING, OUTPUT_LAYER, LoraConfig, check_whole, layer_module
 from megatron_patch.formats.peft_tensors import Adapter, read_adapter
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.model.lora import LoraLayer, adapters
@@ -85,12 +85,8 @@ def check_adapter(folder: Path, adapter: Adapter, llama: LlamaConfig, lora: Lora
             raise UserError(f"{folder}: the adapter of {module} is over a weight {found}, and the model's is {needed}.")
     if not math.isclose(adapter.config.scale, lora.scale):  # of α/√r the run knows α·√r, which is rounded
         raise UserError(f"{folder}/{CONFIG} says a scale of {adapter.config.scale:g}, and the run's is {lora.scale:g}.")
+    check_whole(folder, adapter.whole)
     for module, tensor in adapter.whole.items():
-        if module not in (EMBEDDING, OUTPUT_LAYER):
-            raise UserError(
-                f"{folder} holds a whole {module}; beside adapters only embedding and output layer are trained here: merge it "
-                "into its base with model_convertor.sh, and begin a new one over that."
-            )
         if not lora.saved:
             raise UserError(f"{folder} holds a whole {module}, which this run does not train: write --lora-vocabulary true.")
         if tuple(tensor.shape) != (vocab_rows, llama.hidden_size):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,6 +209,19 @@ def modules_of(folder: str | Path) -> set[tuple[str, str]]:
                 f"{path} holds {one_line(name)}, which is no matrix of a LoRA over linear layers; only those are read."
             )
     return {module for module in found.values() if module is not None}
+
+
+def check_whole(folder: str | Path, modules: Iterable[str]) -> None:
+    """Raise if `folder`'s adapter has a whole module, one of `modules`, that is not trained whole here.
+
+    Raises:
+        UserError: it is neither the embedding nor the output layer.
+    """
+    for module in sorted(set(modules) - {EMBEDDING, OUTPUT_LAYER}):
+        raise UserError(
+            f"{folder} holds a whole {module}; beside adapters only embedding and output layer are trained here: merge it "
+            "into its base with model_convertor.sh, and begin a new one over that."
+        )
 
 
 def layer_module(layer: int, target: str) -> str:
