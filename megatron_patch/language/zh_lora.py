@@ -63,9 +63,9 @@ SENTENCES = {
         "{0} 只有 LoRA 训练的适配器，没有其下的权重：请先用 model_convertor.sh 合并两者；要接着训练适配器，请写那些权重，"
         "并加上 --lora-adapter {1}。"
     ),
-    "{} is a LoRA run's, and the model under its adapter, {}, is not there. Put it back, or let model_convertor.sh merge both with "
-    "--base and write here what it makes.": (
-        "{0} 是 LoRA 训练的，其适配器下的模型 {1} 不在那里。请放回，或用 model_convertor.sh 加 --base 合并两者，并在这里写合并的结果。"
+    "{} is a LoRA run's, and the model under its adapter, {}, is not there or no whole model. Put it back, or let "
+    "model_convertor.sh merge both with --base and write here what it makes.": (
+        "{0} 是 LoRA 训练的，其适配器下的模型 {1} 不在那里，或不是完整的模型。请放回，或用 model_convertor.sh 加 --base 合并两者，并在这里写合并的结果。"
     ),
     # start
     "  starting from the adapter {}": "  从适配器 {0} 开始",
