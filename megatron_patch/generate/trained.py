@@ -92,8 +92,8 @@ def _merged_source(model: TrainedModel) -> Source:
     except UserError:
         named = shown(read_config(adapter).base)
         raise UserError(
-            f"{model.checkpoint} is a LoRA run's, and the model under its adapter, {named}, is not there or no whole model. Put it "
-            "back, or let model_convertor.sh merge both with --base and write here what it makes."
+            f"{model.checkpoint} is a LoRA run's, and the model under its adapter, {named}, is not there or no whole model. Put "
+            "it back, or let model_convertor.sh merge both with --base and write here what it makes."
         ) from None
     precision = of_precision(model.precision).name
     return with_adapter(open_source(base, model.fallback, model.gqa_layout), adapter, precision)
