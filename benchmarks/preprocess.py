@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import texts as text_sources
 
-os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
+os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1", FASTOKENS_BPE_THREADS="1")
 
 
 def documents(limit: int) -> list[str]:

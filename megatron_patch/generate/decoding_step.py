@@ -181,7 +181,8 @@ class DecodingStep:
         kept = chosen.clamp(min=0)
         self._tokens[slots] = kept
         if kind.penalized and self._seen is not None:
-            self._seen[slots, kept] = True
+            # Not by an assignment of True: that is a number of the host, which a graph cannot copy.
+            self._seen.view(-1).index_fill_(0, slots * self._vocabulary + kept, True)
         return _Found(chosen, None if scores is None else ranks.from_last(scores))
 
 

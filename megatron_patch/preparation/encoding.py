@@ -153,9 +153,11 @@ def _start_worker(settings: Settings, fast: bool) -> None:
 
 
 def one_thread() -> None:
-    """Let the tokenizers' libraries use one thread in this process. Must come before the first text is read."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ["RAYON_NUM_THREADS"] = "1"
+    """Let the tokenizers' libraries use one thread in this process. Must come before the first tokenizer is made.
+
+    fastokens otherwise starts one for each processor, and while these wait they keep their processors busy.
+    """
+    os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1", FASTOKENS_BPE_THREADS="1")
 
 
 def _end_with_parent() -> None:

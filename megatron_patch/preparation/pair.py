@@ -28,6 +28,7 @@ from megatron_patch.formats.progress import Progress
 from megatron_patch.language.sentences import in_language
 from megatron_patch.preparation.encoding import ChunkResult, Settings, encode_chunks
 from megatron_patch.preparation.partial_pair import (
+    States,
     already_made,
     finish,
     only_run,
@@ -36,7 +37,6 @@ from megatron_patch.preparation.partial_pair import (
     require_apart,
     require_whole,
     resume,
-    save_state,
 )
 from megatron_patch.preparation.resumable_state import Counts, made_from_of
 from megatron_patch.preparation.wudao import CLEANERS
@@ -47,7 +47,8 @@ from megatron_patch.records.shards import Shard, Span, span_of
 from megatron_patch.records.skipped import MEGABYTE, REPORT_BYTES, report_lines
 from megatron_patch.records.texts import texts_of
 
-_STATE_BYTES = 64 << 20  # bytes of input between two states; a killed run loses at most these
+_STATE_BYTES = 64 << 20  # bytes of input between two states
+_MOST_STATES_LATE = 4  # where the disk is slower than the work; a killed run loses at most so many states and one
 
 
 def preprocess(
@@ -138,9 +139,11 @@ def _encode_all(
         open_at(partial / "tokens", counts.tokens * itemsize) as tokens,
         open_at(partial / "lengths", counts.documents * 4) as lengths,
         open_at(partial / "skipped", counts.report_bytes) as report,
+        States(partial, made_from, tokens, lengths, report) as states,
     ):
         for chunk, result in results:
             if result.differs is not None:
+                states.wait()
                 shutil.rmtree(partial)
                 raise differs(f"{files[chunk.file]}, {chunk.kind} {result.differs}{span.whence(chunk.file)}", engine)
             lines = b""
@@ -152,11 +155,13 @@ def _encode_all(
                 report.write(lines)
             counts = _advance(counts, chunk, result, itemsize, len(lines))
             progress.add(chunk.size)
-            if counts.size - stated >= _STATE_BYTES:
-                save_state(partial, counts, made_from, tokens, lengths, report)
+            due = (counts.size - stated) // _STATE_BYTES
+            if due >= _MOST_STATES_LATE or (due and states.is_ready):
+                states.begin(counts)
                 stated = counts.size
         counts = replace(counts, place=Place(len(files)))
-        save_state(partial, counts, made_from, tokens, lengths, report)
+        states.begin(counts)
+        states.wait()
     return counts
 
 

@@ -12,7 +12,8 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,48 @@ def require_whole(partial: Path, prefix: str, counts: Counts, itemsize: int) -> 
         has = path.stat().st_size if path.is_file() else 0
         if has < size:
             raise UserError(f"{path} has {has} bytes, and {partial}/state.json says {size}; remove {partial} to begin anew.")
+
+
+class States(AbstractContextManager["States"]):
+    """States that are saved beside the work, which need not wait for the disk. The end waits for what was begun.
+
+    Args:
+        files: of the partial pair; what they hold when a state is begun, it counts at most.
+    """
+
+    def __init__(self, partial: Path, made_from: dict[str, Any], *files: Any) -> None:
+        self._partial, self._made_from, self._files = partial, made_from, files
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._begun: Future[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether no state is on its way."""
+        return self._begun is None or self._begun.done()
+
+    def begin(self, counts: Counts) -> None:
+        """Save these counts as a state, once the one before is done.
+
+        Raises:
+            OSError: the one before could not be saved.
+        """
+        self.wait()
+        for file in self._files:
+            file.flush()
+        self._begun = self._thread.submit(save_state, self._partial, counts, self._made_from, *self._files)
+
+    def wait(self) -> None:
+        """Wait until the state that was begun is saved.
+
+        Raises:
+            OSError: it could not be.
+        """
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
 
 
 def save_state(partial: Path, counts: Counts, made_from: dict[str, Any], *files: Any) -> None:
