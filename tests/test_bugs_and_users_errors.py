@@ -108,7 +108,7 @@ def test_inside_a_training_session(raises, place, workers, monkeypatch, tmp_path
     def fails(*_):
         next(iter(torch.utils.data.DataLoader(Rows(raises), sampler=[0], num_workers=workers)))
 
-    monkeypatch.setattr(session, "build_state", lambda *_: SimpleNamespace(close=lambda: None, runs_pairs=False))
+    monkeypatch.setattr(session, "build_state", lambda *_: SimpleNamespace(close=lambda: None, joins_micro_batches=False))
     monkeypatch.setattr(session, "start_state", lambda *_: None)
     monkeypatch.setattr(session, "run", fails)
     # It would go on watching this process, and end it when it has stood still at one place for ten minutes.

@@ -90,7 +90,8 @@ SHARED = (
     _option("allow_longer_sequences", "允许比模型 max_position_embeddings 更长的序列，并把新上限写入 config.json"),
     _option("kernels", "auto：GPU 上用 Triton 内核；torch：用 PyTorch 参考实现"),
     _option("cuda_graphs", "条件允许时把 micro-batch 录成 CUDA graph 重放；不行时日志说明原因"),
-    _option("pair_micro_batches", "使用 CUDA graph 时，若一步的 micro-batch 为偶数且显存足够，一次跑两个"),
+    _option("pair_micro_batches", "使用 CUDA graph 时，若一步的 micro-batch 为偶数且显存足够，一次跑两个；"
+            "两个不足 8,192 token 时跑四个"),
     _option("peer_copies", "同一台机器的 GPU 之间，TP（SP true）与 ZeRO 的通信由拷贝引擎完成，不占用计算单元"),
     _option("lora_rank", "训练该秩的 LoRA 适配器并冻结模型权重；0 训练全部权重", most=MOST_RANK),
     _option("lora_alpha", "LoRA：适配器输出乘以该值 / 秩；0：秩的两倍，与 PEFT 的示例相同", most=1_000_000),

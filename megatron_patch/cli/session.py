@@ -83,7 +83,7 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
         _leave(sentence(error))
     except RuntimeError as error:
         if (full := _memory_error(error)) is not None:
-            _leave(_out_of_memory(full, config, paired=state is not None and state.runs_pairs), status=1)
+            _leave(_out_of_memory(full, config, joined=state is not None and state.joins_micro_batches), status=1)
         _end_if_a_loader_has(error)
         _end_if_a_rank_has(error)
         raise
@@ -135,14 +135,14 @@ def _memory_error(error: BaseException | None) -> torch.OutOfMemoryError | None:
     return error
 
 
-def _out_of_memory(error: torch.OutOfMemoryError, config: TrainConfig, paired: bool) -> str:
+def _out_of_memory(error: torch.OutOfMemoryError, config: TrainConfig, joined: bool) -> str:
     """What was asked for, what there is, and which of this run's arguments could take less."""
     choices = {
         f"BATCH_SIZE below {config.micro_batch_size}": config.micro_batch_size > 1,
         "FL true": not config.use_flash_attn,
         "DO true": not config.use_distributed_optimizer,
         "AC full": config.recompute != "full",
-        "--pair-micro-batches false": paired,
+        "--pair-micro-batches false": joined,
         "a higher TP or PP, on more GPUs": True,
     }
     asked = str(error).partition(" Including non-PyTorch memory")[0].strip()

@@ -67,9 +67,9 @@ SENTENCES = {
     "no access from GPU to GPU": "GPU 之间不能互访",
     "what is read from another GPU's memory is wrong": "从另一 GPU 显存读到的内容有误",
     "one micro-batch goes through the model in one pass: {}": "每次前向处理一个 micro-batch：{0}",
-    "two micro-batches go through the model in one pass: {}": "每次前向处理两个 micro-batch：{0}",
-    "two need {} GiB, and {} GiB are left": "两个需要 {0} GiB，剩余 {1} GiB",
-    "two need {} GiB, and {} GiB are left here, too little elsewhere": "两个需要 {0} GiB，此处剩余 {1} GiB，别处不够",
+    "{} micro-batches go through the model in one pass: {}": "每次前向处理 {0} 个 micro-batch：{1}",
+    "{} need {} GiB, and {} GiB are left": "{0} 个需要 {1} GiB，剩余 {2} GiB",
+    "{} need {} GiB, and {} GiB are left here, too little elsewhere": "{0} 个需要 {1} GiB，此处剩余 {2} GiB，别处不够",
     "algorithms of {} matrix products are those of {}": "{0} 个矩阵乘的算法取自 {1}",
     "{} cannot be used ({}: {}); products are measured again": "{0} 不能使用（{1}：{2}）；将重新测量矩阵乘",
     # launch_watch
@@ -106,7 +106,7 @@ SENTENCES = {
     # plan
     "GPU memory, expected{}: {} GiB ({}, other {}).": "预计显存{0}：{1} GiB（{2}、其他 {3}）。",
     "GPU memory, expected{}: {} GiB ({}, other {}), of {}.{}": "预计显存{0}：{1} GiB（{2}、其他 {3}），共 {4}。{5}",
-    " with pairs of micro-batches": "（micro-batch 成对）",
+    " with {} micro-batches in a pass": "（每次前向 {0} 个 micro-batch）",
     " That leaves little for fragments; a smaller BATCH_SIZE or AC full is safer.": "余量很少，容易受碎片影响；减小 BATCH_SIZE 或用 AC full 更稳妥。",
     "weights {}": "权重 {0}",
     "gradients {}": "梯度 {0}",
@@ -129,7 +129,7 @@ SENTENCES = {
     "LLaMA with {} parameters in {}: TP {}, PP {}, data parallel {}, {} micro-batches of {} × {} tokens for each replica{}.": (
         "LLaMA，{0} 个参数，{1}：TP {2}，PP {3}，数据并行 {4}，每个副本 {5} 个 micro-batch，每个 {6} × {7} 个 token{8}。"
     ),
-    ", two in a pass": "，每次前向两个",
+    ", {} in a pass": "，每次前向 {0} 个",
     "Each GPU sends in one step, GB: nothing.": "每个 GPU 每步不发送数据。",
     "Each GPU sends in one step, GB: {}.": "每个 GPU 每步发送（GB）：{0}。",
     "The largest BATCH_SIZE that fits is {}.": "放得下的最大 BATCH_SIZE 是 {0}。",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from megatron_patch.config import pass_sizes
 from megatron_patch.plan.memory import RunShape, StageMemory, fullest_stage
 from megatron_patch.plan.rates import RATES, Rates
 
@@ -58,11 +59,11 @@ def fits(run: RunShape, memory: int) -> bool:
     return fullest_stage(run)[1].total <= (1 - SPARE) * memory
 
 
-def with_pairs_if_they_fit(run: RunShape, memory: int) -> RunShape:
-    """The run as it will be: two micro-batches in a pass if their number is even, PP is 1, and they fit."""
-    paired = replace(run, paired=True)
-    possible = run.pipeline_model_parallel_size == 1 and run.micro_batches % 2 == 0
-    return paired if possible and fits(paired, memory) else run
+def with_passes_that_fit(run: RunShape, memory: int) -> RunShape:
+    """The run as it will be: where PP is 1, as many micro-batches in a pass as may be and fit."""
+    sizes = pass_sizes(run.micro_batches, run.micro_batch_size * run.sample_length)
+    larger = [replace(run, in_a_pass=size) for size in sizes if run.pipeline_model_parallel_size == 1]
+    return next((joined for joined in larger if fits(joined, memory)), run)
 
 
 def largest_micro_batch(run: RunShape, memory: int) -> int:
@@ -126,7 +127,7 @@ def _laid_out(run: RunShape, gpus: int, size: int, tp: int, pp: int) -> RunShape
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         sequence_parallel=tp > 1,
-        paired=False,
+        in_a_pass=1,
     )
 
 
@@ -149,8 +150,8 @@ def memory_line(run: RunShape, memory: StageMemory) -> str:
     kinds = (("weights", "weights"), ("gradients", "gradients"), ("optimizer", "optimizer"), ("activations", "activations"))
     parts = [f"{name} {_gib(getattr(memory, field))}" for name, field in kinds]
     other = memory.working + memory.communication + memory.context
-    pairs = " with pairs of micro-batches" if run.paired else ""
-    return f"GPU memory, expected{pairs}: {_gib(memory.total)} GiB ({', '.join(parts)}, other {_gib(other)})."
+    passes = f" with {run.in_a_pass} micro-batches in a pass" if run.in_a_pass > 1 else ""
+    return f"GPU memory, expected{passes}: {_gib(memory.total)} GiB ({', '.join(parts)}, other {_gib(other)})."
 
 
 def _gib(count: int) -> str:

@@ -30,7 +30,7 @@ class RunShape:
     Attributes:
         sample_length: tokens of one row of a batch, S.
         micro_batches: of a step, for each replica.
-        paired: whether two micro-batches go through the model at once.
+        in_a_pass: micro-batches that go through the model at once.
         lora: the adapters that are trained over frozen weights; None trains all weights.
         fp8_layers: with fp8, layers at either end that stay in bf16.
     """
@@ -48,7 +48,7 @@ class RunShape:
     use_distributed_optimizer: bool
     use_flash_attn: bool
     recompute: str
-    paired: bool = False
+    in_a_pass: int = 1
     lora: LoraConfig | None = None
     fp8_layers: int = 0
 
@@ -149,7 +149,7 @@ def _stage(run: RunShape, stage: int) -> StageMemory:
     # A last share of parameters that its owner updates in fp32, beside Adam's two moments. In bf16 with ZeRO the fp32
     # weights are the bf16 ones and 16 bits more.
     master = 0 if run.precision == "fp32" else 2 if run.precision in ("bf16", "fp8") and run.use_distributed_optimizer else _FP32
-    tokens = run.micro_batch_size * run.sample_length * (2 if run.paired else 1)
+    tokens = run.micro_batch_size * run.sample_length * run.in_a_pass
     return StageMemory(
         # Two FP8 copies of what is multiplied in FP8.
         weights=_weights(run, stage, adapters) + 2 * _fp8_layers(run, stage) * _multiplied(run),
@@ -236,7 +236,7 @@ def _probabilities(run: RunShape) -> int:
     if run.use_flash_attn or run.recompute != "none":
         return 0
     heads = run.model.num_attention_heads // run.tensor_model_parallel_size
-    return heads * run.micro_batch_size * run.sample_length**2 * BYTES[run.precision] * (2 if run.paired else 1)
+    return heads * run.micro_batch_size * run.sample_length**2 * BYTES[run.precision] * run.in_a_pass
 
 
 def _working(run: RunShape, stage: int, tokens: int) -> int:
@@ -253,7 +253,7 @@ def _working(run: RunShape, stage: int, tokens: int) -> int:
     scores = 0
     if not run.use_flash_attn:
         heads = model.num_attention_heads // tp
-        scores = 2 * heads * run.micro_batch_size * run.sample_length**2 * width * (2 if run.paired else 1)
+        scores = 2 * heads * run.micro_batch_size * run.sample_length**2 * width * run.in_a_pass
     return int(tokens * (layer + logits)) + scores
 
 

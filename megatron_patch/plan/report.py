@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 from megatron_patch.language.sentences import columns, fill
-from megatron_patch.plan.fitting import Gpu, fits, largest_micro_batch, what_would_fit, with_pairs_if_they_fit
+from megatron_patch.plan.fitting import Gpu, fits, largest_micro_batch, what_would_fit, with_passes_that_fit
 from megatron_patch.plan.memory import RunShape, StageMemory, memory_of_stages
 from megatron_patch.plan.speed import StepTime, step_time, tokens_per_second
 from megatron_patch.plan.traffic import traffic
@@ -26,14 +26,14 @@ _TIMES = {"kernels": "other kernels", "tensor": "inside layers", "replicas": "gr
 
 def plan_lines(run: RunShape, gpu: Gpu, gpus_per_node: int, nodes: int) -> list[str]:
     """Layout, memory of each kind and stage, whether it fits, how fast it is, traffic of a step."""
-    run = with_pairs_if_they_fit(run, gpu.memory)
+    run = with_passes_that_fit(run, gpu.memory)
     stages = memory_of_stages(run)
     fullest = max(stages, key=lambda stage: stage.total)
     lines = [
         f"LLaMA with {run.model.parameter_count(run.extra_vocab_size):,} parameters in {run.precision}: "
         f"TP {run.tensor_model_parallel_size}, PP {run.pipeline_model_parallel_size}, data parallel {run.data_parallel_size}, "
         f"{run.micro_batches} micro-batches of {run.micro_batch_size} × {run.sample_length} tokens for each replica"
-        f"{', two in a pass' if run.paired else ''}.",
+        f"{f', {run.in_a_pass} in a pass' if run.in_a_pass > 1 else ''}.",
         "",
         *_table(stages),
         "",
@@ -43,7 +43,7 @@ def plan_lines(run: RunShape, gpu: Gpu, gpus_per_node: int, nodes: int) -> list[
         offers = what_would_fit(run, gpu.memory)
         lines.append(f"What fits: {'; or '.join(offers)}." if offers else "No layout of these GPUs holds it; use more of them.")
     else:
-        largest = largest_micro_batch(replace(run, paired=False), gpu.memory)
+        largest = largest_micro_batch(replace(run, in_a_pass=1), gpu.memory)
         lines.append(f"The largest BATCH_SIZE that fits is {largest}.")
         lines += speed_lines(run, gpu, gpus_per_node, nodes)
     sent = traffic(run)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.errors import UserError
-from megatron_patch.plan.fitting import fits, memory_line, what_would_fit, with_pairs_if_they_fit
+from megatron_patch.plan.fitting import fits, memory_line, what_would_fit, with_passes_that_fit
 from megatron_patch.plan.memory import RunShape, fullest_stage
 
 
@@ -42,7 +42,7 @@ def expected_memory(run: RunShape, memory: int) -> str:
         UserError: what torch will allocate is more than the GPU has, so the run would end in its first step; the
             sentence names arguments with which it fits.
     """
-    run = with_pairs_if_they_fit(run, memory) if memory else run
+    run = with_passes_that_fit(run, memory) if memory else run
     _, fullest = fullest_stage(run)
     if memory and fullest.allocated > memory:
         offers = what_would_fit(run, memory)

@@ -9,15 +9,15 @@ over two GPUs much faster. So a run records up to three graphs:
   rest.
 
 All three share one memory pool, since only one runs at a time and leaves nothing for the next. Where memory allows, two
-micro-batches go through the model at once. A pipeline stage records other passes (pipeline.py). `why_no_graphs` says
-which runs record none.
+or four micro-batches go through the model at once. A pipeline stage records other passes (pipeline.py).
+`why_no_graphs` says which runs record none.
 """
 
 from __future__ import annotations
 
 import megatron_patch.core.device as device
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 # Measures products of these shapes, on every rank at the same time.
 Tune = Callable[[Iterable[Shape]], None]
 
-# Share of a GPU's memory that must stay free beside two micro-batches: fragments, and what libraries load later.
+# Share of a GPU's memory that must stay free beside several micro-batches: fragments, and what libraries load later.
 _SPARE = 0.0125
 
 
@@ -55,8 +55,8 @@ class MicroBatchGraphs:
     The first step is launched kernel by kernel, because the matrix products choose their algorithms in it. The second
     step records the graphs; every later step replays them.
 
-    The loss is a sum over tokens. So two micro-batches in one pass give the same gradient as one after the other. The
-    products are larger, and the fp32 gradients are read and written half as often.
+    The loss is a sum over tokens. So several micro-batches in one pass give the same gradient as one after the other.
+    The products are larger, and the fp32 gradients are read and written less often.
 
     Args:
         work: runs one batch forward and backward.
@@ -75,20 +75,22 @@ class MicroBatchGraphs:
         # (opens, closes) → the graph, the batch whose memory it reads, and the sums that it writes
         self.captured: dict[tuple[bool, bool], tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]] = {}
 
-    def pair_if_it_fits(self, training: int, evaluation: int) -> None:
-        """Run two micro-batches in a pass from now on, if every rank has the memory.
+    def join_what_fits(self, sizes: Sequence[int], training: int, evaluation: int) -> None:
+        """Run several micro-batches in a pass from now on, as many as every rank has the memory for.
 
         Args:
+            sizes: of a pass that may be, the largest first (`pass_sizes`).
             training: bytes that one micro-batch takes forward and backward, beside what is allocated now.
             evaluation: bytes that one takes forward only. Graphs keep their memory, so an evaluation needs its own.
         """
         left, total = device.memory_left()
-        needed = 2 * training + evaluation + int(_SPARE * total)
-        self.together = 1 if parallel.any_rank(needed > left) else 2
-        number = {1: "one micro-batch goes", 2: "two micro-batches go"}[self.together]
-        memory = f"two need {needed / 2**30:.1f} GiB, and {left / 2**30:.1f} GiB are left"
-        if self.together == 1 and needed <= left:
+        needed = {size: size * training + evaluation + int(_SPARE * total) for size in sizes}
+        self.together = next((size for size in sizes if not parallel.any_rank(needed[size] > left)), 1)
+        asked = max(self.together, min(sizes))  # where one goes, what the fewest would have taken
+        memory = f"{asked} need {needed[asked] / 2**30:.1f} GiB, and {left / 2**30:.1f} GiB are left"
+        if self.together == 1 and needed[asked] <= left:
             memory += " here, too little elsewhere"
+        number = "one micro-batch goes" if self.together == 1 else f"{self.together} micro-batches go"
         self.decision = f"{number} through the model in one pass: {memory}"
 
     def run(self, batches: Iterator[Batch], count: int) -> torch.Tensor:

@@ -79,9 +79,9 @@ class TrainState:
         peer_memory.close()
 
     @property
-    def runs_pairs(self) -> bool:
-        """Whether two micro-batches go through the model at once."""
-        return self.graphs is not None and self.graphs.together == 2
+    def joins_micro_batches(self) -> bool:
+        """Whether several micro-batches go through the model at once."""
+        return self.graphs is not None and self.graphs.together > 1
 
 
 @dataclass(frozen=True)

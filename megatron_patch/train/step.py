@@ -9,7 +9,7 @@ import megatron_patch.core.device as device
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
-from megatron_patch.config import TrainConfig
+from megatron_patch.config import TrainConfig, pass_sizes
 from megatron_patch.core import tensor_exchange
 from megatron_patch.core.fp8_weights import cast_weights
 from megatron_patch.core.parallel import Layout
@@ -218,7 +218,7 @@ def _run_passes(state: TrainState, graphs: MicroBatchGraphs | PipelinePasses, ba
     """`run_schedule` in passes of our own. The first step launches its kernels; the second records them.
 
     Before a process's first step the first micro-batch is rehearsed: on pipeline stages to measure products, elsewhere
-    to see whether two micro-batches fit into a pass.
+    to see how many micro-batches fit into a pass.
     """
     count = _micro_batches(state)
     if isinstance(graphs, PipelinePasses):
@@ -227,17 +227,22 @@ def _run_passes(state: TrainState, graphs: MicroBatchGraphs | PipelinePasses, ba
             graphs.rehearse(first)
             optim.begin_step(state.optimizer, state.model, state.fused)
             batches = itertools.chain([first], batches)
-    elif not graphs.launched and state.config.options.pair_micro_batches and count % 2 == 0:
-        batches = _rehearse(state, graphs, batches)
+    elif not graphs.launched and (sizes := _pass_sizes(state.config, count)):
+        batches = _rehearse(state, graphs, batches, sizes)
     sums = _over_replicas(graphs.run(batches, count))
     state.tokens = _of_last_stage(sums[1].float())
     return sums
 
 
-def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Measure the memory that the first micro-batch takes, and run two in a pass if that much is left.
+def _pass_sizes(config: TrainConfig, count: int) -> tuple[int, ...]:
+    """`pass_sizes` of this run's micro-batches, if it may join them."""
+    return pass_sizes(count, config.micro_batch_size * config.sample_length) if config.options.pair_micro_batches else ()
 
-    Products run by torch's guess of an algorithm, because those of two micro-batches may be the ones to be measured.
+
+def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Batch], sizes: Sequence[int]) -> Iterator[Batch]:
+    """Measure the memory that the first micro-batch takes, and run several in a pass if that much is left.
+
+    Products run by torch's guess of an algorithm, because those of larger passes may be the ones to be measured.
     The gradients are dropped. Returns the batches, with the first one in front again.
     """
     optim.single(state.optimizer).optimizer.make_state()
@@ -252,7 +257,7 @@ def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Bat
     optim.measure_gradients(state.optimizer, sums[1].float(), sums[1])
     if state.gathers is not None:
         state.gathers.start()
-    graphs.pair_if_it_fits(training, evaluation)
+    graphs.join_what_fits(sizes, training, evaluation)
     optim.begin_step(state.optimizer, state.model, state.fused)
     return itertools.chain([first], batches)
 

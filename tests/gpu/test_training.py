@@ -62,7 +62,7 @@ def test_graphs_of_fused_attention_learn_the_same(tmp_path):
 def test_pairs_of_micro_batches_change_no_curve(tmp_path):
     pairs = tiny(tmp_path / "pairs", PR="fp32", FL="false", AC="none")
     single = tiny(tmp_path / "single", "--pair-micro-batches", "false", PR="fp32", FL="false", AC="none")
-    said = "two micro-batches go through the model in one pass"
+    said = "4 micro-batches go through the model in one pass"
     assert said in console(tmp_path / "pairs") and said not in console(tmp_path / "single")
     assert [step.loss for step in pairs] == pytest.approx([step.loss for step in single], rel=1e-5)
     assert [step.grad_norm for step in pairs] == pytest.approx([step.grad_norm for step in single], rel=1e-4)

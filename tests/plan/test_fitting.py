@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from megatron_patch.errors import UserError
-from megatron_patch.plan.fitting import GPUS, fits, largest_micro_batch, what_would_fit, with_pairs_if_they_fit
+from megatron_patch.plan.fitting import GPUS, fits, largest_micro_batch, what_would_fit, with_passes_that_fit
 from megatron_patch.plan.memory import fullest_stage
 from megatron_patch.plan.run_start import expected_memory
 from megatron_patch.plan.traffic import traffic
@@ -35,12 +35,15 @@ def test_what_is_offered_fits_and_what_is_refused_does_not():
     assert what_would_fit(given, GPUS["rtx4090"].memory) == []
 
 
-def test_a_pair_is_planned_only_where_it_fits():
+def test_passes_are_as_large_as_they_fit_and_pay():
     """Measured: pairs in fp16 took 129.7 GiB on an H200; at DP 4 single micro-batches fit an H100, pairs do not."""
     fp16 = shape(1, "7b", (1, 1), {"precision": "fp16", **SINGLE}, 8)
-    assert with_pairs_if_they_fit(fp16, H200).paired
+    assert with_passes_that_fit(fp16, H200).in_a_pass == 2
     four = shape(4, "7b", (1, 1), {"precision": "fp16", **SINGLE}, 32)
-    assert fits(four, H100) and not with_pairs_if_they_fit(replace(four, micro_batch_size=2, micro_batches=4), H100).paired
+    two = replace(four, micro_batch_size=2, micro_batches=4)
+    assert fits(four, H100) and with_passes_that_fit(two, H100).in_a_pass == 1
+    assert with_passes_that_fit(four, H200).in_a_pass == 4 and with_passes_that_fit(two, H200).in_a_pass == 2
+    assert with_passes_that_fit(replace(four, micro_batches=6), H200).in_a_pass == 2
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():

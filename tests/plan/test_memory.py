@@ -13,7 +13,7 @@ from megatron_patch.plan.memory import RunShape, memory_of_stages, stage_paramet
 # GPUs, model, (TP, PP), what differs from bf16, FL true, AC sel, S 2048, micro-batch 1 in pairs, DO true; global batch;
 # measured GiB of torch's `max allocated` on the last rank. Measured with torch 2.11 through
 # run_pretrain_megatron_llama.sh.
-SINGLE = {"paired": False}
+SINGLE = {"in_a_pass": 1}
 MEASURED = [
     (1, "7b", (1, 1), {}, 8, 117.1),
     (1, "7b", (1, 1), SINGLE, 8, 108.9),
@@ -46,7 +46,7 @@ def shape(gpus, size, layout, changed, batch):
     values = dict(
         model=LLAMA_SIZES[f"llama2-{size}"], extra_vocab_size=0, precision="bf16", sample_length=2048, micro_batch_size=1,
         data_parallel_size=replicas, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, sequence_parallel=tp > 1,
-        use_distributed_optimizer=True, use_flash_attn=True, recompute="sel", paired=True,
+        use_distributed_optimizer=True, use_flash_attn=True, recompute="sel", in_a_pass=2,
     ) | changed  # fmt: skip
     return RunShape(**values, micro_batches=batch // (replicas * values["micro_batch_size"]))
 

@@ -107,8 +107,10 @@ def assert_passes(state: steps.TrainState, layout: parallel.Layout) -> None:
     """Check the passes of two steps: which samples went together, and that the closing pass reduces gradients."""
     pipeline = state.config.pipeline_model_parallel_size
     if pipeline == 1:
-        pairs = 8 // layout.data_parallel_size // 2
-        assert state.graphs.passes == [(1, True), *([(2, False)] * (pairs - 1) + [(2, True)]) * 2], state.graphs.passes
+        count = 8 // layout.data_parallel_size
+        size = 4 if count >= 4 else 2
+        step = [(size, False)] * (count // size - 1) + [(size, True)]
+        assert state.graphs.passes == [(1, True), *step * 2], state.graphs.passes
     elif pipeline == 2 and layout.data_parallel_size == 2:
         assert state.graphs.passes == (_FIRST_STAGE if layout.is_first_stage else _LAST_STAGE) * 2, state.graphs.passes
     if layout.data_parallel_size > 1 and state.config.use_distributed_optimizer:

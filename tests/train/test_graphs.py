@@ -26,8 +26,8 @@ from tests.train.passes_worker import Launched, rows, two_steps
 
 @pytest.mark.parametrize(
     "samples, pairs, passes",
-    [(4, True, [1, 2, 2, 2, 2]), (3, True, [1, 1, 1] * 2), (4, False, [1, 1, 1, 1] * 2)],
-    ids=["even", "odd", "off"],
+    [(4, True, [1, 4, 4]), (6, True, [1, *[2, 2, 2] * 2]), (3, True, [1, 1, 1] * 2), (4, False, [1, 1, 1, 1] * 2)],
+    ids=["fours", "pairs", "odd", "off"],
 )
 def test_passes_equal_single_micro_batches(alone, monkeypatch, samples, pairs, passes):
     """A rehearsal of one comes first, once, and its gradients must be gone before the step's own."""
@@ -115,15 +115,23 @@ def test_the_rehearsal_counts_memory_when_all_that_stays_is_there(alone, monkeyp
     with Collectives() as collectives:
         steps.train_step(state, rows(0, 4))
     # The losses and tokens, and the gradients' norm; a process alone gathers no weights.
-    assert state.runs_pairs and by_then == collectives.seen and len(by_then) == 2, collectives.seen
+    assert state.joins_micro_batches and by_then == collectives.seen and len(by_then) == 2, collectives.seen
 
 
-@pytest.mark.parametrize("left, together, says", [(2612, 2, "two micro-batches go"), (2611, 1, "one micro-batch goes")])
-def test_a_pair_leaves_room_for_an_evaluation_and_some_more(monkeypatch, left, together, says):
+@pytest.mark.parametrize(
+    "left, together, says",
+    [
+        (4612, 4, "4 micro-batches go through the model in one pass: 4 need"),
+        (4611, 2, "2 micro-batches go through the model in one pass: 2 need"),
+        (2612, 2, "2 micro-batches go through the model in one pass: 2 need"),
+        (2611, 1, "one micro-batch goes through the model in one pass: 2 need"),
+    ],
+)
+def test_a_pass_leaves_room_for_an_evaluation_and_some_more(monkeypatch, left, together, says):
     monkeypatch.setattr(device, "memory_left", lambda: (left, 1000))
     monkeypatch.setattr(parallel, "any_rank", lambda here: here)
     graphs = MicroBatchGraphs(lambda batch, closes: batch, reduces=False)
-    graphs.pair_if_it_fits(1000, 600)
+    graphs.join_what_fits((4, 2), 1000, 600)
     assert graphs.together == together and graphs.decision.startswith(says)
 
 
@@ -137,11 +145,11 @@ def test_each_half_of_a_recorded_pass_is_its_own_micro_batch():
     assert torch.equal(seen[0], torch.cat([half["tokens"] for half in halves]))
 
 
-def test_a_pair_must_fit_on_every_rank(monkeypatch):
+def test_a_pass_must_fit_on_every_rank(monkeypatch):
     monkeypatch.setattr(device, "memory_left", lambda: (10_000, 1000))
     monkeypatch.setattr(parallel, "any_rank", lambda here: True)
     graphs = MicroBatchGraphs(lambda batch, closes: batch, reduces=True)
-    graphs.pair_if_it_fits(1000, 600)
+    graphs.join_what_fits((4, 2), 1000, 600)
     assert graphs.together == 1 and "too little elsewhere" in graphs.decision
 
 
