@@ -125,17 +125,19 @@ def report(watch: Watch, way: str, steps: int) -> None:
     """Print the figures of each save."""
     times = {number: watch.known[number] - watch.known[number - 1] for number in watch.known if number - 1 in watch.known}
     busy: set[int] = set()
+    removals: set[int] = set()  # iterations in which old checkpoints go, which takes seconds on a RAM disk
     for iteration, told, _, _ in watch.saves:
         busy.update(range(iteration, iteration + WAITING + 2))
         busy.update(n for n in times if n > iteration and watch.known[n - 1] < told + times[n])
         removed = iteration + steps - WARM_UP
-        busy.update(range(removed, removed + 3))
+        removals.update(range(removed, removed + 3))
+    busy |= removals
     quiet = statistics.median(seconds for number, seconds in times.items() if number not in busy and number > WARM_UP)
     print(f"--async-save {way}: an undisturbed iteration takes {quiet:.3f} s")
     for iteration, told, seconds, size in watch.saves:
         after = [times[n] for n in range(iteration + 1, iteration + 1 + WAITING) if n in times]
         stood = sum(after) - len(after) * quiet
-        beside = [times[n] for n in times if n > iteration + WAITING and watch.known[n] < told]
+        beside = [times[n] for n in times if n > iteration + WAITING and n not in removals and watch.known[n] < told]
         slower = f"{100 * (statistics.mean(beside) / quiet - 1):+.1f} % ({len(beside)} iterations)" if beside else "none"
         print(
             f"  iteration {iteration}: {size / 1e9:.1f} GB in {seconds:.2f} s ({size / seconds / 1e9:.2f} GB/s); the loop stood "

@@ -16,6 +16,7 @@ import ctypes
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from megatron_patch.checkpoint.writing_process import COUNTER, StagedPart
 from megatron_patch.formats.distcp import describe
 
 _ALIGNMENT = 64  # bytes
-_PIECE = 1 << 30  # bytes that are pinned at a time, and that no copy goes beyond
+_PIECE = 128 << 20  # bytes that are pinned at a time, and that no copy goes beyond
 _KEPT_FREE = 4 << 30  # bytes of the GPU that a first copy leaves
 _MOST_ON_GPU = 4  # a first copy takes at most one part in so many of the state
 _POPULATE_WRITE = 23  # Linux' MADV_POPULATE_WRITE
@@ -151,7 +152,7 @@ class Staging:
         os.ftruncate(self.descriptor, layout.size + COUNTER)
         self._memory = mmap.mmap(self.descriptor, layout.size + COUNTER)
         self._host = torch.frombuffer(self._memory, dtype=torch.uint8)
-        self._is_pinned = threading.Event()
+        self._is_pinned, self._is_waited_for = threading.Event(), threading.Event()
         self._pieces: list[int] = []  # addresses that were pinned
         self._first_copy = 0  # bytes
         self._may_update: torch.cuda.Event | None = None
@@ -182,7 +183,8 @@ class Staging:
     def _pin(self, number: int) -> None:
         """Give the memory its pages, and pin them, beside the training.
 
-        Otherwise a copy into it would keep the host waiting.
+        Otherwise a copy into it would keep the host waiting. While the driver pins, nothing can be launched. So between
+        two pieces it has as much time for launches, unless a save waits already.
         """
         base, size = self._host.data_ptr(), self._host.numel()
         why: object = None
@@ -196,11 +198,13 @@ class Staging:
 
             with ThreadPoolExecutor(4, thread_name_prefix="pages") as pool:
                 for first in pool.map(populate, range(0, size, _PIECE)):
+                    began = time.perf_counter()
                     status = torch.cuda.cudart().cudaHostRegister(base + first, min(_PIECE, size - first), 0)
                     if status != torch.cuda.cudart().cudaError.success:
                         why = status
                         break
                     self._pieces.append(base + first)
+                    self._is_waited_for.wait(time.perf_counter() - began)
         except BaseException as error:
             why = error
             raise
@@ -211,6 +215,7 @@ class Staging:
 
     def wait_until_pinned(self) -> None:
         """Wait until the memory can be copied to beside the training, or `problem` says why it cannot."""
+        self._is_waited_for.set()
         self._is_pinned.wait()
 
     def copy(self) -> None:
@@ -282,7 +287,7 @@ class Staging:
 
     def close(self) -> None:
         """Let go of the memory."""
-        self._is_pinned.wait()
+        self.wait_until_pinned()
         for address in self._pieces:
             torch.cuda.cudart().cudaHostUnregister(address)
         self._pieces = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from megatron_patch.generate.ranks import alone
 from megatron_patch.generate.sampling import Sampling
 from megatron_patch.weights.source import open_source
 from tests.generate.models import engine_of, greedy_answers, random_prompts, transformers_answers
-from tests.launching import GOLDEN
+from tests.launching import GOLDEN, run_ranks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 NEW = 48
@@ -24,6 +25,16 @@ def test_greedy_answers_are_transformers_s(folder, slots):
     prompts = random_prompts(14, 800, 1, 40)
     ours = greedy_answers(engine_of(GOLDEN / folder, slots, 40 + NEW, alone(torch.device("cuda"))), prompts, NEW)
     assert ours == transformers_answers(GOLDEN / folder, prompts, NEW)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("tensor, stages", [(2, 1), (1, 2)], ids=["TP2", "PP2"])
+def test_two_gpus_answer_as_transformers_does(tmp_path, gpus, tensor, stages):
+    gpus(2)
+    run_ranks("tests.generate.engine_worker", GOLDEN / "hf_gqa", tensor, stages, tmp_path, count=2)
+    wanted = transformers_answers(GOLDEN / "hf_gqa", random_prompts(64, 800, 1, 40)[:16], 128)
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == wanted
 
 
 def engine_in_bf16(slots: int) -> Engine:
