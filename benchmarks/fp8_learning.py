@@ -2,6 +2,7 @@
 
     python benchmarks/fp8_learning.py --tokens 50e6 --json curves.json
     python benchmarks/fp8_learning.py --seconds 90 --json curves.json
+    python benchmarks/fp8_learning.py --draw curves.json curves.png    # where matplotlib is installed
 
 The text is what a Python installation holds: sources, headers and documents, each once. A vocabulary of 16,384 is
 learnt from a part of it, one file in fifty is held out, and the rest is one stream of tokens from which samples of
@@ -244,6 +245,26 @@ def report(result: dict, first: dict) -> str:
     )
 
 
+def draw(curves: Path, picture: Path) -> None:
+    """Training losses, the mean of 20 steps; and validation losses as distances from the first run's."""
+    from matplotlib import pyplot
+
+    runs = json.loads(curves.read_text())["runs"]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), dpi=120)
+    wanted = dict(map(tuple, runs[0]["valid"]))
+    for run in runs:
+        millions, losses = run["tokens_per_step"] / 1e6, [loss for loss, _ in run["train"]]
+        steps = range(20, len(losses) + 1)
+        left.plot([n * millions for n in steps], [statistics.fmean(losses[n - 20 : n]) for n in steps], label=run["name"], lw=1)
+        found = [(n * millions, 100 * (loss / wanted[n] - 1)) for n, loss in run["valid"]]
+        right.plot(*zip(*found), label=run["name"], marker=".", lw=1)
+    left.set(xlabel="million tokens", ylabel="training loss, mean of 20 steps")
+    right.set(xlabel="million tokens", ylabel=f"validation loss, % above {runs[0]['name']}")
+    left.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(picture)
+
+
 def main() -> None:
     """Make the tokens, train each run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -253,7 +274,10 @@ def main() -> None:
     parser.add_argument("--text", type=float, default=400e6, help="bytes of text, at most")
     parser.add_argument("--small", action="store_true", help="a model that a CPU can train, to try the program")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--draw", type=Path, nargs=2, metavar=("JSON", "PICTURE"), help="draw kept curves, and end")
     options = parser.parse_args()
+    if options.draw:
+        return draw(*options.draw)
     model = SMALL if options.small else MODEL
     print(f"{torch.cuda.get_device_name() if device.HAS_CUDA else 'CPU'}, {model.parameter_count(0):,} parameters", flush=True)
     with tempfile.TemporaryDirectory() as name:

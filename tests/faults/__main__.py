@@ -1,12 +1,13 @@
 """`make soak`: a thousand faults at random moments of a tiny run, each compared with the run that nothing happened to.
 
-    python -m tests.faults [--cases N] [--seed S] [--jobs N] [--results FILE]
+    python -m tests.faults [--cases N] [--first N] [--seed S] [--jobs N] [--results FILE]
     python -m tests.faults --seed S --number N      one case again
 
 Each case is a run of its own: the documented script, one fault at a random moment, and the same command again to the
 end. The seed and the case's number decide fault and moment. It prints the seed and a table; the exit status is 1 if a
 result was wrong, a checkpoint was lost, a process was left behind or a traceback came. With `--results` each case is a
-line of that file once it has ended; the same command again takes up behind them, and the table is of all.
+line of that file once it has ended; the same command again takes up behind them, and the table is of all. Machines that
+have the same faults share the cases by `--first`: their files in one make one table.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=int(os.environ.get("SOAK_CASES") or 1000))
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SOAK_SEED") or 1))
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("SOAK_JOBS") or len(os.sched_getaffinity(0))))
+    parser.add_argument("--first", type=int, default=0, help="the first of the cases, from 0")
     parser.add_argument("--number", type=int, help="this case alone")
     parser.add_argument("--results", type=Path, help="a file of JSON lines, one a case")
     args = parser.parse_args()
     done = read_results(args.results, args.seed) if args.results else {}
-    numbers = [number for number in range(args.cases) if number not in done] if args.number is None else [args.number]
+    wanted = range(args.first, args.cases) if args.number is None else [args.number]
+    numbers = [number for number in wanted if number not in done or args.number is not None]
     possible = [fault for fault in FAULTS if not fault.absent()]
     for fault in FAULTS:
         if why := fault.absent():
