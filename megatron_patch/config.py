@@ -91,7 +91,7 @@ class Options:
     local_output: bool = False
     """OUTPUT_BASEPATH is a folder of each node's own disk: each node keeps the checkpoint's files of its ranks, and the
     same nodes go on from them."""
-    async_save: Literal["auto", "true", "false"] = "false"
+    async_save: Literal["auto", "true", "false"] = "auto"
     """Write checkpoints beside the training, by a process of its own; `auto`: on GPUs, where host memory holds the
     state, and not with `--local-output true`."""
     fail_on_save_error: bool = False
