@@ -121,7 +121,9 @@ def _newest(damage: Damage) -> Callable[[Path, random.Random], None]:
 
 def _end_in_peace(job: Job, chance: random.Random) -> None:
     """Once there is a checkpoint to fall back to."""
-    job.wait_for("saved checkpoint of iteration|going on from iteration")
+    place = job.wait_for("saved checkpoint of iteration|going on from iteration")
+    if "saved" in job.lines[place - 1]:  # a signal that came before the next iteration would leave it the only one
+        job.wait_for(r" iteration +\d+/ ", after=place)
     job.launcher().send_signal(signal.SIGTERM)
 
 
