@@ -69,6 +69,9 @@ SENTENCES = {
     "one micro-batch goes through the model in one pass: {}": "每次前向处理一个 micro-batch：{0}",
     "{} micro-batches go through the model in one pass: {}": "每次前向处理 {0} 个 micro-batch：{1}",
     "{} need {} GiB, and {} GiB are left": "{0} 个需要 {1} GiB，剩余 {2} GiB",
+    "AC sel: {} of {} layers keep attention's probabilities, for which memory is left": (
+        "AC sel：显存有余，{1} 层中有 {0} 层保留注意力的概率，不再重算"
+    ),
     "{} need {} GiB, and {} GiB are left here, too little elsewhere": "{0} 个需要 {1} GiB，此处剩余 {2} GiB，别处不够",
     "algorithms of {} matrix products are those of {}": "{0} 个矩阵乘的算法取自 {1}",
     "{} cannot be used ({}: {}); products are measured again": "{0} 不能使用（{1}：{2}）；将重新测量矩阵乘",

@@ -60,10 +60,19 @@ def fits(run: RunShape, memory: int) -> bool:
 
 
 def with_passes_that_fit(run: RunShape, memory: int) -> RunShape:
-    """The run as it will be: where PP is 1, as many micro-batches in a pass as may be and fit."""
+    """The run as it will be: where PP is 1, as many micro-batches in a pass as may be and fit; then what AC sel keeps.
+
+    As `train.graphs.MicroBatchGraphs.join_what_fits` decides.
+    """
     sizes = pass_sizes(run.micro_batches, run.micro_batch_size * run.sample_length)
-    larger = [replace(run, in_a_pass=size) for size in sizes if run.pipeline_model_parallel_size == 1]
-    return next((joined for joined in larger if fits(joined, memory)), run)
+    if run.pipeline_model_parallel_size > 1 or not sizes:
+        return run
+    layers = run.model.num_layers if run.recompute == "sel" and not run.use_flash_attn else 0
+    less = int((1 - SPARE) * memory) if layers else memory  # where layers keep something, as much again stays free
+    larger = {size: replace(run, in_a_pass=size, keeping=layers * (size > 2)) for size in sizes}
+    joined = next((joined for size, joined in larger.items() if fits(joined, less if size > 2 else memory)), run)
+    some = (replace(joined, keeping=count) for count in range(layers, 0, -1))
+    return next((kept for kept in some if fits(kept, less)), replace(joined, keeping=0))
 
 
 def largest_micro_batch(run: RunShape, memory: int) -> int:
@@ -128,6 +137,7 @@ def _laid_out(run: RunShape, gpus: int, size: int, tp: int, pp: int) -> RunShape
         pipeline_model_parallel_size=pp,
         sequence_parallel=tp > 1,
         in_a_pass=1,
+        keeping=0,
     )
 
 

@@ -31,6 +31,7 @@ class RunShape:
         sample_length: tokens of one row of a batch, S.
         micro_batches: of a step, for each replica.
         in_a_pass: micro-batches that go through the model at once.
+        keeping: layers that under AC sel keep unfused attention's probabilities all the same, since there is memory.
         lora: the adapters that are trained over frozen weights; None trains all weights.
         fp8_layers: with fp8, layers at either end that stay in bf16.
     """
@@ -49,6 +50,7 @@ class RunShape:
     use_flash_attn: bool
     recompute: str
     in_a_pass: int = 1
+    keeping: int = 0
     lora: LoraConfig | None = None
     fp8_layers: int = 0
 
@@ -185,7 +187,7 @@ def _saved(run: RunShape, stage: int, tokens: int) -> int:
     if run.recompute == "full":
         return int(layers * tokens * h * width)
     spared = _fp8_layers(run, stage) * tokens * _spared_by_fp8(run, h)
-    return int(layers * tokens * _layer_bytes(run, h, width) - spared) + layers * _probabilities(run)
+    return int(layers * tokens * _layer_bytes(run, h, width) - spared) + _keeping(run, layers) * _probabilities(run)
 
 
 def _spared_by_fp8(run: RunShape, h: float) -> float:
@@ -231,10 +233,15 @@ def _dropout_bytes(run: RunShape, h: float, width: int) -> float:
     return norms * model.hidden_size + context + down + (context + norms * (model.hidden_size - h)) * width
 
 
-def _probabilities(run: RunShape) -> int:
-    """Bytes of unfused attention's probabilities of one layer and micro-batch; AC sel computes them again."""
-    if run.use_flash_attn or run.recompute != "none":
+def _keeping(run: RunShape, layers: int) -> int:
+    """How many of a stage's `layers` keep unfused attention's probabilities; AC sel computes the others' again."""
+    if run.use_flash_attn or run.recompute == "full":
         return 0
+    return layers if run.recompute == "none" else min(layers, run.keeping)
+
+
+def _probabilities(run: RunShape) -> int:
+    """Bytes of unfused attention's probabilities of one layer and pass."""
     heads = run.model.num_attention_heads // run.tensor_model_parallel_size
     return heads * run.micro_batch_size * run.sample_length**2 * BYTES[run.precision] * run.in_a_pass
 

@@ -43,7 +43,7 @@ def plan_lines(run: RunShape, gpu: Gpu, gpus_per_node: int, nodes: int) -> list[
         offers = what_would_fit(run, gpu.memory)
         lines.append(f"What fits: {'; or '.join(offers)}." if offers else "No layout of these GPUs holds it; use more of them.")
     else:
-        largest = largest_micro_batch(replace(run, in_a_pass=1), gpu.memory)
+        largest = largest_micro_batch(replace(run, in_a_pass=1, keeping=0), gpu.memory)
         lines.append(f"The largest BATCH_SIZE that fits is {largest}.")
         lines += speed_lines(run, gpu, gpus_per_node, nodes)
     sent = traffic(run)

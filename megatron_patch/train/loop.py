@@ -100,6 +100,10 @@ def _tell_of_first_steps(state: TrainState, log: RunLog) -> None:
         log.line(idle)
     if state.steps_here == 1 and state.graphs is not None and state.graphs.decision:
         log.line(f"  {state.graphs.decision}")
+        if state.graphs.keeping:
+            kept, of = state.graphs.keeping, state.config.model.num_layers
+            note = f"AC sel: {kept} of {of} layers keep attention's probabilities, for which memory is left"
+            log.line(f"  {note}")
     if state.steps_here == 1 and (refused := write_choices(state.config)):
         log.warn(refused)
     if state.steps_here == _SETTLED:

@@ -88,7 +88,7 @@ class PipelinePasses:
     """
 
     together = 1  # micro-batches in a pass; two would halve the number in flight, and so fill the pipeline less
-    decision = ""
+    keeping, decision = 0, ""
 
     def __init__(
         self, work: StageWork, layout: parallel.Layout, shape: tuple[int, ...], dtype: torch.dtype, micro_batches: int,

@@ -30,6 +30,7 @@ from megatron_patch.kernels.fp8 import note_largest_numbers
 from megatron_patch.kernels.products import first_guess
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
+from megatron_patch.train.kept_probabilities import bytes_of_layer, keep, recomputing
 from megatron_patch.train.launch_watch import LaunchWatch, launch_watch
 from megatron_patch.train.pipeline import PipelinePasses
 from megatron_patch.train.product_choices import measure_together
@@ -257,7 +258,9 @@ def _rehearse(state: TrainState, graphs: MicroBatchGraphs, batches: Iterator[Bat
     optim.measure_gradients(state.optimizer, sums[1].float(), sums[1])
     if state.gathers is not None:
         state.gathers.start()
-    graphs.join_what_fits(sizes, training, evaluation)
+    layers = recomputing(state.model, state.config)
+    graphs.join_what_fits(sizes, training, evaluation, len(layers), bytes_of_layer(state.config))
+    keep(layers[: graphs.keeping])
     optim.begin_step(state.optimizer, state.model, state.fused)
     return itertools.chain([first], batches)
 

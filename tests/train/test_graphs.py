@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_patch.config import Options
 from megatron_patch.core import parallel
-from megatron_patch.kernels import products
+from megatron_patch.kernels import products, unfused_attention
 from megatron_patch.train import step as steps
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
+from megatron_patch.train.kept_probabilities import bytes_of_layer
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.setup import build_state
 from tests.launching import run_ranks
@@ -133,6 +134,37 @@ def test_a_pass_leaves_room_for_an_evaluation_and_some_more(monkeypatch, left, t
     graphs = MicroBatchGraphs(lambda batch, closes: batch, reduces=False)
     graphs.join_what_fits((4, 2), 1000, 600)
     assert graphs.together == together and graphs.decision.startswith(says)
+
+
+@pytest.mark.parametrize("left, together, keeping", [(5824, 4, 3), (5823, 2, 3), (3024, 2, 2), (3023, 2, 1), (2612, 2, 0)])
+def test_what_a_pass_leaves_lets_layers_keep_probabilities(monkeypatch, left, together, keeping):
+    """100 bytes a layer and micro-batch. Four in a pass are not worth a layer that computes again."""
+    monkeypatch.setattr(device, "memory_left", lambda: (left, 1000))
+    monkeypatch.setattr(parallel, "any_rank", lambda here: here)
+    monkeypatch.setattr(parallel, "from_all_ranks", lambda here: [here, 3])
+    graphs = MicroBatchGraphs(lambda batch, closes: batch, reduces=False)
+    graphs.join_what_fits((4, 2), 1000, 600, layers=3, kept=100)
+    assert (graphs.together, graphs.keeping) == (together, keeping)
+
+
+def test_kept_probabilities_change_no_bit(alone, monkeypatch):
+    """A layer that keeps them computes none in its backward pass; losses and norms are those of none kept."""
+    monkeypatch.setattr(steps, "why_no_graphs", lambda *_: "")
+    monkeypatch.setattr(steps, "MicroBatchGraphs", Launched)
+    config = tiny_config(global_batch_size=4, precision="fp32", recompute="sel", use_flash_attn=False)
+    layers, one = config.model.num_layers, bytes_of_layer(config)
+    computed: list[int] = []
+    real = unfused_attention._probabilities
+    monkeypatch.setattr(unfused_attention, "_probabilities", lambda *given: (computed.append(1), real(*given))[1])
+    results, times = {}, {}
+    for kept in (0, 1, layers):
+        monkeypatch.setattr(device, "memory_left", lambda: (2 * kept * one, 0))  # noqa: B023  for passes of two, no spare
+        computed.clear()
+        results[kept], state = two_steps(config, alone)
+        assert (state.graphs.together, state.graphs.keeping) == (2, kept)
+        times[kept] = len(computed)
+    assert results[1] == results[layers] == results[0]
+    assert times[0] - times[1] == 4 and times[0] - times[layers] == 4 * layers, "two steps of two passes"
 
 
 def test_each_half_of_a_recorded_pass_is_its_own_micro_batch():
