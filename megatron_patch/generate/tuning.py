@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -43,6 +43,8 @@ _READINGS = {
     4: (Reading(tile=16), Reading(dot=False, tile=32)),
 }
 _REPLAYS = 3
+# Of a model's shape and a step's: tilings, None where a library computes all products; and how keys are read.
+_measured: dict[tuple[Any, ...], tuple[dict[str, Tiling] | None, Reading]] = {}
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class StepChoice:
 def choose_step(decoder: Decoder, rows: int, rotation: tuple[torch.Tensor, torch.Tensor], width: int) -> StepChoice:
     """The fastest kernels for `rows` rows; on a GPU they are measured now, and the host waits.
 
+    Once measured they are those of every engine of this process over a model like this one: others may round otherwise,
+    and the same seed would draw other tokens.
+
     Args:
         rotation: as `Decoder.decode` takes it.
         width: blocks of the longest sequence.
@@ -64,16 +69,22 @@ def choose_step(decoder: Decoder, rows: int, rotation: tuple[torch.Tensor, torch
     library = decoder.library_products()
     if not use_triton(None, weight):
         return StepChoice(library, Reading())
-    measurement = _Measurement(decoder, rows, rotation, width) if weight.is_cuda else None
-    reading = Reading() if measurement is None else measurement.reading()
     # Ranks that share weights add their parts before the residual, and a stage's last sum has no norm behind it.
-    if ranks.replica_group is not None or rows > MOST_ROWS:
-        return StepChoice(library, reading)
-    if measurement is not None:
-        return StepChoice(measurement.products(), reading)
+    by_library = ranks.replica_group is not None or rows > MOST_ROWS
+    if weight.is_cuda:
+        shape = (decoder.config, decoder.rows, decoder.heads, len(decoder.weights.layers), decoder.dtype, weight.device)
+        if (key := (*shape, rows, width, by_library)) not in _measured:
+            measurement = _Measurement(decoder, rows, rotation, width)
+            _measured[key] = (None if by_library else measurement.products(), measurement.reading())
+        tilings, reading = _measured[key]
+        if tilings is None:
+            return StepChoice(library, reading)
+        return StepChoice(LayerProducts(ranks, library.epsilon, tilings, one_row=rows == 1), reading)
+    if by_library:
+        return StepChoice(library, Reading())
     few = {QKV: FEW_ROWS, GATE_UP: FEW_ROWS, OUTPUT: FEW_ROWS, PROJECTION: FEW_ROWS_SPLIT, DOWN: FEW_ROWS_SPLIT}
     tilings = dict.fromkeys(few, ONE_ROW) if rows == 1 else few
-    return StepChoice(LayerProducts(ranks, library.epsilon, tilings, one_row=rows == 1), reading)
+    return StepChoice(LayerProducts(ranks, library.epsilon, tilings, one_row=rows == 1), Reading())
 
 
 class _Measurement:
@@ -86,7 +97,7 @@ class _Measurement:
         self._bytes = decoder.dtype.itemsize
         self._draw = lambda size: torch.randn(rows, size, dtype=decoder.dtype, device=device)
 
-    def products(self) -> LayerProducts:
+    def products(self) -> dict[str, Tiling]:
         """The fastest for each product. Where no kernel of few rows is faster than the library, that one stays."""
         layers, eps = self._decoder.weights.layers, self._decoder.config.norm_epsilon
         output = self._decoder.weights.output
@@ -97,7 +108,7 @@ class _Measurement:
             best = fastest(self._candidates(name), functools.partial(self._runs, name, weights, eps))
             if best is not None:
                 found[name] = best
-        return LayerProducts(self._decoder.ranks, eps, found, one_row=self._rows == 1)
+        return found
 
     def _candidates(self, name: str) -> Iterable[Tiling | None]:
         if self._rows == 1:

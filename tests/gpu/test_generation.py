@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,8 +15,9 @@ from megatron_patch.generate.loading import load_decoder
 from megatron_patch.generate.ranks import alone
 from megatron_patch.generate.sampling import Sampling
 from megatron_patch.weights.source import open_source
+from tests import launching
 from tests.generate.models import engine_of, greedy_answers, random_prompts, transformers_answers
-from tests.launching import GOLDEN, run_ranks
+from tests.launching import GOLDEN
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 NEW = 48
@@ -31,7 +34,10 @@ def test_greedy_answers_are_transformers_s(folder, slots):
 @pytest.mark.parametrize("tensor, stages", [(2, 1), (1, 2)], ids=["TP2", "PP2"])
 def test_two_gpus_answer_as_transformers_does(tmp_path, gpus, tensor, stages):
     gpus(2)
-    run_ranks("tests.generate.engine_worker", GOLDEN / "hf_gqa", tensor, stages, tmp_path, count=2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    words = [*torchrun, "tests.generate.engine_worker", GOLDEN / "hf_gqa", tensor, stages, tmp_path]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    launching.succeed(subprocess.run(list(map(str, words)), env=launching.environment(), cwd=launching.ROOT, **both))
     wanted = transformers_answers(GOLDEN / "hf_gqa", random_prompts(64, 800, 1, 40)[:16], 128)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == wanted
