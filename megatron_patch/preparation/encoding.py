@@ -19,6 +19,7 @@ from megatron_patch.data.compared_engine import Engine, is_compared
 from megatron_patch.data.fast_engine import NoFastEngineError, fast_tokenizer
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError
+from megatron_patch.preparation.token_slots import Slot, TokenSlots
 from megatron_patch.preparation.wudao import CLEANERS
 from megatron_patch.records.chunks import Chunk
 from megatron_patch.records.indexed import token_dtype
@@ -26,6 +27,7 @@ from megatron_patch.records.skipped import MAX_DOCUMENT_MB, Skipped
 from megatron_patch.records.texts import texts_of
 
 _IN_FLIGHT = 256 << 20  # bytes of chunks on the way; beyond them no more are read
+_ON_THE_WAY = 2  # chunks a worker
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,13 @@ class ChunkResult:
     """What becomes of a chunk.
 
     Attributes:
-        tokens: the ids of its documents end to end, as bytes of `token_dtype`.
+        tokens: the ids of its documents end to end, as bytes of `token_dtype`, or the slot that holds them.
         lengths: int32 [documents], ids in each.
         skipped: the records that gave no document.
         differs: number of the first compared record whose ids are not the reference's; None if there is none.
     """
 
-    tokens: bytes
+    tokens: bytes | Slot
     lengths: np.ndarray
     skipped: list[Skipped]
     differs: int | None = None
@@ -100,27 +102,33 @@ def _differing(
                 yield number
 
 
+def slots_of(workers: int) -> TokenSlots | None:
+    """Slots for so many workers: for all chunks that may be on the way, and the one that is being written."""
+    return TokenSlots(_ON_THE_WAY * workers + 2) if workers > 1 else None
+
+
 def encode_chunks(
-    chunks: Iterator[Chunk], settings: Settings, engine: Engine, workers: int
+    chunks: Iterator[Chunk], settings: Settings, engine: Engine, workers: int, slots: TokenSlots | None
 ) -> Generator[tuple[Chunk, ChunkResult], None, None]:
     """Yield each chunk, without its records, and its result, in order.
 
-    At most two chunks a worker are on the way at a time, fewer if their documents are long. The workers end when this
-    generator is exhausted or closed, and when this process has ended, however it ended.
+    A result's slot must have been written before the next one is asked for. At most two chunks a worker are on the way
+    at a time, fewer if their documents are long. The workers end when this generator is exhausted or closed, and when
+    this process has ended, however it ended.
 
     Raises:
         UserError: a worker was killed.
     """
-    if workers <= 1:
+    if slots is None:
         yield from ((chunk, encode_chunk(chunk, settings, engine)) for chunk in chunks)
         return
-    arguments = (settings, engine.reference is not None)
+    arguments = (settings, engine.reference is not None, slots)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=arguments)
     waiting: deque[Any] = deque()
     try:
         for chunk in chunks:
-            waiting.append((replace(chunk, records=[]), pool.submit(_work, chunk)))
-            while len(waiting) > 2 * workers or sum(chunk.size for chunk, _ in waiting) > _IN_FLIGHT:
+            waiting.append((replace(chunk, records=[]), pool.submit(_work, chunk, slots.next())))
+            while len(waiting) > _ON_THE_WAY * workers or sum(chunk.size for chunk, _ in waiting) > _IN_FLIGHT:
                 done, future = waiting.popleft()
                 yield done, future.result()
         while waiting:
@@ -135,10 +143,10 @@ def encode_chunks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[Settings, Engine] | None = None  # set in each worker process when it starts
+_worker: tuple[Settings, Engine, TokenSlots] | None = None  # set in each worker process when it starts
 
 
-def _start_worker(settings: Settings, fast: bool) -> None:
+def _start_worker(settings: Settings, fast: bool, slots: TokenSlots) -> None:
     """Run once in each worker: watch the main process, and load the tokenizer, on the fast engine if the main process
     compared it.
     """
@@ -146,10 +154,10 @@ def _start_worker(settings: Settings, fast: bool) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     one_thread()
     reference = load_tokenizer(settings.tokenizer_folder)
-    _worker = settings, Engine(reference, None, "")
+    _worker = settings, Engine(reference, None, ""), slots
     if fast:
         with suppress(NoFastEngineError):  # the reference gives the same ids, later
-            _worker = settings, Engine(fast_tokenizer(reference), reference, "")
+            _worker = settings, Engine(fast_tokenizer(reference), reference, ""), slots
 
 
 def one_thread() -> None:
@@ -172,7 +180,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(chunk: Chunk) -> ChunkResult:
-    """`encode_chunk` with the worker's own settings and tokenizer."""
+def _work(chunk: Chunk, slot: int) -> ChunkResult:
+    """`encode_chunk` with the worker's own settings and tokenizer; the tokens go into the slot."""
     assert _worker is not None
-    return encode_chunk(chunk, *_worker)
+    settings, engine, slots = _worker
+    result = encode_chunk(chunk, settings, engine)
+    assert isinstance(result.tokens, bytes)
+    return replace(result, tokens=slots.put(slot, result.tokens))
