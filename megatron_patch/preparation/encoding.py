@@ -6,12 +6,11 @@ import os
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
-from typing import Any
 
 import numpy as np
 
@@ -56,13 +55,13 @@ class ChunkResult:
     """What becomes of a chunk.
 
     Attributes:
-        tokens: the ids of its documents end to end, as bytes of `token_dtype`, or the slot that holds them.
+        tokens: the ids of its documents end to end, as bytes of `token_dtype`.
         lengths: int32 [documents], ids in each.
         skipped: the records that gave no document.
         differs: number of the first compared record whose ids are not the reference's; None if there is none.
     """
 
-    tokens: bytes | Slot
+    tokens: bytes | memoryview
     lengths: np.ndarray
     skipped: list[Skipped]
     differs: int | None = None
@@ -102,45 +101,51 @@ def _differing(
                 yield number
 
 
-def slots_of(workers: int) -> TokenSlots | None:
-    """Slots for so many workers: for all chunks that may be on the way, and the one that is being written."""
-    return TokenSlots(_ON_THE_WAY * workers + 2) if workers > 1 else None
-
-
 def encode_chunks(
-    chunks: Iterator[Chunk], settings: Settings, engine: Engine, workers: int, slots: TokenSlots | None
+    chunks: Iterator[Chunk], settings: Settings, engine: Engine, workers: int
 ) -> Generator[tuple[Chunk, ChunkResult], None, None]:
     """Yield each chunk, without its records, and its result, in order.
 
-    A result's slot must have been written before the next one is asked for. At most two chunks a worker are on the way
-    at a time, fewer if their documents are long. The workers end when this generator is exhausted or closed, and when
-    this process has ended, however it ended.
+    A result's tokens are there until the next one is asked for. At most two chunks a worker are on the way at a time,
+    fewer if their documents are long. The workers end when this generator is exhausted or closed, and when this process
+    has ended, however it ended.
 
     Raises:
         UserError: a worker was killed.
     """
-    if slots is None:
+    if workers <= 1:
         yield from ((chunk, encode_chunk(chunk, settings, engine)) for chunk in chunks)
         return
-    arguments = (settings, engine.reference is not None, slots)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=arguments)
-    waiting: deque[Any] = deque()
-    try:
-        for chunk in chunks:
-            waiting.append((replace(chunk, records=[]), pool.submit(_work, chunk, slots.next())))
-            while len(waiting) > _ON_THE_WAY * workers or sum(chunk.size for chunk, _ in waiting) > _IN_FLIGHT:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        while waiting:
-            done, future = waiting.popleft()
-            yield done, future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, for lack of memory most likely; run the command again with "
-            "fewer --workers, it goes on where it stopped."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    # For the chunks that may be on the way, and for the one whose tokens are being written.
+    with TokenSlots(_ON_THE_WAY * workers + 2) as slots:
+        arguments = (settings, engine.reference is not None, slots)
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=arguments)
+        waiting: deque[tuple[Chunk, Future[_Handed]]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append((replace(chunk, records=[]), pool.submit(_work, chunk, slots.next())))
+                while len(waiting) > _ON_THE_WAY * workers or sum(chunk.size for chunk, _ in waiting) > _IN_FLIGHT:
+                    yield from _first(waiting, slots)
+            while waiting:
+                yield from _first(waiting, slots)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed, for lack of memory most likely; run the command again with "
+                "fewer --workers, it goes on where it stopped."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_Handed = tuple[ChunkResult, Slot | bytes]  # a result without its tokens, and what `TokenSlots.put` made of these
+
+
+def _first(waiting: deque[tuple[Chunk, Future[_Handed]]], slots: TokenSlots) -> Iterator[tuple[Chunk, ChunkResult]]:
+    """Wait for the first chunk's result, and yield both."""
+    chunk, future = waiting.popleft()
+    result, found = future.result()
+    with slots.taken(found) as tokens:
+        yield chunk, replace(result, tokens=tokens)
 
 
 _worker: tuple[Settings, Engine, TokenSlots] | None = None  # set in each worker process when it starts
@@ -180,10 +185,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(chunk: Chunk, slot: int) -> ChunkResult:
+def _work(chunk: Chunk, slot: int) -> _Handed:
     """`encode_chunk` with the worker's own settings and tokenizer; the tokens go into the slot."""
     assert _worker is not None
     settings, engine, slots = _worker
     result = encode_chunk(chunk, settings, engine)
-    assert isinstance(result.tokens, bytes)
-    return replace(result, tokens=slots.put(slot, result.tokens))
+    return replace(result, tokens=b""), slots.put(slot, bytes(result.tokens))

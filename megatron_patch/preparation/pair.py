@@ -16,7 +16,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterable
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import naming
 from megatron_patch.formats.progress import Progress
 from megatron_patch.language.sentences import in_language
-from megatron_patch.preparation.encoding import ChunkResult, Settings, encode_chunks, slots_of
+from megatron_patch.preparation.encoding import ChunkResult, Settings, encode_chunks
 from megatron_patch.preparation.partial_pair import (
     States,
     already_made,
@@ -135,8 +135,7 @@ def _encode_all(
     with (
         Progress("tokenizing", total, done=counts.size) as progress,
         # `closing` ends the workers at once, however this block is left.
-        slots_of(workers) or nullcontext() as slots,
-        closing(encode_chunks(chunks, settings, engine, workers, slots)) as results,
+        closing(encode_chunks(chunks, settings, engine, workers)) as results,
         open_at(partial / "tokens", counts.tokens * itemsize) as tokens,
         open_at(partial / "lengths", counts.documents * 4) as lengths,
         open_at(partial / "skipped", counts.report_bytes) as report,
@@ -151,11 +150,7 @@ def _encode_all(
             if counts.report_bytes < REPORT_BYTES:
                 lines = report_lines(files[chunk.file], chunk.kind, result.skipped, span.behind(chunk.file))
             with naming(partial):
-                if isinstance(result.tokens, bytes):
-                    tokens.write(result.tokens)
-                else:
-                    assert slots is not None, "a process alone has no slots"
-                    slots.append(tokens, result.tokens)
+                tokens.write(result.tokens)
                 lengths.write(result.lengths.tobytes())
                 report.write(lines)
             counts = _advance(counts, chunk, result, itemsize, len(lines))

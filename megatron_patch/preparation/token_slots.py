@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import reduction
-from typing import Any, BinaryIO
+from typing import Any
 
-_APART = 1 << 32  # bytes from a slot to the next; memory is taken for what is written alone
+_APART = 1 << 32  # bytes of a slot; memory is taken for what is written alone
 _KEPT = 4 << 20  # bytes; a place that held more gives its memory back
 
 
@@ -26,9 +26,6 @@ class Slot:
 
     number: int
     size: int
-
-    def __len__(self) -> int:
-        return self.size
 
 
 class TokenSlots(AbstractContextManager["TokenSlots"]):
@@ -51,8 +48,10 @@ class TokenSlots(AbstractContextManager["TokenSlots"]):
         """The number of the place that is used next."""
         return next(self._turns)
 
-    def put(self, number: int, tokens: bytes) -> Slot:
-        """Write `tokens` into a place."""
+    def put(self, number: int, tokens: bytes) -> Slot | bytes:
+        """Write `tokens` into a place; returns which, or the tokens themselves if no place is as large."""
+        if len(tokens) > _APART:
+            return tokens
         done, view = 0, memoryview(tokens)
         while done < len(tokens):
             done += os.pwrite(self._descriptor, view[done:], number * _APART + done)
@@ -62,17 +61,17 @@ class TokenSlots(AbstractContextManager["TokenSlots"]):
     def _memory(self) -> mmap.mmap:
         return mmap.mmap(self._descriptor, self._count * _APART)
 
-    def append(self, file: BinaryIO, slot: Slot) -> None:
-        """Append what a place holds to `file`, at its position.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        begin = slot.number * _APART
-        with memoryview(self._memory) as whole, whole[begin : begin + slot.size] as tokens:
-            file.write(tokens)
-        if slot.size > _KEPT:
-            self._memory.madvise(mmap.MADV_REMOVE, begin, slot.size)
+    @contextmanager
+    def taken(self, found: Slot | bytes) -> Iterator[bytes | memoryview]:
+        """The tokens that `put` took, as long as the block lasts."""
+        if isinstance(found, bytes):
+            yield found
+            return
+        begin = found.number * _APART
+        with memoryview(self._memory) as whole, whole[begin : begin + found.size] as tokens:
+            yield tokens
+        if found.size > _KEPT:
+            self._memory.madvise(mmap.MADV_REMOVE, begin, found.size)
 
     def __exit__(self, *_: object) -> None:
         """Let go of the memory; workers must have ended."""
