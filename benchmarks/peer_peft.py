@@ -15,19 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
 from children import alone
+from megatron_patch.formats.peft_adapter import TARGETS
+from megatron_patch.llama.model_config import LLAMA_SIZES, to_hf_config
 
 RANK, SAMPLES, LENGTH = 16, 8, 2048
 WARM_UP, MEASURED = 3, 5
 WAYS = ("plain", "compiled", "liger")
-# layers, hidden size, feed-forward size, heads
-SIZES = {"7B": (32, 4096, 11008, 32), "tiny": (2, 256, 704, 4)}
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SIZES = {"7B": LLAMA_SIZES["llama2-7b"], "tiny": LLAMA_SIZES["tiny"]}
 
 
 def build(size: str, way: str, device: torch.device) -> torch.nn.Module:
@@ -35,18 +38,15 @@ def build(size: str, way: str, device: torch.device) -> torch.nn.Module:
     import peft
     import transformers
 
-    layers, hidden, feed_forward, heads = SIZES[size]
-    config = transformers.LlamaConfig(
-        hidden_size=hidden, intermediate_size=feed_forward, num_hidden_layers=layers, num_attention_heads=heads,
-        vocab_size=32000, max_position_embeddings=4096, use_cache=False,
-    )  # fmt: skip
+    values = to_hf_config(SIZES[size], dtype="bfloat16")
+    config = transformers.LlamaConfig(**{name: value for name, value in values.items() if name != "architectures"})
     if way == "liger":
         from liger_kernel.transformers import apply_liger_kernel_to_llama
 
         apply_liger_kernel_to_llama()
     with device:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
-    adapters = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR, task_type="CAUSAL_LM")
+    adapters = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM")
     model = peft.get_peft_model(model, adapters, autocast_adapter_dtype=False).train()
     return torch.compile(model) if way == "compiled" else model
 
@@ -62,7 +62,7 @@ def measure(size: str, way: str, micro_batch: int) -> dict:
         learnt = [one for one in model.parameters() if one.requires_grad]
         optimizer = torch.optim.AdamW(learnt, lr=1e-5, weight_decay=0.1, fused=True)
         for _ in range(WARM_UP + MEASURED):
-            rows = torch.randint(3, 32000, (SAMPLES, length)).to(device)
+            rows = torch.randint(3, SIZES[size].vocab_size, (SAMPLES, length)).to(device)
             started = time.perf_counter()
             for part in rows.split(micro_batch):
                 (model(input_ids=part, labels=part).loss * micro_batch / SAMPLES).backward()
