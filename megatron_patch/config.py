@@ -277,18 +277,3 @@ def one_process_config(model: LlamaConfig, length: int, **changed: Any) -> Train
         global_batch_size=1, lr=0.0, min_lr=0.0, seq_length=length, pad_length=length, train_data=NO_DATA, valid_data=None,
     )  # fmt: skip
     return TrainConfig(**(values | changed))
-
-
-# Products of so many tokens are as fast as those of more, and activations take memory for each of them.
-_ENOUGH_TOKENS = 8192
-
-
-def pass_sizes(micro_batches: int, tokens: int) -> tuple[int, ...]:
-    """Numbers of micro-batches that may go through the model at once, the largest first; empty: one at a time.
-
-    Args:
-        micro_batches: of a step, for each replica.
-        tokens: of a micro-batch.
-    """
-    larger = {4: 2 * tokens < _ENOUGH_TOKENS, 2: True}
-    return tuple(size for size, pays in larger.items() if pays and micro_batches % size == 0)

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from megatron_patch.config import pass_sizes
 from megatron_patch.plan.memory import RunShape, StageMemory, fullest_stage
+from megatron_patch.plan.passes import choose_pass, pass_sizes
 from megatron_patch.plan.rates import RATES, Rates
 
 # Share of a GPU's memory that stays free: fragments of the allocator, and what libraries load later.
@@ -60,19 +60,17 @@ def fits(run: RunShape, memory: int) -> bool:
 
 
 def with_passes_that_fit(run: RunShape, memory: int) -> RunShape:
-    """The run as it will be: where PP is 1, as many micro-batches in a pass as may be and fit; then what AC sel keeps.
-
-    As `train.graphs.MicroBatchGraphs.join_what_fits` decides.
-    """
+    """The run as it will be: where PP is 1, as many micro-batches in a pass as fit; then what AC sel keeps."""
     sizes = pass_sizes(run.micro_batches, run.micro_batch_size * run.sample_length)
     if run.pipeline_model_parallel_size > 1 or not sizes:
         return run
     layers = run.model.num_layers if run.recompute == "sel" and not run.use_flash_attn else 0
-    less = int((1 - SPARE) * memory) if layers else memory  # where layers keep something, as much again stays free
-    larger = {size: replace(run, in_a_pass=size, keeping=layers * (size > 2)) for size in sizes}
-    joined = next((joined for size, joined in larger.items() if fits(joined, less if size > 2 else memory)), run)
-    some = (replace(joined, keeping=count) for count in range(layers, 0, -1))
-    return next((kept for kept in some if fits(kept, less)), replace(joined, keeping=0))
+
+    def fit(size: int, keeping: int, spares: int) -> bool:
+        return fits(replace(run, in_a_pass=size, keeping=keeping), int(memory * (1 - (spares - 1) * SPARE)))
+
+    size, keeping = choose_pass(sizes, layers, fit)
+    return replace(run, in_a_pass=size, keeping=keeping)
 
 
 def largest_micro_batch(run: RunShape, memory: int) -> int:

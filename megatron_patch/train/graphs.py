@@ -28,6 +28,7 @@ from megatron_patch.data.batches import Batch
 from megatron_patch.kernels._cublaslt import Shape
 from megatron_patch.kernels.attention import forget_segments
 from megatron_patch.kernels.products import noting
+from megatron_patch.plan.passes import choose_pass
 
 # (batch, closes) → fp64 [2]: the summed losses and the number of tokens. Runs forward and backward, and with `closes`
 # also the reductions of a step's gradients.
@@ -77,30 +78,25 @@ class MicroBatchGraphs:
         self.captured: dict[tuple[bool, bool], tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]] = {}
 
     def join_what_fits(self, sizes: Sequence[int], training: int, evaluation: int, layers: int = 0, kept: int = 0) -> None:
-        """Run several micro-batches in a pass from now on, as many as every rank has the memory for.
-
-        What is left then lets layers keep what they would compute again, which saves more than a pass of four in place
-        of two.
+        """Run several micro-batches in a pass from now on, as many as every rank has the memory for (`choose_pass`).
 
         Args:
-            sizes: of a pass that may be, the largest first (`pass_sizes`).
+            sizes: of a pass that may be (`pass_sizes`).
             training: bytes that one micro-batch takes forward and backward, beside what is allocated now.
             evaluation: bytes that one takes forward only. Graphs keep their memory, so an evaluation needs its own.
             layers: that compute something again in their backward pass.
             kept: bytes that one layer needs to keep it, of a micro-batch.
         """
         left, total = device.memory_left()
-        spare = int(_SPARE * total)
-        needed = {size: size * training + evaluation + spare for size in sizes}
-        keeps_all = {size: bool(layers) and size > 2 for size in sizes}
-        asked_for = {size: needed[size] + keeps_all[size] * (size * layers * kept + spare) for size in sizes}
-        self.together = next((size for size in sizes if not parallel.any_rank(asked_for[size] > left)), 1)
-        if layers:
-            room = left - self.together * training - evaluation - 2 * spare
-            self.keeping = min(parallel.from_all_ranks(min(layers, max(0, room // (self.together * kept)))))
+
+        def needed(size: int, keeping: int, spares: int) -> int:
+            return size * (training + keeping * kept) + evaluation + spares * int(_SPARE * total)
+
+        self.together, self.keeping = choose_pass(sizes, layers, lambda *asked: not parallel.any_rank(needed(*asked) > left))
         asked = max(self.together, min(sizes))  # where one goes, what the fewest would have taken
-        memory = f"{asked} need {needed[asked] / 2**30:.1f} GiB, and {left / 2**30:.1f} GiB are left"
-        if self.together == 1 and needed[asked] <= left:
+        least = needed(asked, 0, 1)
+        memory = f"{asked} need {least / 2**30:.1f} GiB, and {left / 2**30:.1f} GiB are left"
+        if self.together == 1 and least <= left:
             memory += " here, too little elsewhere"
         number = "one micro-batch goes" if self.together == 1 else f"{self.together} micro-batches go"
         self.decision = f"{number} through the model in one pass: {memory}"

@@ -18,7 +18,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
-from megatron_patch.config import TrainConfig, pass_sizes
+from megatron_patch.config import TrainConfig
 from megatron_patch.core import tensor_exchange
 from megatron_patch.core.fp8_weights import cast_weights
 from megatron_patch.core.parallel import Layout
@@ -28,6 +28,7 @@ from megatron_patch.data.batches import Batch, to_device
 from megatron_patch.kernels import prefer
 from megatron_patch.kernels.fp8 import note_largest_numbers
 from megatron_patch.kernels.products import first_guess
+from megatron_patch.plan.passes import pass_sizes
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.graphs import MicroBatchGraphs, why_no_graphs
 from megatron_patch.train.kept_probabilities import bytes_of_layer, keep, recomputing

@@ -141,7 +141,6 @@ def test_what_a_pass_leaves_lets_layers_keep_probabilities(monkeypatch, left, to
     """100 bytes a layer and micro-batch. Four in a pass are not worth a layer that computes again."""
     monkeypatch.setattr(device, "memory_left", lambda: (left, 1000))
     monkeypatch.setattr(parallel, "any_rank", lambda here: here)
-    monkeypatch.setattr(parallel, "from_all_ranks", lambda here: [here, 3])
     graphs = MicroBatchGraphs(lambda batch, closes: batch, reduces=False)
     graphs.join_what_fits((4, 2), 1000, 600, layers=3, kept=100)
     assert (graphs.together, graphs.keeping) == (together, keeping)
