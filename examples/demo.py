@@ -104,7 +104,9 @@ def make_hugging_face_folder(folder: Path) -> None:
     """A tiny LLaMA-2 with random weights, saved by transformers."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     sys.path.insert(0, str(ROOT))
     from megatron_patch.llama.model_config import LLAMA_SIZES, to_hf_config
 
@@ -211,9 +213,7 @@ def generate(checkpoint: Path, prompt: str, name: str) -> str:
 def ask(folder: Path, prompt: str) -> str:
     """What transformers makes of the exported folder and a prompt, up to the end token."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     tokens = tokenizer(prompt, return_tensors="pt")
