@@ -167,6 +167,18 @@ def test_two_gpus_learn_what_one_learns(tmp_path, gpus, weights, one, layout, pa
     learn_what_one_learns(2, tmp_path, gpus, weights, one, layout, "--pair-micro-batches", pairs)
 
 
+@two_gpus
+def test_lora_over_two_gpus_learns_what_one_learns(tmp_path, gpus, weights):
+    """In graphs, where the adapters' gradients are made beside the sums of the input's."""
+    given = {**COMMON, "PRETRAIN_CHECKPOINT_PATH": weights}
+    alone = tiny(tmp_path / "one", "--lora-rank", 8, "--cuda-graphs", "false", **given)
+    gpus(2)
+    several = tiny(tmp_path / "several", "--lora-rank", 8, **given, TP=2, SP="true")
+    assert "CUDA graphs: yes\n" in console(tmp_path / "several")
+    assert [step.loss for step in several] == pytest.approx([step.loss for step in alone], rel=1e-5)
+    assert [step.grad_norm for step in several] == pytest.approx([step.grad_norm for step in alone], rel=1e-4)
+
+
 @four_gpus
 @pytest.mark.parametrize("layout", FOUR.values(), ids=FOUR)
 def test_four_gpus_learn_what_one_learns(tmp_path, gpus, weights, one, layout):
