@@ -33,6 +33,18 @@ def alone(function: Callable[..., dict | None], *arguments: object) -> dict | No
         return one.submit(_and_leave, function, *arguments).result()
 
 
+def together(processes: int, function: Callable[..., dict | None], *arguments: object) -> list[dict | None]:
+    """Call `function` in new processes that are the ranks of one run, as torchrun would name them."""
+    with pool(processes) as ranks:
+        calls = [ranks.submit(_as_rank, rank, processes, function, *arguments) for rank in range(processes)]
+        return [call.result() for call in calls]
+
+
+def _as_rank(rank: int, processes: int, function: Callable[..., dict | None], *arguments: object) -> dict | None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+    return _and_leave(function, *arguments)
+
+
 def _and_leave(function: Callable[..., dict | None], *arguments: object) -> dict | None:
     """Call `function`, and leave its process groups."""
     try:

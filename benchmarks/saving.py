@@ -1,12 +1,13 @@
 """What a checkpoint costs a training run: for how long the loop stands still, and how much slower the next steps are.
 
     python benchmarks/saving.py 7b-bf16 --layers 20 --folder /dev/shm
+    python benchmarks/saving.py 7b-bf16 --processes 2 --folder /dev/shm     # data parallel
     python benchmarks/saving.py tiny-bf16 --steps 8
 
-It trains on random tokens in one process, with the loop of a real run, and saves every --steps iterations: with
---async-save true and then false. On a RAM disk a checkpoint takes memory beside the copy of the state: LLaMA-2 7B's
-state is 81 GB and its files are 94 GB, so --layers cuts the model where the machine has less (20 of 32 layers: 52 and
-60 GB). Only the newest checkpoint is kept, and it goes before the next save.
+It trains on random tokens, with the loop of a real run, and saves every --steps iterations: with --async-save true and
+then false. On a RAM disk a checkpoint takes memory beside the copy of the state: LLaMA-2 7B's state is 81 GB and its
+files are 94 GB, so --layers cuts the model where the machine has less (20 of 32 layers: 52 and 60 GB). Only the newest
+checkpoint is kept, and it goes before the next save.
 
 An iteration's time is that between two losses. The one after a save begins with it, and the next two may wait for the
 copy of the state; what these three take beyond the median of undisturbed iterations is the time that the loop stood
@@ -29,7 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from children import alone
+from children import together
 
 WAITING = 3  # iterations after a save that may wait for it
 WARM_UP = 6
@@ -69,13 +70,15 @@ class Watch:
 
     def __init__(self, root: Path, steps: int, last: int) -> None:
         self._root, self._steps, self._last = root, steps, last
+        self._is_first = os.environ["RANK"] == "0"
         self.known: dict[int, float] = {}
         self.saves: list[tuple[int, float, float, int]] = []  # iteration, when it was told, seconds, bytes
+        self.files: list[int] = []  # bytes of those of the last one's tensors
 
     def step(self, iteration: int, loss: float | None) -> None:
         """Note when the loss was there; make room for the next checkpoint; end the run after the last iteration."""
         self.known[iteration] = time.perf_counter()
-        if iteration > self._steps and iteration % self._steps == self._steps - WARM_UP:
+        if self._is_first and iteration > self._steps and iteration % self._steps == self._steps - WARM_UP:
             for folder in self._root.glob("iter_*[0-9]"):
                 shutil.rmtree(folder)
         if iteration == self._last:
@@ -85,10 +88,13 @@ class Watch:
         """Note a checkpoint that is complete."""
         if kind == "save":
             self.saves.append((values["iteration"], time.perf_counter(), values["seconds"], values["bytes"]))
+            newest = max(self._root.glob("iter_*[0-9]"))
+            self.files = [file.stat().st_size for file in sorted(newest.glob("*.distcp"))]
 
     def line(self, text: str) -> None:
         """Print it."""
-        print(text, flush=True)
+        if self._is_first:
+            print(text, flush=True)
 
     warn = iteration_line = line
 
@@ -107,17 +113,26 @@ def measure(shape: str, layers: int | None, base: str, steps: int, saves: int, w
     from megatron_patch.train import loop
     from megatron_patch.train.setup import build_state
 
+    processes = int(os.environ["WORLD_SIZE"])
     config = speed.config_of(speed.SHAPES[shape], Options(num_workers=0, async_save=way), layers)
-    config = replace(config, output_path=base, save_interval=steps, train_iters=steps * (saves + 2))
+    config = replace(
+        config,
+        output_path=base,
+        save_interval=steps,
+        train_iters=steps * (saves + 2),
+        global_batch_size=processes * config.global_batch_size,
+    )
     layout = speed.start(config)
     watch = Watch(Path(config.checkpoint_folder), steps, steps * (saves + 1) - 1)
     state = build_state(config, layout, watch, config.train_iters)
     samples = Samples(config.vocab_size, config.seq_length)
-    data = RunData(samples, plan_of(config, 1, len(samples), shuffled=True), (), config.train_iters, 0, steps)
+    data = RunData(samples, plan_of(config, processes, len(samples), shuffled=True), (), config.train_iters, 0, steps)
     try:
         loop.run(state, data, watch)
     except Enough:
-        report(watch, way, steps)
+        if os.environ["RANK"] == "0":
+            report(watch, way, steps)
+            print(f"  files of the last one, GB: {' '.join(f'{size / 1e9:.2f}' for size in watch.files)}")
     state.close()
 
 
@@ -153,6 +168,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where to write; on the disk that is to be measured")
     parser.add_argument("--steps", type=int, default=30, help="iterations from a save to the next")
     parser.add_argument("--saves", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=1, help="data parallel, one a GPU; the global batch grows with them")
     parser.add_argument("--ways", default="true,false", help="values of --async-save")
     arguments = parser.parse_args()
     from megatron_patch.arguments.processes import free_port
@@ -161,7 +177,8 @@ def main() -> None:
     for way in arguments.ways.split(","):
         base = tempfile.mkdtemp(dir=arguments.folder)
         try:
-            alone(measure, arguments.shape, arguments.layers, base, arguments.steps, arguments.saves, way)
+            what = (arguments.shape, arguments.layers, base, arguments.steps, arguments.saves, way)
+            together(arguments.processes, measure, *what)
         finally:
             shutil.rmtree(base, ignore_errors=True)
             gc.collect()

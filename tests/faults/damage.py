@@ -52,11 +52,17 @@ def _tensors(content: bytearray) -> list[int]:
 
 
 def zero_a_page(path: Path, chance: random.Random) -> None:
-    """What a file has where the disk lost a page: zeros, 512 of them in such small files."""
+    """What a file has where the disk lost a page: zeros, 512 of them in such small files.
+
+    In a file of tensors it is one of a tensor: torch fills what lies between two of them with letters that nobody reads.
+    """
     content = bytearray(path.read_bytes())
-    pages = [place for place in range(0, len(content), 512) if any(content[place : place + 512])]
-    place = chance.choice(pages)
-    content[place : place + 512] = bytes(len(content[place : place + 512]))
+    tensors = [(start, content.index(b"PK\x07\x08", start)) for start in _tensors(content)]
+    pages = [
+        slice(first, min(first + 512, end)) for start, end in tensors or [(0, len(content))] for first in range(start, end, 512)
+    ]
+    page = chance.choice([page for page in pages if any(content[page])])
+    content[page] = bytes(len(content[page]))
     path.write_bytes(content)
 
 
