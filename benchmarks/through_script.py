@@ -15,7 +15,7 @@ GPUs of one kind differ, so it first prints how fast this one multiplies. Then i
 - the median of tokens per second, without the first three lines: they include compilation, measurements of products and
   the recording of graphs;
 - the ratio to one GPU, if `bf16` is among the shapes, and to the rate of products that are kept up;
-- the seconds of the first iteration, and whether graphs were used.
+- the seconds of the first iteration, and whether graphs were used; then how many steps were not finite, if any were.
 With --peer torchtitan it then trains the same model on the same number of GPUs with that, for each shape without TP and
 PP, and prints the fastest of its micro-batches.
 """
@@ -67,6 +67,7 @@ SHAPES = {
     "fp8-mbs2": {**_PRETRAIN, "pr": "fp8", "mbs": 2},
     "fp8-seq4096": {**_PRETRAIN, "pr": "fp8", "seq": 4096, "gbs": 4},
     "fp8-dp2": {**_TWO, "pr": "fp8"},
+    "fp8-tp2": {**_TWO, "pr": "fp8", "tp": 2},
     "fp8-dp4": {**_FOUR, "pr": "fp8"},
     "fp8-tiny": {**_PRETRAIN, "size": "tiny", "pr": "fp8", "seq": 128},
     "mbs2": {**_PRETRAIN, "mbs": 2},
@@ -85,6 +86,7 @@ SHAPES = {
     "lora-fp8": {**_LORA, "pr": "fp8"},
     "lora-fp8-mbs2": {**_LORA, "pr": "fp8", "mbs": 2},
     "lora-dp2": {**_LORA, "gpus": 2, "gbs": 16},
+    "lora-tp2": {**_LORA, "gpus": 2, "tp": 2},
     "lora-70b-tp2": {**_LORA, "size": "70B", "tp": 2, "gpus": 2},
     "lora-70b-tp4": {**_LORA, "size": "70B", "tp": 4, "gpus": 4, "mbs": 2},
     "qlora": {**_LORA, "flags": (*_LORA["flags"], "--qlora", "true")},
@@ -238,6 +240,8 @@ def row_of(name: str, results: dict[str, dict]) -> str:
         f"{first / 1000:8.1f}" if first else f"{'-':>8}",
         result["graphs"],
     ]
+    if wrong := len(result["lines"]) - len(result["losses"]):
+        cells.append(f"WRONG: {wrong} of {len(result['lines'])} steps were not finite")
     return " ".join(cells)
 
 

@@ -54,7 +54,8 @@ def _tensors(content: bytearray) -> list[int]:
 def zero_a_page(path: Path, chance: random.Random) -> None:
     """What a file has where the disk lost a page: zeros, 512 of them in such small files.
 
-    In a file of tensors it is one of a tensor: torch fills what lies between two of them with letters that nobody reads.
+    In a file of tensors it is one of a tensor. What lies between two of them torch fills with letters, which nobody
+    reads.
     """
     content = bytearray(path.read_bytes())
     tensors = [(start, content.index(b"PK\x07\x08", start)) for start in _tensors(content)]

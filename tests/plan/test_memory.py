@@ -13,7 +13,7 @@ from megatron_patch.plan.memory import RunShape, memory_of_stages, stage_paramet
 # GPUs, model, (TP, PP), what differs from bf16, FL true, AC sel, S 2048, micro-batch 1 in pairs, DO true; global batch;
 # measured GiB of torch's `max allocated` on the last rank. Measured with torch 2.11 through
 # run_pretrain_megatron_llama.sh.
-SINGLE = {"in_a_pass": 1}
+SINGLE, FOURS = {"in_a_pass": 1}, {"in_a_pass": 4}
 MEASURED = [
     (1, "7b", (1, 1), {}, 8, 117.1),
     (1, "7b", (1, 1), SINGLE, 8, 108.9),
@@ -37,6 +37,11 @@ MEASURED = [
     (1, "7b", (1, 1), {"recompute": "full"}, 8, 102.2),
     (1, "7b", (1, 1), {"precision": "fp8"}, 8, 127.4),
     (1, "7b", (1, 1), {"precision": "fp8", "micro_batch_size": 2, **SINGLE}, 8, 127.4),
+    (1, "7b", (1, 1), FOURS, 8, 133.6),
+    (2, "7b", (1, 1), FOURS, 16, 102.2),
+    (2, "7b", (1, 1), {"precision": "fp8", **FOURS}, 16, 110.6),
+    (1, "7b", (1, 1), {"lora": LoraConfig(16, 32), **FOURS}, 8, 46.0),
+    (2, "70b", (2, 1), {"lora": LoraConfig(16, 32)}, 8, 108.8),
 ]
 
 

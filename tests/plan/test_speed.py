@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from megatron_patch.cli import plan
+from megatron_patch.formats.peft_adapter import LoraConfig
 from megatron_patch.plan.rates import RATES
 from megatron_patch.plan.speed import step_time, tokens_per_second
-from tests.plan.test_memory import SINGLE, shape
+from tests.plan.test_memory import FOURS, SINGLE, shape
 
 UNFUSED = {"precision": "fp16", "use_flash_attn": False}
 # With NCCL in CUDA graphs or without graphs, and with copies between GPUs in graphs.
@@ -44,6 +45,11 @@ MEASURED = [
     (4, "7b", (4, 1), {}, 32, 11272, COPIES),
     (4, "7b", (2, 1), {}, 32, 12676, COPIES),
     (4, "7b", (2, 2), SINGLE, 32, 11799, COPIES),
+    (1, "7b", (1, 1), FOURS, 8, 14461, NCCL),
+    (2, "7b", (1, 1), FOURS, 16, 14463, COPIES),
+    (2, "7b", (1, 1), {"precision": "fp8", **FOURS}, 16, 20846, COPIES),
+    (1, "7b", (1, 1), {"lora": LoraConfig(16, 32), **FOURS}, 8, 19615, NCCL),
+    (1, "7b", (1, 1), {"precision": "fp8", "lora": LoraConfig(16, 32), **FOURS}, 8, 26845, NCCL),
 ]
 
 
