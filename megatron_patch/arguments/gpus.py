@@ -133,6 +133,11 @@ def visible_gpus() -> int:
     return driver.gpus if torch is not None and torch.cuda is not None and not driver.error else 0
 
 
+def lacks_fp8(driver: Driver) -> bool:
+    """Whether a visible GPU is known to have no FP8 tensor cores."""
+    return bool(driver.gpus) and 0 < driver.capability < _FP8
+
+
 def fp8_finding(driver: Driver, usable: int) -> str | None:
     """What is wrong with PR fp8 on this machine, of whose GPUs so many are `usable`; None if nothing is."""
     if os.environ.get(EMULATION) or (usable and driver.capability >= _FP8):

@@ -10,7 +10,7 @@ from typing import Any
 from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.divisibility import layout_findings, processes_finding
 from megatron_patch.arguments.findings import Findings
-from megatron_patch.arguments.gpus import find_driver
+from megatron_patch.arguments.gpus import find_driver, lacks_fp8
 from megatron_patch.arguments.plan_list import PLAN
 from megatron_patch.arguments.processes import Processes
 from megatron_patch.errors import UserError
@@ -74,7 +74,8 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
 
 def _check_kinds(value: Mapping[str, Any], gpu: Gpu, findings: Findings) -> None:
     """Look whether there is such a training."""
-    if value["precision"] == "fp8" and value["gpu"] in WITHOUT_FP8:
+    without = value["gpu"] in WITHOUT_FP8 if value["gpu"] else lacks_fp8(find_driver())
+    if value["precision"] == "fp8" and without:
         findings.add_flag("--precision", "fp8", f"an {gpu.name} has no FP8 tensor cores: write bf16.")
     if value["qlora"] and not value["lora_rank"]:
         wanted = "it is for LoRA, which --lora-rank turns on: write --lora-rank 16 too, or remove the flag."

@@ -195,7 +195,12 @@ class Application:
             answer.number = self.service.submit(answer.request, listener(loop, answer, stream, self.service))
             if answer.number is None:
                 self._cancel(answers)
+                self._check_engine()
                 raise _RefusedError(429, "too many requests wait already; try again later.", "rate_limit_error")
+
+    def _check_engine(self) -> None:
+        if self.service.failure is not None:
+            raise _RefusedError(503, "the engine has stopped; its log says why.", "server_error")
 
     def _cancel(self, answers: list[Answer]) -> None:
         for answer in answers:
@@ -245,8 +250,7 @@ class Application:
             try:
                 return await asyncio.wait_for(answer.pieces.get(), timeout=1)
             except TimeoutError:
-                if self.service.failure is not None:
-                    raise _RefusedError(503, "the engine has stopped; its log says why.", "server_error") from None
+                self._check_engine()
 
     async def _events(
         self, answers: list[Answer], shape: dict[str, Any], piece: Callable[..., dict[str, Any]], prompt: int | None

@@ -18,6 +18,7 @@ from megatron_patch.arguments.processes import free_port
 from megatron_patch.cli.serve import _listen
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.generate.asking import Asking
+from megatron_patch.generate.continuous_batching import Request
 from megatron_patch.generate.prompt import prompt_maker
 from megatron_patch.generate.sampling import Sampling
 from megatron_patch.generate.service import Service
@@ -100,6 +101,19 @@ def test_a_client_that_leaves_is_answered_no_further(app, engine, stream):
     while not engine.is_idle:
         time.sleep(0.01)
     assert 3 <= len(steps) < LONGEST // 2
+
+
+def test_who_asks_after_the_engine_has_failed_is_not_told_to_come_again(engine):
+    def fail():
+        raise RuntimeError("the GPU is gone")
+
+    engine.step = fail
+    service = Service(engine, 2)
+    service.submit(Request(0, (1,), 1), lambda _: None)
+    service.run()
+    with TestClient(Application(service, asking("none"), asking("none"), "model", LONGEST, 16, "").app()) as client:
+        said = client.post("/v1/completions", json={"prompt": "x"})
+    assert said.status_code == 503 and said.json()["error"]["message"] == "the engine has stopped; its log says why."
 
 
 def test_a_server_whose_engine_fails_ends(engine):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from megatron_patch.arguments import plan as arguments
+from megatron_patch.arguments.gpus import Driver
 from megatron_patch.cli import plan
 from megatron_patch.formats.peft_adapter import LoraConfig
 from megatron_patch.plan.rates import RATES
@@ -102,3 +106,14 @@ def test_the_command_says_speed_where_it_fits(capsys):
         plan.main(["7B", "--precision", "fp8", "--gpu", "a100-80g", "--qlora"])
     said = capsys.readouterr().err
     assert "has no FP8 tensor cores: write bf16" in said and "it is for LoRA, which --lora-rank turns on" in said
+
+
+def test_this_machine_s_gpu_may_lack_fp8(monkeypatch, capsys):
+    here = Driver(2, memory=80 << 30, name="NVIDIA A100-SXM4-80GB", capability=80)
+    monkeypatch.setattr(arguments, "find_driver", lambda: here)
+    with pytest.raises(SystemExit):
+        plan.main(["7B", "--precision", "fp8"])
+    assert "an NVIDIA A100-SXM4-80GB has no FP8 tensor cores: write bf16" in capsys.readouterr().err
+    monkeypatch.setattr(arguments, "find_driver", lambda: replace(here, name="NVIDIA H20", capability=90))
+    plan.main(["7B", "--precision", "fp8"])
+    assert "NVIDIA H20" in capsys.readouterr().out
