@@ -179,6 +179,15 @@ def test_lora_over_two_gpus_learns_what_one_learns(tmp_path, gpus, weights):
     assert [step.grad_norm for step in several] == pytest.approx([step.grad_norm for step in alone], rel=1e-4)
 
 
+@two_gpus
+def test_what_two_gpus_exchange_is_not_written_meanwhile(gpus):
+    gpus(2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    words = [*torchrun, "tests.gpu.exchange_worker"]
+    launching.succeed(subprocess.run(words, env=launching.environment(), cwd=launching.ROOT, **both))
+
+
 @four_gpus
 @pytest.mark.parametrize("layout", FOUR.values(), ids=FOUR)
 def test_four_gpus_learn_what_one_learns(tmp_path, gpus, weights, one, layout):
