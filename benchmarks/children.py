@@ -41,7 +41,7 @@ def together(processes: int, function: Callable[..., dict | None], *arguments: o
 
 
 def _as_rank(rank: int, processes: int, function: Callable[..., dict | None], *arguments: object) -> dict | None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
     return _and_leave(function, *arguments)
 
 
