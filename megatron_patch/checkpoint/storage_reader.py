@@ -9,6 +9,7 @@ import megatron_patch.core.device as device
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Iterator
@@ -212,13 +213,22 @@ class Reader(dcp.FileSystemReader):
             self._progress.add(count)
 
 
+@functools.cache
+def _copying_stream(where: torch.device) -> torch.cuda.Stream:
+    """The stream on which all threads copy to a GPU.
+
+    One copy takes the whole link. And torch has few streams: one a thread would soon be the stream of something else.
+    """
+    return torch.cuda.Stream(where)
+
+
 class _Buffers:
     """Two pieces of pinned memory of a thread: one is copied to the GPU while the other is read into."""
 
     _kept = threading.local()
 
     def __init__(self, where: torch.device) -> None:
-        self._stream = torch.cuda.Stream(where)
+        self._stream = _copying_stream(where)
         self._pieces = [(torch.empty(_PIECE, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()) for _ in range(2)]
 
     @classmethod

@@ -131,12 +131,12 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-@functools.cache
 def launch_options(tensor: torch.Tensor, overlap: bool) -> dict[str, bool]:
     """Triton's word for a launch that may begin before the one before it has ended; its interpreter knows none."""
     return {"launch_pdl": True} if overlap and tensor.is_cuda else {}
 
 
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many programs run side by side on a GPU; 2 on a CPU, so that tests see loops of more than one turn."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
