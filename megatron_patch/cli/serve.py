@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -95,9 +96,18 @@ def _listen(job: Serving, engine: Engine, asking: Asking) -> None:
     server = uvicorn.Server(config)
     line = f"Serving {job.name} on http://{job.host}:{job.port}/v1, up to {longest} tokens a request; Ctrl-C ends it."
     print(in_language(line), flush=True)
-    server.run()
+    server.run(sockets=[_with_keepalive(config.bind_socket())])
     if service.failure is not None:
         raise service.failure
+
+
+def _with_keepalive(listening: socket.socket) -> socket.socket:
+    """Let the system end connections whose client has gone without a word; each would keep a descriptor for ever."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # After a minute of silence it asks, four times, a quarter of a minute apart.
+    for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
+        listening.setsockopt(socket.IPPROTO_TCP, option, value)
+    return listening
 
 
 if __name__ == "__main__":

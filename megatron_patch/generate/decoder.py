@@ -115,7 +115,7 @@ class Decoder:
         def attend(layer: int, packed: torch.Tensor) -> torch.Tensor:
             q, k, v = self._rotated(packed, cos, sin)
             self.cache.write(layer, places, k, v)
-            return self._within(q, k, v, ends)
+            return self._within(q, k, v, ends, again=last is not None)
 
         products = self.library_products(measured=measured)
         found = self._run(tokens, attend, products)
@@ -175,7 +175,8 @@ class Decoder:
         device = self.ranks.device
         cos, sin = self._rotation(positions, _lengths(ends, device))
         products = self.library_products(measured=measured)
-        found = self._run(tokens, lambda _, packed: self._within(*self._rotated(packed, cos, sin), ends), products)
+        again = len({b - a for a, b in zip([0, *ends], ends)}) == 1
+        found = self._run(tokens, lambda _, packed: self._within(*self._rotated(packed, cos, sin), ends, again=again), products)
         wanted = (labels >= 0).nonzero().flatten()
         output, normed = self.weights.output, found.normed
         if output is None or normed is None:
@@ -218,11 +219,16 @@ class Decoder:
         q, k, v = rope_qkv(packed.unsqueeze(1), cos, sin, self.heads, self.groups)
         return q[:, 0], k[:, 0], v[:, 0]
 
-    def _within(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
+    def _within(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: Sequence[int], *, again: bool) -> torch.Tensor:
         """Causal attention inside each sequence: q [T, N, D], k and v [T, G, D] → [T, N·D].
 
         Sequences of equal length share one launch.
+
+        Args:
+            again: whether such lengths will come again. For each new one cuDNN makes a plan, for which all others wait,
+                and keeps it for ever; so other lengths are left to PyTorch's flash kernel, which needs none.
         """
+        backend = "flash" if self.backend == "cudnn" and not again else self.backend
         starts = [0, *ends[:-1]]
         lengths = {b - a for a, b in zip(starts, ends)}
         bounds = [(0, len(q))] if len(lengths) == 1 else list(zip(starts, ends))
@@ -231,7 +237,7 @@ class Decoder:
         for a, b in bounds:
             # [S, B, heads, D], B sequences of length S
             q1, k1, v1 = (x[a:b].unflatten(0, (-1, rows or b - a)).transpose(0, 1) for x in (q, k, v))
-            found = attention(q1, k1, v1, scale=self.scale, causal=True, backend=self.backend)
+            found = attention(q1, k1, v1, scale=self.scale, causal=True, backend=backend)
             parts.append(found.transpose(0, 1).reshape(b - a, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -17,6 +17,7 @@ import torch
 from megatron_patch.generate.cache import blocks_of
 from megatron_patch.generate.decoder import Decoder, on_device
 from megatron_patch.generate.logprobs import score
+from megatron_patch.generate.recording import recorded
 from megatron_patch.generate.sampling import Sampling, SamplingRows, choose, most_probable, sampling_rows
 from megatron_patch.generate.tuning import StepChoice, choose_step
 from megatron_patch.kernels._dispatch import next_power_of_two
@@ -78,6 +79,8 @@ class DecodingStep:
         self._choices: dict[int, StepChoice] = {}
         # A graph of several processes would hold their collectives; these are launched one by one.
         self._uses_graphs = self._device.type == "cuda" and decoder.ranks.replica_group is None
+        # There may be a hundred kinds of steps, and one runs at a time.
+        self._pool = torch.cuda.graph_pool_handle() if self._uses_graphs else None
 
     def enter(self, entering: Sequence[tuple[int, Sampling, Sequence[int]]]) -> None:
         """Sequences take their slots: (slot, what was asked for, tokens so far) of each."""
@@ -120,10 +123,10 @@ class DecodingStep:
             return read_later(self._forward(on_device(given, self._device), kind))
         if kind not in self._recorded:
             self._recorded[kind] = self._record(kind)
-        recorded = self._recorded[kind]
-        recorded.numbers.copy_(given.pin_memory(), non_blocking=True)
-        recorded.graph.replay()
-        return read_later(recorded.found)
+        made = self._recorded[kind]
+        made.numbers.copy_(given.pin_memory(), non_blocking=True)
+        made.graph.replay()
+        return read_later(made.found)
 
     def _wants(self, slots: list[int]) -> tuple[bool, bool]:
         """(whether tokens are drawn, whether some are penalized)."""
@@ -132,18 +135,11 @@ class DecodingStep:
         return penalized or any(not one.is_greedy for one in asked), penalized
 
     def _record(self, kind: _Kind) -> _Recorded:
-        """A graph of the step. It is launched once before, so that every kernel is there."""
+        """A graph of the step."""
         numbers = torch.zeros(kind.rows, _TABLE + self._width, dtype=torch.int32, device=self._device)
         numbers[:, _SLOT] = self._slots
         self._choice(kind.rows)
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            self._forward(numbers, kind)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = self._forward(numbers, kind)
+        graph, found = recorded(lambda: self._forward(numbers, kind), self._device, self._pool)
         return _Recorded(graph, numbers, found)
 
     def _choice(self, rows: int) -> StepChoice:

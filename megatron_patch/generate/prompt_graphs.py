@@ -15,6 +15,7 @@ import torch
 from megatron_patch.generate.cache import BLOCK, SCRATCH
 from megatron_patch.generate.decoder import WORTH_MEASURING, Decoder, on_device
 from megatron_patch.generate.logprobs import Wanted
+from megatron_patch.generate.recording import recorded
 from megatron_patch.llama.rope_scaling import DYNAMIC
 
 _LONGEST = 2048  # from here on a pass takes a GPU longer than the host
@@ -56,26 +57,19 @@ class Prompts:
             return self._decoder.prefill(given, positions, places, lengths, ends, wanted=wanted, vocabulary=vocabulary)
         size = size_of_graph(tokens)
         self._passes[size] += 1
-        recorded = self._recorded.get(size)
+        made = self._recorded.get(size)
         measured = self._passes[size] > WORTH_MEASURING
-        if recorded is None or measured > recorded.measured:
-            self._recorded[size] = recorded = self._record(size, measured)
-        recorded.numbers.copy_(filled_up(numbers, size).pin_memory(), non_blocking=True)
-        recorded.graph.replay()
-        return recorded.logits, None
+        if made is None or measured > made.measured:
+            self._recorded[size] = made = self._record(size, measured)
+        made.numbers.copy_(filled_up(numbers, size).pin_memory(), non_blocking=True)
+        made.graph.replay()
+        return made.logits, None
 
     def _record(self, size: int, measured: bool) -> _Recorded:
-        """A graph of `size` tokens. It is launched once before, so that every kernel is there."""
+        """A graph of `size` tokens."""
         device = self._decoder.ranks.device
         numbers = on_device(filled_up(torch.zeros(4, 0, dtype=torch.int64), size), device).clone()
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            self._pass(numbers, measured)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._pass(numbers, measured)
+        graph, logits = recorded(lambda: self._pass(numbers, measured), device, self._pool)
         return _Recorded(graph, numbers, logits, measured)
 
     def _pass(self, numbers: torch.Tensor, measured: bool) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 
 from megatron_patch.generate.decoder import Decoder
 from megatron_patch.generate.layer_products import DOWN, GATE_UP, OUTPUT, PROJECTION, QKV, Activations, LayerProducts
+from megatron_patch.generate.recording import recorded
 from megatron_patch.kernels._dispatch import use_triton
 from megatron_patch.kernels.decode_attention import Reading, decode_attention
 from megatron_patch.kernels.thin_products import FEW_ROWS, FEW_ROWS_SPLIT, MOST_ROWS, ONE_ROW, Tiling
@@ -165,14 +166,7 @@ def fastest(candidates: Iterable[T], runs: Callable[[T], Callable[[], object]]) 
 
 def graph_milliseconds(run: Callable[[], object], replays: int = _REPLAYS) -> float:
     """Milliseconds of `run` as a CUDA graph, of which `replays` follow each other."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), torch.no_grad():
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph), torch.no_grad():
-        run()
+    graph, _ = recorded(run, torch.device("cuda", torch.cuda.current_device()))
     graph.replay()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()

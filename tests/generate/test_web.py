@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 import time
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -148,3 +150,34 @@ def test_a_server_whose_engine_fails_ends(engine):
         _listen(job, engine, asking("none"))
     client.join()
     assert said[0]["error"]["message"] == "the engine has stopped; its log says why."
+
+
+def test_the_system_looks_after_silent_connections(engine):
+    """A client that has gone without a word, behind a router that forgot it, would keep a descriptor for ever."""
+    port, timers = free_port(), []
+    lengths = SimpleNamespace(prompt_length=LONGEST - 16, answer_length=16)
+    job = SimpleNamespace(generation=lengths, host="127.0.0.1", port=port, api_key="", name="model", queue=2)
+
+    def fail():
+        raise RuntimeError("enough")
+
+    engine.step = fail
+
+    def look():
+        for _ in range(300):
+            time.sleep(0.1)
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                time.sleep(0.5)
+                lines = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+                timers.extend(line[5][:2] for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01")
+                break
+        body = json.dumps({"prompt": "x", "stream": True}).encode()
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/completions", body, timeout=20).close()
+
+    client = threading.Thread(target=look)
+    client.start()
+    with pytest.raises(RuntimeError, match="enough"):
+        _listen(job, engine, asking("none"))
+    client.join()
+    assert timers == ["02"], "what /proc/net/tcp calls timer 2 is keepalive's"
