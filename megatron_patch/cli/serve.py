@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_patch.arguments.serving import Serving, read_serve
 from megatron_patch.arguments.serving_list import SERVE
@@ -93,21 +93,33 @@ def _listen(job: Serving, engine: Engine, asking: Asking) -> None:
     config = uvicorn.Config(
         application.app(lifespan), host=job.host, port=job.port, log_level="warning", timeout_graceful_shutdown=5
     )
-    server = uvicorn.Server(config)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for listening in (one for server in self.servers for one in server.sockets):
+                _keep_alive(listening)
+
+    server = Server(config)
     line = f"Serving {job.name} on http://{job.host}:{job.port}/v1, up to {longest} tokens a request; Ctrl-C ends it."
     print(in_language(line), flush=True)
-    server.run(sockets=[_with_keepalive(config.bind_socket())])
+    server.run()
     if service.failure is not None:
         raise service.failure
 
 
-def _with_keepalive(listening: socket.socket) -> socket.socket:
-    """Let the system end connections whose client has gone without a word; each would keep a descriptor for ever."""
+def _keep_alive(listening: Any) -> None:
+    """Let the system end connections whose client has gone without a word; each would keep a descriptor for ever.
+
+    After a minute of silence it asks, four times, a quarter of a minute apart.
+
+    Args:
+        listening: a socket, whose connections have what is set here.
+    """
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # After a minute of silence it asks, four times, a quarter of a minute apart.
-    for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
-        listening.setsockopt(socket.IPPROTO_TCP, option, value)
-    return listening
+    for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, option):  # macOS has other names
+            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def main() -> None:
             return work(exchange, layout.rank)
 
         one_pass()  # the places are made in a pass that is launched
-        graph, off = record(one_pass)
+        graph, off = record(one_pass, None)
         for _ in range(3):
             graph.replay()
             torch.cuda.synchronize()
