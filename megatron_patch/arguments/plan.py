@@ -16,7 +16,7 @@ from megatron_patch.arguments.processes import Processes
 from megatron_patch.errors import UserError
 from megatron_patch.formats.peft_adapter import LoraConfig
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config
-from megatron_patch.plan.fitting import GPUS, WITHOUT_FP8, Gpu, of_this_machine
+from megatron_patch.plan.fitting import GPUS, Gpu, of_this_machine
 from megatron_patch.plan.memory import RunShape
 
 _FLAGS = {"TP": "--tensor-model-parallel-size", "PP": "--pipeline-model-parallel-size"}
@@ -74,8 +74,7 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
 
 def _check_kinds(value: Mapping[str, Any], gpu: Gpu, findings: Findings) -> None:
     """Look whether there is such a training."""
-    without = value["gpu"] in WITHOUT_FP8 if value["gpu"] else lacks_fp8(find_driver())
-    if value["precision"] == "fp8" and without:
+    if value["precision"] == "fp8" and not gpu.has_fp8:
         findings.add_flag("--precision", "fp8", f"an {gpu.name} has no FP8 tensor cores: write bf16.")
     if value["qlora"] and not value["lora_rank"]:
         wanted = "it is for LoRA, which --lora-rank turns on: write --lora-rank 16 too, or remove the flag."
@@ -94,7 +93,7 @@ def _this_machine() -> tuple[Gpu, int]:
     """This machine's GPU and how many are visible; one H200 where there is none."""
     driver = find_driver()
     known = driver.gpus and driver.name and driver.memory
-    return (of_this_machine(driver.name, driver.memory), driver.gpus) if known else (GPUS["h200"], 1)
+    return (of_this_machine(driver.name, driver.memory, not lacks_fp8(driver)), driver.gpus) if known else (GPUS["h200"], 1)
 
 
 def _model(text: str, findings: Findings) -> LlamaConfig:

@@ -24,11 +24,13 @@ class Gpu:
     Attributes:
         memory: bytes that CUDA offers, after ECC and the driver.
         rates: what it multiplies, copies and sends; None of a kind that GPUS does not list.
+        has_fp8: whether its tensor cores multiply FP8 numbers, as far as is known.
     """
 
     name: str
     memory: int
     rates: Rates | None
+    has_fp8: bool = True
 
 
 # Bytes that CUDA reports as a device's memory. H200's and H100's were read on such machines, the others are NVIDIA's
@@ -36,22 +38,20 @@ class Gpu:
 GPUS = {
     "h200": Gpu("NVIDIA H200", int(139.8 * 2**30), RATES["h200"]),
     "h100": Gpu("NVIDIA H100 80 GB", int(79.2 * 2**30), RATES["h100"]),
-    "a100-80g": Gpu("NVIDIA A100 80 GB", int(79.2 * 2**30), RATES["a100-80g"]),
+    "a100-80g": Gpu("NVIDIA A100 80 GB", int(79.2 * 2**30), RATES["a100-80g"], has_fp8=False),
     "h20": Gpu("NVIDIA H20 96 GB", int(95.1 * 2**30), RATES["h20"]),
     "l20": Gpu("NVIDIA L20 48 GB", int(44.5 * 2**30), RATES["l20"]),
     "rtx4090": Gpu("NVIDIA GeForce RTX 4090", int(23.5 * 2**30), RATES["rtx4090"]),
 }
-WITHOUT_FP8 = ("a100-80g",)
-
 
 # What the driver's name of such a GPU holds; the first that is found counts.
 _NAMES = {"H200": "h200", "H100": "h100", "A100": "a100-80g", "H20": "h20", "L20": "l20", "RTX 4090": "rtx4090"}
 
 
-def of_this_machine(name: str, memory: int) -> Gpu:
+def of_this_machine(name: str, memory: int, has_fp8: bool) -> Gpu:
     """The GPU that the driver calls `name` and gives so many bytes."""
     kind = next((kind for text, kind in _NAMES.items() if re.search(rf"\b{text}\b", name)), None)
-    return Gpu(name, memory, RATES[kind] if kind else None)
+    return Gpu(name, memory, RATES[kind] if kind else None, has_fp8)
 
 
 def fits(run: RunShape, memory: int) -> bool:
