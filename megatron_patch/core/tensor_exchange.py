@@ -38,13 +38,13 @@ class Arriving:
     Attributes:
         tensor: what is written.
         wait: lets what is launched next come after it.
-        reads: what is read meanwhile. Memory that nobody holds is given to whoever asks next on this stream, who would
-            write it beside the stream that reads it.
+        held: what another stream uses until then. Memory that nobody holds is given to whoever asks next on this
+            stream, who would write it at the same time.
     """
 
     tensor: torch.Tensor
     wait: Callable[[], object]
-    reads: tuple[torch.Tensor, ...] = ()
+    held: tuple[torch.Tensor, ...] = ()
 
     def get(self) -> torch.Tensor:
         """The tensor; whatever is launched from here on comes after it was written."""
@@ -157,7 +157,7 @@ class CopyExchange:
             self.peers.meet()
             self._copy(whole, place, range(self.peers.size))
             self._own(whole, n).copy_(part)
-        return Arriving(whole, self.side.join, reads=(part,))
+        return Arriving(whole, self.side.join, held=(part,))
 
     def sum(self, produce: Produce, rows: int, width: int, like: torch.Tensor, depth: int) -> torch.Tensor:
         """`produce` is called for two halves if half a product hides the copies of the other half.
@@ -201,7 +201,7 @@ class CopyExchange:
             self.peers.meet()
             self._parts(parts, room, range(self.peers.size))
             sum_parts(self._own(room.own, n), parts, mine)
-        return Arriving(mine, self.side.join, reads=(parts,))
+        return Arriving(mine, self.side.join, held=(parts,))
 
     def _own(self, whole: torch.Tensor, n: int) -> torch.Tensor:
         return whole[_rows(range(self.peers.rank, self.peers.rank + 1), n)]

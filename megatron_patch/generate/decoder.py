@@ -175,8 +175,7 @@ class Decoder:
         device = self.ranks.device
         cos, sin = self._rotation(positions, _lengths(ends, device))
         products = self.library_products(measured=measured)
-        again = len({b - a for a, b in zip([0, *ends], ends)}) == 1
-        found = self._run(tokens, lambda _, packed: self._within(*self._rotated(packed, cos, sin), ends, again=again), products)
+        found = self._run(tokens, lambda _, packed: self._within(*self._rotated(packed, cos, sin), ends, again=True), products)
         wanted = (labels >= 0).nonzero().flatten()
         output, normed = self.weights.output, found.normed
         if output is None or normed is None:
@@ -225,14 +224,14 @@ class Decoder:
         Sequences of equal length share one launch.
 
         Args:
-            again: whether such lengths will come again. For each new one cuDNN makes a plan, for which all others wait,
-                and keeps it for ever; so other lengths are left to PyTorch's flash kernel, which needs none.
+            again: whether a length that all have will come again. For each new one cuDNN makes a plan, for which all
+                others wait, and keeps it for ever; so other lengths are left to PyTorch's flash kernel, which needs none.
         """
-        backend = "flash" if self.backend == "cudnn" and not again else self.backend
         starts = [0, *ends[:-1]]
         lengths = {b - a for a, b in zip(starts, ends)}
         bounds = [(0, len(q))] if len(lengths) == 1 else list(zip(starts, ends))
         rows = lengths.pop() if len(lengths) == 1 else None
+        backend = self.backend if self.backend != "cudnn" or (again and rows) else "flash"
         parts = []
         for a, b in bounds:
             # [S, B, heads, D], B sequences of length S
