@@ -225,7 +225,7 @@ class Decoder:
 
         Args:
             again: whether a length that all have will come again. For each new one cuDNN makes a plan, for which all
-                others wait, and keeps it for ever; so other lengths are left to PyTorch's flash kernel, which needs none.
+                others wait, and keeps it for ever; so PyTorch's flash kernel, which needs none, takes other lengths.
         """
         starts = [0, *ends[:-1]]
         lengths = {b - a for a, b in zip(starts, ends)}
