@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -39,12 +39,10 @@ from megatron_patch.data.prompts import VERSION, Encoded, encoder
 from megatron_patch.data.token_cache import TokenTable, cached_at, make_table, table_path
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
-from megatron_patch.formats.progress import Progress
-from megatron_patch.language.sentences import fill, in_language
+from megatron_patch.formats.progress import shown
+from megatron_patch.language.sentences import in_language
 from megatron_patch.records.chunks import read_chunks
 from megatron_patch.records.skipped import Skipped
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -232,7 +230,7 @@ def _encode_file(path: Path, engine: Engine, template: str, tally: Tally) -> Ite
     """
     encode = encoder(template, engine.tokenizer)
     compared = encoder(template, engine.reference) if engine.reference else None
-    for kind, number, record in _counted(read_records(path), fill("tokenizing {}", path.name)):
+    for kind, number, record in shown(read_records(path), "tokenizing {}", "samples", of=path.name):
         if isinstance(record, Skipped):
             tally.skip(kind, record)
             continue
@@ -249,14 +247,6 @@ def _encode_file(path: Path, engine: Engine, template: str, tally: Tally) -> Ite
         tally.unanswered += not said
         tally.endless += is_endless(ids, learnt, engine.tokenizer.answer_end)
         yield ids, learnt
-
-
-def _counted(records: Iterator[_T], what: str) -> Iterator[_T]:
-    """The records; how many have come is shown."""
-    with Progress(what, None, unit=fill("samples")) as progress:
-        for record in records:
-            yield record
-            progress.add(1)
 
 
 def read_records(path: Path) -> Iterator[tuple[str, int, dict[str, Any] | Skipped]]:

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from megatron_patch.errors import UserError
 from megatron_patch.evaluate.sequences import TEXT, Reading, Window, kind_of, windows_of
+from megatron_patch.formats.progress import shown
 from megatron_patch.generate.decoder import WORTH_MEASURING, Decoder
 
 # Documents of which a window is not made yet are few, so that a file of any size fits.
@@ -69,14 +69,16 @@ def score_file(decoder: Decoder, path: str, reading: Reading, batch: int) -> Sco
             elif number % ranks.replicas == ranks.replica:
                 yield from (window for window in of_document if (window.labels >= 0).any())
 
-    progress = tqdm(all_windows(), desc=path, unit="window", disable=not (ranks.speaks and ranks.replica == 0), delay=1)
+    windows = all_windows()
+    if ranks.speaks and ranks.replica == 0:
+        windows = shown(windows, "evaluating {}", "windows", of=path)
     # Processes that share a model must take the same batches.
     tokens_of_pass = min(ranks.from_all(decoder.tokens_of_pass()))
     passes: Counter[int] = Counter()
-    for windows in _batches(progress, batch, tokens_of_pass):
-        size = sum(len(one.tokens) for one in windows)
+    for together in _batches(windows, batch, tokens_of_pass):
+        size = sum(len(one.tokens) for one in together)
         passes[size] += 1
-        sums += _sums(decoder, windows, measured=passes[size] > WORTH_MEASURING)
+        sums += _sums(decoder, together, measured=passes[size] > WORTH_MEASURING)
     if dist.is_initialized():
         if not (ranks.is_last_stage and ranks.tensor == 0):
             sums.zero_()

@@ -10,15 +10,16 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TextIO
+from typing import Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
 from megatron_patch.language.sentences import fill, in_language
 
+_T = TypeVar("_T")
 _SECONDS = 30.0  # between two lines
 _DELAY = 3.0  # seconds until a bar is shown
 
@@ -61,11 +62,12 @@ class Waiting:
         what: what goes on, for the lines.
         stream: where to say it; standard error by default.
         seconds: between two lines.
+        of: what fills the hole of `what`, if it has one.
     """
 
-    def __init__(self, what: str, stream: TextIO | None = None, seconds: float = _SECONDS) -> None:
+    def __init__(self, what: str, stream: TextIO | None = None, seconds: float = _SECONDS, *, of: str = "") -> None:
         self._stream, self._clock = stream or sys.stderr, CLOCK
-        self._what, self._seconds = fill(what), seconds
+        self._what, self._seconds = fill(what, of), seconds
         self._start = self._clock.now()
         self._ended = threading.Event()
         self._teller: threading.Thread | None = None
@@ -100,26 +102,26 @@ class Progress(Waiting):
     """Counts bytes, or something else, and shows how far it is. Several threads may count.
 
     Args:
-        what: what is done, for the bar and the lines.
+        what, of: what is done, for the bar and the lines.
         total: bytes in all, an estimate will do; None if nobody knows.
         stream: where to show it; standard error by default.
         seconds: between two lines.
         done: bytes that an earlier run did.
-        unit: what is counted, if it is not bytes.
+        unit: what is counted, in the plural, if it is not bytes.
     """
 
     def __init__(
         self, what: str, total: int | None, stream: TextIO | None = None, seconds: float = _SECONDS, *, done: int = 0,
-        unit: str = "",
+        unit: str = "", of: str = "",
     ) -> None:  # fmt: skip
-        super().__init__(what, stream, seconds)
-        self._total, self._unit = total, unit
+        super().__init__(what, stream, seconds, of=of)
+        self._total, self._unit = total, fill(unit)
         self._lock = threading.Lock()
         self.done = self._before = done
         self._bar = None
         if self._stream.isatty():
             options = dict(mininterval=0.5, delay=_DELAY, leave=False, initial=done)
-            counted = dict(unit=f" {unit}") if unit else dict(unit="B", unit_scale=True)
+            counted = dict(unit=f" {self._unit}") if unit else dict(unit="B", unit_scale=True)
             self._bar = tqdm(desc=self._what, total=total, file=self._stream, **options, **counted)
 
     def add(self, count: int) -> None:
@@ -134,7 +136,8 @@ class Progress(Waiting):
         elapsed = max(self._elapsed, 1e-9)
         here = self.done - self._before
         if self._unit:
-            return f"{self._what}: {self.done} {self._unit}, {here / elapsed:.0f} a second"
+            rate = here / elapsed
+            return f"{self._what}: {self.done} {self._unit}, {round(rate, 1) if rate < 10 else round(rate)} a second"
         speed = here / 1e6 / elapsed
         if self._total is None:
             return f"{self._what}: {self.done / 1e9:.2f} GB, {speed:.0f} MB/s"
@@ -153,3 +156,11 @@ class Progress(Waiting):
         super().__exit__()
         if self._bar is not None:
             self._bar.close()
+
+
+def shown(items: Iterator[_T], what: str, unit: str, *, of: str = "") -> Iterator[_T]:
+    """The items; how many have come is shown. The arguments are those of `Progress`."""
+    with Progress(what, None, unit=unit, of=of) as progress:
+        for item in items:
+            yield item
+            progress.add(1)

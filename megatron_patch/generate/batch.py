@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch.distributed as dist
-from tqdm import tqdm
 
+from megatron_patch.formats.progress import Progress
 from megatron_patch.generate.answers_file import AnswersWriter, Query, answered, put_in_order, read_queries
 from megatron_patch.generate.asking import Asking, add_token
 from megatron_patch.generate.continuous_batching import Engine, Request
@@ -41,7 +42,8 @@ def _answer(engine: Engine, asking: Asking, queries: list[Query], writer: Answer
     """Answer `queries`, as many at a time as the engine has slots for; how many prompts were cut."""
     streams: dict[int, tuple[Query, Request, TextStream]] = {}
     waiting, cut = iter(queries), 0
-    with tqdm(total=len(queries), unit="answer", disable=writer is None or not queries) as progress:
+    shows = Progress("answering", len(queries), unit="answers") if writer is not None else nullcontext()
+    with shows as progress:
         while True:
             # A few more than there are slots, so that one that becomes free finds its next request.
             while len(streams) < 2 * engine.slots and (query := next(waiting, None)) is not None:
@@ -62,7 +64,8 @@ def _answer(engine: Engine, asking: Asking, queries: list[Query], writer: Answer
                     del streams[new.number]
                     if writer is not None:
                         writer.write(query, stream.text, finished)
-                    progress.update()
+                    if progress is not None:
+                        progress.add(1)
     if writer is not None:
         writer.close()
     return cut

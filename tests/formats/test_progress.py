@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.conversion.convert import convert
 from megatron_patch.formats import progress
-from megatron_patch.formats.progress import Progress, Waiting
+from megatron_patch.formats.progress import Progress, Waiting, shown
 from megatron_patch.preparation.encoding import Settings
 from megatron_patch.preparation.merge import merge
 from megatron_patch.preparation.pair import preprocess
@@ -92,3 +93,17 @@ def test_what_takes_seconds_says_nothing(monkeypatch):
         shown._bar.refresh()
         assert "reading:  40%" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r")
+
+
+def test_a_name_with_braces_is_a_name():
+    said = io.StringIO()
+    assert list(shown(iter("ab"), "tokenizing {}", "samples", of="{x}.json")) == ["a", "b"]
+    with Waiting("tokenizing {}", said, of="{x}.json") as waiting:
+        assert waiting._line().startswith("tokenizing {x}.json: ")
+
+
+def test_nothing_else_draws_bars():
+    """A bar that is drawn into a job's log is thousands of lines."""
+    package = Path(progress.__file__).parents[1]
+    drawing = [path for path in package.rglob("*.py") if "import tqdm" in path.read_text(encoding="utf-8")]
+    assert [path.relative_to(package).as_posix() for path in drawing] == ["formats/progress.py"]

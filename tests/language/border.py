@@ -68,6 +68,7 @@ JOINED = {
     "item {}",
     "record {}", "and {} more", "{}: {} Evaluation is skipped.", "tokens", "above 0",
     "writing", "verifying", "reading", "saving", "flushing", "joining", "tokenizing", "samples",
+    "answering", "answers", "windows",
     "samples 1 to {} of {} are trained on, and {} are held out (number {}, in the order of the file; --split {})",
     "{} with linear scaling by {}", "what is read from another GPU's memory is wrong", "{}: NCCL ({})",
     "data parallel: copy engines", "data parallel: NCCL ({})", "one micro-batch goes through the model in one pass: {}",
