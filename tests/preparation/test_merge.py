@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_patch.cli import preprocess as command
+from megatron_patch.data_paths import parse_data
 from megatron_patch.errors import UserError
 from megatron_patch.preparation import merge as joining
 from megatron_patch.preparation import pair as module
@@ -77,6 +79,25 @@ def test_the_parts_joined_are_one_run_s_pair(inputs, whole, settings, tmp_path, 
     capsys.readouterr()
     assert preprocess(inputs, tmp_path / "joined", settings, max_bad_fraction=0.5).documents == counts.documents
     assert "are there already" in capsys.readouterr().err
+
+
+def test_the_parts_of_one_size_are_a_blend_and_together_one_run_s_pair(golden, settings, tmp_path, capsys):
+    """Through the command, with a text made of two keys."""
+    lines = (golden / "data" / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [{"title": f"Nr. {number}", "body": json.loads(line)["text"]} for number, line in enumerate(lines)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    common = ["--input", str(tmp_path / "in.jsonl"), "--tokenizer-folder", settings.tokenizer_folder, "--text-keys", "title,body"]
+    part = -(-(tmp_path / "in.jsonl").stat().st_size // 3000)
+    assert command.main([*common, "--output-prefix", str(tmp_path / "part"), "--split-by-size", f"{part}KB"]) == 0
+    blend = parse_data(re.search(r"'(\d+ [^']*)'", capsys.readouterr().out)[1])
+    prefixes = [str(tmp_path / f"part-0000{number}-of-00003") for number in (1, 2, 3)]
+    tokens = [Path(f"{prefix}.bin").stat().st_size // 2 for prefix in prefixes]
+    assert blend.pairs == tuple(zip(tokens, prefixes))
+    merge(prefixes, str(tmp_path / "joined"))
+    texts = [json.dumps({"text": "\n".join(filter(None, record.values()))}) for record in records]
+    (tmp_path / "texts.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    preprocess([tmp_path / "texts.jsonl"], tmp_path / "whole", settings)
+    assert pair(tmp_path / "joined") == pair(tmp_path / "whole")
 
 
 def test_the_parts_lie_end_to_end(inputs):
