@@ -49,26 +49,25 @@ def causal_softmax_backward_reference(dp: torch.Tensor, probabilities: torch.Ten
     return (scale * p * (dp - (dp * p).sum(-1, keepdim=True))).to(probabilities.dtype)
 
 
-def causal_softmax_(scores: torch.Tensor, chunk: int, *, triton: bool) -> torch.Tensor:
-    """Write the softmax of square scores [..., S, S] over them, and return them. autograd is not told.
+def causal_softmax_(scores: torch.Tensor, *, triton: bool) -> torch.Tensor:
+    """Write the softmax of scores [N, Sq, Sk] over them, and return them. autograd is not told.
 
-    Rows belong to chunks of `chunk` rows. A row is written as far as its chunk's last row sees, with 0 behind the
-    diagonal: `unfused_attention` multiplies blocks of that width. What lies further to the right is neither read nor
-    written.
+    Scores may be a part of larger matrices: only the keys of a row need to lie side by side.
     """
     if triton:
-        _launch(_causal_softmax_kernel, scores, (scores, scores), 1.0, chunk)
+        _launch(_causal_softmax_kernel, scores, (scores, scores), 1.0)
         return scores
     return scores.copy_(causal_softmax_reference(scores, 1.0))
 
 
-def causal_softmax_backward_(dp: torch.Tensor, probabilities: torch.Tensor, chunk: int, *, triton: bool) -> torch.Tensor:
-    """Write the scores' gradient over `dp` [..., S, S], the probabilities' gradient, and return it.
+def causal_softmax_backward_(dp: torch.Tensor, probabilities: torch.Tensor, *, triton: bool) -> torch.Tensor:
+    """Write the scores' gradient over `dp` [N, Sq, Sk], the probabilities' gradient, and return it.
 
-    Each row is written as far as `causal_softmax_` writes it.
+    Both may be a part of larger matrices, the same part of each.
     """
+    assert dp.stride() == probabilities.stride(), "the kernel has one set of strides"
     if triton:
-        _launch(_causal_softmax_backward_kernel, probabilities, (dp, probabilities, dp), 1.0, chunk)
+        _launch(_causal_softmax_backward_kernel, probabilities, (dp, probabilities, dp), 1.0)
         return dp
     return dp.copy_(causal_softmax_backward_reference(dp, probabilities, 1.0))
 
@@ -104,45 +103,46 @@ def _backward(dp, probabilities, scale):
     return dscores
 
 
-def _launch(kernel_, shaped, tensors, scale, chunk=MAX_KEYS):
-    """Run a kernel on tensors of the shape of `shaped`, one program a row, 512 keys for each warp.
-
-    chunk: how far rows are written (see `causal_softmax_`); MAX_KEYS writes all of each.
-    """
+def _launch(kernel_, shaped, tensors, scale):
+    """Run a kernel on tensors of the shape and strides of `shaped`, one program a row, 512 keys for each warp."""
     queries, keys = shaped.shape[-2:]
-    rows = shaped.numel() // keys if keys else 0
-    if rows:
-        block = next_power_of_two(keys)
-        kernel_[(rows,)](*tensors, queries, keys, scale, chunk, block, num_warps=min(16, max(1, block // 512)))
+    if not shaped.numel():
+        return
+    matrix, row, one = shaped.view(-1, queries, keys).stride() if shaped.is_contiguous() else shaped.stride()
+    assert one == 1, "a program loads neighbours"
+    block = next_power_of_two(keys)
+    rows = shaped.numel() // keys
+    kernel_[(rows,)](*tensors, queries, keys, matrix, row, scale, block, num_warps=min(16, max(1, block // 512)))
 
 
 @kernel
-def _causal_softmax_kernel(scores_ptr, probabilities_ptr, queries, keys, scale, chunk, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    visible = row % queries + keys - queries + 1  # keys that this query sees
-    written = tl.minimum((visible + chunk - 1) // chunk * chunk, keys)
+def _causal_softmax_kernel(scores_ptr, probabilities_ptr, queries, keys, matrix_stride, row_stride, scale, BLOCK: tl.constexpr):
+    matrix, query = tl.program_id(0) // queries, tl.program_id(0) % queries
+    visible = query + keys - queries + 1  # keys that this query sees
     columns = tl.arange(0, BLOCK)
-    offsets = row.to(tl.int64) * keys + columns  # 64 bits: B·N·S·S passes 2³¹ at 32 heads of 8192 tokens
+    # 64 bits: B·N·S·S passes 2³¹ at 32 heads of 8192 tokens.
+    offsets = matrix.to(tl.int64) * matrix_stride + query.to(tl.int64) * row_stride + columns
     # Loads end at a multiple of eight keys, so that each is 16 bytes wide. The keys too many are masked afterwards.
     mask = (columns < (visible + 7) // 8 * 8) & (columns < keys)
     scores = tl.load(scores_ptr + offsets, mask=mask, other=0.0).to(tl.float32) * scale
     scores = tl.where(columns < visible, scores, -float("inf"))
     exponentials = tl.exp(scores - tl.max(scores, axis=0))
     probabilities = exponentials / tl.sum(exponentials, axis=0)
-    tl.store(probabilities_ptr + offsets, probabilities.to(probabilities_ptr.dtype.element_ty), mask=columns < written)
+    tl.store(probabilities_ptr + offsets, probabilities.to(probabilities_ptr.dtype.element_ty), mask=columns < keys)
 
 
 @kernel
-def _causal_softmax_backward_kernel(dp_ptr, probabilities_ptr, dscores_ptr, queries, keys, scale, chunk, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    visible = row % queries + keys - queries + 1
-    written = tl.minimum((visible + chunk - 1) // chunk * chunk, keys)
+def _causal_softmax_backward_kernel(
+    dp_ptr, probabilities_ptr, dscores_ptr, queries, keys, matrix_stride, row_stride, scale, BLOCK: tl.constexpr
+):
+    matrix, query = tl.program_id(0) // queries, tl.program_id(0) % queries
+    visible = query + keys - queries + 1
     columns = tl.arange(0, BLOCK)
-    offsets = row.to(tl.int64) * keys + columns
+    offsets = matrix.to(tl.int64) * matrix_stride + query.to(tl.int64) * row_stride + columns
     # As in the forward kernel: loads of 16 bytes, and keys behind the diagonal are masked afterwards.
     mask = (columns < (visible + 7) // 8 * 8) & (columns < keys)
     dp = tl.load(dp_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     p = tl.load(probabilities_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     dp = tl.where(columns < visible, dp, 0.0)
     dscores = scale * p * (dp - tl.sum(dp * p, axis=0))
-    tl.store(dscores_ptr + offsets, dscores.to(dscores_ptr.dtype.element_ty), mask=columns < written)
+    tl.store(dscores_ptr + offsets, dscores.to(dscores_ptr.dtype.element_ty), mask=columns < keys)

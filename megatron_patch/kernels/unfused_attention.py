@@ -4,8 +4,12 @@ A query sees no later key, so half of each [S, S] matrix of scores is never used
 rows, and a chunk's scores end with the last key that its last query sees. At 2048 tokens in chunks of 256 that is 56 %
 of the arithmetic and of the bytes.
 
-Scores, probabilities and their gradients are still allocated as whole [S, S] matrices. The part that no chunk reaches
-is neither written nor read. Whole matrices let the gradients of keys and values sum over all queries in one product: it
+A chunk's scores are made for a few heads at a time, as many as stay in the GPU's cache until the softmax reads them and
+writes probabilities over them. So scores never travel to memory. The gradient of the probabilities takes the same way.
+Products whose result is narrow, [S, D], take all heads at once: those of a few would leave most of the GPU idle.
+
+Probabilities and the scores' gradients are still allocated as whole [S, S] matrices. The part that no chunk reaches is
+neither written nor read. Whole matrices let the gradients of keys and values sum over all queries in one product: it
 sums in fp32 and rounds once, as a product over the whole matrix would. Sums of separate chunks would round once a
 chunk.
 """
@@ -16,10 +20,11 @@ from collections.abc import Iterator
 
 import torch
 
-from ._dispatch import use_triton
+from ._dispatch import ceil_div, use_triton
 from .softmax import causal_softmax_, causal_softmax_backward_
 
 CHUNK = 256  # queries
+IN_CACHE = 16 << 20  # bytes of scores made at a time; the L2 of an H100 or H200 has 50 MiB, and a gradient takes two such
 
 
 def causal_attention(
@@ -44,10 +49,13 @@ class _CausalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, scale, recompute, triton):
-        probabilities = _probabilities(_heads(q), _heads(k), scale, triton)
+        queries, keys, values = map(_heads, (q, k, v))
+        probabilities = _square(queries)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        into, values = _heads(out), _heads(v)
+        into = _heads(out)
         for rows, end in _chunks(q.shape[0]):
+            for heads in _in_cache(queries, end):
+                _probabilities(queries[heads, rows], keys[heads, :end], scale, probabilities[heads, rows, :end], triton)
             torch.bmm(probabilities[:, rows, :end], values[:, :end], out=into[:, rows])
         ctx.save_for_backward(q, k, v, None if recompute else probabilities)
         ctx.scale, ctx.triton = scale, triton
@@ -57,17 +65,20 @@ class _CausalAttention(torch.autograd.Function):
     def backward(ctx, dout):
         q, k, v, probabilities = ctx.saved_tensors
         queries, keys, values, dout = _heads(q), _heads(k), _heads(v), _heads(dout.view_as(q))
-        if probabilities is None:
-            probabilities = _probabilities(queries, keys, ctx.scale, ctx.triton)
+        again = probabilities is None
+        probabilities = _square(queries) if again else probabilities
         length = q.shape[0]
         dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
-        dscores = torch.empty_like(probabilities)
+        dscores = _square(queries)
         for rows, end in _chunks(length):
-            torch.bmm(dout[:, rows], values[:, :end].transpose(1, 2), out=dscores[:, rows, :end])
-        # In place: the gradient of the scores takes the memory of the probabilities' gradient.
-        causal_softmax_backward_(dscores, probabilities, CHUNK, triton=ctx.triton)
-        for rows, end in _chunks(length):
+            for heads in _in_cache(queries, end):
+                known, wanted = probabilities[heads, rows, :end], dscores[heads, rows, :end]
+                if again:
+                    _probabilities(queries[heads, rows], keys[heads, :end], ctx.scale, known, ctx.triton)
+                torch.bmm(dout[heads, rows], values[heads, :end].transpose(1, 2), out=wanted)
+                causal_softmax_backward_(wanted, known, triton=ctx.triton)
             _scaled(dscores[:, rows, :end], keys[:, :end], ctx.scale, _heads(dq)[:, rows])
+        for rows, _ in _chunks(length):
             # `rows` counts keys now. The queries from the first of these keys on see some or all of them. What a query
             # does not see has probability and gradient 0, which the softmax kernels wrote up to the chunk's end.
             below = slice(rows.start, length)
@@ -76,14 +87,17 @@ class _CausalAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None
 
 
-def _probabilities(queries: torch.Tensor, keys: torch.Tensor, scale: float, triton: bool) -> torch.Tensor:
-    """queries and keys [B·N, S, D] → probabilities [B·N, S, S]. Columns beyond a chunk's last query stay undefined."""
+def _square(queries: torch.Tensor) -> torch.Tensor:
+    """Memory for [B·N, S, S], for queries [B·N, S, D]."""
     heads, length, _ = queries.shape
-    scores = queries.new_empty(heads, length, length)
-    for rows, end in _chunks(length):
-        # The scale goes into the product, before its rounding: unscaled scores could overflow float16.
-        _scaled(queries[:, rows], keys[:, :end].transpose(1, 2), scale, scores[:, rows, :end])
-    return causal_softmax_(scores, CHUNK, triton=triton)
+    return queries.new_empty(heads, length, length)
+
+
+def _probabilities(queries: torch.Tensor, keys: torch.Tensor, scale: float, out: torch.Tensor, triton: bool) -> None:
+    """out [n, rows, end] := probabilities of some heads' queries [n, rows, D] and keys [n, end, D]."""
+    # The scale goes into the product, before its rounding: unscaled scores could overflow float16.
+    _scaled(queries, keys.transpose(1, 2), scale, out)
+    causal_softmax_(out, triton=triton)
 
 
 def _scaled(a: torch.Tensor, b: torch.Tensor, scale: float, out: torch.Tensor) -> None:
@@ -96,6 +110,15 @@ def _chunks(length: int) -> Iterator[tuple[slice, int]]:
     for start in range(0, length, CHUNK):
         end = min(start + CHUNK, length)
         yield slice(start, end), end
+
+
+def _in_cache(queries: torch.Tensor, end: int) -> Iterator[slice]:
+    """The heads [B·N] in groups of like size; a chunk's scores over `end` keys fit `IN_CACHE` for each group."""
+    heads, length, _ = queries.shape
+    one = min(CHUNK, length) * end * queries.element_size()
+    size = ceil_div(heads, ceil_div(heads * one, max(IN_CACHE, one)))
+    for first in range(0, heads, size):
+        yield slice(first, first + size)
 
 
 def _heads(tensor: torch.Tensor) -> torch.Tensor:

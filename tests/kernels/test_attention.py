@@ -71,6 +71,7 @@ def test_causal(draw, agree, truth_of, dtype, backend, heads, groups, head_dim):
 def test_unfused_attention_in_chunks_of_queries(draw, agree, truth_of, monkeypatch, implementation, length, recompute):
     """One chunk, several with an incomplete last one, several that fill it. What no chunk reaches stays NaN."""
     monkeypatch.setattr(unfused_attention, "CHUNK", 8)
+    monkeypatch.setattr(unfused_attention, "IN_CACHE", 2 * 8 * 16 * 2)  # two of six heads with 16 keys, all with 8
     made = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: made(*args, **kwargs).fill_(torch.nan))
     q, k, v = (draw(torch.float16, length, 2, 3, 16) for _ in range(3))
