@@ -199,7 +199,9 @@ def training(name: str, folder: Path, steps: int, model: LlamaConfig) -> Iterato
 
 def held_out(state: TrainState, folder: Path, model: LlamaConfig, count: int) -> float:
     """The mean loss over the first `count` global batches of what is held out."""
-    total, tokens = evaluate(state, batches(folder / "valid.bin", None, model), count).tolist()
+    sums = evaluate(state, batches(folder / "valid.bin", None, model), count)
+    assert sums is not None, "nobody cuts it short"
+    total, tokens = sums.tolist()
     return total / tokens
 
 

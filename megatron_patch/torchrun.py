@@ -48,8 +48,9 @@ from megatron_patch.folders.run_lock import BEAT, RunLock, taken
 from megatron_patch.language.choice import ask
 from megatron_patch.language.sentences import fill, in_language
 from megatron_patch.processes import notes, shared_folder
-from megatron_patch.processes.again import Again, statuses
+from megatron_patch.processes.again import Again, statuses, unless_stopped
 from megatron_patch.processes.caretaker import Caretaker
+from megatron_patch.processes.console import outlive_the_console
 from megatron_patch.processes.inherited import GRACE, LOCK, MEETING
 from megatron_patch.processes.meeting import Meeting, why_unreached, why_unresolved
 from megatron_patch.processes.parents import announce_torchrun
@@ -126,6 +127,7 @@ def _status(argv: list[str]) -> int:
         again = Again(_number(argv, "--node-rank"), _number(argv, "--nnodes"), store)
         LocalElasticAgent._restart_workers = again.restart(LocalElasticAgent._restart_workers)  # type: ignore[method-assign]
         LocalElasticAgent._monitor_workers = again.monitor(LocalElasticAgent._monitor_workers)  # type: ignore[method-assign]
+        SimpleElasticAgent._exit_barrier = unless_stopped(SimpleElasticAgent._exit_barrier)  # type: ignore[method-assign]
         _run([f"--signals-to-handle={','.join(_heeded())}", *argv])
     except UserError as error:
         print(in_language(str(error)), file=sys.stderr)
@@ -140,9 +142,14 @@ def _status(argv: list[str]) -> int:
         print(fill(template, rank, status), file=sys.stderr)
         return status
     except api.SignalException as error:
-        print(fill("stopped by {}.", error.sigval.name), file=sys.stderr)
-        return 128 + error.sigval
-    return 0
+        return _stopped_by(error.sigval)
+    number = notes.stopping_signal()  # to a rank, or on another node
+    return 0 if number is None else _stopped_by(number)
+
+
+def _stopped_by(number: signal.Signals) -> int:
+    print(fill("stopped by {}.", number.name), file=sys.stderr)
+    return 128 + number
 
 
 def _number(argv: list[str], flag: str) -> int:
@@ -231,4 +238,5 @@ def _leave(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    outlive_the_console()
     _leave(main(sys.argv[1:]))

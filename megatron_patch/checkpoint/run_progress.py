@@ -17,6 +17,7 @@ class RunProgress:
         best_loss: the lowest validation loss so far; None before the first evaluation.
         best_iteration: when that was.
         evaluations_since_best: evaluations since then, none of which was lower.
+        evaluations_owed: 1 if a signal came before the end of the evaluation that was due after the last iteration.
     """
 
     iteration: int
@@ -26,3 +27,4 @@ class RunProgress:
     best_loss: float | None = None
     best_iteration: int = 0
     evaluations_since_best: int = 0
+    evaluations_owed: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from megatron_patch.processes.console import outlive_the_console
 from megatron_patch.processes.parents import end_with_torchrun
 from megatron_patch.processes.signals import end_at_once
 
@@ -12,6 +13,7 @@ def main(argv: list[str], task: str = "finetune") -> None:
     """Read, build, run, close. Heavy imports stand here: core starts a process that imports this module again."""
     end_at_once()  # until there is something to save
     end_with_torchrun()
+    outlive_the_console()
     from megatron_patch.cli.session import read_config, training_session
     from megatron_patch.data.finetune import finetune_run_data
 

@@ -24,7 +24,8 @@ from ._dispatch import ceil_div, use_triton
 from .softmax import causal_softmax_, causal_softmax_backward_
 
 CHUNK = 256  # queries
-IN_CACHE = 16 << 20  # bytes of scores made at a time; the L2 of an H100 or H200 has 50 MiB, and a gradient takes two such
+# Bytes of scores that are made at a time. The L2 cache of an H100 or H200 has 50 MiB, and a gradient takes two such.
+IN_CACHE = 16 << 20
 
 
 def causal_attention(

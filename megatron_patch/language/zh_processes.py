@@ -92,6 +92,7 @@ SENTENCES = {
     "rank {}'s stacks:\n{}": "rank {0} 的调用栈：\n{1}",
     "the step": "这一步",
     "agreeing whether to stop": "商定是否停止",
+    "an evaluation": "一次评估",
     "reading the data": "读取数据",
     "building the model": "构建模型",
     "reading a checkpoint": "读取检查点",

@@ -166,9 +166,12 @@ SENTENCES = {
     "got {}": "收到 {0}",
     "got no command": "没有命令",
     "megatron-patch: {}; write one of {}.": "megatron-patch：{0}；可写 {1} 之一。",
-    "  warning: a save takes longer than --exit-grace-seconds {}, so a signal would end the run without one: write "
-    "--exit-grace-seconds {}, and have the platform wait as long.": (
-        "  警告：保存所需的时间超过 --exit-grace-seconds {0}，收到信号时会来不及保存：请写 --exit-grace-seconds {1}，"
+    "  the evaluation of iteration {}, before whose end a signal came, is made now": (
+        "  第 {0} 次迭代的评估因收到信号而未做完，现在补做"
+    ),
+    "  warning: a step and a save take longer than --exit-grace-seconds {}, so a signal would end the run without a checkpoint: "
+    "write --exit-grace-seconds {}, and have the platform wait as long.": (
+        "  警告：一步训练加保存所需的时间超过 --exit-grace-seconds {0}，收到信号时会来不及保存：请写 --exit-grace-seconds {1}，"
         "并让平台等待同样久。"
     ),
     # health, saves, start; files that the system refuses

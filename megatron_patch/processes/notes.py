@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 _FOLDER = "MEGATRON_PATCH_NOTES"
-_ITERATION, _VERDICT = "iteration", "verdict"
+_ITERATION, _VERDICT, _SIGNAL = "iteration", "verdict", "signal"
 
 
 @contextlib.contextmanager
@@ -38,6 +39,18 @@ def forget_verdict() -> None:
 def verdict() -> str:
     """Why a rank has ended the run; empty if none has said it."""
     return _read(_VERDICT)
+
+
+def write_signal(name: str) -> None:
+    """By which signal the run was stopped, before its last iteration and on whichever node."""
+    if path := _path(_SIGNAL):
+        path.write_text(name, encoding="utf-8")
+
+
+def stopping_signal() -> signal.Signals | None:
+    """The signal that stopped the run; None if none has."""
+    name = _read(_SIGNAL)
+    return signal.Signals[name] if name else None
 
 
 class IterationNote:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import megatron_patch.core.device as device
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -17,17 +17,24 @@ from megatron_patch.train.state import TrainState
 from megatron_patch.train.step import run_schedule
 
 
-def run_evaluation(state: TrainState, data: RunData, log: RunLog) -> float | None:
+def run_evaluation(state: TrainState, data: RunData, log: RunLog, is_cut_short: Callable[[], bool]) -> float | None:
     """Evaluate, and log the loss to the console and TensorBoard; None if there is nothing to evaluate on.
 
     Of several files each has its own loss, and the total is the mean over the learnt tokens of all. Every rank gets the
     same number.
+
+    Args:
+        is_cut_short: asked before each batch, by all ranks at once. If it says so, nothing is logged but the losses of
+            files that are done, and the result is None: a signal leaves less time than an evaluation may take.
     """
     if not data.validation:
         return None
     started, total = time.perf_counter(), torch.zeros(2, dtype=torch.float64)
     for part in data.validation:
-        sums = evaluate(state, _batches(state, data, part), part.batches).cpu()
+        found = evaluate(state, _batches(state, data, part), part.batches, is_cut_short)
+        if found is None:
+            return None
+        sums = found.cpu()
         total += sums
         if part.name:
             _log(state, log, _mean(sums), part.name)
@@ -68,8 +75,10 @@ def _log(state: TrainState, log: RunLog, loss: float, name: str = "") -> None:
 
 
 @torch.no_grad()
-def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> torch.Tensor:
-    """fp64 [2]: the summed loss of `count` global batches, and their unmasked tokens.
+def evaluate(
+    state: TrainState, batches: Iterator[Batch], count: int, is_cut_short: Callable[[], bool] = lambda: False
+) -> torch.Tensor | None:
+    """fp64 [2]: the summed loss of `count` global batches, and their unmasked tokens; None if it was cut short.
 
     Zeros on every pipeline stage but the last.
     """
@@ -79,8 +88,11 @@ def evaluate(state: TrainState, batches: Iterator[Batch], count: int) -> torch.T
     sums = torch.zeros(2, dtype=torch.float64, device=state.layout.device)
     # Products are not measured here. Where training runs pairs, single micro-batches occur in evaluations only, and
     # measuring their products would cost more than it saves.
+    ended = False
     with first_guess():
         for _ in range(count):
+            if ended := is_cut_short():
+                break
             sums += run_schedule(state.model, state.config, state.layout, batches, forward_only=True)
     state.model.train()
-    return sums
+    return None if ended else sums

@@ -15,10 +15,10 @@ from megatron_patch.errors import RunStopped
 from megatron_patch.kernels.attention import expect_segments
 from megatron_patch.processes import place
 from megatron_patch.processes.notes import IterationNote
-from megatron_patch.train.best import count_evaluation, require_validation, why_over
-from megatron_patch.train.evaluation import run_evaluation
+from megatron_patch.train.best import require_validation, why_over
 from megatron_patch.train.health import Health
 from megatron_patch.train.log import RunLog, training_line
+from megatron_patch.train.owed_evaluation import evaluate_or_owe, make_up
 from megatron_patch.train.product_choices import write_choices
 from megatron_patch.train.profiling import profiler
 from megatron_patch.train.record import data_facts
@@ -29,6 +29,7 @@ from megatron_patch.train.stopping import StopRequest
 
 # After this many iterations a process's memory does not grow any more.
 _SETTLED = 3
+_AS_ASKED = "as asked; the same command goes on from here."
 
 
 def run(state: TrainState, data: RunData, log: RunLog) -> None:
@@ -38,22 +39,26 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
         RunStopped: the run cannot go on, or its last checkpoint cannot be written. Every rank raises it.
     """
     require_validation(state, data)
+    log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
+    if log.active:
+        log.event("data", **data_facts(state.config, data))
+    expect_segments(data.most_segments)
+    stop, note = StopRequest(state.config), IterationNote()
+    if not make_up(state, data, log, stop):
+        _end_early(state, log, stop, _AS_ASKED)
+        return
     if state.iteration >= data.train_iters:
         log.line(f"  nothing is left to do: {_its_length(state, data)}")
     elif over := why_over(state):
         log.line(f"  nothing is left to do: {over}; a larger number goes on")
         log.event("stop", iteration=state.iteration, reason=over)
         return
-    log.began(state.config, state.iteration, state.consumed_samples, data.train_iters, state.layout.world_size)
-    if log.active:
-        log.event("data", **data_facts(state.config, data))
-    expect_segments(data.most_segments)
-    stop, note = StopRequest(state.config), IterationNote()
     batches = train_batches(state, data)
     window, health = _Window(), Health(state, data.plan, log)
     with _saves(state, health, log) as saves, profiler(state.config, state.layout) as profile:
         while state.iteration < data.train_iters:
             place.move("the step", state.iteration + 1)
+            began = time.perf_counter()
             result = train_step(state, batches)
             known = time.perf_counter()
             lr = state.optimizer.param_groups[0]["lr"]
@@ -71,15 +76,21 @@ def run(state: TrainState, data: RunData, log: RunLog) -> None:
             _tell_of_first_steps(state, log)
             if state.steps_here == _SETTLED:
                 saves.prepare()
-            paused, end = _evaluate_and_save(state, data, log, stop, partial(saves.step_done, result, lr))
+            paused, end = _evaluate_and_save(state, data, log, stop, partial(saves.step_done, result, lr, known - began))
             if paused:
                 window.restart_clock()
             profile.step()
             if end:
-                log.line(f" stopping at iteration {state.iteration} {end}")
-                log.event("stop", iteration=state.iteration, reason=why_over(state) or stop.reason)
+                _end_early(state, log, stop, end)
                 return
     log.event("stop", iteration=state.iteration, reason="finished")
+
+
+def _end_early(state: TrainState, log: RunLog, stop: StopRequest, end: str) -> None:
+    """Say that the run ends before its last iteration, and why."""
+    log.line(f" stopping at iteration {state.iteration} {end}")
+    log.event("stop", iteration=state.iteration, reason=why_over(state) or stop.reason)
+    stop.tell_torchrun()
 
 
 @contextlib.contextmanager
@@ -126,8 +137,8 @@ def _evaluate_and_save(
     save: `Saves.step_done` for this iteration.
     """
     options, evaluated, is_best = state.config.options, False, False
-    if is_due(state.iteration, data.eval_every, data.train_iters) and (loss := run_evaluation(state, data, log)) is not None:
-        evaluated, is_best = True, count_evaluation(state, loss)
+    if data.validation and is_due(state.iteration, data.eval_every, data.train_iters):
+        evaluated, is_best = True, evaluate_or_owe(state, data, log, stop)
     place.move("agreeing whether to stop")
     stopping = stop.requested()
     over = why_over(state) if state.iteration < data.train_iters else None
@@ -137,7 +148,7 @@ def _evaluate_and_save(
     # A save is long. A signal amid it asks for no second one.
     stopping = stopping or (due and bool(saved) and stop.signalled_anywhere())
     end = f"early: {over}." if over else "as asked." if stopping and options.save_weights_only else ""
-    end = end or ("as asked; the same command goes on from here." if stopping else "")
+    end = end or (_AS_ASKED if stopping else "")
     goes_on = state.background is not None and state.background.is_saving
     return evaluated or (saved is not None and not goes_on), end
 

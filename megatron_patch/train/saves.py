@@ -47,13 +47,14 @@ class Saves:
         self._background = BackgroundSaves(state.config) if _is_beside(state.config.options) else None
         state.background = self._background
 
-    def step_done(self, result: StepResult, lr: float, *, due: bool, ends: bool, is_best: bool) -> bool | None:
+    def step_done(self, result: StepResult, lr: float, seconds: float, *, due: bool, ends: bool, is_best: bool) -> bool | None:
         """Save if it is time, and go on with a save that is under way.
 
         Every rank calls it after each iteration, and gets the same answer.
 
         Args:
             lr: with which the iteration was done.
+            seconds: that it took.
             due: whether it is time for one.
             ends: whether the run ends here.
             is_best: whether the weights are to be saved for their validation loss.
@@ -65,6 +66,7 @@ class Saves:
             RunStopped: the last checkpoint may not or cannot be written; or one could not, and `--fail-on-save-error`
                 is true.
         """
+        self._state.step_seconds = seconds
         if self._background is not None and self._background.is_saving and (outcome := self._background.poll()):
             self._tell(outcome, ends=False)
         self._is_owed |= due
@@ -222,9 +224,10 @@ def _tell_saved(
 def _warn_of_grace(state: TrainState, log: RunLog, seconds: float) -> None:
     """Say after a process's first save whether there is time for one after a signal."""
     grace = state.config.options.exit_grace_seconds
+    seconds += state.step_seconds  # which a signal lets end first
     if seconds > grace and not state.has_saved:
         log.line(
-            f"  warning: a save takes longer than --exit-grace-seconds {grace}, so a signal would end the run without one: write "
-            f"--exit-grace-seconds {2 * math.ceil(seconds)}, and have the platform wait as long."
+            f"  warning: a step and a save take longer than --exit-grace-seconds {grace}, so a signal would end the run without "
+            f"a checkpoint: write --exit-grace-seconds {2 * math.ceil(seconds)}, and have the platform wait as long."
         )
     state.has_saved = True

@@ -35,7 +35,8 @@ class TrainState:
         iteration, consumed_samples: since the run's beginning, over all its processes.
         skipped_iterations: fp16 steps whose gradient overflowed.
         nan_iterations: steps in another precision whose gradient was not finite.
-        best_loss, best_iteration, evaluations_since_best: of the validation loss, as in `RunProgress`.
+        best_loss, best_iteration, evaluations_since_best, evaluations_owed: of the validation loss, as in
+            `RunProgress`.
         tokens: number of unmasked tokens of the current global batch; fp32, 0-dimensional, on the device.
         graphs: this project's own passes, which may be CUDA graphs; None runs core's schedule.
         gathers: the gathers of ZeRO's weights; None if no rank needs weights of another.
@@ -43,6 +44,7 @@ class TrainState:
         watch: looks whether the GPU waits for launches; None looks at nothing.
         steps_here: iterations that this process has done.
         has_saved: whether it has saved a checkpoint.
+        step_seconds: that the last step took.
         background: the saves beside the training, which an update may have to wait for; None if there are none.
     """
 
@@ -61,6 +63,7 @@ class TrainState:
     best_loss: float | None = None
     best_iteration: int = 0
     evaluations_since_best: int = 0
+    evaluations_owed: int = 0
     tokens: torch.Tensor | None = None
     graphs: MicroBatchGraphs | PipelinePasses | None = None
     gathers: WeightGathers | None = None
@@ -68,6 +71,7 @@ class TrainState:
     watch: LaunchWatch | None = None
     steps_here: int = 0
     has_saved: bool = False
+    step_seconds: float = 0.0
     background: BackgroundSaves | None = None
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.processes import notes
 from megatron_patch.processes.signals import STOPS
 
 
@@ -46,6 +47,15 @@ class StopRequest:
         here = next((reason for reason, is_so in reasons.items() if is_so), None)
         self.reason = here or self.reason
         return parallel.any_rank(here is not None)
+
+    def tell_torchrun(self) -> None:
+        """Note the signal that ended the run, for every node's torchrun. All ranks call it.
+
+        A platform that takes one node away signals that one alone. If the others ended with status 0, it would count
+        the job as done.
+        """
+        if name := next(filter(None, parallel.from_all_ranks(self.signalled)), ""):
+            notes.write_signal(name)
 
     def signalled_anywhere(self) -> bool:
         """Whether a signal has come to any rank, after something long such as a save. All ranks call it."""

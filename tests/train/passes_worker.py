@@ -145,7 +145,7 @@ def assert_fp8_weights(state: steps.TrainState) -> None:
             assert torch.equal(mine.view(torch.uint8), wanted.view(torch.uint8))
     state.gathers.start()
     sums = evaluate(state, iter(rows(5, state.config.global_batch_size)), 1)
-    assert sums.isfinite().all() and not _not_finite(state), "an evaluation's products are bf16 ones"
+    assert sums is not None and sums.isfinite().all() and not _not_finite(state), "an evaluation's products are bf16 ones"
 
 
 def main(changed: str, copies: bool) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_patch.config import Options
-from megatron_patch.train import stopping
+from megatron_patch.processes import notes
+from megatron_patch.train import saves, stopping
 from tests.tiny import tiny_config
 
 
@@ -42,3 +44,24 @@ def test_a_signal_ends_the_iteration_in_which_it_comes(alone):
     assert not stop.requested()
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.requested() and stop.reason == "SIGTERM"
+
+
+def test_torchrun_hears_by_which_signal_a_run_was_stopped(alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEGATRON_PATCH_NOTES", str(tmp_path))
+    stop = stopping.StopRequest(tiny_config(options=Options(exit_interval=1)))
+    assert stop.requested()
+    stop.tell_torchrun()
+    assert notes.stopping_signal() is None, "a run that stops by a flag ends with status 0"
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.tell_torchrun()
+    assert notes.stopping_signal() is signal.SIGTERM
+
+
+@pytest.mark.parametrize("step, said", [(9.0, []), (11.0, ["--exit-grace-seconds 62"])])
+def test_the_time_after_a_signal_is_a_step_s_and_a_save_s(step, said):
+    lines: list[str] = []
+    options = Options(exit_grace_seconds=30)
+    state = SimpleNamespace(config=SimpleNamespace(options=options), step_seconds=step, has_saved=False)
+    for _ in range(2):
+        saves._warn_of_grace(state, SimpleNamespace(line=lines.append), 20.0)
+    assert len(lines) == len(said) and all(flag in line for flag, line in zip(said, lines))

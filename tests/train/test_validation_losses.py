@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from megatron_patch.errors import UserError
 from megatron_patch.folders.tracker import BEST_TRACKER
 from megatron_patch.inspection.checkpoint import describe_checkpoint
+from megatron_patch.train import evaluation
 from tests.launching import GOLDEN, scalars
 from tests.train.in_process import finetune
 
@@ -89,6 +92,42 @@ def test_patience_and_the_best_checkpoint_are_the_same_after_a_stop(alone, tmp_p
     assert "nothing is left to do: the validation loss was not below its lowest" in capsys.readouterr().out
     finetune(alone, tmp_path / "parts", "--early-stopping-patience=3", "--exit-interval=1", **values)
     assert left(root) == {best, best + 4, best + 5}, "without --keep-last all stay"
+
+
+@pytest.mark.parametrize("place, calls", [("_batches", 3), ("run_schedule", 5)], ids=["before a batch", "between batches"])
+def test_a_signal_in_an_evaluation_saves_first_and_the_next_start_makes_it_up(place, calls, alone, tmp_path, monkeypatch, capsys):
+    """The third evaluation, after the last step, has the lowest loss. A start that makes it up is signalled as well."""
+    values = dict(
+        TRAIN_DATASET_PATH=written(tmp_path / "a.json", 1, 2, 3, 7, 8), PRETRAIN_CHECKPOINT_PATH=MODEL, EPOCH=3, BATCH_SIZE=3,
+        VALID_DATASET_PATH=written(tmp_path / "valid.json", 0, 9, 1, 2), LR="3e-4", MIN_LR=0,
+    )  # fmt: skip
+    whole = finetune(alone, tmp_path / "whole", "--save-best", **values)
+    losses = scalars(tmp_path / "whole", "lm loss validation")
+    assert list(losses) == [2, 4, 6] and min(losses, key=losses.__getitem__) == 6
+    real, handler, made = getattr(evaluation, place), signal.getsignal(signal.SIGTERM), []
+
+    def signalled(*given, **options):
+        made.append(place)
+        if len(made) == calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given, **options)
+
+    monkeypatch.setattr(evaluation, place, signalled)
+    try:
+        first = finetune(alone, tmp_path / "parts", "--save-best", **values)
+        assert (first.iteration, first.best_iteration, first.evaluations_owed) == (6, 4, 1)
+        root = Path(first.config.checkpoint_folder)
+        made[:] = [place] * (calls - 1)
+        again = finetune(alone, tmp_path / "parts", "--save-best", **values)
+        assert (again.steps_here, again.evaluations_owed) == (0, 1) and (root / BEST_TRACKER).read_text() == "4"
+        assert capsys.readouterr().out.count("stopping at iteration 6 as asked; the same command goes on from here.") == 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    monkeypatch.setattr(evaluation, place, real)
+    last = finetune(alone, tmp_path / "parts", "--save-best", **values)
+    assert scalars(tmp_path / "parts", "lm loss validation") == losses
+    assert (last.best_loss, last.best_iteration, last.evaluations_owed) == (whole.best_loss, 6, 0)
+    assert (root / BEST_TRACKER).read_text() == "6"
 
 
 def left(root: Path) -> set[int]:
