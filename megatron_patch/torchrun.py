@@ -197,7 +197,7 @@ def _meet(argv: list[str]) -> PrefixStore | None:
         if "output" in told:
             look = shared_folder.check_apart if told.get("local") else shared_folder.check
             look(meeting, shared, Path(told["output"]))
-            shared_folder.check_data(meeting, shared, str(told.get("data", "")))
+            shared_folder.check_inputs(meeting, shared, told.get("inputs", {}))
     except (DistNetworkError, DistStoreError) as error:
         raise UserError(
             f"node {node} lost node 0 at {address}:{port} before all nodes had come ({_first_line(error)})."

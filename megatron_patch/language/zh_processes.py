@@ -50,9 +50,7 @@ SENTENCES = {
         "--local-output true：OUTPUT_BASEPATH {0} 不是各节点自己的文件夹，{1}看得到其他节点写在那里的内容。"
         "请去掉该标志：在共享磁盘上，所有节点写同一个文件夹。"
     ),
-    "the training data is not the same on all nodes: that of {} has other bytes than that of node 0.": (
-        "各节点的训练数据不相同：{0}的数据与节点 0 的内容不一致。"
-    ),
+    "{} is not the same on all nodes: {} has other bytes there than node 0.": "{0} 在各节点上不相同：{1}那里的内容与节点 0 的不一致。",
     # torchrun, restarts
     "MASTER_PORT {} is in use by another process of this node: write another one, the same on all nodes.": (
         "MASTER_PORT {0} 已被本节点的另一个进程占用：请换一个端口，各节点相同。"
