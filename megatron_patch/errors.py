@@ -23,11 +23,26 @@ class UserError(ValueError):
     that file or record.
 
     Every other exception is a bug, a plain ValueError too: it ends in a traceback and status 1.
+
+    Attributes:
+        may_pass: whether the same may go well later, as where a disk fails for a while. Then a run is started again.
     """
+
+    may_pass = False
+
+
+class Refused(UserError):
+    """What the operating system refused, as a sentence."""
+
+    may_pass = True
 
 
 class OnEveryRank(UserError):
     """A UserError that every rank of a run raises at one place, with one sentence. One of them says it."""
+
+    def __init__(self, said: str, *, may_pass: bool = False) -> None:
+        super().__init__(said)
+        self.may_pass = may_pass
 
 
 class RunStopped(OnEveryRank):
@@ -78,12 +93,13 @@ def all_or_none(work: Callable[[], _T], exchange: Callable[[Any], list[Any]]) ->
     try:
         result = work()
     except UserError as error:
-        problem = str(error)
+        problem = str(error), error.may_pass
     except OSError as error:
-        problem = refusal(error)
+        problem = refusal(error), True
     problems = [one for one in exchange(problem) if one is not None]
     if problems:
-        raise OnEveryRank(problems[0])
+        said, may_pass = problems[0]
+        raise OnEveryRank(said, may_pass=may_pass)
     return cast(_T, result)
 
 

@@ -27,9 +27,10 @@ from megatron_patch.arguments.training import LISTS, Reading, read
 from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.folders.checkout import ROOT
 from megatron_patch.folders.engine import choose_engine
+from megatron_patch.folders.fingerprint import compared_by_nodes
 from megatron_patch.folders.other_runs import offers
 from megatron_patch.folders.run_lock import take
-from megatron_patch.folders.starting_point import find_start
+from megatron_patch.folders.starting_point import Start, find_start
 from megatron_patch.language.sentences import fill, in_language
 from megatron_patch.plan.run_start import dry_run_lines, expected_memory, run_shape
 from megatron_patch.processes.inherited import GRACE, LOCK, MEETING
@@ -160,12 +161,19 @@ def _start(task: str, flags: list[str]) -> None:
             _end_dry_run(reading)
         command = torchrun_command(task, reading.processes, flags)
         environment = worker_environment(engine, inherited, reading.config.tensor_model_parallel_size > 1) | held
-        options = reading.config.options
-        environment[GRACE] = str(options.exit_grace_seconds)
-        met = {"minutes": options.rendezvous_timeout_minutes, "output": os.path.abspath(reading.config.output_path)}
-        met |= {"data": start.origin.train_data_fingerprint, "local": options.local_output}
-        environment[MEETING] = json.dumps(met)
+        environment[GRACE] = str(reading.config.options.exit_grace_seconds)
+        environment[MEETING] = json.dumps(_meeting(reading, start))
         os.execve(command[0], command, environment)
+
+
+def _meeting(reading: Reading, start: Start) -> dict[str, object]:
+    """What nodes must know to meet, and what they compare."""
+    config, options = start.config, start.config.options
+    met = {"minutes": options.rendezvous_timeout_minutes, "output": os.path.abspath(config.output_path)}
+    if reading.processes.nodes == 1:
+        return met
+    reads_load = start.folder is None or config.lora is not None
+    return {**met, "local": options.local_output, "inputs": compared_by_nodes(config, start.origin, reads_load=reads_load)}
 
 
 @contextlib.contextmanager

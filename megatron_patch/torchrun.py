@@ -9,8 +9,8 @@ save within `--exit-grace-seconds`; torch before 2.12 has no setting for that. A
 for: a rank that waits for a dead one cannot save. MAX_RESTARTS says how often torch starts a run again, and
 `processes/restarts.py` when that is vain.
 
-torchrun may be killed, so its ranks end with it. It ends with a script that waits for it, and keeps the lock of the
-checkpoint folder.
+torchrun may be killed, so its ranks end with it. It ends with a script that waits for it, keeps the lock of the
+checkpoint folder, and ends a rank in which no thread runs any more.
 
 At the end it prints one line instead of a traceback of its own, and ends with the status of the rank that failed. The
 ranks have said what happened.
@@ -43,14 +43,15 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from megatron_patch.arguments.command_line import asked_language
 from megatron_patch.arguments.processes import free_port
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, sentence
 from megatron_patch.folders.run_lock import BEAT, RunLock, taken
 from megatron_patch.language.choice import ask
 from megatron_patch.language.sentences import fill, in_language
 from megatron_patch.processes import notes, shared_folder
 from megatron_patch.processes.again import Again, statuses, unless_stopped
-from megatron_patch.processes.caretaker import Caretaker
-from megatron_patch.processes.console import outlive_the_console
+from megatron_patch.processes.caretaker import RANKS_EVERY, Caretaker
+from megatron_patch.processes.console import outlive_the_console, tell
+from megatron_patch.processes.heartbeats import SilentRanks
 from megatron_patch.processes.inherited import GRACE, LOCK, MEETING
 from megatron_patch.processes.meeting import Meeting, why_unreached, why_unresolved
 from megatron_patch.processes.parents import announce_torchrun
@@ -102,23 +103,36 @@ def main(argv: list[str]) -> int:
     for name in (api.PContext.__module__, LocalElasticAgent.__module__, SimpleElasticAgent.__module__):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     announce_torchrun()
-    lock = _lock()
-    caretaker = Caretaker(lock.beat if lock else None, BEAT)
-    caretaker.start()
     try:
-        with notes.folder():
+        notes.find_temporary_folder()
+        lock = _lock()
+    except (UserError, OSError) as error:
+        tell(in_language(sentence(error)))
+        return 2
+    with notes.folder():
+        caretaker = Caretaker(lock.beat if lock else None, BEAT, SilentRanks(RANKS_EVERY).look)
+        caretaker.start()
+        try:
             return _status(argv)
-    finally:
-        stopping.begun = True  # from here on a signal changes nothing
-        caretaker.stop()
-        if lock is not None:
-            lock.release()
+        finally:
+            stopping.begun = True  # from here on a signal changes nothing
+            caretaker.stop()
+            if lock is not None:
+                lock.release()
 
 
 def _lock() -> RunLock | None:
-    """The lock that the launcher took before it became torchrun; None on a node whose folder another one holds."""
+    """The lock that the launcher took before it became torchrun; None on a node whose folder another one holds.
+
+    Raises:
+        UserError: another run has taken it since, because this one took so long to start.
+    """
     path = os.environ.get(LOCK)
-    return taken(os.path.dirname(path), path) if path else None
+    if not path:
+        return None
+    lock = taken(os.path.dirname(path), path)
+    lock.beat()
+    return lock
 
 
 def _status(argv: list[str]) -> int:
@@ -129,17 +143,20 @@ def _status(argv: list[str]) -> int:
         LocalElasticAgent._monitor_workers = again.monitor(LocalElasticAgent._monitor_workers)  # type: ignore[method-assign]
         SimpleElasticAgent._exit_barrier = unless_stopped(SimpleElasticAgent._exit_barrier)  # type: ignore[method-assign]
         _run([f"--signals-to-handle={','.join(_heeded())}", *argv])
-    except UserError as error:
-        print(in_language(str(error)), file=sys.stderr)
+    except (UserError, OSError) as error:
+        tell(in_language(sentence(error)))
         return 2
+    except DistNetworkError as error:
+        tell(in_language(_no_listener(_value(argv, "--master-addr"), _number(argv, "--master-port"), error)))
+        return 1
     except ChildFailedError as error:
         if why := notes.verdict():
-            print(fill("the run was ended: {}", in_language(why)), file=sys.stderr)
+            tell(fill("the run was ended: {}", in_language(why)))
             return 1
         rank, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         template = "rank {} was the first of this node to end early, with status {}; what it said stands above."
-        print(fill(template, rank, status), file=sys.stderr)
+        tell(fill(template, rank, status))
         return status
     except api.SignalException as error:
         return _stopped_by(error.sigval)
@@ -148,7 +165,7 @@ def _status(argv: list[str]) -> int:
 
 
 def _stopped_by(number: signal.Signals) -> int:
-    print(fill("stopped by {}.", number.name), file=sys.stderr)
+    tell(fill("stopped by {}.", number.name))
     return 128 + number
 
 
@@ -186,7 +203,7 @@ def _meet(argv: list[str]) -> PrefixStore | None:
         if "output" in told:
             look = shared_folder.check_apart if told.get("local") else shared_folder.check
             look(meeting, shared, Path(told["output"]))
-            shared_folder.check_data(meeting, shared, str(told.get("data", "")))
+            shared_folder.check_inputs(meeting, shared, told.get("inputs", {}))
     except (DistNetworkError, DistStoreError) as error:
         raise UserError(
             f"node {node} lost node 0 at {address}:{port} before all nodes had come ({_first_line(error)})."
@@ -232,9 +249,11 @@ def _leave(status: int) -> NoReturn:
     """End without Python's own end. It would stop a thread that speaks with the store amid C++, which ends the process
     by SIGABRT, whatever became of the run.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # the console may be a file on a full disk
+        os._exit(status)
 
 
 if __name__ == "__main__":

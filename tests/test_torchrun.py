@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -12,8 +13,9 @@ import sys
 import pytest
 from torch.distributed.elastic.multiprocessing import api
 
+from megatron_patch.arguments.processes import free_port
 from megatron_patch.torchrun import Stopping
-from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, environment, run
+from tests.launching import FINETUNE, FINETUNE_ARGUMENTS, GOLDEN, ROOT, environment, run
 
 
 def test_what_a_user_can_mend_is_a_sentence_on_several_processes(tmp_path):
@@ -56,3 +58,13 @@ def test_a_port_that_was_taken_meanwhile_is_left_unless_it_was_named(named):
     assert (done.returncode == 0) != named, done.stderr
     assert (f"MASTER_PORT {port} is in use by another process of this node" in done.stderr) == named
     assert "Traceback" not in done.stderr
+
+
+def test_the_only_rank_is_ended_when_nothing_runs_in_it_any_more():
+    """No thread of its own can tell that the main one keeps Python's lock, and there is no other rank."""
+    command = [sys.executable, "-m", "megatron_patch.torchrun", "--nnodes=1", "--node-rank=0", "--nproc-per-node=1",
+               "--master-addr=127.0.0.1", f"--master-port={free_port()}", "-m", "tests.processes.silent_rank"]  # fmt: skip
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    who = r"rank 0 \(process \d+ on node-0\) has given no sign of life for 0.01 min: it is stopped, it waits"
+    assert re.search(rf"^the run was ended: {who} .*; it was at iteration 7, the step\.$", done.stderr, re.MULTILINE), done.stderr

@@ -88,7 +88,9 @@ def plan_processes(env: str, model_parallel_size: int, environ: Mapping[str, str
         per_node = whole("PET_NPROC_PER_NODE", per_node, 1)
     findings += _address_findings(addr, environ.get(addr, ""))
     restarts = whole("MAX_RESTARTS", _RESTARTS, 0)
-    return Processes(nodes, rank, per_node, environ.get(addr, ""), whole(port, 29500, 1, 65535), restarts), findings
+    # The processes of one node meet on it, whether its name can be resolved or not.
+    address = environ.get(addr, "") if nodes > 1 else "127.0.0.1"
+    return Processes(nodes, rank, per_node, address, whole(port, 29500, 1, 65535), restarts), findings
 
 
 def _address_findings(name: str, address: str) -> list[str]:

@@ -23,7 +23,7 @@ from megatron_patch.core.hang_watch import HangWatch
 from megatron_patch.data.batches import RunData
 from megatron_patch.errors import OnEveryRank, RunStopped, UserError, print_any_text, sentence
 from megatron_patch.language.sentences import in_language
-from megatron_patch.processes import place
+from megatron_patch.processes import notes, place
 from megatron_patch.train.best import best_folder, why_over
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.loop import run
@@ -78,8 +78,10 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
     except OnEveryRank as error:
         _end_together(error, layout)
     except UserError as error:
+        _note_end(error)
         _leave(_sentence(error))
     except OSError as error:
+        notes.write_end(is_final=False)  # a disk that fails may come back
         _leave(sentence(error))
     except RuntimeError as error:
         if (full := _memory_error(error)) is not None:
@@ -100,10 +102,16 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
 
 def _end_together(error: OnEveryRank, layout: parallel.Layout) -> NoReturn:
     """Let the log's rank say why no rank goes on, and end."""
+    _note_end(error)
     if layout.is_logger:
         _say(str(error))
     parallel.any_rank(False)  # a rank that left before would have torchrun end that one in the middle of its sentence
     sys.exit(1 if isinstance(error, RunStopped) else 2)
+
+
+def _note_end(error: UserError) -> None:
+    """Let torchrun know whether a restart is vain, which the status does not tell."""
+    notes.write_end(is_final=not error.may_pass)
 
 
 def _next_step(config: TrainConfig, best: Path | None) -> str:
@@ -172,7 +180,7 @@ def _ended_loader(error: RuntimeError) -> str:
 
 def _sentence(error: UserError) -> str:
     """What the error says; torch wraps one of a loader process in its traceback, whose last line it is."""
-    text, name = str(error), UserError.__name__
+    text, name = str(error), type(error).__name__
     if not text.startswith(f"Caught {name} in DataLoader worker"):
         return text
-    return text.strip().rpartition(f"{UserError.__module__}.{name}: ")[2]
+    return text.strip().rpartition(f"{type(error).__module__}.{name}: ")[2]

@@ -1,8 +1,8 @@
 """A run that stands still ends, and says which rank held it up, where, and what Python was doing there.
 
 Each rank has a thread that tells the store every few seconds where the main thread is. The last rank, which writes the
-log, looks at what all tell; if its own thread is silent, rank 0 does. The main thread only counts places, so a step
-takes as long as without this.
+log, looks at what all tell; if its own thread is silent, rank 0 does. Where no thread of any rank runs, torchrun ends
+them (`processes/heartbeats.py`). The main thread only counts places, so a step takes as long as without this.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import faulthandler
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ import torch
 from megatron_patch.core.parallel import Layout
 from megatron_patch.language.sentences import in_language
 from megatron_patch.processes import notes, place
+from megatron_patch.processes.console import tell
+from megatron_patch.processes.heartbeats import Heartbeat
 from megatron_patch.processes.standstill import Observer, Report, report_of, verdict
 
 _LONGEST_PAUSE = 5.0  # seconds between two reports
@@ -47,6 +50,8 @@ class HangWatch:
         self._pause = min(_LONGEST_PAUSE, self._limit / 6)
         self._observer = Observer(self._limit, longest_look=max(4 * self._pause, self._limit / 2))
         self._beats = 0
+        # Other ranks judge first: they look a pause later, and collect stacks for three.
+        self._heartbeat = Heartbeat(self._rank, minutes, patience=self._limit + 8 * self._pause + 2)
         self._stop = threading.Event()
         self._store = _own_store() if layout.world_size > 1 else torch.distributed.HashStore()
         if log_file is not None:
@@ -63,6 +68,7 @@ class HangWatch:
         self._stop.set()
         for thread in self._threads:
             thread.join(4 * self._pause)
+        self._heartbeat.stop()
         faulthandler.cancel_dump_traceback_later()
 
     def _work(self) -> None:
@@ -89,7 +95,9 @@ class HangWatch:
         minutes = (time.monotonic() - self._long_since) / 60
         if minutes >= _LONG * (self._long_lines + 1):
             self._long_lines += 1
-            self._tell(f"still {what}, for {minutes:.0f} min.")
+            line = f"still {what}, for {minutes:.0f} min."
+            _print(line)
+            self._log(line)
 
     def _guard(self) -> None:
         """End this rank if the store does not answer its thread for the limit: then nobody hears of this rank any more.
@@ -104,14 +112,15 @@ class HangWatch:
                     f"rank {self._rank} has not reached node 0 for {self._minutes:g} min: that one has ended or stands still, or "
                     "the network between them is cut."
                 )
-                notes.write_verdict(line)
-                print(f"{in_language(line)}\n{stacks()}", file=sys.stderr, flush=True)
-                os._exit(1)
+                with _ends():
+                    notes.write_verdict(line)
+                    tell(f"{in_language(line)}\n{stacks()}")
 
     def _report(self) -> None:
         self._beats += 1
         places, iteration, what = place.now()
         report = Report(self._beats, places, iteration, what, os.getpid(), socket.gethostname())
+        self._heartbeat.beat(report)
         self._store.set(f"report/{self._rank}", report.as_text())
         # If this thread itself comes to stand still, because the main thread keeps Python's lock in some library, a
         # thread without Python writes the stacks.
@@ -130,43 +139,63 @@ class HangWatch:
 
     def _end(self, reports: dict[int, Report], guilty: list[int], silent: list[int]) -> None:
         """Say who held the run up, collect everyone's stacks, and end this process with status 1."""
-        lines = verdict(reports, guilty, silent, self._minutes)
-        self._store.set(_ENDED, "\n".join(lines))
-        for line in lines:
-            self._tell(line)
+        with _ends():  # the main thread cannot be reached
+            lines = verdict(reports, guilty, silent, self._minutes)
+            notes.write_verdict(lines[0])
+            self._store.set(_ENDED, "\n".join(lines))
+            _print(*lines)
+            stacks_of = self._stacks(awaited=set(range(self._ranks)) - set(silent) - {self._rank})
+            lines_of_stacks = [f"rank {rank}'s stacks:\n{text}" for rank, text in sorted(stacks_of.items())]
+            _print(*lines_of_stacks)
+            self._log(*lines, *lines_of_stacks)  # the last: its disk may be what the run waits for
+
+    def _stacks(self, awaited: set[int]) -> dict[int, str]:
+        """The stacks of this rank, and of those of `awaited` that tell theirs in time."""
+        keys = {rank: f"stack/{rank}" for rank in awaited}
         until = time.monotonic() + 3 * self._pause + 1
-        awaited = sorted(set(range(self._ranks)) - set(silent) - {self._rank})
-        while time.monotonic() < until and not self._store.check([f"stack/{rank}" for rank in awaited]):
+        while time.monotonic() < until and not self._store.check([*keys.values()]):
             time.sleep(0.1)
-        for rank in sorted(set(awaited) | {self._rank}):
-            if rank == self._rank:
-                self._tell(f"rank {rank}'s stacks:\n{stacks()}")
-            elif self._store.check([f"stack/{rank}"]):
-                self._tell(f"rank {rank}'s stacks:\n{self._store.get(f'stack/{rank}').decode()}")
-        notes.write_verdict(lines[0])
-        os._exit(1)  # the main thread cannot be reached
+        told = {rank: self._store.get(key).decode() for rank, key in keys.items() if self._store.check([key])}
+        return {self._rank: stacks(), **told}
 
-    def _tell(self, text: str) -> None:
-        """Write onto the console and into the log file.
-
-        Not through `logging`, whose locks the main thread may hold while it stands still.
-        """
-        print(in_language(text), flush=True)
+    def _log(self, *texts: str) -> None:
+        """Write into the log file, from whichever rank."""
         if self._store.check([_LOG]):
             with contextlib.suppress(OSError), open(self._store.get(_LOG), "a", encoding="utf-8") as file:
-                file.write(f"{text}\n")
+                file.writelines(f"{text}\n" for text in texts)
 
     def _leave(self) -> None:
         """Hand over this rank's stacks to the one that judges, and end after it."""
-        self._store.set(f"stack/{self._rank}", stacks())
-        notes.write_verdict(self._store.get(_ENDED).decode().splitlines()[0])
-        time.sleep(4 * self._pause + 2)
+        with _ends():
+            self._store.set(f"stack/{self._rank}", stacks())
+            notes.write_verdict(self._store.get(_ENDED).decode().splitlines()[0])
+            time.sleep(4 * self._pause + 2)
+
+
+def _print(*texts: str) -> None:
+    """Write onto the console. Not through `logging`, whose locks the main thread may hold while it stands still."""
+    with contextlib.suppress(OSError):  # of a console that is a file on a full disk
+        for text in texts:
+            print(in_language(text), flush=True)
+
+
+@contextlib.contextmanager
+def _ends() -> Iterator[None]:
+    """End this process with status 1 after what is done inside, also where that fails."""
+    try:
+        yield
+    except RuntimeError as error:  # torch's of the store, which ends with the first node's torchrun
+        tell(str(error))
+    except Exception:
+        tell(traceback.format_exc())
+    finally:
         os._exit(1)
 
 
 def stacks() -> str:
     """The Python stacks of this process's threads."""
-    with tempfile.TemporaryFile() as file:
+    # In memory: a folder for temporary files may be full.
+    with open(os.memfd_create("stacks"), "w+b") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         return file.read().decode(errors="backslashreplace").rstrip()

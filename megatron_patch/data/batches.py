@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.several_files import Blend
-from megatron_patch.errors import UserError, sentence
+from megatron_patch.errors import Refused, UserError, sentence
 from megatron_patch.processes import place
 from megatron_patch.processes.parents import end_with_parent
 from megatron_patch.processes.signals import end_when_told_by, held
@@ -172,7 +172,7 @@ class _WithAbsent(Dataset):
         try:
             sample = self.dataset[0 if index == ABSENT else index]
         except OSError as error:
-            raise UserError(sentence(error)) from error
+            raise Refused(sentence(error)) from error
         if index != ABSENT:
             return sample
         sample = dict(sample)

@@ -29,7 +29,7 @@ from megatron_patch.data.batches import RunData, ValidationSet, plan_of
 from megatron_patch.data.run_tokenizer import indexed_tokenizer
 from megatron_patch.data.splits import repetitions, usable_split
 from megatron_patch.data_paths import IndexedPairs
-from megatron_patch.errors import UserError, refusal
+from megatron_patch.errors import Refused, UserError, refusal
 from megatron_patch.formats.progress import Waiting
 from megatron_patch.records.indexed import lengths_fingerprint
 
@@ -139,7 +139,7 @@ def _damage_named(folder: Path) -> Iterator[None]:
             for path in cut:
                 path.unlink()
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-            raise UserError(f"the samples' indices cannot be written: {refusal(full)}") from error
+            raise Refused(f"the samples' indices cannot be written: {refusal(full)}") from error
         damaged = next(filter(None, map(_damage, cut)), None)
         if damaged is None:
             raise

@@ -6,6 +6,7 @@ fingerprint does not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import resolve_checkpoint
 
 _PIECE, _PIECES = 1 << 16, 16
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".distcp", ".metadata")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,21 @@ def observe(config: TrainConfig) -> Origin:
         return Origin(load_fingerprint=_of_checkpoint(config.load))
     size = sum(os.path.getsize(file) for file in source.files)
     return Origin(size, _of_data(source), _of_checkpoint(config.load))
+
+
+def compared_by_nodes(config: TrainConfig, origin: Origin, *, reads_load: bool) -> dict[str, str]:
+    """The fingerprint of what each node reads for itself, by the argument that names it: all nodes must have the same.
+
+    Args:
+        reads_load: whether the weights of PRETRAIN_CHECKPOINT_PATH are read. Of its folder they alone count, since a
+            download keeps notes of its own there.
+    """
+    found = {"TRAIN_DATASET_PATH" if config.epochs else "DATASET_PATH": origin.train_data_fingerprint}
+    if config.valid_data is not None:
+        found["VALID_DATASET_PATH"] = _of_data(config.valid_data)
+    if reads_load and config.load is not None:
+        found["PRETRAIN_CHECKPOINT_PATH"] = _of_weights(config.load)
+    return found
 
 
 def fingerprint(files: Iterable[tuple[str, str | Path]]) -> str:
@@ -92,11 +109,22 @@ def _of_checkpoint(path: str | None) -> str:
         return ""
 
 
-def folder_fingerprint(folder: Path) -> str:
-    """`fingerprint` of every file below a folder, by their names in it.
+def _of_weights(path: str) -> str:
+    """The same of its files of weights alone; a folder of Hugging Face's is no iteration, and taken as it is."""
+    folder = Path(path)
+    try:
+        with contextlib.suppress(UserError):
+            folder = resolve_checkpoint(path).folder
+        return folder_fingerprint(folder, _WEIGHTS)
+    except OSError:
+        return ""
+
+
+def folder_fingerprint(folder: Path, ends: tuple[str, ...] = ("",)) -> str:
+    """`fingerprint` of every file below a folder, by their names in it; of those alone whose names end with `ends`.
 
     Raises:
         OSError: the folder cannot be listed.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = sorted(file for file in folder.rglob("*") if file.name.endswith(ends) and file.is_file())
     return fingerprint((str(file.relative_to(folder)), file) for file in files)

@@ -6,6 +6,11 @@ the other, so both never hold it; if both look late, both step back and try agai
 ever, so a dead one's can be removed without taking another's away, and neither links nor exclusive creation, which not
 every shared file system has, are needed.
 
+A run that gave no sign of life may have been taken for dead, and its file been removed. It finds that at its next
+heartbeat, and goes the same way again: its file first, then a look. If there is anybody, also one that only wants the
+folder yet, it ends: that one may have looked while the file was gone. Nobody there means that somebody has removed the
+file alone.
+
 A file says host, boot, process and start time, and is written anew every BEAT seconds. Whether its run lives:
 
 * on this machine and in this container: whether the process with that number and start time is there. Heartbeats do
@@ -33,6 +38,7 @@ BEAT = 5.0  # seconds between two heartbeats
 STALE = 60.0  # seconds without one after which a run of another machine counts as dead
 PREFIX = "run.lock."
 _SIZE = 1024  # bytes of a file, whatever it says: it is written in place, and never seen half
+_SINCE = "%Y-%m-%d %H:%M:%S"
 _ROUNDS = 40  # in which two that start together get out of each other's way
 
 
@@ -71,14 +77,19 @@ class RunLock:
         Raises:
             UserError: another run has taken the folder meanwhile, because this one gave no sign of life.
         """
-        if self.path.exists():
+        with contextlib.suppress(FileNotFoundError):
             self.write(holds=True)
-        elif self.root.is_dir():  # somebody has removed the file
-            for other in _others(self):
-                if other.holds:
-                    raise UserError(f"{_held(self.root, other)} It took the folder after this run had given no sign of life.")
-            _create(self)
-            self.write(holds=True)
+            return
+        if self.root.is_dir():  # somebody has removed the file
+            self._come_back()
+
+    def _come_back(self) -> None:
+        now = _create(self)
+        for other in _others(self):
+            if _alive(other, now, other.beat) is not False:
+                self.release()
+                raise UserError(f"{_held(self.root, other)} It took the folder after this run had given no sign of life.")
+        self.write(holds=True)
 
     def release(self) -> None:
         """Let go. The folder goes too if nothing else came into it."""
@@ -99,7 +110,7 @@ def take(root: str | Path, tell: Callable[[str], None]) -> RunLock:
         root.mkdir(parents=True, exist_ok=True)
         owner = own_identity()
         name = f"{PREFIX}{owner.host}.{owner.pid}.{uuid.uuid4().hex[:8]}"
-        lock = RunLock(root, root / name, owner, time.strftime("%Y-%m-%d %H:%M:%S"))
+        lock = RunLock(root, root / name, owner, time.strftime(_SINCE))
         _create(lock)
         try:
             if _is_alone(lock, tell):
@@ -114,19 +125,26 @@ def take(root: str | Path, tell: Callable[[str], None]) -> RunLock:
 
 
 def taken(root: str | Path, path: str | Path) -> RunLock:
-    """The lock whose file is `path` and which this process took before it became another program."""
-    content = json.loads(Path(path).read_bytes())
-    return RunLock(Path(root), Path(path), own_identity(), str(content["since"]))
+    """The lock whose file is `path` and which this process took before it became another program.
+
+    The file may have gone meanwhile, if that took long; the next heartbeat says what that means.
+    """
+    try:
+        since = str(json.loads(Path(path).read_bytes())["since"])
+    except FileNotFoundError:
+        since = time.strftime(_SINCE)
+    return RunLock(Path(root), Path(path), own_identity(), since)
 
 
-def _create(lock: RunLock) -> None:
-    """Make the file: whole before it has a name that others look for."""
+def _create(lock: RunLock) -> float:
+    """Make the file: whole before it has a name that others look for. Returns as `RunLock.write` does."""
     partial = lock.path.with_name(f"taking.{lock.path.name}")
     partial.write_bytes(b" " * _SIZE)
     visible, lock.path = lock.path, partial
     try:
-        lock.write(holds=False)
+        now = lock.write(holds=False)
         os.replace(partial, visible)
+        return now
     finally:
         lock.path = visible
 

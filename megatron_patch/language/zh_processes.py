@@ -50,9 +50,7 @@ SENTENCES = {
         "--local-output true：OUTPUT_BASEPATH {0} 不是各节点自己的文件夹，{1}看得到其他节点写在那里的内容。"
         "请去掉该标志：在共享磁盘上，所有节点写同一个文件夹。"
     ),
-    "the training data is not the same on all nodes: that of {} has other bytes than that of node 0.": (
-        "各节点的训练数据不相同：{0}的数据与节点 0 的内容不一致。"
-    ),
+    "{} is not the same on all nodes: {} has other bytes there than node 0.": "{0} 在各节点上不相同：{1}那里的内容与节点 0 的不一致。",
     # torchrun, restarts
     "MASTER_PORT {} is in use by another process of this node: write another one, the same on all nodes.": (
         "MASTER_PORT {0} 已被本节点的另一个进程占用：请换一个端口，各节点相同。"
@@ -73,14 +71,30 @@ SENTENCES = {
     "the run has failed twice behind iteration {}, so it is not started again: what is said above repeats itself.": (
         "运行已两次在第 {0} 次迭代之后失败，因此不再重新启动：上面的错误会重复出现。"
     ),
+    "the run has failed twice before an iteration was done, so it is not started again: what is said above repeats itself.": (
+        "运行已两次在完成任何一次迭代之前失败，因此不再重新启动：上面的错误会重复出现。"
+    ),
     "the run was ended: {}": "运行已被结束：{0}",
+    # notes
+    "no folder for temporary files can be written: TMPDIR, /tmp, /var/tmp and /dev/shm were tried. Mount one of them writable, or "
+    "set TMPDIR to a folder that is.": (
+        "没有可写的临时文件夹：已试过 TMPDIR、/tmp、/var/tmp 和 /dev/shm。请把其中一个挂载为可写，或把 TMPDIR 设为可写的文件夹。"
+    ),
+    "warning: no folder for temporary files can be written; {} is used, which is memory.": (
+        "警告：没有可写的临时文件夹；改用内存中的 {0}。"
+    ),
+    "warning: ranks cannot leave notes for torchrun ({}). So a failure that repeats itself is tried again up to MAX_RESTARTS times, "
+    "a rank in which nothing runs any more is not ended, and the last line cannot say why a run was.": (
+        "警告：各 rank 无法给 torchrun 留下记录（{0}）。因此重复出现的失败会重试至多 MAX_RESTARTS 次，完全停滞的 rank 不会被结束，"
+        "最后一行也无法说明运行为何结束。"
+    ),
+    "warning: what ranks note for torchrun is not known or not complete ({}).": "警告：各 rank 给 torchrun 的记录未知或不完整（{0}）。",
     # standstill, place
     "rank {} (process {} on {})": "rank {0}（主机 {2} 上的进程 {1}）",
     "iteration {}, {}": "第 {0} 次迭代，{1}",
     "rank {} waits at {}.": "rank {0} 在等待，位置：{1}。",
-    "{} has given no sign of life for {} min: it is stopped, or its machine cannot be reached; it was at {}.": (
-        "{0} 已 {1} 分钟没有任何动静：它被暂停，或它的机器无法连通；最后位置：{2}。"
-    ),
+    "{} has given no sign of life for {} min: it is stopped, it waits inside a library or for a file system, or its machine cannot "
+    "be reached; it was at {}.": "{0} 已 {1} 分钟没有任何动静：它被暂停，在某个库里或在等待文件系统，或它的机器无法连通；最后位置：{2}。",
     "{} has stood still for {} min at {}, as all others have.": "{0} 已停滞 {1} 分钟，与其他所有 rank 一样，位置：{2}。",
     "{} has stood still for {} min at {}.": "{0} 已停滞 {1} 分钟，位置：{2}。",
     "still {}, for {} min.": "仍在{0}，已 {1} 分钟。",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 
 from megatron_patch.language.sentences import fill
 from megatron_patch.processes import notes
+from megatron_patch.processes.console import tell
 from megatron_patch.processes.meeting import Store
 from megatron_patch.processes.restarts import Restarts, failure_of
 
@@ -56,7 +56,7 @@ class Again:
         def decided(agent: Any, group: Any) -> None:
             most = group.spec.max_restarts
             attempt = most - agent._remaining_restarts  # the one that begins now
-            failure = failure_of(notes.iterations_done(), statuses(agent._pcontext))
+            failure = failure_of(notes.iterations_done(), statuses(agent._pcontext), notes.is_final())
             answer: list[str | None] = [fill("node 0 cannot be reached, so the run is not started again.")]
             _within(_PATIENCE, lambda: answer.__setitem__(0, self._restarts.refusal(failure, attempt, self._store)))
             refusal = answer[0]
@@ -64,13 +64,13 @@ class Again:
                 template = (
                     "a process has ended early; the run is started again from its last checkpoint ({} of {}, MAX_RESTARTS)."
                 )
-                print(fill(template, attempt, most), file=sys.stderr, flush=True)
-                notes.forget_verdict()
+                tell(fill(template, attempt, most))
+                notes.forget()
                 self._attempt = attempt
                 restart(agent, group)
                 return
             if refusal:
-                print(refusal, file=sys.stderr, flush=True)
+                tell(refusal)
             agent._remaining_restarts = 0  # its loop finds the same failure again, and ends
 
         return decided

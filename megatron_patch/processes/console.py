@@ -6,6 +6,7 @@ the terminal. What the run says then is lost for the console. Its log file has i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -54,3 +55,9 @@ def outlive_the_console() -> None:
             buffered = stream.line_buffering, stream.write_through
             lasting = LastingStream(raw, stream.encoding, stream.errors, None, *buffered)
             setattr(sys, name, lasting)
+
+
+def tell(text: str) -> None:
+    """Write a line onto standard error, if that takes one. For what ends or watches a run, in whichever process."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

@@ -59,11 +59,22 @@ def _space() -> str:
         return ""
 
 
+def parent_of(pid: int) -> int:
+    """The number of a process's parent; -1 where there is no such process."""
+    fields = _fields(pid)
+    return int(fields[1]) if fields else -1
+
+
 def _stat(pid: int) -> tuple[int, bool]:
     """(start time in ticks, whether it runs) of a process; (-1, False) where there is none."""
+    fields = _fields(pid)
+    return (int(fields[19]), fields[0] not in "ZX") if fields else (-1, False)
+
+
+def _fields(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on; nothing where there is none."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
-        return -1, False
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
-    return int(fields[19]), fields[0] not in "ZX"
+        return []
+    return text.rpartition(")")[2].split()  # the name before it may hold anything

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-# How nodes meet, as JSON: {"minutes": …, "output": OUTPUT_BASEPATH, "data": the training data's fingerprint}.
+# How nodes meet, as JSON: {"minutes": …, "output": OUTPUT_BASEPATH, "local": --local-output, "inputs": the fingerprints of
+# what they read}.
 MEETING = "MEGATRON_PATCH_MEETING"
 LOCK = "MEGATRON_PATCH_RUN_LOCK"  # the file of the checkpoint folder's lock, which torchrun keeps
 GRACE = "MEGATRON_PATCH_EXIT_GRACE"  # --exit-grace-seconds of a training run

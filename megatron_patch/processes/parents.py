@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 
+from megatron_patch.processes import identity
+
 _PR_SET_PDEATHSIG = 1
 _TORCHRUN = "MEGATRON_PATCH_TORCHRUN"  # torchrun's process number, in the environment of its ranks
 
@@ -48,6 +50,11 @@ def end_with_parent(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")
     if os.getppid() != parent:
         sys.exit(128 + signal.SIGKILL)
+
+
+def is_child(pid: int) -> bool:
+    """Whether that process is a child of this one. One that has ended stays it until this one asks for its status."""
+    return identity.parent_of(pid) == os.getpid()
 
 
 def waiting_parent() -> int | None:

@@ -16,15 +16,24 @@ _ANSWER = 20.0  # seconds that other nodes get to tell of their failure
 
 @dataclass(frozen=True)
 class Failure:
-    """How a node's ranks ended: the last iteration that was done, and whether starting again could help."""
+    """How a node's ranks ended.
 
-    iteration: int
+    Attributes:
+        iteration: the last that was done since the last start; 0 before the first; None if it is not known.
+        hopeless: starting again would end in the same way.
+    """
+
+    iteration: int | None
     hopeless: bool
 
 
-def failure_of(iteration: int, codes: list[int | None]) -> Failure:
-    """From the ranks' statuses."""
-    return Failure(iteration, _USERS_ERROR in codes)
+def failure_of(iteration: int | None, codes: list[int | None], final: bool | None) -> Failure:
+    """From the ranks' statuses, and from what a rank has said of a restart (`notes.is_final`).
+
+    A status alone does not tell: a run that cannot go on ends with 1 as a crash does, and a disk that fails for a while
+    with 2 as a usage error does.
+    """
+    return Failure(iteration, _USERS_ERROR in codes if final is None else final)
 
 
 class Restarts:
@@ -36,7 +45,7 @@ class Restarts:
 
     def __init__(self, node: int, nodes: int) -> None:
         self._node, self._nodes = node, nodes
-        self._last: int | None = None
+        self._places: set[int] = set()  # the last iteration behind which it failed; 0 too if it failed before one since
 
     def refusal(
         self, here: Failure, attempt: int, store: Store | None, sleep: Callable[[float], None] = time.sleep
@@ -54,13 +63,22 @@ class Restarts:
             return fill("node {} has told nothing of its end, so the run is not started again.", ", ".join(map(str, missing)))
         if any(one.hopeless for one in failures.values()):
             return ""
-        iteration = max(one.iteration for one in failures.values())
-        if iteration == self._last:
-            template = (
+        known = [one.iteration for one in failures.values() if one.iteration is not None]
+        return self._repeated(max(known)) if known else None
+
+    def _repeated(self, iteration: int) -> str | None:
+        """A line if the run has failed at that place before."""
+        if iteration in self._places:
+            behind = (
                 "the run has failed twice behind iteration {}, so it is not started again: what is said above repeats itself."
             )
-            return fill(template, iteration)
-        self._last = iteration
+            before = (
+                "the run has failed twice before an iteration was done, so it is not started again: what is said above repeats "
+                "itself."
+            )
+            return fill(behind, iteration) if iteration else fill(before)
+        # A failure before the first iteration says nothing of the one where the run failed before.
+        self._places = {iteration} if iteration else self._places | {0}
         return None
 
     def _all(self, here: Failure, attempt: int, store: Store, sleep: Callable[[float], None]) -> dict[int, Failure]:

@@ -6,10 +6,11 @@ Imports no torch.
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from megatron_patch.errors import UserError, refusal
@@ -56,17 +57,24 @@ def check_apart(meeting: Meeting, store: Store, folder: Path, seconds: float = _
         )
 
 
-def check_data(meeting: Meeting, store: Store, data: str) -> None:
-    """Compare `data`, this node's fingerprint of the training data, "" if there is none, with those of all nodes.
+def check_inputs(meeting: Meeting, store: Store, inputs: Mapping[str, str]) -> None:
+    """Compare what this node reads with what all nodes do.
+
+    Args:
+        inputs: a fingerprint of the files by the name of the argument, "" if they cannot be read. What only some nodes
+            read, since they start from other checkpoints, is judged later.
 
     Raises:
-        UserError: a node has other data; every node raises it.
+        UserError: a node has others; every node raises it.
     """
-    kinds = meeting.compare(store, "data", data)
-    others = [node for node, kind in kinds.items() if kind != kinds[0]]
-    if others:
-        who = ", ".join(f"node {node}" for node in others)
-        raise UserError(f"the training data is not the same on all nodes: that of {who} has other bytes than that of node 0.")
+    told = {node: json.loads(text) for node, text in meeting.compare(store, "inputs", json.dumps(inputs)).items()}
+    wrong = []
+    for name in [name for name in told[0] if all(name in one for one in told.values())]:
+        if others := [node for node, one in told.items() if one[name] != told[0][name]]:
+            who = ", ".join(f"node {node}" for node in others)
+            wrong.append(f"{name} is not the same on all nodes: {who} has other bytes there than node 0.")
+    if wrong:
+        raise UserError(" ".join(wrong))
 
 
 @contextlib.contextmanager

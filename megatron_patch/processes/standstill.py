@@ -95,8 +95,10 @@ def verdict(reports: Mapping[int, Report], guilty: list[int], silent: list[int],
         where = f"iteration {report.iteration}, {report.what}"
         who = f"rank {rank} (process {report.pid} on {report.host})"
         if rank in silent:
-            lines.append(f"{who} has given no sign of life for {minutes:g} min: it is stopped, or its machine cannot be reached; "
-                         f"it was at {where}.")  # fmt: skip
+            lines.append(
+                f"{who} has given no sign of life for {minutes:g} min: it is stopped, it waits inside a library or for a file "
+                f"system, or its machine cannot be reached; it was at {where}."
+            )
         elif everyone and len(reports) > 1:
             lines.append(f"{who} has stood still for {minutes:g} min at {where}, as all others have.")
         else:

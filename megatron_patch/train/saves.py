@@ -156,8 +156,9 @@ class Saves:
 
     def _failed(self, why: str, iteration: int, ends: bool) -> bool:
         sentence = f"iteration {iteration} could not be saved ({why.rstrip('.')}). {last_checkpoint(self._state)}"
-        if ends or self._state.config.options.fail_on_save_error:
-            raise RunStopped(sentence) from None
+        asked = self._state.config.options.fail_on_save_error
+        if ends or asked:
+            raise RunStopped(sentence, may_pass=not asked) from None
         self._log.warn(f"{sentence} The next save is tried as usual.")
         return False
 

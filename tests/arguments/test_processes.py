@@ -90,6 +90,15 @@ def test_an_address_that_no_host_has_is_named(address):
     assert finding.startswith("MASTER_ADDR is '") and "host name or address alone" in finding
 
 
+def test_one_node_needs_no_name_server():
+    """torch resolves the address also where one node meets itself, for ten minutes."""
+    dlc = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "not-yet-in-the-name-server", "MASTER_PORT": "23456"}
+    pet = {"PET_NNODES": "1", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "job-node-0-0.job", "PET_MASTER_PORT": "23456"}
+    for environment in (dlc, pet):
+        plan, findings = plan_processes("dlc", 1, environment)
+        assert (plan.master_addr, plan.master_port, findings) == ("127.0.0.1", 23456, [])
+
+
 def test_a_dlc_job_is_started_again_three_times_unless_told_otherwise():
     dlc = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "master-0", "MASTER_PORT": "23456"}
     assert [plan_processes(env, 1, dlc)[0].max_restarts for env in ("dlc", "dsw")] == [3, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,8 @@ from megatron_patch.cli import session as training
 from megatron_patch.cli.session import _sentence
 from megatron_patch.core import parallel
 from megatron_patch.data.batches import BatchPlan, MicroBatchSampler, micro_batches
-from megatron_patch.errors import UserError
+from megatron_patch.errors import Refused, RunStopped, UserError
+from megatron_patch.processes import notes
 from tests.tiny import be_alone, tiny_config
 
 
@@ -41,9 +43,10 @@ class Broken(torch.utils.data.Dataset):
         raise self.error("train.bin ends: too early; copy it again.")
 
 
-def test_what_a_data_set_says_in_a_loader_process_is_one_sentence():
-    with pytest.raises(UserError) as caught:
-        next(iter(torch.utils.data.DataLoader(Broken(UserError), num_workers=1)))
+@pytest.mark.parametrize("kind", [UserError, Refused])
+def test_what_a_data_set_says_in_a_loader_process_is_one_sentence(kind):
+    with pytest.raises(kind) as caught:
+        next(iter(torch.utils.data.DataLoader(Broken(kind), num_workers=1)))
     assert _sentence(caught.value) == "train.bin ends: too early; copy it again."
 
 
@@ -64,6 +67,25 @@ def run_until(raises, monkeypatch, tmp_path, **changed):
         training.training_session(config, lambda *_: SimpleNamespace(train_iters=4))
     parallel.stop()
     return left.value.code
+
+
+@pytest.mark.parametrize(
+    "error, status, is_final",
+    [
+        (RunStopped("The last 3 iterations were not finite."), 1, True),
+        (RunStopped("The last checkpoint could not be saved.", may_pass=True), 1, False),
+        (UserError("The data holds tokens from 9 to 9."), 2, True),
+        (Refused("train.bin: Input/output error."), 2, False),
+        (OSError(errno.EIO, "Input/output error"), 2, False),
+    ],
+    ids=["not finite", "last save", "typed", "a loader's disk", "disk"],
+)
+def test_torchrun_hears_whether_a_restart_is_vain(error, status, is_final, monkeypatch, tmp_path):
+    def fail(*_):
+        raise error
+
+    with notes.folder():
+        assert (run_until(fail, monkeypatch, tmp_path), notes.is_final()) == (status, is_final)
 
 
 def test_a_full_gpu_is_said_with_what_takes_less(monkeypatch, tmp_path, capsys):

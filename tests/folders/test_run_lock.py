@@ -14,7 +14,7 @@ import pytest
 
 from megatron_patch.errors import UserError
 from megatron_patch.folders import run_lock
-from megatron_patch.folders.run_lock import PREFIX, RunLock, take
+from megatron_patch.folders.run_lock import PREFIX, RunLock, take, taken
 from megatron_patch.processes.identity import own_identity
 from tests.launching import ROOT
 
@@ -148,6 +148,36 @@ def test_a_run_that_was_taken_for_dead_writes_no_more(tmp_path):
     with pytest.raises(UserError, match="It took the folder after this run had given no sign of life"):
         first.beat()
     second.release()
+
+
+def test_of_one_that_was_taken_for_dead_and_the_one_that_took_the_folder_one_goes_on(tmp_path, monkeypatch):
+    """The first wakes when the second has removed its file, and has not yet said that it holds the folder."""
+    first = put(tmp_path, boot="another")
+    os.utime(first.path, (time.time() - 61, time.time() - 61))
+    woke = []
+
+    def remove_and_let_it_wake(path):
+        path.unlink()
+        with pytest.raises(UserError, match="It took the folder after this run had given no sign of life"):
+            first.beat()
+        woke.append(first)
+
+    monkeypatch.setattr(run_lock, "_remove", remove_and_let_it_wake)
+    second = take(tmp_path, QUIET)
+    assert woke and files(tmp_path) == [second.path.name]
+
+
+def test_a_lock_that_was_lost_between_two_programs_of_one_process(tmp_path):
+    """torchrun takes long to start; another machine has taken this run for dead."""
+    first = take(tmp_path, QUIET)
+    first.path.unlink()
+    taken(tmp_path, first.path).beat()
+    assert files(tmp_path) == [first.path.name], "nobody else was there"
+    first.path.unlink()
+    second = take(tmp_path, QUIET)
+    with pytest.raises(UserError, match="It took the folder after"):
+        taken(tmp_path, first.path).beat()
+    assert files(tmp_path) == [second.path.name]
 
 
 def test_a_lock_that_somebody_removed_comes_back(tmp_path):

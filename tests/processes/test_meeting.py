@@ -91,14 +91,16 @@ def test_why_an_address_does_not_answer():
     assert why_unresolved("no-such-host.invalid").startswith("the name no-such-host.invalid has no address (")
 
 
-def compared(folders, data=("a", "a"), look=shared_folder.check):
-    """What each node raises, whose OUTPUT_BASEPATH is the folder at its place."""
+def compared(folders, inputs=("a", "a"), look=shared_folder.check):
+    """What each node raises, whose OUTPUT_BASEPATH is the folder at its place, and whose data has the fingerprint."""
     store, found = Shared(), {}
 
     def node(number):
         try:
             look(meeting(number, len(folders)), store, folders[number], seconds=1.0)
-            shared_folder.check_data(meeting(number, len(folders)), store, data[number])
+            one = inputs[number]
+            read = one if isinstance(one, dict) else {"DATASET_PATH": one}
+            shared_folder.check_inputs(meeting(number, len(folders)), store, read)
             found[number] = ""
         except UserError as error:
             found[number] = str(error)
@@ -117,11 +119,21 @@ def test_one_folder_on_all_nodes_is_seen_and_left_as_it_was(tmp_path):
 
 
 def test_folders_of_their_own_and_other_data_are_named_on_every_node(tmp_path):
-    for found in (compared([tmp_path / "one", tmp_path / "two"]), compared([tmp_path, tmp_path], data=("a", "b"))):
+    for found in (compared([tmp_path / "one", tmp_path / "two"]), compared([tmp_path, tmp_path], inputs=("a", "b"))):
         assert found[0].split(":")[0] == found[1].split(":")[0].replace("two", "one") and found[0]
     alone = compared([tmp_path / "one", tmp_path / "two"])
     assert f"node 1 ({socket.gethostname()}) does not see what node 0 wrote there" in alone[0]
-    assert "that of node 1 has other bytes" in compared([tmp_path, tmp_path], data=("a", "b"))[1]
+    said = "DATASET_PATH is not the same on all nodes: node 1 has other bytes there than node 0."
+    assert compared([tmp_path, tmp_path], inputs=("a", "b"))[1] == said
+
+
+def test_each_argument_whose_files_differ_is_named_and_what_only_some_nodes_read_is_not(tmp_path):
+    names = ("TRAIN_DATASET_PATH", "VALID_DATASET_PATH", "PRETRAIN_CHECKPOINT_PATH")
+    inputs = [dict(zip(names, one, strict=False)) for one in ("abc", "abd", "aee", "ab")]
+    said = "VALID_DATASET_PATH is not the same on all nodes: node 2 has other bytes there than node 0."
+    assert set(compared([tmp_path] * 4, inputs).values()) == {said}
+    weights = "PRETRAIN_CHECKPOINT_PATH is not the same on all nodes: node 1, node 2 has other bytes there than node 0."
+    assert set(compared([tmp_path] * 3, inputs[:3]).values()) == {f"{said} {weights}"}
 
 
 def test_with_local_output_each_node_has_a_folder_of_its_own(tmp_path):

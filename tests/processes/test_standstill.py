@@ -60,6 +60,6 @@ def test_sentences():
     ]
     (silent, _) = verdict(told, [1], [1], 0.5)
     assert silent == (
-        "rank 1 (process 101 on node-0) has given no sign of life for 0.5 min: it is stopped, or its machine cannot be reached; "
-        "it was at iteration 7, place 40."
+        "rank 1 (process 101 on node-0) has given no sign of life for 0.5 min: it is stopped, it waits inside a library or "
+        "for a file system, or its machine cannot be reached; it was at iteration 7, place 40."
     )
