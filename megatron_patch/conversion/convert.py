@@ -159,6 +159,8 @@ def prepared(job: Conversion) -> Source:
         raise UserError(f"{name}: got '{got}'; {problem}")
     if job.to_hf:
         source = with_vocabulary_rows(_with_recorded_rows(source, job.extra_vocab_size))
+    elif source.extra_vocab_size:  # an adapter's, or those of the model under it
+        source = _with_recorded_rows(source, job.extra_vocab_size)
     else:
         source = with_extra_vocabulary(source, job.extra_vocab_size)
     if job.dtype is not None:
