@@ -94,6 +94,8 @@ def open_engine(job: Generation, ranks: Ranks, say: Callable[[str], None]) -> tu
     decoder = model.decoder(job.requests, longest)
     template = resolve_template(job.template, model.recorded_template, model.tokenizer, chat=job.input_file is None)
     say(f"Prompts are written in the form {template}.")
+    if job.template == "auto" and template == "llama2-chat" and model.recorded_template is None:
+        say("Nothing beside the checkpoint says in which form it was trained: write --template if that is another.")
     asking = Asking(
         tokenizer=model.tokenizer,
         prompt=prompt_maker(template, model.tokenizer),
