@@ -28,6 +28,7 @@ from megatron_patch.folders.layout import (
     read_model_description,
     resolve_checkpoint,
 )
+from megatron_patch.folders.trained_form import base_layout, read_form
 from megatron_patch.formats.peft_adapter import read_config
 from megatron_patch.formats.placeholders import refuse_placeholders
 from megatron_patch.formats.typed import path_problem, unwritable
@@ -54,7 +55,7 @@ class Conversion:
     verify_logits: bool = False
     max_file_bytes: int = DEFAULT_FILE_BYTES
     megatron_path: str = ""
-    gqa_layout: str = PER_KV_HEAD  # of QKV rows in a checkpoint of 2023 that does not tell it
+    gqa_layout: str | None = None  # of QKV rows in a checkpoint of 2023 that does not tell it; None: not typed
     base: Path | None = None  # the model that an adapter was made over; None: what the adapter names
     adapter_only: bool = False
 
@@ -82,7 +83,9 @@ def read(argv: Sequence[str]) -> Conversion:
 def _job(texts: Texts, findings: Findings) -> Conversion:
     usable = all(argument.kind != "path" or not path_problem(texts[argument.dest]) for argument in CONVERT.documented)
     name = ARGUMENTS["MN"]
-    value = findings.values([argument for argument in CONVERT.all if argument is not name], texts)
+    # Towards Megatron the other order goes with an adapter alone.
+    fits = {"gqa_layout": (PER_KV_HEAD,)} if texts.get("mg2hf") == "false" else {}
+    value = findings.values([argument for argument in CONVERT.all if argument is not name], texts, fits)
     job = Conversion(
         source=Path(value["source"]),
         target=Path(value["target"]),
@@ -95,8 +98,6 @@ def _job(texts: Texts, findings: Findings) -> Conversion:
     sided = usable and not findings.is_about(ARGUMENTS["mg2hf"])  # else nobody knows what the source should be
     if usable:
         _check_target(job, value["target"], findings)
-    if sided and job.gqa_layout == ALL_Q_FIRST and not job.to_hf:
-        findings.add_flag("--gqa-layout", ALL_Q_FIRST, "it is for checkpoints of 2023, with mg2hf = true: remove the flag.")
     if sided and job.adapter_only and not job.to_hf:
         findings.add_flag("--adapter-only", "true", "it is for mg2hf = true: remove the flag, or write mg2hf = true.")
     for flag in ("--verify", "--verify-logits"):
@@ -148,6 +149,10 @@ def _source_config(job: Conversion, findings: Findings) -> LlamaConfig | None:
             if got is not None:
                 findings.add_flag(flag, got, f"it goes with an adapter, and {job.source} holds none: remove the flag.")
         if not job.to_hf:
+            if job.gqa_layout == ALL_Q_FIRST:
+                findings.add_flag(
+                    "--gqa-layout", ALL_Q_FIRST, "it is for checkpoints of 2023, with mg2hf = true: remove the flag."
+                )
             return _hf_config(job.source)
         location = resolve_checkpoint(job.source)
         description = read_model_description(location)
@@ -172,6 +177,7 @@ def _base_config(job: Conversion, adapter: Path, findings: Findings) -> LlamaCon
         UserError: adapter_config.json cannot be read, or names no folder that is there.
     """
     read_config(adapter)
+    _check_layout(job, adapter, findings)
     if job.adapter_only and job.base is None:
         return None
     try:
@@ -190,6 +196,15 @@ def _base_config(job: Conversion, adapter: Path, findings: Findings) -> LlamaCon
             raise
         findings.add_flag("--base", job.base, str(error))
         return None
+
+
+def _check_layout(job: Conversion, adapter: Path, findings: Findings) -> None:
+    """Note a --gqa-layout that contradicts what the adapter's run has recorded."""
+    record = read_form(adapter)  # what is wrong with it is the source's fault, and not the flag's
+    try:
+        base_layout(record, job.gqa_layout, job.base)
+    except UserError as error:
+        findings.add_flag("--gqa-layout", job.gqa_layout, str(error))
 
 
 def _hf_config(folder: Path) -> LlamaConfig | None:

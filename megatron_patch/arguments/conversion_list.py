@@ -50,10 +50,11 @@ CONVERT = Script(
                 "adapter_config.json names."),
         flagged("--adapter-only", "boolean", "只写出 LoRA 训练检查点中的适配器（PEFT 格式），不与基础模型合并", default=False,
                 en="Write the adapter of a LoRA run's checkpoint alone, as PEFT does, and merge nothing."),
-        flagged("--gqa-layout", "choice", "2023 年的分组查询检查点中 QKV 行的顺序（文件本身无法判断时）；"
-                "all-q-first：原项目 2023-10-18 至 2023-11-09 的转换结果",
-                choices=(PER_KV_HEAD, ALL_Q_FIRST), default=PER_KV_HEAD,
-                en="Order of QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it; all-q-first: what the "
-                "original converted from 2023-10-18 to 2023-11-09."),
+        flagged("--gqa-layout", "choice", "2023 年的分组查询检查点（包括适配器所基于的）中 QKV 行的顺序（文件本身无法判断时）；"
+                "all-q-first：原项目 2023-10-18 至 2023-11-09 的转换结果；不写则取 LoRA 训练所记录的，否则为 per-kv-head",
+                choices=(PER_KV_HEAD, ALL_Q_FIRST),
+                en="Order of QKV rows in a grouped-query checkpoint of 2023, also one under an adapter, whose files do not tell "
+                "it; all-q-first: what the original converted from 2023-10-18 to 2023-11-09. Without it, what a LoRA run "
+                "recorded, else per-kv-head."),
     ),
 )  # fmt: skip

@@ -32,9 +32,10 @@ EVALUATE = Script(
     flags=(
         flagged("--stride", "whole", "长文本的滑动窗口步长；不写则为 SEQ_LEN 的一半", range=_ONE,
                 en="Tokens from the beginning of a window to the next one's; without it, half of SEQ_LEN."),
-        flagged("--template", "choice", "微调数据：提示模板；auto：checkpoint 微调时的模板，否则 alpaca", default="auto",
-                choices=("auto", "alpaca", "pretrain", "llama2-chat", "tokenizer"),
-                en="Fine-tuning data: its prompt template; auto: what the checkpoint was fine-tuned with, else alpaca."),
+        flagged("--template", "choice", "微调数据：提示模板；auto：checkpoint 微调时的模板（转换后也是），否则 alpaca",
+                choices=("auto", "alpaca", "pretrain", "llama2-chat", "tokenizer"), default="auto",
+                en="Fine-tuning data: its prompt template; auto: what the checkpoint was fine-tuned with, also after a "
+                "conversion, else alpaca."),
         flagged("--results", "path", "结果文件", default="results.json", en="The file of the results."),
         flagged("--max-bad-fraction", "number", "允许不可用记录的比例", range=Range(0, 1), default=0.01,
                 en="Of a file's records, the share that may be unusable; they are left out."),

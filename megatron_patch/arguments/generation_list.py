@@ -46,10 +46,11 @@ GENERATE = Script(
     flags=(
         flagged("--seed", "whole", "采样的随机种子；第 i 条用 seed + i", default=1234,
                 en="Seed of the sampling; request number i takes seed + i."),
-        flagged("--template", "choice", "提示模板；auto：微调检查点用其训练时的模板，否则文件为原文、终端为文件夹自带的对话模板",
+        flagged("--template", "choice", "提示模板；auto：微调检查点及其转换结果用训练时的模板，"
+                "否则文件为原文、终端为文件夹自带的对话模板，没有则为 llama2-chat",
                 choices=PROMPT_TEMPLATES, default="auto",
-                en="Form of a prompt; auto: what the checkpoint was fine-tuned with, else the text as it stands for a file, "
-                "and the folder's own chat template on the terminal."),
+                en="Form of a prompt; auto: what the checkpoint was fine-tuned with, also after a conversion. Without that, a "
+                "file's text as it stands, and on the terminal the folder's own chat template, or llama2-chat without one."),
         flagged("--system", "text", "系统提示", default="", en="A system message before each prompt."),
         flagged("--stop", "texts", "遇到其中任一文本即停止；不写入回答",
                 en="Texts that end an answer; they are not part of it."),

@@ -15,9 +15,11 @@ _MODEL = (
     flagged("--length", "whole", "提示与回答合计的最大 token 数；不写则为模型上限，至多 4096", range=Range(2),
             en="Most tokens of a conversation, the answer included; without it the model's limit, at most 4096."),
     flagged("--max-new-tokens", "whole", "一个回答的最大 token 数", range=_ONE, default=512, en="Most tokens of an answer."),
-    flagged("--template", "choice", "提示模板；auto：微调检查点用其训练时的模板，否则用文件夹自带的对话模板",
+    flagged("--template", "choice", "提示模板；auto：微调检查点及其转换结果用训练时的模板，"
+            "否则用文件夹自带的对话模板，没有则为 llama2-chat",
             choices=PROMPT_TEMPLATES, default="auto",
-            en="Form of a prompt; auto: what the checkpoint was fine-tuned with, else the folder's own chat template."),
+            en="Form of a prompt; auto: what the checkpoint was fine-tuned with, also after a conversion; without that, the "
+            "folder's own chat template, or llama2-chat where it has none."),
     flagged("--system", "text", "系统提示", default="", en="A system message before each conversation that has none."),
     flagged("--temperature", "number", "采样温度；0 总取最可能的 token", default=0.7,
             en="Logits are divided by it; 0: the most probable token always."),

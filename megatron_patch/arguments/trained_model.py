@@ -16,6 +16,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import checkout_problem
 from megatron_patch.folders.hugging_face_folder import find_weights, holds_tokenizer, is_hf_folder, is_meta_folder
 from megatron_patch.folders.layout import read_model_description, resolve_checkpoint
+from megatron_patch.folders.trained_form import base_layout, form_of
 from megatron_patch.formats.typed import path_problem
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
 
@@ -30,6 +31,7 @@ class TrainedModel:
         fallback: the model that MODEL_SIZE names; None for `auto`. It counts for what a checkpoint without config.json
             does not record.
         precision: `fp16`, `bf16` or `fp32`.
+        gqa_layout: --gqa-layout; None where it was not typed.
     """
 
     checkpoint: Path
@@ -38,7 +40,7 @@ class TrainedModel:
     precision: str
     tensor_model_parallel_size: int
     pipeline_model_parallel_size: int
-    gqa_layout: str
+    gqa_layout: str | None
 
 
 class UsesModel(Protocol):
@@ -133,7 +135,20 @@ class TrainedModelReader:
             return None
         if model is not None:
             self._check_against(model, extra)
+        self._check_layout()
         return root
+
+    def _check_layout(self) -> None:
+        """Note a --gqa-layout that contradicts what a LoRA run has recorded, or a record that is damaged."""
+        try:
+            form = form_of(Path(self.value["load"]))
+        except UserError as error:
+            self.problem("--load", str(error))
+            return
+        try:
+            base_layout(form, self.value["gqa_layout"])
+        except UserError as error:
+            self.problem("--gqa-layout", str(error))
 
     def _check_against(self, model: LlamaConfig, extra: int) -> None:
         """Note what in the arguments does not fit the model."""

@@ -29,7 +29,9 @@ PP = flagged(
 READING = (
     flagged("--tokenizer-path", "path", "分词器文件夹；空：检查点的文件夹", default="",
             en="Folder of the tokenizer; empty: the checkpoint's."),
-    flagged("--gqa-layout", "choice", "2023 年的分组查询检查点中 QKV 行的顺序（文件本身无法判断时）",
-            choices=(PER_KV_HEAD, ALL_Q_FIRST), default=PER_KV_HEAD,
-            en="Order of QKV rows in a grouped-query checkpoint of 2023 whose files do not tell it."),
+    flagged("--gqa-layout", "choice", "2023 年的分组查询检查点（包括 LoRA 所基于的）中 QKV 行的顺序（文件本身无法判断时）；"
+            "不写则取 LoRA 训练所记录的，否则为 per-kv-head",
+            choices=(PER_KV_HEAD, ALL_Q_FIRST),
+            en="Order of QKV rows in a grouped-query checkpoint of 2023, also one under a LoRA run's adapter, whose files do not "
+            "tell it; without it, what the LoRA run recorded, else per-kv-head."),
 )  # fmt: skip

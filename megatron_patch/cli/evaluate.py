@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
 
 def _evaluate(job: Evaluation) -> None:
     from megatron_patch.evaluate.scoring import score_file, table, together
-    from megatron_patch.evaluate.sequences import Reading
+    from megatron_patch.evaluate.sequences import SFT, Reading, kind_of
     from megatron_patch.generate.ranks import join, leave
     from megatron_patch.generate.trained import open_model
 
@@ -37,6 +37,10 @@ def _evaluate(job: Evaluation) -> None:
 
     model = open_model(job.model, ranks, say)
     template = job.template if job.template != "auto" else model.recorded_template or "alpaca"
+    if any(kind_of(path) == SFT for path in job.paths):
+        say(f"Fine-tuning samples are written in the form {template}.")
+        if job.template == "auto" and model.recorded_template is None:
+            say("Nothing beside the checkpoint says in which form it was trained: write --template if that is another.")
     reading = Reading(model.tokenizer, job.seq_length, job.pad_length, job.stride, template, job.max_bad_fraction)
     decoder = model.decoder(requests=0, longest=0)
     started = time.perf_counter()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_patch.arguments.conversion import Conversion, model_findings
+from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.conversion.adapter_alone import open_adapter, size_of, tensors_of, write_alone
 from megatron_patch.conversion.verify import verify
 from megatron_patch.conversion.write import copy_beside, write_hf, write_json, write_native
@@ -19,6 +20,7 @@ from megatron_patch.folders.durable_files import flush
 from megatron_patch.folders.hugging_face_folder import meta_companions
 from megatron_patch.folders.layout import COMPANIONS, ModelDescription, copy_companions, iteration_folder, write_model_description
 from megatron_patch.folders.tracker import RELEASE, write_tracker
+from megatron_patch.folders.trained_form import TrainedForm, base_layout, form_of, read_form, write_form
 from megatron_patch.formats.lazy import nbytes
 from megatron_patch.formats.placeholders import refuse_placeholders
 from megatron_patch.formats.progress import Progress, Waiting, peak_memory
@@ -77,6 +79,7 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
         return _adapter_alone(job, start)
     with Waiting("opening the source"):
         source = prepared(job)
+        form = replace(form_of(job.source), gqa_layout=None)  # what is written has one order
     total = sum(nbytes(source.megatron(place)) for place in places(source.config))
     _check_space(job.target, total)
     with new_folder(job.target, job.overwrite) as folder:
@@ -85,6 +88,7 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
                 written = write_hf(folder, source, job.max_file_bytes, progress.add)
             else:
                 written = write_release(folder, source, job, progress)
+        write_form(folder if job.to_hf else iteration_folder(folder, None), form)
         with Waiting("comparing sums"):
             check_rest(source)
         verified = verify(source, folder, total) if job.verify else None
@@ -97,7 +101,7 @@ def convert(job: Conversion, engine: str | None = None) -> Summary:
         seconds=time.monotonic() - start,
         peak_bytes=peak_memory(),
         verified=verified,
-        notes=notes,
+        notes=(*notes, *_form_note(form)),
     )
 
 
@@ -108,8 +112,19 @@ def _adapter_alone(job: Conversion, start: float) -> Summary:
     _check_space(job.target, total)
     with new_folder(job.target, job.overwrite) as folder, Progress("writing", total) as progress:
         write_alone(origin, adapter, job.base, folder, progress.add)
-    tensors = len(tensors_of(adapter))
-    return Summary(job.target, tensors, 1, total, time.monotonic() - start, peak_memory(), verified=None, notes=())
+        form = read_form(origin)
+        # Another base has an order of rows of its own.
+        form = form if job.base is None else replace(form, gqa_layout=None)
+        write_form(folder, form)
+    tensors, seconds = len(tensors_of(adapter)), time.monotonic() - start
+    return Summary(job.target, tensors, 1, total, seconds, peak_memory(), verified=None, notes=_form_note(form))
+
+
+def _form_note(form: TrainedForm) -> tuple[str, ...]:
+    """A sentence about the prompt template that goes on with the weights; nothing where none is recorded."""
+    if form.template is None:
+        return ()
+    return (f"megatron_patch.json there says that the prompts of the fine-tuning had the form {form.template}.",)
 
 
 def _tokenizer_note(job: Conversion, source: Source, folder: Path) -> tuple[str, ...]:
@@ -127,7 +142,7 @@ def _logits_note(job: Conversion, source: Source, folder: Path, engine: str | No
     rounded = _opened(job).dtype != source.dtype
     with Waiting("comparing logits"):
         agreed = verify_logits(
-            source, job.source, folder, to_hf=job.to_hf, rounded=rounded, engine=engine, gqa_layout=job.gqa_layout
+            source, job.source, folder, to_hf=job.to_hf, rounded=rounded, engine=engine, gqa_layout=job.gqa_layout or PER_KV_HEAD
         )  # fmt: skip
     return (agreed,)
 
@@ -136,8 +151,9 @@ def _opened(job: Conversion) -> Source:
     """The source of `job` as it is; an adapter merged into its base, in the dtype that the target is to have."""
     fallback, adapter = LLAMA_SIZES.get(job.model_name), find_adapter(job.source)
     if adapter is None:
-        return open_source(job.source, fallback, job.gqa_layout)
-    return with_adapter(open_source(base_of(adapter, job.base), fallback, job.gqa_layout), adapter, job.dtype)
+        return open_source(job.source, fallback, job.gqa_layout or PER_KV_HEAD)
+    layout = base_layout(read_form(adapter), job.gqa_layout, job.base)
+    return with_adapter(open_source(base_of(adapter, job.base), fallback, layout), adapter, job.dtype)
 
 
 def prepared(job: Conversion) -> Source:
@@ -159,6 +175,8 @@ def prepared(job: Conversion) -> Source:
         raise UserError(f"{name}: got '{got}'; {problem}")
     if job.to_hf:
         source = with_vocabulary_rows(_with_recorded_rows(source, job.extra_vocab_size))
+    elif source.extra_vocab_size:  # an adapter's, or those of the model under it
+        source = _with_recorded_rows(source, job.extra_vocab_size)
     else:
         source = with_extra_vocabulary(source, job.extra_vocab_size)
     if job.dtype is not None:

@@ -138,7 +138,9 @@ def _batch_hint(found: Comparison, config: TrainConfig, name: str, old: object) 
 def _compare_parts(found: Comparison, now: dict[str, Any], recorded: dict[str, Any]) -> None:
     """The model's fields, and the options that decide what is learnt."""
     defaults = {one.name: one.default for one in (*fields(LlamaConfig), *fields(Options))}
-    for part, names in (("model", now["model"]), ("options", _DECISIVE_OPTIONS)):
+    # Weights under adapters are in no checkpoint of the run: each start reads them anew.
+    decisive = (*_DECISIVE_OPTIONS, "gqa_layout") if now["options"]["lora_rank"] else _DECISIVE_OPTIONS
+    for part, names in (("model", now["model"]), ("options", decisive)):
         for name in names:
             old, new = recorded[part].get(name, defaults[name]), now[part][name]
             if old != new:

@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 
 from megatron_patch.arguments.generation import Generation
 from megatron_patch.data.tokenizer import Tokenizer
@@ -19,7 +18,7 @@ from megatron_patch.generate.prompt import Prompt, prompt_maker, resolve_templat
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.generate.sampling import Sampling
 from megatron_patch.generate.text_stream import TextStream
-from megatron_patch.generate.trained import open_model
+from megatron_patch.generate.trained import OpenModel, open_model
 from megatron_patch.records.texts import require_unicode
 
 STOP = "stop"
@@ -94,6 +93,8 @@ def open_engine(job: Generation, ranks: Ranks, say: Callable[[str], None]) -> tu
     decoder = model.decoder(job.requests, longest)
     template = resolve_template(job.template, model.recorded_template, model.tokenizer, chat=job.input_file is None)
     say(f"Prompts are written in the form {template}.")
+    if job.template == "auto" and template == "llama2-chat" and model.recorded_template is None:
+        say("Nothing beside the checkpoint says in which form it was trained: write --template if that is another.")
     asking = Asking(
         tokenizer=model.tokenizer,
         prompt=prompt_maker(template, model.tokenizer),
@@ -103,15 +104,20 @@ def open_engine(job: Generation, ranks: Ranks, say: Callable[[str], None]) -> tu
         stop=job.stop,
         system=job.system,
         keeps_turns=template in _KEEP_TURNS,
-        run=_mark(job, model.folder, template),
+        run=_mark(job, model, template),
     )
     return Engine(decoder, job.requests, longest, model.tokenizer.vocab_size), asking
 
 
-def _mark(job: Generation, folder: Path, template: str) -> str:
+def _mark(job: Generation, model: OpenModel, template: str) -> str:
     """Of a checkpoint and of every setting that decides an answer, so that answers of another run are told from this
     one's. Layout and number of requests at once decide none.
     """
-    settings = (job.model.precision, template, job.system, job.stop, job.prompt_length, job.answer_length)
+    base = "" if model.base is None else folder_fingerprint(model.base)
+    # What a checkpoint does not say of itself comes from MODEL_SIZE and --gqa-layout.
+    rows = model.gqa_layout if model.source.kind == "megatron_2023" else ""
+    weights = (folder_fingerprint(model.folder), base, asdict(model.source.config), rows, job.model.precision)
+    text = (model.tokenizer.fingerprint, model.tokenizer.answer_end, template, job.system, job.stop)
+    lengths = (job.prompt_length, job.answer_length)
     sampling = (job.temperature, job.top_k, job.top_p, job.repetition_penalty, job.seed)
-    return sha256(json.dumps([folder_fingerprint(folder), *settings, *sampling]).encode()).hexdigest()[:16]
+    return sha256(json.dumps([weights, text, lengths, sampling]).encode()).hexdigest()[:16]

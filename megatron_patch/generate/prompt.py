@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from megatron_patch.arguments.trained_model_rows import PROMPT_TEMPLATES
@@ -12,23 +11,8 @@ from megatron_patch.data.prompts import encode_alpaca, encode_llama2_chat, encod
 from megatron_patch.data.rendered import chat_renderer
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
-from megatron_patch.folders.recorded_run import read_run_config
 
 Prompt = Callable[[Sequence[Turn]], list[int]]
-
-
-def recorded_template(checkpoint: str | Path) -> str | None:
-    """The template that an iteration's checkpoint was fine-tuned with; None where its folder does not say.
-
-    Raises:
-        UserError: the record cannot be read.
-    """
-    run = read_run_config(Path(checkpoint))
-    if run is None or run.get("task") != "finetune":
-        # Pre-training on JSON has a template too, but whoever continues a text after it wants no prompt around it.
-        return None
-    found = run["options"].get("template")
-    return found if found in PROMPT_TEMPLATES and found != "auto" else None
 
 
 def resolve_template(wanted: str, recorded: str | None, tokenizer: Tokenizer, *, chat: bool) -> str:

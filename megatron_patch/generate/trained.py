@@ -9,17 +9,18 @@ from pathlib import Path
 import torch
 
 from megatron_patch.arguments.trained_model import TrainedModel
+from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.folders.adapter_base import base_of, find_adapter
 from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
 from megatron_patch.folders.layout import resolve_checkpoint
+from megatron_patch.folders.trained_form import base_layout, form_of, read_form
 from megatron_patch.formats.dtypes import of_precision
 from megatron_patch.formats.json_files import shown
 from megatron_patch.formats.peft_adapter import read_config
 from megatron_patch.generate.decoder import Decoder
 from megatron_patch.generate.loading import load_decoder
-from megatron_patch.generate.prompt import recorded_template
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.weights.adapter import with_adapter
 from megatron_patch.weights.source import open_source
@@ -35,6 +36,8 @@ class OpenModel:
     ranks: Ranks
     dtype: torch.dtype
     folder: Path  # of the weights: one iteration's, of a checkpoint that has several
+    base: Path | None  # the same of the model under a LoRA run's adapter; None where all weights are in `folder`
+    gqa_layout: str  # in which order QKV rows of a checkpoint of 2023 are read
     recorded_template: str | None  # what the checkpoint was fine-tuned with, where it says so
 
     def decoder(self, requests: int, longest: int) -> Decoder:
@@ -55,7 +58,12 @@ def open_model(model: TrainedModel, ranks: Ranks, say: Callable[[str], None]) ->
     Raises:
         UserError: one of them cannot be read, or does not go with the other.
     """
-    source = _merged_source(model)
+    adapter = None if _is_published(model.checkpoint) else find_adapter(model.checkpoint)
+    base = None if adapter is None else _base_of(model.checkpoint, adapter)
+    layout = model.gqa_layout or PER_KV_HEAD if adapter is None else base_layout(read_form(adapter), model.gqa_layout)
+    source = open_source(base or model.checkpoint, model.fallback, layout)
+    if adapter is not None:  # sums are made in fp32 and rounded once, to the precision in which the model is used
+        source = with_adapter(source, adapter, of_precision(model.precision).name)
     rows = source.config.vocab_size + source.extra_vocab_size
     tokenizer = load_tokenizer(model.tokenizer, rows, source.root)
     if tokenizer.vocab_size > rows:
@@ -67,11 +75,16 @@ def open_model(model: TrainedModel, ranks: Ranks, say: Callable[[str], None]) ->
         say(note)
     parameters = source.config.parameter_count(source.extra_vocab_size)
     say(f"LLaMA with {parameters:,} parameters in {model.precision} on {ranks.device.type}, from {model.checkpoint}.")
-    folder, recorded = model.checkpoint, None
-    if not _is_published(folder):
-        folder = resolve_checkpoint(folder).folder
-        recorded = recorded_template(folder)
-    return OpenModel(source, tokenizer, ranks, of_precision(model.precision).torch_dtype, folder, recorded)
+    return OpenModel(
+        source=source,
+        tokenizer=tokenizer,
+        ranks=ranks,
+        dtype=of_precision(model.precision).torch_dtype,
+        folder=_weights_folder(model.checkpoint),
+        base=None if base is None else _weights_folder(base),
+        gqa_layout=layout,
+        recorded_template=form_of(model.checkpoint).template,
+    )
 
 
 def _is_published(folder: Path) -> bool:
@@ -79,21 +92,22 @@ def _is_published(folder: Path) -> bool:
     return is_hf_folder(folder) or is_meta_folder(folder)
 
 
-def _merged_source(model: TrainedModel) -> Source:
-    """The checkpoint's weights. Of a LoRA run's checkpoint: those of the model under its adapter, with the adapter.
+def _weights_folder(checkpoint: Path) -> Path:
+    """Where the weights' files are: of a checkpoint of several iterations the one that is meant."""
+    return checkpoint if _is_published(checkpoint) else resolve_checkpoint(checkpoint).folder
 
-    Sums are made in fp32 and rounded once, to the precision in which the model is used.
+
+def _base_of(checkpoint: Path, adapter: Path) -> Path:
+    """The folder of the model under the `adapter` of a LoRA run's `checkpoint`.
+
+    Raises:
+        UserError: it is not there, or holds no whole model.
     """
-    adapter = None if _is_published(model.checkpoint) else find_adapter(model.checkpoint)
-    if adapter is None:
-        return open_source(model.checkpoint, model.fallback, model.gqa_layout)
     try:
-        base = base_of(adapter)
+        return base_of(adapter)
     except UserError:
         named = shown(read_config(adapter).base)
         raise UserError(
-            f"{model.checkpoint} is a LoRA run's, and the model under its adapter, {named}, is not there or no whole model. Put "
+            f"{checkpoint} is a LoRA run's, and the model under its adapter, {named}, is not there or no whole model. Put "
             "it back, or let model_convertor.sh merge both with --base and write here what it makes."
         ) from None
-    precision = of_precision(model.precision).name
-    return with_adapter(open_source(base, model.fallback, model.gqa_layout), adapter, precision)

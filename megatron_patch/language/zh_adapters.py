@@ -17,6 +17,9 @@ SENTENCES = {
         "基础模型 {0} 本身是适配器：请写 --base 和完整模型的文件夹。"
     ),
     # arguments, conversion
+    "the run that trained the adapter has read the weights under it as {}: remove the flag.": (
+        "训练该适配器时，其下的权重按 {0} 读取：请去掉该标志。"
+    ),
     "it is for mg2hf = true: remove the flag, or write mg2hf = true.": "它用于 mg2hf = true：请去掉该标志，或写 mg2hf = true。",
     "it compares whole models, and --adapter-only writes none: remove the flag.": (
         "它比较完整的模型，而 --adapter-only 不写出完整模型：请去掉该标志。"

@@ -9,6 +9,9 @@ SENTENCES = {
     "EXTRA_VOCAB_SIZE is {}, and the checkpoint was made with {}; write {}, or 0, which keeps them.": (
         "EXTRA_VOCAB_SIZE 是 {0}，而检查点生成时是 {1}；请写 {2}，或写 0（保留这些行）。"
     ),
+    "megatron_patch.json there says that the prompts of the fine-tuning had the form {}.": (
+        "其中的 megatron_patch.json 记录了微调时提示的格式：{0}。"
+    ),
     "--verify-logits needs a folder that transformers loads; {} holds Meta's files: leave it out.": (
         "--verify-logits 需要 transformers 能加载的文件夹；{0} 中是 Meta 的文件：请去掉该标志。"
     ),

@@ -78,6 +78,7 @@ SENTENCES = {
     "{}: `model` does not describe a LLaMA (it has {}); convert the checkpoint again.": "{0}：`model` 描述的不是 LLaMA（{1}）；请重新转换检查点。",
     "{}: {}; convert the checkpoint again.": "{0}：{1}；请重新转换检查点。",
     "{}: dtype is {}; allowed are {}.": "{0}：dtype 是 {1}；可用的是 {2}。",
+    "{}: {} is {}; allowed are {}: convert the checkpoint again.": "{0}：{1} 是 {2}；可用的是 {3}：请重新转换检查点。",
     # other_runs, recorded_run, starting_point
     "Whether this run could go on from {} is not known: {}": "不知道本次运行能否从 {0} 继续：{1}",
     "differs only in what may change ({})": "只在可以改变的参数上不同（{0}）",

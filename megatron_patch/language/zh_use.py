@@ -66,6 +66,10 @@ SENTENCES = {
     "from 0 to 1": "在 0 到 1 之间",
     "above 0": "大于 0",
     "Prompts are written in the form {}.": "提示按 {0} 的格式书写。",
+    "Fine-tuning samples are written in the form {}.": "微调样本按 {0} 的格式书写。",
+    "Nothing beside the checkpoint says in which form it was trained: write --template if that is another.": (
+        "检查点旁没有记录其训练时的格式：如果不是这一种，请写 --template。"
+    ),
     "Type a message and Enter. /new begins a new conversation, /exit ends (so does Ctrl-D); Ctrl-C ends an answer.": (
         "输入消息后按回车。/new 开始新的对话，/exit（或 Ctrl-D）退出；Ctrl-C 中止当前回答。"
     ),

@@ -87,9 +87,10 @@ SENTENCES = {
     "{} says {} layers, and {} has {}.": "{0} 写的是 {1} 层，而 {2} 有 {3} 层。",
     "{} does not record {}; put the model's config.json into {}.": "{0} 没有记录 {1}；请把模型的 config.json 放入 {2}。",
     # meta
-    "Meta's files do not say how many positions the model was trained with: {} was taken ({}). To say otherwise, name the size (MN "
-    "llama2-7b …), or put a config.json beside params.json.": (
-        "Meta 的文件没有写模型训练时的位置数：已取 {0}（{1}）。如需更改，请写明规模（MN llama2-7b ……），或在 params.json 旁放入 config.json。"
+    "Meta's files do not say how many positions the model was trained with: {} was taken ({}). To say otherwise, put a config.json "
+    "beside params.json, or name the size where the command takes one (MN llama2-7b, MODEL_SIZE 7B).": (
+        "Meta 的文件没有写模型训练时的位置数：已取 {0}（{1}）。如需更改，请在 params.json 旁放入 config.json；"
+        "命令若有规模参数（MN llama2-7b、MODEL_SIZE 7B），也可写明规模。"
     ),
     "LLaMA-1's, the smaller one, since nothing tells them apart": "LLaMA-1 的值，取较小者，因为无从区分",
     "{} is missing beside Meta's consolidated files; copy the folder again.": "Meta 的 consolidated 文件旁缺少 {0}；请重新复制该文件夹。",
@@ -106,7 +107,7 @@ SENTENCES = {
         "{0} 中有 {1} 个 consolidated 文件，各有 attention.wq.weight 的 {3} 行中的 {2} 行：应有 {4} 个文件；请重新复制该文件夹。"
     ),
     "{}: vocab_size is {}, and output.weight has {} rows over all files.": "{0}：vocab_size 是 {1}，而所有文件的 output.weight 共 {2} 行。",
-    "the size named with MN": "MN 所写规模的值",
+    "the named size": "所写规模的值",
     "rope_theta is above 10000, as in Code Llama": "rope_theta 大于 10000，与 Code Llama 相同",
     "n_kv_heads is there, as in LLaMA-2 70B": "有 n_kv_heads，与 LLaMA-2 70B 相同",
     "rope.freqs is there once, as in LLaMA-2": "只有一个 rope.freqs，与 LLaMA-2 相同",

@@ -194,7 +194,8 @@ def _config(
     )
     note = (
         f"Meta's files do not say how many positions the model was trained with: {positions} was taken ({why}). "
-        "To say otherwise, name the size (MN llama2-7b …), or put a config.json beside params.json."
+        "To say otherwise, put a config.json beside params.json, or name the size where the command takes one (MN llama2-7b, "
+        "MODEL_SIZE 7B)."
     )
     return config, (note,)
 
@@ -213,7 +214,7 @@ def _positions(params: Mapping[str, Any], theta: float, rank: Mapping[str, Any],
     """
     if fallback is not None and fallback.max_position_embeddings > 2048:
         # Up to 2048 it is llama-7b or llama-13b, and these names are given to LLaMA-2 as well: they tell nothing.
-        return fallback.max_position_embeddings, "the size named with MN"
+        return fallback.max_position_embeddings, "the named size"
     if theta > DEFAULT_THETA:
         return 16384, "rope_theta is above 10000, as in Code Llama"
     if params.get("n_kv_heads") not in (None, params.get("n_heads")):

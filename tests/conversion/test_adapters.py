@@ -22,6 +22,7 @@ from megatron_patch.cli import inspection
 from megatron_patch.conversion.convert import convert
 from megatron_patch.folders.adapter_base import base_of, find_adapter
 from megatron_patch.weights.source import open_source
+from megatron_patch.weights.table import BY_KEY, EMBEDDING, Place
 from tests.launching import CONVERT, ENGINE, GOLDEN, PRETRAIN, run_forked, succeed, train
 from tests.launching import convert as convert_by_script
 from tests.weights.models import assert_same, read_hf
@@ -109,8 +110,12 @@ def test_modules_kept_whole_with_more_rows_and_rslora(tmp_path):
     assert_near(merged(own), expected(own, scale=6 / math.sqrt(4)))
     assert json.loads((tmp_path / "merged/config.json").read_text())["vocab_size"] == 803
     assert (tmp_path / "merged/tokenizer.json").exists() and not (tmp_path / "merged/tokenizer.model").exists()
-    convert(Conversion(own, tmp_path / "megatron", to_hf=False))
-    assert open_source(tmp_path / "megatron").extra_vocab_size == 3
+    for given in (0, 3):  # EXTRA_VOCAB_SIZE: their number, or 0
+        convert(Conversion(own, tmp_path / "megatron", to_hf=False, extra_vocab_size=given, overwrite=True))
+        made = open_source(tmp_path / "megatron")
+        assert made.extra_vocab_size == 3 and made.megatron(Place(BY_KEY[EMBEDDING], None)).shape[0] == 803
+    with pytest.raises(ValueError, match="EXTRA_VOCAB_SIZE is 5, and the checkpoint was made with 3; write 3, or 0"):
+        convert(Conversion(own, tmp_path / "other", to_hf=False, extra_vocab_size=5))
 
 
 def test_a_training_run_s_checkpoint(tmp_path):

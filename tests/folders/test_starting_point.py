@@ -133,6 +133,20 @@ def test_a_run_that_learns_something_else_is_refused_and_not_offered(config, dif
     assert f"of another run ({difference}): its weights alone are taken" in start.lines[0]
 
 
+def test_weights_under_adapters_are_read_in_one_order_for_the_whole_run(config):
+    """Without adapters they are in the run's own checkpoint, and the flag may be left out."""
+    read_so = Options(gqa_layout="all-q-first")
+    for options, hindered in ((read_so, False), (replace(read_so, lora_rank=4), True)):
+        begun = replace(config, name=f"rank {options.lora_rank}", options=options)
+        written(begun)
+        again = replace(begun, options=replace(options, gqa_layout="per-kv-head"))
+        if not hindered:
+            assert find_start(again).folder is not None
+            continue
+        with pytest.raises(UserError, match="gqa_layout was 'all-q-first' and is 'per-kv-head'"):
+            find_start(again)
+
+
 def test_the_furthest_run_comes_first_and_what_is_no_run_is_passed_over(config):
     for name, iteration in (("a", 10), ("b", 40), ("c", 20), ("d", 30)):
         written(replace(config, name=name), iteration)

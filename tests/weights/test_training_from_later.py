@@ -54,6 +54,7 @@ def test_all_q_first_and_extra_rows(later, tmp_path, monkeypatch):
     (iteration,) = root.glob("iter_*")
     assert json.loads((iteration / "model.json").read_text())["extra_vocab_size"] == 8
     assert json.loads((tmp_path / "hf/config.json").read_text())["vocab_size"] == 808
+    assert json.loads((tmp_path / "hf/megatron_patch.json").read_text()) == {"format": 1, "template": "alpaca"}
     # The same command once what it began with has gone: the run's own checkpoints have these rows.
     source.rename(tmp_path / "gone")
     values = FINETUNE_ARGUMENTS | STILL | data
