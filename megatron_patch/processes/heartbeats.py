@@ -1,4 +1,4 @@
-"""torchrun ends a rank of its node in which nothing runs any more, and which no other rank has judged. Imports no torch.
+"""torchrun ends a rank in which nothing runs any more, and which no other rank has judged. Imports no torch.
 
 `core/hang_watch.py` finds a rank that stands still, from a thread of each rank. That thread stands still too where the
 main one keeps Python's lock, as in a page of a mapped file whose file system does not answer, or where the process is

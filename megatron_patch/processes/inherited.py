@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# How nodes meet, as JSON: {"minutes": …, "output": OUTPUT_BASEPATH, "local": --local-output, "inputs": the fingerprints of
+# How nodes meet, as JSON: {"minutes": …, "output": OUTPUT_BASEPATH, "local": --local-output, "inputs": fingerprints of
 # what they read}.
 MEETING = "MEGATRON_PATCH_MEETING"
 LOCK = "MEGATRON_PATCH_RUN_LOCK"  # the file of the checkpoint folder's lock, which torchrun keeps

@@ -92,7 +92,7 @@ def write_end(*, is_final: bool) -> None:
 
 
 def is_final() -> bool | None:
-    """Whether a rank has said that a restart is vain; False if one has said that it may help; None if none has spoken."""
+    """Whether ranks have said that a restart is vain: True if one has; False if one hopes for it; else None."""
     return True if read(_FINAL) else False if read(_PASSING) else None
 
 
