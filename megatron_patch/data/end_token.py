@@ -1,8 +1,10 @@
-"""The token that ends an answer: the one at which the folder's model stops generating.
+"""The tokens that end an answer: those at which the folder's model stops generating.
 
-Three files of a Hugging Face folder may name it. Generation stops at generation_config.json's `eos_token_id`, a number
-or a list. Without it transformers takes config.json's. If neither has one, only the tokenizer's own `eos_token` is
-known. The files may disagree: a ChatML folder made from a LLaMA may have `<|im_end|>` in some and `</s>` in others.
+Three files of a Hugging Face folder may name them. Generation stops at generation_config.json's `eos_token_id`, a
+number, or a list of which each one ends an answer: in Phi-3's folder `<|endoftext|>`, `<|assistant|>` and `<|end|>`. An
+answer that is learnt gets one of them. Without that file transformers takes config.json's. If neither has one, only the
+tokenizer's own `eos_token` is known. The files may disagree: a ChatML folder made from a LLaMA may have `<|im_end|>` in
+some and `</s>` in others.
 """
 
 from __future__ import annotations
@@ -19,10 +21,17 @@ _MODEL_FILES = ("generation_config.json", "config.json")  # the first one that n
 
 @dataclass(frozen=True)
 class EndToken:
-    """The end token's id, and a sentence about it if the folder's files disagree; else an empty one."""
+    """What ends an answer.
+
+    Attributes:
+        id: what is written after an answer.
+        note: a sentence if the folder's files disagree about it; else an empty one.
+        others: ids at which the model stops too.
+    """
 
     id: int
     note: str
+    others: tuple[int, ...] = ()
 
 
 def end_token(folder: Path, eos: int, literals: dict[int, str], vocab_size: int) -> EndToken:
@@ -41,8 +50,9 @@ def end_token(folder: Path, eos: int, literals: dict[int, str], vocab_size: int)
     decides = next((name for name, ids in named.items() if ids), "the tokenizer")
     known = [i for i in waited if i < vocab_size]
     taken = eos if eos in waited or not known else known[0]
+    others = tuple(i for i in known if i != taken)
     if taken == eos and all(taken in ids for ids in named.values() if ids):
-        return EndToken(taken, "")
+        return EndToken(taken, "", others)
 
     def named_ids(*ids: int) -> str:
         return " or ".join(f"{literals[i]} ({i})" if i in literals else str(i) for i in ids)
@@ -55,6 +65,7 @@ def end_token(folder: Path, eos: int, literals: dict[int, str], vocab_size: int)
         taken,
         f"The files in {folder} name different end tokens (the tokenizer {named_ids(eos)}, {', '.join(said)}); "
         f"answers end in {named_ids(taken)}: {why}.",
+        others,
     )
 
 

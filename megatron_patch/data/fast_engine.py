@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_patch.data.tokenizer import Batch, Tokenizer, marked_encoder
+from megatron_patch.data.marked_text import marked_encoder
+from megatron_patch.data.tokenizer import Batch, Tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.sentencepiece_model import (
@@ -86,7 +87,7 @@ def _of_sentencepiece(engine: Any, dummy_prefix: bool, reference: Tokenizer) -> 
 
     return {
         "encode_plain": start,
-        "encode_marked": marked_encoder(start, rest, reference.special_tokens),
+        "encode_marked": marked_encoder(start, rest, reference.special_tokens, reference.strips),
         "encode_batch": batch,
     }
 

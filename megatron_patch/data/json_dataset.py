@@ -197,7 +197,8 @@ def _table(
 
     if cache_dir is None:
         return build(None), None
-    settings = {"tokenizer": tokenizer.fingerprint, "end": str(tokenizer.answer_end), "vocabulary": str(tokenizer.vocab_size)}
+    ends = ",".join(map(str, (tokenizer.answer_end, *tokenizer.more_ends)))
+    settings = {"tokenizer": tokenizer.fingerprint, "end": ends, "vocabulary": str(tokenizer.vocab_size)}
     settings |= {"template": template, "prompts": str(VERSION)}
     place = table_path(cache_dir, path, settings)
     report = place.with_name(f"{place.stem}_skipped.jsonl")
@@ -245,7 +246,7 @@ def _encode_file(path: Path, engine: Engine, template: str, tally: Tally) -> Ite
             raise differs(f"{path}, {kind} {number}", engine)
         tally.empty_answers += any(map(is_empty_answer, said))
         tally.unanswered += not said
-        tally.endless += is_endless(ids, learnt, engine.tokenizer.answer_end)
+        tally.endless += is_endless(ids, learnt, engine.tokenizer.stops)
         yield ids, learnt
 
 

@@ -139,10 +139,10 @@ class Tally:
         return Account(self.bad, self.first_bad, self.empty_answers, self.unanswered, self.endless, unused)
 
 
-def is_endless(ids: Sequence[int], learnt: Sequence[bool], end: int) -> bool:
-    """Whether something of a sample is learnt, and no end token among it."""
-    taught = [i for i, marked in zip(ids, learnt) if marked]
-    return bool(taught) and end not in taught
+def is_endless(ids: Sequence[int], learnt: Sequence[bool], ends: frozenset[int]) -> bool:
+    """Whether something of a sample is learnt, and none of the end tokens among it."""
+    taught = {i for i, marked in zip(ids, learnt) if marked}
+    return bool(taught) and not ends & taught
 
 
 def judge(path: Path, account: Account, samples: int, allowed: float, report: Path | None) -> str:

@@ -20,14 +20,14 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_patch.data.conversation import Turn, alpaca_parts, chat_turns, history, list_key, present, teaches, text, tools
-from megatron_patch.data.rendered import chat_renderer, encode_rendered
+from megatron_patch.data.rendered import TRAINING_DATE, chat_renderer, encode_rendered
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
 
 Encoded = tuple[list[int], list[bool]]
 
 # Part of a token cache's key. Raise it with every change in what these functions make of a record.
-VERSION = 3
+VERSION = 4
 TEMPLATES = ("alpaca", "pretrain", "llama2-chat", "tokenizer")
 
 _PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -50,7 +50,7 @@ def encoder(template: str, tokenizer: Tokenizer) -> Callable[[dict[str, Any]], E
     if template == "llama2-chat":
         return lambda record: encode_llama2_chat(_without_tools(record), tokenizer)
     if template == "tokenizer":
-        render = chat_renderer(tokenizer)
+        render = chat_renderer(tokenizer, lambda: TRAINING_DATE)
         return lambda record: encode_rendered(chat_turns(record), render, tokenizer, tools(record))
     raise UserError(f"template {template!r} is not known; it is one of {', '.join(TEMPLATES)}.")
 

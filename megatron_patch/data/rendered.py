@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from megatron_patch.data.chat_template import compile_chat_template
@@ -16,13 +17,19 @@ Render = Callable[..., str]
 # At these bounds it takes about 2 s. A conversation of up to four turns may be as long as a record may be.
 _MOST_TURNS = 512
 _MOST_CHARACTERS = 1 << 25  # turns times characters
+# The date that training and evaluation give a template which asks for today's. It is the one that LLaMA 3's templates
+# write if nobody tells them a date. Today's would make other tokens of the same file each day, and a run that goes on
+# would not go on with what it began with.
+TRAINING_DATE = datetime(2024, 7, 26)
 _MARK = "\u2042 a mark that no text holds \u2042"
 
 
-def chat_renderer(tokenizer: Tokenizer) -> Render:
+def chat_renderer(tokenizer: Tokenizer, now: Callable[[], datetime] = datetime.now) -> Render:
     """A function render(turns, add_generation_prompt, tools=[]) → text by the folder's own chat template.
 
     The template runs in Jinja's immutable sandbox and within bounds (`chat_template`).
+
+    now: says which date a template writes that asks for today's. For training it is TRAINING_DATE.
 
     Raises:
         UserError: the folder has no template.
@@ -31,9 +38,7 @@ def chat_renderer(tokenizer: Tokenizer) -> Render:
         raise UserError(
             "the tokenizer's folder has no chat template (chat_template in tokenizer_config.json); choose --template llama2-chat"
         )
-    literal = {i: text for text, i in tokenizer.special_tokens.items()}
-    fixed = {"bos_token": literal.get(tokenizer.bos, ""), "eos_token": literal.get(tokenizer.eos, "")}
-    template = compile_chat_template(tokenizer.chat_template, **fixed)
+    template = compile_chat_template(tokenizer.chat_template, now, **tokenizer.template_names)
 
     def render(turns: list[dict[str, Any]], add_generation_prompt: bool, tools: list[Any] | None = None) -> str:
         messages = [{key: value for key, value in turn.items() if key != "weight"} for turn in turns]

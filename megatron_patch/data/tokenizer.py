@@ -17,11 +17,10 @@ the vocabulary.
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,18 @@ from typing import Any
 import numpy as np
 
 from megatron_patch.data.end_token import end_token
+from megatron_patch.data.marked_text import Strips, marked_encoder
 from megatron_patch.data.tokenizer_files import (
     MOST_TOKENS,
+    USUAL_NAMES,
     content,
     fingerprint,
     name_of,
     read_added_tokens,
     read_chat_template,
     read_names,
+    read_strips,
+    template_names,
     without_padding,
 )
 from megatron_patch.errors import UserError
@@ -47,7 +50,6 @@ from megatron_patch.formats.json_files import one_line
 _WITHOUT_DUMMY_PREFIX = bytes([0x1A, 2, 0x18, 0])
 # (ids of several texts end to end, whole numbers [n]; int64 [texts], ids of each)
 Batch = tuple[np.ndarray, np.ndarray]
-_USUAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,13 @@ class Tokenizer:
         eos: the id of the tokenizer's own `eos_token`, which chat templates write.
         answer_end: the id that ends an answer: what the folder's model waits for (`end_token`).
         end_note: a sentence if the folder's files disagree about `answer_end`; else empty.
+        more_ends: further ids at which the folder's model stops.
         fill: the id in padding positions: inside the vocabulary, never learnt.
         fingerprint: sha256 of the tokenizer files' contents.
         special_tokens: literal → id.
         chat_template: Jinja source, as the folder has it.
+        template_names: `bos_token` and its kin → the token's text, as chat templates know them.
+        strips: literals that swallow white space beside them, where `encode_marked` looks for them itself.
         encode_plain, encode_marked, decode: the engine's part of `tokenize`, `tokenize_marked` and `detokenize`.
         encode_batch: the engine's part of `tokenize_batch`; None takes the texts one by one.
         piece: the name that the engine has for an id, such as `▁the` or `<0xE4>`.
@@ -89,6 +94,14 @@ class Tokenizer:
     engine: str
     folder: Path = Path()
     encode_batch: Callable[[list[str]], Batch] | None = None
+    more_ends: tuple[int, ...] = ()
+    template_names: Mapping[str, str] = field(default_factory=dict)
+    strips: Strips = Strips()
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """The ids that end an answer, each of them: transformers' generation with the folder's model stops there."""
+        return frozenset((self.answer_end, *self.more_ends))
 
     @property
     def pad(self) -> int:
@@ -165,20 +178,22 @@ def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: st
         raise UserError(f"tokenizer folder {folder} does not exist; give the folder that holds tokenizer.model.")
     contents, names = fingerprint(folder), read_names(folder)
     added = read_added_tokens(folder)
-    common = {"fingerprint": contents, "chat_template": read_chat_template(folder)}
+    common = {"fingerprint": contents, "chat_template": read_chat_template(folder), "template_names": template_names(folder)}
     if (folder / "tokenizer.model").is_file():
         own = without_padding(added, names, rows)
-        tokenizer = _from_sentencepiece(folder / "tokenizer.model", own, content(names.get("eos_token")), common)
+        tokenizer = _from_sentencepiece(
+            folder / "tokenizer.model", own, content(names.get("eos_token")), read_strips(folder), common
+        )
     elif (folder / "tokenizer.json").is_file():
         tokenizer = _from_tokenizers(folder / "tokenizer.json", names, rows, common)
     else:
         raise UserError(f"{folder} holds neither tokenizer.model nor tokenizer.json; copy the model's tokenizer there.")
     literals = {i: literal for literal, i in tokenizer.special_tokens.items()}
     end = end_token(Path(model_folder or folder), tokenizer.eos, literals, tokenizer.vocab_size)
-    return replace(tokenizer, answer_end=end.id, end_note=end.note, folder=folder)
+    return replace(tokenizer, answer_end=end.id, more_ends=end.others, end_note=end.note, folder=folder)
 
 
-def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, common: dict[str, Any]) -> Tokenizer:
+def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, strips: Strips, common: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a SentencePiece model and of `added` tokens, literal → id, beside it.
 
     Two processors read it. `whole` puts a space before a text, as LLaMA's model asks for. `inner` does not; it reads
@@ -214,29 +229,9 @@ def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, commo
     return Tokenizer(
         vocab_size=max([size, *(i + 1 for i in beyond)]),
         bos=bos, eod=eod, eos=eos, answer_end=eos, end_note="", fill=max(unk, 0), special_tokens=special,
-        encode_plain=whole.encode, encode_marked=marked_encoder(whole.encode, inner.encode, special),
+        encode_plain=whole.encode, encode_marked=marked_encoder(whole.encode, inner.encode, special, strips), strips=strips,
         decode=decode, piece=lambda i: whole.id_to_piece(i) if i < size else beyond.get(i), engine="SentencePiece", **common,
     )  # fmt: skip
-
-
-def marked_encoder(start: Callable, rest: Callable, special: Mapping[str, int]) -> Callable[[str], list[int]]:
-    """A function from a text to ids that splits the text at special literals.
-
-    Args:
-        start: encodes what stands before the first literal, with SentencePiece's leading space.
-        rest: encodes what follows a literal, without that space.
-        special: literal → id.
-    """
-    literals = re.compile("(" + "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) + ")")
-
-    def encode(text: str) -> list[int]:
-        first, *others = literals.split(text)
-        ids = start(first)
-        for piece in others:
-            ids += [special[piece]] if piece in special else rest(piece)
-        return ids
-
-    return encode
 
 
 def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common: dict[str, Any]) -> Tokenizer:
@@ -250,7 +245,7 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
     added = {token.content: i for i, token in decoder.items()}
     kept = without_padding(added, names, rows)
     special = {t.content: i for i, t in decoder.items() if t.special and t.content in kept and t.content}
-    ids = [vocabulary.get(name_of(path, names, role) or usual) for role, usual in _USUAL_NAMES.items()]
+    ids = [vocabulary.get(name_of(path, names, role) or usual) for role, usual in USUAL_NAMES.items()]
     if ids[0] is None or ids[1] is None:
         raise UserError(f"{path} lacks the start or end token that tokenizer_config.json names; they must be in it.")
     size = max(i for literal, i in vocabulary.items() if literal not in added or literal in kept) + 1
@@ -270,7 +265,7 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
             return plain.decode(numbers)
 
     return Tokenizer(
-        vocab_size=size, bos=ids[0], eod=special.get(_USUAL_NAMES["eos_token"], ids[1]), eos=ids[1], answer_end=ids[1],
+        vocab_size=size, bos=ids[0], eod=special.get(USUAL_NAMES["eos_token"], ids[1]), eos=ids[1], answer_end=ids[1],
         end_note="", fill=ids[2] or 0, special_tokens=special,
         encode_plain=encoder(plain), encode_marked=encoder(marked), decode=decode, piece=plain.id_to_token,
         engine="tokenizers", **common,

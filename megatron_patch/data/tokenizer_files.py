@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patch.data.end_token import read_object
+from megatron_patch.data.marked_text import Strips
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import is_whole_number, shown
 from megatron_patch.formats.placeholders import refuse_placeholder
@@ -18,6 +19,9 @@ from megatron_patch.formats.typed import whole_number
 
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
          "added_tokens.json", "chat_template.jinja")  # fmt: skip
+# What transformers' LLaMA tokenizer takes where the files name none.
+USUAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_ROLES = (*USUAL_NAMES, "pad_token", "sep_token", "cls_token", "mask_token")
 MOST_TOKENS = 1 << 28  # a larger id is no token's: the model would have that many rows
 _MOST_TEMPLATE = 1 << 20  # bytes
 
@@ -53,6 +57,32 @@ def read_names(folder: Path) -> dict[str, Any]:
     if "added_tokens_decoder" in settings:
         return {**mapped, **{key: value for key, value in settings.items() if value is not None}}
     return {**settings, **mapped}
+
+
+def template_names(folder: Path) -> dict[str, str]:
+    """`bos_token` and the other roles → the token's text, as transformers gives them to a chat template.
+
+    A role that tokenizer_config.json names as null has none, and a template writes nothing for it.
+
+    Raises:
+        UserError: a file is no JSON object.
+    """
+    settings, named = read_object(folder / "tokenizer_config.json"), read_names(folder)
+    found = {role: content(named.get(role, USUAL_NAMES.get(role) if role not in settings else None)) for role in _ROLES}
+    return {role: text for role, text in found.items() if isinstance(text, str)}
+
+
+def read_strips(folder: Path) -> Strips:
+    """The tokens that take white space beside them with them, as the folder's files say of each.
+
+    Raises:
+        UserError: a file is no JSON object.
+    """
+    decoder = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    described = [*read_names(folder).values(), *(decoder.values() if isinstance(decoder, dict) else ())]
+    flags = {token["content"]: token for token in described if isinstance(token, dict) and isinstance(token.get("content"), str)}
+    left, right = ({text for text, one in flags.items() if one.get(side)} for side in ("lstrip", "rstrip"))
+    return Strips(frozenset(left), frozenset(right))
 
 
 def read_added_tokens(folder: Path) -> dict[str, int]:

@@ -57,14 +57,20 @@ def _is_there(turn: dict[str, Any], key: str) -> bool:
 
 
 def _call(call: Any, place: str) -> dict[str, Any]:
-    """One call in the form {"type": "function", "function": {"name": …, "arguments": …}}."""
+    """One call in the form {"type": "function", "function": {"name": …, "arguments": …}}.
+
+    What OpenAI's form has beside these, an `id` above all, stays where it stands: templates such as Mistral's write it.
+    """
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise UserError(f"{place} has a call that is no object with a text 'name'")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str) and arguments.lstrip()[:1] == "{":
         arguments = _parsed(arguments, f"'arguments' of {place}")
-    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    made = {"name": function["name"], "arguments": arguments}
+    inside = made if function is call else ()
+    around = {key: value for key, value in call.items() if value is not None and key not in inside}
+    return {**({} if "type" in around else {"type": "function"}), **around, "function": made}
 
 
 def _parsed(value: Any, place: str) -> Any:

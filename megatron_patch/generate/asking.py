@@ -60,7 +60,7 @@ class Asking:
     def request(self, number: int, ids: Sequence[int]) -> Request:
         """The request of a prompt's token ids, with a seed of its own."""
         sampling = replace(self.sampling, seed=self.sampling.seed + number)
-        ends = frozenset({self.tokenizer.answer_end, self.tokenizer.eod, self.tokenizer.eos})
+        ends = self.tokenizer.stops | {self.tokenizer.eod, self.tokenizer.eos}
         return Request(number, tuple(ids), self.answer_length, sampling, ends)
 
     def stream(self, request: Request) -> TextStream:

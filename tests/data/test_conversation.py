@@ -190,8 +190,13 @@ def test_odd_records_are_used_or_listed(record, used, tokenizer, tmp_path):
 
 def test_a_template_without_the_end_token_that_the_model_waits_for_is_a_warning(tokenizer, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps([{"messages": TURNS[1:]}]))
-    for end, warned in (("", True), ("<|im_end|>", True), ("{{ eos_token }}", False)):
-        own = replace(tokenizer, chat_template="{% for m in messages %}{{ m.content }}" + end + "{% endfor %}")
+    # The last model waits for </s> and for a newline, as a model of Phi-3's kind waits for three tokens.
+    waits = tuple(tokenizer.tokenize_after_end("\n"))
+    for end, warned, more in (
+        ("", True, ()), ("<|im_end|>", True, ()), ("{{ eos_token }}", False, ()),
+        ("{{ '\n' }}", True, ()), ("{{ '\n' }}", False, waits),
+    ):  # fmt: skip
+        own = replace(tokenizer, more_ends=more, chat_template="{% for m in messages %}{{ m.content }}" + end + "{% endfor %}")
         data = build_json_dataset(tmp_path / "data.json", own, pad_len=80, seq_len=80, template="tokenizer")
         assert any("hold no end token that the folder's model waits for" in line for line in data.report.lines()) is warned
 
