@@ -19,7 +19,7 @@ from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_patch.checkpoint.adapter_folder import stores_base
 from megatron_patch.checkpoint.contents import contents_of
-from megatron_patch.checkpoint.finish import Ending, begin, steps
+from megatron_patch.checkpoint.finish import Ending, begin, steps, tidy
 from megatron_patch.checkpoint.housekeeping import partial_folder, remove_left_over
 from megatron_patch.checkpoint.local_output import keeps_folder, on_this_node
 from megatron_patch.checkpoint.refusals import SaveFailed, together
@@ -78,6 +78,7 @@ def save_checkpoint(
         left = on_this_node(ending(config, origin, progress, common, everybodys), everybodys)
         for step in steps(left):
             together(step if keeps else _nothing)
+        together(lambda: tidy(left) if keeps else None)  # the others wait, so that the next step's time is its own
     except SaveFailed:
         parallel.barrier()  # no rank writes any more
         if keeps:

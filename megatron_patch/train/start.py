@@ -53,11 +53,12 @@ def start_state(state: TrainState, log: RunLog) -> None:
             return
         if not stores_base(state.config):
             _load_frozen(state, log)
+        is_own = start.folder.parent == Path(asked.checkpoint_folder)
         try:
             _restore(state, start.folder, log)
+            state.last_checkpoint = start.folder if is_own else None
             return
         except UserError as error:
-            is_own = start.folder.parent == Path(asked.checkpoint_folder)
             instead = _before(start.folder, asked) if is_own else None
             if instead is None:
                 raise

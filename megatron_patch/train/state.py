@@ -5,6 +5,7 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class TrainState:
         steps_here: iterations that this process has done.
         has_saved: whether it has saved a checkpoint.
         background: the saves beside the training, which an update may have to wait for; None if there are none.
+        last_checkpoint: the run's own that the same command goes on from; None as long as there is none.
     """
 
     config: TrainConfig
@@ -69,6 +71,7 @@ class TrainState:
     steps_here: int = 0
     has_saved: bool = False
     background: BackgroundSaves | None = None
+    last_checkpoint: Path | None = None
 
     def close(self) -> None:
         """Let go of graphs and of other ranks' memory. Call it before NCCL's communicators are taken down."""
