@@ -7,11 +7,18 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 _T = TypeVar("_T")
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # full or failing; such an error names no file
+# What says something of the file itself: it is not there, or its bytes cannot be had from the disk. Everything else has
+# a reason outside of it: rights, a file server that does not answer, too many open files.
+_OF_THE_FILE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EIO, errno.ENODATA, errno.EREMOTEIO, errno.EILSEQ, errno.EBADMSG, errno.EUCLEAN,
+)  # fmt: skip
+_SILENT = (errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN)
 
 
 class UserError(ValueError):
@@ -28,6 +35,10 @@ class UserError(ValueError):
 
 class OnEveryRank(UserError):
     """A UserError that every rank of a run raises at one place, with one sentence. One of them says it."""
+
+
+class RefusedOnEveryRank(OnEveryRank):
+    """What the operating system refused on a rank, for a reason outside of the file. It says nothing against the file."""
 
 
 class RunStopped(OnEveryRank):
@@ -61,7 +72,32 @@ def refusal(error: OSError) -> str:
         return f"{where}{words}; it is not there, or was removed or renamed while this ran."
     if error.errno == errno.EIO:
         return f"{where}{words}; the disk, or the network to it, fails."
+    if error.errno in _SILENT:
+        return f"{where}{words}; the file server, or the network to it, does not answer."
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{where}{words}; raise the limit of open files (ulimit -n)."
     return f"{where}{words}."
+
+
+def lies_outside(error: BaseException) -> bool:
+    """Whether an error is a refusal of the operating system that says nothing against the file it names."""
+    if isinstance(error, OSError):
+        return error.errno not in _OF_THE_FILE
+    return isinstance(error, RefusedOnEveryRank)
+
+
+def once_more(work: Callable[[], _T]) -> _T:
+    """What `work` returns, which reads files. After an EIO it is done once more: the disk may have failed for a moment.
+
+    Raises:
+        OSError: the operating system refuses something; EIO twice.
+    """
+    try:
+        return work()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    return work()
 
 
 def all_or_none(work: Callable[[], _T], exchange: Callable[[Any], list[Any]]) -> _T:
@@ -73,18 +109,33 @@ def all_or_none(work: Callable[[], _T], exchange: Callable[[Any], list[Any]]) ->
     Raises:
         OnEveryRank: it raised a UserError on any rank, or the operating system refused something. The sentence is that
             of the first. So no rank waits for another that has ended.
+        RefusedOnEveryRank: that, with the sentence of the first rank on which the reason lies outside of the file.
     """
     problem, result = None, None
     try:
         result = work()
-    except UserError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = refusal(error)
-    problems = [one for one in exchange(problem) if one is not None]
-    if problems:
-        raise OnEveryRank(problems[0])
+    except (UserError, OSError) as error:
+        problem = problem_of(error)
+    raise_on_every_rank([one for one in exchange(problem) if one is not None])
     return cast(_T, result)
+
+
+def problem_of(error: UserError | OSError) -> tuple[str, bool]:
+    """What ranks tell each other of an error: its sentence, and whether it lies outside of the file."""
+    return refusal(error) if isinstance(error, OSError) else str(error), lies_outside(error)
+
+
+def raise_on_every_rank(problems: Sequence[tuple[str, bool]]) -> None:
+    """Raise one error for what any rank has met, if there is anything; every rank calls it with the same `problems`.
+
+    Raises:
+        OnEveryRank, RefusedOnEveryRank: as in `all_or_none`.
+    """
+    outside = [said for said, is_outside in problems if is_outside]
+    if outside:
+        raise RefusedOnEveryRank(outside[0])
+    if problems:
+        raise OnEveryRank(problems[0][0])
 
 
 def named(error: OSError, path: object) -> OSError:

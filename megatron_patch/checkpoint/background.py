@@ -19,7 +19,7 @@ from megatron_patch.checkpoint.adapter_folder import stores_base
 from megatron_patch.checkpoint.contents import Contents, contents_of
 from megatron_patch.checkpoint.finish import Ending, begin
 from megatron_patch.checkpoint.host_memory import too_little
-from megatron_patch.checkpoint.housekeeping import partial_folder
+from megatron_patch.checkpoint.housekeeping import partial_folder, warn
 from megatron_patch.checkpoint.refusals import SaveFailed, together
 from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.checkpoint.save import ending
@@ -223,7 +223,7 @@ class BackgroundSaves:
         saving.writing_seconds += max(seconds for _, seconds in everybodys)
         if saving.phase == "tidying":  # it is complete already, whatever has become of the process
             if saving.answer.refusal:
-                _LOGGER.warning(f"warning: {saving.folder} is complete; then {saving.answer.refusal}.")
+                warn(f"{saving.folder} is complete; then {saving.answer.refusal.rstrip('.')}.")
             refusal = ""
         saving.refusal = saving.refusal or refusal
         if saving.phase == "writing" and not refusal:

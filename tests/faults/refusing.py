@@ -18,20 +18,20 @@ class Refusals:
     Attributes:
         number: of the error, while `below` is refused; 0 lets everything through.
         below: the folder, or the file.
-        calls: how often something was refused.
-        most: refusals after which everything works again; 0 for none.
+        calls: that were for something below it.
+        turn: which of them alone is refused, from 1; 0 for all.
     """
 
     def __init__(self, monkeypatch) -> None:
-        self.number, self.below, self.calls, self.most = 0, Path("/nowhere"), 0, 0
+        self.number, self.below, self.calls, self.turn = 0, Path("/nowhere"), 0, 0
         for module, name in (*((os, name) for name in _CALLS), (io, "open"), (builtins, "open")):
             monkeypatch.setattr(module, name, self._refusing(getattr(module, name)))
         for name in ("pread", "preadv", "fsync"):
             monkeypatch.setattr(os, name, self._refusing_descriptor(getattr(os, name)))
 
-    def begin(self, number: int, below: Path, most: int = 0) -> None:
+    def begin(self, number: int, below: Path, turn: int = 0) -> None:
         """Refuse everything below a folder, or a file, from now on."""
-        self.number, self.below, self.calls, self.most = number, below, 0, most
+        self.number, self.below, self.calls, self.turn = number, below, 0, turn
 
     def end(self) -> None:
         """Let everything through."""
@@ -43,10 +43,8 @@ class Refusals:
         text = os.fsdecode(path)
         if text == str(self.below) or text.startswith(f"{self.below}/"):
             self.calls += 1
-            number = self.number
-            if self.calls == self.most:
-                self.end()
-            raise OSError(number, os.strerror(number), text)
+            if self.turn in (0, self.calls):
+                raise OSError(self.number, os.strerror(self.number), text)
 
     def _refusing(self, call: Callable) -> Callable:
         def refuse(path=".", *arguments, **named):
