@@ -38,7 +38,7 @@ class OnEveryRank(UserError):
 
 
 class RefusedOnEveryRank(OnEveryRank):
-    """What the operating system refused on a rank, for a reason outside of the file. It says nothing against the file."""
+    """What the operating system refused on a rank, for a reason that says nothing against the file."""
 
 
 class RunStopped(OnEveryRank):

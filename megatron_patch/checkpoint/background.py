@@ -196,9 +196,9 @@ class BackgroundSaves:
         seen = 0
         self._staging.wait_until_copied()
         while (outcome := self.poll()) is None:
-            if parallel.any_rank(self._staging.written != seen):  # whoever watches for a hang sees it move
+            if self._staging.written != seen:  # whoever watches for a standstill sees that there is none
                 seen = self._staging.written
-                place.move("saving")
+                place.advance()
             time.sleep(_LOOK)
         return outcome
 

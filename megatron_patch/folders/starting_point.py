@@ -106,8 +106,7 @@ def own_checkpoint(config: TrainConfig, origin: Origin) -> tuple[Path | None, tu
 
 def usable_before(folder: Path) -> Path | None:
     """The last checkpoint of a run before `folder`'s, as far as can be seen without torch; None where there is none."""
-    number = int(folder.name.removeprefix("iter_"))
-    earlier = next(usable_up_to(folder.parent, number - 1), None)
+    earlier = next(usable_up_to(folder.parent, int(folder.name.removeprefix("iter_")) - 1), None)
     return None if earlier is None else iteration_folder(folder.parent, earlier)
 
 
@@ -135,8 +134,8 @@ def _damage(folder: Path) -> str | None:
 
 def _damage_seen(folder: Path) -> str | None:
     if not folder.is_dir():
-        number = int(folder.name.removeprefix("iter_"))
-        return f"{folder.parent / TRACKER} says {number}, and there is no {folder.name}; remove that file to start anew."
+        number, tracker = int(folder.name.removeprefix("iter_")), folder.parent / TRACKER
+        return f"{tracker} says {number}, and there is no {folder.name}; remove that file to start anew."
     try:
         read_run_config(folder)
         read_model_description(folder)

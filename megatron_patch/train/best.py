@@ -34,7 +34,7 @@ def why_over(state: TrainState) -> str | None:
 
 
 def best_folder(state: TrainState) -> Path | None:
-    """The checkpoint of the lowest validation loss; None where `--save-best` was not asked for, or it is not to be seen.
+    """The checkpoint of the lowest validation loss; None where `--save-best` was not given, or it is not seen.
 
     What is asked for it is a line of advice, so a file server that does not answer ends no run.
     """

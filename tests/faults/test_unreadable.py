@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be read: what lies outside its files moves nothing aside, a bad sector costs one checkpoint."""
+"""A checkpoint that cannot be read: a bad sector costs it, and what lies outside its files does not."""
 
 from __future__ import annotations
 
