@@ -7,11 +7,18 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 _T = TypeVar("_T")
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # full or failing; such an error names no file
+# What says something of the file itself: it is not there, or its bytes cannot be had from the disk. Everything else has
+# a reason outside of it: rights, a file server that does not answer, too many open files.
+_OF_THE_FILE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EIO, errno.ENODATA, errno.EREMOTEIO, errno.EILSEQ, errno.EBADMSG, errno.EUCLEAN,
+)  # fmt: skip
+_SILENT = (errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN)
 
 
 class UserError(ValueError):
@@ -45,6 +52,10 @@ class OnEveryRank(UserError):
         self.may_pass = may_pass
 
 
+class RefusedOnEveryRank(OnEveryRank):
+    """What the operating system refused on a rank, for a reason that says nothing against the file."""
+
+
 class RunStopped(OnEveryRank):
     """A run that was under way cannot go on. It ends with status 1, because nothing that was typed is wrong."""
 
@@ -76,7 +87,32 @@ def refusal(error: OSError) -> str:
         return f"{where}{words}; it is not there, or was removed or renamed while this ran."
     if error.errno == errno.EIO:
         return f"{where}{words}; the disk, or the network to it, fails."
+    if error.errno in _SILENT:
+        return f"{where}{words}; the file server, or the network to it, does not answer."
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{where}{words}; raise the limit of open files (ulimit -n)."
     return f"{where}{words}."
+
+
+def lies_outside(error: BaseException) -> bool:
+    """Whether an error is a refusal of the operating system that says nothing against the file it names."""
+    if isinstance(error, OSError):
+        return error.errno not in _OF_THE_FILE
+    return isinstance(error, RefusedOnEveryRank)
+
+
+def once_more(work: Callable[[], _T]) -> _T:
+    """What `work` returns, which reads files. After an EIO it is done once more: the disk may have failed for a moment.
+
+    Raises:
+        OSError: the operating system refuses something; EIO twice.
+    """
+    try:
+        return work()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    return work()
 
 
 def all_or_none(work: Callable[[], _T], exchange: Callable[[Any], list[Any]]) -> _T:
@@ -88,19 +124,32 @@ def all_or_none(work: Callable[[], _T], exchange: Callable[[Any], list[Any]]) ->
     Raises:
         OnEveryRank: it raised a UserError on any rank, or the operating system refused something. The sentence is that
             of the first. So no rank waits for another that has ended.
+        RefusedOnEveryRank: that, with the sentence of the first rank on which the reason lies outside of the file.
     """
     problem, result = None, None
     try:
         result = work()
-    except UserError as error:
-        problem = str(error), error.may_pass
-    except OSError as error:
-        problem = refusal(error), True
-    problems = [one for one in exchange(problem) if one is not None]
-    if problems:
-        said, may_pass = problems[0]
-        raise OnEveryRank(said, may_pass=may_pass)
+    except (UserError, OSError) as error:
+        problem = problem_of(error)
+    raise_on_every_rank([one for one in exchange(problem) if one is not None])
     return cast(_T, result)
+
+
+def problem_of(error: UserError | OSError) -> tuple[str, bool, bool]:
+    """What ranks tell each other of an error: its sentence, whether it lies outside of the file, and may pass."""
+    if isinstance(error, OSError):
+        return refusal(error), lies_outside(error), True
+    return str(error), lies_outside(error), error.may_pass
+
+
+def raise_on_every_rank(problems: Sequence[tuple[str, bool, bool]]) -> None:
+    """Raise one error for what any rank has met, if there is anything; every rank calls it with the same `problems`.
+
+    Raises:
+        OnEveryRank, RefusedOnEveryRank: as in `all_or_none`.
+    """
+    for said, is_outside, may_pass in sorted(problems, key=lambda problem: not problem[1]):
+        raise (RefusedOnEveryRank if is_outside else OnEveryRank)(said, may_pass=may_pass)
 
 
 def named(error: OSError, path: object) -> OSError:

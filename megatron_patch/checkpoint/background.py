@@ -19,13 +19,13 @@ from megatron_patch.checkpoint.adapter_folder import stores_base
 from megatron_patch.checkpoint.contents import Contents, contents_of
 from megatron_patch.checkpoint.finish import Ending, begin
 from megatron_patch.checkpoint.host_memory import too_little
-from megatron_patch.checkpoint.housekeeping import partial_folder
+from megatron_patch.checkpoint.housekeeping import partial_folder, warn
 from megatron_patch.checkpoint.refusals import SaveFailed, together
 from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.checkpoint.save import ending
 from megatron_patch.checkpoint.staging import Layout, Staging
 from megatron_patch.checkpoint.writer import Writer
-from megatron_patch.checkpoint.writing_process import Answer, Job
+from megatron_patch.checkpoint.writing_process import Answer, Job, Tidying
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
 from megatron_patch.folders.fingerprint import Origin
@@ -65,10 +65,11 @@ class _Saving:
     progress: RunProgress
     folder: Path
     began: float
-    phase: str = "copying"  # then "writing", "finishing" or "dropping"
+    phase: str = "copying"  # then "writing", "finishing" and "tidying"; or "dropping"
     answer: Answer | None = None
     refusal: str = ""
     writing_seconds: float = 0.0
+    ending: Ending | None = None  # on the first rank, as soon as all have written
 
 
 class BackgroundSaves:
@@ -195,9 +196,9 @@ class BackgroundSaves:
         seen = 0
         self._staging.wait_until_copied()
         while (outcome := self.poll()) is None:
-            if parallel.any_rank(self._staging.written != seen):  # whoever watches for a hang sees it move
+            if self._staging.written != seen:  # whoever watches for a standstill sees that there is none
                 seen = self._staging.written
-                place.move("saving")
+                place.advance()
             time.sleep(_LOOK)
         return outcome
 
@@ -219,10 +220,17 @@ class BackgroundSaves:
             _LOGGER.warning(warning)
         everybodys = parallel.from_all_ranks((saving.answer.refusal, saving.answer.seconds))
         refusal = next((refused for refused, _ in everybodys if refused), "")
-        saving.refusal = saving.refusal or refusal
         saving.writing_seconds += max(seconds for _, seconds in everybodys)
+        if saving.phase == "tidying":  # it is complete already, whatever has become of the process
+            if saving.answer.refusal:
+                warn(f"{saving.folder} is complete; then {saving.answer.refusal.rstrip('.')}.")
+            refusal = ""
+        saving.refusal = saving.refusal or refusal
         if saving.phase == "writing" and not refusal:
-            self._next(saving, "finishing", self._ending(saving))
+            saving.ending = self._ending(saving)
+            self._next(saving, "finishing", saving.ending)
+        elif saving.phase == "finishing" and not refusal:
+            self._next(saving, "tidying", None if saving.ending is None else Tidying(saving.ending))
         elif saving.phase != "dropping" and refusal:
             self._next(saving, "dropping", self._root)
         else:
@@ -231,7 +239,7 @@ class BackgroundSaves:
             return Outcome(saving.folder, saving.progress, seconds, saving.writing_seconds, saving.refusal)
         return None
 
-    def _next(self, saving: _Saving, phase: str, request: Ending | Path | None) -> None:
+    def _next(self, saving: _Saving, phase: str, request: Ending | Tidying | Path | None) -> None:
         """Let the first rank's process do `request`; the others have nothing to do."""
         saving.phase, saving.answer = phase, Answer("", {}, [])
         if parallel.rank() == 0 and request is not None:

@@ -40,7 +40,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 
 from megatron_patch.checkpoint.storage_reader import Planner, Reader, read_stored_object
 from megatron_patch.core import parallel
-from megatron_patch.errors import OnEveryRank, UserError
+from megatron_patch.errors import OnEveryRank, UserError, naming, once_more, problem_of, raise_on_every_rank
 from megatron_patch.formats.checksums import finish_together
 from megatron_patch.formats.distcp_metadata import (
     inside,
@@ -72,29 +72,29 @@ def load_checked(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         OnEveryRank: a file is missing, damaged or refused, or lacks what `state` asks for. Nothing of it has run.
+        RefusedOnEveryRank: one cannot be read for a reason that lies outside of it.
         RuntimeError: an error of another rank that is no UserError, and so a bug.
     """
-    metadata, common = parallel.all_or_none(lambda: _described(folder, state))
+    described = parallel.all_or_none(lambda: once_more(lambda: _described(folder, state)))
     try:
-        return _load(folder, metadata, common, state)
+        return _load(folder, *described, state)
     except CheckpointingException as error:
         raise OnEveryRank(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from None
     except CheckpointException as error:  # torch's for an error of any rank; it is a BaseException
         causes = [failure for failure, _ in error.failures.values()]
-        for cause in causes:
-            if isinstance(cause, UserError):
-                raise OnEveryRank(str(cause)) from None
+        raise_on_every_rank([problem_of(cause) for cause in causes if isinstance(cause, (UserError, OSError))])
         raise RuntimeError(f"{folder}: {causes[0]!r}") from error
 
 
-def _described(folder: Path, state: dict[str, Any]) -> tuple[Metadata, dict[str, Any]]:
-    """The checkpoint's metadata and what is no sharded tensor of it, looked through for `state`."""
+def _described(folder: Path, state: dict[str, Any]) -> tuple[frozenset[str], Metadata, dict[str, Any]]:
+    """The files that other nodes keep, the metadata and what is no sharded tensor, looked through for `state`."""
     read_backends(folder)
-    metadata = read_dcp_metadata(folder, kept_elsewhere(folder))
+    elsewhere = kept_elsewhere(folder)
+    metadata = read_dcp_metadata(folder, elsewhere)
     common = _common_object(folder, metadata) or read_common(folder)
     _check_asked(folder, metadata, state)
     _check_common(folder, common, state)
-    return metadata, common
+    return elsewhere, metadata, common
 
 
 def _common_object(folder: Path, metadata: Metadata) -> dict[str, Any] | None:
@@ -103,7 +103,7 @@ def _common_object(folder: Path, metadata: Metadata) -> dict[str, Any] | None:
     if info is None:
         return None
     path = inside(folder, info.relative_path)
-    with open(path, "rb") as stream:
+    with naming(path), open(path, "rb") as stream:
         stream.seek(info.offset)
         found = read_stored_object(path, stream, info.length, _COMMON_KEY)
     if type(found) is not list or len(found) != 1 or type(found[0]) is not dict:
@@ -154,7 +154,9 @@ def _sharded(state: object) -> Iterator[object]:
     return (value for value in values if isinstance(value, (ShardedTensor, ShardedObject, ShardedTensorFactory)))
 
 
-def _load(folder: Path, metadata: Metadata, common: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+def _load(
+    folder: Path, elsewhere: frozenset[str], metadata: Metadata, common: dict[str, Any], state: dict[str, Any]
+) -> dict[str, Any]:
     """core's `dist_checkpointing.load`, step for step, with what was read of the files; `common` is filled and
     returned.
     """
@@ -164,11 +166,13 @@ def _load(folder: Path, metadata: Metadata, common: dict[str, Any], state: dict[
     asked, _, _ = validate_integrity_and_strict_load(
         asked, StrictHandling.RAISE_UNEXPECTED, True, *determine_global_metadata(asked), sharded_metadata(metadata)
     )
-    merge(common, load_tensors(folder, metadata, asked))
+    merge(common, load_tensors(folder, metadata, asked, elsewhere))
     return apply_factory_merges(common, factories)
 
 
-def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> dict[str, Any]:
+def load_tensors(
+    folder: Path, metadata: Metadata, sharded: dict[str, Any], elsewhere: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     """Tensors and objects of `sharded`: core's `load` of the torch_dist strategy, step for step.
 
     The reader and the planner are those of `storage_reader`. core has no slot for them.
@@ -177,9 +181,11 @@ def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> d
         folder: one iteration's.
         metadata: its `.metadata`, checked.
         sharded: core's description of what is asked for; its tensors are filled in place.
+        elsewhere: files that other nodes keep.
 
     Raises:
-        UserError: an item is damaged, or an object is not what core saves.
+        CheckpointException: an item is damaged, or cannot be read, on any rank.
+        OnEveryRank: an object is not what core saves.
     """
     entries, structure, renamed = _replace_state_dict_keys_with_sharded_keys(sharded)
     tensors = [entry for entry in nested_values(sharded) if isinstance(entry, ShardedTensor)]
@@ -191,16 +197,21 @@ def load_tensors(folder: Path, metadata: Metadata, sharded: dict[str, Any]) -> d
     total = sum(entry.data.nbytes for entry in tensors if entry.data is not None)
     # Ranks read about as many bytes, so the first one's progress is shown for all.
     with Progress("reading", total) if parallel.rank() == 0 else nullcontext() as progress:
-        reader = Reader(folder, metadata, progress, kept_elsewhere(folder))
+        reader = Reader(folder, metadata, progress, elsewhere)
         dcp.load(state, storage_reader=reader, planner=planner)
     finish_together(reader.records, parallel.rank(), parallel.from_all_ranks)
     unwrapped = {key: _unwrap_pyt_sharded_tensor(value) for key, value in state.items()}
-    for key, values in unwrapped.items():
-        if type(values) is not list or len(values) != len(renamed[key]):
-            raise UserError(f"{folder}: object {key} is no list of {len(renamed[key])}; copy the checkpoint again.")
+    parallel.all_or_none(lambda: _check_objects(folder, unwrapped, renamed))
     loaded = _replace_sharded_keys_with_state_dict_keys(unwrapped, structure, renamed)
     _restore_dict_types(loaded, sharded)
     return loaded
+
+
+def _check_objects(folder: Path, unwrapped: dict[str, Any], renamed: dict[str, Any]) -> None:
+    """Raise where an object of this rank is not what core saves; others may have other objects."""
+    for key, values in unwrapped.items():
+        if type(values) is not list or len(values) != len(renamed[key]):
+            raise UserError(f"{folder}: object {key} is no list of {len(renamed[key])}; copy the checkpoint again.")
 
 
 def sharded_metadata(metadata: Metadata) -> dict[str, Any]:

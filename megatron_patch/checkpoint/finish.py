@@ -15,10 +15,11 @@ from megatron_patch.checkpoint.housekeeping import (
     discard_surpassed,
     put_in_place,
     remove_left_over,
+    warn,
     write_companions,
 )
 from megatron_patch.config import TrainConfig
-from megatron_patch.errors import UserError, naming
+from megatron_patch.errors import UserError, naming, refusal
 from megatron_patch.folders.durable_files import flush
 from megatron_patch.folders.layout import ModelDescription, iteration_folder, write_model_description
 from megatron_patch.folders.tracker import BEST_TRACKER, write_tracker
@@ -63,7 +64,7 @@ def begin(partial: Path, only_best: bool) -> None:
 
 
 def finish(ending: Ending) -> None:
-    """Do all of `steps`, one after the other.
+    """Do all of `steps`, one after the other. `tidy` is a request of its own.
 
     Raises:
         UserError: a file is not as it was written.
@@ -74,10 +75,10 @@ def finish(ending: Ending) -> None:
 
 
 def steps(ending: Ending) -> tuple[Callable[[], None], ...]:
-    """Describe, look whether all is there, flush; rename; only then say so in the tracker; then look after the others.
+    """Describe, look whether all is there, flush; rename; only then say so in the tracker. Then it is complete.
 
-    Older ones go if `--keep-last` asks for it. Nodes with disks of their own do each step before any does the next. So
-    all disks have a checkpoint in common at any moment.
+    Nodes with disks of their own do each step before any does the next. So all disks have a checkpoint in common at any
+    moment.
     """
     partial, final, root = ending.partial, ending.final, ending.final.parent
 
@@ -86,14 +87,27 @@ def steps(ending: Ending) -> tuple[Callable[[], None], ...]:
             write_tracker(root, str(ending.best_iteration), BEST_TRACKER)
         write_tracker(root, str(ending.iteration))
 
-    def tidy() -> None:
-        """Read other folders, and remove some. None of it may cost the work that is now on the disk."""
-        write_companions(ending.config, root, ending.description.dtype, ending.resumed_from)
-        discard_surpassed(root)
-        discard_old(root, ending.config.options.keep_last)
-        remove_left_over(root)
+    return lambda: _describe(ending), lambda: put_in_place(partial, final), name_it
 
-    return lambda: _describe(ending), lambda: put_in_place(partial, final), name_it, tidy
+
+def tidy(ending: Ending) -> None:
+    """Look after what lies beside a checkpoint that is complete: companions, and older ones if `--keep-last` says so.
+
+    What is refused here is a warning. The work is on the disk, so neither the save nor the run has failed.
+    """
+    root = ending.final.parent
+    parts: tuple[Callable[[], object], ...] = (
+        lambda: write_companions(ending.config, root, ending.description.dtype, ending.resumed_from),
+        lambda: discard_surpassed(root),
+        lambda: discard_old(root, ending.config.options.keep_last),
+        lambda: remove_left_over(root),
+    )
+    for part in parts:
+        try:
+            part()
+        except (OSError, UserError) as error:
+            why = refusal(error) if isinstance(error, OSError) else str(error)
+            warn(f"{ending.final} is complete, and older checkpoints beside it could not be looked after ({why.rstrip('.')}).")
 
 
 def _describe(ending: Ending) -> None:

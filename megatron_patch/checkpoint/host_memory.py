@@ -70,7 +70,8 @@ def left_to_container(folder: Path = _CGROUP) -> int:
 
 def in_memory(folder: Path) -> bool:
     """Whether what is written there lies in memory, on a RAM disk."""
-    there = next(one for one in (folder, *folder.parents) if one.exists()).resolve()
+    # os.path's `exists` takes an error for no: whoever writes there says what it is.
+    there = next(one for one in (folder, *folder.parents) if os.path.exists(one)).resolve()
     disks = {Path(disk.mountpoint): disk.fstype for disk in psutil.disk_partitions(all=True)}
     mount = next((one for one in (there, *there.parents) if os.path.ismount(one)), Path("/"))
     return disks.get(mount) in ("tmpfs", "ramfs")

@@ -86,7 +86,7 @@ def _discard_or_tell(folder: Path) -> None:
     try:
         _discard(folder)
     except OSError as error:
-        _warn(f"{folder} is not wanted any more and could not be removed ({refusal(error).rstrip('.')}); remove it yourself.")
+        warn(f"{folder} is not wanted any more and could not be removed ({refusal(error).rstrip('.')}); remove it yourself.")
 
 
 def discard_surpassed(root: Path) -> None:
@@ -104,15 +104,23 @@ def discard_surpassed(root: Path) -> None:
 
 
 def remove_left_over(root: Path) -> None:
-    """Remove what was discarded, and what a kill left in the middle of a save; tens of GB for LLaMA-2 7B."""
-    for folder in root.glob(f"iter_*{_PARTIAL}"):
+    """Remove what was discarded, and what a kill left in the middle of a save; tens of GB for LLaMA-2 7B.
+
+    What the operating system refuses is a warning: this runs where a save has just failed, and on one rank alone.
+    """
+    try:
+        found = list(root.glob(f"iter_*{_PARTIAL}"))
+    except OSError as error:
+        warn(f"{root} cannot be looked through for what is left over ({refusal(error).rstrip('.')}); the next save looks again.")
+        return
+    for folder in found:
         try:
             if folder.is_symlink():  # a checkpoint that was moved to another disk; what the link names is the user's
                 folder.unlink()
             elif folder.is_dir():
                 shutil.rmtree(folder)
         except OSError as error:
-            _warn(f"{folder} is left over and could not be removed ({error}); remove it yourself.")
+            warn(f"{folder} is left over and could not be removed ({error}); remove it yourself.")
 
 
 def _discard(folder: Path) -> None:
@@ -188,11 +196,12 @@ def _told(root: Path, names: tuple[str, ...]) -> Iterator[None]:
         if (root / "config.json").is_file() and holds_tokenizer(root):
             return
         lacking = ", ".join(name for name in names if not (root / name).exists())
-        _warn(
+        warn(
             f"of {lacking} none could be copied to {root} ({str(error).rstrip('.')}). "
             "The checkpoint is whole; copy the tokenizer there before you convert it."
         )
 
 
-def _warn(sentence: str) -> None:
+def warn(sentence: str) -> None:
+    """Tell the user what could not be done beside a save."""
     _LOGGER.warning(f"warning: {sentence}")

@@ -18,7 +18,7 @@ from megatron_patch.checkpoint.contents import module, run_state
 from megatron_patch.checkpoint.optimizer_state import load_optimizer_state, name_as_saved, stored_groups
 from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.core import parallel
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, once_more
 from megatron_patch.folders.layout import read_model_description
 from megatron_patch.folders.recorded_run import read_run_config
 
@@ -47,8 +47,11 @@ def restore(folder: Path, model: Any, optimizer: ChainedOptimizer, scheduler: An
     Raises:
         UserError: a file is missing, damaged or refused, or holds something else than the state of such a run. Every
             rank raises it, and another checkpoint can be loaded into the same objects.
+        RefusedOnEveryRank: a file cannot be read for a reason that lies outside of it.
     """
-    state, same_layout = parallel.all_or_none(lambda: _asked_for(folder, model, optimizer, scheduler, trained_only))
+    state, same_layout = parallel.all_or_none(
+        lambda: once_more(lambda: _asked_for(folder, model, optimizer, scheduler, trained_only))
+    )
     loaded = load_checked(folder, state)
     # Looked through before any of it is used. So an error below is a bug of this program, and keeps its traceback.
     parallel.all_or_none(lambda: _check(folder, loaded, optimizer, scheduler))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_patch.checkpoint.adapter_folder import stores_base
 from megatron_patch.checkpoint.contents import contents_of
-from megatron_patch.checkpoint.finish import Ending, begin, steps
+from megatron_patch.checkpoint.finish import Ending, begin, steps, tidy
 from megatron_patch.checkpoint.housekeeping import partial_folder, remove_left_over
 from megatron_patch.checkpoint.local_output import keeps_folder, on_this_node
 from megatron_patch.checkpoint.refusals import SaveFailed, together
@@ -34,6 +34,7 @@ from megatron_patch.formats import progress as shown
 from megatron_patch.formats.distcp_metadata import COMMON, METADATA, backends_file
 from megatron_patch.formats.dtypes import of_precision
 from megatron_patch.formats.new_metadata import Chunk, Span, metadata_file
+from megatron_patch.processes import place
 
 Written = tuple[list[Chunk], dict[str, Span]]  # what a rank has written: its tensors, and key → place of its objects
 
@@ -72,12 +73,14 @@ def save_checkpoint(
         contents = contents_of(*parts, weights_only=weights_only, trained_only=trained_only)
         # Ranks have about as many bytes to write, so the first one's progress is shown for all.
         with shown.Progress("saving", contents.nbytes) if parallel.rank() == 0 else nullcontext() as shows:
-            spans = together(lambda: contents.write(partial, (lambda _: None) if shows is None else shows.add))
+            spans = together(lambda: contents.write(partial, place.advance if shows is None else _counted(shows)))
         everybodys = parallel.from_all_ranks(contents.described(spans))
         common = from_first_rank(contents.common) if config.options.local_output else contents.common
         left = on_this_node(ending(config, origin, progress, common, everybodys), everybodys)
         for step in steps(left):
             together(step if keeps else _nothing)
+            place.advance()
+        together(lambda: tidy(left) if keeps else None)  # the others wait, so that the next step's time is its own
     except SaveFailed:
         parallel.barrier()  # no rank writes any more
         if keeps:
@@ -89,6 +92,16 @@ def save_checkpoint(
 def _begin(partial: Path, only_best: bool) -> None:
     remove_left_over(partial.parent)
     begin(partial, only_best)
+
+
+def _counted(shows: shown.Progress) -> Callable[[int], None]:
+    """What counts written bytes for whoever watches for a standstill, and for the bar."""
+
+    def count(size: int) -> None:
+        place.advance(size)
+        shows.add(size)
+
+    return count
 
 
 def _nothing() -> None:

@@ -27,7 +27,7 @@ from torch.futures import Future
 
 from megatron_patch.checkpoint.elsewhere import Part, exchange
 from megatron_patch.core import parallel
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, naming, once_more
 from megatron_patch.formats.checksums import Record
 from megatron_patch.formats.distcp import ItemTensor, first_element, read_item, read_part
 from megatron_patch.formats.distcp_metadata import MAX_OBJECT, inside
@@ -107,16 +107,17 @@ class Reader(dcp.FileSystemReader):
         """Read an object, or let a thread read a tensor."""
         assert isinstance(planner, Planner)
         if request.type == LoadItemType.BYTE_IO:
-            planner.load_bytes(request, self._object(request))
+            planner.load_bytes(request, once_more(lambda: self._object(request)))
             return None
         item = self._item(request.storage_index)
         if request.dest_index.fqn in planner.allow_shape_mismatch_sharded_tensors:
             # core's planner has another tensor filled than the one that is asked for, one after the other.
             target = planner.resolve_tensor(request).detach()
-            self._read(item, request, target)
+            once_more(lambda: self._read(item, request, target))
             planner.commit_tensor(request, target)
             return None
-        return pool.submit(self._read, item, request, planner.resolve_tensor(request).detach())
+        target = planner.resolve_tensor(request).detach()
+        return pool.submit(once_more, functools.partial(self._read, item, request, target))
 
     def _exchange(self, planner: LoadPlanner, there: list[ReadItem]) -> None:
         """Put what other nodes have where it is asked for, and send them what they lack."""
@@ -139,7 +140,7 @@ class Reader(dcp.FileSystemReader):
                 self._count(data.numel())
 
         files = frozenset(info.relative_path for info in self.storage_data.values()) - self._elsewhere
-        exchange(files, list(requests), self._bytes, take)
+        exchange(files, list(requests), lambda part: once_more(lambda: self._bytes(part)), take)
 
     def _part(self, request: ReadItem) -> Part:
         """What names the part of a file that `request` is for, to every rank."""
@@ -150,14 +151,15 @@ class Reader(dcp.FileSystemReader):
     def _bytes(self, part: Part) -> torch.Tensor:
         """A part of a file of this node, uint8 [bytes]."""
         name, _, fqn, offset, firsts, lengths, kind = part
-        with open(inside(self._folder, name), "rb") as stream:
+        path = inside(self._folder, name)
+        with naming(path), open(path, "rb") as stream:
             if kind == LoadItemType.BYTE_IO.value:
                 info = self.storage_data[MetadataIndex(fqn)]
                 stream.seek(info.offset)
                 return torch.frombuffer(bytearray(stream.read(min(info.length, MAX_OBJECT + 1))), dtype=torch.uint8)
             item = self._item(MetadataIndex(fqn, torch.Size(offset)))
             asked = tuple(slice(first, first + count) for first, count in zip(firsts, lengths))
-            return read_part(stream, self._folder / name, fqn, item, asked).contiguous().reshape(-1).view(torch.uint8)
+            return read_part(stream, path, fqn, item, asked).contiguous().reshape(-1).view(torch.uint8)
 
     def _place(self, request: ReadItem) -> tuple[str, int]:
         info = self.storage_data[request.storage_index]
@@ -166,7 +168,7 @@ class Reader(dcp.FileSystemReader):
     def _object(self, request: ReadItem) -> Any:
         info = self.storage_data[request.storage_index]
         path = inside(self._folder, info.relative_path)
-        with open(path, "rb") as stream:
+        with naming(path), open(path, "rb") as stream:
             stream.seek(info.offset)
             return read_stored_object(path, stream, info.length, request.storage_index.fqn)
 
@@ -174,10 +176,13 @@ class Reader(dcp.FileSystemReader):
         """The description of the item; one, however many parts of it are asked for."""
         if index not in self._items:
             info = self.storage_data[index]
-            path = inside(self._folder, info.relative_path)
-            with open(path, "rb") as stream:
-                self._items[index] = read_item(stream, path, index.fqn, info.offset, info.length, self._shapes[index])
+            self._items[index] = once_more(lambda: self._described(index, info))
         return self._items[index]
+
+    def _described(self, index: MetadataIndex, info: Any) -> ItemTensor:
+        path = inside(self._folder, info.relative_path)
+        with naming(path), open(path, "rb") as stream:
+            return read_item(stream, path, index.fqn, info.offset, info.length, self._shapes[index])
 
     def _read(self, item: ItemTensor, request: ReadItem, target: torch.Tensor) -> None:
         """Fill `target` with what is asked for of an item."""

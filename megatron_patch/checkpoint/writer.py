@@ -10,7 +10,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 from megatron_patch.checkpoint.finish import Ending
-from megatron_patch.checkpoint.writing_process import Answer, Job
+from megatron_patch.checkpoint.writing_process import Answer, Job, Tidying
 from megatron_patch.processes.signals import held
 
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -48,8 +48,8 @@ class Writer:
         """Whether the process is no more."""
         return self._process.poll() is not None
 
-    def ask(self, request: Job | Ending | Path) -> None:
-        """Let it write files, make a checkpoint of a folder, or remove what is left over in one."""
+    def ask(self, request: Job | Ending | Tidying | Path) -> None:
+        """Let it write files, make a checkpoint of a folder, look after the others, or remove what is left over."""
         self._asked += 1
         with contextlib.suppress(OSError):  # it has ended, which `answer` says
             self._connection.send(request)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_patch.checkpoint.finish import Ending, finish
+from megatron_patch.checkpoint.finish import Ending, finish, tidy
 from megatron_patch.checkpoint.housekeeping import remove_left_over
 from megatron_patch.errors import UserError, refusal
 from megatron_patch.formats.new_files import PART_BYTES, NewFile, write_new_files
@@ -62,6 +62,13 @@ class Job:
     folder: Path
     files: dict[str, list[StagedPart]]
     objects: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Tidying:
+    """What follows when a checkpoint is complete: `tidy`."""
+
+    ending: Ending
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,8 @@ def serve(connection: Connection, memory: mmap.mmap) -> None:
                     places = writer.write(request)
                 elif isinstance(request, Ending):
                     finish(request)
+                elif isinstance(request, Tidying):
+                    tidy(request.ending)
                 else:
                     remove_left_over(request)
             except UserError as error:

@@ -119,7 +119,7 @@ class HangWatch:
     def _report(self) -> None:
         self._beats += 1
         places, iteration, what = place.now()
-        report = Report(self._beats, places, iteration, what, os.getpid(), socket.gethostname())
+        report = Report(self._beats, places, iteration, what, os.getpid(), socket.gethostname(), place.advanced())
         self._heartbeat.beat(report)
         self._store.set(f"report/{self._rank}", report.as_text())
         # If this thread itself comes to stand still, because the main thread keeps Python's lock in some library, a

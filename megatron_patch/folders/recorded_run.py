@@ -73,6 +73,7 @@ def read_run_config(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         UserError: it is no JSON object of the form that a training run writes.
+        OSError: it cannot be read.
     """
     path = folder / RUN_CONFIG
     if not path.is_file():
@@ -80,7 +81,7 @@ def read_run_config(folder: Path) -> dict[str, Any] | None:
     wrong = f"{path} is not what a training run writes there"
     try:
         content = json_object(path, _MOST_BYTES)
-    except (OSError, UserError) as error:
+    except UserError as error:
         raise UserError(f"{wrong} ({str(error).rstrip('.')}); or remove its folder.") from None
     if not all(isinstance(content.get(name), dict) for name in ("model", "options")):
         raise UserError(f"{wrong}: `model` and `options` are missing; copy the checkpoint again, or remove its folder.")

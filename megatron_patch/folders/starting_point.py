@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patch.config import TrainConfig
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, lies_outside, once_more, refusal
 from megatron_patch.folders.fingerprint import Origin, observe
 from megatron_patch.folders.layout import CheckpointLocation, iteration_folder, read_model_description, resolve_checkpoint
 from megatron_patch.folders.recorded_run import Comparison, compare, read_run_config
@@ -51,7 +51,12 @@ def find_start(config: TrainConfig) -> Start:
 
     Raises:
         UserError: a folder holds something else than the arguments ask for; each difference is named.
+        OSError: a file cannot be read for a reason that lies outside of it.
     """
+    return once_more(lambda: _found(config))
+
+
+def _found(config: TrainConfig) -> Start:
     origin = observe(config)
     own, damaged = own_checkpoint(config, origin)
     if own is not None:
@@ -69,6 +74,7 @@ def own_checkpoint(config: TrainConfig, origin: Origin) -> tuple[Path | None, tu
     Raises:
         UserError: the tracker names a folder that is not there or is damaged, and there is none before it; or the
             folder belongs to a run that learns something else, or holds weights alone.
+        OSError: a file cannot be read for a reason that lies outside of it.
     """
     root = Path(config.checkpoint_folder)
     tracker = read_tracker(root)
@@ -100,8 +106,7 @@ def own_checkpoint(config: TrainConfig, origin: Origin) -> tuple[Path | None, tu
 
 def usable_before(folder: Path) -> Path | None:
     """The last checkpoint of a run before `folder`'s, as far as can be seen without torch; None where there is none."""
-    number = int(folder.name.removeprefix("iter_"))
-    earlier = next(usable_up_to(folder.parent, number - 1), None)
+    earlier = next(usable_up_to(folder.parent, int(folder.name.removeprefix("iter_")) - 1), None)
     return None if earlier is None else iteration_folder(folder.parent, earlier)
 
 
@@ -114,14 +119,27 @@ def usable_up_to(root: Path, last: int) -> Iterator[int]:
 
 
 def _damage(folder: Path) -> str | None:
-    """Why the checkpoint `folder` cannot be used, as far as its JSON files tell; None if nothing speaks against it."""
+    """Why the checkpoint `folder` cannot be used, as far as its JSON files tell; None if nothing speaks against it.
+
+    Raises:
+        OSError: nobody knows, since they cannot be read for a reason that lies outside of them.
+    """
+    try:
+        return once_more(lambda: _damage_seen(folder))
+    except OSError as error:
+        if lies_outside(error):
+            raise
+        return refusal(error)
+
+
+def _damage_seen(folder: Path) -> str | None:
     if not folder.is_dir():
-        number = int(folder.name.removeprefix("iter_"))
-        return f"{folder.parent / TRACKER} says {number}, and there is no {folder.name}; remove that file to start anew."
+        number, tracker = int(folder.name.removeprefix("iter_")), folder.parent / TRACKER
+        return f"{tracker} says {number}, and there is no {folder.name}; remove that file to start anew."
     try:
         read_run_config(folder)
         read_model_description(folder)
-    except (OSError, UserError) as error:
+    except UserError as error:
         return str(error)
     return None
 

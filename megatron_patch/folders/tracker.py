@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, naming
 from megatron_patch.folders.durable_files import write_text
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -31,7 +31,7 @@ def read_tracker(root: str | Path, name: str = TRACKER) -> str | None:
     path = Path(root) / name
     if not path.is_file():
         return None
-    with open(path, encoding="utf-8", errors="replace") as stream:
+    with naming(path), open(path, encoding="utf-8", errors="replace") as stream:
         text = stream.read(4096).strip()
     if text != RELEASE and not re.fullmatch(f"[0-9]{{1,{_MOST_DIGITS}}}", text):
         raise UserError(f"{path} says {text[:40]!r}; it holds 'release' or an iteration's number: write that there.")

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from megatron_patch.errors import UserError, all_or_none, named
+from megatron_patch.errors import UserError, all_or_none, named, once_more
 
 _POLYNOMIAL = 0xEDB88320  # CRC-32's, its lowest power in the highest bit
 _BLOCK = 1 << 20  # bytes read at a time of what nobody has read
@@ -192,7 +192,7 @@ def finish_together(records: Iterable[Record], rank: int, exchange: Callable[[An
     def finish_share() -> None:
         for place, key in enumerate(sorted(merged)):
             if readers[key][place % len(readers[key])] == rank:
-                merged[key].finish()
+                once_more(merged[key].finish)
 
     all_or_none(finish_share, exchange)
     for one in own:

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata
 
-from megatron_patch.errors import UserError
-from megatron_patch.formats.nodes_file import lacking, lacking_sentence
+from megatron_patch.errors import UserError, naming
+from megatron_patch.formats.nodes_file import is_file, lacking, lacking_sentence
 from megatron_patch.formats.rebuilt_metadata import ALLOWED, rebuild_metadata
 from megatron_patch.formats.torch_files import load_object
 from megatron_patch.formats.unpickling import read_pickle
@@ -95,7 +95,7 @@ def _read_small(path: Path, limit: int) -> bytes:
     """All bytes of a file; UserError if it is missing or has more than `limit` bytes."""
     if not path.is_file():
         raise UserError(f"{path} is missing; the checkpoint is not whole: copy it again.")
-    with open(path, "rb") as stream:
+    with naming(path), open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > limit:
             raise UserError(f"{path} has {size} bytes, and no checkpoint needs more than {limit}; copy it again.")
@@ -111,7 +111,7 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts or not _is_below(path, folder):
         raise UserError(f"{folder / METADATA} names the file {name[:200]!r}, which lies outside the checkpoint; it was refused.")
-    if not os.path.isfile(path):  # pathlib's is_file raises if a name is longer than the system allows
+    if not is_file(path):
         raise UserError(
             lacking_sentence(folder) or f"{str(path)[:300]} is missing; the checkpoint is not whole: copy it again."
         )  # fmt: skip

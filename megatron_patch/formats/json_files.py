@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, naming
 
 _MOST_BYTES = 64 << 20  # of one file; the largest kind, tokenizer.json, has a few MB
 
@@ -23,14 +23,16 @@ def json_object(path: str | Path, most_bytes: int = _MOST_BYTES) -> dict[str, An
     """The JSON object that a file holds.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it cannot be read. It names the file.
         UserError: it is not JSON, not an object, nested too deeply, or larger than `most_bytes`.
     """
     path = Path(path)
     if path.stat().st_size > most_bytes:
         raise UserError(f"{path} has {path.stat().st_size} bytes, more than {most_bytes}; copy the right file there.")
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
+        with naming(path):
+            data = path.read_bytes()
+        content = json.loads(data.decode("utf-8"))
         json.dumps(content, ensure_ascii=False).encode("utf-8")  # raises for half of a surrogate pair
     except RecursionError:
         raise UserError(f"{path} is nested too deeply; copy the right file there.") from None

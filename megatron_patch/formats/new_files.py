@@ -22,6 +22,7 @@ from megatron_patch.formats.past_cache import (
     go_past_the_cache,
     go_through_the_cache,
     goes_past_the_cache,
+    hand_to_the_disk,
     reading_past_the_cache,
     reserve,
     whole_blocks,
@@ -167,20 +168,25 @@ class NewFile:
                 go_through_the_cache(self._descriptor, error)
                 continue
             data, position = data[count:], position + count
-            if not self._keeps_cache and not goes_past_the_cache(self._descriptor):
+            if not goes_past_the_cache(self._descriptor):
                 self._hand_over(count)
 
     def _hand_over(self, count: int) -> None:
         """Let the disk write what the cache holds, from time to time: the flush at the end is then short.
 
-        A checkpoint does not push everything else out of the cache either.
+        A file that stays in the cache is waited for, so that what is counted as written has left it but for the last
+        pieces. One that does not stay leaves room there for others.
         """
         with self._lock:
             self._cached += count
             is_much = self._cached >= _WRITE_BACK
             if is_much:
                 self._cached = 0
-        if is_much and self._descriptor is not None:
+        if not is_much or self._descriptor is None:
+            return
+        if self._keeps_cache:
+            hand_to_the_disk(self._descriptor)
+        else:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:

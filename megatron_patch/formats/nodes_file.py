@@ -6,8 +6,8 @@ other.
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,14 +57,29 @@ def _is_node(value: object) -> bool:
     return isinstance(files, list) and all(isinstance(name, str) and Path(name).name == name for name in files)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file.
+
+    Raises:
+        OSError: the system cannot say. os.path's `isfile` would take that for no, and a sound file for a missing one.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a damaged name
+            return False
+        raise
+
+
 def lacking(folder: Path) -> dict[int, list[str]]:
     """Node → its files that are not in `folder`; nodes that lack none are left out.
 
     Raises:
         UserError: as `read_nodes`.
+        OSError: as `is_file`.
     """
     found = {
-        number: [name for name in node.files if not os.path.isfile(folder / name)]
+        number: [name for name in node.files if not is_file(folder / name)]
         for number, node in enumerate(read_nodes(folder))
     }  # fmt: skip
     return {number: names for number, names in found.items() if names}

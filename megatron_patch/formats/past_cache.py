@@ -20,7 +20,8 @@ import numpy as np
 BLOCK = 4096  # bytes; no disk has larger ones
 _DIRECT, _AT_ONCE = getattr(os, "O_DIRECT", 0), getattr(os, "RWF_NOWAIT", 0)  # Linux has them
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
-_NOT_RESERVED = (*_REFUSED, errno.ENOSYS, errno.EINTR)
+_NOT_THERE = (*_REFUSED, errno.ENOSYS, errno.EINTR)
+_WAIT_BEFORE, _WRITE = 1, 2  # flags of Linux' sync_file_range
 _of_thread = threading.local()
 
 
@@ -61,8 +62,26 @@ def reserve(descriptor: int, size: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
         number = ctypes.get_errno()
-        if number not in _NOT_RESERVED:
+        if number not in _NOT_THERE:
             raise OSError(number, os.strerror(number))
+
+
+def hand_to_the_disk(descriptor: int) -> None:
+    """Wait until the disk has what it was handed before of a file, and hand it what the page cache has got since.
+
+    So the disk always has something to write, and what it lacks stays little: the flush at the end is short.
+
+    Raises:
+        OSError: the disk is full or fails. A later flush of the file would not say it again.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)  # Linux has it
+    if call is not None:
+        if not call(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _WAIT_BEFORE | _WRITE):
+            return
+        if (number := ctypes.get_errno()) not in _NOT_THERE:
+            raise OSError(number, os.strerror(number))
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(descriptor)
 
 
 def goes_past_the_cache(descriptor: int) -> bool:

@@ -20,7 +20,14 @@ SENTENCES = {
         "{0} 都未能复制到 {1}（{2}）。检查点是完整的；转换之前请把分词器复制过去。"
     ),
     "{} is left over and could not be removed ({}); remove it yourself.": "{0} 是残留的，未能删除（{1}）；请自行删除。",
+    "{} cannot be looked through for what is left over ({}); the next save looks again.": (
+        "无法在 {0} 中查找残留的文件夹（{1}）；下一次保存时会再查找。"
+    ),
+    "{} is complete, and older checkpoints beside it could not be looked after ({}).": (
+        "{0} 已完整保存，但未能整理旁边较早的检查点（{1}）。"
+    ),
     # background, staging, writer, host_memory
+    "{} is complete; then {}.": "{0} 已完整保存；随后：{1}。",
     "{} has {} GB of memory free, and writing a checkpoint beside the training takes {} GB: checkpoints are written tensor by tensor, "
     "while the training waits.": (
         "{0} 有 {1} GB 可用内存，而与训练同时写检查点需要 {2} GB：检查点将逐个张量地写，训练在此期间等待。"

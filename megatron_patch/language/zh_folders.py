@@ -272,4 +272,6 @@ SENTENCES = {
     "{}{}; mount it writable, or name another place.": "{0}{1}；请以可写方式挂载，或换一个位置。",
     "{}{}; it is not there, or was removed or renamed while this ran.": "{0}{1}；它不存在，或在运行期间被删除或改名。",
     "{}{}; the disk, or the network to it, fails.": "{0}{1}；磁盘或通往它的网络出了故障。",
+    "{}{}; the file server, or the network to it, does not answer.": "{0}{1}；文件服务器或通往它的网络没有应答。",
+    "{}{}; raise the limit of open files (ulimit -n).": "{0}{1}；请提高可打开文件数的上限（ulimit -n）。",
 }

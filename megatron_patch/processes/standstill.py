@@ -19,6 +19,7 @@ class Report:
         places: how many places the main thread has come to (`place.move`), equal on all ranks at equal places.
         iteration, what: the place.
         pid, host: the process.
+        done: grows while something long goes on at one place (`place.advance`); ranks have different numbers.
     """
 
     beats: int
@@ -27,6 +28,7 @@ class Report:
     what: str
     pid: int
     host: str
+    done: int = 0
 
     def as_text(self) -> str:
         """For the store."""
@@ -42,7 +44,7 @@ class Observer:
     """Watches the reports of all ranks.
 
     Args:
-        limit: seconds for which a rank may stand at one place.
+        limit: seconds for which a rank may stand at one place without coming further there.
         longest_look: seconds between two looks above which it was the observer that stood still, as when a whole job
             was stopped and went on; then it begins anew.
     """
@@ -50,7 +52,7 @@ class Observer:
     def __init__(self, limit: float, longest_look: float) -> None:
         self._limit, self._longest_look = limit, longest_look
         self._beat_since: dict[int, tuple[int, float]] = {}  # rank → (its count, since when)
-        self._place_since: dict[int, tuple[int, float]] = {}
+        self._place_since: dict[int, tuple[tuple[int, int], float]] = {}  # rank → (place and what is done there, …)
         self._looked: float | None = None
         self._began: float | None = None
 
@@ -68,9 +70,11 @@ class Observer:
         self._looked = now
         self._began = now if self._began is None else self._began
         for rank, report in reports.items():
-            for kept, count in ((self._beat_since, report.beats), (self._place_since, report.places)):
-                if kept.get(rank, (None, 0.0))[0] != count:
-                    kept[rank] = (count, now)
+            if self._beat_since.get(rank, (None, 0.0))[0] != report.beats:
+                self._beat_since[rank] = (report.beats, now)
+            here = report.places, report.done
+            if self._place_since.get(rank, (None, 0.0))[0] != here:
+                self._place_since[rank] = (here, now)
         silent = [rank for rank in reports if now - self._beat_since[rank][1] > self._limit]
         if silent:
             return silent

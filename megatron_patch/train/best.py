@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 from megatron_patch.data.batches import RunData
@@ -33,9 +34,12 @@ def why_over(state: TrainState) -> str | None:
 
 
 def best_folder(state: TrainState) -> Path | None:
-    """The checkpoint of the lowest validation loss; None where `--save-best` was not asked for, or it is not there."""
+    """The checkpoint of the lowest validation loss; None where `--save-best` was not given, or it is not seen.
+
+    What is asked for it is a line of advice, so a file server that does not answer ends no run.
+    """
     folder = iteration_folder(state.config.checkpoint_folder, state.best_iteration)
-    return folder if state.config.options.save_best and state.best_loss is not None and folder.is_dir() else None
+    return folder if state.config.options.save_best and state.best_loss is not None and os.path.isdir(folder) else None
 
 
 def said_of_best(state: TrainState) -> str | None:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from megatron_patch.data.batches import BatchPlan
 from megatron_patch.errors import RunStopped
-from megatron_patch.folders.layout import iteration_folder
-from megatron_patch.folders.tracker import read_tracker
 from megatron_patch.train.log import RunLog
 from megatron_patch.train.state import StepResult, TrainState
 
@@ -112,12 +110,13 @@ def _samples(plan: BatchPlan, iteration: int) -> str:
 
 
 def last_checkpoint(state: TrainState) -> str:
-    """A sentence about the checkpoint that the same command goes on from."""
-    root = Path(state.config.checkpoint_folder)
-    tracker = read_tracker(root)
-    if tracker is None or not tracker.isdecimal():
-        return f"The run has no checkpoint in {root}."
-    return f"The last good checkpoint is {iteration_folder(root, int(tracker))}."
+    """A sentence about the checkpoint that the same command goes on from.
+
+    No file is read for it: it is said where the disk or the file server has just failed.
+    """
+    if state.last_checkpoint is None:
+        return f"The run has no checkpoint in {Path(state.config.checkpoint_folder)}."
+    return f"The last good checkpoint is {state.last_checkpoint}."
 
 
 def is_loss_finite(result: StepResult) -> bool:

@@ -19,7 +19,7 @@ from megatron_patch.checkpoint.run_progress import RunProgress
 from megatron_patch.checkpoint.save import save_checkpoint
 from megatron_patch.config import Options
 from megatron_patch.core import parallel
-from megatron_patch.errors import RunStopped
+from megatron_patch.errors import RunStopped, refusal
 from megatron_patch.folders.tracker import BEST_TRACKER
 from megatron_patch.processes import place
 from megatron_patch.train.health import Health, is_loss_finite, last_checkpoint
@@ -213,13 +213,21 @@ def _tell_saved(
         seconds: that it took.
         at_a_signal: that it would take if nothing ran beside it.
     """
-    iteration = progress.iteration
+    iteration, state.last_checkpoint = progress.iteration, folder
     if state.config.options.save_best and iteration == progress.best_iteration:
         log.line(f"  the lowest validation loss so far: {BEST_TRACKER} names iteration {iteration}")
     _warn_of_grace(state, log, at_a_signal)
     if log.active:
-        size = folder_bytes(folder) if folder.is_dir() else 0  # --keep-last may have removed it since
-        log.event("save", iteration=iteration, seconds=seconds, bytes=size, folder=str(folder))
+        log.event("save", iteration=iteration, seconds=seconds, bytes=_size(folder, log), folder=str(folder))
+
+
+def _size(folder: Path, log: RunLog) -> int:
+    """The bytes of a checkpoint's files. 0 where --keep-last has removed it since, or they cannot be counted."""
+    try:
+        return folder_bytes(folder) if folder.is_dir() else 0
+    except OSError as error:  # the checkpoint is complete; only this rank looks, so it alone would end
+        log.warn(f"the size of {folder} cannot be told ({refusal(error).rstrip('.')}); the checkpoint is complete.")
+        return 0
 
 
 def _warn_of_grace(state: TrainState, log: RunLog, seconds: float) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from megatron_patch.checkpoint.local_output import keeps_folder
 from megatron_patch.checkpoint.restore import restore
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import messages, parallel
-from megatron_patch.errors import OnEveryRank, UserError
+from megatron_patch.errors import OnEveryRank, RefusedOnEveryRank, UserError
 from megatron_patch.folders.fingerprint import fingerprint
 from megatron_patch.folders.layout import iteration_folder
 from megatron_patch.folders.starting_point import Start, damage_sentence, find_start, usable_before, usable_up_to
@@ -40,6 +41,7 @@ def start_state(state: TrainState, log: RunLog) -> None:
 
     Raises:
         OnEveryRank: what was named is damaged, or the run's own checkpoints all are.
+        RefusedOnEveryRank: a file cannot be read for a reason that lies outside of it. Nothing has been moved aside.
     """
     asked = state.config
     while True:
@@ -53,12 +55,15 @@ def start_state(state: TrainState, log: RunLog) -> None:
             return
         if not stores_base(state.config):
             _load_frozen(state, log)
+        is_own = start.folder.parent == Path(asked.checkpoint_folder)
         try:
             _restore(state, start.folder, log)
+            state.last_checkpoint = start.folder if is_own else None
             return
         except UserError as error:
-            is_own = start.folder.parent == Path(asked.checkpoint_folder)
-            instead = _before(start.folder, asked) if is_own else None
+            # Rights, or a file server that does not answer, say nothing against the checkpoint.
+            is_damaged = is_own and not isinstance(error, RefusedOnEveryRank)
+            instead = _before(start.folder, asked) if is_damaged else None
             if instead is None:
                 raise
             _set_aside(state.config, start.folder, str(error), instead, log)
@@ -87,9 +92,9 @@ def _agreed_start(config: TrainConfig) -> Start:
 def _before(folder: Path, config: TrainConfig) -> Path | None:
     """The last checkpoint before `folder` that can be used, on every node if each has its own; else None."""
     if not config.options.local_output:
-        return parallel.from_all_ranks(usable_before(folder))[0]
+        return parallel.from_all_ranks(parallel.all_or_none(lambda: usable_before(folder)))[0]
     number = int(folder.name.removeprefix("iter_"))
-    common = _in_common(list(usable_up_to(folder.parent, number - 1)))
+    common = _in_common(parallel.all_or_none(lambda: list(usable_up_to(folder.parent, number - 1))))
     return iteration_folder(folder.parent, common[0]) if common else None
 
 
@@ -114,7 +119,8 @@ def _start_in_common(config: TrainConfig, log: RunLog) -> Start:
     damaged = tuple(dict(pair for _, _, pairs in found for pair in pairs).items())
     if len({view for _, view, _ in found}) == 1:
         return replace(start, damaged=damaged)
-    common = _in_common([] if own is None else list(usable_up_to(root, int(own.name.removeprefix("iter_")))))
+    last = -1 if own is None else int(own.name.removeprefix("iter_"))
+    common = _in_common(parallel.all_or_none(lambda: list(usable_up_to(root, last))))
     nodes = {node: name for node, (name, _, _), _ in found}
     seen = ", ".join(f"node {node} has {name}" for node, name in sorted(nodes.items()))
     if not common:
@@ -131,7 +137,8 @@ def _mark(folder: Path | None) -> str:
     """What tells a checkpoint from another of the same number."""
     if folder is None:
         return ""
-    small = [name for name in (".metadata", "common.pt", "run_config.json") if (folder / name).is_file()]
+    # os.path's `isfile` takes an error for no: one rank alone looks here, and whoever reads the file says what it is.
+    small = [name for name in (".metadata", "common.pt", "run_config.json") if os.path.isfile(folder / name)]
     return fingerprint((name, folder / name) for name in small)
 
 

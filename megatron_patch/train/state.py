@@ -5,6 +5,7 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class TrainState:
         has_saved: whether it has saved a checkpoint.
         step_seconds: that the last step took.
         background: the saves beside the training, which an update may have to wait for; None if there are none.
+        last_checkpoint: the run's own that the same command goes on from; None as long as there is none.
     """
 
     config: TrainConfig
@@ -73,6 +75,7 @@ class TrainState:
     has_saved: bool = False
     step_seconds: float = 0.0
     background: BackgroundSaves | None = None
+    last_checkpoint: Path | None = None
 
     def close(self) -> None:
         """Let go of graphs and of other ranks' memory. Call it before NCCL's communicators are taken down."""

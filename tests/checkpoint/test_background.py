@@ -15,7 +15,9 @@ import pytest
 
 from megatron_patch.checkpoint import background, host_memory, staging, writer
 from megatron_patch.checkpoint.background import BackgroundSaves
+from megatron_patch.checkpoint.contents import Contents
 from megatron_patch.errors import RunStopped
+from megatron_patch.processes import place
 from tests.faults.disks import absent, fill, small_disk
 from tests.faults.in_process import config_of, digest, iterations_in, train
 from tests.launching import run_ranks
@@ -91,6 +93,31 @@ def test_a_full_disk_is_told_and_the_next_save_is_tried(fails, whole, alone, mon
         (warning,) = log.warnings
         assert warning.startswith("iteration 4 could not be saved (") and "No space left on device" in warning
         assert iterations_in(config) == [f"iter_{number:07d}" for number in (2, 6, 8)] and digest(state) == whole
+
+
+@pytest.mark.parametrize("beside", ["true", "false"])
+def test_a_save_that_is_waited_for_comes_further_at_its_place(beside, alone, tmp_path, monkeypatch):
+    """By all of its bytes, or with each look at the process that writes them; the place that ranks compare stays."""
+    seen, written, looks = [], itertools.count(1), itertools.count()
+    kind, name = (Contents, "write") if beside == "false" else (BackgroundSaves, "wait")
+    call = getattr(kind, name)
+
+    def noted(self, *arguments):
+        before, at = place.advanced(), place.now()
+        found = call(self, *arguments)
+        seen.append((place.advanced() - before, place.now() == at))
+        return found
+
+    def poll(self, call=BackgroundSaves.poll):
+        return None if next(looks) < 3 else call(self)
+
+    monkeypatch.setattr(kind, name, noted)
+    monkeypatch.setattr(BackgroundSaves, "poll", poll)
+    monkeypatch.setattr(staging.Staging, "written", property(lambda self: next(written)))
+    state, _ = train(config_of(tmp_path, iterations=2, async_save=beside), alone)
+    least = 3 if beside == "true" else 3 * sum(one.nbytes for one in state.model.parameters())
+    ((count, stays),) = seen
+    assert count >= least and stays
 
 
 @pytest.mark.parametrize("lacking", ["has 0.0 GB of memory free", "Resource temporarily unavailable"])

@@ -12,6 +12,7 @@ import struct
 import threading
 import zipfile
 import zlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +96,48 @@ def test_parts_of_any_size_stand_in_their_order(tmp_path, file_system, monkeypat
     write_new_files(files, told.append)
     assert [(tmp_path / str(number)).read_bytes() for number in range(3)] == wanted
     assert sum(told) == sum(map(len, wanted))
+
+
+def test_what_is_counted_has_left_the_cache_but_for_the_last_pieces(tmp_path, monkeypatch):
+    """Of a file that stays there. Its flush at the end would otherwise be most of the time."""
+    monkeypatch.setattr(new_files, "_WRITE_BACK", 4 * BLOCK)
+    told, handed, left = [0], [0], []
+
+    def hand(descriptor):
+        handed[0] = told[0]
+
+    def count(size):
+        told[0] += size
+        left.append(told[0] - handed[0])
+
+    monkeypatch.setattr(new_files, "hand_to_the_disk", hand)
+    file = NewFile(tmp_path / "file", keeps_cache=True)
+    for _ in range(200):
+        file.add(BLOCK, lambda out: None)
+    write_new_files([file], count)
+    assert told == [200 * BLOCK] and max(left) <= (4 + 2 * new_files.THREADS) * BLOCK
+
+
+@pytest.mark.parametrize("calls", ["the kernel's", "none of them"])
+def test_the_disk_s_refusal_of_what_the_cache_hands_it_names_the_file(calls, tmp_path, monkeypatch):
+    """It is told once, and here; the flush at the end would not tell it again."""
+    monkeypatch.setattr(new_files, "_WRITE_BACK", BLOCK)
+
+    def refused(*_):
+        if calls == "the kernel's":
+            ctypes.set_errno(errno.EIO)
+            return -1
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    libc = SimpleNamespace(sync_file_range=refused) if calls == "the kernel's" else SimpleNamespace()
+    monkeypatch.setattr(past_cache.ctypes, "CDLL", lambda *_, **__: libc)
+    monkeypatch.setattr(os, "fdatasync", refused)
+    file = NewFile(tmp_path / "file", keeps_cache=True)
+    for _ in range(3):
+        file.add(BLOCK, lambda out: None)
+    with pytest.raises(OSError, match="Input/output error: .*file") as failed:
+        write_new_files([file], lambda count: None)
+    assert failed.value.filename == str(tmp_path / "file")
 
 
 def test_the_first_error_ends_all_and_leaves_no_file_open(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from megatron_patch.processes.standstill import Observer, Report, report_of, verdict
 
 LIMIT = 60.0
@@ -50,6 +52,15 @@ def test_a_job_that_was_stopped_as_a_whole_and_goes_on_is_left_alone():
 def test_one_rank_that_moves_is_no_standstill():
     observer = Observer(LIMIT, longest_look=20)
     assert not any(observer.look(reports([now, 3], [now, now]), now) for now in range(0, 300, 5))
+
+
+def test_who_comes_further_at_one_place_does_not_stand_still():
+    """A save or a flush that takes longer than the limit. As soon as it does not go on, it is what it was."""
+    observer, found = Observer(LIMIT, longest_look=20), None
+    for now in range(0, 600, 5):
+        told = {rank: replace(report, done=min(now, 300) * rank) for rank, report in reports([41, 41], [now, now]).items()}
+        found = found or ((now, guilty) if (guilty := observer.look(told, 1000.0 + now)) else None)
+    assert found == (365, [0, 1])
 
 
 def test_sentences():
