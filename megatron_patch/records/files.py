@@ -29,7 +29,7 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
             files += inside
         elif not path.is_file():
             raise UserError(f"{path} does not exist; give a data file, or a folder of {', '.join(SUFFIXES[:5])} files.")
-        elif not path.name.endswith(SUFFIXES) and not holds_json(path):
+        elif not is_json(path):
             raise UserError(
                 f"{path} has no suffix that is read, and does not begin as JSON does; "
                 f"name it {', '.join(SUFFIXES[:5])} after its form."
@@ -37,6 +37,11 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
         else:
             files.append(path)
     return files
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file is read as records: its ending decides; without a known one, its content."""
+    return path.name.endswith(SUFFIXES) or holds_json(path)
 
 
 def holds_json(path: Path) -> bool:
