@@ -164,7 +164,7 @@ def _said(run: RunShape, changed: RunShape) -> tuple[tuple[str, ...], int]:
         (changed.use_distributed_optimizer != run.use_distributed_optimizer, "DO true", 1),
         (changed.use_flash_attn != run.use_flash_attn, "FL true", 0),
         (changed.micro_batch_size != run.micro_batch_size, f"BATCH_SIZE {changed.micro_batch_size}", 2),
-        (not same_tp, f"TP {tp}{f' with {split}' if tp > 1 else ''}", 10 * tp),
+        (not same_tp, " with ".join((f"TP {tp}", split)[: min(tp, 2)]), 10 * tp),
         (same_tp and changed.sequence_parallel != run.sequence_parallel, split, 1),
         (pp != run.pipeline_model_parallel_size, f"PP {pp}", 12 * pp),
         (changed.recompute != run.recompute, "AC full", 25),
