@@ -16,11 +16,11 @@ from megatron_patch.arguments.argument import Argument
 from megatron_patch.arguments.command_line import given_texts
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.lora import with_lora
-from megatron_patch.arguments.option_rows import ACCUMULATION, LAUNCHER
+from megatron_patch.arguments.option_rows import LAUNCHER
 from megatron_patch.arguments.original import refuse_original
 from megatron_patch.arguments.precision import PrecisionReader
 from megatron_patch.arguments.processes import Processes, plan_processes, processes_finding
-from megatron_patch.arguments.ranges import option_findings
+from megatron_patch.arguments.ranges import option_findings, without_effect
 from megatron_patch.arguments.room_on_disk import closed_folder, space_finding
 from megatron_patch.arguments.training_list import FINETUNE, FINETUNE_WITH_GA, PRETRAIN
 from megatron_patch.config import Options, TrainConfig
@@ -65,10 +65,9 @@ def read(task: str, argv: Sequence[str]) -> Reading:
     raw = {argument.name: texts[argument.dest] for argument in script.documented}
     learns = "pretrain" if script is PRETRAIN else "finetune"
     reader = _Reader(learns, script.by_name, _without_bad_paths(script.documented, raw, findings), findings, [])
-    if learns == "finetune":
-        given = [one.flag for one in script.others if one.dest in texts and one not in ACCUMULATION]
-        reader.notes += [f"{flag} is for pre-training, and changes nothing here." for flag in given]
-    reading = replace(reader.reading(options), **of_launcher)
+    reading = reader.reading(options)
+    notes = without_effect(script, texts, reading.config.reads_json)
+    reading = replace(reading, notes=(*notes, *reading.notes), **of_launcher)
     reader.findings.exit_if_any(script.name)
     return reading
 
