@@ -9,7 +9,6 @@ from pathlib import Path
 
 from megatron_patch.arguments.command_line import Texts, given_texts
 from megatron_patch.arguments.conversion_list import CONVERT, DEFAULT_FILE_BYTES
-from megatron_patch.arguments.divisibility import layout_findings
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
 from megatron_patch.errors import UserError
@@ -32,6 +31,7 @@ from megatron_patch.folders.trained_form import base_layout, read_form
 from megatron_patch.formats.peft_adapter import read_config
 from megatron_patch.formats.placeholders import refuse_placeholders
 from megatron_patch.formats.typed import path_problem, unwritable
+from megatron_patch.llama.divisibility import layout_findings
 from megatron_patch.llama.model_config import LLAMA_SIZES, LlamaConfig, read_hf_config, shape_differences
 
 SCRIPT = CONVERT.name

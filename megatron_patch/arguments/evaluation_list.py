@@ -20,13 +20,14 @@ EVALUATE = Script(
         documented("SEQ_LEN", "--seq-length", "whole", "序列长度", range=_ONE,
                    en="Tokens of a window over long texts; the most that PAD_LEN may be."),
         documented("PAD_LEN", "--max-padding-length", "whole", "Padding长度", range=Range(2),
-                   en="Fine-tuning data: samples are cut to it, as in training. Other data does not use it."),
+                   en="Fine-tuning data: samples are cut to it, as in training; for a run with --packing, which cuts at SEQ_LEN, "
+                   "write that. Other data does not use it."),
         *rows("EXTRA_VOCAB_SIZE"),
         PRECISION,
         *rows("TP PP"),
         documented("DATASET_PATH", "--data-path", "data", "评估数据集路径, 可用空格或逗号分隔多个",
-                   en="Fine-tuning JSON, plain text, JSON Lines with text, or the prefix of a .bin/.idx pair; several between "
-                   "blanks or commas."),
+                   en="Fine-tuning data or documents with text (JSON or Parquet), plain text, or the prefix of a .bin/.idx pair; "
+                   "several between blanks or commas."),
         checkpoint("PRETRAIN_CHECKPOINT_PATH", "待评估的模型路径"),
     ),
     flags=(

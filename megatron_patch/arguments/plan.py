@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from megatron_patch.arguments.command_line import given_texts
-from megatron_patch.arguments.divisibility import layout_findings, processes_finding
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.gpus import find_driver, lacks_fp8
 from megatron_patch.arguments.plan_list import PLAN
-from megatron_patch.arguments.processes import Processes
+from megatron_patch.arguments.processes import Processes, processes_finding
 from megatron_patch.errors import UserError
 from megatron_patch.formats.peft_adapter import LoraConfig
+from megatron_patch.llama.divisibility import (
+    fp8_layers_finding,
+    fp8_tokens_finding,
+    fp8_width_finding,
+    layout_findings,
+    split_finding,
+)
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config
+from megatron_patch.llama.position_limit import length_finding, with_positions
 from megatron_patch.plan.fitting import GPUS, Gpu, of_this_machine
 from megatron_patch.plan.memory import RunShape
 
@@ -37,7 +44,8 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
     tp, pp, micro = (value[name] for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size"))
     gpu, own = (GPUS[value["gpu"]], 1) if value["gpu"] else _this_machine()
     processes = Processes(value["nodes"], 0, value["gpus"] or own, "", 0)
-    if not findings.is_about(PLAN.documented[0]):
+    known = None if findings.is_about(PLAN.documented[0]) else model
+    if known:
         rows = model.vocab_size + value["extra_vocab_size"]
         for name, problem in layout_findings(model, tp, pp, rows, processes.world_size):
             findings.add_flag(_FLAGS[name], tp if name == "TP" else pp, problem)
@@ -45,16 +53,16 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
     if undivided and not any(map(findings.is_about_flag, _FLAGS.values())):
         findings.add_flag(_FLAGS["TP"], tp, undivided)
     replicas = max(1, processes.world_size // (tp * pp))
-    step = micro * replicas
-    usual = _MICRO_BATCHES * step
+    usual = _MICRO_BATCHES * (step := micro * replicas)
     samples = findings.values([_GLOBAL_BATCH], texts, {_GLOBAL_BATCH.dest: usual})[_GLOBAL_BATCH.dest] or usual
     if samples % step and not findings.is_about(_GLOBAL_BATCH):
         problem = f"it must be a multiple of {micro} × {replicas} replicas: write {max(step, samples - samples % step)}."
         findings.add(_GLOBAL_BATCH, samples, problem)
     _check_kinds(value, gpu, findings)
+    _check_rows(value, known, findings)
     findings.exit_if_any(PLAN.name)
     run = RunShape(
-        model=model,
+        model=with_positions(model, value["seq_length"])[0],
         extra_vocab_size=value["extra_vocab_size"],
         precision=value["precision"],
         sample_length=value["seq_length"],
@@ -68,6 +76,7 @@ def read_plan(argv: Sequence[str]) -> tuple[RunShape, Gpu, int, int]:
         use_flash_attn=value["use_flash_attn"],
         recompute=value["activation_checkpoint"],
         lora=_lora(value["lora_rank"], value["extra_vocab_size"], value["qlora"]),
+        fp8_layers=value["fp8_layers"],
     )
     return run, gpu, processes.per_node, value["nodes"]
 
@@ -81,6 +90,25 @@ def _check_kinds(value: Mapping[str, Any], gpu: Gpu, findings: Findings) -> None
         findings.add_flag("--qlora", "true", wanted)
     elif value["precision"] == "fp8" and value["qlora"]:
         findings.add_flag("--qlora", "true", "weights in 4 bits have no FP8 products: write bf16, or remove the flag.")
+
+
+def _check_rows(value: Mapping[str, Any], model: LlamaConfig | None, findings: Findings) -> None:
+    """Look whether the runs' own checks take SEQ_LEN and fp8; without a model, those that need none."""
+    tp, length = value["tensor_model_parallel_size"], value["seq_length"]
+    fits_tp = not findings.is_about_flag(_FLAGS["TP"])
+    split = tp if value["sequence_parallel"] and fits_tp else 1
+    in_fp8 = value["precision"] == "fp8"
+    if in_fp8 and model and fits_tp and (problem := fp8_width_finding(model, tp)):
+        findings.add_flag("--precision", "fp8", problem)
+    if in_fp8 and model and (problem := fp8_layers_finding(model, value["fp8_layers"])):
+        findings.add_flag("--fp8-layers", value["fp8_layers"], problem)
+    problem = split_finding(length, split)
+    if in_fp8 and not problem and not findings.is_about_flag("--micro-batch-size"):
+        problem = fp8_tokens_finding(length, value["micro_batch_size"], split)
+    if model and not problem and not value["allow_longer_sequences"]:
+        problem = length_finding(model, length)
+    if problem and not findings.is_about_flag("--seq-length"):
+        findings.add_flag("--seq-length", length, problem)
 
 
 def _lora(rank: int, extra_vocab_size: int, quantizes: bool) -> LoraConfig | None:

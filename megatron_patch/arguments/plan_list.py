@@ -41,6 +41,10 @@ PLAN = Script(
                 en="LoRA of this rank on all linear layers; 0 trains all weights."),
         flagged("--qlora", "boolean", "LoRA：冻结的线性层以 4 位保存", default=False,
                 en="LoRA over linear layers in 4 bits."),
+        flagged("--fp8-layers", "whole", "fp8：模型开头和末尾各有这么多层的矩阵乘法保持 bf16", range=Range(most=10_000),
+                default=0, en="With fp8, layers at either end of the model whose products stay in bf16."),
+        flagged("--allow-longer-sequences", "boolean", "允许比模型 max_position_embeddings 更长的序列", default=False,
+                en="Whether SEQ_LEN may be above the model's max_position_embeddings."),
         flagged("--sequence-parallel", "boolean", "SP", default=True, en="SP; nothing with TP 1."),
     ),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from megatron_patch.arguments.gpus import visible_gpus
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.typed import whole_number
+from megatron_patch.llama.divisibility import divisors_of
 
 
 @dataclass(frozen=True)
@@ -163,3 +164,14 @@ def free_port() -> int:
                 continue
             return port
     raise UserError("None of 100 TCP ports between 12000 and 32000 is free; set MASTER_PORT to one that is.")
+
+
+def processes_finding(processes: Processes, tp: int, pp: int) -> str | None:
+    """Why the processes cannot be parted into copies of the model; None where they can."""
+    count = processes.world_size
+    if count % (tp * pp) == 0:
+        return None
+    return (
+        f"TP × PP = {tp * pp} must divide the {count} processes (nodes × processes per node = {processes.nodes} × "
+        f"{processes.per_node}): write ones whose product is one of {divisors_of(count)}, or use more GPUs."
+    )

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
+from megatron_patch.arguments.argument import Script
+from megatron_patch.arguments.option_rows import ACCUMULATION, EVALUATION
 from megatron_patch.config import Options
 from megatron_patch.formats.typed import number
 from megatron_patch.sinks.tracker import missing_libraries
+
+# Indexed data has its tokens already. --packing is refused there, since it would be missed.
+_OF_JSON = ("--template", "--max-bad-fraction", "--tokenizer-engine")
 
 
 def option_findings(by_epochs: bool, options: Options, refused: Callable[[str], bool]) -> Iterator[tuple[str, object, str]]:
@@ -36,6 +41,24 @@ def option_findings(by_epochs: bool, options: Options, refused: Callable[[str], 
         wanted = "it is for fine-tuning by EPOCH; here GLOBAL_BATCH_SIZE says it: remove the flag."
         yield "--gradient-accumulation-steps", options.gradient_accumulation_steps, wanted
     yield from missing_libraries(options)
+
+
+def without_effect(script: Script, given: Container[str], reads_json: bool) -> list[str]:
+    """A line for each flag that was given and changes nothing in this script, or for this data.
+
+    given: `dest` of every argument that was.
+    """
+    notes = []
+    for one in script.others:
+        if one.dest in given and one in EVALUATION:
+            notes.append(
+                f"{one.flag} is for runs by iterations, and changes nothing here: each epoch ends with an evaluation over the "
+                "whole of VALID_DATASET_PATH."
+            )
+        elif one.dest in given and one not in ACCUMULATION:
+            notes.append(f"{one.flag} is for pre-training, and changes nothing here.")
+    idle = [one for one in script.flags if one.flag in _OF_JSON and not reads_json]
+    return notes + [f"{one.flag} is for JSON data, and changes nothing here." for one in idle if one.dest in given]
 
 
 def _is_split(text: str) -> bool:

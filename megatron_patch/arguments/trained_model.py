@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from megatron_patch.arguments.argument import Argument, Script
-from megatron_patch.arguments.divisibility import layout_findings, processes_finding
 from megatron_patch.arguments.findings import Findings
-from megatron_patch.arguments.processes import Processes, plan_processes
+from megatron_patch.arguments.processes import Processes, plan_processes, processes_finding
 from megatron_patch.errors import UserError
 from megatron_patch.folders.checkout import checkout_problem
 from megatron_patch.folders.hugging_face_folder import find_weights, holds_tokenizer, is_hf_folder, is_meta_folder
 from megatron_patch.folders.layout import read_model_description, resolve_checkpoint
 from megatron_patch.folders.trained_form import base_layout, form_of
 from megatron_patch.formats.typed import path_problem
+from megatron_patch.llama.divisibility import layout_findings
 from megatron_patch.llama.model_config import LLAMA_SIZES, TRAINING_SIZES, LlamaConfig, read_hf_config, shape_differences
 
 NONE = "none"

@@ -14,14 +14,13 @@ from typing import Any
 
 from megatron_patch.arguments.argument import Argument
 from megatron_patch.arguments.command_line import given_texts
-from megatron_patch.arguments.divisibility import layout_findings, processes_finding
 from megatron_patch.arguments.findings import Findings
 from megatron_patch.arguments.lora import with_lora
-from megatron_patch.arguments.option_rows import ACCUMULATION, LAUNCHER
+from megatron_patch.arguments.option_rows import LAUNCHER
 from megatron_patch.arguments.original import refuse_original
 from megatron_patch.arguments.precision import PrecisionReader
-from megatron_patch.arguments.processes import Processes, plan_processes
-from megatron_patch.arguments.ranges import option_findings
+from megatron_patch.arguments.processes import Processes, plan_processes, processes_finding
+from megatron_patch.arguments.ranges import option_findings, without_effect
 from megatron_patch.arguments.room_on_disk import closed_folder, space_finding
 from megatron_patch.arguments.training_list import FINETUNE, FINETUNE_WITH_GA, PRETRAIN
 from megatron_patch.config import Options, TrainConfig
@@ -31,6 +30,7 @@ from megatron_patch.folders.checkout import ROOT, checkout_problem
 from megatron_patch.folders.engine import NO_TREE
 from megatron_patch.folders.layout import CheckpointLocation
 from megatron_patch.formats.typed import number, unwritable, whole_number
+from megatron_patch.llama.divisibility import layout_findings, multiple_of, split_finding
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.records.indexed import check_indexed_dataset
 
@@ -65,10 +65,9 @@ def read(task: str, argv: Sequence[str]) -> Reading:
     raw = {argument.name: texts[argument.dest] for argument in script.documented}
     learns = "pretrain" if script is PRETRAIN else "finetune"
     reader = _Reader(learns, script.by_name, _without_bad_paths(script.documented, raw, findings), findings, [])
-    if learns == "finetune":
-        given = [one.flag for one in script.others if one.dest in texts and one not in ACCUMULATION]
-        reader.notes += [f"{flag} is for pre-training, and changes nothing here." for flag in given]
-    reading = replace(reader.reading(options), **of_launcher)
+    reading = reader.reading(options)
+    notes = without_effect(script, texts, reading.config.reads_json)
+    reading = replace(reading, notes=(*notes, *reading.notes), **of_launcher)
     reader.findings.exit_if_any(script.name)
     return reading
 
@@ -229,13 +228,13 @@ class _Reader(PrecisionReader):
     def lengths(self, tp: int, json_data: bool, packing: bool) -> tuple[int, int]:
         """SEQ_LEN and PAD_LEN."""
         step = tp if self.raw["SP"] == "true" and not self.refused("TP") else 1
-        seq = self.whole("SEQ_LEN", example=_multiple(step, min(2048, self.longest_row)))
-        pad = self.whole("PAD_LEN", 2 if json_data else None, _multiple(step, 80 if self.refused("SEQ_LEN") else min(80, seq)))
+        seq = self.whole("SEQ_LEN", example=multiple_of(step, min(2048, self.longest_row)))
+        pad = self.whole("PAD_LEN", 2 if json_data else None, multiple_of(step, 80 if self.refused("SEQ_LEN") else min(80, seq)))
         if json_data and pad > seq and not self.refused("SEQ_LEN", "PAD_LEN"):
             self.problem("PAD_LEN", f"it must not be above SEQ_LEN = {seq}: write {seq} or less.")
         name, length = ("PAD_LEN", pad) if json_data and not packing else ("SEQ_LEN", seq)
-        if length % step and not self.refused(name):
-            self.problem(name, f"with SP true it must be a multiple of TP = {tp}: write {_multiple(step, length)}.")
+        if (unsplit := split_finding(length, step)) and not self.refused(name):
+            self.problem(name, unsplit)
         self.fp8_tokens(name, length, step)
         return seq, pad
 
@@ -293,8 +292,3 @@ class _Reader(PrecisionReader):
             problem = closed_folder(config) or space_finding(config)
         if problem:
             self.problem("OUTPUT_BASEPATH", problem)
-
-
-def _multiple(step: int, most: int) -> int:
-    """The largest multiple of `step` up to `most`; `step` itself where there is none."""
-    return max(step, most - most % step)

@@ -50,8 +50,10 @@ FINETUNE_WITH_GA = Script(
         *rows(_MIDDLE),
         *rows("TE SAVE_INTERVAL"),
         replace(ROWS["TRAIN_DATASET_PATH"], name="DATASET_PATH"),
-        *rows("VALID_DATASET_PATH PRETRAIN_CHECKPOINT_PATH TRAIN_ITERS WARMUP_ITERS OUTPUT_BASEPATH"),
+        replace(ROWS["VALID_DATASET_PATH"], en="The same for validation: every --eval-interval iterations --eval-iters batches "
+                "of it are evaluated; of several, `a b`, each has its loss."),
+        *rows("PRETRAIN_CHECKPOINT_PATH TRAIN_ITERS WARMUP_ITERS OUTPUT_BASEPATH"),
     ),
     flags=(*SHARED, *EVALUATION, *LAUNCHER),
     others=(*SPLIT, *ACCUMULATION),
-)
+)  # fmt: skip

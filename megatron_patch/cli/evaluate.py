@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from megatron_patch.arguments.evaluation import Evaluation, read_evaluation
 from megatron_patch.arguments.evaluation_list import EVALUATE
 from megatron_patch.cli.generate import run_and_leave
 from megatron_patch.folders.durable_files import write_text
+from megatron_patch.folders.recorded_run import read_run_config
 from megatron_patch.language.sentences import in_language
 
 
@@ -41,18 +44,31 @@ def _evaluate(job: Evaluation) -> None:
         say(f"Fine-tuning samples are written in the form {template}.")
         if job.template == "auto" and model.recorded_template is None:
             say("Nothing beside the checkpoint says in which form it was trained: write --template if that is another.")
-    reading = Reading(model.tokenizer, job.seq_length, job.pad_length, job.stride, template, job.max_bad_fraction)
+    reading = Reading(model.tokenizer, job.seq_length, job.pad_length, job.stride, template, job.max_bad_fraction, say)
     decoder = model.decoder(requests=0, longest=0)
     started = time.perf_counter()
     scores = [score_file(decoder, path, reading, job.batch) for path in job.paths]
     seconds = time.perf_counter() - started
     table(scores, say)
+    if any(score.kind == SFT for score in scores):
+        _say_packing(model.folder, job.pad_length, say)
     tokens = sum(score.tokens for score in scores)
     say(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s.")
     if ranks.speaks and ranks.replica == 0:
         _write(job, template, {"files": [score.as_dict() for score in scores], "all": together(scores).as_dict()})
         say(f"Written: {job.results}")
     leave()
+
+
+def _say_packing(folder: Path, pad_length: int, say: Callable[[str], None]) -> None:
+    """A line where the checkpoint's run packed its samples and so cut them at another length than PAD_LEN."""
+    run = read_run_config(folder) or {}
+    length = run.get("seq_length")
+    if length is not None and length != pad_length and run["options"].get("packing") is True:
+        say(
+            f"The checkpoint's run had --packing and cut samples at its SEQ_LEN, {length}; PAD_LEN here is {pad_length}, so this "
+            f"loss is over other tokens than that run's: write SEQ_LEN and PAD_LEN {length} for the same ones."
+        )
 
 
 def _write(job: Evaluation, template: str, results: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from megatron_patch.preparation.encoding import Settings, one_thread
 from megatron_patch.preparation.pair import preprocess
 from megatron_patch.preparation.partial_pair import output_paths, require_apart
 from megatron_patch.preparation.wudao_split import TRAIN, VALID, require_free, split_wudao
-from megatron_patch.records.files import find_files
+from megatron_patch.records.files import find_files, not_read
 
 # Bytes of input for which starting another process pays: where the reference reads them, and where the fast engine
 # does, which is six times as fast and takes a second more to start.
@@ -68,6 +68,8 @@ def main(argv: list[str]) -> int:
         print(f"{PREPARE.name}: {in_language(sentence(error))}", file=sys.stderr)
         return 2
     checked.findings.exit_if_any(PREPARE.name)
+    for line in not_read(job.input):
+        print(line, file=sys.stderr)
     try:
         if job.prefix:
             _make_indexed(job, job.prefix)

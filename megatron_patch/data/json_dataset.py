@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -34,9 +34,9 @@ from megatron_patch.data import Say
 from megatron_patch.data.compared_engine import FIRST_TEXTS, PAYS_FROM, Engine, choose_engine, differs, is_compared
 from megatron_patch.data.conversation import answers, is_empty_answer, unused_keys
 from megatron_patch.data.json_report import Account, Report, Tally, is_endless, judge, summary
-from megatron_patch.data.packing import pack
+from megatron_patch.data.packing import Groups, one_each, pack
 from megatron_patch.data.prompts import VERSION, Encoded, encoder
-from megatron_patch.data.token_cache import TokenTable, cached_at, make_table, table_path
+from megatron_patch.data.token_cache import Encoding, TokenTable, cached_at, make_table, table_path
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.formats.progress import shown
@@ -51,8 +51,8 @@ class JsonDataset:
 
     Attributes:
         table: the tokens of every sample of the file.
-        groups: `groups[i]` are the samples in sequence i: one each, or several with packing. The length of the data set
-            is their number.
+        groups: the samples in each sequence: one each, or several with packing. The length of the data set is the
+            number of sequences.
         length: L, tokens of a sequence.
         packing: whether sequences hold several samples.
         fill: the id in padding positions.
@@ -60,7 +60,7 @@ class JsonDataset:
     """
 
     table: TokenTable
-    groups: list[list[int]]
+    groups: Groups
     length: int
     packing: bool
     fill: int
@@ -83,7 +83,7 @@ class JsonDataset:
         position_ids = np.zeros(self.length, dtype=np.int64) if self.packing else np.arange(self.length, dtype=np.int64)
         segment_ids = np.zeros(self.length, dtype=np.int64)
         begin = 0
-        for segment, i in enumerate(self.groups[index], start=1):
+        for segment, i in enumerate(self.groups[index % len(self)], start=1):
             ids, learnt = self.table.sample(i, self.length)
             end = begin + len(ids)
             tokens[begin:end] = ids
@@ -98,20 +98,20 @@ class JsonDataset:
     @property
     def most_segments(self) -> int | None:
         """Of one sequence: its samples, and the padding behind them; None without packing."""
-        return max(map(len, self.groups)) + 1 if self.packing else None
+        return self.groups.largest + 1 if self.packing else None
 
-    def part(self, samples: Sequence[int]) -> JsonDataset:
+    def part(self, samples: range | np.ndarray) -> JsonDataset:
         """The data set of these samples of the table alone, packed anew."""
         groups = _groups(self.table, samples, self.length, self.packing)
-        return replace(self, groups=groups, report=summary(self.report, self.table, samples, groups))
+        return replace(self, groups=groups, report=summary(self.report, self.table, groups))
 
     def teaching(self) -> JsonDataset:
         """The data set without samples of which nothing is learnt.
 
         Its mean loss is the same, since the loss is per token.
         """
-        learnt = self.table.learnt_counts(self.length)
-        return self.part(sorted(i for group in self.groups for i in group if learnt[i]))
+        samples = np.sort(self.groups.order)
+        return self.part(samples[self.table.learnt_counts(self.length)[samples] > 0])
 
 
 def run_dataset(config: TrainConfig, tokenizer: Tokenizer, path: str, say: Say) -> JsonDataset:
@@ -178,9 +178,9 @@ def build_json_dataset(
     table, skipped = _table(path, tokenizer, template, cache_dir, tokenizer_engine)
     account = Account.read(table.account)
     left_out = judge(path, account, len(table), max_bad_fraction, skipped)
-    length, samples = seq_len if packing else pad_len, range(len(table))
-    groups = _groups(table, samples, length, packing)
-    report = summary(Report(str(path), length, account, left_out), table, samples, groups)
+    length = seq_len if packing else pad_len
+    groups = _groups(table, range(len(table)), length, packing)
+    report = summary(Report(str(path), length, account, left_out), table, groups)
     return JsonDataset(table, groups, length, packing, tokenizer.fill, report)
 
 
@@ -189,14 +189,13 @@ def _table(
 ) -> tuple[TokenTable, Path | None]:
     """The tokenized file, and the path of the report on its unusable records; None without a cache folder."""
 
-    def build(report: Path | None) -> TokenTable:
+    def build(report: Path | None) -> Encoding:
         tally = Tally(path, report)
         engine = _engine(path, tokenizer, tokenizer_engine)
-        table = make_table(_encode_file(path, engine, template, tally))
-        return replace(table, account=asdict(tally.account()))
+        return Encoding(_encode_file(path, engine, template, tally), lambda: asdict(tally.account()))
 
     if cache_dir is None:
-        return build(None), None
+        return make_table(build(None)), None
     ends = ",".join(map(str, (tokenizer.answer_end, *tokenizer.more_ends)))
     settings = {"tokenizer": tokenizer.fingerprint, "end": ends, "vocabulary": str(tokenizer.vocab_size)}
     settings |= {"template": template, "prompts": str(VERSION)}
@@ -205,12 +204,13 @@ def _table(
     return cached_at(place, lambda: build(report), Account.read), report
 
 
-def _groups(table: TokenTable, samples: Sequence[int], length: int, packing: bool) -> list[list[int]]:
+def _groups(table: TokenTable, samples: range | np.ndarray, length: int, packing: bool) -> Groups:
     """Which samples stand in which sequence of `length` tokens: one each, or as many as fit."""
+    numbers = np.arange(samples.start, samples.stop) if isinstance(samples, range) else samples
     if not packing:
-        return [[i] for i in samples]
-    sizes = np.minimum(np.diff(table.offsets)[np.asarray(samples, dtype=np.int64)], length)
-    return [[samples[i] for i in group] for group in pack(sizes, length)]
+        return one_each(numbers)
+    packed = pack(np.minimum(np.diff(table.offsets)[numbers], length), length)
+    return Groups(numbers[packed.order], packed.edges)
 
 
 def _engine(path: Path, tokenizer: Tokenizer, asked: str) -> Engine:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megatron_patch.data.conversation import METADATA
+from megatron_patch.data.packing import Groups
 from megatron_patch.data.token_cache import TokenTable
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import one_line, whole_in
@@ -258,18 +259,18 @@ class Report:
         return out + self.account.lines()
 
 
-def summary(common: Report, table: TokenTable, samples: Sequence[int], groups: list[list[int]]) -> Report:
-    """The report on `samples` of the table, dealt into `groups`.
+def summary(common: Report, table: TokenTable, groups: Groups) -> Report:
+    """The report on the samples of the table that are in `groups`.
 
     common: what is known of the whole file.
     """
-    chosen = np.asarray(samples, dtype=np.int64)
+    chosen = groups.order
     sizes, learnt = np.diff(table.offsets)[chosen], table.learnt_counts(common.length)[chosen]
     to_learn = table.learnt_counts(int(sizes.max()))[chosen] if len(sizes) else learnt
     whole = np.sort(sizes)[math.ceil(_WHOLE * len(sizes)) - 1] if len(sizes) else 0
     return replace(
         common,
-        samples=len(samples),
+        samples=len(chosen),
         rows=len(groups),
         cut=int((sizes > common.length).sum()),
         without_answer=int(((learnt == 0) & (to_learn > 0)).sum()),

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_patch.errors import UserError
-from megatron_patch.evaluate.sequences import TEXT, Reading, Window, kind_of, windows_of
+from megatron_patch.evaluate.sequences import TEXT, Reading, Unused, Window, kind_of, windows_of
 from megatron_patch.formats.progress import shown
 from megatron_patch.generate.decoder import WORTH_MEASURING, Decoder
 
@@ -25,9 +25,12 @@ class Score:
     """What the model makes of one file.
 
     Attributes:
-        documents: samples or documents.
+        documents: samples or documents of which something was predicted.
         tokens: that were predicted.
         loss: mean of −ln of their probabilities; NaN where the model gives none, as with an fp16 that overflows.
+        cut: samples longer than PAD_LEN, whose rest was not predicted.
+        left_out: records that cannot be used.
+        without_answer: samples without an answer within PAD_LEN, and documents without a token to predict.
     """
 
     path: str
@@ -35,6 +38,9 @@ class Score:
     documents: int
     tokens: int
     loss: float
+    cut: int = 0
+    left_out: int = 0
+    without_answer: int = 0
 
     @property
     def perplexity(self) -> float:
@@ -57,17 +63,22 @@ def score_file(decoder: Decoder, path: str, reading: Reading, batch: int) -> Sco
         UserError: the file cannot be read, or nothing in it is to be predicted.
     """
     ranks, kind = decoder.ranks, kind_of(path)
-    sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
-    documents = 0
+    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)  # of losses, tokens, documents
+    seen, predicted, unused = 0, 0, Unused()
 
     def all_windows() -> Iterator[Window]:
-        nonlocal documents
-        for number, of_document in enumerate(windows_of(path, kind, reading)):
-            documents += 1
-            if kind == TEXT:  # one document, of whose windows each replica takes its share
+        nonlocal seen, predicted
+        for number, of_document in enumerate(windows_of(path, kind, reading, unused)):
+            seen += 1
+            if kind == TEXT:  # one document, of whose windows each replica takes its share, and the first one counts it
                 yield from itertools.islice(of_document, ranks.replica, None, ranks.replicas)
+                predicted = int(ranks.replica == 0)
             elif number % ranks.replicas == ranks.replica:
-                yield from (window for window in of_document if (window.labels >= 0).any())
+                labelled = (window for window in of_document if (window.labels >= 0).any())
+                for window in itertools.islice(labelled, 1):
+                    predicted += 1
+                    yield window
+                yield from labelled
 
     windows = all_windows()
     if ranks.speaks and ranks.replica == 0:
@@ -78,17 +89,19 @@ def score_file(decoder: Decoder, path: str, reading: Reading, batch: int) -> Sco
     for together in _batches(windows, batch, tokens_of_pass):
         size = sum(len(one.tokens) for one in together)
         passes[size] += 1
-        sums += _sums(decoder, together, measured=passes[size] > WORTH_MEASURING)
+        sums[:2] += _sums(decoder, together, measured=passes[size] > WORTH_MEASURING)
+    sums[2] = predicted
     if dist.is_initialized():
         if not (ranks.is_last_stage and ranks.tensor == 0):
             sums.zero_()
         dist.all_reduce(sums)
-    total, tokens = sums.tolist()
+    total, tokens, documents = sums.tolist()
     if not tokens:
         raise UserError(
-            f"{path}: nothing in its {documents} documents is to be predicted; PAD_LEN may be too small, or answers empty."
+            f"{path}: nothing in its {seen} documents is to be predicted; PAD_LEN may be too small, or answers empty."
         )
-    return Score(path, kind, documents, int(tokens), total / tokens)
+    without = seen - int(documents) + unused.empty
+    return Score(path, kind, int(documents), int(tokens), total / tokens, unused.cut, unused.left_out, without)
 
 
 def _batches(windows: Iterator[Window], size: int, tokens: int) -> Iterator[list[Window]]:
@@ -144,7 +157,10 @@ def together(scores: list[Score]) -> Score:
     """All files as one: the mean over their tokens."""
     tokens = sum(score.tokens for score in scores)
     loss = sum(score.loss * score.tokens for score in scores) / tokens
-    return Score("all", "", sum(score.documents for score in scores), tokens, loss)
+    documents, cut, left_out, without = (
+        sum(getattr(score, name) for score in scores) for name in ("documents", "cut", "left_out", "without_answer")
+    )
+    return Score("all", "", documents, tokens, loss, cut, left_out, without)
 
 
 def _row(score: Score) -> tuple[str, str, str, str, str, str]:

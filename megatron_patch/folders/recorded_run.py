@@ -110,7 +110,7 @@ def compare(config: TrainConfig, origin: Origin, recorded: dict[str, Any], root:
             found.hindering.append(_was(name, recorded[name], now[name]) + _batch_hint(found, config, name, recorded[name]))
         elif _FREE[name]:
             found.harmless.append(_was(_FREE[name], recorded[name], now[name]))
-    _compare_parts(found, now, recorded)
+    _compare_parts(found, config, now, recorded)
     _compare_duration(found, now, recorded)
     found.hindering += [*_data_differences(config, origin, recorded), *_model_differences(config, origin, recorded, root)]
     found.hindering.sort()
@@ -136,11 +136,14 @@ def _batch_hint(found: Comparison, config: TrainConfig, name: str, old: object) 
     return f" (--gradient-accumulation-steps {found.accumulation} keeps it)"
 
 
-def _compare_parts(found: Comparison, now: dict[str, Any], recorded: dict[str, Any]) -> None:
+def _compare_parts(found: Comparison, config: TrainConfig, now: dict[str, Any], recorded: dict[str, Any]) -> None:
     """The model's fields, and the options that decide what is learnt."""
+    # Indexed data has no template, and fine-tuning no split.
+    idle = {"template": not config.reads_json, "split": config.task == "finetune"}
+    decisive = [name for name in _DECISIVE_OPTIONS if not idle.get(name)]
     defaults = {one.name: one.default for one in (*fields(LlamaConfig), *fields(Options))}
     # Weights under adapters are in no checkpoint of the run: each start reads them anew.
-    decisive = (*_DECISIVE_OPTIONS, "gqa_layout") if now["options"]["lora_rank"] else _DECISIVE_OPTIONS
+    decisive += ["gqa_layout"] if now["options"]["lora_rank"] else []
     for part, names in (("model", now["model"]), ("options", decisive)):
         for name in names:
             old, new = recorded[part].get(name, defaults[name]), now[part][name]

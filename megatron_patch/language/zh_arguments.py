@@ -136,6 +136,10 @@ SENTENCES = {
     ),
     "each validation file has a loss of its own, and no weight: write '{}'.": "每个验证文件各有自己的 loss，不带权重：请写 '{0}'。",
     "{} is for pre-training, and changes nothing here.": "{0} 只用于预训练，在这里不起作用。",
+    "{} is for runs by iterations, and changes nothing here: each epoch ends with an evaluation over the whole of VALID_DATASET_PATH.": (
+        "{0} 用于按迭代数的训练，在这里不起作用：每个 epoch 结束时在整个 VALID_DATASET_PATH 上评估。"
+    ),
+    "{} is for JSON data, and changes nothing here.": "{0} 用于 JSON 数据，在这里不起作用。",
     "DATASET_PATH names one file of a pair; the pair {} is used.": "DATASET_PATH 是一对文件中的一个；使用这一对 {0}。",
     "it is for JSON data; indexed data is packed as it is: remove the flag.": (
         "它只用于 JSON 数据；索引数据本来就是打包的：请去掉该标志。"
@@ -148,7 +152,7 @@ SENTENCES = {
     "it must be above --profile-step-start = {}: write {}.": "必须大于 --profile-step-start = {0}：请写 {1}。",
     "there is no such folder: write the one that holds the tokenizer.": "没有这个文件夹：请写存放分词器的文件夹。",
     "it is for fine-tuning by EPOCH; here GLOBAL_BATCH_SIZE says it: remove the flag.": (
-        "它只用于微调；这里由 GLOBAL_BATCH_SIZE 决定：请去掉该标志。"
+        "它只用于按 EPOCH 的微调；这里由 GLOBAL_BATCH_SIZE 决定：请去掉该标志。"
     ),
     # processes
     "the environment's {} is '{}'; it must be a whole number from {} to {}, in digits.": (

@@ -115,6 +115,12 @@ SENTENCES = {
     "the Zstandard file is damaged: {}": "Zstandard 文件已损坏：{0}",
     "the Zstandard file ends within a frame": "Zstandard 文件在一帧中间结束",
     "{} holds no data files; put {} files there.": "{0} 中没有数据文件；请放入 {1} 文件。",
+    "{} holds {} and {}, which look like one file twice, so that each of its documents would be read twice: move one of them to another "
+    "folder, or name the files that are to be read one by one.": (
+        "{0} 中的 {1} 与 {2} 看起来是同一个文件的两份，其中每个文档会被读取两次：请把其中一份移到别的文件夹，或逐个写出要读取的文件。"
+    ),
+    "{}: {} read; not read: {}{}.": "{0}：读取 {1}；未读取：{2}{3}。",
+    " and {} more": " 等，另有 {0} 个",
     "{} does not exist; give a data file, or a folder of {} files.": "{0} 不存在；请给出数据文件，或存放 {1} 文件的文件夹。",
     "{} has no suffix that is read, and does not begin as JSON does; name it {} after its form.": (
         "{0} 的后缀不受支持，内容开头也不是 JSON；请按其格式改名为 {1}。"

@@ -10,15 +10,16 @@ SENTENCES = {
     "instruction, messages or conversations (fine-tuning data), or text or content (documents)": (
         "instruction、messages、conversations（微调数据）、text、content（文档）"
     ),
-    "{}: its first record has none of {}; write a file of such records.": "{0}：它的第一条记录没有 {1} 中的任何一个；请写由这种记录组成的文件。",
+    "{}: none of its first {} records has one of {}; write a file of such records.": (
+        "{0}：它开头的 {1} 条记录中没有一条含有 {2} 之一；请写由这种记录组成的文件。"
+    ),
     "{} holds no text; write another file.": "{0} 中没有文本；请写别的文件。",
-    "it has none": "一条也没有",
-    "{}: {} of {} records cannot be used ({}); mend them, or allow more with --max-bad-fraction.": (
-        "{0}：{2} 条记录中有 {1} 条不能使用（{3}）；请改正它们，或用 --max-bad-fraction 放宽。"
+    "The checkpoint's run had --packing and cut samples at its SEQ_LEN, {}; PAD_LEN here is {}, so this loss is over other tokens than "
+    "that run's: write SEQ_LEN and PAD_LEN {} for the same ones.": (
+        "该检查点的训练使用了 --packing，样本按其 SEQ_LEN {0} 截断；而这里的 PAD_LEN 是 {1}，因此这个 loss 与训练时统计的 token 不同："
+        "要统计相同的 token，SEQ_LEN 和 PAD_LEN 请写 {2}。"
     ),
     "{} is not UTF-8 (byte {}); save it as UTF-8.": "{0} 不是 UTF-8（第 {1} 字节）；请保存为 UTF-8。",
-    "record {}": "第 {0} 条记录",
-    "record {}: {}": "第 {0} 条记录：{1}",
     # generate
     "{}, line {}": "{0} 第 {1} 行",
     "write an OUTPUT_FILE that does not exist yet, or remove this one.": "请写一个尚不存在的 OUTPUT_FILE，或删除这一个。",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from megatron_patch.llama.divisibility import fp8_tokens_finding, fp8_width_finding, layout_findings, split_finding
 from megatron_patch.plan.memory import RunShape, StageMemory, fullest_stage
 from megatron_patch.plan.passes import choose_pass, pass_sizes
 from megatron_patch.plan.rates import RATES, Rates
@@ -73,12 +74,25 @@ def with_passes_that_fit(run: RunShape, memory: int) -> RunShape:
     return replace(run, in_a_pass=size, keeping=keeping)
 
 
+def is_taken(run: RunShape) -> bool:
+    """Whether the scripts take the run's layout and lengths; what a plan offers must be taken."""
+    model, tp = run.model, run.tensor_model_parallel_size
+    split = tp if run.sequence_parallel else 1
+    rows = model.vocab_size + run.extra_vocab_size
+    if layout_findings(model, tp, run.pipeline_model_parallel_size, rows) or split_finding(run.sample_length, split):
+        return False
+    return run.precision != "fp8" or not (
+        fp8_width_finding(model, tp) or fp8_tokens_finding(run.sample_length, run.micro_batch_size, split)
+    )
+
+
 def largest_micro_batch(run: RunShape, memory: int) -> int:
     """The largest BATCH_SIZE with which the run fits, of those that divide a replica's samples; 0: none does."""
     samples = run.micro_batch_size * run.micro_batches
     low = [size for size in range(1, math.isqrt(samples) + 1) if samples % size == 0]
     sizes = {*low, *(samples // size for size in low)}
-    return max((size for size in sizes if fits(_with_micro_batch(run, size), memory)), default=0)
+    runs = {size: _with_micro_batch(run, size) for size in sizes}
+    return max((size for size, one in runs.items() if is_taken(one) and fits(one, memory)), default=0)
 
 
 def _with_micro_batch(run: RunShape, size: int) -> RunShape:
@@ -120,33 +134,38 @@ def _changes(run: RunShape) -> Iterator[_Change]:
 
 
 def _laid_out(run: RunShape, gpus: int, size: int, tp: int, pp: int) -> RunShape | None:
-    """The run in another layout, its global batch as it is; None where the model or the batch cannot be split so."""
-    model, replicas = run.model, gpus // (tp * pp)
+    """The run in another layout, its global batch as it is; None where the scripts do not take that.
+
+    With more than one GPU for a layer SP is true where SEQ_LEN allows it, since it takes less memory.
+    """
+    replicas = gpus // (tp * pp)
     samples = run.micro_batch_size * run.micro_batches * run.data_parallel_size
-    divides = model.num_query_groups % tp == 0 and model.ffn_hidden_size % tp == 0 and model.num_layers % pp == 0
-    if not divides or samples % (size * replicas):
+    if samples % (size * replicas):
         return None
-    return replace(
+    changed = replace(
         run,
         micro_batch_size=size,
         micro_batches=samples // (size * replicas),
         data_parallel_size=replicas,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
-        sequence_parallel=tp > 1,
         in_a_pass=1,
         keeping=0,
     )
+    ways = (replace(changed, sequence_parallel=split) for split in ((True, False) if tp > 1 else (False,)))
+    return next(filter(is_taken, ways), None)
 
 
 def _said(run: RunShape, changed: RunShape) -> tuple[tuple[str, ...], int]:
     """(what differs, as arguments; what it costs). Costs order the offers, they measure nothing."""
     tp, pp = changed.tensor_model_parallel_size, changed.pipeline_model_parallel_size
+    same_tp, split = tp == run.tensor_model_parallel_size, f"SP {str(changed.sequence_parallel).lower()}"
     differences = (
         (changed.use_distributed_optimizer != run.use_distributed_optimizer, "DO true", 1),
         (changed.use_flash_attn != run.use_flash_attn, "FL true", 0),
         (changed.micro_batch_size != run.micro_batch_size, f"BATCH_SIZE {changed.micro_batch_size}", 2),
-        (tp != run.tensor_model_parallel_size, f"TP {tp}{' with SP true' if tp > 1 else ''}", 10 * tp),
+        (not same_tp, " with ".join((f"TP {tp}", split)[: min(tp, 2)]), 10 * tp),
+        (same_tp and changed.sequence_parallel != run.sequence_parallel, split, 1),
         (pp != run.pipeline_model_parallel_size, f"PP {pp}", 12 * pp),
         (changed.recompute != run.recompute, "AC full", 25),
     )

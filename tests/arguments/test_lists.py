@@ -129,11 +129,18 @@ def test_flags_reach_the_configuration_as_typed(tmp_path, monkeypatch):
     assert not [note for note in read.notes if "pre-training" in note]
 
 
-def test_a_flag_of_pre_training_says_that_it_changes_nothing_in_fine_tuning(tmp_path, monkeypatch):
+def test_a_flag_that_changes_nothing_here_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    flags = ["--eval-interval=0", f"--tokenizer-path={GOLDEN / 'hf_mha'}"]
-    notes = training.read("finetune", arguments("finetune", tmp_path, *flags)).notes
-    assert "--eval-interval is for pre-training, and changes nothing here." in notes
+
+    def idle(task, *flags):
+        notes = training.read(task, arguments(task, tmp_path, *flags)).notes
+        return sorted(note.partition(", and changes nothing here")[0] for note in notes if "changes nothing" in note)
+
+    flags = ["--eval-interval=0", "--split=9,1", "--template=alpaca", f"--tokenizer-path={GOLDEN / 'hf_mha'}"]
+    assert idle("finetune", *flags) == ["--eval-interval is for runs by iterations", "--split is for pre-training"]
+    flags = ["--template=llama2-chat", "--max-bad-fraction=0.5", "--tokenizer-engine=auto", "--eval-interval=0"]
+    assert idle("pretrain", *flags) == [f"{flag} is for JSON data" for flag in ("--max-bad-fraction", "--template",
+                                                                                "--tokenizer-engine")]  # fmt: skip
 
 
 def test_a_path_of_a_flag_that_no_file_can_have_is_found_once(tmp_path, capsys):

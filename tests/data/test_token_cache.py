@@ -1,30 +1,35 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_patch.data.json_dataset import build_json_dataset
-from megatron_patch.data.token_cache import cached_at, make_table, table_path
+from megatron_patch.data.token_cache import Encoding, cached_at, make_table, table_path
 
 SAMPLES = [([1, 5, 6, 2], [False, False, True, True]), ([1, 7], [False, False])]
 BUILDER = """
 import sys, time
 from pathlib import Path
-from megatron_patch.data.token_cache import cached_at, make_table, table_path
+from megatron_patch.data.token_cache import Encoding, cached_at, table_path
 folder, log = Path(sys.argv[1]), Path(sys.argv[2])
 def build():
+    return Encoding(samples())
+def samples():
     with open(log, "a") as file:
         file.write("built\\n")
     time.sleep(float(sys.argv[3]))
-    return make_table(iter([([1, 5, 6, 2], [False, False, True, True])]))
+    yield [1, 5, 6, 2], [False, False, True, True]
 print(cached_at(table_path(folder, folder / "data.json", {}), build).sample(0, 9)[0].tolist())
 """
 
@@ -38,7 +43,7 @@ def data(tmp_path):
 def counting(builds):
     def build():
         builds.append(1)
-        return make_table(iter(SAMPLES))
+        return Encoding(iter(SAMPLES))
 
     return build
 
@@ -49,7 +54,7 @@ def test_what_is_cached_is_what_was_built(tmp_path, data):
     assert (ids.tolist(), learnt.tolist()) == ([1, 5, 6], [False, False, True])
     assert table.sample(1, 9)[0].tolist() == [1, 7]
     assert table.learnt_counts(4).tolist() == [2, 0] and table.learnt_counts(3, block=1).tolist() == [1, 0]
-    first_learnt = make_table(iter([([3, 4], [True, True])]))
+    first_learnt = make_table(Encoding(iter([([3, 4], [True, True])])))
     assert first_learnt.learnt_counts(9).tolist() == [1], "nothing predicts a first token"
     assert isinstance(table.flat.base, np.memmap) or isinstance(table.flat, np.memmap)
 
@@ -127,7 +132,27 @@ def test_a_killed_builder_holds_nobody_up(tmp_path, data):
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     assert not list(tmp_path.glob("tokens-*.bin"))
+    (left,) = tmp_path.glob("tokens-*.tmp")
+    assert str(killed.pid) in left.name
+    left.rename(left.with_name(left.name.replace(left.name[7:10], "abc")))  # of another template, which nobody makes again
+    left.write_text("")
+    living = left.with_name(f"{left.name.rpartition('.')[0].rpartition('.')[0]}.{os.getppid()}.tmp")
+    elsewhere = left.with_name(left.name.replace(socket.gethostname(), "elsewhere"))
+    for path in (living, elsewhere):
+        path.write_text("")
     assert json.loads(start(tmp_path, 0).communicate(timeout=20)[0]) == [1, 5, 6, 2]
+    assert sorted(tmp_path.glob("*.tmp")) == sorted([living, elsewhere])
+
+
+def test_memory_does_not_grow_with_the_tokens(tmp_path, data):
+    """12 MB of tokens, in a MB of buffer and some more."""
+    sample = (list(range(2000)), [False] * 1000 + [True] * 1000)
+    path = table_path(tmp_path / "cache", data, {})
+    tracemalloc.start()
+    table = cached_at(path, lambda: Encoding(repeat(sample, 1500)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(table) == 1500 and table.sample(1499, 9999)[0].tolist() == sample[0] and peak < 3_000_000
 
 
 @pytest.mark.parametrize(

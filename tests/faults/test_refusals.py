@@ -17,7 +17,7 @@ from megatron_patch.arguments.room_on_disk import closed_folder, space_finding
 from megatron_patch.cli import convert as convert_script
 from megatron_patch.core import parallel
 from megatron_patch.data.indexed_pretrain import indexed_run_data
-from megatron_patch.data.token_cache import cached_at, make_table
+from megatron_patch.data.token_cache import Encoding, cached_at
 from megatron_patch.errors import RunStopped, UserError, sentence
 from megatron_patch.folders.durable_files import write_text
 from megatron_patch.generate.answers_file import AnswersWriter, Query
@@ -197,9 +197,9 @@ def test_a_full_disk_under_data_cache_is_named_and_leaves_nothing_that_is_cut(al
         remount(disk, "size=16m")
         assert len(indexed_run_data(config, alone, lambda line: None).train) >= 12000
     with small_disk("size=64k") as disk:
-        table = make_table((list(range(100)), [True] * 100) for _ in range(300))
+        samples = [(list(range(100)), [True] * 100)] * 300
         with pytest.raises(OSError, match="No space left on device") as failed:
-            cached_at(disk / "tokens.bin", lambda: table)
+            cached_at(disk / "tokens.bin", lambda: Encoding(iter(samples)))
         assert sentence(failed.value).startswith(f"{disk}: No space left on device; make room there")
         assert [path.name for path in disk.iterdir()] == ["tokens.lock"]
 

@@ -16,7 +16,7 @@ from megatron_patch.errors import UserError
 from megatron_patch.folders.fingerprint import observe
 from megatron_patch.folders.layout import iteration_folder
 from megatron_patch.folders.other_runs import offers
-from megatron_patch.folders.recorded_run import run_record
+from megatron_patch.folders.recorded_run import compare, run_record
 from megatron_patch.folders.starting_point import find_start
 from megatron_patch.folders.tracker import write_tracker
 from megatron_patch.llama.model_config import LLAMA_SIZES
@@ -24,6 +24,7 @@ from tests.launching import GOLDEN
 from tests.tiny import source, tiny_config
 
 CORPUS = GOLDEN / "data" / "corpus_text_document"
+SFT = GOLDEN / "sft" / "alpaca_output.json"
 
 
 def checkpoint(root: Path, iteration: int | None, **files: str) -> Path:
@@ -98,7 +99,6 @@ DECISIVE = {
     "adam_eps was 1e-08 and is 1e-06": dict(options=Options(adam_eps=1e-6)),
     "clip_grad was 1.0 and is 0.0": dict(options=Options(clip_grad=0.0)),
     "packing was false and is true": dict(options=Options(packing=True)),
-    "template was 'auto' and is 'alpaca'": dict(options=Options(template="alpaca")),
 }
 
 
@@ -117,6 +117,18 @@ def test_a_run_that_learns_the_same_is_offered(config, difference):
     own = written(start.config, 30, start.origin.resumed_from)
     for again in (new, asked(new, words[1])):
         assert find_start(again).folder == own and find_start(again).origin.resumed_from == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "hindering"),
+    [("pretrain", CORPUS, ["split"]), ("pretrain", SFT, ["split", "template"]), ("finetune", SFT, ["template"])],
+)
+def test_what_a_run_does_not_read_may_change(config, tmp_path, task, data, hindering):
+    """Indexed data has no template, fine-tuning no split."""
+    was = replace(config, task=task, train_data=source(str(data), task))
+    now = replace(was, options=replace(was.options, template="llama2-chat", split="90,10,0"))
+    record = json.loads(json.dumps(run_record(was, observe(was))))
+    assert [said.split()[0] for said in compare(now, observe(now), record, tmp_path).hindering] == hindering
 
 
 @pytest.mark.parametrize("difference", DECISIVE)

@@ -176,8 +176,8 @@ def test_documents_of_several_sequences_and_of_none_are_right(tmp_path):
     [lambda header, body: ({**header, "samples": float("inf")}, body), lambda header, body: ({**header, "tokens": -1}, body),
      lambda header, body: ({**header, "samples": True}, body), lambda header, body: (DEEP, body), lambda header,
      body: (header, b""),
-     lambda header, body: (header, struct.pack("<4q", 0, 2**40, 3, 138) + body[32:]),
-     lambda header, body: (header, struct.pack("<4q", 5, 60, 90, 138) + body[32:])],
+     lambda header, body: (header, body[:552] + struct.pack("<4q", 0, 2**40, 3, 138) + body[584:]),
+     lambda header, body: (header, body[:552] + struct.pack("<4q", 5, 60, 90, 138) + body[584:])],
 )  # fmt: skip
 def test_a_damaged_token_cache_is_made_again(change, tmp_path, caplog):
     records = json.loads((GOLDEN / "sft" / "alpaca_output.json").read_text(encoding="utf-8"))[:3]

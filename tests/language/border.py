@@ -32,7 +32,7 @@ NONE = {
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
     "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
     "appropriately completes the request.",
-    "⁂ a mark that no text holds ⁂", "megatron_patch tokens 2", "megatron_patch preprocess 1", "counted steps", "bounded value",
+    "⁂ a mark that no text holds ⁂", "megatron_patch tokens 3", "megatron_patch preprocess 1", "counted steps", "bounded value",
     # why core is patched, why a tensor is left out: for who reads the code
     "torch's AdamW does not resume in the distributed optimizer, and its foreach form needs a copy of all gradients",
     "the sharded optimizer accepts this class only", "Adam above takes Apex's arguments",

@@ -11,7 +11,7 @@ import zstandard
 
 from megatron_patch.records import texts
 from megatron_patch.records.chunks import START, Blank, Chunk, Place, begins_list, open_stream, read_chunks, read_lines
-from megatron_patch.records.files import find_files
+from megatron_patch.records.files import find_files, not_read
 from megatron_patch.records.json_list import BrokenListError, list_items
 from megatron_patch.records.lines_later import LinesLater
 from megatron_patch.records.skipped import Unread
@@ -127,6 +127,28 @@ def test_folders_are_read_in_the_order_of_names(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no data files"):
         find_files([tmp_path / "empty"])
+
+
+def test_a_file_beside_its_archive_is_refused_and_what_is_not_read_is_named(tmp_path):
+    """`zstd a.jsonl` keeps a.jsonl; ._a.jsonl is macOS's, and no text."""
+    for name in ("a.jsonl", "b.jsonl.xz", "c.JSONL", "._a.jsonl", ".DS_Store", "d.parquet"):
+        (tmp_path / name).touch()
+    (tmp_path / "more").mkdir()
+    assert [p.name for p in find_files([tmp_path])] == ["a.jsonl", "d.parquet"]
+    assert not_read([tmp_path, tmp_path / "a.jsonl"]) == [
+        f"{tmp_path}: 2 files read; not read: ._a.jsonl, b.jsonl.xz, c.JSONL, more/."
+    ]
+    for number in range(9):
+        (tmp_path / f"n{number}.txt").touch()
+    assert not_read([tmp_path])[0].endswith("n0.txt, n1.txt, n2.txt, n3.txt and 5 more.")
+    for twin in ("a.jsonl.zst", "a.jsonl.gz"):
+        (tmp_path / twin).touch()
+        with pytest.raises(ValueError, match="a.jsonl and a.jsonl.*one file twice.*one by one"):
+            find_files([tmp_path])
+        assert len(find_files([tmp_path / "a.jsonl", tmp_path / twin])) == 2, "named one by one they are meant"
+        (tmp_path / twin).unlink()
+    (tmp_path / "a.json").touch()
+    assert len(find_files([tmp_path])) == 3
 
 
 def some_json(rng, depth=0):

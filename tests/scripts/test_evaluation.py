@@ -98,6 +98,7 @@ def test_texts_in_every_layout(layout, tmp_path, documents):
     assert done.returncode == 0, done.stdout
     found = results(tmp_path / "out" / "results.json")
     assert [score["kind"] for score in found["files"]] == ["indexed documents", "text", "documents"]
+    assert [score["documents"] for score in found["files"]] == [len(read_index(PAIR).lengths), 1, 2]
     for score, expected in zip(found["files"], documents):
         assert score["tokens"] == len(expected)
         assert score["loss"] == pytest.approx(sum(expected) / len(expected), abs=1e-5)
@@ -144,5 +145,5 @@ def test_a_wrong_path_is_one_sentence(got, sentence, tmp_path):
 def test_json_that_is_neither(tmp_path):
     (tmp_path / "x.json").write_text('[{"prompt": "x"}]')
     done = run(SCRIPT, *words(DATASET_PATH=tmp_path / "x.json"), "--results", tmp_path / "results.json")
-    assert done.returncode == 2 and "its first record has none of instruction, messages" in done.stdout
+    assert done.returncode == 2 and "none of its first 1 records has one of instruction, messages" in done.stdout
     assert "Traceback" not in done.stdout

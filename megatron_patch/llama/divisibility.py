@@ -1,15 +1,15 @@
-"""Whether TP and PP divide a model, for training and conversion alike. Imports no torch."""
+"""Whether a layout divides a model, and its rows of tokens: for training, plans, conversion and use alike. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-from megatron_patch.arguments.processes import Processes
 from megatron_patch.llama.model_config import LlamaConfig
 from megatron_patch.llama.vocabulary import splitting_finding
 
 _MOST_NAMED = 64  # divisors above that are not named
+_FP8_STEP = 16  # FP8 numbers that tensor cores take at a time
 
 
 def layout_findings(
@@ -45,15 +45,49 @@ def layout_findings(
     return found
 
 
-def processes_finding(processes: Processes, tp: int, pp: int) -> str | None:
-    """Why the processes cannot be parted into copies of the model; None where they can."""
-    count = processes.world_size
-    if count % (tp * pp) == 0:
+def split_finding(length: int, tp: int) -> str | None:
+    """Why sequence parallelism cannot split rows of `length` tokens over `tp` GPUs; None where it can."""
+    if length % tp == 0:
         return None
-    return (
-        f"TP × PP = {tp * pp} must divide the {count} processes (nodes × processes per node = {processes.nodes} × "
-        f"{processes.per_node}): write ones whose product is one of {_listed(_divisors(count))}, or use more GPUs."
-    )
+    return f"with SP true it must be a multiple of TP = {tp}: write {multiple_of(tp, length)}."
+
+
+def multiple_of(step: int, most: int) -> int:
+    """The largest multiple of `step` up to `most`; `step` itself where there is none."""
+    return max(step, most - most % step)
+
+
+def fp8_width_finding(model: LlamaConfig, tp: int) -> str | None:
+    """Why the model's products cannot be in FP8 at this TP; None where they can."""
+    heads = (model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels)
+    for width in (model.hidden_size, model.ffn_hidden_size, *heads):
+        if width % (_FP8_STEP * tp):
+            return (
+                f"its products need widths that are multiples of {_FP8_STEP} on each GPU, and {width} ÷ TP {tp} is none: "
+                "write bf16."
+            )
+    return None
+
+
+def fp8_layers_finding(model: LlamaConfig, kept: int) -> str | None:
+    """Why `kept` layers at either end cannot stay in bf16; None where one between them is left."""
+    if 2 * kept < model.num_layers:
+        return None
+    most = (model.num_layers - 1) // 2
+    return f"it leaves none of the model's {model.num_layers} layers in FP8: write {most} or less, or PR bf16."
+
+
+def fp8_tokens_finding(length: int, micro: int, split: int) -> str | None:
+    """FP8 products sum over a micro-batch's tokens on a GPU, `length` × `micro` ÷ `split`, in steps of 16."""
+    if length * micro % (_FP8_STEP * split) == 0:
+        return None
+    nearest = multiple_of(_FP8_STEP * split // math.gcd(_FP8_STEP, micro), length)
+    return f"with PR fp8 a micro-batch must have a multiple of {_FP8_STEP} tokens on each GPU: write {nearest}."
+
+
+def divisors_of(number: int) -> str:
+    """Those up to 64, for a sentence."""
+    return _listed(_divisors(number))
 
 
 def _divisors(number: int) -> list[int]:
