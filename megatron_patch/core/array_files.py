@@ -7,10 +7,14 @@ make numpy take bytes for pointers.
 
 from __future__ import annotations
 
+from tokenize import TokenError
 from types import ModuleType
 from typing import Any
 
 import numpy
+
+# What numpy raises for headers that are no description of an array, besides ValueError.
+_OF_HEADERS = (TokenError, SyntaxError, TypeError, OverflowError, AttributeError, RecursionError, MemoryError)
 
 
 def load_array(path: Any, **options: Any) -> numpy.ndarray[Any, Any]:
@@ -22,7 +26,10 @@ def load_array(path: Any, **options: Any) -> numpy.ndarray[Any, Any]:
     Raises:
         ValueError: the file holds something else, a pickle or an archive of arrays say.
     """
-    return numpy.lib.format.open_memmap(path, mode="r")
+    try:
+        return numpy.lib.format.open_memmap(path, mode="r")
+    except _OF_HEADERS as error:
+        raise ValueError(str(error)) from None
 
 
 class _Numpy(ModuleType):
