@@ -9,6 +9,7 @@ from __future__ import annotations
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
 import importlib
+import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import megatron.core
 
 from megatron_patch.core.adam import Adam
+from megatron_patch.core.array_files import NUMPY, load_array
 from megatron_patch.core.weight_gradients import wgrad_gemm_accum_fp32
 from megatron_patch.errors import UserError
 from megatron_patch.folders.engine import is_supported, supported_range
@@ -29,6 +31,7 @@ class Patch:
         why: the reason.
         review_at: the version of megatron-core at which the row must be looked at again.
         until: the version from which on core does without the row, which then changes nothing; empty: none so far.
+        since: the version from which on core has the target; before it the row is left out. Empty: all have it.
     """
 
     module: str
@@ -37,9 +40,12 @@ class Patch:
     why: str
     review_at: str
     until: str = ""
+    since: str = ""
 
 
 _NO_ADAM = "torch's AdamW does not resume in the distributed optimizer, and its foreach form needs a copy of all gradients"
+
+_PICKLES = "core would unpickle files of sample indices, which run code; a mapped array is all that they may be"
 
 PATCHES = (
     Patch("megatron.core.optimizer", "Adam", Adam, _NO_ADAM, "0.20"),
@@ -61,6 +67,10 @@ PATCHES = (
         "the product below answers for Apex's extension",
         "0.20",
     ),
+    Patch("megatron.core.datasets.gpt_dataset", "numpy", NUMPY, _PICKLES, "0.20", until="0.19"),
+    Patch("megatron.core.datasets.blended_dataset", "numpy", NUMPY, _PICKLES, "0.20", until="0.19"),
+    Patch("megatron.core.datasets.gpt_dataset", "safe_numpy_load", load_array, _PICKLES, "0.20", since="0.19"),
+    Patch("megatron.core.datasets.blended_dataset", "safe_numpy_load", load_array, _PICKLES, "0.20", since="0.19"),
 )
 
 # core sets this name only where Apex is installed, so there is nothing to replace: it is added.
@@ -73,6 +83,12 @@ ADDITIONS = (
         "0.20",
     ),
 )
+
+
+def has_target(patch: Patch) -> bool:
+    """Whether this megatron-core is one that has what the row replaces."""
+    here, since = (list(map(int, re.findall("[0-9]+", text)[:2])) for text in (megatron.core.__version__, patch.since))
+    return here >= since
 
 
 def apply_patches() -> None:
@@ -89,7 +105,7 @@ def apply_patches() -> None:
             f"megatron-core {version} is used, and this project was tried with {supported_range()}: run pip install "
             f"'megatron-core{supported_range()}', or name such a source tree as MEGATRON_PATH."
         )
-    for patch in PATCHES:
+    for patch in filter(has_target, PATCHES):
         module = importlib.import_module(patch.module)
         if not hasattr(module, patch.attribute):
             raise RuntimeError(

@@ -15,15 +15,16 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import parallel
+from megatron_patch.core.array_files import load_array
 from megatron_patch.core.messages import copy_to_other_nodes
 from megatron_patch.core.parallel import Layout
+from megatron_patch.core.patches import apply_patches
 from megatron_patch.data import Say
 from megatron_patch.data.batches import RunData, ValidationSet, plan_of
 from megatron_patch.data.run_tokenizer import indexed_tokenizer
@@ -98,6 +99,7 @@ def _gpt_datasets(config: TrainConfig, source: IndexedPairs, split: str, tokeniz
         eod_mask_loss=False,
         create_attention_mask=False,
     )
+    apply_patches()  # before any of core's files is read: a model's are applied later
     with _damage_named(folder), Waiting("laying out the samples") if parallel.rank() == 0 else nullcontext():
         if options.local_output:  # core lets one rank alone make the files that all read
             BlendedMegatronDatasetBuilder(GPTDataset, _sample_counts(config), lambda: parallel.rank() == 0, gpt).build()
@@ -157,7 +159,7 @@ def _is_full(refused: OSError) -> bool:
 def _damage(path: Path) -> str | None:
     """What is wrong with an index file, as a phrase; None if it can be read."""
     try:
-        np.load(path, mmap_mode="r")
+        load_array(path)
     except (ValueError, EOFError, OSError) as error:
         return f"{path.name} is damaged ({error})"
     return None

@@ -1,7 +1,8 @@
-"""The calls that a torch.save archive may ask for. None of them can take more memory than its arguments have bytes.
+"""The calls that a torch.save archive may ask for. None takes more memory or time than its arguments have bytes.
 
-torch's `weights_only` loader checks which functions are named, and not their arguments. It would call `bytearray(1 <<
-40)`.
+Which functions are named is half of the check: their arguments are the other. `bytearray(1 << 40)` takes a terabyte,
+and Python's codec "punycode" takes longer than the square of a text's length. `archive_values` then makes what such a
+call would return.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from megatron_patch.formats.unpickling import ORDERED_DICT, Built, Name
 
 REBUILD_TENSOR = Name("torch._utils", "_rebuild_tensor_v2")
+PARAMETER = Name("torch._utils", "_rebuild_parameter")
 # How torch writes a tensor that has Python attributes. Megatron's optimizer sets some.
 TENSOR_WITH_ATTRIBUTES = Name("torch._tensor", "_rebuild_from_type_v2")
 
@@ -64,12 +66,41 @@ def _ordered_dict(value: Built) -> bool:
 
 def _encode(value: Built) -> bool:
     """`_codecs.encode(text, "latin1")`. Pickle's protocol 2 writes bytes as this call."""
-    return value.state is None and all(type(item) is str for item in value.arguments)
+    return value.state is None and _is_latin(value.arguments)
+
+
+def _is_latin(arguments: Any) -> bool:
+    """Whether these are a text and the encoding of one byte a character, the only one that pickle writes."""
+    return len(arguments) == 2 and type(arguments[0]) is str and arguments[1] in ("latin1", "latin-1")
 
 
 def _bytearray(value: Built) -> bool:
-    """A bytearray of text or bytes. Of a number n it would make n zeros."""
-    return value.state is None and all(type(item) is str or _is_call(item, _ENCODE) for item in value.arguments)
+    """A bytearray of nothing, of bytes or of a text with its encoding. Of a number n it would make n zeros."""
+    is_bytes = len(value.arguments) == 1 and (type(value.arguments[0]) is bytes or _is_call(value.arguments[0], ENCODE))
+    return value.state is None and (not value.arguments or is_bytes or _is_latin(value.arguments))
+
+
+def _set(value: Built) -> bool:
+    """A set of plain values. Tuples are refused: it is known how to make many with one hash, which takes the square."""
+    kinds = (str, bytes, int, float, bool, type(None))
+    items = value.arguments[0] if len(value.arguments) == 1 else None
+    return value.state is None and type(items) is list and all(type(item) in kinds for item in items)
+
+
+def _complex(value: Built) -> bool:
+    """A complex number of two others. A text would be parsed."""
+    return value.state is None and len(value.arguments) == 2 and all(type(part) in (int, float) for part in value.arguments)
+
+
+def _size(value: Built) -> bool:
+    """torch.Size of a tuple of numbers."""
+    return value.state is None and len(value.arguments) == 1 and are_counts(value.arguments[0])
+
+
+def _parameter(value: Built) -> bool:
+    """(tensor, whether it is trained, hooks)."""
+    inner = value.arguments[0] if value.arguments else None
+    return value.state is None and (_is_call(inner, REBUILD_TENSOR) or _is_call(inner, TENSOR_WITH_ATTRIBUTES))
 
 
 def _is_call(value: Any, name: Name) -> bool:
@@ -81,7 +112,10 @@ def _dtype(value: Built) -> bool:
     """A dtype of numbers with the state that numpy writes. Another one can make numpy take bytes for pointers."""
     is_number = bool(value.arguments) and type(value.arguments[0]) is str and _NUMBER.fullmatch(value.arguments[0])
     state = value.state
-    return bool(is_number) and (state is None or type(state) is tuple and (state[:1], state[2:]) == ((3,), _DTYPE_STATE))
+    is_plain = (
+        type(state) is tuple and len(state) == 8 and (state[0], state[2:]) == (3, _DTYPE_STATE) and state[1] in ("<", ">", "|")
+    )
+    return bool(is_number) and (state is None or is_plain)
 
 
 def _array(value: Built) -> bool:
@@ -90,15 +124,18 @@ def _array(value: Built) -> bool:
     if value.arguments[1:2] != ((0,),) or type(state) is not tuple or len(state) != 5:
         return False
     _, shape, dtype, _, content = state
-    if not (are_counts(shape) and _is_call(dtype, _DTYPE) and _is_call(content, _ENCODE)):
+    if not (are_counts(shape) and _is_call(dtype, DTYPE) and _is_call(content, ENCODE)):
         return False
     return len(content.arguments[0]) == prod(shape) * int(dtype.arguments[0][1:])
 
 
 def _with_attributes(value: Built) -> bool:
     """(function, type, the function's arguments, attributes), for a plain tensor and no other type."""
-    plain = type(value.arguments) is tuple and len(value.arguments) == 4 and value.state is None
-    return plain and value.arguments[:2] == (REBUILD_TENSOR, Name("torch", "Tensor")) and type(value.arguments[3]) is dict
+    if len(value.arguments) != 4 or value.state is not None:
+        return False
+    function, kind, arguments, attributes = value.arguments
+    is_plain = (function, kind) == (REBUILD_TENSOR, Name("torch", "Tensor"))
+    return is_plain and type(arguments) is tuple and type(attributes) is dict
 
 
 def _anything(value: Built) -> bool:
@@ -106,29 +143,29 @@ def _anything(value: Built) -> bool:
     return value.state is None
 
 
-_ENCODE, _DTYPE = Name("_codecs", "encode"), Name("numpy", "dtype")
+ENCODE, DTYPE = Name("_codecs", "encode"), Name("numpy", "dtype")
 _NUMBER = re.compile(r"[iufb][1248]")
 _DTYPE_STATE = (None, None, None, -1, -1, 0)
-_NUMPY = [Name(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")]
+ARRAYS = [Name(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")]
 _CALLS: dict[Name, Callable[[Built], bool]] = {
     REBUILD_TENSOR: _anything,  # torch_archive.stored_tensor checks its arguments
-    Name("torch._utils", "_rebuild_parameter"): _anything,
+    PARAMETER: _parameter,
     TENSOR_WITH_ATTRIBUTES: _with_attributes,
     ORDERED_DICT: _ordered_dict,
     Name("types", "SimpleNamespace"): _new,
     Name("argparse", "Namespace"): _new,
     Name("_io", "BytesIO"): _new,
-    _ENCODE: _encode,
+    ENCODE: _encode,
     **{
         Name(module, name): check
         for module in ("builtins", "__builtin__")  # torch.save writes the names of Python 2
-        for name, check in (("bytearray", _bytearray), ("set", _anything), ("complex", _plain))
+        for name, check in (("bytearray", _bytearray), ("set", _set), ("complex", _complex))
     },
-    Name("torch", "Size"): _anything,
+    Name("torch", "Size"): _size,
     Name("torch", "device"): _plain,
     Name("torch.serialization", "_get_layout"): _plain,
-    _DTYPE: _dtype,
-    **dict.fromkeys(_NUMPY, _array),
+    DTYPE: _dtype,
+    **dict.fromkeys(ARRAYS, _array),
     Name("signal", "Signals"): _plain,
     **{Name(module, f"{kind}Path"): _plain for module in ("pathlib", "pathlib._local") for kind in ("Posix", "PurePosix")},
 }

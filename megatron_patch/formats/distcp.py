@@ -21,9 +21,10 @@ import torch
 
 from megatron_patch.errors import UserError
 from megatron_patch.formats import dtypes
+from megatron_patch.formats.archive_zip import Window
 from megatron_patch.formats.checksums import Record
 from megatron_patch.formats.lazy import FileTensor, read_bytes
-from megatron_patch.formats.torch_archive import StoredTensor, Window, read_archive, stored_tensor
+from megatron_patch.formats.torch_archive import StoredTensor, read_archive, stored_tensor
 
 _STORAGES = {one.torch_dtype: getattr(torch, one.storage) for one in dtypes.WEIGHTS}
 _REBUILD = torch._utils._rebuild_tensor_v2

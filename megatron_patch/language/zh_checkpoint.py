@@ -55,7 +55,7 @@ SENTENCES = {
     "{} is missing": "缺少 {0}",
     "{} is no list of {}": "{0} 不是长度为 {1} 的列表",
     "{} is no {} of shape {}": "{0} 不是形状为 {2} 的 {1}",
-    # archive_calls, unpickling
+    # archive_calls, archive_values, unpickling
     "it calls {}, which no checkpoint needs": "它调用 {0}，检查点不需要",
     "it calls {} as no checkpoint does": "它调用 {0} 的方式不是检查点会有的",
     "it takes the beginning of a group for a value": "它把一组的开头当作值",
@@ -92,7 +92,7 @@ SENTENCES = {
     ),
     "a chunk of {} has not the {} axes of the tensor": "{0} 的一个分块没有该张量的 {1} 维",
     "a chunk of {}, to {}, leads out of its size {}": "{0} 的一个分块到 {1}，超出其大小 {2}",
-    # torch_archive
+    # torch_archive, archive_zip
     "its numbers are not {}-endian": "它的数不是 {0}-endian",
     "it holds something else than a tensor": "它的内容不是张量",
     "it gives a tensor's place, shape or strides by other values than numbers from 0 on": "张量的位置、形状或步长不是从 0 起的数",
@@ -104,6 +104,7 @@ SENTENCES = {
     "it has a record twice": "它有重复的记录",
     "its directory or description is said to have {} bytes": "它的目录或描述据称有 {0} 字节",
     "it has something before, behind or instead of its records": "它的记录之前、之后有别的内容，或没有记录",
+    "it says in two ways where its directory is": "它对目录的位置有两种说法",
     "its record {} is compressed, as torch's are not": "它的记录 {0} 经过压缩，而 torch 不压缩",
     "its record {} overlaps another": "它的记录 {0} 与另一条重叠",
     "its record {} ends behind the others": "它的记录 {0} 的结尾超出范围",

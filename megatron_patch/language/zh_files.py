@@ -53,7 +53,7 @@ SENTENCES = {
     "{}: tensor {} has dtype {}; allowed are {}: convert it first.": "{0}：张量 {1} 的 dtype 是 {2}；可用的是 {3}：请先转换。",
     "{} changed while it was read; copy it again.": "{0} 在读取时发生变化；请重新复制。",
     "{} changed while it was read; run the command again when it is whole.": "{0} 在读取时发生变化；请在文件完整后重新运行命令。",
-    "{} is damaged or was cut off (it has {} bytes); copy it again.": "{0} 已损坏或被截断（有 {1} 字节）；请重新复制。",
+    "{} is damaged or was cut off (it has 0 bytes); copy it again.": "{0} 已损坏或被截断（有 0 字节）；请重新复制。",
     "{} is in torch's format from before version 1.6; load it with torch and save it again with torch.save.": (
         "{0} 是 torch 1.6 之前的格式；请用 torch 加载，再用 torch.save 重新保存。"
     ),
@@ -87,7 +87,6 @@ SENTENCES = {
     "{} holds a {} where a dictionary belongs; copy the checkpoint again.": "{0} 中本应是字典处是 {1}；请重新复制检查点。",
     "{}: {} is no archive of torch.save; copy it again.": "{0}：{1} 不是 torch.save 的归档；请重新复制。",
     "{}: {} was refused and not run: {}.": "{0}：{1} 已拒绝，没有运行：{2}。",
-    "{}: {} was refused and not run: {}": "{0}：{1} 已拒绝，没有运行：{2}",
     "{} is damaged ({}); copy it again.": "{0} 已损坏（{1}）；请重新复制。",
     # documents, archives, JSON records
     "{} cannot be read to its end ({}); fetch or pack it again.": "{0} 无法读到末尾（{1}）；请重新获取或打包。",

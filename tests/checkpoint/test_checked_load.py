@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401
 
+import codecs
 import io
 import shutil
+import signal
 import zipfile
 from collections import OrderedDict
 
@@ -191,6 +193,13 @@ def with_attribute():
 
 OBJECTS = {
     "zeros": (saved([Calls(bytearray, 1 << 40)]), "calls __builtin__.bytearray as no checkpoint does"),
+    "a slow codec": (saved([Calls(codecs.encode, "x", "punycode")]), "calls _codecs.encode as no checkpoint does"),
+    "its own codec": (saved([Calls(codecs.encode, "x")]), "calls _codecs.encode as no checkpoint does"),
+    "bytes by it": (saved([Calls(bytearray, "x", "punycode")]), "calls __builtin__.bytearray as no checkpoint does"),
+    "hashes of one kind": (saved([Calls(set, [(-1,), (-2,)])]), "calls __builtin__.set as no checkpoint does"),
+    "digits": (saved([Calls(complex, "1" * 100)]), "calls __builtin__.complex as no checkpoint does"),
+    "a signal of no number": (saved([Calls(signal.Signals, 9999)]), "calls signal.Signals as no checkpoint does"),
+    "a class": (saved([io.BytesIO]), "names _io.BytesIO, which no checkpoint needs"),
     "a tensor of a shape alone": (saved([Calls(torch.Tensor, 1 << 36)]), "calls torch.Tensor, which no checkpoint needs"),
     "deep": (saved([nested(120)]), "nested deeper"),
     "2^50 values": (saved([doubled(50)]), "nested deeper, or holds more values"),

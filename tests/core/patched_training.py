@@ -1,5 +1,5 @@
-"""The distributed optimizer from its first step to a resumed one: with all rows of the patch table, and without each of
-them.
+"""Indexed data, and the distributed optimizer from its first step to a resumed one: with all rows of the patch table, and
+without each of them.
 
 All of it runs in one process, since a process that has imported megatron-core is expensive.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,35 @@ def train_save_and_resume(folder: str, layout: Any) -> None:
             raise RuntimeError(f"the loss of step {step} is {loss} after resuming, {losses[step]} without a stop")
 
 
+def read_data_that_runs_code(folder: Path, layout: Any) -> None:
+    """A blend's sample indices, one file after the other replaced by a pickle that makes a folder.
+
+    Raises an exception if it makes one, or if no sentence names the file.
+    """
+    from megatron_patch.data.indexed_pretrain import indexed_run_data
+    from megatron_patch.errors import UserError
+    from tests.formats.attacks import Payload
+    from tests.launching import GOLDEN
+    from tests.tiny import tiny_config
+
+    pair = GOLDEN / "data" / "corpus_text_document"
+    config = tiny_config(output_path=str(folder), train_data_path=f"0.5 {pair} 0.5 {pair}")
+    indexed_run_data(config, layout, lambda line: None)
+    files = sorted(folder.glob("data_cache/*/*.npy"))
+    for kind in ("document_index", "sample_index", "shuffle_index", "dataset_index", "dataset_sample_index"):
+        path = next(path for path in files if path.stem.endswith(f"-{kind}"))
+        sound = path.read_bytes()
+        path.write_bytes(pickle.dumps(Payload(folder / "trace")))
+        try:
+            indexed_run_data(config, layout, lambda line: None)
+        except UserError as error:
+            if path.name not in str(error):
+                raise
+        if (folder / "trace").exists():
+            raise RuntimeError(f"{path.name} ran")
+        path.write_bytes(sound)
+
+
 def outcomes(folder: Path) -> dict[str, str]:
     """The error without a row, by the row's name; empty if there was none. `all` is the error with every row."""
     import megatron_patch.core.device  # noqa: F401
@@ -55,7 +85,7 @@ def outcomes(folder: Path) -> dict[str, str]:
 
     be_alone()
     layout, found = parallel.start(tiny_config()), {}
-    rows, additions = patches.PATCHES, patches.ADDITIONS
+    rows, additions = tuple(filter(patches.has_target, patches.PATCHES)), patches.ADDITIONS
     core = [(row, importlib.import_module(row.module)) for row in rows + additions]
     own = [(row, module, getattr(module, row.attribute)) for row, module in core if hasattr(module, row.attribute)]
     names = [f"{row.module}.{row.attribute}" for row, _ in core]
@@ -68,6 +98,7 @@ def outcomes(folder: Path) -> dict[str, str]:
             tuple(row for row in part if f"{row.module}.{row.attribute}" != name) for part in (rows, additions)
         )
         try:
+            read_data_that_runs_code(folder / str(number), layout)
             train_save_and_resume(str(folder / str(number)), layout)
             found[name] = ""
         except Exception as error:  # whatever it is, it is told

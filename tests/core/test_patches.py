@@ -17,10 +17,12 @@ from megatron_patch.core import patches
 from megatron_patch.errors import UserError
 from tests.launching import ROOT
 
+ROWS = tuple(filter(patches.has_target, patches.PATCHES + patches.ADDITIONS))
+
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[str, str]:
-    """The error of training and resuming with all rows, and without each of them; empty if there was none."""
+    """The error of reading data, training and resuming, with all rows and without each; empty if there was none."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.core.patched_training", str(tmp_path_factory.mktemp("runs"))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -32,11 +34,19 @@ def test_with_every_row_training_resumes(outcomes):
     assert outcomes["all"] == outcomes["all again"] == ""
 
 
-@pytest.mark.parametrize("row", patches.PATCHES + patches.ADDITIONS, ids=lambda row: f"{row.module}.{row.attribute}")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.module}.{row.attribute}")
 def test_without_any_one_row_training_or_resuming_fails(row, outcomes):
     """Where core does without a row, as it says, nothing fails."""
     here, until = ([int(part) for part in text.split(".")[:2]] for text in (megatron.core.__version__, row.until or "99.0"))
     assert bool(outcomes[f"{row.module}.{row.attribute}"]) is (here < until)
+
+
+def test_a_row_for_later_cores_is_left_out(monkeypatch):
+    """Of two versions, one before the row's and one after it, whatever core is here."""
+    row = replace(patches.PATCHES[0], since="0.19")
+    for version, is_there in (("0.16.1", False), ("0.18.2", False), ("0.19.0rc1", True), ("0.19.2", True), ("1.0", True)):
+        monkeypatch.setattr(patches.megatron.core, "__version__", version)
+        assert patches.has_target(row) is is_there and patches.has_target(patches.PATCHES[0])
 
 
 def test_a_row_whose_target_is_gone_is_an_error(monkeypatch):
@@ -57,7 +67,7 @@ def test_a_core_that_was_not_tried_is_what_a_user_can_mend(version, monkeypatch)
 @pytest.mark.parametrize("times", [1, 2])
 def test_core_has_every_replacement_however_often_it_is_applied(monkeypatch, times):
     """Each model of a process applies the table, whatever core's names are before."""
-    rows = [(importlib.import_module(row.module), row) for row in patches.PATCHES + patches.ADDITIONS]
+    rows = [(importlib.import_module(row.module), row) for row in ROWS]
     for module, row in rows:
         monkeypatch.setattr(module, row.attribute, "core's own", raising=False)
     for _ in range(times):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 import random
+import signal
+import struct
+import zlib
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy
 import pytest
@@ -12,12 +17,13 @@ import torch
 
 from megatron_patch.errors import UserError
 from megatron_patch.formats.lazy import FileTensor, load
-from megatron_patch.formats.torch_files import read_torch_file
+from megatron_patch.formats.torch_files import load_object, read_torch_file
 from tests.checkpoint.test_checked_load import OBJECTS, archive_of
 
 
-def test_what_real_files_hold(tmp_path):
-    """State dicts of modules, parameters, arguments, random states, views and bytes, as torch reads them."""
+def test_what_real_files_hold(tmp_path, monkeypatch):
+    """State dicts of modules, parameters, arguments, random states, views and bytes. torch reads no file meanwhile."""
+    monkeypatch.setattr(torch, "load", None)
     base, marked = torch.randn(6, 8), torch.randn(4)
     marked.partition_dim = 0  # as Megatron marks its parameters
     content = {
@@ -26,12 +32,23 @@ def test_what_real_files_hold(tmp_path):
         "parameter": torch.nn.Parameter(torch.randn(2, 3)),
         "views": OrderedDict(rows=base[2:4], columns=base[:, :4]),
         "args": argparse.Namespace(lr=1e-4, dtype=torch.bfloat16, shape=torch.Size([2, 3]), names=("a", None)),
-        "rng": [random.getstate(), numpy.random.get_state(), torch.get_rng_state(), b"bytes", bytearray(b"more"), {1, 2}],
+        "rng": [
+            random.getstate(),
+            numpy.random.get_state(),
+            torch.get_rng_state(),
+            b"bytes",
+            bytearray(b"more"),
+            {1, 2},
+            bytearray(),
+            1 + 2j,
+        ],
+        "plain": [signal.SIGTERM, Path("/a/b"), torch.device("cpu"), torch.strided, numpy.asfortranarray([[1.5, 2], [3, 4]])],
         "optimizer": {"state": {0: {"step": 3}}, "param_groups": [{"lr": 1.0, "params": [0]}]},
     }
     path = tmp_path / "model_optim_rng.pt"
     torch.save(content, path)
     found = read_torch_file(path)
+    assert found["plain"][:4] == content["plain"][:4] and numpy.array_equal(found["plain"][4], content["plain"][4])
     assert found.keys() == content.keys() and found["optimizer"] == content["optimizer"] and found["args"] == content["args"]
     assert found["rng"][0] == content["rng"][0] and found["rng"][3:] == content["rng"][3:]
     assert numpy.array_equal(found["rng"][1][1], content["rng"][1][1]) and torch.equal(found["rng"][2], content["rng"][2])
@@ -45,6 +62,41 @@ def test_what_real_files_hold(tmp_path):
             place = place[part]
         assert isinstance(place, FileTensor) or name == "views.columns"
         assert torch.equal(load(place), tensor), name
+
+
+def local(name, data):
+    """A record of a zip."""
+    head = (20, 0, 0, 0, 33, zlib.crc32(data), len(data), len(data), len(name), 0)
+    return struct.pack("<4s5H3I2H", b"PK\3\4", *head) + name + data
+
+
+def listed(name, data, offset, extra=b"", comment=b""):
+    """Its entry in the directory."""
+    head = (20, 20, 0, 0, 0, 33, zlib.crc32(data), len(data), len(data), len(name), len(extra), len(comment), 0, 0, 0, offset)
+    return struct.pack("<4s6H3I5H2I", b"PK\1\2", *head) + name + extra + comment
+
+
+def two_in_one(place):
+    """A file with two directories: one at its end, and one inside a record, to which a locator leads that lies in the
+    last entry's `place`, its extra field or its comment.
+    """
+    ours, torchs = ({"archive/data.pkl": pickle.dumps({"who": who}, 2), "archive/version": b"3\n"} for who in ("us", "torch"))
+    out, entries, hidden = b"", [], b""
+    for name, data in ours.items():
+        entries.append((name.encode(), data, len(out)))
+        out += local(name.encode(), data)
+    start, inside, directory = len(out) + 30 + len(b"archive/pad"), b"", b""
+    for name, data in torchs.items():
+        directory += listed(name.encode(), data, start + len(inside))
+        inside += local(name.encode(), data)
+    size, at = len(directory), start + len(inside)
+    hidden = inside + directory + struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 2, 2, size, at)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, at + size, 1)
+    extra = struct.pack("<HH", 0x4246, len(locator)) + locator
+    last = listed(b"archive/pad", hidden, len(out), **{place: extra if place == "extra" else locator})
+    out += local(b"archive/pad", hidden)
+    directory = b"".join(listed(*entry) for entry in entries) + last
+    return out + directory + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 3, 3, len(directory), len(out), 0)
 
 
 REFUSED = {name: made for name, (made, said) in OBJECTS.items() if name not in ("no archive", "before 1.6", "no list", "two")}
@@ -75,6 +127,17 @@ class _Array:
 class _Dtype:
     def __reduce__(self):
         return numpy.dtype, ("V8", False, True), (3, "|", None, None, None, 8, 1, 63)
+
+
+@pytest.mark.parametrize("place", ["comment", "extra"])
+def test_one_file_that_is_two(place, tmp_path):
+    """zipfile finds one directory in it, and torch another, to which a locator of 64 bits points."""
+    path, made = tmp_path / "model_rng.pt", two_in_one(place)
+    path.write_bytes(made)
+    assert torch.load(path, weights_only=True) == {"who": "torch"}
+    for found in (lambda: read_torch_file(path), lambda: load_object(path, made, "the file")):
+        with pytest.raises(UserError, match="model_rng.pt is damaged"):
+            found()
 
 
 def test_an_array_of_addresses(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 import zlib
 from contextlib import suppress
@@ -86,6 +87,26 @@ def indexed(folder: Path) -> Target:
     return Target(
         folder, read, files_of(folder, **{"c.idx": _index, "c.bin": changed_bytes, "c.made": json_with("counts", "made_from")})
     )
+
+
+def sample_indices(folder: Path) -> Target:
+    """A file of core's under data_cache, and other kinds of numpy's and Python's in its place."""
+    import numpy
+
+    from megatron_patch.data.indexed_pretrain import _damage
+
+    path = folder / "a-document_index.npy"
+    numpy.save(path, numpy.arange(30, dtype=numpy.int32).reshape(10, 3))
+    numpy.savez(folder / "other.npz", numpy.arange(3))
+    others = (pickle.dumps([1]), (folder / "other.npz").read_bytes())
+
+    def read(random: Random) -> None:
+        _damage(path)
+
+    def change(random: Random, data: bytes) -> bytes:
+        return changed_bytes(random, random.choice((data, data, data, *others)))
+
+    return Target(folder, read, files_of(folder, **{path.name: change}))
 
 
 def _index(random: Random, data: bytes) -> bytes:

@@ -18,6 +18,7 @@ READERS: dict[str, Callable[[Path], Target]] = {
     "tokenizer.model": data_readers.tokenizers,
     "tokenizer.json": lambda folder: data_readers.tokenizers(folder, fast=True),
     "indexed": data_readers.indexed,
+    "sample-indices": data_readers.sample_indices,
     "token-cache": data_readers.token_cache,
     "fine-tuning-data": record_readers.records,
     "preparation-input": lambda folder: record_readers.records(folder, "prepare"),

@@ -11,7 +11,7 @@ import shlex
 import pytest
 
 from tests.launching import ROOT
-from tests.pai.job_files import DLC, load_submit
+from tests.pai.job_files import DLC, PREPARATIONS, body, load_submit
 from tests.pai.test_job_bodies import FILLED
 
 PAGES = {"en": ROOT / "docs" / "pai.md", "zh": ROOT / "docs" / "zh" / "pai.md"}
@@ -45,6 +45,19 @@ def test_pai_s_command_line_is_used_as_documented():
     for words in commands("en"):
         if words[:4] == ["pai", "dlc", "job", "submit"]:
             assert {word for word in words[4:] if word.startswith("--")} <= SUBMIT_FLAGS
+
+
+def test_what_one_job_writes_is_what_the_next_one_reads():
+    """Preparation's folder, in which the parts are merged as the page says, has the pair of pre-training."""
+    written = {shlex.split(body(name)["UserCommand"])[10] for name in PREPARATIONS}
+    assert written == {"${WORK_DIR}/llama2-datasets/wudao"}
+    (merge,) = [words for words in commands("en") if words[:2] == ["megatron-patch", "merge-data"]]
+    assert merge[2:] == [
+        f"/mnt/workspace/llama2-datasets/wudao/*-of-{body('prepare_ecs')['JobSpecs'][0]['PodCount']:05}.made",
+        *("--output-prefix", "/mnt/workspace/llama2-datasets/wudao/wudao_llamabpe_text_document"),
+    ]
+    for path in sorted(DLC.glob("pretrain_*")):
+        assert " ${WORK_DIR}" + merge[-1].removeprefix("/mnt/workspace") + " " in path.read_text(encoding="utf-8"), path.name
 
 
 def test_submit_is_called_with_its_own_flags_and_fills_in_all(capsys):

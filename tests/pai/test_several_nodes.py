@@ -66,14 +66,14 @@ def mounted(tmp_path_factory):
     """(workspace, data): what the job's data sources hold; this project, and data sets with a converted model."""
     folder = tmp_path_factory.mktemp("dlc")
     workspace, data = folder / "workspace", folder / "data"
-    (data / "llama2-datasets" / "wudao").mkdir(parents=True)
+    (data / "llama2-datasets").mkdir(parents=True)
+    (workspace / "llama2-datasets" / "wudao").mkdir(parents=True)  # where the job of preparation has written
     for suffix in (".bin", ".idx"):
-        prefix = data / "llama2-datasets" / "wudao" / "wudao_llamabpe_text_document"
+        prefix = workspace / "llama2-datasets" / "wudao" / "wudao_llamabpe_text_document"
         shutil.copy(GOLDEN / "data" / f"corpus_text_document{suffix}", f"{prefix}{suffix}")
     for name in ("wudao_train.json", "wudao_valid.json"):
         shutil.copy(GOLDEN / "sft" / "alpaca_output.json", data / "llama2-datasets" / name)
     convert(long_model(folder / "hf", layers=2), data / "llama2-ckpts" / "llama2-7b-hf-to-megatron-tp1-pp1")
-    workspace.mkdir()
     (workspace / "PAI-Megatron-Patch").symlink_to(ROOT)
     return workspace, data
 

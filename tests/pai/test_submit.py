@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from alibabacloud_credentials.exceptions import CredentialException
 from alibabacloud_pai_dlc20201203 import models
 from Tea.exceptions import TeaException
 
@@ -117,10 +118,23 @@ def test_following_prints_each_line_once_and_ends_with_the_job(served, capsys):
     assert service.asked[:2] == [None, None] and all(service.asked[2:]), "from the second time on, only the new is asked for"
 
 
-@pytest.mark.parametrize("course", [[{"status": "Failed"}], [TeaException({"message": "gone"})] * 10])
-def test_a_job_that_fails_gives_status_1(course, served):
+@pytest.mark.parametrize(
+    "course", [[{"status": "Failed"}], [TeaException({"message": "gone"})], [CredentialException("expired")]]
+)
+def test_a_job_that_fails_or_cannot_be_followed_gives_status_1(course, served, capsys):
+    """A job that goes on is not said to be none, whatever asking for it is refused with."""
     served(*course)
     assert submit.main([BODY, "--region", "cn-wulanchabu", *SETTINGS, "--follow"]) == 1
+    shown = capsys.readouterr()
+    assert "submitted as dlc1" in shown.out and "was not submitted" not in shown.err
+    is_lost = isinstance(course[0], Exception)
+    assert ("dlc1 is not followed any more" in shown.err) is ("failed, 10 of 10" in shown.err) is is_lost
+
+
+def test_a_credential_that_expires_for_a_while_ends_nothing(served, capsys):
+    served({"status": "Running"}, CredentialException("expired"), {"status": "Succeeded"})
+    assert submit.main([BODY, "--region", "cn-wulanchabu", *SETTINGS, "--follow"]) == 0
+    assert "asking for dlc1 failed, 1 of 10: expired" in capsys.readouterr().err
 
 
 def test_without_credentials_nothing_is_sent_and_the_places_are_named(monkeypatch, tmp_path, capsys):

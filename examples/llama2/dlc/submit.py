@@ -113,6 +113,7 @@ def print_logs(client: Any, job_id: str, pods: list[Any], windows: dict[str, lis
 
 def follow(client: Any, job_id: str, pause: float = 10) -> int:
     """Print the job's states and its pods' logs until it ends. 0 if it succeeded, else 1."""
+    from alibabacloud_credentials.exceptions import CredentialException
     from alibabacloud_pai_dlc20201203.models import GetJobRequest
     from Tea.exceptions import TeaException
 
@@ -127,10 +128,12 @@ def follow(client: Any, job_id: str, pause: float = 10) -> int:
             print_logs(client, job_id, [pod for pod in job.pods or [] if pod.pod_uid], windows, since)
             since, failures = asked.strftime("%Y-%m-%dT%H:%M:%SZ"), 0
             rounds -= status in ENDED  # once more after the end, for its last lines
-        except TeaException as error:
+        except (CredentialException, TeaException) as error:  # the job goes on, whatever this program is refused
             failures += 1
             print(f"== asking for {job_id} failed, {failures} of {PATIENCE}: {error}", file=sys.stderr, flush=True)
         time.sleep(pause if rounds else 0)
+    if failures:
+        print(f"== {job_id} is not followed any more; the console shows how it goes on.", file=sys.stderr, flush=True)
     return 0 if status.startswith("Succeeded") else 1
 
 
@@ -182,7 +185,7 @@ def submit(body: dict[str, Any], given: argparse.Namespace) -> int:
         print(f"submitted as {job_id}", flush=True)
         return follow(client, job_id) if given.follow else 0
     except (CredentialException, TeaException) as error:
-        print(f"{given.body} was not submitted: {error}", file=sys.stderr)
+        print(f"{given.body} was {f'submitted as {job_id}' if job_id else 'not submitted'}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{job_id} goes on; `pai dlc job` or the console stops it." if job_id else "interrupted.", file=sys.stderr)
