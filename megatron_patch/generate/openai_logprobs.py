@@ -4,15 +4,13 @@ come.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from megatron_patch.data.tokenizer import Tokenizer
 from megatron_patch.generate.logprobs import Score
-from megatron_patch.generate.text_stream import UNFINISHED, TextStream
+from megatron_patch.generate.text_stream import UNFINISHED, TextStream, byte_of
 
-_BYTE = re.compile("<0x([0-9A-F]{2})>")  # a piece that is one byte
 _BEFORE = "a"  # what tokens are read behind: SentencePiece drops the space of a text's first one
 
 
@@ -32,8 +30,8 @@ class TokenTexts:
             text = self._names.get(token, "")
             if not text and token < self._tokenizer.vocab_size:
                 text = self._tokenizer.detokenize([*self._before, token])[self._size :]
-                byte = _BYTE.fullmatch(self._tokenizer.piece(token) or "")
-                text = f"bytes:\\x{byte[1].lower()}" if byte and text == UNFINISHED else text
+                byte = byte_of(self._tokenizer, token)
+                text = f"bytes:\\x{byte:02x}" if byte is not None and text == UNFINISHED else text
             self._known[token] = text
         return self._known[token]
 
@@ -49,9 +47,21 @@ class Logprobs:
     """
 
     def __init__(self, texts: TokenTexts, tokenizer: Tokenizer, prompt: Sequence[int], count: int, is_echoed: bool) -> None:
-        self._texts, self._count = texts, count
-        self._stream = TextStream(tokenizer, [])
-        for token in () if is_echoed else prompt:
+        self._texts, self._count, self._tokenizer = texts, count, tokenizer
+        self._before, self._stream = 0, TextStream(tokenizer, [])
+        if not is_echoed:
+            self._pass_over(prompt)
+
+    def _pass_over(self, prompt: Sequence[int]) -> None:
+        """Know where the answer's first character begins: often from one decoding of the prompt."""
+        unfinished = TextStream(self._tokenizer, prompt).unfinished
+        known, rest = prompt[: len(prompt) - unfinished], prompt[len(prompt) - unfinished :]
+        text = self._tokenizer.detokenize(known)
+        if text.endswith(UNFINISHED) and byte_of(self._tokenizer, known[-1]) is None:
+            rest = prompt  # its last character may go on, where tokens hold several bytes
+        else:
+            self._before, self._stream = len(text), TextStream(self._tokenizer, known)
+        for token in rest:
             self._stream.add(token)
 
     def body(self, scores: Sequence[Score]) -> dict[str, Any]:
@@ -69,9 +79,11 @@ class Logprobs:
 
     def _begin(self, token: int, text: str) -> int:
         """Where the text of the next token begins; of a character's bytes, where the character does."""
-        before = len(self._stream.text)
+        before = self._before + len(self._stream.text)
         self._stream.add(token)
-        after = len(self._stream.text)
+        after = self._before + len(self._stream.text)
+        if byte_of(self._tokenizer, token) is not None:
+            return after if self._stream.unfinished else after - 1
         return max(before, after - len(text)) if after > before else before
 
     def _top(self, score: Score) -> dict[str, float] | None:
