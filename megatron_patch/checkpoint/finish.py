@@ -112,7 +112,7 @@ def tidy(ending: Ending) -> None:
 
 def _describe(ending: Ending) -> None:
     partial = ending.partial
-    write_model_description(partial, ending.description)
+    write_model_description(partial, ending.description, ending.small)
     for name, data in ending.small.items():
         with naming(partial / name), open(partial / name, "wb") as stream:
             stream.write(data)

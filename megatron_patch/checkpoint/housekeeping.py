@@ -18,10 +18,10 @@ from pathlib import Path
 from megatron_patch.config import TrainConfig
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError, refusal
+from megatron_patch.folders.damage import DAMAGED
 from megatron_patch.folders.durable_files import flush, write_text
 from megatron_patch.folders.hugging_face_folder import holds_tokenizer
 from megatron_patch.folders.layout import COMPANIONS, TOKENIZER_FILES, copy_companions, resolve_checkpoint
-from megatron_patch.folders.starting_point import DAMAGED
 from megatron_patch.folders.tracker import BEST_TRACKER, checkpoint_root, read_tracker, write_tracker
 from megatron_patch.llama.model_config import to_hf_config
 from megatron_patch.llama.position_limit import raised_limit

@@ -12,12 +12,14 @@ import json
 import os
 import re
 import shutil
+import zlib
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from megatron_patch import __version__
-from megatron_patch.errors import UserError
+from megatron_patch.errors import UserError, naming
 from megatron_patch.folders.durable_files import flush, write_text
 from megatron_patch.folders.engine import installed_version
 from megatron_patch.folders.hugging_face_folder import is_hf_folder, is_meta_folder
@@ -40,6 +42,7 @@ TOKENIZER_FILES = (
 COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 CORE_METADATA = "metadata.json"
 _FORMAT = 1
+_SUMS, _NO_SUM = "crc32", "0" * 8  # model.json's key for the sums of the small files; the place of its own
 
 
 @dataclass(frozen=True)
@@ -129,15 +132,27 @@ def copy_companions(source: str | Path, target: str | Path, names: tuple[str, ..
     return copied
 
 
-def write_model_description(folder: str | Path, description: ModelDescription) -> None:
+def write_model_description(
+    folder: str | Path, description: ModelDescription, beside: Mapping[str, bytes] | None = None
+) -> None:  # fmt: skip
     """Write model.json, with the versions that wrote it.
+
+    Args:
+        beside: name → bytes of the other small files in `folder`. Their sums and model.json's own are recorded.
 
     Raises:
         UserError: megatron-core is not installed, so that its version is unknown.
     """
     content = {"format": _FORMAT, **asdict(description)}
     content |= {"megatron_core": installed_version(), "megatron_patch": __version__}
-    write_text(Path(folder) / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+    if beside is not None:
+        content[_SUMS] = {name: f"{zlib.crc32(data):08x}" for name, data in beside.items()}
+        content[_SUMS][DESCRIPTION] = _NO_SUM
+    text = json.dumps(content, indent=2) + "\n"
+    if beside is not None:
+        before, _, behind = text.rpartition(_NO_SUM)
+        text = f"{before}{_own_sum(text.encode(), _NO_SUM)}{behind}"
+    write_text(Path(folder) / DESCRIPTION, text)
 
 
 def read_model_description(location: CheckpointLocation | str | Path) -> ModelDescription | None:
@@ -155,6 +170,49 @@ def read_model_description(location: CheckpointLocation | str | Path) -> ModelDe
         got = shown(content.get("format"))
         raise UserError(f"{path} has format {got}; this version reads format {_FORMAT}: use the version that wrote it.")
     return _description(path, content)
+
+
+def _own_sum(data: bytes, noted: str) -> str:
+    """The CRC-32 of model.json's bytes, with zeros in the place of its own sum, which is the last one that it notes."""
+    before, _, behind = data.rpartition(noted.encode())
+    return f"{zlib.crc32(before + _NO_SUM.encode() + behind):08x}"
+
+
+def check_small_files(folder: Path) -> None:
+    """Compare the small files of an iteration's folder with the sums in its model.json; earlier versions wrote none.
+
+    Raises:
+        UserError: one is missing, or is not as it was written.
+        OSError: one cannot be read.
+    """
+    path = folder / DESCRIPTION
+    content = json_object(path) if path.is_file() else {}
+    if _SUMS not in content:
+        return
+    sums = content[_SUMS]
+    if not isinstance(sums, dict) or any(Path(name).name != name for name in sums):
+        raise UserError(f"{path} does not say which files have which CRC-32; copy it again.")
+    own = str(sums.pop(DESCRIPTION, None))
+    with naming(path):
+        data = path.read_bytes()
+    _compare(path, _own_sum(data, own), own)  # first, since the others' sums are in it
+    for name, wanted in sums.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing; the checkpoint is not whole: copy it again.")
+        _compare(folder / name, _sum_of_file(folder / name), wanted)
+
+
+def _compare(path: Path, found: str, wanted: object) -> None:
+    if found != wanted:
+        raise UserError(f"{path} is damaged: it has the CRC-32 {found}, and was written with {shown(wanted)}; copy it again.")
+
+
+def _sum_of_file(path: Path) -> str:
+    crc = 0
+    with naming(path), open(path, "rb") as stream:
+        while data := stream.read(1 << 20):
+            crc = zlib.crc32(data, crc)
+    return f"{crc:08x}"
 
 
 def _description(path: Path, content: dict[str, Any]) -> ModelDescription:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,10 @@ def rebuild_metadata(found: Any, find: Callable[[str], Path | None]) -> Metadata
 
 
 def _places(found: Any, find: Callable[[str], Path | None]) -> dict[MetadataIndex, _StorageInfo]:
-    """Where each chunk and each object lies. All of them lie inside the files of the checkpoint."""
+    """Where each chunk and each object lies. All of them lie inside the files of the checkpoint, and none in another.
+
+    A damaged name or offset would read one tensor as another, with a sum that is right.
+    """
     places: dict[MetadataIndex, _StorageInfo] = {}
     files: dict[str, tuple[Path | None, int]] = {}
     for index, info in _exactly(found, dict, "storage_data").items():
@@ -110,7 +113,18 @@ def _places(found: Any, find: Callable[[str], Path | None]) -> dict[MetadataInde
             raise UserError(
                 f"{path} is truncated: tensor or object {_named(at)} ends at byte {end}, the file at {size}; copy it again."
             )
+    _check_apart(places)
     return places
+
+
+def _check_apart(places: dict[MetadataIndex, _StorageInfo]) -> None:
+    """Raise if two items share a byte of a file. Equal objects may share all of theirs: a conversion writes one for all."""
+    ordered = sorted(places.items(), key=lambda one: (one[1].relative_path, one[1].offset, one[1].length))
+    for (at, info), (other, following) in pairwise(ordered):
+        if info.relative_path != following.relative_path or following.offset >= info.offset + info.length:
+            continue
+        if at.offset is not None or other.offset is not None or info != following:
+            raise pickle.UnpicklingError(f"{_named(at)} and {_named(other)} lie at one place of {info.relative_path}")
 
 
 def _index(found: Any) -> MetadataIndex:

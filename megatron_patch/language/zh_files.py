@@ -81,6 +81,11 @@ SENTENCES = {
     "{} says sharded_backend {}; torch_dist is read: convert it with core.": (
         "{0} 中 sharded_backend 是 {1}；这里只读 torch_dist：请用 core 转换。"
     ),
+    "{} and {} lie at one place of {}": "{0} 与 {1} 位于 {2} 的同一位置",
+    "{} does not say which files have which CRC-32; copy it again.": "{0} 没有写明各文件的 CRC-32；请重新复制。",
+    "{} is damaged: it has the CRC-32 {}, and was written with {}; copy it again.": (
+        "{0} 已损坏：它的 CRC-32 是 {1}，写入时是 {2}；请重新复制。"
+    ),
     "{} is missing; the checkpoint is not whole: copy it again.": "缺少 {0}；检查点不完整：请重新复制。",
     "{} has {} bytes, and no checkpoint needs more than {}; copy it again.": "{0} 有 {1} 字节，检查点不需要超过 {2}；请重新复制。",
     "{} names the file {}, which lies outside the checkpoint; it was refused.": "{0} 列出的文件 {1} 在检查点之外，已拒绝。",

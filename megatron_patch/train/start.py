@@ -22,9 +22,10 @@ from megatron_patch.checkpoint.restore import restore
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import messages, parallel
 from megatron_patch.errors import OnEveryRank, RefusedOnEveryRank, UserError
+from megatron_patch.folders.damage import damage_sentence, usable_before, usable_up_to
 from megatron_patch.folders.fingerprint import fingerprint
 from megatron_patch.folders.layout import iteration_folder
-from megatron_patch.folders.starting_point import Start, damage_sentence, find_start, usable_before, usable_up_to
+from megatron_patch.folders.starting_point import Start, find_start
 from megatron_patch.train import optimizer as optim
 from megatron_patch.train.best import said_of_best
 from megatron_patch.train.log import RunLog

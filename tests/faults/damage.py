@@ -78,6 +78,24 @@ def remove(path: Path, chance: random.Random) -> None:
     path.unlink()
 
 
+def flip_any_bit(path: Path, chance: random.Random) -> None:
+    """One bit of a file, wherever: a digit that becomes another one, a name that becomes another file's.
+
+    Not in the key of the sums: then nothing else is damaged.
+    """
+    content = bytearray(path.read_bytes())
+    key = content.find(b'"crc32"')
+    content[chance.choice([place for place in range(len(content)) if not 0 <= place - key < 7])] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+def another_digit(path: Path, chance: random.Random) -> None:
+    """A seed of another run, in JSON that is sound otherwise."""
+    text = path.read_text()
+    assert '"seed": 1234' in text
+    path.write_text(text.replace('"seed": 1234', '"seed": 1235'))
+
+
 def empty(path: Path, chance: random.Random) -> None:
     """A file whose name alone reached the disk."""
     path.write_bytes(b"")
@@ -108,6 +126,11 @@ DAMAGES = (
     Damage("run_config.json cut", cut, "run_config.json"),
     Damage("metadata.json of other types", another_type, "metadata.json"),
     Damage("metadata.json missing", remove, "metadata.json"),
+    Damage("another digit in run_config.json", another_digit, "run_config.json"),
+    *(
+        Damage(f"one bit of {name}", flip_any_bit, name)
+        for name in (".metadata", "common.pt", "metadata.json", "model.json", "run_config.json")
+    ),
 )
 
 

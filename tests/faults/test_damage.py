@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401, I001
 
+import json
 import random
+import re
 import shutil
 import threading
 import zlib
@@ -17,6 +19,7 @@ from megatron_patch.arguments.conversion import Conversion
 from megatron_patch.checkpoint.initial_weights import load_weights
 from megatron_patch.conversion.convert import convert
 from megatron_patch.errors import UserError
+from megatron_patch.folders.layout import check_small_files
 from megatron_patch.formats.checksums import Record, combined, finish_together
 from tests.faults.damage import DAMAGES, flip_a_bit_of_each, hurt
 from tests.faults.in_process import EVERY, ITERATIONS, config_of, digest, iterations_in, root_of, train
@@ -44,6 +47,35 @@ def test_the_run_goes_on_from_the_checkpoint_before(damage, whole, alone, tmp_pa
     assert f"going on from iteration {before}: " in went_on, "said of the one that was read, and of no damaged one"
     assert digest(state) == wanted and log.losses == {number: losses[number] for number in range(before + 1, last + 1)}
     assert f"iter_{last:07d}.damaged" in iterations_in(config) and f"iter_{last:07d}" in iterations_in(config)
+
+
+def test_every_bit_of_the_small_files_counts(whole):
+    """Nothing else tells one number of a JSON file from another."""
+    folder = root_of(config_of(whole[0])) / "iter_0000008"
+    for name in ("model.json", "run_config.json", "metadata.json"):
+        sound = (folder / name).read_bytes()
+        key = sound.find(b'"crc32"')
+        try:
+            for place in (place for place in range(len(sound)) if key < 0 or not 0 <= place - key < 7):
+                content = bytearray(sound)
+                content[place] ^= 1 << place % 8
+                (folder / name).write_bytes(content)
+                with pytest.raises(UserError, match=re.escape(name)):
+                    check_small_files(folder)
+        finally:
+            (folder / name).write_bytes(sound)
+    check_small_files(folder)
+
+
+def test_a_checkpoint_without_sums_is_read_as_before(whole, alone, tmp_path):
+    """Of an earlier version."""
+    config = config_of(shutil.copytree(whole[0], tmp_path / "run"))
+    path = root_of(config) / "iter_0000008" / "model.json"
+    described = json.loads(path.read_text())
+    assert set(described.pop("crc32")) == {"model.json", "run_config.json", "metadata.json", "common.pt", ".metadata"}
+    path.write_text(json.dumps(described))
+    state, log = train(config, alone)
+    assert log.warnings == [] and digest(state) == whole[1] and log.losses == {}
 
 
 def test_the_newest_complete_one_may_be_several_before(whole, alone, tmp_path):

@@ -102,7 +102,22 @@ def duplicate(metadata):
     chunks(metadata).append(ChunkStorageMetadata(chunks(metadata)[0].offsets, chunks(metadata)[0].sizes))
 
 
+def meet(metadata):
+    """One chunk lies where another of its shape does, and would be read with a sum that is right."""
+    one, other = (metadata.storage_data[MetadataIndex(FC1, chunk.offsets)] for chunk in chunks(metadata)[:2])
+    other.relative_path, other.offset, other.length = one.relative_path, one.offset, one.length
+
+
+def touch(metadata):
+    """An item ends one byte within the next."""
+    first, second = sorted((one for one in metadata.storage_data.values()), key=lambda one: (one.relative_path, one.offset))[:2]
+    assert first.relative_path == second.relative_path
+    first.length = second.offset - first.offset + 1
+
+
 FAULTS = {
+    "two chunks at one place": (meet, "lie at one place of"),
+    "a byte of two items": (touch, "lie at one place of"),
     "negative offset": (lambda m: setattr(info(m), "offset", -1), "-1 for an offset"),
     "negative length": (lambda m: setattr(info(m), "length", -5), "-5 for an offset or a size"),
     "a float": (lambda m: setattr(info(m), "offset", 0.0), "float for an offset"),

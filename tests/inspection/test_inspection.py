@@ -113,8 +113,9 @@ def test_a_torch_dist_checkpoint(capsys, tmp_path):
     weight = TensorStorageMetadata(TensorProperties(torch.bfloat16), torch.Size([800, 64]), chunks)
     entries = {"embedding.weight": weight, "optimizer.state.exp_avg": weight, "rng": BytesStorageMetadata()}
     places = [MetadataIndex(key, chunk.offsets) for key in list(entries)[:2] for chunk in chunks] + [MetadataIndex("rng")]
-    state = native(tmp_path, Metadata(entries, storage_data={place: _StorageInfo("__0_0.distcp", 0, 9) for place in places}))
-    (state / "__0_0.distcp").write_bytes(bytes(9))
+    infos = {place: _StorageInfo("__0_0.distcp", 9 * number, 9) for number, place in enumerate(places)}
+    state = native(tmp_path, Metadata(entries, storage_data=infos))
+    (state / "__0_0.distcp").write_bytes(bytes(9 * len(places)))
     shutil.copy(GOLDEN / "hf_mha" / "config.json", tmp_path)
     out = shown(capsys, tmp_path)
     assert "iter_0000010 (torch_dist)" in out and "num_hidden_layers 4" in out
