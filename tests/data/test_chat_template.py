@@ -1,6 +1,6 @@
 """Chat templates as transformers renders them: that is what a served model is asked with.
 
-The templates are shortened from those that models have: LLaMA 3.1's and 3.2's, Qwen 2.5's, Mistral's, Hermes', SmolLM3's.
+The templates are shortened from those that models have: LLaMA 3's, Qwen 2.5's, Mistral's, Hermes', SmolLM3's.
 """
 
 import json
