@@ -131,8 +131,8 @@ def read_chat_templates(folder: Path) -> dict[str, str | None]:
             return {"chat_template": data.decode("utf-8"), "tool_template": None}
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 (byte {error.start}); copy the model's own file there.") from None
-    found = read_object(folder / "tokenizer_config.json").get("chat_template")
-    several: list[Any] = found if isinstance(found, list) else [{"name": "default", "template": found}]
+    own = read_object(folder / "tokenizer_config.json").get("chat_template")
+    several = own if isinstance(own, list) else [{"name": "default", "template": own}]
     named = {str(one.get("name")): one.get("template") for one in reversed(several) if isinstance(one, dict)}
     templates = {"chat_template": named.get("default"), "tool_template": named.get("tool_use")}
     for template in templates.values():
