@@ -111,7 +111,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         self.filters |= {_STEPS: self.budget.counted, _VALUE: self.budget.bounded, _LITERAL: _literal}
         self.globals = {name: self.globals[name] for name in ("range", "cycler", "joiner")}
         self.globals |= {"dict": _Dict(), "namespace": _Namespace, "raise_exception": _raise_exception}
-        self.globals["strftime_now"] = strftime_now(now)
+        self.globals["strftime_now"] = strftime_now(self.budget, now)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         """Jinja's hook for a template's source: parse it, and put the bounds into the parsed template."""
@@ -165,7 +165,8 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return self.budget.bounded(super().call_binop(context, operator, left, right))
 
 
-_STEPS, _VALUE, _LITERAL = "counted steps", "bounded value", "literal text"  # names of filters that no template can write
+# Names of filters that no template can write.
+_STEPS, _VALUE, _LITERAL = "counted-steps", "bounded-value", "literal-text"
 
 
 @pass_context

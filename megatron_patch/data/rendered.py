@@ -38,11 +38,13 @@ def chat_renderer(tokenizer: Tokenizer, now: Callable[[], datetime] = datetime.n
         raise UserError(
             "the tokenizer's folder has no chat template (chat_template in tokenizer_config.json); choose --template llama2-chat"
         )
-    template = compile_chat_template(tokenizer.chat_template, now, **tokenizer.template_names)
+    plain = compile_chat_template(tokenizer.chat_template, now, **tokenizer.template_names)
+    own = tokenizer.tool_template
+    with_tools = compile_chat_template(own, now, **tokenizer.template_names) if own else plain
 
     def render(turns: list[dict[str, Any]], add_generation_prompt: bool, tools: list[Any] | None = None) -> str:
         messages = [{key: value for key, value in turn.items() if key != "weight"} for turn in turns]
-        return template(messages, add_generation_prompt, tools=tools or None)
+        return with_tools(messages, add_generation_prompt, tools=tools) if tools else plain(messages, add_generation_prompt)
 
     return render
 

@@ -19,6 +19,8 @@ _MOST_TEXT = 1 << 20  # characters of a text, items of a list
 _MOST_OUTPUT = 1 << 22  # characters written out
 _MOST_NUMBER = 10**30
 _MOST_DEPTH = 100  # of lists in lists; JSON schemas of tools have ten or twenty
+_WIDEST = 1000
+_TOO_WIDE = "a text is formatted to a width of thousands, or to one that is reckoned"
 # A width or a precision of four digits, or one that is another value: of `%`, and of `str.format`.
 _WIDE_PERCENT = re.compile(r"%(?:\([^()]*\))?[-#0 +]*[0-9.]*(?:\*|[0-9]{4})|%\([^()]*\(")
 _WIDE_BRACES = re.compile(r"\{[^{}]*(?:[0-9]{4}|\{)")
@@ -56,7 +58,11 @@ class Budget:
             yield item
 
     def written(self, value: Any) -> str:
-        """The text of a value that the template writes out, counted."""
+        """The text of a value that the template writes out, counted.
+
+        Raises:
+            TooMuch: it, or all that is written, is too much.
+        """
         self.step()
         text = value if isinstance(value, str) else str(self.bounded(value))
         self.output -= len(text)
@@ -65,7 +71,11 @@ class Budget:
         return text
 
     def bounded(self, value: Any) -> Any:
-        """Return `value` if it is not too large, else raise TooMuch."""
+        """Return `value` if it is not too large.
+
+        Raises:
+            TooMuch: it is.
+        """
         self.step()
         if isinstance(value, int) and abs(value) > _MOST_NUMBER:
             raise TooMuch("it reckons with numbers of more than 30 digits")
@@ -74,7 +84,11 @@ class Budget:
         return value
 
     def size(self, value: Any, before: int = 0, depth: int = 0) -> int:
-        """`before` plus the characters and items in `value`. Raises TooMuch beyond the bound."""
+        """`before` plus the characters and items in `value`.
+
+        Raises:
+            TooMuch: that is beyond the bound.
+        """
         if depth > _MOST_DEPTH:
             raise TooMuch("it makes lists in lists in lists")
         if isinstance(value, dict):
@@ -91,27 +105,56 @@ class Budget:
         return before
 
     def require_room(self, size: int) -> None:
-        """Raise TooMuch if a text or a list of this size is beyond the bound."""
+        """Check that a text or a list may have this size.
+
+        Raises:
+            TooMuch: it may not.
+        """
         if size > self.most:
             raise TooMuch(f"it makes a text or a list of more than {self.most} characters or items")
 
+    def require_narrow(self, width: int) -> None:
+        """Check a width that comes again in each line or for each item, or the length of a format.
+
+        Raises:
+            TooMuch: it is in the thousands.
+        """
+        if width > _WIDEST:
+            raise TooMuch(_TOO_WIDE)
+
     def require_exponent(self, exponent: Any) -> None:
-        """Refuse `10 ** 10 ** 10` before it is computed."""
+        """Refuse `10 ** 10 ** 10` before it is computed.
+
+        Raises:
+            TooMuch: it comes to too much.
+        """
         if isinstance(exponent, int) and exponent > 100:
             raise TooMuch("it reckons with numbers of more than 30 digits")
 
     def require_product(self, left: Any, right: Any) -> None:
-        """Refuse `'x' * 10**9` before it is computed."""
+        """Refuse `'x' * 10**9` before it is computed.
+
+        Raises:
+            TooMuch: it comes to too much.
+        """
         for many, times in ((left, right), (right, left)):
             if isinstance(many, (str, list, tuple)) and isinstance(times, int):
                 self.require_room(len(many) * times)
 
     def require_percent(self, text: str, values: Any) -> None:
-        """Refuse `text % values` before it is computed, if it could come to too much."""
+        """Refuse `text % values` before it is computed.
+
+        Raises:
+            TooMuch: it could come to too much.
+        """
         self._require_format(text, "%", _WIDE_PERCENT, values)
 
     def require_braces(self, text: str, values: Any) -> None:
-        """Refuse `text.format(values)` before it is computed, if it could come to too much."""
+        """Refuse `text.format(values)` before it is computed.
+
+        Raises:
+            TooMuch: it could come to too much.
+        """
         self._require_format(text, "{", _WIDE_BRACES, values)
 
     def _require_format(self, text: str, sign: str, wide: re.Pattern[str], values: Any) -> None:
@@ -120,7 +163,7 @@ class Budget:
         sign: what each field of `text` begins with.
         """
         if wide.search(text):
-            raise TooMuch("a text is formatted to a width of thousands, or to one that is reckoned")
+            raise TooMuch(_TOO_WIDE)
         each = values.values() if isinstance(values, dict) else values if isinstance(values, tuple) else (values,)
         self.require_room(len(text) + text.count(sign) * max(map(self.size, each), default=0))
 

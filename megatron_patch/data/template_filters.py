@@ -14,11 +14,10 @@ from typing import Any
 from jinja2 import Environment, pass_environment, pass_eval_context
 from jinja2.filters import FILTERS, make_attrgetter
 
-from megatron_patch.data.template_bounds import Budget, TooMuch
+from megatron_patch.data.template_bounds import Budget
 
 # Filters that make a large text of a small one, or take a time that is the square of it. No chat template needs them.
 _LEFT_OUT = ("pprint", "urlize", "wordwrap", "xmlattr")
-_WIDEST = 1000  # of an indent; characters of a date's format
 WIDTHS = frozenset(("center", "ljust", "rjust", "zfill"))  # methods of texts whose first argument is a width
 
 
@@ -102,8 +101,7 @@ class Filters:
     ) -> str:
         """transformers' filter `tojson`, which is `json.dumps`. What it makes is counted while it is made."""
         self.budget.bounded(x)
-        if (len(indent) if isinstance(indent, str) else indent or 0) > _WIDEST:
-            raise TooMuch("a text is formatted to a width of thousands, or to one that is reckoned")
+        self.budget.require_narrow(len(indent) if isinstance(indent, str) else indent or 0)
         encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         pieces, size = [], 0
         for piece in encoder.iterencode(x):
@@ -113,7 +111,7 @@ class Filters:
         return "".join(pieces)
 
 
-def strftime_now(now: Callable[[], datetime]) -> Callable[[str], str]:
+def strftime_now(budget: Budget, now: Callable[[], datetime]) -> Callable[[str], str]:
     """transformers' function `strftime_now(format)`: the date as text.
 
     now: says which date.
@@ -121,8 +119,7 @@ def strftime_now(now: Callable[[], datetime]) -> Callable[[str], str]:
 
     def written(format: str) -> str:
         # strftime's result has at most 256 characters for each one of its format.
-        if len(format) > _WIDEST:
-            raise TooMuch("a text is formatted to a width of thousands, or to one that is reckoned")
+        budget.require_narrow(len(format))
         return now().strftime(format)
 
     return written

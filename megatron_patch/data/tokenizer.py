@@ -36,7 +36,7 @@ from megatron_patch.data.tokenizer_files import (
     fingerprint,
     name_of,
     read_added_tokens,
-    read_chat_template,
+    read_chat_templates,
     read_names,
     read_strips,
     template_names,
@@ -68,6 +68,7 @@ class Tokenizer:
         fingerprint: sha256 of the tokenizer files' contents.
         special_tokens: literal → id.
         chat_template: Jinja source, as the folder has it.
+        tool_template: another one, for conversations with tools; most folders have none.
         template_names: `bos_token` and its kin → the token's text, as chat templates know them.
         strips: literals that swallow white space beside them, where `encode_marked` looks for them itself.
         encode_plain, encode_marked, decode: the engine's part of `tokenize`, `tokenize_marked` and `detokenize`.
@@ -96,6 +97,7 @@ class Tokenizer:
     encode_batch: Callable[[list[str]], Batch] | None = None
     more_ends: tuple[int, ...] = ()
     template_names: Mapping[str, str] = field(default_factory=dict)
+    tool_template: str | None = None
     strips: Strips = Strips()
 
     @property
@@ -178,7 +180,7 @@ def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: st
         raise UserError(f"tokenizer folder {folder} does not exist; give the folder that holds tokenizer.model.")
     contents, names = fingerprint(folder), read_names(folder)
     added = read_added_tokens(folder)
-    common = {"fingerprint": contents, "chat_template": read_chat_template(folder), "template_names": template_names(folder)}
+    common = {"fingerprint": contents, "template_names": template_names(folder), **read_chat_templates(folder)}
     if (folder / "tokenizer.model").is_file():
         own = without_padding(added, names, rows)
         tokenizer = _from_sentencepiece(

@@ -111,10 +111,11 @@ def without_padding(added: dict[str, int], names: Mapping[str, Any], rows: int |
     return {literal: i for literal, i in added.items() if rows is None or i < rows or literal not in padding}
 
 
-def read_chat_template(folder: Path) -> str | None:
-    """The folder's chat template, or None: `chat_template.jinja`, else tokenizer_config.json's.
+def read_chat_templates(folder: Path) -> dict[str, str | None]:
+    """The folder's `chat_template`, or None: `chat_template.jinja`, else tokenizer_config.json's.
 
-    Of several in tokenizer_config.json the one named `default` is taken.
+    Of several in tokenizer_config.json the one named `default` is taken. As in transformers the one named `tool_use`
+    writes a conversation with tools: it is the `tool_template`.
 
     Raises:
         UserError: it is no text, too large, or not UTF-8.
@@ -127,16 +128,17 @@ def read_chat_template(folder: Path) -> str | None:
             found = f"more than {_MOST_TEMPLATE} bytes, which no chat template has"
             raise UserError(f"{path} has {found}; copy the model's own file there.")
         try:
-            return data.decode("utf-8")
+            return {"chat_template": data.decode("utf-8"), "tool_template": None}
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 (byte {error.start}); copy the model's own file there.") from None
-    template = read_object(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        named = (t for t in template if isinstance(t, dict) and t.get("name") == "default")
-        template = next((t.get("template") for t in named), None)
-    if not isinstance(template, (str, type(None))):
-        raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is {shown(template)}; it must be a text.")
-    return template
+    own = read_object(folder / "tokenizer_config.json").get("chat_template")
+    several = own if isinstance(own, list) else [{"name": "default", "template": own}]
+    named = {str(one.get("name")): one.get("template") for one in reversed(several) if isinstance(one, dict)}
+    templates = {"chat_template": named.get("default"), "tool_template": named.get("tool_use")}
+    for template in templates.values():
+        if not isinstance(template, (str, type(None))):
+            raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is {shown(template)}; it must be a text.")
+    return templates
 
 
 def content(token: Any) -> Any:

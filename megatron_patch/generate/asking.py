@@ -57,6 +57,17 @@ class Asking:
         head = ids[:1] if ids[0] == self.tokenizer.bos and self.prompt_length > 1 else []
         return head + ids[len(ids) - self.prompt_length + len(head) :], True
 
+    def shared_ids(self, turns: Sequence[dict], ranks: Ranks) -> tuple[list[int], bool]:
+        """`ids`, the same on every process that shares the model with this one. Each of them calls this.
+
+        A chat template may write the date, and the processes do not look at the clock in one moment.
+        """
+        here = self.ids(turns)
+        if ranks.replica_group is None:
+            return here
+        ids, was_cut = json.loads(str(ranks.from_first(json.dumps(here))))
+        return ids, was_cut
+
     def request(self, number: int, ids: Sequence[int]) -> Request:
         """The request of a prompt's token ids, with a seed of its own."""
         sampling = replace(self.sampling, seed=self.sampling.seed + number)

@@ -41,13 +41,14 @@ def answer_file(engine: Engine, asking: Asking, source: Path, output: Path, say:
 def _answer(engine: Engine, asking: Asking, queries: list[Query], writer: AnswersWriter | None) -> int:
     """Answer `queries`, as many at a time as the engine has slots for; how many prompts were cut."""
     streams: dict[int, tuple[Query, Request, TextStream]] = {}
+    ranks = engine.decoder.ranks
     waiting, cut = iter(queries), 0
     shows = Progress("answering", len(queries), unit="answers") if writer is not None else nullcontext()
     with shows as progress:
         while True:
             # A few more than there are slots, so that one that becomes free finds its next request.
             while len(streams) < 2 * engine.slots and (query := next(waiting, None)) is not None:
-                ids, was_cut = asking.ids([{"role": "user", "content": query.text}])
+                ids, was_cut = asking.shared_ids([{"role": "user", "content": query.text}], ranks)
                 cut += was_cut
                 request = asking.request(query.index, ids)
                 streams[query.index] = (query, request, asking.stream(request))

@@ -3,14 +3,15 @@ can answer.
 
 Names, kinds and ranges are those of OpenAI's reference ("Create completion", "Create chat completion"). A field that
 would change an answer and that this server does not have is refused; fields that only describe a request (`user`) are
-passed over.
+passed over. A client sends an earlier answer back with all fields that its library knows; those that are null say
+nothing.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 
 from megatron_patch.errors import UserError
 from megatron_patch.generate.sampling import Sampling
@@ -19,10 +20,22 @@ _MOST_STOPS = 4
 _MOST_TOP = 5  # tokens that are told beside each one's log-probability
 
 
-class StreamOptions(BaseModel):
+class _Part(BaseModel):
+    """An object inside a request. Fields that are null count as absent; others that it does not have are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: object) -> object:
+        return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+
+class StreamOptions(_Part):
     """`stream_options` of a request."""
 
     include_usage: bool = False
+    include_obfuscation: bool = False  # what OpenAI adds against listeners is no part of an answer
 
 
 class AnswerBody(BaseModel):
@@ -86,24 +99,48 @@ class CompletionBody(AnswerBody):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class ContentPart(BaseModel):
+class ContentPart(_Part):
     """A part of a message; text is the only kind that a language model reads."""
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: Any = None  # this and the next say how long to remember the prompt's beginning
+    cache_control: Any = None
 
 
-class Message(BaseModel):
-    """One turn of a conversation."""
+class Message(_Part):
+    """One turn of a conversation.
 
+    `annotations` say which sources an earlier answer named. Its calls of tools are refused: without them the
+    conversation would be another one.
+    """
+
+    tool_calls: Any = None
+    function_call: Any = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: list[ContentPart]
     name: str | None = None
+    annotations: list[Any] = []
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _in_parts(cls, value: Any) -> Any:
+        if not isinstance(value, (str, list)):
+            raise UserError("it must be a text, or a list of parts that are texts")
+        return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+    @field_validator("tool_calls", "function_call")
+    @classmethod
+    def _no_call(cls, value: Any) -> Any:
+        if value:
+            raise UserError("this server has no tools; leave out calls of tools, and turns that answer them")
+        return value
 
     def turn(self) -> dict[str, str]:
-        """As prompts are made of it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        """As prompts are made of it. A name reaches the folder's own chat template, which may have a place for it."""
+        text = "".join(part.text for part in self.content)
+        turn = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        return turn if self.name is None else {**turn, "name": self.name}
 
 
 class ChatBody(AnswerBody):

@@ -32,7 +32,7 @@ def converse(engine: Engine, asking: Asking, say: Callable[[str], None]) -> None
             continue
         asked = [*turns, {"role": "user", "content": line}]
         try:
-            ids, was_cut = asking.ids(asked)
+            ids, was_cut = asking.shared_ids(asked, ranks)
         except UserError as error:
             say(f"This cannot be asked: {error}")
             continue

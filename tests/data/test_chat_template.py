@@ -1,10 +1,9 @@
 """Chat templates as transformers renders them: that is what a served model is asked with.
 
-The templates are shortened from those that models have: LLaMA 3.1's and 3.2's, Qwen 2.5's, Mistral's, Hermes', SmolLM3's.
+The templates are shortened from those that models have: LLaMA 3's, Qwen 2.5's, Mistral's, Hermes', SmolLM3's.
 """
 
 import json
-import shutil
 from dataclasses import replace
 from datetime import datetime
 
@@ -15,10 +14,7 @@ from megatron_patch.data.chat_template import compile_chat_template
 from megatron_patch.data.conversation import chat_turns, tools
 from megatron_patch.data.prompts import encoder
 from megatron_patch.data.rendered import TRAINING_DATE, chat_renderer
-from megatron_patch.data.tokenizer import load_tokenizer
-from megatron_patch.data.tokenizer_json import add_tokenizer_json
 from megatron_patch.errors import UserError
-from megatron_patch.generate.prompt import prompt_maker
 
 WEATHER = {
     "type": "function",
@@ -269,38 +265,3 @@ def test_much_of_little_is_refused_before_it_is_made(source):
     words = "it (makes a text or a list|writes|takes) .*more than|a text is formatted to a width"
     with pytest.raises(UserError, match=f"the folder's chat template refused it: ({words})"):
         compile_chat_template(source)([{"role": "user", "content": "a"}], False)
-
-
-@pytest.mark.parametrize(
-    ("settings", "content"),
-    [
-        ({}, "好 </s> a<s>"),
-        ({"rstrip": True}, "a\n b"),
-        ({"lstrip": True}, " a \n"),
-        ({"lstrip": True, "rstrip": True}, "x\u3000"),
-    ],
-)
-@pytest.mark.parametrize("bos", ["<s>", "<|im_start|>", None])
-def test_a_rendered_text_has_the_tokens_that_it_has_in_transformers(golden, tmp_path, settings, content, bos):
-    """Special tokens in it, none added to it, and the white space that Phi-3's tokens take with them."""
-    from transformers import AutoTokenizer
-
-    folder = tmp_path / "folder"
-    shutil.copytree(golden / "hf_mha", folder, ignore=shutil.ignore_patterns("*.safetensors", "special_tokens_map.json"))
-    turn = " <|im_start|>{{ m.role }}\n{{ m.content }} <|im_end|>\n"
-    source = "{{ bos_token }}{{ unk_token }}{{ pad_token }}{% for m in messages %}" + turn + "{% endfor %}"
-    source += "{% if add_generation_prompt %} <|im_start|>assistant\n{% endif %}"
-    own = {"chat_template": source, "bos_token": bos, "pad_token": "<|im_end|>", "tokenizer_class": "LlamaTokenizer"}
-    literals = {0: "<unk>", 1: "<s>", 2: "</s>", 800: "<|im_start|>", 801: "<|im_end|>"}
-    own["added_tokens_decoder"] = {
-        str(i): {"content": text, "special": True, "normalized": False, **(settings if i >= 800 else {})}
-        for i, text in literals.items()
-    }
-    before = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(before | own))
-    assert add_tokenizer_json(folder, 802) is None, "transformers reads it, by the tokenizers library"
-    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
-    peer, tokenizer = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
-    assert encoder("tokenizer", tokenizer)({"messages": turns})[0] == peer.apply_chat_template(turns)["input_ids"]
-    asked = peer.apply_chat_template(turns[:1], add_generation_prompt=True)["input_ids"]
-    assert prompt_maker("tokenizer", tokenizer)(turns[:1]) == asked

@@ -1,9 +1,10 @@
-"""How a model is asked: where its answers end."""
+"""How a model is asked: where its answers end, and that processes which share it ask one thing."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,3 +43,15 @@ def test_each_end_token_of_the_folder_s_model_ends_an_answer(golden, tmp_path, f
     request = Asking(tokenizer, prompt_maker("none", tokenizer), 40, 20, Sampling()).request(0, PROMPT)
     assert run_all(engine_of(folder, 1, 60), [request])[0] == answer
     assert tokenizer.answer_end == 2, "what is written behind an answer that is learnt stays one token"
+
+
+def test_processes_that_share_a_model_ask_with_one_date(golden):
+    """Each has a clock of its own, and may read it on either side of midnight."""
+    tokenizer, told = load_tokenizer(golden / "hf_gqa"), []
+    first, other = (Asking(tokenizer, lambda turns, day=day: [1, day], 40, 20, Sampling()) for day in (31, 32))
+    speaks = SimpleNamespace(replica_group="a group", from_first=lambda text: told.append(text) or text)
+    hears = SimpleNamespace(replica_group="a group", from_first=lambda text: told[-1])
+    turns = [{"role": "user", "content": "a"}]
+    asked = first.shared_ids(turns, speaks), other.shared_ids(turns, hears)
+    assert asked == (([1, 31], False), ([1, 31], False))
+    assert other.shared_ids(turns, SimpleNamespace(replica_group=None)) == ([1, 32], False)
