@@ -27,7 +27,7 @@ def test_small_cases_by_hand():
 
 
 def by_lists(lengths, capacity):
-    """The same by its definition: of the groups that have room the fullest, of equally full ones the last that became so."""
+    """By the definition: of the groups that have room the fullest, of equally full ones the last that became so."""
     groups, rooms, moments = [], [], []
     for moment, i in enumerate(np.argsort(-lengths, kind="stable").tolist()):
         fitting = [place for place, room in enumerate(rooms) if room >= lengths[i]]

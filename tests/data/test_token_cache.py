@@ -134,7 +134,7 @@ def test_a_killed_builder_holds_nobody_up(tmp_path, data):
     assert not list(tmp_path.glob("tokens-*.bin"))
     (left,) = tmp_path.glob("tokens-*.tmp")
     assert str(killed.pid) in left.name
-    left.rename(left.with_name(left.name.replace(left.name[7:10], "abc")))  # of another template, which nobody makes again
+    left.rename(left.with_name(left.name.replace(left.name[7:10], "abc")))  # of another template
     left.write_text("")
     living = left.with_name(f"{left.name.rpartition('.')[0].rpartition('.')[0]}.{os.getppid()}.tmp")
     elsewhere = left.with_name(left.name.replace(socket.gethostname(), "elsewhere"))
