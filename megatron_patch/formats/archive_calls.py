@@ -1,8 +1,8 @@
 """The calls that a torch.save archive may ask for. None takes more memory or time than its arguments have bytes.
 
 Which functions are named is half of the check: their arguments are the other. `bytearray(1 << 40)` takes a terabyte,
-and Python's codec "punycode" takes longer than the square of a text's length. `archive_values` then makes what such a
-call would return.
+and Python's codec "punycode" takes longer than the square of a text's length. `archive_values` has what such a call
+returns.
 """
 
 from __future__ import annotations

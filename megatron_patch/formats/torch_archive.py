@@ -4,8 +4,8 @@ An archive is an uncompressed zip. `data.pkl` holds the values, with tensors as 
 `data/1`, … hold the bytes of storages. A few small records stand beside them. torch's `weights_only` loader runs no
 code, but it believes every number: it takes the memory that `data.pkl` asks for, and reads a storage's bytes from where
 another record lies. It also has a zip reader and an unpickler of its own, which need not find what others find. So it
-is not used: the zip (`archive_zip`), the calls and all sizes are checked here, and `archive_values` makes the objects
-of what was checked.
+is not used: the zip (`archive_zip`), the calls and all sizes are checked here, and `torch_files` makes the objects of
+what was checked.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Files of torch.save (`pytorch_model.bin`, `model_rng.pt`): their structure, with tensors as places in the file.
 
-The archive is checked (`torch_archive`), and the objects are made of what was checked (`archive_values`). No bytes of
-tensors are touched: the file is mapped into memory, and where they lie is known. So tensors are streamed from the file
-later.
+The archive is checked (`torch_archive`), and the objects are made of the very values that were checked. torch.load
+would read the file again, with a zip reader and an unpickler of its own, and those two could find something else in it.
+
+No bytes of tensors are touched: the file is mapped into memory, and where they lie is known. So tensors are streamed
+from the file later.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import mmap
 import pickle
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +24,16 @@ import torch
 
 from megatron_patch.errors import UserError, naming
 from megatron_patch.formats import dtypes
-from megatron_patch.formats.archive_values import made
+from megatron_patch.formats.archive_calls import PARAMETER, REBUILD_TENSOR, TENSOR_WITH_ATTRIBUTES
+from megatron_patch.formats.archive_values import REFUSALS, called_value, named_value
 from megatron_patch.formats.archive_zip import Window
 from megatron_patch.formats.checksums import Record
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, Strided
 from megatron_patch.formats.torch_archive import Archive, check_sums, read_archive, tensor_inside
-from megatron_patch.formats.unpickling import Built
+from megatron_patch.formats.unpickling import ORDERED_DICT, Built, Name, Persistent
 
 _WEIGHTS = {one.torch_dtype for one in dtypes.WEIGHTS}
+_DTYPES = {one.storage: one.torch_dtype for one in dtypes.ALL}
 _ZIP = b"PK\3\4"
 _PICKLE = b"\x80"  # what a pickle begins with, as torch wrote before version 1.6
 _TAR = b"ustar"  # what a tar file has at byte 257, as torch wrote before version 0.1.10
@@ -180,6 +185,84 @@ def _check_archive(path: Path, stream: BinaryIO, what: str) -> Archive:
 def _made(path: Path, archive: Archive, content: bytearray | mmap.mmap, what: str) -> Any:
     """The object that the archive describes, with its tensors in `content`; UserError if it describes none."""
     try:
-        return made(archive, content)
+        return _Maker(archive, content).value(archive.value)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: {what} was refused and not run: {error}.") from None
+
+
+class _Maker:
+    """Makes the objects that an archive describes, each once, however often it is referred to.
+
+    A parameter becomes its tensor. Attributes, hooks, and whether a tensor is trained, are left out. What refers to
+    itself was refused before.
+
+    Args:
+        content: all bytes of the archive, in memory or mapped. Tensors are views of it; what is written to one is
+            written there.
+    """
+
+    def __init__(self, archive: Archive, content: bytearray | mmap.mmap) -> None:
+        self.archive, self.content = archive, content
+        self.done: dict[int, Any] = {}  # by the id of the value in `archive`, which keeps it alive
+
+    def value(self, value: Any) -> Any:
+        """What `value` describes; a plain one is itself.
+
+        Raises:
+            pickle.UnpicklingError: a name or a call in it means nothing.
+        """
+        make = _KINDS.get(type(value))
+        if make is None:
+            return value
+        if id(value) not in self.done:
+            self.done[id(value)] = make(self, value)
+        return self.done[id(value)]
+
+    def mapping(self, value: dict[Any, Any]) -> dict[Any, Any]:
+        """A dict; its keys may be objects."""
+        found = {}
+        for key, item in value.items():
+            key = self.value(key)
+            try:
+                found[key] = self.value(item)
+            except TypeError:
+                raise pickle.UnpicklingError(f"it has a {type(key).__name__} as a key") from None
+        return found
+
+    def storage(self, value: Persistent) -> Any:
+        """Nothing: a storage by itself is no value."""
+        raise pickle.UnpicklingError("it holds something else than a tensor")
+
+    def call(self, value: Built) -> Any:
+        """What the call would return. An OrderedDict loses the versions of modules that torch keeps beside it."""
+        if value.callee in (REBUILD_TENSOR, PARAMETER, TENSOR_WITH_ATTRIBUTES):
+            return self.tensor(value)
+        if value.callee == ORDERED_DICT:
+            return OrderedDict(self.mapping(value.items or {}))
+        return called_value(value, self.value)
+
+    def tensor(self, value: Built) -> torch.Tensor:
+        """A view of the bytes in which the tensor lies."""
+        stored = tensor_inside(self.archive, value)
+        offset, size = self.archive.storages[stored.key]
+        try:
+            dtype = _DTYPES[stored.storage]
+            # torch.frombuffer refuses an empty storage.
+            whole = (
+                torch.frombuffer(self.content, dtype=dtype, count=size // dtype.itemsize, offset=offset)
+                if size
+                else torch.empty(0, dtype=dtype)
+            )
+            return whole.as_strided(stored.shape, stored.stride, stored.start)
+        except REFUSALS:  # an untyped storage; a stride of an empty tensor that torch cannot take
+            raise pickle.UnpicklingError(f"it calls {value.callee} as no checkpoint does") from None
+
+
+_KINDS: dict[type, Callable[[_Maker, Any], Any]] = {
+    tuple: lambda maker, value: tuple(map(maker.value, value)),
+    list: lambda maker, value: list(map(maker.value, value)),
+    dict: _Maker.mapping,
+    Name: lambda maker, value: named_value(value),
+    Persistent: _Maker.storage,
+    Built: _Maker.call,
+}
