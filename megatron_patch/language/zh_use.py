@@ -64,7 +64,7 @@ SENTENCES = {
     "{} is {}; it must be {}.": "{0} 是 {1}；必须{2}。",
     "at least 0": "不小于 0",
     "from 0 to 1": "在 0 到 1 之间",
-    "above 0": "大于 0",
+    "from 0.01 to 100": "在 0.01 到 100 之间",
     "Prompts are written in the form {}.": "提示按 {0} 的格式书写。",
     "Type a message and Enter. /new begins a new conversation, /exit ends (so does Ctrl-D); Ctrl-C ends an answer.": (
         "输入消息后按回车。/new 开始新的对话，/exit（或 Ctrl-D）退出；Ctrl-C 中止当前回答。"
