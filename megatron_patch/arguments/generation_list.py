@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_patch.arguments.argument import Range, Script, documented, flagged, numbered
 from megatron_patch.arguments.documented_rows import rows
-from megatron_patch.arguments.trained_model_rows import PP, PRECISION, PROMPT_TEMPLATES, READING, checkpoint
+from megatron_patch.arguments.trained_model_rows import PENALTIES, PP, PRECISION, PROMPT_TEMPLATES, READING, checkpoint
 
 _ONE = Range(1)
 
@@ -40,7 +40,7 @@ GENERATE = Script(
         documented("TEMPERATURE", "--temperature", "number", "采样温度", example="1",
                    en="Logits are divided by it; 0: the most probable token always."),
         documented("REPETITION_PENALTY", "--repetition-penalty", "number", "重复惩罚: 1为不惩罚, 可取1.1至1.5",
-                   range=Range(0, above=True), example="1.2",
+                   range=PENALTIES, example="1.2",
                    en="Tokens that came before become less probable; 1: no penalty."),
     ),
     flags=(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_patch.arguments.argument import Range, Script, flagged
-from megatron_patch.arguments.trained_model_rows import CHECKPOINT, PP, PRECISIONS, PROMPT_TEMPLATES, READING, TP
+from megatron_patch.arguments.trained_model_rows import CHECKPOINT, PENALTIES, PP, PRECISIONS, PROMPT_TEMPLATES, READING, TP
 
 _ONE = Range(1)
 _MODEL = (
@@ -26,7 +26,7 @@ _MODEL = (
     flagged("--top-p", "number", "核采样概率；0 为不限制", range=Range(0, 1), default=0.9,
             en="Only the most probable tokens may come that reach this probability together; 0 or 1: all."),
     flagged("--top-k", "whole", "采样候选 token 数；0 为不限制", default=0, en="Only this many tokens may come; 0: all."),
-    flagged("--repetition-penalty", "number", "重复惩罚；1 为不惩罚", range=Range(0, above=True), default=1.0,
+    flagged("--repetition-penalty", "number", "重复惩罚；1 为不惩罚", range=PENALTIES, default=1.0,
             en="Tokens that came before become less probable; 1: no penalty."),
     flagged("--seed", "whole", "采样的随机种子", default=1234, en="Seed of the sampling."),
     *READING,

@@ -7,6 +7,8 @@ from megatron_patch.config import ALL_Q_FIRST, PER_KV_HEAD
 
 PROMPT_TEMPLATES = ("auto", "none", "alpaca", "pretrain", "llama2-chat", "tokenizer")
 PRECISIONS = ("fp16", "bf16", "fp32")  # without fp8 and its kin, which are of training
+# Repetition penalties: far more than has a use, and few enough that no logit in fp32 becomes infinite or NaN.
+PENALTIES = Range(0.01, 100)
 _EN_CHECKPOINT = "A Megatron checkpoint of training or conversion, one of 2023, or a Hugging Face folder."
 
 

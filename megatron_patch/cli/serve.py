@@ -18,8 +18,14 @@ from megatron_patch.errors import UserError
 from megatron_patch.language.sentences import in_language
 
 if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
+
     from megatron_patch.generate.asking import Asking
     from megatron_patch.generate.continuous_batching import Engine
+
+# Connections beside those that are answered or wait: their clients have not asked yet, or ask how things are.
+_OTHER_CONNECTIONS = 64
 
 
 def main(argv: list[str]) -> None:
@@ -64,11 +70,11 @@ def _listen(job: Serving, engine: Engine, asking: Asking) -> None:
         BaseException: what has ended the engine.
     """
     import uvicorn
-    from starlette.applications import Starlette
 
     from megatron_patch.generate.prompt import prompt_maker
     from megatron_patch.generate.service import Service
     from megatron_patch.generate.web import Application
+    from megatron_patch.generate.web_guard import Guard, is_this_machine
 
     service = Service(engine, job.queue)
 
@@ -87,11 +93,9 @@ def _listen(job: Serving, engine: Engine, asking: Asking) -> None:
 
     longest = job.generation.prompt_length + job.generation.answer_length
     raw = replace(asking, prompt=prompt_maker("none", asking.tokenizer), prompt_length=longest, system="")
+    guard = Guard(job.api_key, is_this_machine(job.host))
     application = Application(
-        service, replace(asking, prompt_length=longest), raw, job.name, longest, job.generation.answer_length, job.api_key
-    )
-    config = uvicorn.Config(
-        application.app(lifespan), host=job.host, port=job.port, log_level="warning", timeout_graceful_shutdown=5
+        service, replace(asking, prompt_length=longest), raw, job.name, longest, job.generation.answer_length, guard
     )
 
     class Server(uvicorn.Server):
@@ -100,12 +104,27 @@ def _listen(job: Serving, engine: Engine, asking: Asking) -> None:
             for listening in (one for server in self.servers for one in server.sockets):
                 _keep_alive(listening)
 
-    server = Server(config)
+    server = Server(_config(job, application.app(lifespan), engine.slots + job.queue))
     line = f"Serving {job.name} on http://{job.host}:{job.port}/v1, up to {longest} tokens a request; Ctrl-C ends it."
     print(in_language(line), flush=True)
     server.run()
     if service.failure is not None:
         raise service.failure
+
+
+def _config(job: Serving, app: Starlette, requests: int) -> uvicorn.Config:
+    """The web server's settings; `requests` may be answered or wait at once.
+
+    h11 bounds a request's headers, which uvicorn's other reader of HTTP does not.
+    """
+    import uvicorn
+
+    from megatron_patch.generate.connections import Connection
+
+    return uvicorn.Config(
+        app, host=job.host, port=job.port, log_level="warning", timeout_graceful_shutdown=5,
+        http=Connection, ws="none", limit_concurrency=requests + _OTHER_CONNECTIONS,
+    )  # fmt: skip
 
 
 def _keep_alive(listening: Any) -> None:

@@ -27,7 +27,12 @@ from megatron_patch.generate.sampling import Sampling
 # model.
 _PREFILL_TOKENS = 8192
 
-END, LENGTH = "stop", "length"  # why an answer ended, in the words of OpenAI's interface
+# Why an answer ended: two in the words of OpenAI's interface, and where the model gave no numbers to choose by.
+END, LENGTH, FAILED = "stop", "length", "error"
+NO_NUMBERS = (
+    "the model gives NaN where logits should be: its weights hold NaN, or fp16 cannot hold its numbers; "
+    "write bf16 or fp32 for PR, or take another checkpoint."
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ class NewToken:
     """One token of an answer.
 
     Attributes:
-        token: NO_TOKEN where none was asked for.
-        finished: empty, or END or LENGTH with the answer's last token.
+        token: NO_TOKEN where none was asked for, or none could be chosen.
+        finished: empty, or END or LENGTH with the answer's last token, or FAILED.
         scores: of the prompt's tokens before the first one, and of this one, as far as the request asks for them.
     """
 
@@ -101,6 +106,7 @@ class Engine:
         vocabulary: token ids that may come lie below it. A model may have rows beyond its tokenizer's tokens, which no
             text has. None: all of the model's rows.
         behind: passes that may be asked for before the first one's tokens are read; None: 1 on a GPU, else 0.
+        fails_alone: whether an answer ends as FAILED where the model gives no numbers, and the others go on.
     """
 
     decoder: Decoder
@@ -110,6 +116,7 @@ class Engine:
     waiting: deque[_Sequence] = field(default_factory=deque)
     running: list[_Sequence] = field(default_factory=list)
     behind: int | None = None
+    fails_alone: bool = False
 
     def __post_init__(self) -> None:
         self._tables = BlockTables(self.slots, self.decoder.cache.keys.shape[1], self.longest)
@@ -145,7 +152,7 @@ class Engine:
             before this one.
 
         Raises:
-            UserError: on every process: the model's logits are no numbers.
+            UserError: on every process: the model's logits are no numbers, and not one answer alone fails.
         """
         news: list[NewToken] = []
         admitted = self._admit()
@@ -254,11 +261,8 @@ class Engine:
                 one.unread -= 1
                 if one not in self.running:
                     continue  # it has ended, or nobody waits for it any more
-                if token == NO_TOKEN:
-                    raise UserError(
-                        "the model gives NaN where logits should be: its weights hold NaN, or fp16 cannot hold its numbers; "
-                        "write bf16 or fp32 for PR, or take another checkpoint."
-                    )
+                if token == NO_TOKEN and not self.fails_alone:
+                    raise UserError(NO_NUMBERS)
                 told = one_pass.told.get(one.request.number, [])
                 if one.request.logprobs is not None and one.request.new_tokens:
                     told = told + scores([token], chosen.scores[row : row + 1])
@@ -266,9 +270,9 @@ class Engine:
         return news
 
     def _taken(self, one: _Sequence, token: int, told: tuple[Score, ...]) -> NewToken:
-        """The sequence with one token more; without one where its prompt alone was to be scored."""
-        request, finished = one.request, LENGTH
-        if request.new_tokens:
+        """The sequence with one token more; without one where its prompt alone was to be scored, or none was found."""
+        request, finished = one.request, FAILED if token == NO_TOKEN else LENGTH
+        if request.new_tokens and token != NO_TOKEN:
             one.tokens.append(token)
             finished = END if token in request.ends else LENGTH if one.answered >= request.new_tokens else ""
         if finished:

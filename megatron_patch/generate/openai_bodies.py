@@ -9,15 +9,26 @@ nothing.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 
+from megatron_patch.arguments.trained_model_rows import PENALTIES
 from megatron_patch.errors import UserError
 from megatron_patch.generate.sampling import Sampling
 
 _MOST_STOPS = 4
+MOST_PROMPTS = 64  # of one request
+_MOST_MESSAGES = 4096
 _MOST_TOP = 5  # tokens that are told beside each one's log-probability
+
+_Item = TypeVar("_Item")
+# A list whose first wrong item is the only one that is told. A hostile list has a million.
+Listed = Annotated[list[_Item], Field(fail_fast=True)]
+Prompts = Annotated[list[_Item], Field(fail_fast=True, max_length=MOST_PROMPTS)]
+
+# What is said of a field that may be of several kinds, in place of what is wrong with it as each of them.
+KINDS = {"prompt": f"it must be a text, token ids, or a list of at most {MOST_PROMPTS} of either"}
 
 
 class _Part(BaseModel):
@@ -47,9 +58,9 @@ class AnswerBody(BaseModel):
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=PENALTIES.least, le=PENALTIES.most)
     seed: int | None = Field(None, ge=0, lt=1 << 62)
-    stop: list[str] = Field([], max_length=_MOST_STOPS)
+    stop: Listed[str] = Field([], max_length=_MOST_STOPS)
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = 1
@@ -72,13 +83,15 @@ class AnswerBody(BaseModel):
         """`usual` with what the request says itself."""
         names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
         own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.top_p == 0:
+            own["top_k"] = 1  # what comes of ever smaller ones; of an argument, 0 means that all tokens may come
         return Sampling(**{**vars(usual), **own})
 
 
 class CompletionBody(AnswerBody):
     """`/v1/completions`: a text, or token ids, that the model goes on with."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | Listed[int] | Prompts[str] | Prompts[Listed[int]]
     max_tokens: int | None = Field(16, ge=0)
     logprobs: StrictInt | None = Field(None, ge=0, le=_MOST_TOP)
     echo: bool | None = None
@@ -118,7 +131,7 @@ class Message(_Part):
     tool_calls: Any = None
     function_call: Any = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[ContentPart]
+    content: Listed[ContentPart]
     name: str | None = None
     annotations: list[Any] = []
 
@@ -146,7 +159,7 @@ class Message(_Part):
 class ChatBody(AnswerBody):
     """`/v1/chat/completions`: a conversation whose next turn is the model's."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Listed[Message] = Field(min_length=1, max_length=_MOST_MESSAGES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: Literal[False] | None = None

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_patch.arguments.trained_model_rows import PENALTIES
 from megatron_patch.errors import UserError
 
 _WORD = (1 << 64) - 1
+# Below this temperature the most probable token is taken. Logits of fp32 that differ do so by a millionth of themselves,
+# so it would come anyway; and a logit that is divided by a much smaller number is infinite.
+_LEAST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Sampling:
     """One request's settings. The defaults take the most probable token.
 
     Attributes:
-        temperature: logits are divided by it; 0 takes the most probable token.
+        temperature: logits are divided by it; 0, and what is next to it, takes the most probable token.
         top_k: only this many tokens may come; 0: all.
         top_p: only the most probable tokens may come, as many as reach this probability together; 0 or 1: all.
         repetition_penalty: makes tokens of the prompt and of the answer less probable (Keskar et al. 2019,
@@ -39,12 +43,13 @@ class Sampling:
         _check("temperature", self.temperature, self.temperature >= 0, "at least 0")
         _check("top_k", self.top_k, self.top_k >= 0, "at least 0")
         _check("top_p", self.top_p, 0 <= self.top_p <= 1, "from 0 to 1")
-        _check("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0")
+        is_usual = not (PENALTIES.too_low(self.repetition_penalty) or PENALTIES.too_high(self.repetition_penalty))
+        _check("repetition_penalty", self.repetition_penalty, is_usual, "from 0.01 to 100")
 
     @property
     def is_greedy(self) -> bool:
         """Whether the most probable token always comes, so that nothing is drawn."""
-        return self.temperature == 0 or self.top_k == 1
+        return self.temperature < _LEAST_TEMPERATURE or self.top_k == 1
 
 
 def _check(name: str, value: float, allowed: bool, range_: str) -> None:
@@ -71,7 +76,7 @@ def sampling_rows(settings: Sequence[Sampling], vocabulary: int, device: torch.d
         return torch.tensor(values, dtype=dtype, device=device)
 
     return SamplingRows(
-        temperature=column([one.temperature or 1.0 for one in settings], torch.float32),
+        temperature=column([1.0 if one.is_greedy else one.temperature for one in settings], torch.float32),
         top_k=column([min(one.top_k or vocabulary, vocabulary) for one in settings], torch.int64),
         top_p=column([one.top_p or 1.0 for one in settings], torch.float32),
         repetition_penalty=column([one.repetition_penalty for one in settings], torch.float32),

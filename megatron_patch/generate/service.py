@@ -59,6 +59,7 @@ class Service:
     """
 
     def __init__(self, engine: Engine, longest_queue: int) -> None:
+        engine.fails_alone = True
         self._engine, self._longest_queue = engine, longest_queue
         self._new: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._cancelled: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -129,6 +130,7 @@ class Service:
 
 def serve_along(engine: Engine) -> None:
     """Another process's side of a service: do what the first one says, until it stops."""
+    engine.fails_alone = True
     while (text := engine.decoder.ranks.from_first(None)) is not None:
         order = _Order.from_text(text)
         _follow(engine, order)

@@ -5,18 +5,15 @@ it.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import itertools
 import json
-import os
 import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -25,24 +22,15 @@ from starlette.routing import Route
 
 from megatron_patch.errors import UserError
 from megatron_patch.generate.asking import Asking
-from megatron_patch.generate.openai_bodies import AnswerBody, ChatBody, CompletionBody, error_body, usage
+from megatron_patch.generate.continuous_batching import FAILED, NO_NUMBERS
+from megatron_patch.generate.openai_bodies import MOST_PROMPTS, AnswerBody, ChatBody, CompletionBody, error_body, usage
 from megatron_patch.generate.openai_logprobs import Logprobs, TokenTexts
 from megatron_patch.generate.service import Service
 from megatron_patch.generate.web_answers import Answer, Piece, listener
+from megatron_patch.generate.web_body import most_bytes, read_body
+from megatron_patch.generate.web_guard import Guard, RefusedError
 
-_MOST_BYTES = 4 << 20  # of a request's body
-_MOST_PROMPTS = 64  # of one request
 _LEFT = 499  # nginx's status for a client that has gone; nobody reads it
-
-Body = TypeVar("Body", bound=BaseModel)
-
-
-class _RefusedError(Exception):
-    """A request that gets an error instead of an answer."""
-
-    def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
-        super().__init__(message)
-        self.status, self.kind = status, kind
 
 
 @dataclass
@@ -61,13 +49,16 @@ class Application:
     name: str
     longest: int
     usual_answer: int
-    api_key: str
+    guard: Guard
     started: int = field(default_factory=lambda: int(time.time()))
     texts: TokenTexts = field(init=False)
     seeds: Iterator[int] = field(default_factory=itertools.count)  # added to --seed for requests that name none
 
     def __post_init__(self) -> None:
         self.texts = TokenTexts(self.raw.tokenizer)
+        self._most_bytes = most_bytes(self.longest)
+        tokenizer = self.raw.tokenizer
+        self._most_characters = self.longest * max(len(tokenizer.piece(one) or "") for one in range(tokenizer.vocab_size))
 
     def app(self, lifespan: Callable[[Starlette], Any] | None = None) -> Starlette:
         """The ASGI application."""
@@ -80,16 +71,13 @@ class Application:
         return Starlette(routes=routes, lifespan=lifespan)
 
     def _guarded(self, handler: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-        """`handler` behind the key, its refusals as errors of the interface."""
+        """`handler` for those who may ask, its refusals as errors of the interface."""
 
         async def guarded(http: HttpRequest) -> Response:
-            # Headers are read as Latin-1, whatever bytes they hold.
-            given = http.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
-            if self.api_key and not hmac.compare_digest(given, os.fsencode(self.api_key)):
-                return JSONResponse(error_body("The API key is missing or wrong.", "authentication_error"), 401)
             try:
+                self.guard.check(http.headers)
                 return await handler(http)
-            except _RefusedError as error:
+            except RefusedError as error:
                 return JSONResponse(error_body(str(error), error.kind), error.status)
             except UserError as error:
                 return JSONResponse(error_body(str(error)), 400)
@@ -107,15 +95,17 @@ class Application:
         return JSONResponse({"object": "list", "data": [{**model, "max_model_len": self.longest}]})
 
     async def _completions(self, http: HttpRequest) -> Response:
-        body = await _read(http, CompletionBody)
+        body = await read_body(http, CompletionBody, self._most_bytes)
         self._check_name(body)
         prompts = body.prompts()
-        if not 1 <= len(prompts) <= _MOST_PROMPTS:
-            raise _RefusedError(400, f"prompt holds {len(prompts)} prompts; 1 to {_MOST_PROMPTS} are allowed.")
+        if not 1 <= len(prompts) <= MOST_PROMPTS:
+            raise RefusedError(400, f"prompt holds {len(prompts)} prompts; 1 to {MOST_PROMPTS} are allowed.")
         new_tokens = self.usual_answer if body.max_tokens is None else body.max_tokens
-        answers = [self._ask(body, self._checked_ids(one, number), new_tokens, self.raw) for number, one in enumerate(prompts)]
-        for answer, prompt in zip(answers, prompts):
-            self._score(answer, body, prompt)
+        answers = []
+        for number, prompt in enumerate(prompts):
+            answers.append(self._ask(body, self._checked_ids(prompt, number), new_tokens, self.raw))
+            self._score(answers[-1], body, prompt)
+            await asyncio.sleep(0)  # others' pieces go out between prompts, each of which takes a while
         name = f"cmpl-{uuid.uuid4().hex}"
         shape = {"id": name, "object": "text_completion", "created": int(time.time()), "model": self.name}
 
@@ -127,11 +117,12 @@ class Application:
         return await self._respond(http, body, answers, self.raw, shape, choice, choice)
 
     async def _chat(self, http: HttpRequest) -> Response:
-        body = await _read(http, ChatBody)
+        body = await read_body(http, ChatBody, self._most_bytes)
         self._check_name(body)
         turns = [message.turn() for message in body.messages]
+        self._check_characters(sum(len(turn["content"]) for turn in turns))
         if turns[-1]["role"] != "user":
-            raise _RefusedError(400, f"the last message is the {turns[-1]['role']}'s; it must be the user's.")
+            raise RefusedError(400, f"the last message is the {turns[-1]['role']}'s; it must be the user's.")
         wanted = body.max_completion_tokens or body.max_tokens
         has_system = turns[0]["role"] == "system"
         asking = replace(self.asking, system="") if has_system else self.asking
@@ -140,10 +131,11 @@ class Application:
         ids, _ = replace(asking, prompt_length=sys.maxsize).ids(turns)
         room = max(1, self.longest - len(ids))
         answers = [self._ask(body, ids, wanted or min(self.usual_answer, room), asking)]
+        answers[0].is_spoken = True
         shape = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
 
         def whole(number: int, new: Piece) -> dict[str, Any]:
-            message = {"role": "assistant", "content": new.text.strip()}
+            message = {"role": "assistant", "content": new.text}
             return {"index": number, "message": message, "finish_reason": new.reason}
 
         def piece(number: int, new: Piece) -> dict[str, Any]:
@@ -155,20 +147,27 @@ class Application:
 
     def _check_name(self, body: AnswerBody) -> None:
         if body.model not in ("", self.name):
-            raise _RefusedError(404, f"there is no model {body.model[:100]!r} here; {self.name!r} is.", "not_found_error")
+            raise RefusedError(404, f"there is no model {body.model[:100]!r} here; {self.name!r} is.", "not_found_error")
+
+    def _check_characters(self, count: int) -> None:
+        """Refuse a text that cannot fit, which would take seconds to read."""
+        if count > self._most_characters:
+            most = f"{self.longest} tokens hold at most {self._most_characters}"
+            raise RefusedError(400, f"the prompt has {count} characters; {most}.")
 
     def _checked_ids(self, prompt: str | list[int], number: int) -> list[int]:
         if isinstance(prompt, str):
+            self._check_characters(len(prompt))
             return replace(self.raw, prompt_length=sys.maxsize).ids([{"role": "user", "content": prompt}])[0]
         if not prompt or not all(0 <= token < self.asking.tokenizer.vocab_size for token in prompt):
             size = self.asking.tokenizer.vocab_size
-            raise _RefusedError(400, f"prompt {number} holds no tokens, or ids outside the vocabulary, 0 to {size - 1}.")
+            raise RefusedError(400, f"prompt {number} holds no tokens, or ids outside the vocabulary, 0 to {size - 1}.")
         return prompt
 
     def _ask(self, body: AnswerBody, ids: Sequence[int], new_tokens: int, asking: Asking) -> Answer:
         """The request, checked and not yet in the queue."""
         if len(ids) + new_tokens > self.longest:
-            raise _RefusedError(
+            raise RefusedError(
                 400,
                 f"the prompt has {len(ids)} tokens and {new_tokens} are asked for; together at most {self.longest} are allowed.",
             )
@@ -196,11 +195,11 @@ class Application:
             if answer.number is None:
                 self._cancel(answers)
                 self._check_engine()
-                raise _RefusedError(429, "too many requests wait already; try again later.", "rate_limit_error")
+                raise RefusedError(429, "too many requests wait already; try again later.", "rate_limit_error")
 
     def _check_engine(self) -> None:
         if self.service.failure is not None:
-            raise _RefusedError(503, "the engine has stopped; its log says why.", "server_error")
+            raise RefusedError(503, "the engine has stopped; its log says why.", "server_error")
 
     def _cancel(self, answers: list[Answer]) -> None:
         for answer in answers:
@@ -243,14 +242,19 @@ class Application:
 
         Raises:
             ClientDisconnect: it is not.
+            RefusedError: there is none, since the engine has stopped or the model gives no numbers for it.
         """
         while True:
             if http is not None and await http.is_disconnected():
                 raise ClientDisconnect
             try:
-                return await asyncio.wait_for(answer.pieces.get(), timeout=1)
+                new = await asyncio.wait_for(answer.pieces.get(), timeout=1)
             except TimeoutError:
                 self._check_engine()
+                continue
+            if new.reason == FAILED:
+                raise RefusedError(500, f"this answer ends here: {NO_NUMBERS}", "server_error")
+            return new
 
     async def _events(
         self, answers: list[Answer], shape: dict[str, Any], piece: Callable[..., dict[str, Any]], prompt: int | None
@@ -270,7 +274,7 @@ class Application:
             if prompt is not None:
                 yield _event({**shape, "choices": [], "usage": usage(prompt, sum(one.tokens for one in answers))})
             yield "data: [DONE]\n\n"
-        except _RefusedError as error:
+        except RefusedError as error:
             yield _event(error_body(str(error), error.kind))
         finally:
             self._cancel(answers)
@@ -278,18 +282,3 @@ class Application:
 
 def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
-
-
-async def _read(http: HttpRequest, kind: type[Body]) -> Body:
-    """The body of a request."""
-    content = bytearray()
-    async for part in http.stream():
-        content += part
-        if len(content) > _MOST_BYTES:
-            raise _RefusedError(413, f"the request is larger than {_MOST_BYTES >> 20} MiB.")
-    try:
-        return kind.model_validate_json(bytes(content))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the body"
-        raise _RefusedError(400, f"{place}: {first['msg']}.") from None

@@ -33,6 +33,8 @@ class Answer:
         logprobs: what tells them, if they are asked for.
         number: the service's; None while it is not in the queue.
         tokens: that have come.
+        is_spoken: whether it is a turn of a conversation. The space before its first word is no part of it: SentencePiece
+            or the template puts one there.
     """
 
     request: Request
@@ -41,6 +43,7 @@ class Answer:
     logprobs: Logprobs | None = None
     number: int | None = None
     tokens: int = 0
+    is_spoken: bool = False
 
 
 def listener(
@@ -54,7 +57,10 @@ def listener(
         text, finished = "", new.finished
         if new.token != NO_TOKEN:
             answer.tokens += 1
+            is_first = not stream.text
             text, finished = add_token(stream, new.token, answer.request.ends, new.finished)
+            if answer.is_spoken and is_first:
+                text = text.removeprefix(" ")
         if finished and not new.finished:  # a stop word
             service.cancel(new.number)
         if text or finished or new.scores:

@@ -86,6 +86,8 @@ def decode_attention_reference(packed, keys, values, table, positions, cos, sin,
     k, v = (memory[table.long()].transpose(1, 2).flatten(2, 3).float() for memory in (keys, values))
     scores = torch.einsum("bghd,bgsd->bghs", turned[:, :, :-1].float(), k) * scale
     absent = torch.arange(k.shape[2], device=packed.device) > place[:, None]
+    # What another sequence left there may be NaN, of which 0 times is NaN.
+    v = v.masked_fill(absent[:, None, :, None], 0.0)
     weights = scores.masked_fill(absent[:, None, None], -float("inf")).softmax(dim=-1)
     return torch.einsum("bghs,bgsd->bghd", weights, v).reshape(batch, -1).to(packed.dtype)
 

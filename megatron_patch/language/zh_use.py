@@ -65,7 +65,7 @@ SENTENCES = {
     "{} is {}; it must be {}.": "{0} 是 {1}；必须{2}。",
     "at least 0": "不小于 0",
     "from 0 to 1": "在 0 到 1 之间",
-    "above 0": "大于 0",
+    "from 0.01 to 100": "在 0.01 到 100 之间",
     "Prompts are written in the form {}.": "提示按 {0} 的格式书写。",
     "Fine-tuning samples are written in the form {}.": "微调样本按 {0} 的格式书写。",
     "Nothing beside the checkpoint says in which form it was trained: write --template if that is another.": (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_patch.errors import UserError
-from megatron_patch.generate.continuous_batching import Engine, Request, run_all
+from megatron_patch.generate.continuous_batching import FAILED, LENGTH, NO_TOKEN, Engine, Request, run_all
 from megatron_patch.generate.decoding_step import _Found, _Recorded
 from megatron_patch.generate.prompt_graphs import _Recorded as _RecordedPrompt
 from megatron_patch.generate.prompt_graphs import filled_up
@@ -163,6 +163,24 @@ def test_logits_that_are_no_numbers_are_a_sentence(golden, drawn):
     engine.decoder.weights.final_norm.fill_(float("nan"))
     with pytest.raises(UserError, match="the model gives NaN"):
         run_all(engine, [Request(0, (5, 6, 7), 4, drawn)])
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_an_answer_that_fails_leaves_the_others_alone(golden, prompts, truth, behind):
+    """One in the same pass as it, and those that get its blocks: their places hold NaN until they are written."""
+    engine = replace(engine_of(golden / "hf_gqa", 2, 40 + NEW), fails_alone=True, behind=behind)
+    engine.decoder.weights.embedding[799] = float("nan")
+    fails = Request(0, (*prompts[0][:-1], 799), NEW, Sampling(temperature=1.0), logprobs=2)
+    heard = {number: [] for number in range(5)}
+    for request in (fails, *(Request(number, tuple(prompts[number % 2]), NEW) for number in range(1, 5))):
+        engine.submit(request)
+    while not engine.is_idle:
+        for new in engine.step():
+            heard[new.number].append(new)
+    assert [(new.token, new.finished) for new in heard[0]] == [(NO_TOKEN, FAILED)]
+    for number in range(1, 5):
+        assert [new.token for new in heard[number]] == truth[number % 2] and heard[number][-1].finished == LENGTH
+    assert len(engine._tables.free) == engine._tables.blocks - 1
 
 
 def test_an_answer_depends_on_its_own_request_alone(golden):

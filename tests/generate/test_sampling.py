@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from megatron_patch.arguments.trained_model_rows import PENALTIES
 from megatron_patch.errors import UserError
 from megatron_patch.generate.sampling import Sampling, choose, draw, penalized, probabilities, sampling_rows, uniform_numbers
 
@@ -109,9 +110,32 @@ def test_a_greedy_row_beside_a_drawn_one(logits):
     assert chosen[1] != logits[1].argmax()
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"temperature": -1.0}, {"top_k": -2}, {"top_p": 1.5}, {"repetition_penalty": 0.0}, {"temperature": float("nan")}]
-)
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-46, 1e-40, 1e-9, 1e-6, 1e-5])
+def test_near_zero_the_most_probable_token_comes(logits, temperature):
+    """In fp32 such a number is 0, or logits divided by it are infinite, and the first infinite one would come."""
+    rows = sampling_rows([Sampling(temperature=temperature, top_p=0.9)] * len(logits), VOCABULARY)
+    for scale in (1.0, 1e4):
+        chosen = choose(logits * scale, rows, None, torch.arange(len(logits)))
+        assert (logits.gather(1, chosen[:, None])[:, 0] == logits.max(1).values).all()
+
+
+@pytest.mark.parametrize("penalty", [PENALTIES.least, PENALTIES.most])
+def test_no_penalty_makes_logits_infinite(penalty):
+    seen, rows = torch.ones(1, 3, dtype=torch.bool), sampling_rows([Sampling(repetition_penalty=penalty)], 3)
+    assert penalized(torch.tensor([[1e30, -1e30, 0.0]]), seen, rows.repetition_penalty).isfinite().all()
+
+
+WRONG = [
+    {"temperature": -1.0},
+    {"temperature": float("nan")},
+    {"top_k": -2},
+    {"top_p": 1.5},
+    {"repetition_penalty": 1e-46},
+    {"repetition_penalty": 1e300},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_what_cannot_be_is_a_sentence(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))} is .*; it must be"):
         Sampling(**wrong)

@@ -9,7 +9,7 @@ ENGLISH = {
     r"/core/known_warnings\.py$": "warnings of libraries, and why nobody is shown them",
     r"/kernels/(?!attention_backends)": "what a kernel refuses is a bug, or a developer's to read",
     r"/sinks/(tensorboard_files|to_mlflow)\.py$": "tags and names of what other programs show",
-    r"/generate/(web|openai_bodies)\.py$": "answers of an interface, which programs read",
+    r"/generate/(web\w*|openai_bodies)\.py$": "answers of an interface, which programs read",
 }
 NONE = {
     # Megatron's lines and TensorBoard's tags, which programs read

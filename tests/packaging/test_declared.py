@@ -17,8 +17,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 DISTRIBUTIONS = {"megatron": "megatron-core", "flash_attn": "flash-attn-4", "yaml": "pyyaml", "mlflow": "mlflow-skinny",
                  "google": "protobuf"}  # fmt: skip
 # torch brings filelock, and triton where there are GPUs, which is looked for before it is imported. PAI-DLC's client
-# brings tea and the credentials' package, and tensorboard protobuf.
-BROUGHT_BY_OTHERS = {"triton", "filelock", "tea", "alibabacloud-credentials", "protobuf"}
+# brings tea and the credentials' package, tensorboard protobuf, and uvicorn h11.
+BROUGHT_BY_OTHERS = {"triton", "filelock", "tea", "alibabacloud-credentials", "protobuf", "h11"}
 # torch.utils.tensorboard, which the log imports, needs it and does not bring it.
 NEEDED_BY_OTHERS = {"tensorboard"}
 

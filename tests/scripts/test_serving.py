@@ -87,7 +87,7 @@ def test_a_conversation_comes_in_pieces(client, tokenizer):
         {"role": "assistant", "content": "more"},
         {"role": "user", "content": "and now"},
     ]
-    wanted = expected(tokenizer, encode_llama2_chat(turns, tokenizer)[0], 30)
+    wanted = expected(tokenizer, encode_llama2_chat(turns, tokenizer)[0], 30).removeprefix(" ")
     stream = client.chat.completions.create(
         model="hf_gqa", messages=turns, max_tokens=30, stream=True, stream_options={"include_usage": True}
     )
@@ -96,7 +96,7 @@ def test_a_conversation_comes_in_pieces(client, tokenizer):
     assert "".join(pieces) == wanted and sum(map(bool, pieces)) > 5
     assert chunks[-1].usage.completion_tokens == 30
     whole = client.chat.completions.create(model="hf_gqa", messages=turns, max_tokens=30)
-    assert whole.choices[0].message.content == wanted.strip()
+    assert whole.choices[0].message.content == wanted
 
 
 def test_answers_at_once_are_those_of_each_alone(client, tokenizer):
