@@ -36,7 +36,8 @@ from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import one_line
 
 _MOST_SOURCE = 1 << 16  # characters of a template; LLaMA 3.1's, among the longest, has 4,000
-_NO_METHODS = {"translate"}  # it makes a large text of a small one, and no chat template needs it
+# Methods of texts that make a large one of a small one, or bytes, of which nothing here counts the size.
+_NO_METHODS = frozenset(("encode", "maketrans", "translate"))
 # What a template can raise when it meets unexpected values. The fault is the template's or the conversation's.
 _FAULTS = (
     TemplateError,
@@ -44,6 +45,7 @@ _FAULTS = (
     AssertionError,
     AttributeError,
     LookupError,
+    MemoryError,
     NameError,
     RuntimeError,  # of which RecursionError is one
     TypeError,
@@ -118,8 +120,9 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return _Counted().visit(super()._parse(source, name, filename))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Jinja's hook for attributes: texts lack the methods that make a large text of a small one."""
-        return not (isinstance(obj, (str, bytes)) and attr in _NO_METHODS) and super().is_safe_attribute(obj, attr, value)
+        """Jinja's hook for attributes: texts lack some, and numbers have none (`to_bytes` makes gigabytes)."""
+        is_refused = attr in _NO_METHODS if isinstance(obj, str) else isinstance(obj, (bytes, int, float, complex))
+        return not is_refused and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Any:
         """Jinja's hook for `str.format` and `str.format_map`: refuse what would make too much before it is computed."""
@@ -152,6 +155,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
             args = (list(self.own.items_to_join(owner, args[0])), *args[1:])
         if isinstance(owner, str):
             self.own.require_width(owner, name, (*args, *kwargs.values()))
+            self.own.require_search(owner, name, args)
         return self.budget.bounded(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -228,7 +232,7 @@ def compile_chat_template(source: str, now: Callable[[], datetime] = datetime.no
     environment = _Bounded(now)
     try:
         template = environment.from_string(source)
-    except (*_FAULTS, SyntaxError, MemoryError) as error:  # the last two from Python's compiler, for nesting
+    except (*_FAULTS, SyntaxError) as error:  # the last from Python's compiler, for nesting
         raise UserError(f"the folder's chat template is no valid Jinja: {_reason(error)}") from None
 
     def render(turns: list[dict[str, Any]], add_generation_prompt: bool, **more: Any) -> str:

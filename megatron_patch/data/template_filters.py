@@ -14,11 +14,13 @@ from typing import Any
 from jinja2 import Environment, pass_environment, pass_eval_context
 from jinja2.filters import FILTERS, make_attrgetter
 
-from megatron_patch.data.template_bounds import Budget
+from megatron_patch.data.template_bounds import Budget, TooMuch
 
 # Filters that make a large text of a small one, or take a time that is the square of it. No chat template needs them.
-_LEFT_OUT = ("pprint", "urlize", "wordwrap", "xmlattr")
+_LEFT_OUT = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")
 WIDTHS = frozenset(("center", "ljust", "rjust", "zfill"))  # methods of texts whose first argument is a width
+# Methods of texts that take as long as both texts' sizes multiplied, over 64 in a machine's word.
+_SEARCHES = frozenset(("lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip"))
 
 
 class Filters:
@@ -30,7 +32,8 @@ class Filters:
     def all(self) -> dict[str, Callable[..., Any]]:
         """Name → filter: Jinja's, and transformers' `tojson`."""
         own = {"join": self._join, "replace": self.replace, "indent": self._indent, "tojson": self._tojson,
-               "format": self._format, "batch": self._batch, "slice": self._slice, "center": self._center}  # fmt: skip
+               "format": self._format, "batch": self._batch, "slice": self._slice, "center": self._center,
+               "round": self._round, "sum": self._sum, "trim": self._trim}  # fmt: skip
         jinja_s = {name: function for name, function in FILTERS.items() if name not in _LEFT_OUT}
         return {name: self.budget.filter(function) for name, function in (jinja_s | own).items()}
 
@@ -57,6 +60,29 @@ class Filters:
             self.budget.require_room(number)
         if method == "expandtabs":
             self.budget.require_room(len(text) + text.count("\t") * (number or 8))
+
+    def require_search(self, text: str, method: str, args: Iterable[Any]) -> None:
+        """Refuse a method of a text that looks for a long one in a slow way, before it runs."""
+        if method in _SEARCHES:
+            sought = next((len(arg) for arg in args if isinstance(arg, str)), 0)
+            self.budget.require_room(len(text) * sought // 64)
+
+    def _trim(self, value: Any, chars: str | None = None) -> str:
+        """The filter `trim`."""
+        self.require_search(str(value), "strip", (chars,))
+        return FILTERS["trim"](str(value), chars)
+
+    def _round(self, value: float, precision: int = 0, method: str = "common") -> float:
+        """The filter `round`, which reckons with 10 to the power of the precision."""
+        self.budget.require_exponent(abs(precision))
+        return FILTERS["round"](value, precision, method)
+
+    @pass_environment
+    def _sum(self, environment: Environment, iterable: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
+        """The filter `sum`, of numbers: lists would be copied once for each that is added."""
+        if not isinstance(start, (int, float)):
+            raise TooMuch("it adds up lists")
+        return FILTERS["sum"](environment, self.budget.counted(iterable), attribute, start)
 
     @pass_environment
     def _join(self, environment: Environment, items: Iterable[Any], d: str = "", attribute: Any = None) -> str:

@@ -261,6 +261,12 @@ def test_an_odd_chat_template_is_a_text_or_a_sentence(place):
 @pytest.mark.parametrize(
     ("source", "said"),
     [("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "it takes more than 200000 steps"),
+     ("{{ (1).to_bytes(9000000000, 'big') }}", "unsafe"), ("{{ ('x' * 1000).encode('punycode') }}", "unsafe"),
+     ("{{ 1 | round(4000000, 'ceil') }}", "numbers of more than 30 digits"), ("{{ [1] | tojson(indent=10**8) }}", "width"),
+     ("{{ ('a' * 10**6).rfind('b' ~ 'a' * 10**5) }}", "it makes a text or a list of more than"),
+     ("{{ ('a' * 10**6).strip('b' * 10**5 ~ 'a') }}", "it makes a text or a list of more than"),
+     ("{{ ('a' * 10**6) | trim('b' * 10**5 ~ 'a') }}", "it makes a text or a list of more than"),
+     ("{{ [[1], [2]] | sum(start=[]) }}", "it adds up lists"),
      ("{{ 'x' * 10**9 }}", "it makes a text or a list of more than"), ("{{ 10**10**10 }}", "numbers of more than 30 digits"),
      ("{{ ''.__class__ }}{{ ''.__class__.__mro__ }}", "access to attribute '__class__'"), ("{{ 1 / 0 }}", "ZeroDivisionError"),
      ("{{ messages.append(1) }}", "access to attribute 'append'"), ("{{ '{:9999999999}'.format(1) }}", "formatted to a width"),
