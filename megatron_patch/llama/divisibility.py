@@ -1,4 +1,4 @@
-"""Whether a layout divides a model and its rows of tokens: for training, plans, conversion and use. Imports no torch."""
+"""Whether a layout divides a model and its rows: for training, plans, conversion and use. Imports no torch."""
 
 from __future__ import annotations
 
