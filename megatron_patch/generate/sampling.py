@@ -15,8 +15,8 @@ from megatron_patch.arguments.trained_model_rows import PENALTIES
 from megatron_patch.errors import UserError
 
 _WORD = (1 << 64) - 1
-# Below this temperature the most probable token is taken. Logits of fp32 that differ do so by a millionth of themselves,
-# so it would come anyway; and a logit that is divided by a much smaller number is infinite.
+# Below this temperature the most probable token is taken. Logits of fp32 that differ do so by about a millionth of
+# themselves, so it would come anyway; and a logit that is divided by a much smaller number is infinite.
 _LEAST_TEMPERATURE = 1e-6
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from megatron_patch.data.tokenizer import Tokenizer
 
-# Tokens that are decoded with the next one, since its text may depend on them. SentencePiece drops the space at a text's
-# beginning. And of a character's four bytes three may have come, each by a token of its own.
+# Tokens that are decoded with the next one, since its text may depend on them. SentencePiece drops the space at a
+# text's beginning. And of a character's four bytes three may have come, each by a token of its own.
 _CONTEXT = 3
 UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character yet
 _BYTE = re.compile("<0x([0-9A-F]{2})>")  # a piece that is one byte

@@ -33,8 +33,8 @@ class Answer:
         logprobs: what tells them, if they are asked for.
         number: the service's; None while it is not in the queue.
         tokens: that have come.
-        is_spoken: whether it is a turn of a conversation. The space before its first word is no part of it: SentencePiece
-            or the template puts one there.
+        is_spoken: whether it is a turn of a conversation. The space before its first word is no part of it:
+            SentencePiece or the template puts one there.
     """
 
     request: Request
