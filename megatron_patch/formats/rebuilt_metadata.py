@@ -118,10 +118,7 @@ def _places(found: Any, find: Callable[[str], Path | None]) -> dict[MetadataInde
 
 
 def _check_apart(places: dict[MetadataIndex, _StorageInfo]) -> None:
-    """Raise if two items share a byte of a file.
-
-    Equal objects may share all of theirs: a conversion writes one for all.
-    """
+    """Raise if two items share a byte of a file. Equal objects may share all: a conversion writes one for all."""
     ordered = sorted(places.items(), key=lambda one: (one[1].relative_path, one[1].offset, one[1].length))
     for (at, info), (other, following) in pairwise(ordered):
         if info.relative_path != following.relative_path or following.offset >= info.offset + info.length:
