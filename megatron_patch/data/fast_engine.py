@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_patch.data.marked_text import marked_encoder
-from megatron_patch.data.tokenizer import Batch, Tokenizer
+from megatron_patch.data.tokenizer import Batch, Tokenizer, marked_encoder
 from megatron_patch.errors import UserError
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.formats.sentencepiece_model import (

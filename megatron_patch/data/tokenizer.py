@@ -17,9 +17,9 @@ the vocabulary.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -28,11 +28,13 @@ from typing import Any
 import numpy as np
 
 from megatron_patch.data.end_token import end_token
-from megatron_patch.data.marked_text import Strips, marked_encoder
 from megatron_patch.data.tokenizer_files import (
     MOST_TOKENS,
     USUAL_NAMES,
+    WHITE_SPACE,
+    Strips,
     content,
+    faults_named,
     fingerprint,
     name_of,
     read_added_tokens,
@@ -146,8 +148,7 @@ class Tokenizer:
 
     def tokenize_after_end(self, text: str) -> list[int]:
         """Ids as by `tokenize_marked` for a text that follows an answer's end token: no space is put before it."""
-        # Read the text behind a special token's literal and drop that token. Any will do, since a text is read alike
-        # after each.
+        # Read the text behind a special token's literal, and drop that token. A text is read alike after each.
         literal = next(iter(self.special_tokens), "")
         return self.encode_marked(literal + text)[1 if literal else 0 :]
 
@@ -183,9 +184,8 @@ def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: st
     common = {"fingerprint": contents, "template_names": template_names(folder), **read_chat_templates(folder)}
     if (folder / "tokenizer.model").is_file():
         own = without_padding(added, names, rows)
-        tokenizer = _from_sentencepiece(
-            folder / "tokenizer.model", own, content(names.get("eos_token")), read_strips(folder), common
-        )
+        eos, strips = content(names.get("eos_token")), read_strips(folder)
+        tokenizer = _from_sentencepiece(folder / "tokenizer.model", own, eos, strips, common)
     elif (folder / "tokenizer.json").is_file():
         tokenizer = _from_tokenizers(folder / "tokenizer.json", names, rows, common)
     else:
@@ -193,6 +193,32 @@ def load_tokenizer(folder: str | Path, rows: int | None = None, model_folder: st
     literals = {i: literal for literal, i in tokenizer.special_tokens.items()}
     end = end_token(Path(model_folder or folder), tokenizer.eos, literals, tokenizer.vocab_size)
     return replace(tokenizer, answer_end=end.id, more_ends=end.others, end_note=end.note, folder=folder)
+
+
+def marked_encoder(start: Callable, rest: Callable, special: Mapping[str, int], strips: Strips) -> Callable[[str], list[int]]:
+    """A function from a text to ids that splits the text at special literals.
+
+    Args:
+        start: encodes what stands before the first literal, with SentencePiece's leading space.
+        rest: encodes what follows a literal, without that space.
+        special: literal → id.
+        strips: which of them take white space with them. In Phi-3's folder nearly all do.
+    """
+    literals = re.compile("(" + "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) + ")")
+
+    def encode(text: str) -> list[int]:
+        pieces = literals.split(text)  # text, literal, text, literal, …, text
+        for place in range(1, len(pieces), 2):
+            if pieces[place] in strips.left:
+                pieces[place - 1] = pieces[place - 1].rstrip(WHITE_SPACE)
+            if pieces[place] in strips.right:
+                pieces[place + 1] = pieces[place + 1].lstrip(WHITE_SPACE)
+        ids = list(start(pieces[0]))
+        for place, piece in enumerate(pieces[1:]):
+            ids += rest(piece) if place % 2 else [special[piece]]
+        return ids
+
+    return encode
 
 
 def _from_sentencepiece(path: Path, added: dict[str, int], eos_token: Any, strips: Strips, common: dict[str, Any]) -> Tokenizer:
@@ -272,22 +298,3 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
         encode_plain=encoder(plain), encode_marked=encoder(marked), decode=decode, piece=plain.id_to_token,
         engine="tokenizers", **common,
     )  # fmt: skip
-
-
-@contextmanager
-def faults_named(path: Path) -> Iterator[None]:
-    """Turn what the `tokenizers` library raises into a UserError that names the file.
-
-    The library has no exception class of its own for a tokenizer.json that it cannot follow. A panic of its Rust code
-    is not even an Exception, only a BaseException.
-
-    Raises:
-        UserError: what the library raised, as a sentence.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        why = one_line(error)
-        raise UserError(f"{path} is no tokenizer.json that `tokenizers` reads: {why}; copy the model's own file there.") from None

@@ -6,14 +6,15 @@ Nothing that is read here can run code.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_patch.data.end_token import read_object
-from megatron_patch.data.marked_text import Strips
 from megatron_patch.errors import UserError
-from megatron_patch.formats.json_files import is_whole_number, shown
+from megatron_patch.formats.json_files import is_whole_number, one_line, shown
 from megatron_patch.formats.placeholders import refuse_placeholder
 from megatron_patch.formats.typed import whole_number
 
@@ -24,6 +25,16 @@ USUAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _ROLES = (*USUAL_NAMES, "pad_token", "sep_token", "cls_token", "mask_token")
 MOST_TOKENS = 1 << 28  # a larger id is no token's: the model would have that many rows
 _MOST_TEMPLATE = 1 << 20  # bytes
+# What Unicode calls white space, which the `tokenizers` library strips. Python's own list has four more.
+WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Literals of tokens that swallow the white space beside them: `lstrip` and `rstrip` in a folder's files."""
+
+    left: frozenset[str] = frozenset()
+    right: frozenset[str] = frozenset()
 
 
 def fingerprint(folder: Path) -> str:
@@ -172,3 +183,22 @@ def _id(path: Path, value: Any) -> int:
     if not is_whole_number(value) or not 0 <= value < MOST_TOKENS:
         raise UserError(f"{path}: {shown(value)} is no token's number, 0 to {MOST_TOKENS - 1}; copy the model's own file there.")
     return value
+
+
+@contextmanager
+def faults_named(path: Path) -> Iterator[None]:
+    """Turn what the `tokenizers` library raises into a UserError that names the file.
+
+    The library has no exception class of its own for a tokenizer.json that it cannot follow. A panic of its Rust code
+    is not even an Exception, only a BaseException.
+
+    Raises:
+        UserError: what the library raised, as a sentence.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        why = one_line(error)
+        raise UserError(f"{path} is no tokenizer.json that `tokenizers` reads: {why}; copy the model's own file there.") from None

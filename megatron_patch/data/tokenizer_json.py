@@ -19,8 +19,8 @@ from typing import Any
 
 from megatron_patch.data.end_token import read_object
 from megatron_patch.data.probe_texts import probe_texts
-from megatron_patch.data.tokenizer import Tokenizer, faults_named, load_tokenizer
-from megatron_patch.data.tokenizer_files import content, read_names
+from megatron_patch.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_patch.data.tokenizer_files import content, faults_named, read_names
 from megatron_patch.errors import UserError
 from megatron_patch.folders.durable_files import write_text
 from megatron_patch.formats.json_files import one_line, shown

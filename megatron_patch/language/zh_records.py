@@ -12,6 +12,7 @@ SENTENCES = {
     "a text is formatted to a width of thousands, or to one that is reckoned": "文本的格式宽度达到上千，或是算出来的",
     "it reckons with numbers of more than 30 digits": "它用到超过 30 位的数",
     "it makes lists in lists in lists": "它生成多层嵌套的列表",
+    "it adds up lists": "它把列表相加",
     "the folder's chat template is no valid Jinja: {}": "该文件夹的聊天模板不是有效的 Jinja：{0}",
     "the folder's chat template refused it: {}": "该文件夹的聊天模板拒绝了它：{0}",
     # conversation
