@@ -35,6 +35,7 @@ NONE = {
     "⁂ a mark that no text holds ⁂", "megatron_patch tokens 3", "megatron_patch preprocess 1",
     # why core is patched, why a tensor is left out: for who reads the code
     "torch's AdamW does not resume in the distributed optimizer, and its foreach form needs a copy of all gradients",
+    "core would unpickle files of sample indices, which run code; a mapped array is all that they may be",
     "the sharded optimizer accepts this class only", "Adam above takes Apex's arguments",
     "core would unpickle files of sample indices, which run code; a mapped array is all that they may be",
     "the step is counted in the parameter group, as Apex does, so state moves the way it does there",
