@@ -113,7 +113,7 @@ def _legacy_lines(folder: Path) -> list[str]:
     content = read_torch_file(files[0], only="model")
     if not isinstance(content, dict) or "model" not in content:
         raise UserError(f"{files[0]} is no checkpoint of a language model of 2023: model is not in it.")
-    recorded = vars(content["args"]) if content.get("args") is not None else {}
+    recorded = getattr(content.get("args"), "__dict__", {})  # of a damaged file they may be a number
     args = {name: value for name, value in recorded.items() if isinstance(name, str) and isinstance(value, (int, str))}
     out = [fill("{} files, checkpoint version {}", len(files), content.get("checkpoint_version"))]
     out.append(fill("recorded arguments: {}", ", ".join(f"{one_line(name, 60)} {one_line(args[name])}" for name in sorted(args))))

@@ -131,6 +131,8 @@ def test_recorded_arguments_under_odd_names(capsys, of_2023):
     assert "recorded arguments: hidden\\nsize 6\\n4, num_layers 4\n" in shown(capsys, root)
     add(args=vars_with_a_number)
     assert "recorded arguments: num_layers 4\n" in shown(capsys, root)
+    add(args=7)
+    assert "recorded arguments: \n" in shown(capsys, root)
 
 
 def test_a_checkpoint_s_metadata_cannot_run_code(capsys, tmp_path):
