@@ -132,7 +132,7 @@ def test_the_system_s_word_about_a_file_or_the_disk_is_a_sentence_and_no_other()
 
 
 # Modules in which a plain ValueError tells a programmer that a function is called wrongly.
-_FOR_PROGRAMMERS = ("kernels/", "weights/source.py", "data/packing.py")
+_FOR_PROGRAMMERS = ("kernels/", "weights/source.py", "data/packing.py", "core/array_files.py")
 
 
 def test_what_speaks_to_users_is_a_user_error():

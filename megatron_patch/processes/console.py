@@ -51,7 +51,11 @@ def outlive_the_console() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, LastingStream):
             stream.flush()
-            raw = open(stream.fileno(), "wb", closefd=False)  # noqa: SIM115  it lives as long as the process
+            try:
+                there = stream.fileno()
+            except io.UnsupportedOperation:  # it is in memory, and outlives the process
+                continue
+            raw = open(there, "wb", closefd=False)  # noqa: SIM115  it lives as long as the process
             buffered = stream.line_buffering, stream.write_through
             lasting = LastingStream(raw, stream.encoding, stream.errors, None, *buffered)
             setattr(sys, name, lasting)

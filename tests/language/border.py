@@ -37,7 +37,6 @@ NONE = {
     "torch's AdamW does not resume in the distributed optimizer, and its foreach form needs a copy of all gradients",
     "core would unpickle files of sample indices, which run code; a mapped array is all that they may be",
     "the sharded optimizer accepts this class only", "Adam above takes Apex's arguments",
-    "core would unpickle files of sample indices, which run code; a mapped array is all that they may be",
     "the step is counted in the parameter group, as Apex does, so state moves the way it does there",
     "the product below answers for Apex's extension",
     "core accumulates weight gradients in fp32 inside the product through this name only",

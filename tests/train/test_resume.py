@@ -90,8 +90,8 @@ def test_a_signal_stops_all_processes_after_a_checkpoint(to, tmp_path):
                 # The first rank writes no log: the others must hear of it.
                 first = next(rank for rank in launcher.children() if rank.environ().get("RANK") == "0")
                 (first if to == "one rank" else launcher).send_signal(signal.SIGTERM)
-        # A signal to the command itself is its status, as shells have it.
-        assert process.wait() == (0 if to == "one rank" else 128 + signal.SIGTERM), output[-4000:]
+        # A signal is the command's status, as shells have it, whichever process of the run it came to.
+        assert process.wait() == 128 + signal.SIGTERM, output[-4000:]
     finally:
         watchdog.cancel()
         end(process.pid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -41,6 +43,8 @@ def go_on(output, tp, until, arguments, sp):
         name = run.name.replace(f"tp-{3 - tp}-", f"tp-{tp}-").replace("sp-true", f"sp-{sp}").replace("sp-false", f"sp-{sp}")
         for config in run.glob("iter_*/run_config.json"):
             config.write_text(config.read_text().replace(run.name, name))
+            described = json.loads((model := config.with_name("model.json")).read_text())
+            model.write_text(json.dumps({key: value for key, value in described.items() if key != "crc32"}))
         run.rename(run.with_name(name))
     flags = ["--exit-interval", until[done] - (until[done - 1] if done else 0)]
     return train(PRETRAIN, output, *flags, processes=tp, TP=tp, SP=sp, **arguments)
