@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.utils._device
 
+from megatron_patch.kernels.products import is_wide_faster
+
 _CPU = torch.device("cpu")
 _applied = False
 
@@ -67,6 +69,21 @@ def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
     return type_
 
 
+def _wide(matmul: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`torch.matmul` in float32 where this CPU lacks arithmetic for the factors; core assumes that all kinds are fast.
+
+    The head, and layers in an evaluation, are core's own products. The others are `kernels/products.py`'s.
+    """
+
+    @functools.wraps(matmul)
+    def multiplied(a: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if is_wide_faster(a) and a.dtype == b.dtype:
+            return matmul(a.float(), b.float(), *args, **kwargs).to(a.dtype)
+        return matmul(a, b, *args, **kwargs)
+
+    return multiplied
+
+
 def _get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
     """In the place of torch.cuda's function of this name, whose argument is a device."""
     return torch.get_rng_state()
@@ -93,6 +110,8 @@ def _redirect_torch() -> None:
     torch.compile = _identity_compile
     # mypy is told that methods are replaced on purpose. `current_device` may give a device where torch gives a number:
     # core hands its result to factories alone, which take either.
+    torch.matmul = _wide(torch.matmul)
+    torch.Tensor.matmul = _wide(torch.Tensor.matmul)  # type: ignore[method-assign]
     torch.Tensor.type = _tensor_type(torch.Tensor.type)  # type: ignore[method-assign]
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]

@@ -136,6 +136,16 @@ def launch_options(tensor: torch.Tensor, overlap: bool) -> dict[str, bool]:
     return {"launch_pdl": True} if overlap and tensor.is_cuda else {}
 
 
+def is_wide_faster(tensor: torch.Tensor) -> bool:
+    """Whether products of such tensors take less time in float32, rounded once: where a CPU lacks arithmetic for them.
+
+    float16 is multiplied ten times as slowly there. So is bfloat16 without AVX-512, and up to 26 times as slowly.
+    """
+    is_slow = tensor.dtype == torch.float16
+    is_slow |= tensor.dtype == torch.bfloat16 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return is_slow and not tensor.is_cuda
+
+
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many programs run side by side on a GPU; 2 on a CPU, so that tests see loops of more than one turn."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ._dispatch import is_wide_faster
 from .attention_backends import FLASH_ATTN_2, FLASH_ATTN_3
 from .attention_backends import choose_attention_backend as choose_attention_backend
 from .attention_backends import is_installed as is_installed
@@ -62,6 +63,12 @@ def attention(
             longer than k, or segment_ids have another shape.
     """
     _check(q, k, causal, backend, segment_ids)
+    if is_wide_faster(q):
+        wide = attention(
+            q.float(), k.float(), v.float(), scale=scale, causal=causal, backend=backend, segment_ids=segment_ids,
+            recompute=recompute, implementation=implementation,
+        )  # fmt: skip
+        return wide.to(q.dtype)
     if backend in _FLASH_ATTN and segment_ids is not None:
         return _flash_attn_packed(q, k, v, scale, causal, _known_bounds(segment_ids), backend)
     if backend in _FLASH_ATTN:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ._cublaslt import ALIGNMENT, FP8, Product, Scaling, Shape, library
-from ._dispatch import prefers_torch
+from ._dispatch import is_wide_faster, prefers_torch
 from ._race import fastest
 
 LARGE = 1 << 30  # multiply-adds; in a smaller product the algorithm does not matter
@@ -266,9 +266,9 @@ def _time(product: Product, addresses: tuple[int, ...], beta: float, stream: int
 def _torch_matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, add: bool) -> torch.Tensor:
     """`matmul` through torch. On CPUs it cannot put a 16-bit product into float32, so a and b become float32 first.
 
-    A float16 product does so too: CPUs without float16 arithmetic take ten times as long for it, and more.
+    So they do for a 16-bit result where that takes less time.
     """
-    if a.dtype == out.dtype == torch.float16 and not out.is_cuda:
+    if a.dtype == out.dtype and is_wide_faster(out):
         product = a.float() @ b.float()
         return out.add_(product) if add else out.copy_(product)
     if a.dtype == out.dtype:

@@ -39,9 +39,6 @@ def causal_attention(
         implementation: of the softmax (see `_dispatch`); the products are torch's.
     """
     triton = use_triton(implementation, q)
-    if q.dtype == torch.float16 and not q.is_cuda and not triton:  # a CPU's float16 products take many times float32's
-        wide = _CausalAttention.apply(q.float(), k.float(), v.float(), scale, recompute, triton)
-        return wide.to(q.dtype)
     return _CausalAttention.apply(q, k, v, scale, recompute, triton)
 
 

@@ -6,7 +6,9 @@ import torch
 
 from megatron_patch.kernels import products
 from megatron_patch.kernels._cublaslt import Product
+from megatron_patch.kernels.attention import attention
 from megatron_patch.kernels.products import matmul
+from tests.kernels.test_attention import truth_attention
 
 FORMS = {"forward": (False, True), "data gradient": (False, False), "weight gradient": (True, False)}
 
@@ -32,6 +34,23 @@ def test_against_float64(draw, agree, form, add, dtype, out_dtype, m, n, k):
     out = before.clone() if add else torch.full_like(before, torch.nan)
     assert matmul(a, b, out, add=add) is out
     agree(out, a.double() @ b.double() + (before.double() if add else 0.0), roundings=2 if a.is_cuda else 3)
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_on_cpus_with_and_without_arithmetic_for_them(draw, truth_of, agree, monkeypatch, capability, dtype):
+    """Products and attention are rounded as often, whichever way a CPU takes; without the arithmetic that is float32's."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    widened, real = [], torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: (widened.append(tensor.dtype), real(tensor))[1])
+    a, b, before = (draw(dtype, *shape, requires_grad=False) for shape in ((24, 56), (56, 40), (24, 40)))
+    agree(matmul(a, b, before.clone(), add=True), a.double() @ b.double() + before.double(), roundings=3)
+    q, k, v = (draw(dtype, 9, 2, 3, 16) for _ in range(3))
+    out = attention(q, k, v, scale=0.25, backend="cudnn" if q.is_cuda else "sdpa")
+    truth = truth_attention(*truth_of(q, k, v), 0.25)
+    agree(out, truth, roundings=3)
+    is_wide = not q.is_cuda and (dtype == torch.float16 or capability == "AVX2")
+    assert widened.count(dtype) == 5 * is_wide, "two factors of the product; queries, keys and values"
 
 
 class FakeGPU:
