@@ -87,7 +87,7 @@ class Stopping:
             close(context, death_sig if self.grace is None else signal.SIGTERM, patience)
             if self.begun and self.grace is not None and -signal.SIGKILL in statuses(context):
                 template = "what had not ended {} s after the signal (--exit-grace-seconds) was killed."
-                print(fill(template, patience), file=sys.stderr, flush=True)
+                tell(fill(template, patience))
 
         return wait
 
@@ -103,11 +103,14 @@ def main(argv: list[str]) -> int:
     for name in (api.PContext.__module__, LocalElasticAgent.__module__, SimpleElasticAgent.__module__):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     announce_torchrun()
+    lock = None
     try:
-        notes.find_temporary_folder()
         lock = _lock()
+        notes.find_temporary_folder()
     except (UserError, OSError) as error:
         tell(in_language(sentence(error)))
+        if lock is not None:
+            lock.release()
         return 2
     with notes.folder():
         caretaker = Caretaker(lock.beat if lock else None, BEAT, SilentRanks(RANKS_EVERY).look)

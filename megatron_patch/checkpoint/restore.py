@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import megatron_patch.core.device  # noqa: F401  prepares megatron-core for this machine
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from megatron_patch.folders.recorded_run import read_run_config
 # A run may have become longer. `folders/recorded_run.py` has compared everything else that the schedule depends on.
 _LENGTHS = ("lr_decay_steps", "wd_incr_steps")
 # Fields of RunProgress that earlier checkpoints do not have.
-_LATER: dict[str, Any] = {"best_loss": None, "best_iteration": 0, "evaluations_since_best": 0, "evaluations_owed": 0}
+_LATER: dict[str, Any] = {field.name: field.default for field in fields(RunProgress) if field.default is not MISSING}
 # What tells core's parameter groups apart, and what Adam and the schedule read of each.
 _GROUP_KEYS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
 _GROUP_NUMBERS = {"lr": 0.0, "weight_decay": 0.0, "eps": 0.0, "betas": (0.0, 0.0)}

@@ -73,7 +73,7 @@ def training_session(config: TrainConfig, build_data: DataBuilder) -> None:
             place.move("reading a checkpoint")
             start_state(state, log)
             run(state, data, log)
-        if state.iteration >= data.train_iters or why_over(state):
+        if (state.iteration >= data.train_iters and not state.evaluations_owed) or why_over(state):
             log.line(_next_step(config, best_folder(state)))
     except OnEveryRank as error:
         _end_together(error, layout)

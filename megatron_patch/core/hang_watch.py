@@ -174,9 +174,8 @@ class HangWatch:
 
 def _print(*texts: str) -> None:
     """Write onto the console. Not through `logging`, whose locks the main thread may hold while it stands still."""
-    with contextlib.suppress(OSError):  # of a console that is a file on a full disk
-        for text in texts:
-            print(in_language(text), flush=True)
+    for text in texts:
+        tell(in_language(text), sys.stdout)
 
 
 @contextlib.contextmanager

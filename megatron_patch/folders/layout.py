@@ -190,9 +190,10 @@ def check_small_files(folder: Path) -> None:
     if _SUMS not in content:
         return
     sums = content[_SUMS]
-    if not isinstance(sums, dict) or any(Path(name).name != name for name in sums):
+    is_sound = isinstance(sums, dict) and DESCRIPTION in sums and all(Path(name).name == name for name in sums)
+    if not is_sound or not all(isinstance(one, str) and re.fullmatch("[0-9a-f]{8}", one) for one in sums.values()):
         raise UserError(f"{path} does not say which files have which CRC-32; copy it again.")
-    own = str(sums.pop(DESCRIPTION, None))
+    own = sums.pop(DESCRIPTION)
     with naming(path):
         data = path.read_bytes()
     _compare(path, _own_sum(data, own), own)  # first, since the others' sums are in it

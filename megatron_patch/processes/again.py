@@ -57,6 +57,9 @@ class Again:
             most = group.spec.max_restarts
             attempt = most - agent._remaining_restarts  # the one that begins now
             failure = failure_of(notes.iterations_done(), statuses(agent._pcontext), notes.is_final())
+            if notes.stopping_signal() is not None:  # to a rank or another node, and then the save failed
+                agent._remaining_restarts = 0
+                return
             answer: list[str | None] = [fill("node 0 cannot be reached, so the run is not started again.")]
             _within(_PATIENCE, lambda: answer.__setitem__(0, self._restarts.refusal(failure, attempt, self._store)))
             refusal = answer[0]
@@ -80,7 +83,8 @@ class Again:
 
         @functools.wraps(monitor)
         def listening(agent: Any, group: Any) -> Any:
-            if self._failed_attempt == self._attempt:
+            # After a signal node 0 may have left with its store, and no node has failed.
+            if self._failed_attempt == self._attempt and notes.stopping_signal() is None:
                 agent._pcontext.close(signal.SIGTERM)
             result = monitor(agent, group)
             if self._store is not None and result.is_failed():

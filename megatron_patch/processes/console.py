@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import sys
+from typing import TextIO
 
 _GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # nobody will ever read there
 
@@ -61,7 +62,7 @@ def outlive_the_console() -> None:
             setattr(sys, name, lasting)
 
 
-def tell(text: str) -> None:
-    """Write a line onto standard error, if that takes one. For what ends or watches a run, in whichever process."""
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Write a line onto `stream`, standard error by default, if that takes one. For what ends or watches a run."""
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=stream or sys.stderr, flush=True)

@@ -19,6 +19,7 @@ from megatron_patch.processes.console import tell
 
 _FOLDER = "MEGATRON_PATCH_NOTES"
 _ITERATION, _VERDICT, _FINAL, _PASSING, _SIGNAL = "iteration", "verdict", "final", "passing", "signal"
+_told: set[str] = set()  # refusals; torchrun reads notes every second
 _MEMORY = "/dev/shm"  # containers have it, also those whose other folders are read-only
 
 
@@ -46,6 +47,7 @@ def find_temporary_folder() -> None:
 def folder() -> Iterator[None]:
     """The folder, named in the environment of the ranks that are started inside; none where none can be made."""
     os.environ.pop(_FOLDER, None)
+    _told.clear()
     try:
         # What cannot be removed in the end is small, and no reason to forget how the run has ended.
         made = tempfile.TemporaryDirectory(prefix="megatron_patch_", ignore_cleanup_errors=True)
@@ -183,7 +185,10 @@ def read(name: str) -> str | None:
 
 
 def _refused(error: OSError) -> None:
-    tell(fill("warning: what ranks note for torchrun is not known or not complete ({}).", _words(error)))
+    """Say what the operating system has refused, once."""
+    if (words := _words(error)) not in _told:
+        _told.add(words)
+        tell(fill("warning: what ranks note for torchrun is not known or not complete ({}).", words))
 
 
 def _words(error: OSError) -> str:

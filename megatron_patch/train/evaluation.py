@@ -18,26 +18,25 @@ from megatron_patch.train.step import run_schedule
 
 
 def run_evaluation(state: TrainState, data: RunData, log: RunLog, is_cut_short: Callable[[], bool]) -> float | None:
-    """Evaluate, and log the loss to the console and TensorBoard; None if there is nothing to evaluate on.
+    """Evaluate, and log the loss to the console and TensorBoard; None if it was cut short.
 
     Of several files each has its own loss, and the total is the mean over the learnt tokens of all. Every rank gets the
     same number.
 
     Args:
-        is_cut_short: asked before each batch, by all ranks at once. If it says so, nothing is logged but the losses of
-            files that are done, and the result is None: a signal leaves less time than an evaluation may take.
+        is_cut_short: asked before each batch, by all ranks at once. If it says so, nothing is logged: a signal leaves
+            less time than an evaluation may take.
     """
-    if not data.validation:
-        return None
-    started, total = time.perf_counter(), torch.zeros(2, dtype=torch.float64)
+    started, sums = time.perf_counter(), []
     for part in data.validation:
         found = evaluate(state, _batches(state, data, part), part.batches, is_cut_short)
         if found is None:
             return None
-        sums = found.cpu()
-        total += sums
+        sums.append(found.cpu())
+    for part, of_part in zip(data.validation, sums):
         if part.name:
-            _log(state, log, _mean(sums), part.name)
+            _log(state, log, _mean(of_part), part.name)
+    total = torch.stack(sums).sum(0)
     _log(state, log, _mean(total))
     batches = sum(part.batches for part in data.validation)
     log.event("evaluation", iteration=state.iteration, seconds=time.perf_counter() - started, batches=batches)

@@ -21,6 +21,7 @@ from megatron_patch.errors import named, refusal
 from megatron_patch.folders.metrics_file import started_folder
 from megatron_patch.formats.json_files import one_line
 from megatron_patch.language.sentences import in_language
+from megatron_patch.processes.console import tell
 from megatron_patch.sinks.live_line import LiveLine, wants_live_line
 from megatron_patch.sinks.metrics_lines import MetricsSink
 from megatron_patch.sinks.sink import RunStart, Sink
@@ -76,7 +77,7 @@ class _File(logging.FileHandler):
 
 
 def _say_refused(what: str, error: OSError) -> None:
-    print(in_language(f"warning: {what} ({refusal(error).rstrip('.')})."), file=sys.stderr, flush=True)
+    tell(in_language(f"warning: {what} ({refusal(error).rstrip('.')})."))
 
 
 def _quiet_writer(arguments: threading.ExceptHookArgs) -> None:

@@ -144,9 +144,13 @@ def _evaluate_and_save(
     over = why_over(state) if state.iteration < data.train_iters else None
     ends = stopping or over is not None or state.iteration == data.train_iters
     due = ends or is_due(state.iteration, data.save_every, data.train_iters)
+    # With its last iteration done a run was not stopped early, unless it owes something.
+    is_early = state.iteration < data.train_iters or bool(state.evaluations_owed)
+    if stopping and is_early:
+        stop.tell_torchrun()  # before the save, which may fail: a restart would go on against the signal
     saved = save(due=due, ends=ends, is_best=is_best and options.save_best)
     # A save is long. A signal amid it asks for no second one.
-    stopping = stopping or (due and bool(saved) and stop.signalled_anywhere())
+    stopping = is_early and (stopping or (due and bool(saved) and stop.signalled_anywhere()))
     end = f"early: {over}." if over else "as asked." if stopping and options.save_weights_only else ""
     end = end or (_AS_ASKED if stopping else "")
     goes_on = state.background is not None and state.background.is_saving

@@ -7,15 +7,14 @@ to stop.
 
 from __future__ import annotations
 
-from megatron_patch.checkpoint.local_output import keeps_folder
-from megatron_patch.core import parallel
+from megatron_patch.checkpoint.refusals import SaveFailed
 from megatron_patch.data.batches import RunData
-from megatron_patch.folders.layout import iteration_folder
-from megatron_patch.folders.tracker import BEST_TRACKER, write_tracker
+from megatron_patch.errors import RunStopped
 from megatron_patch.processes import place
-from megatron_patch.train.best import count_evaluation
+from megatron_patch.train.best import count_evaluation, why_over
 from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.log import RunLog
+from megatron_patch.train.saves import save
 from megatron_patch.train.state import TrainState
 from megatron_patch.train.stopping import StopRequest
 
@@ -39,10 +38,19 @@ def make_up(state: TrainState, data: RunData, log: RunLog, stop: StopRequest) ->
     if not state.evaluations_owed:
         return True
     log.line(f"  the evaluation of iteration {state.iteration}, before whose end a signal came, is made now")
-    is_best = evaluate_or_owe(state, data, log, stop)
-    folder, root = iteration_folder(state.config.checkpoint_folder, state.iteration), state.config.checkpoint_folder
-    if is_best and state.config.options.save_best and keeps_folder(state.config) and folder.is_dir():
-        # Otherwise the next save names it. There may be none, and its own checkpoint has been written.
-        write_tracker(root, str(state.iteration), BEST_TRACKER)
-    parallel.barrier()
+    evaluate_or_owe(state, data, log, stop)
+    if not state.evaluations_owed and (state.iteration >= data.train_iters or why_over(state)):
+        _save_again(state, log)
     return not state.evaluations_owed
+
+
+def _save_again(state: TrainState, log: RunLog) -> None:
+    """Write the checkpoint again, with what is owed no more: no step follows, after which it would be written.
+
+    Raises:
+        RunStopped: it cannot be written.
+    """
+    try:
+        save(state, log)
+    except SaveFailed as failure:
+        raise RunStopped(f"iteration {state.iteration} could not be saved ({str(failure).rstrip('.')}).") from None

@@ -21,7 +21,7 @@ from megatron_patch.checkpoint.local_output import keeps_folder
 from megatron_patch.checkpoint.restore import restore
 from megatron_patch.config import TrainConfig
 from megatron_patch.core import messages, parallel
-from megatron_patch.errors import OnEveryRank, RefusedOnEveryRank, UserError
+from megatron_patch.errors import OnEveryRank, UserError, lies_outside
 from megatron_patch.folders.damage import damage_sentence, usable_before, usable_up_to
 from megatron_patch.folders.fingerprint import fingerprint
 from megatron_patch.folders.layout import iteration_folder
@@ -63,7 +63,7 @@ def start_state(state: TrainState, log: RunLog) -> None:
             return
         except UserError as error:
             # Rights, or a file server that does not answer, say nothing against the checkpoint.
-            is_damaged = is_own and not isinstance(error, RefusedOnEveryRank)
+            is_damaged = is_own and not lies_outside(error)
             instead = _before(start.folder, asked) if is_damaged else None
             if instead is None:
                 raise

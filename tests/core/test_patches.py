@@ -35,7 +35,7 @@ def test_with_every_row_training_resumes(outcomes):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.module}.{row.attribute}")
-def test_without_any_one_row_training_or_resuming_fails(row, outcomes):
+def test_without_any_one_row_reading_data_training_or_resuming_fails(row, outcomes):
     """Where core does without a row, as it says, nothing fails."""
     here, until = ([int(part) for part in text.split(".")[:2]] for text in (megatron.core.__version__, row.until or "99.0"))
     assert bool(outcomes[f"{row.module}.{row.attribute}"]) is (here < until)

@@ -67,6 +67,13 @@ def test_every_bit_of_the_small_files_counts(whole):
     check_small_files(folder)
 
 
+@pytest.mark.parametrize("sums", [{}, [], {"model.json": ""}, {"model.json": 7}, {"model.json": "00000000", "a/b": "0"}])
+def test_sums_of_another_form_are_a_sentence(tmp_path, sums):
+    (tmp_path / "model.json").write_text(json.dumps({"crc32": sums}))
+    with pytest.raises(UserError, match="model.json does not say which files have which CRC-32"):
+        check_small_files(tmp_path)
+
+
 def test_a_checkpoint_without_sums_is_read_as_before(whole, alone, tmp_path):
     """Of an earlier version."""
     config = config_of(shutil.copytree(whole[0], tmp_path / "run"))

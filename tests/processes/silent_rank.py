@@ -13,7 +13,7 @@ from megatron_patch.processes.standstill import Report
 
 
 def main() -> None:
-    """Beat once, and then not any more."""
+    """Beat for half a second, and then not any more."""
     heart = Heartbeat(0, minutes=0.01, patience=2.5)
 
     def beat() -> None:

@@ -94,12 +94,12 @@ def test_patience_and_the_best_checkpoint_are_the_same_after_a_stop(alone, tmp_p
     assert left(root) == {best, best + 4, best + 5}, "without --keep-last all stay"
 
 
-@pytest.mark.parametrize("place, calls", [("_batches", 3), ("run_schedule", 5)], ids=["before a batch", "between batches"])
+@pytest.mark.parametrize("place, calls", [("_batches", 6), ("run_schedule", 7)], ids=["behind a file", "between batches"])
 def test_a_signal_in_an_evaluation_saves_first_and_the_next_start_makes_it_up(place, calls, alone, tmp_path, monkeypatch, capsys):
     """The third evaluation, after the last step, has the lowest loss. A start that makes it up is signalled as well."""
     values = dict(
         TRAIN_DATASET_PATH=written(tmp_path / "a.json", 1, 2, 3, 7, 8), PRETRAIN_CHECKPOINT_PATH=MODEL, EPOCH=3, BATCH_SIZE=3,
-        VALID_DATASET_PATH=written(tmp_path / "valid.json", 0, 9, 1, 2), LR="3e-4", MIN_LR=0,
+        VALID_DATASET_PATH=f"{written(tmp_path / 'b.json', 0, 9, 1, 2)},{written(tmp_path / 'c.json', 7)}", LR="3e-4", MIN_LR=0,
     )  # fmt: skip
     whole = finetune(alone, tmp_path / "whole", "--save-best", **values)
     losses = scalars(tmp_path / "whole", "lm loss validation")
@@ -125,9 +125,15 @@ def test_a_signal_in_an_evaluation_saves_first_and_the_next_start_makes_it_up(pl
         signal.signal(signal.SIGTERM, handler)
     monkeypatch.setattr(evaluation, place, real)
     last = finetune(alone, tmp_path / "parts", "--save-best", **values)
-    assert scalars(tmp_path / "parts", "lm loss validation") == losses
+    for tag in ("lm loss validation", "lm loss validation/b", "lm loss validation/c"):
+        assert scalars(tmp_path / "parts", tag) == scalars(tmp_path / "whole", tag), tag
+    logs = "".join(log.read_text(encoding="utf-8") for log in tmp_path.glob("parts/log/*/train.log"))
+    assert logs.count("validation loss at iteration 6 on b ") == 1, "what was done before the signal came would stand twice"
     assert (last.best_loss, last.best_iteration, last.evaluations_owed) == (whole.best_loss, 6, 0)
     assert (root / BEST_TRACKER).read_text() == "6"
+    capsys.readouterr()
+    finetune(alone, tmp_path / "parts", "--save-best", **values)
+    assert "nothing is left to do" in (said := capsys.readouterr().out) and "is made now" not in said
 
 
 def left(root: Path) -> set[int]:
