@@ -30,7 +30,7 @@ def _evaluate(job: Evaluation) -> None:
     from megatron_patch.evaluate.scoring import score_file, table, together
     from megatron_patch.evaluate.sequences import SFT, Reading, kind_of
     from megatron_patch.generate.ranks import join, leave
-    from megatron_patch.generate.trained import open_model
+    from megatron_patch.generate.trained import IS_GUESSED, open_model
 
     ranks = join(job.model.tensor_model_parallel_size, job.model.pipeline_model_parallel_size)
 
@@ -40,17 +40,18 @@ def _evaluate(job: Evaluation) -> None:
 
     model = open_model(job.model, ranks, say)
     template = job.template if job.template != "auto" else model.recorded_template or "alpaca"
-    if any(kind_of(path) == SFT for path in job.paths):
+    kinds = [kind_of(path) for path in job.paths]  # before the first is scored, which may take hours
+    if SFT in kinds:
         say(f"Fine-tuning samples are written in the form {template}.")
         if job.template == "auto" and model.recorded_template is None:
-            say("Nothing beside the checkpoint says in which form it was trained: write --template if that is another.")
+            say(IS_GUESSED)
     reading = Reading(model.tokenizer, job.seq_length, job.pad_length, job.stride, template, job.max_bad_fraction, say)
     decoder = model.decoder(requests=0, longest=0)
     started = time.perf_counter()
-    scores = [score_file(decoder, path, reading, job.batch) for path in job.paths]
+    scores = [score_file(decoder, path, kind, reading, job.batch) for path, kind in zip(job.paths, kinds)]
     seconds = time.perf_counter() - started
     table(scores, say)
-    if any(score.kind == SFT for score in scores):
+    if SFT in kinds:
         _say_packing(model.folder, job.pad_length, say)
     tokens = sum(score.tokens for score in scores)
     say(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s.")

@@ -113,8 +113,8 @@ def _adapter_alone(job: Conversion, start: float) -> Summary:
     with new_folder(job.target, job.overwrite) as folder, Progress("writing", total) as progress:
         write_alone(origin, adapter, job.base, folder, progress.add)
         form = read_form(origin)
-        # Another base has an order of rows of its own.
-        form = form if job.base is None else replace(form, gqa_layout=None)
+        # As in a merge: another base may be the same one in another place.
+        form = replace(form, gqa_layout=base_layout(form, job.gqa_layout, job.base))
         write_form(folder, form)
     tensors, seconds = len(tensors_of(adapter)), time.monotonic() - start
     return Summary(job.target, tensors, 1, total, seconds, peak_memory(), verified=None, notes=_form_note(form))

@@ -150,12 +150,12 @@ class _Bounded(ImmutableSandboxedEnvironment):
         if isinstance(obj, Macro):
             self.budget.bounded((*args, *kwargs.values()))
         if isinstance(owner, str) and name == "replace" and len(args) > 1:
-            return self.own.replace(owner, *args[:3])
+            return self.own.replace(owner, *args, **kwargs)
         if isinstance(owner, str) and name == "join" and args:
             args = (list(self.own.items_to_join(owner, args[0])), *args[1:])
         if isinstance(owner, str):
             self.own.require_width(owner, name, (*args, *kwargs.values()))
-            self.own.require_search(owner, name, args)
+            self.own.require_search(owner, name, (*args, *kwargs.values()))
         return self.budget.bounded(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -187,19 +187,19 @@ def _filtered(node: Any, name: str) -> nodes.Filter:
 class _Counted(NodeTransformer):
     """Rewrites a parsed template, so that nothing large is made or written uncounted.
 
-    What loops go over passes `_steps`. Lists, tuples and objects that the template writes, and what `~` joins, pass
-    `_bounded`: written one in the other they would double a list forty times. The template's own text is written
+    What loops go over passes `_STEPS`. Lists, tuples and objects that the template writes, and what `~` joins, pass
+    `_VALUE`: written one in the other they would double a list forty times. The template's own text is written
     through the environment's `finalize`, as its expressions are.
     """
 
     def visit_For(self, node: nodes.For) -> nodes.For:
-        """Send what a loop goes over through `_steps`."""
+        """Send what a loop goes over through `_STEPS`."""
         self.generic_visit(node)  # changes it in place
         node.iter = _filtered(node.iter, _STEPS)
         return node
 
     def _bounded(self, node: nodes.Node) -> nodes.Node:
-        """Send a value through `_bounded`, unless it is the target of an assignment."""
+        """Send a value through `_VALUE`, unless it is the target of an assignment."""
         self.generic_visit(node)
         return node if getattr(node, "ctx", "load") == "store" else _filtered(node, _VALUE)
 

@@ -70,7 +70,7 @@ class Filters:
     def _trim(self, value: Any, chars: str | None = None) -> str:
         """The filter `trim`."""
         self.require_search(str(value), "strip", (chars,))
-        return FILTERS["trim"](str(value), chars)
+        return FILTERS["trim"](value, chars)
 
     def _round(self, value: float, precision: int = 0, method: str = "common") -> float:
         """The filter `round`, which reckons with 10 to the power of the precision."""

@@ -149,7 +149,7 @@ class Tokenizer:
     def tokenize_after_end(self, text: str) -> list[int]:
         """Ids as by `tokenize_marked` for a text that follows an answer's end token: no space is put before it."""
         # Read the text behind a special token's literal, and drop that token. A text is read alike after each.
-        literal = next(iter(self.special_tokens), "")
+        literal = next((one for one in self.special_tokens if one not in self.strips.right), "")
         return self.encode_marked(literal + text)[1 if literal else 0 :]
 
     def detokenize(self, ids: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_patch.errors import UserError
-from megatron_patch.evaluate.sequences import TEXT, Reading, Unused, Window, kind_of, windows_of
+from megatron_patch.evaluate.sequences import TEXT, Reading, Unused, Window, windows_of
 from megatron_patch.formats.progress import shown
 from megatron_patch.generate.decoder import WORTH_MEASURING, Decoder
 
@@ -53,16 +53,17 @@ class Score:
         return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in found.items()}
 
 
-def score_file(decoder: Decoder, path: str, reading: Reading, batch: int) -> Score:
+def score_file(decoder: Decoder, path: str, kind: str, reading: Reading, batch: int) -> Score:
     """Loss over a file, the same on every process.
 
     Args:
+        kind: that of the file, by `kind_of`.
         batch: windows of one pass, at least. On a GPU it is as many as keep it busy and fit into its memory.
 
     Raises:
         UserError: the file cannot be read, or nothing in it is to be predicted.
     """
-    ranks, kind = decoder.ranks, kind_of(path)
+    ranks = decoder.ranks
     sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)  # of losses, tokens, documents
     seen, predicted, unused = 0, 0, Unused()
 

@@ -43,8 +43,8 @@ class Window(io.RawIOBase):
         return self.position
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position in the window and return it, as files do."""
-        self.position = max(0, position + (0, self.position, self.length)[whence])
+        """Move to a position in the window and return it; its end stands for all behind it, however far."""
+        self.position = min(max(0, position + (0, self.position, self.length)[whence]), self.length)
         return self.position
 
     def read(self, size: int = -1) -> bytes:

@@ -7,8 +7,6 @@ that it names is looked up or called. The processes read the same file later and
 from __future__ import annotations
 
 import pickle
-import struct
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,15 +15,14 @@ from megatron_patch.formats import dtypes
 from megatron_patch.formats.archive_zip import Window
 from megatron_patch.formats.names_2023 import PART, layer_and_name
 from megatron_patch.formats.rank_folders import rank_files
-from megatron_patch.formats.torch_archive import Archive, StoredTensor, read_archive, tensor_inside
-from megatron_patch.formats.unpickling import ORDERED_DICT, Built, Name
+from megatron_patch.formats.torch_archive import UNREADABLE, Archive, StoredTensor, entries, read_archive, tensor_inside
+from megatron_patch.formats.unpickling import Built, Name
 from megatron_patch.formats.vocabulary_2023 import VocabularyRows
 
 # Bytes of an element, by the name of its storage's class, of what a weight may be.
 _BYTES = {one.storage: one.itemsize for one in dtypes.ALL if one.name.startswith(("float", "bfloat"))}
 _NAMESPACES = {Name("argparse", "Namespace"), Name("types", "SimpleNamespace")}
-# What the zip and the pickle raise for bytes that are no file of torch.save.
-_UNREADABLE = (OSError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError, ValueError)
+_UNREADABLE = (OSError, pickle.UnpicklingError, *UNREADABLE)
 
 
 def read_vocabulary_rows(folder: Path) -> VocabularyRows | None:
@@ -71,9 +68,9 @@ def _embedding_and_norm(archive: Archive) -> tuple[StoredTensor, StoredTensor] |
         prefix = ""
     else:
         encoder, embedding, prefix = model, _entry(model, "embedding.word_embeddings.weight"), "decoder."
-    entries = _entries(encoder)
-    names = [name for name in entries if isinstance(name, str)]
-    norms = (entries[name] for name in names if PART.get(layer_and_name(name.removeprefix(prefix))[1]) == "attention_norm")
+    inner = entries(encoder)
+    names = [name for name in inner if isinstance(name, str)]
+    norms = (inner[name] for name in names if PART.get(layer_and_name(name.removeprefix(prefix))[1]) == "attention_norm")
     try:
         return tensor_inside(archive, embedding), tensor_inside(archive, next(norms, None))
     except pickle.UnpicklingError:
@@ -87,15 +84,8 @@ def _namespace(value: Any) -> SimpleNamespace | None:
     return SimpleNamespace(**{name: one for name, one in value.state.items() if isinstance(name, str)})
 
 
-def _entries(value: Any) -> dict[Any, Any]:
-    """The entries of a dict or OrderedDict, as the archive describes it; none of anything else."""
-    if type(value) is Built and value.callee == ORDERED_DICT:
-        return value.items or {}
-    return value if type(value) is dict else {}
-
-
 def _entry(value: Any, *names: str) -> Any:
     """What stands in dictionaries inside each other under `names`; None if one of them is not there."""
     for name in names:
-        value = _entries(value).get(name)
+        value = entries(value).get(name)
     return value

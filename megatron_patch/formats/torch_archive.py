@@ -11,6 +11,7 @@ what was checked.
 from __future__ import annotations
 
 import pickle
+import struct
 import sys
 import zipfile
 import zlib
@@ -28,10 +29,12 @@ from megatron_patch.formats.archive_calls import (
     is_count,
 )
 from megatron_patch.formats.archive_zip import Window, read_records
-from megatron_patch.formats.unpickling import Built, Name, Persistent, read_pickle
+from megatron_patch.formats.unpickling import ORDERED_DICT, Built, Name, Persistent, read_pickle
 
 # Bytes of one element by the name of its storage's class.
 STORAGE_ITEMSIZES = {one.storage: one.itemsize for one in dtypes.ALL} | {"UntypedStorage": 1}
+# What reading bytes raises that are no archive of torch.save, beside UnpicklingError.
+UNREADABLE = (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError)
 _MAX_DEPTH = 100  # of nested containers; Python walks what is loaded by recursion
 _MAX_VALUES = 20_000_000  # a value that is referred to many times counts as often: a loader may copy it
 
@@ -109,6 +112,13 @@ def stored_tensor(archive: Archive, value: Any) -> StoredTensor:
     if start + _span(shape, stride) > numel or prod(shape) > numel:
         raise pickle.UnpicklingError(f"it makes a tensor {list(shape)} of a storage of {numel} elements")
     return StoredTensor(name, key, start, shape, stride)
+
+
+def entries(value: Any) -> dict[Any, Any]:
+    """The entries of a dict or OrderedDict, as the archive describes it; none of anything else."""
+    if type(value) is Built and value.callee == ORDERED_DICT:
+        return value.items or {}
+    return value if type(value) is dict else {}
 
 
 def tensor_inside(archive: Archive, value: Any) -> StoredTensor:

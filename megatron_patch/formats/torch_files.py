@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import mmap
 import pickle
-import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from megatron_patch.formats.archive_values import REFUSALS, called_value, named_
 from megatron_patch.formats.archive_zip import Window
 from megatron_patch.formats.checksums import Record
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, Strided
-from megatron_patch.formats.torch_archive import Archive, check_sums, read_archive, tensor_inside
+from megatron_patch.formats.torch_archive import UNREADABLE, Archive, check_sums, entries, read_archive, tensor_inside
 from megatron_patch.formats.unpickling import ORDERED_DICT, Built, Name, Persistent
 
 _WEIGHTS = {one.torch_dtype for one in dtypes.WEIGHTS}
@@ -86,7 +85,7 @@ def read_torch_file(path: Path, skipped: Callable[[str, int], bool] = _nothing_s
     file, described = _File(path, archive, skipped), archive.value
     if only is None or not isinstance(content, dict):
         return _lazy(file, content, described, "")
-    inner = _entries(described)
+    inner = entries(described)
     return {key: _lazy(file, value, inner.get(only), only) if key == only else value for key, value in content.items()}
 
 
@@ -104,14 +103,9 @@ def _lazy(file: _File, value: Any, described: Any, name: str) -> Any:
     if isinstance(value, torch.Tensor):
         return value if file.skipped(name, value.dim()) else _locate(file, value, described, name)
     if isinstance(value, dict):
-        inner = _entries(described)
+        inner = entries(described)
         return {key: _lazy(file, item, inner.get(key), f"{name}.{key}" if name else str(key)) for key, item in value.items()}
     return value
-
-
-def _entries(described: Any) -> dict[Any, Any]:
-    """The entries of a dict or OrderedDict, as the archive describes it."""
-    return (described.items or {}) if isinstance(described, Built) else described
 
 
 def _locate(file: _File, tensor: torch.Tensor, described: Any, name: str) -> LazyTensor | torch.Tensor:
@@ -162,23 +156,27 @@ def _load_mapped(path: Path) -> tuple[Any, Archive]:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; the checkpoint is not whole: copy it again.")
-    with open(path, "rb") as stream:
+    with naming(path), open(path, "rb") as stream:
         head = stream.read(512)
         if not head.startswith(_ZIP):
             raise UserError(_not_zip(path, head))
         archive = _check_archive(path, stream, "the file")
-        with naming(path):
-            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
     return _made(path, archive, content, "the file"), archive
 
 
 def _check_archive(path: Path, stream: BinaryIO, what: str) -> Archive:
-    """The archive's description, once its zip, sizes and calls are checked; UserError if they are not sound."""
+    """The archive's description, once its zip, sizes and calls are checked.
+
+    Raises:
+        UserError: they are not sound.
+        OSError: the file cannot be read, which says nothing against it.
+    """
     try:
         return read_archive(Window(stream, 0, stream.seek(0, io.SEEK_END)))
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: {what} was refused and not run: {error}.") from None
-    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OSError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is damaged ({str(error)[:200]}); copy it again.") from None
 
 

@@ -18,7 +18,7 @@ from megatron_patch.generate.prompt import Prompt, prompt_maker, resolve_templat
 from megatron_patch.generate.ranks import Ranks
 from megatron_patch.generate.sampling import Sampling
 from megatron_patch.generate.text_stream import TextStream
-from megatron_patch.generate.trained import OpenModel, open_model
+from megatron_patch.generate.trained import IS_GUESSED, OpenModel, open_model
 from megatron_patch.records.texts import require_unicode
 
 STOP = "stop"
@@ -105,7 +105,7 @@ def open_engine(job: Generation, ranks: Ranks, say: Callable[[str], None]) -> tu
     template = resolve_template(job.template, model.recorded_template, model.tokenizer, chat=job.input_file is None)
     say(f"Prompts are written in the form {template}.")
     if job.template == "auto" and template == "llama2-chat" and model.recorded_template is None:
-        say("Nothing beside the checkpoint says in which form it was trained: write --template if that is another.")
+        say(IS_GUESSED)
     asking = Asking(
         tokenizer=model.tokenizer,
         prompt=prompt_maker(template, model.tokenizer),

@@ -140,11 +140,14 @@ class TextStream:
 
 
 def _with_text(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
-    """The prompt's last tokens, as many as it takes that they have text."""
+    """The prompt's last tokens, as many as it takes that they have text, without special ones that have none."""
+    special = set(prompt).intersection(tokenizer.special_tokens.values())
+    silent = {token for token in special if not tokenizer.detokenize([token])}
+    spoken = [token for token in prompt if token not in silent]
     count = _CONTEXT
-    while count < len(prompt) and not tokenizer.detokenize(prompt[-count:]):
+    while count < len(spoken) and not tokenizer.detokenize(spoken[-count:]):
         count *= 2
-    return list(prompt[-count:])
+    return spoken[-count:]
 
 
 def _common(one: str, other: str) -> int:

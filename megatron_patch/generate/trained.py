@@ -26,6 +26,8 @@ from megatron_patch.weights.adapter import with_adapter
 from megatron_patch.weights.source import open_source
 from megatron_patch.weights.table import Source
 
+IS_GUESSED = "Nothing beside the checkpoint says in which form it was trained: write --template if that is another."
+
 
 @dataclass(frozen=True)
 class OpenModel:

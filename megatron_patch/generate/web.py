@@ -98,8 +98,8 @@ class Application:
         body = await read_body(http, CompletionBody, self._most_bytes)
         self._check_name(body)
         prompts = body.prompts()
-        if not 1 <= len(prompts) <= MOST_PROMPTS:
-            raise RefusedError(400, f"prompt holds {len(prompts)} prompts; 1 to {MOST_PROMPTS} are allowed.")
+        if not prompts:  # pydantic has refused too many
+            raise RefusedError(400, f"prompt holds 0 prompts; 1 to {MOST_PROMPTS} are allowed.")
         new_tokens = self.usual_answer if body.max_tokens is None else body.max_tokens
         answers = []
         for number, prompt in enumerate(prompts):

@@ -187,6 +187,8 @@ def test_a_template_writes_what_it_writes_in_transformers(name, asks, tokenizer)
 
 # One piece each of what a template's environment gives. `items` is a filter, `json` a text with all that is escaped.
 PIECES = [
+    "{{ 2.567 | round(precision=1, method='ceil') }}{{ messages | map(attribute='role') | map('length') | sum(start=2) }}",
+    "{{ 'xax' | trim(chars='x') }}{{ 'a<' | escape | trim + '<' }}{{ 'a b c'.rsplit(sep=' ', maxsplit=1) }}",
     "{{ messages | tojson }}", "{{ messages[0] | tojson(indent='--') }}", "{{ [1.5, none, true, '<&\\'\"\\\\\n'] | tojson }}",
     "{{ {2: 'b', 1: ['北京 😀']} | tojson(true, 1, (' ,', ' : '), true) }}", "{{ (1, 2) | tojson }}",
     "{{ [] | tojson(indent=2) }}",

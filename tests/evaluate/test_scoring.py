@@ -13,7 +13,7 @@ from megatron_patch.cli import evaluate
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.evaluate.scoring import Score, score_file
-from megatron_patch.evaluate.sequences import Reading
+from megatron_patch.evaluate.sequences import Reading, kind_of
 from megatron_patch.generate.loading import load_decoder
 from megatron_patch.generate.ranks import alone
 from megatron_patch.language import choice
@@ -26,7 +26,7 @@ def score():
     folder = GOLDEN / "hf_gqa"
     decoder = load_decoder(open_source(folder), alone("cpu"), torch.float32, 0, 0)
     reading = Reading(load_tokenizer(folder), 16, 16, 8, "alpaca", 0.5)
-    return lambda path: score_file(decoder, str(path), reading, 3)
+    return lambda path: score_file(decoder, str(path), kind_of(str(path)), reading, 3)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 800.0])

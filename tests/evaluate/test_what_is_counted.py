@@ -33,7 +33,8 @@ def score():
 
     def found(path, said=None, allowed=0.5):
         say = (said if said is not None else []).append
-        return score_file(decoder, str(path), Reading(load_tokenizer(folder), 128, 128, 64, "alpaca", allowed, say), 3)
+        reading = Reading(load_tokenizer(folder), 128, 128, 64, "alpaca", allowed, say)
+        return score_file(decoder, str(path), kind_of(str(path)), reading, 3)
 
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import pickle
 import random
 import signal
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from megatron_patch.errors import UserError
+from megatron_patch.formats import torch_files
 from megatron_patch.formats.lazy import FileTensor, load
 from megatron_patch.formats.torch_files import load_object, read_torch_file
 from tests.checkpoint.test_checked_load import OBJECTS, archive_of
@@ -99,6 +101,15 @@ def two_in_one(place):
     return out + directory + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 3, 3, len(directory), len(out), 0)
 
 
+def far_away():
+    """A file whose second record is said to begin at byte 2⁶³, as only a 64-bit extra field can say."""
+    name, data = b"archive/data.pkl", pickle.dumps({}, 2)
+    out = local(name, data)
+    extra = struct.pack("<HHQ", 1, 8, 1 << 63)
+    directory = listed(name, data, 0) + listed(b"archive/version", b"3\n", 0xFFFFFFFF, extra=extra)
+    return out + directory + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 2, 2, len(directory), len(out), 0)
+
+
 REFUSED = {name: made for name, (made, said) in OBJECTS.items() if name not in ("no archive", "before 1.6", "no list", "two")}
 REFUSED |= {
     "behind its storage": archive_of((2, 3), (3, 1), 3, 8, 32),
@@ -138,6 +149,22 @@ def test_one_file_that_is_two(place, tmp_path):
     for found in (lambda: read_torch_file(path), lambda: load_object(path, made, "the file")):
         with pytest.raises(UserError, match="model_rng.pt is damaged"):
             found()
+
+
+def test_a_record_that_no_file_can_hold(tmp_path):
+    path = tmp_path / "model_rng.pt"
+    path.write_bytes(far_away())
+    for found in (lambda: read_torch_file(path), lambda: load_object(path, far_away(), "the file")):
+        with pytest.raises(UserError, match="model_rng.pt.* is damaged .*'archive/version' overlaps another"):
+            found()
+
+
+def test_a_file_that_the_disk_refuses_is_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({}, path)
+    monkeypatch.setattr(torch_files, "read_archive", lambda _: (_ for _ in ()).throw(OSError(errno.ESTALE, "Stale file handle")))
+    with pytest.raises(OSError, match="Stale file handle: '.*pytorch_model.bin'"):
+        read_torch_file(path)
 
 
 def test_an_array_of_addresses(tmp_path):

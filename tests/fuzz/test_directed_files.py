@@ -264,6 +264,7 @@ def test_an_odd_chat_template_is_a_text_or_a_sentence(place):
      ("{{ (1).to_bytes(9000000000, 'big') }}", "unsafe"), ("{{ ('x' * 1000).encode('punycode') }}", "unsafe"),
      ("{{ 1 | round(4000000, 'ceil') }}", "numbers of more than 30 digits"), ("{{ [1] | tojson(indent=10**8) }}", "width"),
      ("{{ ('a' * 10**6).rfind('b' ~ 'a' * 10**5) }}", "it makes a text or a list of more than"),
+     ("{{ ('a' * 10**6).rsplit(sep='b' ~ 'a' * 10**5) }}", "it makes a text or a list of more than"),
      ("{{ ('a' * 10**6).strip('b' * 10**5 ~ 'a') }}", "it makes a text or a list of more than"),
      ("{{ ('a' * 10**6) | trim('b' * 10**5 ~ 'a') }}", "it makes a text or a list of more than"),
      ("{{ [[1], [2]] | sum(start=[]) }}", "it adds up lists"),

@@ -85,6 +85,21 @@ def test_other_decoders_lose_nothing(others, before, after):
 def test_tokens_of_several_bytes(others, data):
     tokenizer = others[1]
     prompt, answer = (data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=12)) for _ in range(2))
+    is_the_whole(tokenizer, prompt, answer)
+
+
+def test_special_tokens_inside_a_character(others):
+    """They are left out of the text, however many stand between its bytes, in the prompt and in the answer."""
+    tokenizer = others[1]
+    names = {tokenizer.piece(token): token for token in range(tokenizer.vocab_size)}
+    begun, end = [names["Ġð"], names["ĺĢ"]], names["©"]
+    for count in range(9):
+        between = [tokenizer.bos] * count
+        is_the_whole(tokenizer, begun + between, [end])
+        is_the_whole(tokenizer, begun, [*between, end])
+
+
+def is_the_whole(tokenizer, prompt, answer):
     out, _ = pieces(prompt, answer, tokenizer=tokenizer)
     before, whole = tokenizer.detokenize(prompt), tokenizer.detokenize(prompt + answer)
     assert "".join(out) == whole[len(os.path.commonprefix([before, whole])) :]

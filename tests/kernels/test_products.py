@@ -39,7 +39,7 @@ def test_against_float64(draw, agree, form, add, dtype, out_dtype, m, n, k):
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_on_cpus_with_and_without_arithmetic_for_them(draw, truth_of, agree, monkeypatch, capability, dtype):
-    """Products and attention are rounded as often, whichever way a CPU takes; without the arithmetic that is float32's."""
+    """Products and attention are rounded as often, whichever way a CPU takes; without arithmetic it is float32's."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     widened, real = [], torch.Tensor.float
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: (widened.append(tensor.dtype), real(tensor))[1])

@@ -112,10 +112,10 @@ def test_a_frozen_layer_multiplies_rounded_numbers_and_its_adapter_those_of_16_b
         assert (got.double() - truth).norm() <= 2.0**-7 * truth.norm(), name
 
 
-def learn_the_same(here: list[Step], wanted: list[Step], at_first: float) -> None:
+def learn_the_same(here: list[Step], wanted: list[Step], at_first: float, norm: float | None = None) -> None:
     assert len(here) == 6
     assert here[0].loss == pytest.approx(wanted[0].loss, rel=at_first)
-    assert here[0].grad_norm == pytest.approx(wanted[0].grad_norm, rel=10 * at_first)
+    assert here[0].grad_norm == pytest.approx(wanted[0].grad_norm, rel=norm or 10 * at_first)
     assert [step.loss for step in here] == pytest.approx([step.loss for step in wanted], rel=5e-3)
 
 
@@ -209,13 +209,13 @@ def export(checkpoint: Path, target: Path, alone: Layout) -> Path:
     return target
 
 
-def test_lora_s_base_products_are_the_same_in_every_layout(emulated, tmp_path):
-    """Up to factors of parts of matrices. AC full multiplies in FP8 twice."""
-    flags, both = ("--lora-rank", 4), dict(RUN, LR="1e-2")
-    alone = train(PRETRAIN, tmp_path / "alone", *flags, **{**both, "AC": "full"})
-    here = train(PRETRAIN, tmp_path / "here", *flags, **{**both, "processes": 2, "TP": 2, "SP": "true"})
-    learn_the_same(here, alone, 1e-3)
-    assert here[-1].loss < here[0].loss
+def test_lora_s_base_products_in_parts_are_those_of_bf16(emulated, tmp_path):
+    """Up to what FP8 rounds: with factors of whole matrices and of parts the norm is 1 to 2 % below bf16's."""
+    both = dict(RUN, LR="1e-2")
+    wanted = train(PRETRAIN, tmp_path / "bf16", "--lora-rank", 4, **{**both, "PR": "bf16"})
+    here = train(PRETRAIN, tmp_path / "fp8", "--lora-rank", 4, **{**both, "processes": 2, "TP": 2, "SP": "true"})
+    learn_the_same(here, wanted, 1e-3, norm=3e-2)
+    assert here[-1].loss < here[0].loss != wanted[0].loss
 
 
 @pytest.mark.parametrize("zero", [True, False], ids=["DO", "without DO"])

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from megatron_patch.arguments.trained_model import TrainedModel
 from megatron_patch.config import PER_KV_HEAD
 from megatron_patch.evaluate.scoring import score_file
-from megatron_patch.evaluate.sequences import Reading
+from megatron_patch.evaluate.sequences import SFT, Reading
 from megatron_patch.formats.distcp_metadata import read_dcp_metadata
 from megatron_patch.formats.peft_adapter import TARGETS
 from megatron_patch.generate.ranks import alone
@@ -122,7 +122,7 @@ def test_twenty_steps_agree_and_peft_reads_what_they_leave(case, data, base, tmp
 def evaluated(root: Path, data: Path) -> float:
     """What evaluation says of a LoRA run's checkpoint: the adapter is merged as it is read."""
     opened = open_model(TrainedModel(root, root, None, "fp32", 1, 1, PER_KV_HEAD), alone("cpu"), lambda _: None)
-    return score_file(opened.decoder(0, 0), str(data), Reading(opened.tokenizer, 128, 80, 8, "alpaca", 0.0), 3).loss
+    return score_file(opened.decoder(0, 0), str(data), SFT, Reading(opened.tokenizer, 128, 80, 8, "alpaca", 0.0), 3).loss
 
 
 def test_a_run_goes_on_in_another_layout_with_the_same_dropout(data, base, tmp_path):
