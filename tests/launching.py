@@ -194,18 +194,23 @@ def train(
 
 def steps(output: Path) -> Iterator[Step]:
     """The iterations of all runs below OUTPUT_BASEPATH, in their order; of two runs that have one the later counts."""
-    losses, norms = scalars(output, "lm loss"), scalars(output, "grad-norm")
+    losses, norms = _scalars(output, "lm loss", "grad-norm")
     for iteration in sorted(losses):
         yield Step(losses[iteration], norms[iteration])
 
 
 def scalars(output: Path, tag: str) -> dict[int, float]:
     """The values of a TensorBoard tag below OUTPUT_BASEPATH: iteration → value."""
+    return _scalars(output, tag)[0]
+
+
+def _scalars(output: Path, *tags: str) -> list[dict[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found: dict[int, float] = {}
+    found: list[dict[int, float]] = [{} for _ in tags]
     for folder in sorted((output / "tensorboard").iterdir()):
         events = EventAccumulator(str(folder)).Reload()
-        if tag in events.Tags()["scalars"]:
-            found.update({event.step: event.value for event in events.Scalars(tag)})
+        for tag, values in zip(tags, found):
+            if tag in events.Tags()["scalars"]:
+                values.update({event.step: event.value for event in events.Scalars(tag)})
     return found

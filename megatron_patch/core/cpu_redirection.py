@@ -57,6 +57,16 @@ def _identity_compile(model: Any = None, **_: Any) -> Any:
     return model if model is not None else lambda function: function
 
 
+def _exempt_from_compilation(kind: type) -> None:
+    """Tell a class's methods that torch exempts from compilation that they are: nothing is compiled here.
+
+    Each would import torch's compiler at its first call to be told (`torch/_compile.py`). That takes two seconds.
+    """
+    for method in vars(kind).values():
+        if (exempt := getattr(method, "__wrapped__", None)) is not None:
+            setattr(exempt, "__dynamo_disable", exempt)  # noqa: B010  in this way no class mangles the name
+
+
 def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
     """`Tensor.type` that calls a CPU tensor what core's optimizers expect, "torch.cuda.FloatTensor" and its kin."""
 
@@ -108,6 +118,7 @@ def _redirect_torch() -> None:
     for name in ("tensor", "zeros", "ones", "empty", "full", "empty_like", "zeros_like", "arange", "eye"):
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.compile = _identity_compile
+    _exempt_from_compilation(torch.optim.Optimizer)
     # mypy is told that methods are replaced on purpose. `current_device` may give a device where torch gives a number:
     # core hands its result to factories alone, which take either.
     torch.matmul = _wide(torch.matmul)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.launching import GOLDEN, ROOT
 
-# In a process of its own, since the order of the first uses is what matters.
+# The order of the first uses is what matters.
 CODE = f"""
 import torch
 import megatron_patch.core.device
@@ -20,7 +23,24 @@ wanted = 10000.0 ** -(torch.arange(0, 8, 2, dtype=torch.float64) / 8)
 torch.testing.assert_close(inverse.double(), wanted, rtol=1e-6, atol=0)
 """
 
+# Each rank would import torch's compiler, in two seconds, for an optimizer that is not compiled.
+OPTIMIZER = """
+import sys
+import torch
+import megatron_patch.core.device
+from megatron_patch.core.adam import Adam
+weight = torch.nn.Parameter(torch.ones(3))
+adam = Adam([weight])
+weight.grad = torch.ones(3)
+adam.step()
+adam.zero_grad()
+adam.load_state_dict(adam.state_dict())
+assert "torch._dynamo" not in sys.modules
+"""
 
-def test_transformers_builds_models_as_ever():
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", CODE], cwd=ROOT, capture_output=True, text=True)
+
+@pytest.mark.parametrize("code", [CODE, OPTIMIZER], ids=["transformers builds models as ever", "no compiler is imported"])
+def test_in_a_process_of_its_own(code):
+    job = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=job, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
