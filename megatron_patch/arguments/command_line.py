@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def given_texts(script: Script, argv: Sequence[str]) -> Given:
         SystemExit: status 2 after a sentence about a missing argument or a missing value; 0 after --help.
     """
     ask(asked_language(argv))
-    texts, words = _Parser(script).parse_known_args(list(argv))
+    texts, words = _parser(script).parse_known_args(list(argv))
     found = vars(texts)
     found.pop("language", None)
     return Given(found, tuple((word, _advice(script, word)) for word in words))
@@ -69,6 +70,11 @@ def _advice(script: Script, word: str) -> str:
     if near:
         return f"there is no such flag: write {near[0]}, or remove it."
     return "there is no such flag: remove it; --help lists those that there are."
+
+
+@functools.cache
+def _parser(script: Script) -> _Parser:
+    return _Parser(script)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,15 +11,15 @@ import os
 import pickle
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-
-from torch.distributed.checkpoint.metadata import Metadata
+from typing import TYPE_CHECKING, Any
 
 from megatron_patch.errors import UserError, naming
 from megatron_patch.formats.nodes_file import is_file, lacking, lacking_sentence
-from megatron_patch.formats.rebuilt_metadata import ALLOWED, rebuild_metadata
 from megatron_patch.formats.torch_files import load_object
 from megatron_patch.formats.unpickling import read_pickle
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
 
 METADATA = ".metadata"
 CORE_METADATA = "metadata.json"
@@ -49,6 +49,9 @@ def read_dcp_metadata(folder: str | Path, elsewhere: Collection[str] = ()) -> Me
         UserError: the file is missing or damaged, or it names anything but the metadata's own classes. Nothing that it
             names has run.
     """
+    # torch's classes cost more than a second, which who reads another format does not pay.
+    from megatron_patch.formats.rebuilt_metadata import ALLOWED, rebuild_metadata
+
     path = Path(folder) / METADATA
     data = _read_small(path, _MAX_METADATA)
     try:

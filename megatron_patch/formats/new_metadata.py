@@ -6,10 +6,13 @@ import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.checkpoint import metadata as dcp
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint import metadata as dcp
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 _DCP_VERSION = "1.0.0"  # what torch writes into .metadata
 
@@ -24,6 +27,8 @@ class Span:
 
     def as_info(self) -> _StorageInfo:
         """torch's form."""
+        from torch.distributed.checkpoint.filesystem import _StorageInfo
+
         return _StorageInfo(self.file, self.start, self.length)
 
 
@@ -53,6 +58,8 @@ def metadata_file(chunks: Iterable[Chunk], objects: Mapping[str, Span]) -> bytes
         chunks: of all tensors; those of one key cover it once.
         objects: key → place of what is no tensor.
     """
+    from torch.distributed.checkpoint import metadata as dcp  # it takes more than a second
+
     by_key: dict[str, list[Chunk]] = defaultdict(list)
     for chunk in chunks:
         by_key[chunk.key].append(chunk)
@@ -71,6 +78,8 @@ def metadata_file(chunks: Iterable[Chunk], objects: Mapping[str, Span]) -> bytes
 
 def _entry(parts: list[Chunk]) -> dcp.TensorStorageMetadata:
     """Dtype, whole shape and chunks of one key."""
+    from torch.distributed.checkpoint import metadata as dcp
+
     return dcp.TensorStorageMetadata(
         properties=dcp.TensorProperties(dtype=parts[0].dtype),
         size=torch.Size(parts[0].whole),

@@ -7,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
 from megatron_patch.errors import UserError
 from megatron_patch.folders.layout import CheckpointLocation, read_model_description, resolve_checkpoint
 from megatron_patch.folders.tracker import BEST_TRACKER, read_tracker
@@ -81,6 +79,8 @@ def _model_lines(location: CheckpointLocation) -> list[str]:
 
 def _native_lines(folder: Path) -> list[str]:
     """What torch_dist's metadata say: versions, numbers of tensors, dtypes, each tensor of the model."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     versions = read_backends(folder)
     tensors: dict[str, TensorStorageMetadata] = {}
     others = 0

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
 from pathlib import Path
-
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from typing import TYPE_CHECKING
 
 from megatron_patch.errors import UserError
 from megatron_patch.folders.adapter_base import ADAPTER
@@ -24,6 +23,9 @@ from megatron_patch.formats.dtypes import WEIGHT_NAMES, of_torch
 from megatron_patch.formats.lazy import FileTensor, LazyTensor, beside, stack
 from megatron_patch.llama.model_config import LlamaConfig, read_hf_config
 from megatron_patch.weights.table import BY_KEY, EMBEDDING, Place, Source, listed, megatron_shape, places
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class NativeFiles:
 
     def entry(self, key: str) -> TensorStorageMetadata | None:
         """What `.metadata` says of a tensor; None if there is none of this key."""
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
         found = self.metadata.state_dict_metadata.get(key)
         return found if isinstance(found, TensorStorageMetadata) else None
 
