@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +30,7 @@ from typing import Any, NoReturn
 from megatron_patch.arguments.processes import free_port
 
 _server: list[subprocess.Popen[str]] = []
+_QUIET = ("ignore", None, Warning, None, 0)  # what Python makes of PYTHONWARNINGS=ignore
 _GRACE = 15.0  # seconds in which the other ranks end by themselves after one has failed
 
 
@@ -87,6 +89,8 @@ def serve() -> None:
     import megatron_patch.data.finetune
     import megatron_patch.data.indexed_pretrain
     import megatron_patch.data.json_pretrain
+    import megatron_patch.evaluate.scoring
+    import megatron_patch.generate.batch
     import megatron_patch.launch  # noqa: F401
 
     for line in sys.stdin:
@@ -136,6 +140,8 @@ def _be(asked: Mapping[str, Any]) -> None:
     sys.stdin = os.fdopen(0, closefd=False)
     os.chdir(asked["cwd"])
     _take(asked["environment"])
+    if not os.environ.get("PYTHONWARNINGS"):
+        warnings.filters.remove(_QUIET)  # type: ignore[attr-defined]
     if asked["ranks"]:
         _be_ranks(asked["ranks"], free_port(), os.environ, lambda: _script(asked["module"], asked["argv"]))
     os.execve = _ranks_instead_of_torchrun  # type: ignore[assignment]
@@ -158,10 +164,13 @@ def _script(module: str, argv: list[str]) -> None:
 
 
 def _ranks_instead_of_torchrun(path: str, command: list[str], environment: Mapping[str, str]) -> NoReturn:
-    """What torchrun does on one node with this command."""
+    """What torchrun does on one node with this command; another command, of one process, is run as it is."""
+    if command[2] != "megatron_patch.torchrun":
+        _take(environment)
+        _main(command[2], command[3:])
     module = command.index("-m", command.index("-m") + 1) + 1
     options = dict(word[2:].split("=", 1) for word in command[: module - 1] if word.startswith("--"))
-    assert command[2] == "megatron_patch.torchrun" and options["nnodes"] == "1", command
+    assert options["nnodes"] == "1", command
     assert options["master-addr"] in ("127.0.0.1", "localhost"), command
     port = int(options["master-port"])
     _be_ranks(int(options["nproc-per-node"]), port, environment, lambda: _main(command[module], command[module + 1 :]))

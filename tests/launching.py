@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_patch.arguments import conversion_list, training_list
+from megatron_patch.arguments import conversion_list, evaluation_list, generation_list, training_list
 from megatron_patch.arguments.argument import Script
 from tests.forked_runs import forked
 
@@ -23,6 +23,8 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 CONVERT = ROOT / "toolkits/model_checkpoints_convertor/llama/model_convertor.sh"
 PRETRAIN = ROOT / "examples/llama2/run_pretrain_megatron_llama.sh"
 FINETUNE = ROOT / "examples/llama2/run_finetune_megatron_llama.sh"
+EVALUATE = ROOT / "examples/llama2/run_evaluate_megatron_llama.sh"
+GENERATE = ROOT / "examples/llama2/run_text_generation_megatron_llama.sh"
 ENGINE = "/root/Megatron-LM-230512"  # the document's MEGATRON_PATH; it need not exist
 
 # Environment variables that DLC or torchrun sets; Kubeflow Trainer sets PET_*.
@@ -38,6 +40,8 @@ _ENTRIES: dict[Path, tuple[str, list[str], Script]] = {
     CONVERT: ("megatron_patch.cli.convert", [], conversion_list.CONVERT),
     PRETRAIN: ("megatron_patch.launch", ["pretrain"], training_list.PRETRAIN),
     FINETUNE: ("megatron_patch.launch", ["finetune"], training_list.FINETUNE),
+    EVALUATE: ("megatron_patch.launch", ["evaluate"], evaluation_list.EVALUATE),
+    GENERATE: ("megatron_patch.launch", ["generate"], generation_list.GENERATE),
 }
 
 PRETRAIN_ARGUMENTS = dict(
@@ -90,18 +94,20 @@ def run(
     return subprocess.run(words, env=environment(processes, job), cwd=cwd, timeout=timeout, text=True, **both)
 
 
-def run_forked(script: Path, *arguments: object, processes: int | None = None) -> subprocess.CompletedProcess[str]:
+def run_forked(
+    script: Path, *arguments: object, processes: int | None = None, job: Mapping[str, object] | None = None
+) -> subprocess.CompletedProcess[str]:
     """As `run`, without the shell, and with ranks that need not import anything (tests/forked_runs.py).
 
     Where GPUs are visible, a forked process could not use them, and the script itself is started.
     """
     if HIDDEN["CUDA_VISIBLE_DEVICES"]:
-        return run(script, *arguments, processes=processes)
+        return run(script, *arguments, processes=processes, job=job)
     module, words, listed = _ENTRIES[script]
     documented = listed.documented
     flags = [f"{one.flag}={value}" for one, value in zip(documented, arguments)]
     argv = [*words, *flags, *map(str, arguments[len(documented) :])]
-    return forked(module, argv, environment(processes), ROOT, timeout=500)
+    return forked(module, argv, environment(processes, job), ROOT, timeout=500)
 
 
 def run_ranks(module: str, *arguments: object, count: int) -> str:

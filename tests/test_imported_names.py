@@ -7,6 +7,7 @@ would fail only where they are reached.
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 from tests.import_graph import ROOT
@@ -16,6 +17,7 @@ FOLDERS = ("megatron_patch", "tests", "benchmarks", "tools", "examples")
 _NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
+@functools.cache
 def names_bound(path: Path) -> set[str]:
     """The names that a module binds anywhere. Those inside functions are too many, and cost nothing here."""
     names: set[str] = set()

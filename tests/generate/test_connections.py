@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 from megatron_patch.generate.connections import Connection
 
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
-PATIENCE = 0.15
+PATIENCE = 0.5
 FAR = 20.0  # seconds in which anything ends that is not stuck
 
 

@@ -18,13 +18,13 @@ from tests.launching import (
     convert,
     environment,
     library_warnings,
-    run,
+    run_forked,
     succeed,
 )
 
 
 def test_no_warning_of_a_library_reaches_the_console(tmp_path):
-    """Of fine-tuning, tests/scripts/test_documented_commands.py looks at the same."""
+    """Those of imports would come in each command: test_documented_commands.py looks at a whole one."""
     model = convert(GOLDEN / "hf_gqa", tmp_path / "model")
     arguments = PRETRAIN_ARGUMENTS | dict(
         TP=2, SP="true", AC="sel", DO="true", SAVE_INTERVAL=1, TRAIN_TOKENS=2 * 4 * 32, WARMUP_TOKENS=0,
@@ -32,7 +32,7 @@ def test_no_warning_of_a_library_reaches_the_console(tmp_path):
     )  # fmt: skip
 
     def console(*flags: object) -> str:
-        return succeed(run(PRETRAIN, *arguments.values(), *flags, processes=2, job=AS_USERS_HAVE_IT))
+        return succeed(run_forked(PRETRAIN, *arguments.values(), *flags, processes=2, job=AS_USERS_HAVE_IT))
 
     begun, resumed = console("--exit-interval", 1), console()
     assert "saved checkpoint of iteration 1 " in begun and "going on from iteration 1" in resumed

@@ -9,9 +9,8 @@ import torch
 
 from megatron_patch.data.json_dataset import build_json_dataset
 from megatron_patch.records.indexed import read_index
-from tests.launching import ENGINE, GOLDEN, ROOT, convert, run
+from tests.launching import ENGINE, EVALUATE, GOLDEN, ROOT, convert, run, run_forked
 
-SCRIPT = ROOT / "examples/llama2/run_evaluate_megatron_llama.sh"
 SFT, PAIR = GOLDEN / "sft" / "alpaca_output.json", GOLDEN / "data" / "corpus_text_document"
 SEQ, STRIDE, PAD = 48, 20, 80
 ARGUMENTS = dict(
@@ -76,7 +75,7 @@ def results(path):
 
 
 def test_fine_tuning_data(tmp_path, samples):
-    done = run(SCRIPT, *words(DATASET_PATH=SFT), "--results", tmp_path / "results.json")
+    done = run(EVALUATE, *words(DATASET_PATH=SFT), "--results", tmp_path / "results.json", processes=2)
     assert done.returncode == 0, done.stdout
     (score,) = results(tmp_path / "results.json")["files"]
     assert score["tokens"] == len(samples) and score["kind"] == "fine-tuning samples"
@@ -91,8 +90,8 @@ def test_texts_in_every_layout(layout, tmp_path, documents):
     lines.write_text("".join(json.dumps({key: value}) + "\n" for key, value in (("text", TEXT), ("content", "short"))))
     more = {"TP 2": {"TP": 2}, "PP 2": {"PP": 2}}.get(layout, {})
     arguments = words(SEQ_LEN=SEQ, PAD_LEN=SEQ, DATASET_PATH=f"{PAIR}, {text}, {lines}", **more)
-    done = run(
-        SCRIPT, *arguments, "--stride", STRIDE, "--results", tmp_path / "out" / "results.json",
+    done = run_forked(
+        EVALUATE, *arguments, "--stride", STRIDE, "--results", tmp_path / "out" / "results.json",
         processes=1 if layout == "one process" else 2,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
@@ -108,8 +107,8 @@ def test_texts_in_every_layout(layout, tmp_path, documents):
 
 
 def test_one_file_of_a_pair_means_the_pair(tmp_path, documents):
-    done = run(
-        SCRIPT, *words(SEQ_LEN=SEQ, PAD_LEN=SEQ, DATASET_PATH=f"{PAIR}.bin"), "--stride", STRIDE, "--results", tmp_path / "r"
+    done = run_forked(
+        EVALUATE, *words(SEQ_LEN=SEQ, PAD_LEN=SEQ, DATASET_PATH=f"{PAIR}.bin"), "--stride", STRIDE, "--results", tmp_path / "r"
     )
     assert done.returncode == 0, done.stdout
     assert results(tmp_path / "r")["files"][0]["loss"] == pytest.approx(sum(documents[0]) / len(documents[0]), abs=1e-5)
@@ -118,13 +117,13 @@ def test_one_file_of_a_pair_means_the_pair(tmp_path, documents):
 def test_a_checkpoint_of_megatron_with_extra_rows(tmp_path):
     """The added rows are the mean of the others and take probability, so the loss differs and is finite."""
     megatron = convert(GOLDEN / "hf_gqa", tmp_path / "megatron", 2, 2, extra=3)
-    done = run(
-        SCRIPT, *words(DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=megatron, EXTRA_VOCAB_SIZE=3, TP=2),
+    done = run_forked(
+        EVALUATE, *words(DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=megatron, EXTRA_VOCAB_SIZE=3, TP=2),
         "--results", tmp_path / "results.json", processes=2,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     back = convert(megatron, tmp_path / "hf", extra=3, back=True)
-    again = run(SCRIPT, *words(DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=back), "--results", tmp_path / "again.json")
+    again = run_forked(EVALUATE, *words(DATASET_PATH=SFT, PRETRAIN_CHECKPOINT_PATH=back), "--results", tmp_path / "again.json")
     assert again.returncode == 0, again.stdout
     expected = results(tmp_path / "again.json")["files"][0]["loss"]
     assert results(tmp_path / "results.json")["files"][0]["loss"] == pytest.approx(expected, abs=1e-5)
@@ -138,12 +137,12 @@ def test_a_checkpoint_of_megatron_with_extra_rows(tmp_path):
     ],
 )
 def test_a_wrong_path_is_one_sentence(got, sentence, tmp_path):
-    done = run(SCRIPT, *words(DATASET_PATH=got), "--results", tmp_path / "results.json")
+    done = run_forked(EVALUATE, *words(DATASET_PATH=got), "--results", tmp_path / "results.json")
     assert done.returncode == 2 and "$12 DATASET_PATH: got '" in done.stdout and sentence in done.stdout
 
 
 def test_json_that_is_neither(tmp_path):
     (tmp_path / "x.json").write_text('[{"prompt": "x"}]')
-    done = run(SCRIPT, *words(DATASET_PATH=tmp_path / "x.json"), "--results", tmp_path / "results.json")
+    done = run_forked(EVALUATE, *words(DATASET_PATH=tmp_path / "x.json"), "--results", tmp_path / "results.json")
     assert done.returncode == 2 and "none of its first 1 records has one of instruction, messages" in done.stdout
     assert "Traceback" not in done.stdout

@@ -10,16 +10,15 @@ import time
 
 import pytest
 
+from megatron_patch.arguments import generation_list
 from megatron_patch.arguments.generation import read_generation
-from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.data.prompts import encode_alpaca
 from megatron_patch.data.tokenizer import load_tokenizer
 from megatron_patch.errors import UserError
 from megatron_patch.generate.answers_file import read_queries
 from tests.generate.models import transformers_answers
-from tests.launching import CONVERT, ENGINE, GOLDEN, ROOT, environment, run
+from tests.launching import ENGINE, GENERATE, GOLDEN, ROOT, convert, environment, run, run_forked
 
-SCRIPT = ROOT / "examples/llama2/run_text_generation_megatron_llama.sh"
 NEW = 20
 QUERIES = ["def f(x):", "The import statement", "语言", "the import " * 40, "print('hello')", "x"]
 ARGUMENTS = dict(
@@ -66,7 +65,7 @@ def responses(path):
 def test_a_file_of_queries_and_going_on_after_a_kill(queries, tmp_path, expected):
     """The output as a killed run leaves it: some answers out of order, a line cut off, and a second replica's file."""
     out = tmp_path / "out" / "answers.jsonl"
-    first = run(SCRIPT, *words(INPUT_FILE=queries, OUTPUT_FILE=out))
+    first = run(GENERATE, *words(INPUT_FILE=queries, OUTPUT_FILE=out))
     assert first.returncode == 0, first.stdout
     assert responses(out) == expected
     assert "1 of 6 prompts were longer than INPUT_SEQ_LEN = 64" in first.stdout
@@ -74,7 +73,7 @@ def test_a_file_of_queries_and_going_on_after_a_kill(queries, tmp_path, expected
     marked = json.loads(lines[4]) | {"response": "kept"}
     out.write_text(lines[2] + json.dumps(marked) + "\n" + lines[0][:20], encoding="utf-8")
     (out.parent / "answers.jsonl.part1").write_text(lines[1], encoding="utf-8")
-    again = run(SCRIPT, *words(INPUT_FILE=queries, OUTPUT_FILE=out), processes=2)  # two replicas
+    again = run_forked(GENERATE, *words(INPUT_FILE=queries, OUTPUT_FILE=out), processes=2)  # two replicas
     assert again.returncode == 0, again.stdout
     assert "3 of 6 queries are answered" in again.stdout
     assert responses(out) == [*expected[:4], "kept", expected[5]]
@@ -82,12 +81,10 @@ def test_a_file_of_queries_and_going_on_after_a_kill(queries, tmp_path, expected
 
 
 def test_a_checkpoint_of_megatron_in_two_stages_and_a_stop_word(queries, tmp_path, expected):
-    megatron = tmp_path / "megatron"
-    made = run(CONVERT, "none", GOLDEN / "hf_gqa", megatron, 2, 1, "auto", 0, "false")
-    assert made.returncode == 0, made.stdout
+    megatron = convert(GOLDEN / "hf_gqa", tmp_path / "megatron", tp=2)
     word = expected[1][3:6]
     arguments = words(CHECKPOINT_PATH=megatron, INPUT_FILE=queries, OUTPUT_FILE=tmp_path / "answers")
-    made = run(SCRIPT, *arguments, "--pipeline-model-parallel-size", 2, "--stop", word, processes=2)
+    made = run_forked(GENERATE, *arguments, "--pipeline-model-parallel-size", 2, "--stop", word, processes=2)
     assert made.returncode == 0, made.stdout
     assert responses(tmp_path / "answers") == [text.partition(word)[0] for text in expected]
 
@@ -105,7 +102,7 @@ def test_the_terminal_answers_in_the_template(tmp_path):
         answers.append(tokenizer.detokenize(before + ids)[len(tokenizer.detokenize(before)) :])
         record["history"] = [*record["history"], [question, answers[-1].strip()]]
     arguments = words(INPUT_FILE="none", OUTPUT_FILE="-", SEQ_LEN=256, INPUT_SEQ_LEN=200)
-    command = ["dash", str(SCRIPT), *map(str, arguments), "--template", "alpaca"]
+    command = ["dash", str(GENERATE), *map(str, arguments), "--template", "alpaca"]
     said = subprocess.run(
         command, env=environment(), cwd=tmp_path, input="Say more\n\nand now\n/exit\nnot asked\n", text=True, capture_output=True
     )
@@ -116,7 +113,7 @@ def test_the_terminal_answers_in_the_template(tmp_path):
 def flags(**changed):
     """The flags that the script hands on."""
     values = {**ARGUMENTS, "INPUT_FILE": "none", "OUTPUT_FILE": "-", **changed}
-    return [f"{argument.flag}={values[argument.name]}" for argument in GENERATE.documented]
+    return [f"{argument.flag}={values[argument.name]}" for argument in generation_list.GENERATE.documented]
 
 
 def test_one_copy_of_the_model_reads_the_terminal(monkeypatch):
@@ -138,7 +135,7 @@ def test_a_job_of_several_nodes_has_no_terminal(monkeypatch, capsys):
 def test_a_line_that_is_no_text_is_not_asked_and_the_next_one_is(tmp_path):
     arguments = words(INPUT_FILE="none", OUTPUT_FILE="-", OUTPUT_SEQ_LEN=4)
     said = subprocess.run(
-        ["dash", str(SCRIPT), *map(str, arguments)],
+        ["dash", str(GENERATE), *map(str, arguments)],
         env=environment() | {"PYTHONIOENCODING": "utf-8:strict"}, cwd=tmp_path, input=b"a \xff b\nx\n", capture_output=True,
     )  # fmt: skip
     assert said.returncode == 0, said.stderr
@@ -152,7 +149,8 @@ def test_ctrl_c_is_a_line_and_no_traceback(processes, tmp_path):
     out = tmp_path / "out.jsonl"
     arguments = words(INPUT_FILE=tmp_path / "in.jsonl", OUTPUT_FILE=out, TP=processes)
     process = subprocess.Popen(
-        ["dash", str(SCRIPT), *map(str, arguments)], env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
+        ["dash", str(GENERATE), *map(str, arguments)],
+        env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     for _ in range(1200):
@@ -179,7 +177,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_argument_is_one_sentence(name, queries, tmp_path):
     got, sentence = WRONG[name]
-    result = run(SCRIPT, *words(**{"INPUT_FILE": queries, "OUTPUT_FILE": tmp_path / "out", name: got}))
+    result = run(GENERATE, *words(**{"INPUT_FILE": queries, "OUTPUT_FILE": tmp_path / "out", name: got}))
     assert result.returncode == 2
     number = list(ARGUMENTS).index(name) + 1
     (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"  ${number} {name}: got '{got}'; ")]
@@ -200,6 +198,6 @@ def test_a_line_that_is_no_query_is_named(line, tmp_path):
 
 def test_what_two_processes_find_is_said_once(tmp_path):
     (tmp_path / "in.jsonl").write_text("no json\n")
-    result = run(SCRIPT, *words(INPUT_FILE=tmp_path / "in.jsonl", OUTPUT_FILE=tmp_path / "out", TP=2), processes=2)
+    result = run(GENERATE, *words(INPUT_FILE=tmp_path / "in.jsonl", OUTPUT_FILE=tmp_path / "out", TP=2), processes=2)
     assert result.returncode == 2 and result.stdout.count("in.jsonl, line 1 is ") == 1
     assert "Traceback" not in result.stdout and not (tmp_path / "out").exists()

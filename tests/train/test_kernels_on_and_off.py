@@ -16,7 +16,7 @@ import torch
 
 from tests.launching import ROOT
 
-STEPS = 50 if torch.cuda.is_available() else 24
+STEPS = 50 if torch.cuda.is_available() else 12
 
 
 def curves(precision: str, implementations: list[str]) -> dict[str, list[float]]:
@@ -33,7 +33,7 @@ def curves(precision: str, implementations: list[str]) -> dict[str, list[float]]
     size, length, rate = LLAMA_SIZES["tiny"], 64, 1e-3
     if not device.HAS_CUDA:
         small = dict(num_layers=1, hidden_size=32, ffn_hidden_size=88, num_attention_heads=2, num_query_groups=1, vocab_size=64)
-        size, length, rate = replace(size, **small), 8, 6e-3
+        size, length, rate = replace(size, **small), 8, 1.2e-2
     config = tiny_config(
         model=size, precision=precision, use_flash_attn=False, global_batch_size=1, lr=rate, min_lr=rate / 10, seq_length=length,
         pad_length=length, train_iters=STEPS,
