@@ -5,6 +5,7 @@
     python benchmarks/through_script.py bf16 fp8 fp8-mbs2 fp8-seq4096    # one GPU with FP8 tensor cores
     python benchmarks/through_script.py bf16 dp2 tp2 pp2    # two GPUs
     python benchmarks/through_script.py bf16 dp4 tp4 tp2-dp2 pp2-dp2 pp4 tp2-pp2    # four
+    python benchmarks/through_script.py bf16 dp8 tp2-dp4 tp4-dp2 tp8 pp2-dp4 tp2-pp2-dp2    # eight
     python benchmarks/through_script.py bf16 dp4 --peer torchtitan    # where torchtitan 0.2.2 is installed
 
 It makes indexed data and a JSON file of random words, and starts each script as a user would. It reads tokens per
@@ -56,6 +57,7 @@ WARM_UP = 3
 _PRETRAIN = dict(size="7B", mbs=1, gbs=8, seq=2048, pr="bf16", fl="true", tp=1, pp=1, gpus=1, flags=())
 _TWO = {**_PRETRAIN, "gpus": 2, "gbs": 16}
 _FOUR = {**_PRETRAIN, "gpus": 4, "gbs": 32}
+_EIGHT = {**_PRETRAIN, "gpus": 8, "gbs": 64}
 # LoRA of rank 16 on all linear layers; every one of PAD_LEN's positions is learnt.
 _LORA = {**_PRETRAIN, "finetune": "long.json", "flags": ("--lora-rank", "16")}
 SHAPES = {
@@ -112,6 +114,18 @@ SHAPES = {
     "tp2-pp2": {**_FOUR, "tp": 2, "pp": 2},
     "seed-example-dp4": {**_FOUR, "pr": "fp16", "fl": "false"},
     "13b-dp4": {**_FOUR, "size": "13B"},
+    "dp8": _EIGHT,
+    "tp2-dp4": {**_EIGHT, "tp": 2},
+    "tp4-dp2": {**_EIGHT, "tp": 4},
+    "tp8": {**_EIGHT, "tp": 8},
+    "pp2-dp4": {**_EIGHT, "pp": 2},
+    "tp2-pp2-dp2": {**_EIGHT, "tp": 2, "pp": 2},
+    "seed-example-dp8": {**_EIGHT, "pr": "fp16", "fl": "false"},
+    "fp8-dp8": {**_EIGHT, "pr": "fp8"},
+    "13b-tp2-dp4": {**_EIGHT, "size": "13B", "tp": 2},
+    "13b-dp8": {**_EIGHT, "size": "13B"},
+    "70b-tp8": {**_EIGHT, "size": "70B", "tp": 8, "gbs": 8},  # 135 GiB a GPU
+    "lora-70b-tp8": {**_LORA, "size": "70B", "tp": 8, "gpus": 8, "mbs": 2},
     "tiny": {**_PRETRAIN, "size": "tiny", "seq": 128},
     "tiny-finetune": {**_PRETRAIN, "size": "tiny", "seq": 128, "finetune": "long.json"},
 }

@@ -47,7 +47,7 @@ def main() -> int:
     print(f"seed {args.seed}, {len(numbers)} cases of {len(possible)} faults, {args.jobs} at a time", flush=True)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         counts = sorted({fault.processes for fault in possible})
-        references = {count: uninterrupted(Path(folder) / f"uninterrupted-{count}", count) for count in counts}
+        references = {count: uninterrupted(Path(folder) / f"uninterrupted-{count}", count, _ITERATIONS) for count in counts}
         with ThreadPoolExecutor(args.jobs) as pool:
             for case in pool.map(lambda number: one_case(args.seed, number, possible, references, Path(folder)), numbers):
                 done[case[0]] = case
@@ -55,6 +55,8 @@ def main() -> int:
                     keep(args.results, args.seed, case)
     return report(args.seed, [done[number] for number in sorted(done)])
 
+
+_ITERATIONS = 24  # of a case's run, whose fault is among the first
 
 Case = tuple[int, str, Counts]  # its number, the fault's name, what became of it
 

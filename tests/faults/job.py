@@ -25,10 +25,20 @@ _SAVED = re.compile(r"saved checkpoint of iteration (\d+) ")
 _WENT_ON = re.compile(r"going on from iteration (\d+)")
 
 
-def command(output: Path, *flags: object, **changed: object) -> list[str]:
+def command(output: Path, *flags: object, iterations: int = ITERATIONS, **changed: object) -> list[str]:
     """The documented command of the case, as words."""
-    values = {**PRETRAIN_ARGUMENTS, **CASE, **changed, "OUTPUT_BASEPATH": output}
-    return ["dash", str(PRETRAIN), *map(str, (*values.values(), *FLAGS, *flags))]
+    return ["dash", str(PRETRAIN), *map(str, arguments(output, *flags, iterations=iterations, **changed))]
+
+
+def arguments(output: Path, *flags: object, iterations: int = ITERATIONS, **changed: object) -> list[object]:
+    """What the script takes."""
+    values = {**PRETRAIN_ARGUMENTS, **CASE, "TRAIN_TOKENS": iterations * 2 * 32, **changed, "OUTPUT_BASEPATH": output}
+    return [*values.values(), *FLAGS, *flags]
+
+
+def losses_in(said: str) -> dict[int, str]:
+    """Iteration → loss, as the log lines have them."""
+    return {int(number): loss for number, loss in _LINE.findall(said)}
 
 
 class Job:
@@ -73,7 +83,7 @@ class Job:
 
     def losses(self) -> dict[int, str]:
         """Iteration → loss, as the log lines have them."""
-        return {int(number): loss for number, loss in _LINE.findall(self.said)}
+        return losses_in(self.said)
 
     def last_saved(self) -> int:
         """The last iteration whose checkpoint was said to be there; 0 before the first."""

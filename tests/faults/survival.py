@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.job import EVERY, ITERATIONS, Job, command, run_folder
-from tests.launching import scalars
+from tests.faults.job import EVERY, ITERATIONS, Job, arguments, command, losses_in, run_folder
+from tests.launching import PRETRAIN, run_forked, scalars, succeed
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,19 @@ class Fault:
 class Reference:
     """An uninterrupted run: its losses in the log and in TensorBoard, and each tensor of its last checkpoint."""
 
+    iterations: int
     printed: Mapping[int, str]
     exact: Mapping[int, float]
     tensors: Mapping[str, str]
 
 
-def uninterrupted(folder: Path, processes: int = 1) -> Reference:
-    """Run the case to its end."""
-    job = Job(command(folder), processes)
-    assert job.finish() == 0, job.said[-4000:]
-    assert list(job.losses()) == list(range(1, ITERATIONS + 1))
-    return Reference(job.losses(), scalars(folder, "lm loss"), tensors(run_folder(folder) / f"iter_{ITERATIONS:07d}"))
+def uninterrupted(folder: Path, processes: int = 1, iterations: int = ITERATIONS) -> Reference:
+    """Run the case to its end, with one save."""
+    words = arguments(folder, iterations=iterations, SAVE_INTERVAL=iterations)
+    printed = losses_in(succeed(run_forked(PRETRAIN, *words, processes=processes)))
+    assert list(printed) == list(range(1, iterations + 1))
+    last = tensors(run_folder(folder) / f"iter_{iterations:07d}")
+    return Reference(iterations, printed, scalars(folder, "lm loss"), last)
 
 
 def tensors(folder: Path) -> dict[str, str]:
@@ -117,12 +119,12 @@ class Chain:
 
     def suffer(self, fault: Fault, chance: random.Random) -> None:
         """Start the command, let the fault happen at a random moment of its first iterations, and judge its end."""
-        words = command(self.folder, *fault.flags)
+        words = command(self.folder, *fault.flags, iterations=self.reference.iterations)
         job = Job(fault.words(words) if fault.words else words, self.processes, fault.job)
         try:
             came_to = self._wait_for_a_step(job)
             if fault.during is not None:
-                job.wait_for_iteration(min(ITERATIONS - 1, came_to + chance.randrange(EVERY + 1)))
+                job.wait_for_iteration(min(self.reference.iterations - 1, came_to + chance.randrange(EVERY + 1)))
                 time.sleep(chance.random() * 0.15)
                 job.everyone()
                 fault.during(job, chance)
@@ -136,7 +138,8 @@ class Chain:
 
     def complete(self) -> None:
         """Let the run end, and compare everything with the reference."""
-        job = Job(command(self.folder), self.processes)
+        iterations = self.reference.iterations
+        job = Job(command(self.folder, iterations=iterations), self.processes)
         try:
             self._wait_for_a_step(job)
             status = job.finish()
@@ -148,7 +151,7 @@ class Chain:
             differing = [number for number, loss in exact.items() if loss != self.reference.exact[number]]
             if differing:
                 self._wrong(f"losses of iterations {differing} have other bits")
-            found = tensors(run_folder(self.folder) / f"iter_{ITERATIONS:07d}")
+            found = tensors(run_folder(self.folder) / f"iter_{iterations:07d}")
             if found != self.reference.tensors:
                 names = sorted(name for name in self.reference.tensors if found.get(name) != self.reference.tensors[name])
                 self._wrong(f"the last checkpoint differs in {len(names)} tensors, {names[:3]} among them")

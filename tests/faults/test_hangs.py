@@ -15,7 +15,7 @@ SEED = 7
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     """One run of two processes through all faults of this file."""
-    reference = uninterrupted(tmp_path_factory.mktemp("uninterrupted"), processes=2)
+    reference = uninterrupted(tmp_path_factory.mktemp("uninterrupted"), processes=2, iterations=36)
     return Chain(tmp_path_factory.mktemp("run"), reference, processes=2)
 
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests import launching
 
@@ -24,3 +25,12 @@ def gpus(monkeypatch):
 
     show(1)
     return show
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that all workers of pytest-xdist have, and a lock for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return folder / "shared", FileLock(folder / "shared.lock")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from filelock import FileLock
 
 from megatron_patch.arguments.processes import free_port
 from tests import launching
@@ -115,15 +113,6 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """A folder that all workers of pytest-xdist have, and a lock for it."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    return folder / "shared", FileLock(folder / "shared.lock")
-
-
-@pytest.fixture(scope="session")
 def weights(shared):
     """The same for every layout, which random ones are not."""
     folder, lock = shared
@@ -141,12 +130,16 @@ COMMON |= dict(GLOBAL_BATCH_SIZE=12, TRAIN_TOKENS=10 * 12 * 64)
 @pytest.fixture
 def one(shared, weights, gpus):
     """Losses and gradients' norms of the ten steps on one GPU, without graphs."""
+    return learnt_once(shared, "one", PRETRAIN_CHECKPOINT_PATH=weights, **COMMON)
+
+
+def learnt_once(shared, name, **given):
     folder, lock = shared
     with lock:
-        if not (folder / "one.json").exists():
-            steps = tiny(folder / "one", "--cuda-graphs", "false", PRETRAIN_CHECKPOINT_PATH=weights, **COMMON)
-            (folder / "one.json").write_text(json.dumps([[step.loss for step in steps], [step.grad_norm for step in steps]]))
-    return json.loads((folder / "one.json").read_text())
+        if not (folder / f"{name}.json").exists():
+            steps = tiny(folder / name, "--cuda-graphs", "false", **given)
+            (folder / f"{name}.json").write_text(json.dumps([[step.loss for step in steps], [step.grad_norm for step in steps]]))
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 four_gpus = pytest.mark.skipif(torch.cuda.device_count() < 4, reason="needs four GPUs")
