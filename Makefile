@@ -33,7 +33,7 @@ fuzz: $(VENV)/.test-ready
 soak: $(VENV)/.test-ready
 	@$(RUN) SOAK=1 python -m pytest tests/faults/test_networks.py tests/faults/test_local_output.py \
 	  tests/faults/test_process_faults.py tests/kernels/test_compiled.py tests/train/test_against_hugging_face.py \
-	  tests/train/test_resume.py
+	  tests/train/test_resume.py tests/train/test_graphs.py
 	@$(RUN) SOAK_CASES=$(SOAK_CASES) SOAK_SEED=$(SOAK_SEED) SOAK_JOBS=$(SOAK_JOBS) python -m tests.faults \
 	  $(if $(SOAK_RESULTS),--results $(SOAK_RESULTS))
 

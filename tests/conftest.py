@@ -60,7 +60,10 @@ _LONG = (
 _SOAK = (
     "test_losses_after_a_stop_are_the_same_bits[TP2 PP2]",
     "test_kernels_compile_for_hopper[float16]",
-    *(f"test_twenty_steps_agree[{layout}-hf_mha]" for layout in ("TP2", "TP2 with SP", "TP2 PP2 with DO and SP")),
+    *(f"test_twenty_steps_agree[{layout}-hf_mha]" for layout in ("TP2", "PP2", "DP2 with DO", "TP2 with SP", "AC full")),
+    "test_twenty_steps_agree[TP2 PP2 with DO and SP-hf_mha]",
+    # Each with copies remains.
+    *(f"equal_core_s_schedule[{layout} with SP-collectives]" for layout in ("TP2 DP2", "TP2 PP2")),
 )
 
 

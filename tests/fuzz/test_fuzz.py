@@ -20,8 +20,8 @@ from tests.fuzz.readers import READERS
 from tests.fuzz.run import TARGETS, attempt, prepared, random_of
 from tests.fuzz.valid import CONFIG
 
-_SHRUNK = 20  # examples whose choices hypothesis makes
-_SEEDED = 130  # examples of Python's own generator, ten times as fast
+_SHRUNK = 12  # examples whose choices hypothesis makes
+_SEEDED = 80  # examples of Python's own generator, ten times as fast
 
 
 @pytest.mark.parametrize("name", TARGETS)
