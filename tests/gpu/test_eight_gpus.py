@@ -30,8 +30,8 @@ def eight_heads(shared):
     with lock:
         if not (folder / "eight").exists():
             torch.manual_seed(0)
-            config = LlamaConfig(800, 128, 352, num_hidden_layers=4, num_attention_heads=8, max_position_embeddings=2048)
-            LlamaForCausalLM(config).save_pretrained(folder / "eight-hf")
+            sizes = dict(vocab_size=800, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=8)
+            LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=2048)).save_pretrained(folder / "eight-hf")
             AutoTokenizer.from_pretrained(GOLDEN / "hf_mha").save_pretrained(folder / "eight-hf")
             convert(folder / "eight-hf", folder / "eight")
     return folder / "eight"
