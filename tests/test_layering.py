@@ -73,6 +73,16 @@ def test_usage_errors_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_who_reads_another_format_imports_none_of_torch_s_checkpoint_classes():
+    """They bring a second and more of imports; a Hugging Face folder needs none of them."""
+    names = [
+        f"megatron_patch.{name}"
+        for name in ("generate.asking", "evaluate.scoring", "conversion.convert", "inspection.checkpoint")
+    ]
+    code = f"import sys, {', '.join(names)}\nsys.exit('torch.distributed.checkpoint' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_whoever_imports_megatron_core_decides_the_device_first():
     for path in modules().values():
         if path.name == "cpu_redirection.py":

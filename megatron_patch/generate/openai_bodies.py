@@ -25,10 +25,10 @@ _MOST_TOP = 5  # tokens that are told beside each one's log-probability
 _Item = TypeVar("_Item")
 # A list whose first wrong item is the only one that is told. A hostile list has a million.
 Listed = Annotated[list[_Item], Field(fail_fast=True)]
-Prompts = Annotated[list[_Item], Field(fail_fast=True, max_length=MOST_PROMPTS)]
+Prompts = Annotated[list[_Item], Field(fail_fast=True, min_length=1, max_length=MOST_PROMPTS)]
 
 # What is said of a field that may be of several kinds, in place of what is wrong with it as each of them.
-KINDS = {"prompt": f"it must be a text, token ids, or a list of at most {MOST_PROMPTS} of either"}
+KINDS = {"prompt": f"it must be a text, token ids, or a list of 1 to {MOST_PROMPTS} of either"}
 
 
 class _Part(BaseModel):
@@ -91,7 +91,7 @@ class AnswerBody(BaseModel):
 class CompletionBody(AnswerBody):
     """`/v1/completions`: a text, or token ids, that the model goes on with."""
 
-    prompt: str | Listed[int] | Prompts[str] | Prompts[Listed[int]]
+    prompt: str | Annotated[Listed[int], Field(min_length=1)] | Prompts[str] | Prompts[Listed[int]]
     max_tokens: int | None = Field(16, ge=0)
     logprobs: StrictInt | None = Field(None, ge=0, le=_MOST_TOP)
     echo: bool | None = None
@@ -105,11 +105,9 @@ class CompletionBody(AnswerBody):
 
     def prompts(self) -> list[str | list[int]]:
         """Each prompt, of which every one gets an answer."""
-        if isinstance(self.prompt, str):
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)  # type: ignore[arg-type]
+        return list(self.prompt)
 
 
 class ContentPart(_Part):

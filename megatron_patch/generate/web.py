@@ -23,7 +23,7 @@ from starlette.routing import Route
 from megatron_patch.errors import UserError
 from megatron_patch.generate.asking import Asking
 from megatron_patch.generate.continuous_batching import FAILED, NO_NUMBERS
-from megatron_patch.generate.openai_bodies import MOST_PROMPTS, AnswerBody, ChatBody, CompletionBody, error_body, usage
+from megatron_patch.generate.openai_bodies import AnswerBody, ChatBody, CompletionBody, error_body, usage
 from megatron_patch.generate.openai_logprobs import Logprobs, TokenTexts
 from megatron_patch.generate.service import Service
 from megatron_patch.generate.web_answers import Answer, Piece, listener
@@ -98,8 +98,6 @@ class Application:
         body = await read_body(http, CompletionBody, self._most_bytes)
         self._check_name(body)
         prompts = body.prompts()
-        if not prompts:  # pydantic has refused too many
-            raise RefusedError(400, f"prompt holds 0 prompts; 1 to {MOST_PROMPTS} are allowed.")
         new_tokens = self.usual_answer if body.max_tokens is None else body.max_tokens
         answers = []
         for number, prompt in enumerate(prompts):

@@ -204,7 +204,6 @@ SENTENCES = {
         "第 {0} 次迭代没有保存：{1} 含有 NaN 或无穷，之后的步骤无法修复。{2}"
     ),
     "the size of {} cannot be told ({}); the checkpoint is complete.": "无法得知 {0} 的大小（{1}）；检查点是完整的。",
-    "iteration {} could not be saved ({}).": "第 {0} 次迭代未能保存（{1}）。",
     "iteration {} could not be saved ({}). {}": "第 {0} 次迭代未能保存（{1}）。{2}",
     "{} The next save is tried as usual.": "{0}下一次保存照常再试。",
 }

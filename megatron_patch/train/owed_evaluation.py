@@ -14,7 +14,7 @@ from megatron_patch.processes import place
 from megatron_patch.train.best import count_evaluation, why_over
 from megatron_patch.train.evaluation import run_evaluation
 from megatron_patch.train.log import RunLog
-from megatron_patch.train.saves import save
+from megatron_patch.train.saves import save, unsaved
 from megatron_patch.train.state import TrainState
 from megatron_patch.train.stopping import StopRequest
 
@@ -53,4 +53,4 @@ def _save_again(state: TrainState, log: RunLog) -> None:
     try:
         save(state, log)
     except SaveFailed as failure:
-        raise RunStopped(f"iteration {state.iteration} could not be saved ({str(failure).rstrip('.')}).") from None
+        raise RunStopped(unsaved(state, state.iteration, str(failure))) from None

@@ -33,6 +33,11 @@ def is_due(iteration: int, every: int, last: int) -> bool:
     return (every > 0 and iteration % every == 0) or iteration == last
 
 
+def unsaved(state: TrainState, iteration: int, why: str) -> str:
+    """What is said of a checkpoint that could not be written."""
+    return f"iteration {iteration} could not be saved ({why.rstrip('.')}). {last_checkpoint(state)}"
+
+
 class Saves:
     """The checkpoints of a run.
 
@@ -155,7 +160,7 @@ class Saves:
         return True
 
     def _failed(self, why: str, iteration: int, ends: bool) -> bool:
-        sentence = f"iteration {iteration} could not be saved ({why.rstrip('.')}). {last_checkpoint(self._state)}"
+        sentence = unsaved(self._state, iteration, why)
         asked = self._state.config.options.fail_on_save_error
         if ends or asked:
             raise RunStopped(sentence, may_pass=not asked) from None

@@ -27,6 +27,8 @@ from pathlib import Path
 from tests.faults.survival import Chain, Counts, Fault, Reference, chance_of, uninterrupted
 from tests.faults.table import FAULTS
 
+_ITERATIONS = 24  # of a case's run, whose fault is among the first
+
 
 def main() -> int:
     parser = argparse.ArgumentParser("tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,8 +57,6 @@ def main() -> int:
                     keep(args.results, args.seed, case)
     return report(args.seed, [done[number] for number in sorted(done)])
 
-
-_ITERATIONS = 24  # of a case's run, whose fault is among the first
 
 Case = tuple[int, str, Counts]  # its number, the fault's name, what became of it
 

@@ -15,9 +15,10 @@ import psutil
 from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, environment, hear_signals
 
 ITERATIONS, EVERY = 96, 3  # of a whole run, and of two saves
+TOKENS = 2 * 32  # of an iteration
 CASE = dict(
     MODEL_SIZE="tiny", DATASET_PATH=GOLDEN / "data" / "corpus_text_document", GLOBAL_BATCH_SIZE=2, WARMUP_TOKENS=0,
-    TRAIN_TOKENS=ITERATIONS * 2 * 32, SAVE_INTERVAL=EVERY,
+    TRAIN_TOKENS=ITERATIONS * TOKENS, SAVE_INTERVAL=EVERY,
 )  # fmt: skip
 FLAGS = ("--num-workers", 1, "--eval-interval", 0)
 _LINE = re.compile(r" iteration +(\d+)/ .* lm loss: (\S+) ")
@@ -25,14 +26,14 @@ _SAVED = re.compile(r"saved checkpoint of iteration (\d+) ")
 _WENT_ON = re.compile(r"going on from iteration (\d+)")
 
 
-def command(output: Path, *flags: object, iterations: int = ITERATIONS, **changed: object) -> list[str]:
+def command(output: Path, *flags: object, iterations: int = ITERATIONS) -> list[str]:
     """The documented command of the case, as words."""
-    return ["dash", str(PRETRAIN), *map(str, arguments(output, *flags, iterations=iterations, **changed))]
+    return ["dash", str(PRETRAIN), *map(str, arguments(output, *flags, iterations=iterations))]
 
 
 def arguments(output: Path, *flags: object, iterations: int = ITERATIONS, **changed: object) -> list[object]:
     """What the script takes."""
-    values = {**PRETRAIN_ARGUMENTS, **CASE, "TRAIN_TOKENS": iterations * 2 * 32, **changed, "OUTPUT_BASEPATH": output}
+    values = {**PRETRAIN_ARGUMENTS, **CASE, "TRAIN_TOKENS": iterations * TOKENS, **changed, "OUTPUT_BASEPATH": output}
     return [*values.values(), *FLAGS, *flags]
 
 

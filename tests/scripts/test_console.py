@@ -41,7 +41,7 @@ def test_no_warning_of_a_library_reaches_the_console(tmp_path):
 
 def test_a_run_outlives_who_reads_its_console(tmp_path):
     """As `| tee`, which Ctrl-C ends as well, or a terminal that is closed: the lines are lost, and no step is."""
-    said = f"{shlex.join(command(tmp_path, TRAIN_TOKENS=4 * 2 * 32))} 2>&1 | sed '/ iteration /q'"
+    said = f"{shlex.join(command(tmp_path, iterations=4))} 2>&1 | sed '/ iteration /q'"
     ended = subprocess.run(
         ["bash", "-o", "pipefail", "-c", said], env=environment(1), capture_output=True, text=True, timeout=240
     )

@@ -28,9 +28,10 @@ from megatron_patch.model.fp8_linear import FP8, GRADIENTS, column_product
 from megatron_patch.model.frozen_linear import FrozenLinear
 from megatron_patch.model.frozen_products import Adapter, FrozenWeight
 from tests.faults import in_process
-from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, Step, convert, run_forked, train
+from tests.launching import GOLDEN, PRETRAIN, PRETRAIN_ARGUMENTS, Step, convert, run_forked, run_ranks, train
 from tests.model.logits_worker import forward
 from tests.tiny import tiny_config
+from tests.train.fp8_parts_worker import rounded
 from tests.train.passes_worker import two_steps
 from tests.train.test_other_settings import folder
 
@@ -51,12 +52,6 @@ def one_process(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(EMULATION, "1")
         return (output := tmp_path_factory.mktemp("one")), train(PRETRAIN, output, **RUN)
-
-
-def rounded(x: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """x with the numbers that FP8 has for it, in float64."""
-    factor = torch.finfo(kind).max / x.float().abs().max()
-    return (x.float() * factor).to(kind).double() / factor.double()
 
 
 def test_a_layer_multiplies_rounded_numbers_and_adds_its_weight_s_gradient(monkeypatch):
@@ -207,6 +202,10 @@ def export(checkpoint: Path, target: Path, alone: Layout) -> Path:
     with torch.no_grad():
         torch.testing.assert_close(forward(ours, config, tokens), theirs.float()(tokens).logits, atol=1e-4, rtol=0)
     return target
+
+
+def test_lora_s_products_over_two_ranks_are_those_of_the_whole_matrices():
+    run_ranks("tests.train.fp8_parts_worker", count=2)
 
 
 def test_lora_s_base_products_in_parts_are_those_of_bf16(emulated, tmp_path):

@@ -82,14 +82,15 @@ def distance(curve: list[float], other: list[float]) -> float:
 
 def test_kernels_do_not_change_learning():
     pytest.importorskip("triton")
-    exact = in_a_process("fp32", "triton", "torch")
+    exact, rounded = in_a_process("fp32", "triton", "torch"), in_a_process("bf16", "triton", "torch")
     assert len(exact["triton"]) == STEPS and exact["torch"][-1] < exact["torch"][0] - 1, "nothing was learnt"
     assert exact["triton"] == pytest.approx(exact["torch"], rel=1e-5)
-    if torch.cuda.is_available():  # Triton's interpreter truncates float32 to bfloat16 where GPUs round
-        rounded = in_a_process("bf16", "triton", "torch")
-        apart = distance(rounded["triton"], rounded["torch"])
-        # bf16 alone changes the curve, and two curves in bf16 differ by at most twice that.
-        assert apart < min(2e-2, 2 * distance(rounded["torch"], exact["torch"]))
+    apart = distance(rounded["triton"], rounded["torch"])
+    assert apart < 2e-2
+    if torch.cuda.is_available():
+        # bf16 alone changes the curve, and two curves in bf16 differ by at most twice that. Triton's interpreter
+        # differs more, because it truncates float32 to bfloat16 where GPUs round.
+        assert apart < 2 * distance(rounded["torch"], exact["torch"])
 
 
 if __name__ == "__main__":
