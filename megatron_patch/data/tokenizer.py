@@ -1,8 +1,8 @@
 """The folder's LLaMA tokenizer: SentencePiece's `tokenizer.model`, or, if there is none, `tokenizer.json`.
 
 SentencePiece itself runs `tokenizer.model`: it wrote the indexed data of Megatron-LM in 2023, and it is the faster
-engine. Hugging Face's `tokenizers` runs `tokenizer.json`. transformers is not imported, because its fifth version drops
-a leading space that the others keep. Nothing that is read here can run code.
+engine. Hugging Face's `tokenizers` runs `tokenizer.json`. transformers is not imported: its fifth version drops a
+leading space that the others keep. Nothing that is read here can run code.
 
 There are two ways to read a text:
 
@@ -10,9 +10,8 @@ There are two ways to read a text:
 - `tokenize_marked`, for fine-tuning and for chat templates that write `<s>` and `</s>` out: literals of special tokens
   become those tokens. Hugging Face's tokenizer for LLaMA (`legacy=False`) did so in 2023.
 
-A LLaMA vocabulary has no padding token. `pad` is -1, which is megatron-core's own "no such token": with a real id
-there, core would leave that id out of the loss. Data sets mark padding by a mask and fill it with `fill`, an id inside
-the vocabulary.
+A LLaMA vocabulary has no padding token. `pad` is -1, megatron-core's "no such token": a real id would be left out of
+the loss. Data sets mark padding by a mask and fill it with `fill`, an id inside the vocabulary.
 """
 
 from __future__ import annotations
@@ -77,6 +76,7 @@ class Tokenizer:
         encode_batch: the engine's part of `tokenize_batch`; None takes the texts one by one.
         piece: the name that the engine has for an id, such as `▁the` or `<0xE4>`.
         engine: the name of what reads the texts.
+        left_out: ids that `detokenize` reads over, as if they were not there; a character may go on behind them.
         folder: where its files are.
     """
 
@@ -96,6 +96,7 @@ class Tokenizer:
     piece: Callable[[int], str | None]
     engine: str
     folder: Path = Path()
+    left_out: frozenset[int] = frozenset()
     encode_batch: Callable[[list[str]], Batch] | None = None
     more_ends: tuple[int, ...] = ()
     template_names: Mapping[str, str] = field(default_factory=dict)
@@ -296,5 +297,5 @@ def _from_tokenizers(path: Path, names: dict[str, Any], rows: int | None, common
         vocab_size=size, bos=ids[0], eod=special.get(USUAL_NAMES["eos_token"], ids[1]), eos=ids[1], answer_end=ids[1],
         end_note="", fill=ids[2] or 0, special_tokens=special,
         encode_plain=encoder(plain), encode_marked=encoder(marked), decode=decode, piece=plain.id_to_token,
-        engine="tokenizers", **common,
+        engine="tokenizers", left_out=frozenset(i for i, token in decoder.items() if token.special), **common,
     )  # fmt: skip

@@ -44,21 +44,35 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, tuple(word for word in stop if word)
-        self._window = _with_text(tokenizer, prompt)
+        spoken = [token for token in prompt if token not in tokenizer.left_out]
+        self._window = _with_text(tokenizer, spoken)
         self._unshown = 0  # characters at the end of the window's text that may still become another one
         self._bytes = codecs.getincrementaldecoder("utf-8")("megatron_patch.each_byte")
-        self._begin_inside_a_character(prompt[-_CONTEXT:])
+        self._left_out = 0  # tokens since the first byte that is no character yet
+        self._begin_inside_a_character(spoken[-_CONTEXT:])
+        if waiting := self._waiting:
+            begins = [place for place, token in enumerate(prompt) if token not in tokenizer.left_out][-waiting]
+            self._left_out = len(prompt) - begins - waiting
         self._held = ""
         self.text, self.is_stopped = "", False
 
     @property
     def unfinished(self) -> int:
-        """How many of the last tokens are bytes that are no character yet."""
+        """How many of the last tokens are bytes that are no character yet, and tokens left out amid them."""
+        return self._waiting + self._left_out if self._waiting else 0
+
+    @property
+    def _waiting(self) -> int:
+        """Bytes that are no character yet."""
         return len(self._bytes.getstate()[0])
 
     def add(self, token: int) -> str:
         """The text that is certain now and was not before; often empty."""
         assert not self.is_stopped, "nothing comes after a stop word"
+        self._left_out = self._left_out if self._waiting else 0
+        if token in self._tokenizer.left_out:
+            self._left_out += 1
+            return ""
         byte = byte_of(self._tokenizer, token)
         if byte is None:
             return self._emit(self._broken() + self._joined(token), last=False)
@@ -78,7 +92,7 @@ class TextStream:
                 self._bytes.reset()
             else:
                 self._bytes.decode(bytes([byte]))
-        self._of_prompt = self.unfinished
+        self._of_prompt = self._waiting
 
     def _broken(self) -> str:
         """Bytes that have become no character, now that none follow."""
@@ -140,14 +154,11 @@ class TextStream:
 
 
 def _with_text(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
-    """The prompt's last tokens, as many as it takes that they have text, without special ones that have none."""
-    special = set(prompt).intersection(tokenizer.special_tokens.values())
-    silent = {token for token in special if not tokenizer.detokenize([token])}
-    spoken = [token for token in prompt if token not in silent]
+    """The prompt's last tokens, as many as it takes that they have text."""
     count = _CONTEXT
-    while count < len(spoken) and not tokenizer.detokenize(spoken[-count:]):
+    while count < len(prompt) and not tokenizer.detokenize(prompt[-count:]):
         count *= 2
-    return spoken[-count:]
+    return list(prompt[-count:])
 
 
 def _common(one: str, other: str) -> int:

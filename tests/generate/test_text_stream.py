@@ -88,15 +88,19 @@ def test_tokens_of_several_bytes(others, data):
     is_the_whole(tokenizer, prompt, answer)
 
 
-def test_special_tokens_inside_a_character(others):
+@pytest.mark.parametrize("which, begun, end", [(0, ("<0xE9>", "<0xBE>"), "<0x98>"), (1, ("Ġð", "ĺĢ"), "©")])
+def test_special_tokens_inside_a_character(which, begun, end, others):
     """They are left out of the text, however many stand between its bytes, in the prompt and in the answer."""
-    tokenizer = others[1]
+    tokenizer = others[which]
     names = {tokenizer.piece(token): token for token in range(tokenizer.vocab_size)}
-    begun, end = [names["Ġð"], names["ĺĢ"]], names["©"]
+    begun, end = [names[name] for name in begun], names[end]
     for count in range(9):
         between = [tokenizer.bos] * count
-        is_the_whole(tokenizer, begun + between, [end])
+        before = [tokenizer.bos, begun[0], *between, begun[1], *between]
+        is_the_whole(tokenizer, before, [end])
         is_the_whole(tokenizer, begun, [*between, end])
+        if which == 0:
+            assert TextStream(tokenizer, before).unfinished == len(before) - 1
 
 
 def is_the_whole(tokenizer, prompt, answer):
