@@ -36,7 +36,7 @@ def test_it_runs_from_end_to_end(tmp_path):
     (work / "PAI-Megatron-Patch").symlink_to(ROOT)
     cells = code(execute(work, CLEAN_UP="1", TRAIN_TOKENS=str(40 * 16 * 160), EPOCH="1"))
     losses = scalars(work / "output_megatron_llama2", "lm loss")
-    assert losses[40] < losses[20], "the first line of pre-training, and the last"
+    assert losses[40] < 0.9 * losses[20], "the first line of pre-training, and the last"
     pictures = [cell for cell in cells if any("image/png" in output.get("data", {}) for output in cell.outputs)]
     assert [cell.source.splitlines()[-1].startswith('print(f"损失') for cell in pictures] == [True, True]
     compared = next(shown(cell) for cell in cells if "训练后" in cell.source)
