@@ -295,10 +295,10 @@ def main() -> None:
         for shape in arguments.shapes:
             results[shape] = measure(shape, folder, arguments)
             print(row_of(shape, results), flush=True)
+            if arguments.json:  # after each one, since whoever has a GPU for minutes may end this
+                arguments.json.write_text(json.dumps(results, indent=1))
     for size, gpus, seq, gbs in _peers(arguments):
         print(best_of_torchtitan(size, gpus, seq, gbs, arguments), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ MEASURED = [
     (2, "7b", (1, 1), {"precision": "fp8", **FOURS}, 16, 110.6),
     (1, "7b", (1, 1), {"lora": LoraConfig(16, 32), **FOURS}, 8, 46.0),
     (2, "70b", (2, 1), {"lora": LoraConfig(16, 32)}, 8, 108.8),
+    (4, "7b", (1, 1), FOURS, 32, 86.7),
+    (4, "7b", (4, 1), FOURS, 32, 33.8),
+    (4, "7b", (1, 1), {"precision": "fp8", **FOURS}, 32, 95.0),
+    (4, "70b", (4, 1), {"lora": LoraConfig(16, 32), "micro_batch_size": 2}, 8, 76.7),
 ]
 
 

@@ -54,6 +54,12 @@ MEASURED = [
     (2, "7b", (1, 1), {"precision": "fp8", **FOURS}, 16, 20846, COPIES),
     (1, "7b", (1, 1), {"lora": LoraConfig(16, 32), **FOURS}, 8, 19615, NCCL),
     (1, "7b", (1, 1), {"precision": "fp8", "lora": LoraConfig(16, 32), **FOURS}, 8, 26845, NCCL),
+    (4, "7b", (1, 1), FOURS, 32, 14342, COPIES),
+    (4, "7b", (4, 1), FOURS, 32, 11463, COPIES),
+    (4, "7b", (1, 2), SINGLE, 32, 12988, COPIES),
+    (4, "7b", (1, 1), {**UNFUSED, **FOURS}, 32, 12754, COPIES),
+    (4, "7b", (1, 1), {"precision": "fp8", **FOURS}, 32, 21090, COPIES),
+    (4, "70b", (4, 1), {"lora": LoraConfig(16, 32), "micro_batch_size": 2}, 8, 1769, COPIES),
 ]
 
 
