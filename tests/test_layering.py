@@ -83,6 +83,13 @@ def test_who_reads_another_format_imports_none_of_torch_s_checkpoint_classes():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_ranks_that_write_no_curves_import_nothing_that_does():
+    """core asks for both, for types alone; TensorBoard takes a third of a second."""
+    loop = "import sys, megatron_patch.train.setup, megatron_patch.train.loop"
+    code = loop + "\nsys.exit(bool({'tensorboard', 'wandb'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_whoever_imports_megatron_core_decides_the_device_first():
     for path in modules().values():
         if path.name == "cpu_redirection.py":

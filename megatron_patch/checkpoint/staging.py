@@ -32,6 +32,7 @@ _PIECE = 128 << 20  # bytes that are pinned at a time, and that no copy goes bey
 _KEPT_FREE = 4 << 30  # bytes of the GPU that a first copy leaves
 _MOST_ON_GPU = 4  # a first copy takes at most one part in so many of the state
 _POPULATE_WRITE = 23  # Linux' MADV_POPULATE_WRITE
+_PAGES = 2 << 20  # bytes that are given their pages at a time
 
 Halves = Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 _Copies = list[tuple[torch.Tensor, torch.Tensor]]  # (from, to), uint8
@@ -183,8 +184,9 @@ class Staging:
     def _pin(self, number: int) -> None:
         """Give the memory its pages, and pin them, beside the training.
 
-        Otherwise a copy into it would keep the host waiting. While the driver pins, nothing can be launched. So between
-        two pieces it has as much time for launches, unless a save waits already.
+        Otherwise a copy into it would keep the host waiting. While the driver pins, nothing can be launched, and while
+        pages are made, no thread can map memory. So both rest after each piece for as long as it took, unless a save
+        waits already. Pages are made in smaller pieces.
         """
         base, size = self._host.data_ptr(), self._host.numel()
         why: object = None
@@ -193,7 +195,10 @@ class Staging:
             libc = ctypes.CDLL(None)  # whose calls leave Python's lock to others
 
             def populate(first: int) -> int:
-                libc.madvise(ctypes.c_void_p(base + first), ctypes.c_size_t(min(_PIECE, size - first)), _POPULATE_WRITE)
+                for at in range(first, end := min(first + _PIECE, size), _PAGES):
+                    began = time.perf_counter()
+                    libc.madvise(ctypes.c_void_p(base + at), ctypes.c_size_t(min(_PAGES, end - at)), _POPULATE_WRITE)
+                    self._is_waited_for.wait(time.perf_counter() - began)
                 return first
 
             with ThreadPoolExecutor(4, thread_name_prefix="pages") as pool:

@@ -35,9 +35,9 @@ def _left_out(name: str) -> Iterator[None]:
 
 silence_known_warnings()
 
-# core asks for wandb to type its inference engine's writer, which takes as long as torch and core together. Here
-# `sinks/to_wandb.py` imports it where a run asks for it.
-with _left_out("wandb"):
+# core asks for wandb to type its inference engine's writer, which takes as long as torch and core together, and for
+# TensorBoard to type its timers'. Here the sinks import them where a run asks for them, in the one process that writes.
+with _left_out("wandb"), _left_out("torch.utils.tensorboard"):
     if not HAS_CUDA:
         redirect_cuda_to_cpu()
     import megatron.core.inference.contexts  # noqa: F401

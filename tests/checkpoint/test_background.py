@@ -150,6 +150,24 @@ def test_nobody_waits_for_memory_that_cannot_be_pinned(monkeypatch):
     memory.close()
 
 
+def test_all_memory_has_pages_and_is_pinned_piece_after_piece(monkeypatch):
+    memory, pinned = staging.Staging(SimpleNamespace(size=5_000_000)), []
+    cudart = SimpleNamespace(cudaError=SimpleNamespace(success=0), cudaHostUnregister=lambda address: None)
+    cudart.cudaHostRegister = lambda first, size, flags: pinned.append((first, size)) or 0
+    monkeypatch.setattr(staging.torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setattr(staging.torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(staging, "_PIECE", 1 << 20)
+    monkeypatch.setattr(staging, "_PAGES", 300 << 10)
+    memory._is_pinned.clear()
+    memory._pin(0)
+    memory.wait_until_pinned()
+    assert not memory.problem and 512 * os.fstat(memory.descriptor).st_blocks >= memory.size
+    ends = [first + size for first, size in pinned]
+    assert [first for first, _ in pinned[1:]] == ends[:-1] and len(pinned) == 5
+    assert (pinned[0][0], ends[-1]) == (memory._host.data_ptr(), memory._host.data_ptr() + memory.size)
+    memory.close()
+
+
 @pytest.mark.parametrize(("version", "prefix"), [(2, ""), (1, "total_")])
 def test_a_container_s_limit_counts(version, prefix, tmp_path):
     names = host_memory._NAMES[2 - version]
