@@ -16,6 +16,7 @@ from megatron_patch.folders.engine import choose_engine
 from megatron_patch.folders.layout import resolve_checkpoint
 from megatron_patch.formats.read_ahead import read_ahead
 from megatron_patch.language.sentences import counted, fill, in_language
+from megatron_patch.processes.imports import many_imports
 
 _WEIGHTS = ("*.safetensors", "*.bin", "consolidated.*.pth", "*.distcp", "mp_rank_*/model*.pt")
 
@@ -64,7 +65,7 @@ def _what_is_there(target: Path, before: tuple[int, int] | None) -> str:
 
 
 def _run(job: Conversion, engine: str | None) -> None:
-    with read_ahead(_weights(job.source)):
+    with read_ahead(_weights(job.source)), many_imports():
         from megatron_patch.conversion.convert import convert
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -15,6 +15,7 @@ from megatron_patch.cli.generate import run_and_leave
 from megatron_patch.folders.durable_files import write_text
 from megatron_patch.folders.recorded_run import read_run_config
 from megatron_patch.language.sentences import in_language
+from megatron_patch.processes.imports import many_imports
 
 
 def main(argv: list[str]) -> None:
@@ -27,10 +28,11 @@ def main(argv: list[str]) -> None:
 
 
 def _evaluate(job: Evaluation) -> None:
-    from megatron_patch.evaluate.scoring import score_file, table, together
-    from megatron_patch.evaluate.sequences import SFT, Reading, kind_of
-    from megatron_patch.generate.ranks import join, leave
-    from megatron_patch.generate.trained import IS_GUESSED, open_model
+    with many_imports():
+        from megatron_patch.evaluate.scoring import score_file, table, together
+        from megatron_patch.evaluate.sequences import SFT, Reading, kind_of
+        from megatron_patch.generate.ranks import join, leave
+        from megatron_patch.generate.trained import IS_GUESSED, open_model
 
     ranks = join(job.model.tensor_model_parallel_size, job.model.pipeline_model_parallel_size)
 

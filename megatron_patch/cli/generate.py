@@ -13,6 +13,7 @@ from megatron_patch.arguments.generation import Generation, read_generation
 from megatron_patch.arguments.generation_list import GENERATE
 from megatron_patch.errors import UserError, print_any_text, sentence
 from megatron_patch.language.sentences import fill, in_language
+from megatron_patch.processes.imports import many_imports
 
 _FULL = "{} What takes less: fewer sequences at once (BATCH_SIZE, BS, --requests), shorter ones, or a higher TP on more GPUs."
 _PATIENCE = datetime.timedelta(seconds=10)  # for torchrun's answer
@@ -82,10 +83,11 @@ def generate(job: Generation) -> None:
     Raises:
         UserError, OSError: the checkpoint, the tokenizer or a file cannot be used.
     """
-    from megatron_patch.generate.asking import open_engine
-    from megatron_patch.generate.batch import answer_file
-    from megatron_patch.generate.ranks import join, leave
-    from megatron_patch.generate.terminal import converse
+    with many_imports():
+        from megatron_patch.generate.asking import open_engine
+        from megatron_patch.generate.batch import answer_file
+        from megatron_patch.generate.ranks import join, leave
+        from megatron_patch.generate.terminal import converse
 
     ranks = join(job.model.tensor_model_parallel_size, job.model.pipeline_model_parallel_size)
 

@@ -16,6 +16,7 @@ from megatron_patch.arguments.serving_list import SERVE
 from megatron_patch.cli.generate import run_and_leave
 from megatron_patch.errors import UserError
 from megatron_patch.language.sentences import in_language
+from megatron_patch.processes.imports import many_imports
 
 if TYPE_CHECKING:
     import uvicorn
@@ -38,9 +39,10 @@ def main(argv: list[str]) -> None:
 
 
 def _serve(job: Serving) -> None:
-    from megatron_patch.generate.asking import open_engine
-    from megatron_patch.generate.ranks import join, leave
-    from megatron_patch.generate.service import serve_along
+    with many_imports():
+        from megatron_patch.generate.asking import open_engine
+        from megatron_patch.generate.ranks import join, leave
+        from megatron_patch.generate.service import serve_along
 
     try:
         import starlette  # noqa: F401  looked for before minutes of reading weights
