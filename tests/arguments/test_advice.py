@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
 
+from megatron_patch.arguments import model
 from megatron_patch.arguments.argument import TRUE_FALSE, Argument
 from megatron_patch.arguments.meaning import meant_choice, meant_number, meant_whole
 from tests.arguments.advice import Command, advice, every, right_commands
@@ -41,6 +43,8 @@ def about(command: Command, argument: Argument) -> list[str]:
 
 
 def test_one_wrong_value_is_mended_by_what_its_finding_says(commands, monkeypatch):
+    # The files do not change between four thousand readings.
+    monkeypatch.setattr(model, "read_vocabulary_rows", functools.cache(model.read_vocabulary_rows))
     tried = 0
     for name, argument in every(commands):
         monkeypatch.setenv("GPUS_PER_NODE", "4" if name == "pretrain on four" else "1")
