@@ -20,6 +20,7 @@ from megatron_patch.cli import convert, finetune, inspection, merge_data, prepro
 from megatron_patch.core import parallel
 from megatron_patch.errors import UserError, sentence
 from tests.launching import GOLDEN, ROOT
+from tests.loaders import first_of
 from tests.tiny import be_alone, tiny_config
 
 SAID = "x is 1; it must be 2: write 2."
@@ -106,12 +107,7 @@ def test_inside_a_training_session(raises, place, workers, monkeypatch, tmp_path
     be_alone()
 
     def fails(*_):
-        rows = iter(torch.utils.data.DataLoader(Rows(raises), sampler=[0], num_workers=workers))
-        try:
-            next(rows)
-        finally:
-            if workers:  # else the collector ends them in a later test, and waits five seconds for each
-                rows._shutdown_workers()
+        first_of(torch.utils.data.DataLoader(Rows(raises), sampler=[0], num_workers=workers))
 
     monkeypatch.setattr(session, "build_state", lambda *_: SimpleNamespace(close=lambda: None, joins_micro_batches=False))
     monkeypatch.setattr(session, "start_state", lambda *_: None)

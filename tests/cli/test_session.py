@@ -14,6 +14,7 @@ from megatron_patch.core import parallel
 from megatron_patch.data.batches import BatchPlan, MicroBatchSampler, micro_batches
 from megatron_patch.errors import Refused, RunStopped, UserError
 from megatron_patch.processes import notes
+from tests.loaders import first_of
 from tests.tiny import be_alone, tiny_config
 
 
@@ -46,7 +47,7 @@ class Broken(torch.utils.data.Dataset):
 @pytest.mark.parametrize("kind", [UserError, Refused])
 def test_what_a_data_set_says_in_a_loader_process_is_one_sentence(kind):
     with pytest.raises(kind) as caught:
-        next(iter(torch.utils.data.DataLoader(Broken(kind), num_workers=1)))
+        first_of(torch.utils.data.DataLoader(Broken(kind), num_workers=1))
     assert _sentence(caught.value) == "train.bin ends: too early; copy it again."
 
 
