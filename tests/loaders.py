@@ -8,7 +8,7 @@ import torch
 
 
 def first_of(loader: torch.utils.data.DataLoader) -> Any:
-    """Its processes are ended here, also if it fails: the collector, which comes at any later time, waits five seconds."""
+    """Its processes are ended here, also if it fails: the collector comes at any later time, and waits five seconds."""
     batches = iter(loader)
     try:
         return next(batches)
