@@ -18,7 +18,7 @@ PIP := $(RUN) python -m pip install -q --disable-pip-version-check --no-compile
 demo: $(VENV)/.demo-ready
 	@$(RUN) python examples/demo.py
 
-# mypy takes a minute and a half of one processor, so the tests run beside it; what it finds is printed at their end.
+# mypy takes a minute of one processor, so the tests run beside it; what it finds is printed at their end.
 test: style
 	@$(RUN) mypy > $(VENV)/mypy.txt 2>&1 & types=$$!; \
 	    $(RUN) python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations=15; tests=$$?; \
