@@ -62,7 +62,6 @@ _SOAK = (
     "test_kernels_compile_for_hopper[float16]",
     *(f"test_twenty_steps_agree[{layout}-hf_mha]" for layout in ("TP2", "PP2", "DP2 with DO", "TP2 with SP", "AC full")),
     "test_twenty_steps_agree[TP2 PP2 with DO and SP-hf_mha]",
-    "test_twenty_steps_agree[TP2-hf_gqa]",  # with SP, and with PP2, remains
     # tests/faults/test_process_faults.py ends a run by torchrun's signal as well.
     "test_a_signal_stops_all_processes_after_a_checkpoint[torchrun]",
     # Each with copies remains.

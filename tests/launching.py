@@ -23,7 +23,6 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 CONVERT = ROOT / "toolkits/model_checkpoints_convertor/llama/model_convertor.sh"
 PRETRAIN = ROOT / "examples/llama2/run_pretrain_megatron_llama.sh"
 FINETUNE = ROOT / "examples/llama2/run_finetune_megatron_llama.sh"
-FINETUNE_WITH_GA = ROOT / "examples/llama2/run_finetune_megatron_llama_withGA.sh"
 EVALUATE = ROOT / "examples/llama2/run_evaluate_megatron_llama.sh"
 GENERATE = ROOT / "examples/llama2/run_text_generation_megatron_llama.sh"
 ENGINE = "/root/Megatron-LM-230512"  # the document's MEGATRON_PATH; it need not exist
@@ -41,7 +40,6 @@ _ENTRIES: dict[Path, tuple[str, list[str], Script]] = {
     CONVERT: ("megatron_patch.cli.convert", [], conversion_list.CONVERT),
     PRETRAIN: ("megatron_patch.launch", ["pretrain"], training_list.PRETRAIN),
     FINETUNE: ("megatron_patch.launch", ["finetune"], training_list.FINETUNE),
-    FINETUNE_WITH_GA: ("megatron_patch.launch", ["finetune_with_ga"], training_list.FINETUNE_WITH_GA),
     EVALUATE: ("megatron_patch.launch", ["evaluate"], evaluation_list.EVALUATE),
     GENERATE: ("megatron_patch.launch", ["generate"], generation_list.GENERATE),
 }
